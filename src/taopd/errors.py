@@ -1,0 +1,43 @@
+"""Errors a user can mend. Each message says what is wrong, where, and what to do.
+
+Everything here derives from `ValueError`, so that a caller who catches the built-in keeps working; the
+command line turns a `TaopdError` into one line on stderr and exit status 2, anything else is a bug and
+keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TaopdError(ValueError):
+    """Base of the errors that are the caller's to mend."""
+
+
+class ConfigError(TaopdError):
+    """A setting that does not exist, or a value outside its range."""
+
+
+class ShapeError(TaopdError):
+    """A tensor whose shape does not fit the others."""
+
+
+class DataError(TaopdError):
+    """A dataset, model, tokenizer or run folder that is missing, unreadable or not what it should be."""
+
+
+class NumericsError(TaopdError):
+    """A NaN or an infinity where a finite number belongs."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
+
+    Example:
+        >>> suggest("teachabilty", ["teachability", "random"])
+        " Did you mean 'teachability'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(known)}."

@@ -1,0 +1,192 @@
+"""What is known about every completion position: one row per position, no model, no device choice.
+
+`TokenSignals` is what scoring produces on one rank, top-K lists included. `SignalTable` is the narrow part
+of it that a selector may read, with the bookkeeping a global choice needs (which response, where in it,
+may it train); it is what travels between ranks.
+"""
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from taopd.errors import ConfigError, NumericsError, ShapeError, suggest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSignals:
+    """Signals of N completion positions. Log-probs, entropies and divergences are in nats.
+
+    A field that a source of signals cannot give is None (two top-K lists do not hold a full-vocabulary
+    divergence); it is never a guess.
+    """
+
+    disagreement: Float[Tensor, " N"]
+    """D = KL(teacher || student) on the union of both supports, both renormalised there. [eq. 3, 9]"""
+    compatibility: Float[Tensor, " N"]
+    """C in [0, 1], teacher mass on the student's top-K ids; the lower bound where only lists are known. [eq. 4, 17]"""
+    entropy: Float[Tensor, " N"]
+    """H of the student: full vocabulary (exact), or of the renormalised list divided by ln(n) (top-K lists)."""
+    teacher_entropy: Float[Tensor, " N"]
+    reverse_disagreement: Float[Tensor, " N"]
+    """KL(student || teacher) on the union of supports."""
+    bhattacharyya: Float[Tensor, " N"]
+    """Sum over the union of sqrt(p_S p_T), both renormalised there; in [0, 1]."""
+    overlap: Float[Tensor, " N"]
+    """|S_S intersect S_T| / K; in [0, 1]."""
+    jaccard: Float[Tensor, " N"]
+    """|S_S intersect S_T| / |S_S union S_T|; in [0, 1]."""
+    compatibility_is_exact: bool
+    """False where `compatibility` is the lower bound from the teacher's own top-K."""
+    student_topk_ids: Int[Tensor, "N K"]
+    """Best first; -1 where a list is shorter than K."""
+    student_topk_logprobs: Float[Tensor, "N K"]
+    """Best first; -inf where a list is shorter than K."""
+    teacher_topk_ids: Int[Tensor, "N K"]
+    teacher_topk_logprobs: Float[Tensor, "N K"]
+    student_logprobs: Float[Tensor, " N"] | None = None
+    """log p_S of the sampled token."""
+    teacher_logprobs: Float[Tensor, " N"] | None = None
+    """log p_T of the sampled token."""
+    forward_kl: Float[Tensor, " N"] | None = None
+    """KL(teacher || student), full vocabulary."""
+    reverse_kl: Float[Tensor, " N"] | None = None
+    """KL(student || teacher), full vocabulary."""
+
+    def __len__(self) -> int:
+        return self.disagreement.shape[0]
+
+
+COMPATIBILITIES = ("mass", "set", "bc", "jaccard", "prefix_ema")
+"""Proxies for C; see `compatibility_proxy`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalTable:
+    """What a selector reads: N positions in the order (response, position). float64, one device.
+
+    Aligned example, two responses of three and two tokens, the last one masked out:
+
+        response       0    0    0    1    1
+        position       0    1    2    0    1
+        valid          T    T    T    T    F
+        disagreement  .02  1.3   .4   .0   .7
+    """
+
+    disagreement: Float[Tensor, " N"]
+    compatibility: Float[Tensor, " N"]
+    """Already the chosen proxy."""
+    entropy: Float[Tensor, " N"]
+    response: Int[Tensor, " N"]
+    """Index of the response in the whole generation batch, ascending."""
+    position: Int[Tensor, " N"]
+    """0-based position inside the completion."""
+    valid: Bool[Tensor, " N"]
+    """May train. Rows that may not are kept because the released code lets them set the scale (R8)."""
+    extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
+    """Further named signals for a user's own selector, such as "reverse_kl" or "teacher_logprobs"."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.disagreement.shape)
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, Tensor) and tuple(value.shape) != shape:
+                raise ShapeError(
+                    f"SignalTable.{column.name}: expected shape {list(shape)}, got {list(value.shape)}; "
+                    "every column has one entry per completion position"
+                )
+
+    def __len__(self) -> int:
+        return self.disagreement.shape[0]
+
+
+def prefix_ema(
+    compatibility: Float[Tensor, " N"], response: Int[Tensor, " N"], *, decay: float = 0.9
+) -> Float[Tensor, " N"]:
+    """Moving average of C along each response: e_0 = C_0, e_t = decay e_{t-1} + (1 - decay) C_t.
+
+    Rows are in the order (response, position). Masked rows take part (METHOD R7). All responses advance
+    together, one step per position, so the cost is the longest response, not the number of tokens.
+    """
+    num_rows = compatibility.shape[0]
+    if num_rows == 0:
+        return compatibility.clone()
+    _, lengths = torch.unique_consecutive(response, return_counts=True)
+    starts = lengths.cumsum(0) - lengths
+    averages = compatibility.clone()
+    previous = compatibility[starts]
+    for step in range(1, int(lengths.max())):
+        alive = lengths > step
+        rows = starts[alive] + step
+        previous = torch.where(alive, previous, torch.zeros_like(previous))
+        current = decay * previous[alive] + (1.0 - decay) * compatibility[rows]
+        averages[rows] = current
+        previous[alive] = current
+    return averages
+
+
+def compatibility_proxy(
+    signals: TokenSignals, name: str, response: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """The chosen stand-in for C: mass, set (overlap / K), bc, jaccard or prefix_ema. [METHOD section 2]
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name == "mass":
+        return signals.compatibility
+    if name == "set":
+        return signals.overlap
+    if name == "bc":
+        return signals.bhattacharyya
+    if name == "jaccard":
+        return signals.jaccard
+    if name == "prefix_ema":
+        return prefix_ema(signals.compatibility, response)
+    raise ConfigError(f"compatibility={name!r} is unknown.{suggest(name, COMPATIBILITIES)}")
+
+
+def signal_table(
+    signals: TokenSignals,
+    *,
+    response: Int[Tensor, " N"],
+    position: Int[Tensor, " N"],
+    valid: Bool[Tensor, " N"],
+    compatibility: str = "mass",
+) -> SignalTable:
+    """Put the columns a selector may read into one float64 table.
+
+    Raises:
+        NumericsError: if D, C or H of a valid row is NaN or infinite (names the first such row).
+    """
+    extra = {
+        name: value.double()
+        for name in (
+            "teacher_entropy",
+            "student_logprobs",
+            "teacher_logprobs",
+            "forward_kl",
+            "reverse_kl",
+            "overlap",
+        )
+        if (value := getattr(signals, name)) is not None
+    }
+    table = SignalTable(
+        disagreement=signals.disagreement.double(),
+        compatibility=compatibility_proxy(signals, compatibility, response).double(),
+        entropy=signals.entropy.double(),
+        response=response,
+        position=position,
+        valid=valid,
+        extra=extra,
+    )
+    for name in ("disagreement", "compatibility", "entropy"):
+        bad = ~getattr(table, name).isfinite() & valid
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise NumericsError(
+                f"{name} is not finite at response {int(response[row])}, position {int(position[row])}; "
+                "look for NaN or infinite logits there"
+            )
+    return table
