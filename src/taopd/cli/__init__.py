@@ -1,0 +1,101 @@
+"""`taopd`: the command line. One module per command; this one finds the command and turns errors
+into exit codes.
+
+Exit codes: 0 done; 1 the command found what it looks for (mismatches); 2 input that the caller can
+mend, in one line on stderr; 130 interrupted. A bug keeps its traceback.
+
+Why commands are found by hand and not by argparse's sub-parsers: `taopd --help` must not import
+torch, and `taopd train` takes every field of three dataclasses as a flag, which only TRL's own
+parser knows.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from taopd import __version__
+from taopd.errors import ConfigError, TaopdError, suggest
+
+COMMANDS = {
+    "demo": "distill the bundled tiny student on this machine, in minutes",
+    "train": "distill a student: any teacher, student and prompt set on disk or hub",
+    "evaluate": "accuracy of a model on prompts with answers, with standard errors",
+    "conformance": "compare signals and selections with files of reference vectors",
+}
+INTERRUPTED = 130
+
+_USAGE = f"""usage: taopd COMMAND [options]
+
+On-policy distillation that trains only on the tokens that teach.
+
+commands:
+{chr(10).join(f"  {name:<12} {line}" for name, line in COMMANDS.items())}
+
+options:
+  -h, --help   this page; `taopd COMMAND --help` for a command's own
+  --version    print the version
+
+example:
+  taopd demo
+  taopd train --config recipes/tiny.yaml --budget 0.1
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are `ConfigError`s, without abbreviated flags."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=26, width=96
+            ),
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code; `argv` is without the program's name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"taopd {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(
+            f"taopd: error: unknown command {command!r}.{suggest(command, COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    _log_to_stderr()
+    try:
+        return importlib.import_module(f"taopd.cli.{command}").run(rest)
+    except TaopdError as error:
+        print(f"taopd {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"taopd {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as done:  # argparse, after --help
+        return int(done.code or 0)
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("taopd")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -53,12 +53,14 @@ class TokenSignals:
     """KL(teacher || student), full vocabulary."""
     reverse_kl: Float[Tensor, " N"] | None = None
     """KL(student || teacher), full vocabulary."""
+    compatibility_bound: Float[Tensor, " N"] | None = None
+    """The lower bound, teacher mass on the ids that both lists hold, whatever `compatibility` is. [eq. 17]"""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
 
 
-COMPATIBILITIES = ("mass", "set", "bc", "jaccard", "prefix_ema")
+COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema")
 """Proxies for C; see `compatibility_proxy`."""
 
 
@@ -129,13 +131,18 @@ def prefix_ema(
 def compatibility_proxy(
     signals: TokenSignals, name: str, response: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """The chosen stand-in for C: mass, set (overlap / K), bc, jaccard or prefix_ema. [METHOD section 2]
+    """The chosen stand-in for C. [METHOD section 2]
+
+    mass: teacher mass on S_S; bound: on the ids in both lists (eq. 17); set: |S_S and S_T| / K; bc:
+    Bhattacharyya; jaccard; prefix_ema: moving average of mass along the response.
 
     Raises:
         ConfigError: for an unknown name.
     """
     if name == "mass":
         return signals.compatibility
+    if name == "bound" and signals.compatibility_bound is not None:
+        return signals.compatibility_bound
     if name == "set":
         return signals.overlap
     if name == "bc":
@@ -172,6 +179,7 @@ def signal_table(
         )
         if (value := getattr(signals, name)) is not None
     }
+    extra["mass"] = signals.compatibility.double()
     table = SignalTable(
         disagreement=signals.disagreement.double(),
         compatibility=compatibility_proxy(signals, compatibility, response).double(),

@@ -1,0 +1,30 @@
+"""The tiny lab: a teacher, a student and a task small enough for two CPU cores, made on the spot.
+
+What: `build_lab` pretrains two real Hugging Face checkpoints on an addition task in which the
+learnable and the incompatible disagreement are known by construction, and keeps them in a cache
+folder.
+Why not a downloaded model: nothing to download, nothing to license, and every position's kind is
+known.
+Not here: distillation; the rest of the package sees a lab as folders and a parquet file, like any
+user's.
+Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
+"""
+
+from taopd.tinylab.build import Lab, build_lab, default_root
+from taopd.tinylab.spec import LabSpec
+from taopd.tinylab.task import VARIANTS, TokenKind, Variant, is_correct, token_kind
+from taopd.tinylab.tokenizer import build_tokenizer, token_kinds
+
+__all__ = [
+    "VARIANTS",
+    "Lab",
+    "LabSpec",
+    "TokenKind",
+    "Variant",
+    "build_lab",
+    "build_tokenizer",
+    "default_root",
+    "is_correct",
+    "token_kind",
+    "token_kinds",
+]

@@ -1,0 +1,94 @@
+"""Accuracy and pass@k of graded completions, with a standard error clustered by problem.
+
+Why clustered: samples of one problem are not independent, so the unit of the error is the problem.
+
+Source of pass@k: Chen et al., "Evaluating Large Language Models Trained on Code" (2021), the
+unbiased estimator.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult:
+    """What one evaluation found. Rates are in [0, 1]."""
+
+    accuracy: float
+    """Mean over problems of the share of right samples (pass@1)."""
+    standard_error: float | None
+    """Of `accuracy`: standard deviation of the problems' shares over sqrt(problems), or None."""
+    pass_at_k: dict[int, float]
+    """Unbiased pass@k for k = 1, 2, 4, ... and k = num_samples."""
+    num_problems: int
+    num_samples: int
+    """Completions per problem."""
+    num_truncated: int
+    """Completions that reached `max_new_tokens` without an end-of-sequence token."""
+    num_unparsed: int
+    """Completions in which the grader found nothing to compare; they count as wrong."""
+    settings: dict[str, Any]
+    """Generation and grading settings, enough to run it again."""
+    transcripts: list[dict[str, Any]] = field(repr=False)
+    """One per completion: prompt, completion, answer, correct, truncated, num_tokens, ..."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but the transcripts, for `results.json`."""
+        names = (
+            "accuracy",
+            "standard_error",
+            "num_problems",
+            "num_samples",
+            "num_truncated",
+            "num_unparsed",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "pass_at_k": {str(k): rate for k, rate in self.pass_at_k.items()},
+            "settings": self.settings,
+        }
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of k samples is right, from n samples of
+    one problem.
+
+        1 - C(n - c, k) / C(n, k)
+
+    Example:
+        >>> pass_at_k(4, 1, 2)
+        0.5
+    """
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def summarize(
+    transcripts: list[dict[str, Any]],
+    *,
+    num_problems: int,
+    num_samples: int,
+    settings: dict[str, Any],
+) -> EvaluationResult:
+    """Return the rates of graded transcripts, `num_samples` for each of `num_problems`."""
+    right = [0] * num_problems
+    for transcript in transcripts:
+        right[transcript["problem"]] += transcript["correct"]
+    shares = [count / num_samples for count in right]
+    powers = {2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples}
+    return EvaluationResult(
+        accuracy=statistics.fmean(shares),
+        standard_error=statistics.stdev(shares) / math.sqrt(num_problems)
+        if num_problems > 1
+        else None,
+        pass_at_k={
+            k: statistics.fmean(pass_at_k(num_samples, count, k) for count in right)
+            for k in sorted(powers | {num_samples})
+        },
+        num_problems=num_problems,
+        num_samples=num_samples,
+        num_truncated=sum(transcript["truncated"] for transcript in transcripts),
+        num_unparsed=sum(not transcript["parsed"] for transcript in transcripts),
+        settings=settings,
+        transcripts=transcripts,
+    )

@@ -1,0 +1,99 @@
+"""Runs arms in processes of their own, some at a time, and says how far they are.
+
+Knows folders and processes only: it imports no torch, so that waiting costs nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from taopd.errors import DataError
+
+POLL_SECONDS = 0.25
+_TAIL_BYTES = 16_384
+"""Enough for the last few lines of `metrics.jsonl`."""
+
+
+def run_pool(
+    folders: list[Path],
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[Path, int], None] = lambda folder, step: None,
+) -> None:
+    """Run every arm folder that has no `results.json` yet.
+
+    Args:
+        num_workers: arms at a time; default one per CPU core.
+        progress: called with a folder and the steps its arm has logged, finished arms included.
+
+    Raises:
+        DataError: if an arm fails; its `log.txt` holds what it printed. Arms that run are stopped,
+            finished ones keep their results.
+    """
+    num_workers = num_workers or os.cpu_count() or 1
+    waiting = [folder for folder in folders if not (folder / "results.json").exists()]
+    for folder in folders:
+        if folder not in waiting:
+            progress(folder, logged_steps(folder))
+    running: dict[Path, subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                folder = waiting.pop(0)
+                running[folder] = _start(folder)
+            for folder, process in list(running.items()):
+                progress(folder, logged_steps(folder))
+                if process.poll() is None:
+                    continue
+                del running[folder]
+                if process.returncode != 0:
+                    raise DataError(_failure(folder, process.returncode))
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def logged_steps(folder: Path) -> int:
+    """Optimizer steps in the arm's `metrics.jsonl`; 0 before the first."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (json.JSONDecodeError, KeyError):
+            continue  # The line that is being written.
+    return 0
+
+
+def _start(folder: Path) -> subprocess.Popen:
+    environment = os.environ | {
+        # One thread an arm: two processes whose OpenMP threads spin against each other crawl.
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with open(folder / "log.txt", "w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "taopd.arms", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+
+def _failure(folder: Path, code: int) -> str:
+    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
+    last = lines[-1] if lines else "it printed nothing"
+    return f"the arm in {folder} stopped with status {code}: {last} (all of it: {folder}/log.txt)"

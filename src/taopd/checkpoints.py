@@ -1,0 +1,130 @@
+"""Models and tokenizers from disk or hub, with every failure turned into one clear message.
+
+Why wrappers: the libraries below answer an unreadable folder with a dozen different exceptions, and
+a checkpoint that lacks weights with a warning and random numbers. Here both are a `DataError` that
+says what, where and what to do.
+
+Remote code is never run, and weights are read from safetensors only: no pickles.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from taopd.errors import DataError
+
+DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+# What unreadable input raises below us: the network and files are OSError, most parsers ValueError.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    EOFError,
+    TypeError,
+    ImportError,
+    AttributeError,
+    safetensors.SafetensorError,
+)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer padded on the left, as generation needs; a missing pad token becomes the eos
+    token.
+
+    Raises:
+        DataError: missing, incomplete or unreadable, or neither a pad nor an eos token.
+    """
+    name = str(name_or_path)
+    _check_model_folder(
+        name,
+        "tokenizer",
+        ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"),
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            **(
+                {"padding_side": "left", "truncation_side": "left", "trust_remote_code": False}
+                | kwargs
+            ),
+        )
+    except UNREADABLE as error:
+        raise DataError(f"cannot load a tokenizer from {name}: {root_cause(error)}") from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise DataError(
+                f"the tokenizer of {name} has neither a pad nor an eos token; set one and save it "
+                "again"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model; keyword arguments go to `from_pretrained`.
+
+    Raises:
+        DataError: no such folder, no config.json, no or incomplete or unreadable weights, unknown
+            architecture, or a hub that cannot be reached.
+    """
+    name = str(name_or_path)
+    _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _WEIGHTS):
+        raise DataError(f"{name} has no weights: none of {', '.join(_WEIGHTS)} is there")
+    options = {"trust_remote_code": False, "use_safetensors": True} | kwargs
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **options
+        )
+    except UNREADABLE as error:
+        raise DataError(f"cannot load the model {name}: {root_cause(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing and not (Path(name) / "adapter_config.json").is_file():
+        raise DataError(
+            f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
+            f"{missing[0]}; save or download the checkpoint again"
+        )
+    return model
+
+
+def context_length(*models: PreTrainedModel) -> int | None:
+    """Return the shortest `max_position_embeddings` of the models in tokens, or None."""
+    lengths = [
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models
+    ]
+    return min((length for length in lengths if length), default=None)
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name that does not exist was meant as a path and not as a hub id."""
+    suffix = Path(name).suffix.lower()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or suffix in DATASET_READERS
+
+
+def root_cause(error: BaseException) -> str:
+    """The root cause in one line; wrappers (DatasetGenerationError) say nothing themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _check_model_folder(name: str, kind: str, one_of: tuple[str, ...]) -> None:
+    path = Path(name)
+    if path.is_file():
+        raise DataError(f"{name} is a file; a {kind} is a folder with {one_of[0]}")
+    if not path.exists():
+        if looks_local(name):
+            raise DataError(f"no such {kind} folder: {name} (looked in {Path.cwd()})")
+        return
+    if not any((path / file).is_file() for file in one_of):
+        raise DataError(f"{name} is no {kind} folder: it has no {one_of[0]}")

@@ -1,0 +1,132 @@
+"""`taopd evaluate`: accuracy of a model on a dataset with `prompt` and `answer`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import Parser
+from taopd.cli.progress import CountedProgress
+from taopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taopd.evaluate import EvaluationResult
+
+
+_HELP = """usage: taopd evaluate MODEL --dataset FILE [options]
+
+Accuracy of a model (folder or hub id) on a dataset with the columns prompt and answer.
+
+  --dataset FILE         parquet, jsonl, json or csv file, folder, or hub id
+  --dataset-config NAME  configuration of a hub dataset
+  --split NAME           split (test if there is one, else the only one)
+  --match HOW            auto, exact, math or regex:PATTERN (auto)
+  --num-samples N        completions per problem (1)
+  --greedy               most likely token instead of sampling
+  --temperature T        of sampling (1.0)
+  --max-new-tokens N     length limit of a completion (512)
+  --batch-size N         completions generated together (32)
+  --seed N               of sampling (0)
+  --limit N              only the first N problems
+  --output FOLDER        write results.json and transcripts.jsonl there
+  --overwrite            replace an earlier run in that folder
+
+example:
+  taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Load, generate, grade, print a table, and write the folder if one is named."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_HELP, end="")
+        return 0
+    options = _parser().parse_args(argv)
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit {options.limit}: must be at least 1 problem")
+
+    import torch
+
+    from taopd.data import load_model, load_prompts, load_tokenizer
+    from taopd.evaluate import evaluate
+    from taopd.runs import RunFolder
+
+    if options.output is not None:
+        RunFolder.check(options.output, overwrite=options.overwrite)
+    rows = load_prompts(
+        options.dataset, config=options.dataset_config, split=options.split, require_answer=True
+    )
+    if options.limit is not None:
+        rows = rows.select(range(min(options.limit, len(rows))))
+    tokenizer = load_tokenizer(options.model)
+    model: Any = load_model(options.model, dtype="auto")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    with CountedProgress() as advance:
+        result = evaluate(
+            model,
+            tokenizer,
+            rows,
+            num_samples=options.num_samples,
+            temperature=options.temperature,
+            greedy=options.greedy,
+            max_new_tokens=options.max_new_tokens,
+            match=options.match,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=lambda done, total: advance("completions", done, total),
+        )
+    _print_table(options.model, result)
+    if options.output is not None:
+        _write(options, result)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="taopd evaluate", description="", epilog="")
+    add = parser.add_argument
+    add("model")
+    add("--dataset", required=True)
+    add("--dataset-config")
+    add("--split")
+    add("--match", default="auto")
+    add("--num-samples", type=int, default=1)
+    add("--greedy", action="store_true")
+    add("--temperature", type=float, default=1.0)
+    add("--max-new-tokens", type=int, default=512)
+    add("--batch-size", type=int, default=32)
+    add("--seed", type=int, default=0)
+    add("--limit", type=int)
+    add("--output", type=Path)
+    add("--overwrite", action="store_true")
+    return parser
+
+
+def _print_table(model: str, result: "EvaluationResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=model, show_header=False)
+    error = "" if result.standard_error is None else f" +- {result.standard_error:.4f}"
+    table.add_row("accuracy", f"{result.accuracy:.4f}{error} (standard error)")
+    for k, rate in result.pass_at_k.items():
+        if k > 1:
+            table.add_row(f"pass@{k}", f"{rate:.4f}")
+    completions = result.num_problems * result.num_samples
+    table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
+    table.add_row("truncated", f"{result.num_truncated} of {completions}")
+    table.add_row("nothing to grade", f"{result.num_unparsed} of {completions}")
+    Console().print(table)
+
+
+def _write(options: argparse.Namespace, result: "EvaluationResult") -> None:
+    from taopd.runs import RunFolder, environment, write_json, write_jsonl
+
+    folder = RunFolder.create(options.output, overwrite=options.overwrite).path
+    write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
+    write_json(folder / "env.json", environment(seed=options.seed))
+    write_jsonl(folder / "transcripts.jsonl", result.transcripts)
+    write_json(
+        folder / "results.json",
+        {"model": options.model, "dataset": options.dataset} | result.summary(),
+    )
+    print(f"wrote {folder / 'results.json'} and transcripts.jsonl")

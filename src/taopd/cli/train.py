@@ -1,0 +1,235 @@
+"""`taopd train`: from a YAML file to a distilled student in a run folder.
+
+Order: settings, tokenizers, dataset, models and lengths are checked first; only then is the folder
+claimed. So bad input leaves nothing behind. The distilled student goes to `<output_dir>/model`,
+because `config.json` of the run folder is the run's own.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import INTERRUPTED
+from taopd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from taopd.cli.train_config import TrainSettings
+    from taopd.runs import RunFolder
+
+_HELP = """usage: taopd train --config FILE [--name value ...] [--resume] [--overwrite]
+
+Distill a student on its own rollouts. FILE is YAML, flags override it. Every field of
+TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArguments is accepted.
+
+  --model_name_or_path X          student, a folder or hub id
+  --teacher_model_name_or_path X  teacher with the same tokenizer
+  --dataset_name X                parquet, jsonl, json or csv file, folder or hub id
+  --output_dir X                  run folder
+  --budget 0.05                   share of the completion tokens that train
+  --selector teachability         or random, full, entropy, ..., a dotted path of your own
+  --loss reverse_kl               or sampled_reverse_kl, forward_kl, jsd, topk_reverse_kl
+  --anchor_coef 0                 above 0: hold unselected tokens near the initial student
+  --num_generations 1             completions per prompt
+  --max_completion_length 512     tokens per completion
+  --max_steps N, --learning_rate 1e-6, --temperature 1, --use_peft, --use_vllm, ...
+  --help-all                      every setting with its default
+  --resume                        go on from the newest checkpoint of output_dir
+  --overwrite                     replace the run that output_dir holds
+
+example:
+  taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    student: Any
+    teacher: Any
+    tokenizer: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, check, claim the folder, train, save; prints where the files are."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("-h", "--help", action="store_true")
+    own.add_argument("--help-all", action="store_true")
+    own.add_argument("--config", nargs="?", const="")
+    own.add_argument("--resume", action="store_true")
+    own.add_argument("--overwrite", action="store_true")
+    options, flags = own.parse_known_args(argv)
+    if options.help:
+        print(_HELP, end="")
+        return 0
+    if options.config == "":
+        raise ConfigError("--config needs a file")
+    # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.cli import train_config
+
+    if options.help_all:
+        print(train_config.help_all())
+        return 0
+    settings = train_config.parse_settings(options.config, flags)
+    return _train(settings, resume=options.resume, overwrite=options.overwrite)
+
+
+def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
+    from taopd.runs import RunFolder, environment, write_json
+
+    args = settings.training
+    path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
+    checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
+    config = settings.resolved()
+    inputs = _load(settings)
+    # Every rank has checked the folder before the first one claims it.
+    args.distributed_state.wait_for_everyone()
+    folder = RunFolder(path=path)
+    if args.process_index == 0:
+        folder = RunFolder.create(path, resume=resume, overwrite=overwrite)
+        write_json(folder.path / "config.json", {"command": "train"} | config)
+        write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
+    try:
+        return _run_trainer(settings, inputs, folder, checkpoint)
+    except KeyboardInterrupt:
+        newest = folder.newest_checkpoint()
+        where = (
+            f"the newest checkpoint is {newest}; go on with --resume"
+            if newest
+            else "no checkpoint was written yet"
+        )
+        print(f"taopd train: interrupted; {where}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> Path | None:
+    """The checkpoint to go on from: `resume_from_checkpoint` if a path, else the newest one."""
+    if isinstance(named, str) and named.lower() not in ("true", "false", "none", ""):
+        if not Path(named).is_dir():
+            raise DataError(f"resume_from_checkpoint: no such folder: {named}")
+        if not resume:
+            raise ConfigError(
+                "resume_from_checkpoint needs --resume, which goes on with the run in output_dir"
+            )
+        return Path(named)
+    if str(named).lower() == "true" and not resume:
+        raise ConfigError("resume_from_checkpoint: true is written --resume here")
+    if not resume:
+        return None
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is None:
+        raise DataError(
+            f"nothing to resume: {folder.path} has no complete checkpoint; start with --overwrite"
+        )
+    return checkpoint
+
+
+def _load(settings: "TrainSettings") -> _Inputs:
+    """Load and check everything that can be wrong; writes nothing."""
+    from trl import get_quantization_config
+
+    from taopd import data
+    from taopd.vocabulary import shared_vocabulary
+
+    script, args, chosen = settings.script, settings.training, settings.model
+    student_path, teacher_path = (
+        str(chosen.model_name_or_path),
+        str(args.teacher_model_name_or_path),
+    )
+    tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
+    teacher_tokenizer = data.load_tokenizer(
+        teacher_path, revision=args.teacher_model_revision or "main"
+    )
+    train_dataset = data.load_prompts(
+        str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
+    )
+    eval_dataset = None
+    if args.eval_strategy != "no":
+        eval_dataset = data.load_prompts(
+            str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
+        )
+    common = {"attn_implementation": chosen.attn_implementation, "dtype": chosen.dtype}
+    own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
+    quantization = get_quantization_config(chosen)
+    if quantization is not None:
+        own["quantization_config"] = quantization
+    student = data.load_model(student_path, **own)
+    teacher_own = common | {"revision": args.teacher_model_revision or "main"}
+    teacher = data.load_model(
+        teacher_path, **teacher_own | _keywords(args.teacher_model_init_kwargs)
+    )
+    # They are loaded now: TRL refuses or ignores these once it is given a model.
+    args.model_init_kwargs = args.teacher_model_init_kwargs = None
+    shared_vocabulary(tokenizer, teacher_tokenizer, _vocab_size(student), _vocab_size(teacher))
+    for rows in (train_dataset, eval_dataset):
+        if rows is not None:
+            data.check_prompt_lengths(
+                rows,
+                tokenizer,
+                context_length=data.context_length(student, teacher),
+                max_completion_length=args.max_completion_length or 1,
+                chat_template_kwargs=_keywords(args.chat_template_kwargs),
+            )
+    return _Inputs(
+        student=student,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+    )
+
+
+def _run_trainer(
+    settings: "TrainSettings", inputs: _Inputs, folder: "RunFolder", checkpoint: Path | None
+) -> int:
+    from trl import get_peft_config
+
+    from taopd.runs import MODEL_FOLDER, write_json
+    from taopd.trainer import TeachabilityTrainer
+
+    started = time.perf_counter()
+    trainer = TeachabilityTrainer(
+        model=inputs.student,
+        teacher_model=inputs.teacher,
+        args=settings.training,
+        train_dataset=inputs.train_dataset,
+        eval_dataset=inputs.eval_dataset,
+        processing_class=inputs.tokenizer,
+        peft_config=get_peft_config(settings.model),
+    )
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model_folder = folder.path / MODEL_FOLDER
+    trainer.save_model(str(model_folder))
+    if trainer.is_world_process_zero():
+        results = {
+            "command": "train",
+            "steps": trainer.state.global_step,
+            "seconds": time.perf_counter() - started,
+            "resumed_from": checkpoint.name if checkpoint else None,
+            "selector": settings.training.selector,
+            "budget": settings.training.budget,
+            "loss": settings.training.loss,
+            "seed": settings.training.seed,
+            "model": MODEL_FOLDER,
+            "train": outcome.metrics,
+            "last_log": trainer.state.log_history[-2]
+            if len(trainer.state.log_history) > 1
+            else None,
+        }
+        write_json(folder.path / "results.json", results)
+        print(f"student: {model_folder}\nresults: {folder.path / 'results.json'}")
+    return 0
+
+
+def _keywords(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _vocab_size(model: Any) -> int:
+    return model.get_output_embeddings().weight.shape[0]

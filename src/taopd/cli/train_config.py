@@ -1,0 +1,201 @@
+"""Settings of `taopd train`: a YAML file and flags, with TRL's names, into three dataclasses.
+
+TRL's own parser makes the dataclasses. It checks neither the file nor the types of its values (a
+YAML value becomes an argparse default as it is), so both are checked here first: unknown keys with
+the nearest known one, and values against the type of their field.
+"""
+
+import argparse
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError, suggest
+
+_TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
+# Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored
+# helps nobody.
+_REFUSED = {
+    "dataset_streaming": "load the dataset in full, or use TeachabilityTrainer from Python",
+    "ignore_bias_buffers": "it is a debug switch of other trainers",
+    "push_to_hub": "upload <output_dir>/model afterwards, for instance with `hf upload`",
+    "trust_remote_code": "code from a model repository is never run",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """The three resolved dataclasses of one run."""
+
+    script: ScriptArguments
+    training: TeachabilityConfig
+    model: ModelConfig
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, defaults included, for `config.json`; transformers masks tokens."""
+        return asdict(self.script) | self.training.to_dict() | asdict(self.model)
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettings:
+    """Parse a YAML file and flags, flags first in rank.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping; an unknown key or flag, a wrong type, a
+            value outside its range, or a required setting that is missing.
+    """
+    parser = make_parser()
+    config = {} if config_file is None else load_yaml(config_file)
+    _set_environment(config, config_file)
+    _check_names([str(key) for key in config], f"key in {config_file}")
+    _check_types(config, config_file)
+    parser.set_defaults_with_config(**config)
+    _check_unknown_flags(parser.parse_known_args(list(flags))[1])
+    try:
+        parsed = parser.parse_args_into_dataclasses(args=list(flags), look_for_args_file=False)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"a setting is not valid: {error}") from error
+    settings = TrainSettings(script=parsed[0], training=parsed[1], model=parsed[2])
+    _check_required(settings, set(config), flags)
+    return settings
+
+
+def make_parser() -> TrlParser:
+    """Return TRL's parser over the three dataclasses; its errors are `ConfigError`s."""
+    parser = _Parser(_TYPES, prog="taopd train", allow_abbrev=False)
+    for action in parser._actions:
+        # argparse formats help with %: a bare percent sign would break `--help-all`.
+        action.help = re.sub(r"%(?![%(])", "%%", action.help) if action.help else action.help
+    return parser
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader.
+
+    Raises:
+        ConfigError: missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the config file {path}: {error.strerror or error}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"{path} must hold a YAML mapping (key: value), not {type(loaded).__name__}"
+        )
+    return loaded
+
+
+def known_names() -> list[str]:
+    """Return every setting that `taopd train` knows."""
+    return sorted({field.name for kind in _TYPES for field in fields(kind) if field.init})
+
+
+def _set_environment(config: dict[str, Any], config_file: str | None) -> None:
+    """TRL's `env` key: environment variables for the run."""
+    variables = config.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ConfigError(f"{config_file}: env must be a mapping of environment variables")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    known = known_names()
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {what}: {name!r}.{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    hint = suggest(name, known)
+    return hint if hint.startswith(" Did") else " `taopd train --help-all` lists them all."
+
+
+def _check_unknown_flags(unknown: Sequence[str]) -> None:
+    flags = [text for text in unknown if text.startswith("--")]
+    _check_names([flag[2:].partition("=")[0].replace("-", "_") for flag in flags], "flag")
+    if unknown:
+        raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
+
+
+def _check_types(config: dict[str, Any], config_file: str | None) -> None:
+    hints: dict[str, Any] = {}
+    for kind in _TYPES:
+        hints |= typing.get_type_hints(kind)
+    for name, value in config.items():
+        if not _fits(value, hints[name]):
+            expected = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
+            raise ConfigError(
+                f"{config_file}: {name}={value!r} is of the wrong type; expected {expected}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can become a field of this type; argparse converts text itself."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if hint is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return hint is bool or hint is Any or hint is str
+    if isinstance(value, str):
+        return origin is not dict and hint is not dict
+    if origin is list or hint is list:
+        return isinstance(value, list)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if hint is bool:
+        return value in (0, 1)
+    if hint is int:
+        return isinstance(value, int)
+    if hint is float:
+        return isinstance(value, (int, float))
+    if isinstance(hint, type) and value is None:
+        return False
+    return not isinstance(value, (list, dict)) if isinstance(hint, type) else True
+
+
+def _check_required(settings: TrainSettings, given: set[str], flags: Sequence[str]) -> None:
+    given = given | {
+        flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")
+    }
+    required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ConfigError(
+            f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE"
+        )
+    for name, instead in _REFUSED.items():
+        holders = (settings.script, settings.training, settings.model)
+        if any(getattr(holder, name, False) for holder in holders):
+            raise ConfigError(f"{name} is not supported by taopd train: {instead}")
+
+
+def help_all() -> str:
+    """Return the help text over every setting."""
+    parser = make_parser()
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(
+        prog, max_help_position=34, width=100
+    )
+    parser.usage = "taopd train --config FILE [--name value ...] [--resume] [--overwrite]"
+    return parser.format_help()

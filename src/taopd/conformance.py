@@ -1,0 +1,274 @@
+"""Does this package reproduce the released selector? Recompute files of its recorded decisions.
+
+What: a file holds batches of top-K lists with every metric, score and mask the released code made
+of them (`tests/golden/README.md` names the fields). Everything is computed again with `LIBM`, the
+arithmetic that agrees to the last bit, and compared: masks, ranks and quadrants exactly, floats to
+1e-9 relative.
+
+Why a file with nothing to compare is an error: it would pass without having shown anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from taopd.conformance_files import Batch, Json, pick, read_batches, table_of
+from taopd.errors import DataError, suggest
+from taopd.selectors import REFERENCE_NAMES, SELECTORS, NormalizedView, normalized_view, select
+from taopd.selectors.scores import (
+    incompatible,
+    low_entropy_teachability,
+    teachability,
+    teachability_entropy_reference,
+    tip,
+)
+from taopd.signals import LIBM, ListMetrics, SignalTable, list_metrics, prefix_ema
+
+RELATIVE_TOLERANCE = 1e-9
+"""Floats; METHOD section 6."""
+ABSOLUTE_FLOOR = 1e-13
+"""Differences below this count as none: a value that is 0 but for rounding has no relative
+error."""
+KINDS = ("token metrics", "scores", "selections")
+NORMALIZATION_NAMES = {
+    "batch_quantile": "quantile",
+    "quantile": "quantile",
+    "batch_minmax": "minmax",
+    "minmax": "minmax",
+    "none": "none",
+}
+PROXY_METRICS = {
+    "mass": "Cmass",
+    "set": "Coverlap",
+    "bc": "CBC",
+    "prefix_ema": "Cprefix_ema",
+}
+NUM_SHOWN = 10
+"""Mismatches a report keeps."""
+
+
+@dataclass(slots=True)
+class ConformanceReport:
+    """What was compared in one file and what differed."""
+
+    path: str
+    num_batches: int = 0
+    num_tokens: int = 0
+    compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    """Numbers of values (token metrics, scores) or of whole selections compared, by kind."""
+    mismatches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    first_mismatches: list[str] = field(default_factory=list)
+    """Place, expected and found, of the first few."""
+
+    @property
+    def num_compared(self) -> int:
+        return sum(self.compared.values())
+
+    @property
+    def num_mismatches(self) -> int:
+        return sum(self.mismatches.values())
+
+    def count(self, kind: str, same: bool, place: str, expected: object, found: object) -> None:
+        self.compared[kind] += 1
+        if not same:
+            self.mismatches[kind] += 1
+            if len(self.first_mismatches) < NUM_SHOWN:
+                self.first_mismatches.append(f"{place}: expected {expected}, found {found}")
+
+
+def _metrics(batch: Batch) -> tuple[dict[str, list[Json]], ListMetrics]:
+    """(columns under the file's names, our metrics); C is exact where it was recorded."""
+    metrics = list_metrics(
+        batch.student_ids,
+        batch.student_logprobs,
+        batch.teacher_ids,
+        batch.teacher_logprobs,
+        k=batch.k,
+        teacher_logprobs_at_student_ids=batch.requested_logprobs,
+        target_ids=batch.target_ids,
+        arithmetic=LIBM,
+    )
+    mass = torch.where(batch.requested, metrics.compatibility, metrics.compatibility_bound)
+    assert metrics.student_target_rank is not None and metrics.teacher_target_rank is not None
+    columns: dict[str, list[Json]] = {
+        "KLf_union": metrics.disagreement.tolist(),
+        "KLr_union": metrics.reverse_disagreement.tolist(),
+        "CBC": metrics.bhattacharyya.tolist(),
+        "Cmass": mass.tolist(),
+        "Cmass_topk": metrics.compatibility_bound.tolist(),
+        "Coverlap": metrics.overlap.tolist(),
+        "Hs_topk": metrics.student_entropy_nats.tolist(),
+        "Ht_topk": metrics.teacher_entropy_nats.tolist(),
+        "Hs_topk_norm": metrics.student_entropy.tolist(),
+        "Ht_topk_norm": metrics.teacher_entropy.tolist(),
+        "student_topk_mass": metrics.student_mass.tolist(),
+        "teacher_topk_mass": metrics.teacher_mass.tolist(),
+        "reach_t1": metrics.teacher_best_reached.long().tolist(),
+        "target_student_rank": [rank or None for rank in metrics.student_target_rank.tolist()],
+        "target_teacher_rank": [rank or None for rank in metrics.teacher_target_rank.tolist()],
+        "Cprefix_ema": prefix_ema(mass, batch.response).tolist(),
+    }
+    return columns, metrics
+
+
+def _scores(view: NormalizedView) -> dict[str, list[Json]]:
+    return {
+        "H_norm": view.h.tolist(),
+        "D_norm": view.d.tolist(),
+        "C_norm": view.c.tolist(),
+        "DC_norm": view.dc.tolist(),
+        "Dlearn": teachability(view).tolist(),
+        "Dincompat": incompatible(view).tolist(),
+        "tip_score": tip(view).tolist(),
+        "ca_softor_score": teachability_entropy_reference(view).tolist(),
+        "split_ca_score": low_entropy_teachability(view).tolist(),
+        "quadrant": view.quadrant.tolist(),
+    }
+
+
+def _same(expected: Json, found: Json) -> bool:
+    if expected is None or found is None:
+        return expected is found
+    if isinstance(expected, int) and isinstance(found, int):
+        return expected == found
+    difference = abs(float(expected) - float(found))
+    return difference <= max(RELATIVE_TOLERANCE * abs(float(expected)), ABSOLUTE_FLOOR)
+
+
+def _compare_columns(
+    report: ConformanceReport,
+    kind: str,
+    batch: Batch,
+    expected: dict[str, list[Json]],
+    found: dict[str, list[Json]],
+) -> None:
+    for name, ours in found.items():
+        rows = zip(batch.places, expected[name], ours, strict=True)
+        for place, theirs, value in rows:
+            report.count(
+                kind, _same(theirs, value), f"{batch.place}, {place}, {name}", theirs, value
+            )
+
+
+def _selections(batch: Batch) -> Iterator[tuple[str, dict[str, Json], list[int]]]:
+    """(place, settings of one recorded selection, its flattened mask)."""
+    for number, recorded in enumerate(batch.selections):
+        place = f"{batch.place}, selections[{number}]"
+        method = pick(recorded, "method", place, str)
+        if method not in REFERENCE_NAMES:
+            raise DataError(
+                f"{place}, method: {method!r} is unknown.{suggest(method, REFERENCE_NAMES)}"
+            )
+        if method == "random":
+            raise DataError(f"{place}, method: a random choice cannot be recomputed; leave it out")
+        normalization = recorded.get("normalization", "quantile")
+        if normalization not in NORMALIZATION_NAMES:
+            raise DataError(
+                f"{place}, normalization: {normalization!r} is unknown."
+                f"{suggest(str(normalization), NORMALIZATION_NAMES)}"
+            )
+        proxy = recorded.get("proxy", "mass")
+        if proxy not in PROXY_METRICS:
+            raise DataError(
+                f"{place}, proxy: {proxy!r} is unknown.{suggest(str(proxy), PROXY_METRICS)}"
+            )
+        gamma = next(
+            (recorded[key] for key in ("gamma", "split_gamma") if key in recorded), batch.gamma
+        )
+        settings = {
+            "method": method,
+            "selector": REFERENCE_NAMES[method],
+            "budget": pick(recorded, "ratio", place, float),
+            "min_keep": pick(recorded, "min_keep", place, int),
+            "normalization": NORMALIZATION_NAMES[normalization],
+            "proxy": proxy,
+            "gamma": pick({"gamma": gamma}, "gamma", place, float),
+        }
+        yield place, settings, batch.flat_masks(recorded, place)
+
+
+def _compare_selections(
+    report: ConformanceReport, batch: Batch, tables: dict[str, SignalTable]
+) -> None:
+    for place, settings, theirs in _selections(batch):
+        proxy = settings.pop("proxy")
+        method = settings.pop("method")
+        selection = select(tables[proxy], rules="reference", **settings)
+        ours = selection.kept.long().tolist()
+        differing = [row for row, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
+        label = f"{place}, {method} ratio {settings['budget']:g} min_keep {settings['min_keep']}"
+        shown = "; ".join(batch.places[row] for row in differing[:4])
+        report.count(
+            "selections",
+            not differing,
+            label,
+            f"{sum(theirs)} kept",
+            f"{sum(ours)} kept, {len(differing)} rows differ: {shown}",
+        )
+
+
+def check_batch(report: ConformanceReport, batch: Batch) -> None:
+    """Recompute one batch and add what was compared to the report."""
+    columns, metrics = _metrics(batch)
+    _compare_columns(
+        report, "token metrics", batch, batch.expected("token_metrics", columns), columns
+    )
+    tables = {
+        proxy: table_of(batch, metrics, torch.tensor(columns[name], dtype=torch.float64))
+        for proxy, name in PROXY_METRICS.items()
+    }
+    scores = _scores(normalized_view(tables["mass"], rules="reference"))
+    _compare_columns(report, "scores", batch, batch.expected("scores", scores), scores)
+    _compare_selections(report, batch, tables)
+    report.num_batches += 1
+    report.num_tokens += len(batch.places)
+
+
+def check_file(path: str | Path) -> ConformanceReport:
+    """Recompute every metric, score and selection recorded in a file and compare.
+
+    Raises:
+        DataError: the file is missing, not JSON or not of the golden file's form (says which batch
+            and field, and what is expected there), or it holds nothing to compare.
+    """
+    report = ConformanceReport(path=str(path))
+    for batch in read_batches(Path(path)):
+        check_batch(report, batch)
+    if report.num_compared == 0:
+        raise DataError(f"{path}: nothing to compare; expected at least one recorded selection")
+    return report
+
+
+def run(paths: Sequence[str | Path]) -> int:
+    """Check files and print a table: values compared and mismatches by kind; 0 if none differ, else
+    1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    reports = [check_file(path) for path in paths]
+    table = Table(title="Conformance with the released selector")
+    table.add_column("file", overflow="fold")
+    for name in ("batches", "tokens", "kind", "compared", "mismatches"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for report in reports:
+        for row, kind in enumerate(KINDS):
+            head = [report.path, str(report.num_batches), str(report.num_tokens)]
+            table.add_row(
+                *(head if row == 0 else ["", "", ""]),
+                kind,
+                str(report.compared[kind]),
+                str(report.mismatches[kind]),
+                end_section=row == len(KINDS) - 1,
+            )
+    console.print(table)
+    for report in reports:
+        for line in report.first_mismatches:
+            console.print(f"{report.path}: {line}", markup=False, soft_wrap=True)
+    return int(any(report.num_mismatches for report in reports))
+
+
+__all__ = ["ConformanceReport", "check_batch", "check_file", "run"]
+assert set(REFERENCE_NAMES.values()) <= set(SELECTORS)

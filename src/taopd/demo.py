@@ -1,0 +1,133 @@
+"""The demo: the tiny lab distilled four ways at one budget, long enough to see what happens after the peak.
+
+Builds teacher and student (once), runs the arms through the same trainer as everything else, and writes
+`results.json`. It draws nothing: tables and pictures are made from the results by `taopd.report`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from taopd.arm_pool import logged_steps, run_pool
+from taopd.arms import Arm, write_arm
+from taopd.runs import RunFolder, environment, write_json
+from taopd.tinylab import Lab, build_lab, token_kinds
+
+BUDGET = 0.1
+STEPS = 300
+EVALUATE_EVERY = 25
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {"selector": "full"},
+    "teachability": {"selector": "teachability"},
+    "teachability+anchor": {"selector": "teachability", "anchor_coef": 1.0},
+    "random": {"selector": "random"},
+}
+MORE_ARMS: dict[str, dict[str, Any]] = {
+    "compatibility": {"selector": "compatibility"},
+    "entropy": {"selector": "entropy"},
+    "divergence": {"selector": "divergence"},
+    "tip": {"selector": "tip"},
+}
+LAB_CONFIG: dict[str, Any] = {
+    # The prototype's settings (DESIGN, "The tiny lab"): 64 rollouts a step, constant learning rate.
+    "per_device_train_batch_size": 64,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "gradient_checkpointing": False,
+    "loss": "sampled_reverse_kl",
+    "budget": BUDGET,
+    "logging_steps": 1,
+}
+
+
+def lab_arm(
+    lab: Lab, name: str, settings: dict[str, Any], *, seed: int, steps: int, save_model: bool = False
+) -> Arm:
+    """An arm on a tiny lab: the lab's files and sizes, `LAB_CONFIG`, and the given settings on top."""
+    fixed = {
+        "max_steps": steps,
+        "max_completion_length": lab.max_completion_length,
+        "score_top_k": lab.top_k,
+    }
+    return Arm(
+        name=name,
+        seed=seed,
+        config=LAB_CONFIG | fixed | settings,
+        student=str(lab.student),
+        teacher=str(lab.teacher),
+        prompts=str(lab.prompts),
+        match=f"regex:{lab.answer_pattern}",
+        evaluate_every=EVALUATE_EVERY,
+        num_test_prompts=lab.manifest["spec"]["num_test_prompts"],
+        token_kinds=list(token_kinds(AutoTokenizer.from_pretrained(lab.student))),
+        save_model=save_model,
+    )
+
+
+def run_demo(
+    *,
+    output_dir: Path,
+    variant: str = "dialect",
+    all_arms: bool = False,
+    steps: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    num_workers: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Build the lab, run the arms, save the best student, and return what `results.json` holds.
+
+    Args:
+        output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
+            keeps the arms that had finished.
+        progress: called with ("teacher" | "student" | "arms", steps done, steps in all).
+
+    Raises:
+        ConfigError: for an unknown variant. DataError: if the folder cannot be used or an arm fails.
+    """
+    steps = STEPS if steps is None else steps
+    RunFolder.check(output_dir, resume=resume, overwrite=overwrite)
+    lab = build_lab(variant, progress=progress)
+    folder = RunFolder.create(
+        output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        also_owns=("arms", "best-student", "*.png", "*.svg"),
+    ).path
+    settings = ARMS | MORE_ARMS if all_arms else ARMS
+    seeds = (0, 1, 2) if all_arms else (0,)
+    arms = [
+        lab_arm(lab, name, settings[name], seed=seed, steps=steps, save_model=True)
+        for seed in seeds
+        for name in settings
+    ]
+    folders = [folder / "arms" / arm.folder_name for arm in arms]
+    for arm, place in zip(arms, folders, strict=True):
+        write_arm(arm, place)
+    write_json(folder / "config.json", {"variant": variant, "steps": steps, "arms": settings})
+    write_json(folder / "env.json", environment(seed=seeds[0]))
+
+    def count(_folder: Path, _step: int) -> None:
+        done = sum(logged_steps(place) for place in folders)
+        progress("arms", min(done, steps * len(arms)), steps * len(arms))
+
+    run_pool(folders, num_workers=num_workers, progress=count)
+    outcomes = [json.loads((place / "results.json").read_text()) for place in folders]
+    best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
+    shutil.rmtree(folder / "best-student", ignore_errors=True)
+    shutil.copytree(best[1] / "model", folder / "best-student")
+    results = {
+        "task": f"tinylab/{variant}",
+        "base_accuracy": outcomes[0]["base_accuracy"],
+        "teacher_accuracy": lab.manifest["accuracy"]["teacher"],
+        "best_student": best[0]["name"],
+        "arms": outcomes,
+        "versions": environment()["versions"],
+    }
+    write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,136 @@
+"""Is a completion's answer right? Exact text, a regular expression, or mathematics (math-verify).
+
+`Grader` is made once per evaluation and called per completion. "auto" decides per problem:
+mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
+("yes", "B", a name).
+
+math-verify guards against runaway expressions with a timer signal, which exists in the main thread
+only; in another thread it runs without one. An expression that it cannot parse counts as wrong, and
+as unparsed.
+"""
+
+import logging
+import re
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from taopd.errors import ConfigError, suggest
+
+_TIMEOUT_SECONDS = 5
+_LATEX = re.compile(r"\\|\$")
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(\s*/\s*\d+)?\s*%?")
+_REGEX_PREFIX = "regex:"
+_MATCHES = ("auto", "exact", "math", "regex:PATTERN")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one completion."""
+
+    correct: bool
+    parsed: bool
+    """False if the completion holds nothing that could be compared with the answer."""
+
+
+class Grader:
+    """Compares completions with answers.
+
+    Args:
+        match: "exact" (equal up to surrounding whitespace), "math", "regex:PATTERN" (all matches,
+            or their groups, joined and compared with the answer without whitespace), or "auto".
+
+    Raises:
+        ConfigError: unknown `match`, or a pattern that does not compile.
+
+    Example:
+        >>> Grader("regex:[0-9]")("a 1 b 2", "12").correct
+        True
+        >>> Grader("exact")("yes ", "yes").correct
+        True
+    """
+
+    def __init__(self, match: str = "auto") -> None:
+        self.match = match
+        self._pattern: re.Pattern[str] | None = None
+        if match.startswith(_REGEX_PREFIX):
+            try:
+                self._pattern = re.compile(match.removeprefix(_REGEX_PREFIX))
+            except re.error as error:
+                raise ConfigError(
+                    f"match={match!r}: the pattern does not compile ({error})"
+                ) from error
+        elif match not in _MATCHES:
+            raise ConfigError(f"match={match!r} is unknown.{suggest(match, _MATCHES)}")
+
+    def __call__(self, completion: str, answer: str) -> Verdict:
+        """Grade one completion against the gold answer."""
+        if self._pattern is not None:
+            return _grade_regex(self._pattern, completion, answer)
+        if self.match == "math" or (self.match == "auto" and is_mathematical(answer)):
+            return _grade_math(completion, answer)
+        return Verdict(completion.strip() == answer.strip(), True)
+
+
+def is_mathematical(answer: str) -> bool:
+    r"""Whether an answer is a number or LaTeX that math-verify can parse.
+
+    Example:
+        >>> is_mathematical("34"), is_mathematical(r"\frac{1}{2}"), is_mathematical("yes")
+        (True, True, False)
+    """
+    answer = answer.strip()
+    return bool(
+        (_NUMBER.fullmatch(answer) or _LATEX.search(answer)) and _parse_answer(answer, _timeout())
+    )
+
+
+def _grade_regex(pattern: re.Pattern[str], completion: str, answer: str) -> Verdict:
+    found = [
+        match.groups(default="") if pattern.groups else (match.group(),)
+        for match in pattern.finditer(completion)
+    ]
+    joined = "".join("".join(groups) for groups in found)
+    return Verdict(bool(found) and _squeeze(joined) == _squeeze(answer), bool(found))
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _grade_math(completion: str, answer: str) -> Verdict:
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    timeout = _timeout()
+    gold = _parse_answer(answer, timeout)
+    try:
+        found = math_verify.parse(completion, parsing_timeout=timeout)
+        if not found or not gold:
+            return Verdict(False, bool(found))
+        return Verdict(bool(math_verify.verify(list(gold), found, timeout_seconds=timeout)), True)
+    # math-verify lets every kind of sympy's exceptions through; its timeout is a BaseException.
+    except (Exception, TimeoutException) as error:
+        logging.getLogger(__name__).debug("math-verify failed on %r: %s", completion[-200:], error)
+        return Verdict(False, False)
+
+
+@lru_cache(maxsize=16_384)
+def _parse_answer(answer: str, timeout: int | None) -> tuple[Any, ...]:
+    """The gold answer as math-verify sees it; bare LaTeX is put between dollar signs first."""
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    bare_latex = "\\" in answer and "$" not in answer and "\\boxed" not in answer
+    try:
+        return tuple(
+            math_verify.parse(f"${answer}$" if bare_latex else answer, parsing_timeout=timeout)
+        )
+    except (Exception, TimeoutException) as error:  # as in `_grade_math`
+        logging.getLogger(__name__).debug("math-verify failed on the answer %r: %s", answer, error)
+        return ()
+
+
+def _timeout() -> int | None:
+    return _TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None

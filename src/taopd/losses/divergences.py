@@ -1,0 +1,111 @@
+"""Divergences between student and teacher, per position, in nats; and the sampled estimator.
+
+Every function here returns one number per position and leaves the reduction to `weights.py`, because the
+denominator (how many tokens were selected over all micro-batches and ranks) is not known to a micro-batch.
+
+Sign law: `*_kl` is student against teacher, >= 0 exactly for the exact sums, in expectation for
+`sampled_reverse_kl`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def reverse_kl(
+    student_logprobs: Float[Tensor, "N V"], teacher_logprobs: Float[Tensor, "N V"]
+) -> Float[Tensor, " N"]:
+    """KL(student || teacher) = sum_v p_S(v) (log p_S(v) - log p_T(v)), exact over the vocabulary, nats.
+
+    Source: arXiv 2605.26844, eq. 7.
+
+    Example:
+        >>> p = torch.tensor([[0.5, 0.5]]).log()
+        >>> reverse_kl(p, torch.tensor([[0.25, 0.75]]).log())
+        tensor([0.1438])
+    """
+    return (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
+
+
+def forward_kl(
+    student_logprobs: Float[Tensor, "N V"], teacher_logprobs: Float[Tensor, "N V"]
+) -> Float[Tensor, " N"]:
+    """KL(teacher || student) = sum_v p_T(v) (log p_T(v) - log p_S(v)), exact over the vocabulary, nats."""
+    return reverse_kl(teacher_logprobs, student_logprobs)
+
+
+def jsd(
+    student_logprobs: Float[Tensor, "N V"],
+    teacher_logprobs: Float[Tensor, "N V"],
+    *,
+    beta: float = 0.5,
+) -> Float[Tensor, " N"]:
+    """Generalised Jensen-Shannon: beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = (1 - beta) p_S + beta p_T.
+
+    0 < beta < 1; in nats, between 0 and ln 2 for beta = 0.5. Source: GKD, arXiv 2306.13649, as in TRL.
+    """
+    weights = student_logprobs.new_tensor([1.0 - beta, beta]).log()
+    mixture = torch.logaddexp(student_logprobs + weights[0], teacher_logprobs + weights[1])
+    return beta * reverse_kl(teacher_logprobs, mixture) + (1.0 - beta) * reverse_kl(
+        student_logprobs, mixture
+    )
+
+
+def topk_reverse_kl(
+    student_logprobs: Float[Tensor, "N V"], teacher_logprobs: Float[Tensor, "N V"], *, k: int
+) -> Float[Tensor, " N"]:
+    """KL(student || teacher) on K + 1 classes: the student's top-K ids and one bucket with the rest.
+
+    A lower bound of `reverse_kl`, equal to it for k >= V - 1. Without the bucket the student may move mass
+    into the tail for free. Source: Tail-Aware top-k OPD, arXiv 2608.14728.
+    """
+    if k >= student_logprobs.shape[-1]:
+        return reverse_kl(student_logprobs, teacher_logprobs)
+    ids = student_logprobs.detach().topk(k, dim=-1).indices
+    outside = torch.ones_like(student_logprobs, dtype=torch.bool).scatter(1, ids, False)
+    buckets = []
+    for logprobs in (student_logprobs, teacher_logprobs):
+        # Summed over the tail itself: 1 - sum(top-K) loses every digit when the tail is small.
+        tail = logprobs.masked_fill(~outside, -torch.inf).logsumexp(-1, keepdim=True)
+        buckets.append(torch.cat([logprobs.gather(1, ids), tail], dim=1))
+    return reverse_kl(*buckets)
+
+
+def sampled_reverse_kl(
+    student_logprobs: Float[Tensor, " N"], teacher_logprobs: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """k1 estimate of KL(student || teacher) on the token the student sampled, nats; may be negative.
+
+        log p_S(y) - log p_T(y)
+
+    A value, not a loss: through log p_S alone its gradient is zero in expectation. The loss is
+    `policy_gradient`. Source: k1 in Schulman, "Approximating KL divergence" (2020).
+    """
+    return student_logprobs - teacher_logprobs
+
+
+def policy_gradient(
+    student_logprobs: Float[Tensor, " N"],
+    teacher_logprobs: Float[Tensor, " N"],
+    *,
+    sampling_logprobs: Float[Tensor, " N"] | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+) -> Float[Tensor, " N"]:
+    """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
+
+        A = -(log p_S(y) - log p_T(y)), detached;  r = p_S(y) / p_sampling(y)
+        loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
+
+    Args:
+        sampling_logprobs: of the policy that sampled y. None: it is the student itself, so r = 1 and
+            nothing is clipped (one step per rollout).
+
+    Source: METHOD sections 3 and 7; clip range of the released code.
+    """
+    anchor = student_logprobs.detach()
+    sampling = anchor if sampling_logprobs is None else sampling_logprobs
+    advantage = -sampled_reverse_kl(sampling, teacher_logprobs).detach()
+    ratio = (student_logprobs - sampling).exp()
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -torch.minimum(ratio * advantage, clipped * advantage)

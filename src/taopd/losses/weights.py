@@ -1,0 +1,71 @@
+"""From a selection to the weight of every token in the loss: the reduction, with its global denominator.
+
+A loss is sum_i w_i l_i. The w_i hold everything about the reduction: what the selector decided, what the
+mean is over, and a denominator counted after selection over all micro-batches and ranks. So a micro-batch
+only ever sums, and 1 x 64 and 4 x 16 give the same loss.
+
+Source: token mean, arXiv 2605.26844 eq. 7; sample mean, the released code (METHOD section 3).
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from taopd.errors import ConfigError
+
+
+def reduction_weights(
+    weights: Float[Tensor, " N"],
+    response: Int[Tensor, " N"],
+    valid: Bool[Tensor, " N"],
+    *,
+    reduction: str = "token_mean",
+    denominator: str = "selected",
+) -> Float[Tensor, " N"]:
+    """Divide selection weights by the global denominator; N runs over the whole generation batch.
+
+        token_mean:  w_i / sum_j w_j                 (denominator="selected")
+                     w_i / number of valid tokens    (denominator="completion")
+        sample_mean: the same per completion, then divided by the number of completions; a completion in
+                     which nothing was kept counts as a zero, as in the released code.
+
+    All zero where nothing is kept.
+    """
+    if reduction not in ("token_mean", "sample_mean"):
+        raise ConfigError(f"reduction={reduction!r}: must be 'token_mean' or 'sample_mean'")
+    if denominator not in ("selected", "completion"):
+        raise ConfigError(f"denominator={denominator!r}: must be 'selected' or 'completion'")
+    counted = weights if denominator == "selected" else valid.to(weights.dtype)
+    if reduction == "token_mean":
+        return weights / _nonzero(counted.sum())
+    _, index = torch.unique(response, return_inverse=True)
+    num_responses = int(index.max()) + 1 if index.numel() else 1
+    totals = counted.new_zeros(num_responses).index_add_(0, index, counted)
+    return weights / _nonzero(totals)[index] / num_responses
+
+
+def anchor_weights(
+    kept: Bool[Tensor, " N"],
+    valid: Bool[Tensor, " N"],
+    *,
+    coef: float,
+    fraction: float,
+    seed: int,
+    step: int,
+) -> Float[Tensor, " N"]:
+    """Weights of the anchor KL(student || reference student) on a random share of the unselected tokens.
+
+        w_i = coef / (fraction * number of valid tokens)  on the drawn tokens, 0 elsewhere
+
+    Horvitz-Thompson: in expectation the sum over all unselected tokens, as a mean over completion tokens.
+    Reproducible from (seed, step) whatever the number of ranks.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+    drawn = torch.rand(kept.shape[0], generator=generator).to(kept.device) < fraction
+    num_valid = _nonzero(valid.double().sum())
+    return (drawn & valid & ~kept).double() * coef / (fraction * num_valid)
+
+
+def _nonzero(count: Tensor) -> Tensor:
+    """Counts that divide: 1 in place of 0, so that an empty selection gives zeros and not NaN."""
+    return torch.where(count == 0, torch.ones_like(count), count)

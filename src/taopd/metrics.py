@@ -1,0 +1,103 @@
+"""Every metric that the trainer logs, with its meaning and unit; and those that describe a selection.
+
+The same key is the same definition everywhere.
+"""
+
+from torch import Tensor
+
+from taopd.selectors import Selection
+from taopd.signals import SignalTable
+
+METRICS: dict[str, str] = {
+    "select/nominal_fraction": "The configured budget.",
+    "select/kept_fraction": "Tokens kept over valid completion tokens of the generation batch, after min_keep.",
+    "select/kept_tokens": "Tokens kept in the generation batch, all ranks.",
+    "select/valid_tokens": "Completion tokens of the generation batch that may train, all ranks.",
+    "select/quadrant_q1": "Share of valid tokens with high H and high D (medians of H~ and D~).",
+    "select/quadrant_q2": "Share of valid tokens with high H and low D.",
+    "select/quadrant_q3": "Share of valid tokens with low H and high D.",
+    "select/quadrant_q4": "Share of valid tokens with low H and low D.",
+    "select/kept_disagreement_nats": "Mean D of the kept tokens.",
+    "select/kept_compatibility": "Mean C of the kept tokens, in [0, 1].",
+    "select/kept_entropy_nats": "Mean H of the kept tokens.",
+    "select/empty_completions": "Share of completions in which no token was kept.",
+    "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
+    "signal/compatibility/*": "C over valid tokens: mean, p10, p50, p90; in [0, 1].",
+    "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",
+    "signal/teachability/*": "D^L = D~ C~ over valid tokens: mean, p10, p50, p90; in [0, 1].",
+    "signal/incompatible/*": "D^I = D~ (1 - C~) over valid tokens: mean, p10, p50, p90; in [0, 1].",
+    "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
+    "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens.",
+    "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
+    "loss/selected_nats": "The distillation part of the loss: per-token loss summed with its reduction weights.",
+    "loss/anchor_nats": "KL(student || initial student) on the drawn unselected tokens, coefficient left out.",
+    "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step.",
+    "perf/sample_s": "Seconds spent sampling completions, per generation batch.",
+    "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per generation batch.",
+    "perf/select_s": "Seconds spent on the global selection and the reduction weights.",
+    "perf/train_s": "Seconds spent on forward, loss and backward at the selected tokens, per optimizer step.",
+    "perf/sample_tokens": "Completion tokens sampled on this rank.",
+    "perf/score_tokens": "Positions scored on this rank.",
+    "perf/train_tokens": "Positions that went through the training forward on this rank, prompts included.",
+    "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "rollout/outside_vocabulary": "Share of sampled tokens outside the ids both models share; they never train.",
+}
+"""Keys ending in `/*` stand for the statistics their text lists."""
+
+
+def is_documented(key: str) -> bool:
+    """Whether a metric key of ours is in `METRICS`, directly or through its `/*` family."""
+    return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
+
+
+def selection_metrics(
+    table: SignalTable, selection: Selection, budget: float
+) -> dict[str, float]:
+    """What was kept out of what: the `select/*` and `signal/*` metrics of one generation batch."""
+    valid, kept = table.valid, selection.kept
+    metrics = {
+        "select/nominal_fraction": budget,
+        "select/kept_fraction": selection.kept_fraction,
+        "select/kept_tokens": float(kept.sum()),
+        "select/valid_tokens": float(selection.num_valid),
+        "select/kept_disagreement_nats": _mean(table.disagreement[kept]),
+        "select/kept_compatibility": _mean(table.compatibility[kept]),
+        "select/kept_entropy_nats": _mean(table.entropy[kept]),
+    }
+    num_responses = table.response[valid].unique().numel()
+    num_taught = table.response[kept].unique().numel()
+    metrics["select/empty_completions"] = 1.0 - num_taught / max(1, num_responses)
+    for quadrant in (1, 2, 3, 4):
+        share = _mean((selection.quadrant[valid] == quadrant).double())
+        metrics[f"select/quadrant_q{quadrant}"] = share
+    for name, column in (
+        ("signal/disagreement_nats", table.disagreement),
+        ("signal/compatibility", table.compatibility),
+        ("signal/entropy_nats", table.entropy),
+        ("signal/teachability", selection.learnable),
+        ("signal/incompatible", selection.incompatible),
+    ):
+        metrics |= _distribution(name, column[valid])
+    extra = {name: column[valid] for name, column in table.extra.items()}
+    if "mass" in extra:
+        metrics["signal/off_support_mass"] = 1.0 - _mean(extra["mass"])
+    if "teacher_entropy" in extra:
+        metrics["signal/teacher_entropy_nats"] = _mean(extra["teacher_entropy"])
+    if "student_logprobs" in extra and "teacher_logprobs" in extra:
+        gap = extra["student_logprobs"] - extra["teacher_logprobs"]
+        metrics["signal/sampled_reverse_kl_nats"] = _mean(gap)
+    return metrics
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if values.numel() else 0.0
+
+
+def _distribution(name: str, values: Tensor) -> dict[str, float]:
+    """Mean, p10, p50 and p90; order statistics by nearest rank, so that no interpolation is implied."""
+    if values.numel() == 0:
+        return {}
+    ascending = values.sort().values
+    last = ascending.numel() - 1
+    ranks = {f"{name}/p{q}": float(ascending[round(q / 100 * last)]) for q in (10, 50, 90)}
+    return {f"{name}/mean": _mean(values)} | ranks

@@ -1,0 +1,40 @@
+"""Adds up metrics and seconds within one optimizer step."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Recorder:
+    """Sums values by name until `flush`; micro-batches of one step add to the same entry.
+
+    Time spent in a nested `timed` block is not counted twice: the outer block loses it.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = defaultdict(float)
+        self._inner: list[float] = []
+
+    def add(self, name: str, value: float) -> None:
+        """Add to the entry of this step."""
+        self._values[name] += float(value)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block, less those of the blocks inside it."""
+        self._inner.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.add(name, seconds - self._inner.pop())
+            if self._inner:
+                self._inner[-1] += seconds
+
+    def flush(self) -> dict[str, float]:
+        """Return the sums of the step and start the next one."""
+        values = dict(self._values)
+        self._values.clear()
+        return values

@@ -1,0 +1,167 @@
+"""The demo's table and picture, from its `results.json` alone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.table import Table
+from scipy import stats
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#6B6B6B", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe-Ito, told apart by colour-blind readers."""
+STYLES = ("-", "--", "-", ":", "-.", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Line styles and markers also differ, so that the picture survives black and white."""
+HATCHES = {"digit": "", "marker": "///", "end": "...", "other": "xx"}
+KIND_COLORS = {"digit": "#0072B2", "marker": "#E69F00", "end": "#6B6B6B", "other": "#CC79A7"}
+
+
+def by_arm(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Outcomes grouped by the arm's name, one entry per seed, in order of appearance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for outcome in results["arms"]:
+        groups.setdefault(outcome["name"], []).append(outcome)
+    return groups
+
+
+def interval(accuracies: Iterable[float], num_prompts: int) -> tuple[float, float, float]:
+    """Mean, low and high: over prompts (Wilson, 95 %) for one seed, smallest and largest of several."""
+    values = list(accuracies)
+    mean = sum(values) / len(values)
+    if len(values) > 1:
+        return mean, min(values), max(values)
+    bounds = stats.binomtest(round(mean * num_prompts), num_prompts).proportion_ci(method="wilson")
+    return mean, float(bounds.low), float(bounds.high)
+
+
+def interval_words(results: dict[str, Any]) -> str:
+    """What the intervals of these results are."""
+    seeds = {outcome["seed"] for outcome in results["arms"]}
+    prompts = results["arms"][0]["num_test_prompts"]
+    if len(seeds) > 1:
+        return f"smallest and largest of {len(seeds)} seeds, {prompts} held-out prompts"
+    return f"95 % interval over {prompts} held-out prompts, one seed"
+
+
+def table(results: dict[str, Any]) -> Table:
+    """One row per arm: accuracy at its best step and at the end, what it kept, and its seconds."""
+    shown = Table(
+        title=f"{results['task']}: {results['arms'][0]['steps']} steps, held-out accuracy in %",
+        caption=f"[] {interval_words(results)}. Before: {100 * results['base_accuracy']:.1f}.",
+    )
+    shown.add_column("arm")
+    for name in ("best step", "best", "end, greedy", "end, sampled", "kept", "on digits", "seconds"):
+        shown.add_column(name, justify="right")
+    for name, outcomes in by_arm(results).items():
+        prompts = outcomes[0]["num_test_prompts"]
+        curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
+        means = {step: sum(curve[step] for curve in curves) / len(curves) for step in curves[0]}
+        best = max(means, key=lambda step: (means[step], -step))
+        shown.add_row(
+            name,
+            str(best),
+            _percent(interval((curve[best] for curve in curves), prompts)),
+            _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
+            _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
+            f"{100 * _mean(outcomes, 'kept_fraction'):.1f} %",
+            f"{100 * sum(o['selected_share_by_kind'].get('digit', 0.0) for o in outcomes) / len(outcomes):.0f} %",
+            f"{_mean(outcomes, 'train_seconds'):.0f}",
+        )
+    return shown
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `accuracy.png` and `.svg`: accuracy over steps by arm, and what each selector kept."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.4), width_ratios=(1.7, 1), layout="constrained"
+    )
+    groups = by_arm(results)
+    for index, (name, outcomes) in enumerate(groups.items()):
+        _curve(left, name, outcomes, index)
+    left.axhline(results["base_accuracy"], color="#999999", linewidth=1, zorder=0)
+    left.annotate(
+        "student before",
+        (left.get_xlim()[1], results["base_accuracy"]),
+        ha="right",
+        va="bottom",
+        color="#666666",
+        fontsize=8,
+    )
+    left.set(xlabel="optimizer step", ylabel="held-out greedy accuracy", ylim=(-0.02, 1.02))
+    left.set_title(f"{results['task']}\nband: {interval_words(results)}", fontsize=9, loc="left")
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    _kinds(right, groups)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    paths = [folder / "accuracy.png", folder / "accuracy.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+    return paths
+
+
+def _curve(axes, name: str, outcomes: list[dict[str, Any]], index: int) -> None:
+    steps = [step for step, _ in outcomes[0]["accuracy_curve"]]
+    prompts = outcomes[0]["num_test_prompts"]
+    points = [
+        interval((outcome["accuracy_curve"][i][1] for outcome in outcomes), prompts)
+        for i in range(len(steps))
+    ]
+    color = COLORS[index % len(COLORS)]
+    axes.plot(
+        steps,
+        [mean for mean, _, _ in points],
+        STYLES[index % len(STYLES)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=4,
+        color=color,
+        label=name,
+    )
+    axes.fill_between(
+        steps,
+        [low for _, low, _ in points],
+        [high for _, _, high in points],
+        color=color,
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _kinds(axes, groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Stacked bars: share of the kept tokens by kind."""
+    names = list(groups)
+    left = [0.0] * len(names)
+    for kind in KIND_COLORS:
+        widths = [
+            sum(outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes) / len(outcomes)
+            for outcomes in groups.values()
+        ]
+        if not any(widths):
+            continue
+        axes.barh(
+            names,
+            widths,
+            left=left,
+            color=KIND_COLORS[kind],
+            hatch=HATCHES[kind],
+            edgecolor="white",
+            label=kind,
+        )
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the kept tokens", xlim=(0, 1))
+    axes.set_title("what was kept, all steps", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+
+
+def _percent(values: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * value for value in values)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _mean(outcomes: list[dict[str, Any]], name: str) -> float:
+    return sum(outcome[name] for outcome in outcomes) / len(outcomes)

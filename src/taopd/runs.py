@@ -1,0 +1,274 @@
+"""The run folder: one folder per run, and the only interface between a run and whoever reads it.
+
+What: `RunFolder.create` claims a folder for one run and refuses one that holds another;
+`write_json`, `write_jsonl` and `append_jsonl` write its files; `environment` is what `env.json`
+holds.
+
+Why a marker file: a folder is only ever emptied (`overwrite=True`) when taopd made it. A
+`config.json` alone proves nothing, every Hugging Face model folder has one. Even then only files
+that a run writes are removed.
+
+Why atomic: a reader, or a run that is killed, never sees half a JSON document. `append_jsonl` is
+the exception, its last line may be cut by a crash, and readers skip an unfinished last line.
+
+Not here: checkpoints (transformers writes them) and reading (`report`).
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from taopd.errors import ConfigError, DataError
+from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
+
+__all__ = [
+    "MARKER",
+    "MODEL_FOLDER",
+    "RunFolder",
+    "append_jsonl",
+    "environment",
+    "read_jsonl",
+    "write_json",
+    "write_jsonl",
+]
+
+logger = logging.getLogger(__name__)
+
+MARKER = ".taopd-run"
+MODEL_FOLDER = "model"
+# What makes a folder "hold a run", whoever made it.
+_EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
+# What a run writes, and so what `overwrite` may remove: the run's own files, then Hugging Face's
+# model files.
+_OWNED = (
+    MARKER,
+    "config.json",
+    "env.json",
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "results.json",
+    "transcripts.jsonl",
+    "selection.parquet",
+    "selection",
+    "checkpoint-*",
+    MODEL_FOLDER,
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "training_args.bin",
+)
+_PACKAGES = (
+    "taopd",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "peft",
+    "safetensors",
+    "numpy",
+)
+_SECRET_FLAG = re.compile(r"token|secret|password|api[-_]?key|credential", re.IGNORECASE)
+_GIT_TIMEOUT_SECONDS = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """A folder that belongs to one run.
+
+    Example:
+        >>> folder = RunFolder.create("runs/x", overwrite=True)  # doctest: +SKIP
+        >>> write_json(folder.path / "results.json", {"accuracy": 0.5})  # doctest: +SKIP
+    """
+
+    path: Path
+    """Absolute path of the folder."""
+
+    @staticmethod
+    def check(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+        """Return the absolute path if `create` would accept it; write nothing.
+
+        Raises:
+            ConfigError: `resume` and `overwrite` together.
+            DataError: the folder holds another run, or `path` is a file.
+        """
+        if resume and overwrite:
+            raise ConfigError(
+                "resume and overwrite exclude each other: go on with the run, or start it anew"
+            )
+        folder = Path(path).expanduser().absolute()
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{path} is a file; the output must be a folder")
+        evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
+        ours = (folder / MARKER).exists()
+        if evidence and not ours:
+            raise DataError(
+                f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's "
+                "run); "
+                "choose another output folder"
+            )
+        if evidence and not (resume or overwrite):
+            raise DataError(
+                f"{path} holds another run ({', '.join(evidence[:3])}); choose another output "
+                "folder, go on "
+                "with --resume, or start anew with --overwrite"
+            )
+        return folder
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        also_owns: Sequence[str] = (),
+    ) -> "RunFolder":
+        """Claim `path` for a run: make it if it is missing, refuse it if it holds another run.
+
+        Args:
+            resume: accept a folder that holds a run, and keep what is in it.
+            overwrite: remove what the earlier run wrote; a file that no run writes stays, and is
+                named in the log.
+            also_owns: glob patterns of further names, directly inside the folder, that this kind of
+                run writes.
+
+        Raises:
+            ConfigError: `resume` and `overwrite` together.
+            DataError: the folder holds another run, is a file, or cannot be written.
+        """
+        folder = cls.check(path, resume=resume, overwrite=overwrite)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite and (folder / MARKER).exists():
+                _empty(folder, (*_OWNED, *also_owns))
+            write_json(folder / MARKER, {"taopd": _version("taopd")})
+        except OSError as error:
+            raise DataError(f"cannot write to {path}: {error.strerror or error}") from error
+        return cls(path=folder)
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the complete checkpoint with the highest step, or None.
+
+        A checkpoint without `trainer_state.json`, which is written last, was cut short: it is
+        skipped and named in the log.
+        """
+        numbered = [
+            (int(match.group(1)), found)
+            for found in self.path.glob("checkpoint-*")
+            if (match := re.fullmatch(r"checkpoint-(\d+)", found.name))
+        ]
+        for _, checkpoint in sorted(numbered, reverse=True):
+            if (checkpoint / "trainer_state.json").is_file():
+                return checkpoint
+            logger.warning(
+                "%s is incomplete (no trainer_state.json); looking for an earlier one", checkpoint
+            )
+        return None
+
+
+def environment(**seeds: int | None) -> dict[str, Any]:
+    """Return what `env.json` holds: versions, commit, seeds, device, command line, UTC time.
+
+    Environment variables are never recorded, and the value of a flag that names a token, key,
+    secret or password is replaced by "***".
+
+    Example:
+        >>> environment(seed=0)["seeds"]
+        {'seed': 0}
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    else:
+        devices = [
+            f"cpu ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+        ]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "seeds": dict(seeds),
+        "devices": devices,
+        "platform": platform.platform(),
+        "argv": _without_secrets(sys.argv),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _empty(folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in (*patterns, "README.md"):
+        for found in folder.glob(pattern):
+            if pattern == "README.md" and not _is_model_card(found):
+                continue
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found)
+            else:
+                found.unlink(missing_ok=True)
+    foreign = sorted(found.name for found in folder.iterdir())
+    if foreign:
+        logger.warning("%s: left in place, no run writes them: %s", folder, ", ".join(foreign))
+
+
+def _is_model_card(path: Path) -> bool:
+    """Whether transformers wrote this README.md beside a checkpoint, and not the user."""
+    return path.is_file() and "generated_from_trainer" in path.read_text(encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _without_secrets(argv: Sequence[str]) -> list[str]:
+    cleaned: list[str] = []
+    hide_next = False
+    for argument in argv:
+        flag, equals, _ = argument.partition("=")
+        secret = flag.startswith("--") and _SECRET_FLAG.search(flag) is not None
+        if hide_next and not argument.startswith("--"):
+            cleaned.append("***")
+        elif secret and equals:
+            cleaned.append(f"{flag}=***")
+        else:
+            cleaned.append(argument)
+        hide_next = secret and not equals
+    return cleaned

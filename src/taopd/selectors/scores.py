@@ -1,0 +1,238 @@
+"""Normalized columns, quadrants, and every score of METHOD section 3, one readable formula each.
+
+What: h, d, c are H~, D~, C~ (eq. 11) and dc is Norm(D C). A score is a function of these columns;
+more of it means more worth training on. Selectors (`taopd.selectors.registry`) add who is a
+candidate and which end is kept.
+
+Two sets of rules. `paper`: valid rows set the scale, eq. 11 with its epsilon. `reference`: the
+released code's R8-R11, where loss-masked rows set the scale too, non-finite values become 0 and a
+column with no spread becomes 0. A column of equal values gives 0 under both, never NaN.
+
+The forms `h + d - h d` are kept as written: the released code's order among saturated rows depends
+on how they round.
+
+Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.signals import SignalTable
+
+EPSILON = 1e-12
+"""Epsilon of eq. 11, whose value the paper does not give; the released code's smallest spread
+(R8)."""
+QUANTILES = (0.05, 0.95)
+"""Q05 and Q95 of eq. 11."""
+NORMALIZATIONS = ("quantile", "minmax", "none")
+RULES = ("paper", "reference")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalizedView:
+    """What a score function reads: normalized columns of every row, and the table they come from.
+
+    Under the paper's rules rows that may not train hold 0 and quadrant 0. Aligned example:
+
+        valid       T    T    T    F
+        h          .0   1.   .4   .0
+        quadrant    3    1    1    0
+    """
+
+    h: Float[Tensor, " N"]
+    """H~ in [0, 1]."""
+    d: Float[Tensor, " N"]
+    """D~ in [0, 1]."""
+    c: Float[Tensor, " N"]
+    """C~ in [0, 1]."""
+    dc: Float[Tensor, " N"]
+    """Norm(D C) in [0, 1]."""
+    quadrant: Int[Tensor, " N"]
+    """int8: 1 high H high D, 2 high H low D, 3 low H high D, 4 both low; 0 outside the
+    population."""
+    table: SignalTable
+    generator: torch.Generator
+    """On the CPU, seeded from (seed, step): the same draws whatever the number of ranks."""
+
+
+def interpolated_quantile(
+    ascending: Float[Tensor, " M"], q: float, *, rules: str = "paper"
+) -> float:
+    """Quantile of sorted values: linear interpolation at place q (M - 1). [METHOD R9]
+
+    Between two equal values the paper's rules return exactly that value; the released code's
+    weighted sum may be off in the last bit, which "reference" keeps.
+
+    Example:
+        >>> interpolated_quantile(torch.arange(5.0), 0.05)
+        0.2
+    """
+    place = q * (ascending.shape[0] - 1)
+    low = math.floor(place)
+    weight = place - low
+    below = float(ascending[low])
+    above = float(ascending[min(low + 1, ascending.shape[0] - 1)])
+    if rules == "paper" and below == above:
+        return below
+    return below * (1 - weight) + above * weight
+
+
+def normalize(
+    values: Float[Tensor, " N"],
+    population: Bool[Tensor, " N"],
+    *,
+    normalization: str = "quantile",
+    rules: str = "paper",
+) -> Float[Tensor, " N"]:
+    """Scale values to [0, 1] by the spread of the finite values of the population. [eq. 11; R8-R10]
+
+        quantile   clip((z - Q05) / (Q95 - Q05 + eps), 0, 1)
+        minmax     the same with the smallest and the largest value
+        none       clip(z / max(largest, 1e-12), 0, 1)
+
+    Rules "reference": no eps, 0 everywhere if the spread is below 1e-12. Rows outside the
+    population and non-finite values become 0.
+    """
+    usable = population & values.isfinite()
+    ascending = values[usable].sort().values
+    if ascending.shape[0] == 0:
+        return torch.zeros_like(values)
+    if normalization == "quantile":
+        low, high = (interpolated_quantile(ascending, q, rules=rules) for q in QUANTILES)
+    elif normalization == "minmax":
+        low, high = float(ascending[0]), float(ascending[-1])
+    else:
+        low, high = 0.0, max(float(ascending[-1]), EPSILON)
+    spread = high - low
+    if rules == "reference" and abs(spread) < EPSILON:
+        return torch.zeros_like(values)
+    if rules == "paper" and normalization != "none":
+        spread += EPSILON
+    scaled = ((values - low) / spread).clamp(0.0, 1.0)
+    return torch.where(usable, scaled, torch.zeros_like(scaled))
+
+
+def quadrants(
+    h: Float[Tensor, " N"], d: Float[Tensor, " N"], population: Bool[Tensor, " N"]
+) -> Int[Tensor, " N"]:
+    """Quadrant 1..4 (int8) by the medians of H~ and D~; on the median counts as high. [METHOD
+    R11]"""
+    if not bool(population.any()):
+        return torch.zeros_like(h, dtype=torch.int8)
+    high_h = h >= interpolated_quantile(h[population].sort().values, 0.5)
+    high_d = d >= interpolated_quantile(d[population].sort().values, 0.5)
+    number = 4 - 2 * high_h.to(torch.int8) - high_d.to(torch.int8)  # HH 1, HL 2, LH 3, LL 4
+    return number.masked_fill_(~population, 0)
+
+
+def normalized_view(
+    table: SignalTable,
+    *,
+    normalization: str = "quantile",
+    rules: str = "paper",
+    generator: torch.Generator | None = None,
+) -> NormalizedView:
+    """Normalize D, C, H and D C of a table, and place every row in its quadrant.
+
+    Raises:
+        ConfigError: for an unknown normalization or set of rules.
+        NumericsError: under the paper's rules, if a valid row's D, C or H is not finite.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ConfigError(
+            f"normalization={normalization!r} is unknown.{suggest(normalization, NORMALIZATIONS)}"
+        )
+    if rules not in RULES:
+        raise ConfigError(f"rules={rules!r} is unknown.{suggest(rules, RULES)}")
+    columns = {
+        "h": table.entropy.double(),
+        "d": table.disagreement.double(),
+        "c": table.compatibility.double(),
+    }
+    population = table.valid if rules == "paper" else torch.ones_like(table.valid)
+    if rules == "paper":
+        for name, column in columns.items():
+            bad = ~column.isfinite() & table.valid
+            if bool(bad.any()):
+                raise NumericsError(
+                    f"{name.upper()} is not finite at row {int(bad.nonzero()[0])} of the table; "
+                    'mask the row or look for NaN logits (rules="reference" reads it as 0)'
+                )
+    columns["dc"] = columns["d"] * columns["c"]
+    scaled = {
+        name: normalize(column, population, normalization=normalization, rules=rules)
+        for name, column in columns.items()
+    }
+    return NormalizedView(
+        **scaled,
+        quadrant=quadrants(scaled["h"], scaled["d"], population),
+        table=table,
+        generator=torch.Generator() if generator is None else generator,
+    )
+
+
+def teachability(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Learnable disagreement D^L = D~ C~. [eq. 5, 12]"""
+    return view.d * view.c
+
+
+def incompatible(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Incompatible disagreement D^I = D~ (1 - C~). [eq. 5, 12]"""
+    return view.d * (1 - view.c)
+
+
+def teachability_entropy(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Soft OR of entropy and teachability: H~ + s - H~ s with s = D~ C~. [eq. 16]"""
+    s = view.d * view.c
+    return view.h + s - view.h * s
+
+
+def teachability_entropy_reference(view: NormalizedView) -> Float[Tensor, " N"]:
+    """The released code's soft OR: H~ + s - H~ s with s = Norm(D C). [METHOD section 3]"""
+    return view.h + view.dc - view.h * view.dc
+
+
+def low_entropy_teachability(view: NormalizedView) -> Float[Tensor, " N"]:
+    """(1 - H~) Norm(D C): the score of q3 and of the second half of split. [METHOD section 3]"""
+    return (1 - view.h) * view.dc
+
+
+def tip(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Soft OR of entropy and divergence: H~ + D~ - H~ D~. [METHOD section 3]"""
+    return view.h + view.d - view.h * view.d
+
+
+def entropy(view: NormalizedView) -> Float[Tensor, " N"]:
+    """H~."""
+    return view.h
+
+
+def divergence(view: NormalizedView) -> Float[Tensor, " N"]:
+    """D~."""
+    return view.d
+
+
+def compatibility(view: NormalizedView) -> Float[Tensor, " N"]:
+    """C~."""
+    return view.c
+
+
+def random(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Uniform on [0, 1), one draw per row of the global table: the matched-budget control."""
+    draws = torch.rand(len(view.table), generator=view.generator, dtype=torch.float64)
+    return draws.to(view.h.device)
+
+
+def full(view: NormalizedView) -> Float[Tensor, " N"]:
+    """1 everywhere."""
+    return torch.ones_like(view.h)
+
+
+def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:
+    """Rows of quadrant 3, low entropy and high divergence."""
+    return view.quadrant == 3

@@ -1,0 +1,28 @@
+"""From exact signals to what the released code would have seen: two top-K lists."""
+
+from dataclasses import replace
+
+from taopd.signals.lists import topk_lists_signals
+from taopd.signals.tables import TokenSignals
+
+
+def lists_from_exact(signals: TokenSignals) -> TokenSignals:
+    """Recompute D, H and the proxies from the two top-K lists alone; C stays the exact mass.
+
+    `compatibility="bound"` selects the lower bound that the lists alone give. What the lists cannot say
+    (the sampled log-probs) is carried over.
+    """
+    lists = topk_lists_signals(
+        signals.student_topk_ids,
+        signals.student_topk_logprobs,
+        signals.teacher_topk_ids,
+        signals.teacher_topk_logprobs,
+        k=signals.student_topk_ids.shape[1],
+    )
+    return replace(
+        lists,
+        compatibility=signals.compatibility,
+        compatibility_is_exact=signals.compatibility_is_exact,
+        student_logprobs=signals.student_logprobs,
+        teacher_logprobs=signals.teacher_logprobs,
+    )

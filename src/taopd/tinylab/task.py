@@ -1,0 +1,240 @@
+"""The lab's task: addition of two 3-digit numbers, each answer digit announced by a marker word.
+
+    prompt       3 2 1 + 4 8 9 =                     123 + 984, least significant digit first
+    completion   t7 7 t12 0 t1 1 t6 1 <eos>          1107; marker, digit, ..., end
+
+What: everything known in closed form about prompts, completions and answers, as tensors of token
+ids. The teacher writes right digits and its own marker words (`t0` .. `t15`). Half of the student's
+digits ignore the carry, and its marker words are `s0` .. `s15`. So the disagreement at a digit is
+about the order of tokens that the student already considers (learnable), the one at a marker about
+tokens that it never writes (incompatible). A marker's number depends on the prompt and on the
+position. Models of this size learn the step from one marker to the next but not the first one, a
+sum modulo 16: they draw it evenly from their 16 words, so a rollout has one marker of high entropy
+and three of almost none.
+
+Three variants, because a lab in which a method always wins proves nothing:
+
+- `dialect`: the two sets of markers are disjoint, and only the digits are graded.
+- `bilingual`: one in ten of the markers that the student learned from is the teacher's.
+- `reversal`: a teacher's marker echoes the digit before it in words (`t0` .. `t9`; the first one is
+  `t10`), and those words are the graded answer. The student wrote them 3 % of the time, below eight
+  equally likely words of its own, so they lie outside its top 4: a selector that avoids off-support
+  tokens avoids the answer. Three markers have a digit before them, hence three graded digits.
+
+Why not text from a real corpus: there the right next token, and which disagreement is learnable, is
+an opinion; here it is arithmetic. Not here: models, files (see `pretrain`, `build`).
+Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NUM_DIGITS = 3
+"""Digits of a summand."""
+NUM_ANSWER_DIGITS = NUM_DIGITS + 1
+NUM_NUMBERS = 10**NUM_DIGITS
+PROMPT_LENGTH = 2 * NUM_DIGITS + 2
+COMPLETION_LENGTH = 2 * NUM_ANSWER_DIGITS + 1
+MAX_LENGTH = 64
+"""Positions of the models: room for a completion that missed its end."""
+ECHO_START = 10
+"""Number of the first teacher's marker where the others echo digits."""
+NUM_MARKERS = 16
+"""Marker words of one dialect."""
+
+PLUS_ID, EQUALS_ID = 10, 11
+STUDENT_MARKER_ID = 12
+TEACHER_MARKER_ID = STUDENT_MARKER_ID + NUM_MARKERS
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(44, 48)
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+
+WORDS: tuple[str, ...] = (
+    *(str(digit) for digit in range(10)),
+    "+",
+    "=",
+    *(f"s{index}" for index in range(NUM_MARKERS)),
+    *(f"t{index}" for index in range(NUM_MARKERS)),
+    PAD,
+    BOS,
+    EOS,
+    UNK,
+)
+"""The vocabulary: the token with id i is `WORDS[i]`, and digit d has id d."""
+
+Role = Literal["teacher", "student"]
+TokenKind = Literal["digit", "marker", "end", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """How the two dialects relate, and which words are graded."""
+
+    name: str
+    teacher_share: float = 0.0
+    """Share of the student's training markers that are the teacher's."""
+    synonyms: int = 1
+    """Equally likely markers of the student at one position."""
+    markers_echo_digits: bool = False
+    """A teacher's marker is the word of the digit before it, not of the marker rule."""
+    answer_pattern: str = r"\b\d\b"
+    """Matches in a completion's text, joined, are compared with the answer."""
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant(name="bilingual", teacher_share=0.1),
+        Variant(name="dialect"),
+        # Eight synonyms, not four: the 3 % must stay below its top 4 while it trains, too.
+        Variant(
+            name="reversal",
+            teacher_share=0.03,
+            synonyms=8,
+            markers_echo_digits=True,
+            answer_pattern=r"(?<=\bt)\d\b",
+        ),
+    )
+}
+
+
+def number_digits(numbers: Tensor, count: int = NUM_DIGITS) -> Tensor:
+    """Return the decimal digits of `numbers` [N], least significant first, as [N, count].
+
+    Example:
+        >>> number_digits(torch.tensor([123]))
+        tensor([[3, 2, 1]])
+    """
+    return numbers[:, None] // 10 ** torch.arange(count) % 10
+
+
+def sum_digits(left: Tensor, right: Tensor) -> Tensor:
+    """Return the digits of the right answer, [N, 4]."""
+    return number_digits(left + right, NUM_ANSWER_DIGITS)
+
+
+def carryless_digits(left: Tensor, right: Tensor) -> Tensor:
+    """Return the digits of the answer when every carry is forgotten, [N, 4]; the last one is 0."""
+    digits = (number_digits(left) + number_digits(right)) % 10
+    return torch.nn.functional.pad(digits, (0, 1))
+
+
+def marker_indices(left: Tensor, right: Tensor) -> Tensor:
+    """Return the marker rule, `(3 * sum(a) + sum(b) + 5 * i) mod 16` over digit sums, as [N, 4]."""
+    base = 3 * number_digits(left).sum(-1) + number_digits(right).sum(-1)
+    return (base[:, None] + 5 * torch.arange(NUM_ANSWER_DIGITS)) % NUM_MARKERS
+
+
+def prompt_ids(left: Tensor, right: Tensor) -> Tensor:
+    """Return the prompts as token ids, [N, 8]."""
+    plus = torch.full((len(left), 1), PLUS_ID)
+    equals = torch.full((len(left), 1), EQUALS_ID)
+    return torch.cat([number_digits(left), plus, number_digits(right), equals], dim=1)
+
+
+def prompt_text(left: int, right: int) -> str:
+    """Return a prompt as text.
+
+    Example:
+        >>> prompt_text(123, 984)
+        '3 2 1 + 4 8 9 ='
+    """
+    ids = prompt_ids(torch.tensor([left]), torch.tensor([right]))[0]
+    return " ".join(WORDS[index] for index in ids.tolist())
+
+
+def answer_text(variant: Variant, left: int, right: int) -> str:
+    """Return the right answer as the graded text, least significant digit first.
+
+    Example:
+        >>> answer_text(VARIANTS["dialect"], 123, 984)
+        '7011'
+        >>> answer_text(VARIANTS["reversal"], 123, 984)
+        '701'
+    """
+    digits = str(left + right).zfill(NUM_ANSWER_DIGITS)[::-1]
+    return digits[:-1] if variant.markers_echo_digits else digits
+
+
+def is_correct(completion: str, answer: str, pattern: str) -> bool:
+    """Say whether the joined matches of `pattern` in `completion` are `answer`."""
+    return "".join(re.findall(pattern, completion)) == answer
+
+
+def teacher_markers(variant: Variant, indices: Tensor, digits: Tensor) -> Tensor:
+    """Return the ids of the teacher's markers before each of `digits`, [N, 4]."""
+    if variant.markers_echo_digits:
+        indices = torch.nn.functional.pad(digits[:, :-1], (1, 0), value=ECHO_START)
+    return TEACHER_MARKER_ID + indices
+
+
+def student_markers(variant: Variant, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ids of the student's own markers, [N, 4]; drawn where it has synonyms."""
+    jitter = torch.randint(variant.synonyms, indices.shape, generator=generator)
+    return STUDENT_MARKER_ID + (indices + jitter) % NUM_MARKERS
+
+
+def teacher_completions(
+    variant: Variant,
+    left: Tensor,
+    right: Tensor,
+    generator: torch.Generator,
+    *,
+    rewrite_share: float,
+) -> tuple[Tensor, Tensor]:
+    """Return what the teacher reads and what it should say next, both [N, 9].
+
+    They differ in the markers: a random `rewrite_share` of those it reads are the student's, all of
+    those that it says are its own. This makes it a competent judge of a student's prefix that never
+    adopts the student's dialect.
+    """
+    digits, indices = sum_digits(left, right), marker_indices(left, right)
+    own = teacher_markers(variant, indices, digits)
+    rewritten = torch.rand(own.shape, generator=generator) < rewrite_share
+    read = torch.where(rewritten, student_markers(variant, indices, generator), own)
+    return _interleave(read, digits), _interleave(own, digits)
+
+
+def student_completions(
+    variant: Variant,
+    left: Tensor,
+    right: Tensor,
+    generator: torch.Generator,
+    *,
+    carryless_share: float,
+) -> Tensor:
+    """Return the completions that the student learns from, [N, 9]."""
+    indices, right_digits = marker_indices(left, right), sum_digits(left, right)
+    forgetful = torch.rand(indices.shape, generator=generator) < carryless_share
+    digits = torch.where(forgetful, carryless_digits(left, right), right_digits)
+    borrowed = torch.rand(indices.shape, generator=generator) < variant.teacher_share
+    markers = torch.where(
+        borrowed,
+        teacher_markers(variant, indices, digits),
+        student_markers(variant, indices, generator),
+    )
+    return _interleave(markers, digits)
+
+
+def _interleave(markers: Tensor, digits: Tensor) -> Tensor:
+    body = torch.stack([markers, digits], dim=-1).flatten(1)
+    return torch.nn.functional.pad(body, (0, 1), value=EOS_ID)
+
+
+def token_kind(text_token: str) -> TokenKind:
+    """Return what role a token plays in a completion.
+
+    Example:
+        >>> [token_kind(word) for word in ("7", "t12", "<eos>", "+")]
+        ['digit', 'marker', 'end', 'other']
+    """
+    if text_token == EOS:
+        return "end"
+    if re.fullmatch(r"\d", text_token):
+        return "digit"
+    if re.fullmatch(r"[st](\d|1[0-5])", text_token):
+        return "marker"
+    return "other"

@@ -1,0 +1,379 @@
+"""`TeachabilityTrainer`: `trl.DistillationTrainer` that trains only on the tokens that a selector keeps.
+
+The only file that knows TRL. What it overrides: how prompts are repeated (`num_generations`), what happens
+after sampling (score, select, keep the teacher's hidden states where they are needed), and the loss. The
+loop, generation, checkpoints, PEFT, distribution and trackers stay TRL's.
+
+One step: sample the whole generation batch, score it once with both models, choose over all of it (every
+micro-batch and rank), then per micro-batch run the student on the rows that hold a kept token, up to the
+last one, and apply head and loss at the kept positions alone.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import IterableDataset
+from torch import Tensor
+from transformers import AutoTokenizer, ProcessorMixin
+from trl import DistillationTrainer
+from trl.trainer.utils import RepeatSampler, create_model_from_path
+
+from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.choose import choose
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError, DataError
+from taopd.gather import gather_table
+from taopd.kernels import Head
+from taopd.losses import Targets, head_loss, needs_teacher_distribution, resolve_loss
+from taopd.metrics import selection_metrics
+from taopd.recorder import Recorder
+from taopd.rollout_log import RolloutLog, ScoredBatch
+from taopd.scoring import Positions, read_head, trim
+from taopd.signals import (
+    TokenSignals,
+    concatenate,
+    exact_signals,
+    lists_from_exact,
+    signal_table,
+)
+from taopd.vocabulary import shared_vocabulary
+
+Batch = dict[str, Any]
+_SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+
+
+class TeachabilityTrainer(DistillationTrainer):
+    """Selective on-policy distillation; takes what `trl.DistillationTrainer` takes.
+
+    Args:
+        model: student, a path, a hub id or a `PreTrainedModel`.
+        teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
+            padded to another size; its tokenizer must give every shared id the same token.
+        args: a `TeachabilityConfig`.
+
+    Raises:
+        ConfigError: settings that do not fit each other.
+        DataError: different tokenizers, a multimodal student, or completions that are all empty.
+        NumericsError: NaN or infinite logits or loss; names model, completion and position.
+
+    Source: arXiv 2605.26844.
+    """
+
+    _tag_names = ["trl", "distillation", "taopd"]  # noqa: RUF012 (TRL's attribute)
+    _name = "Teachability-Aware Distillation"
+
+    def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
+        if not isinstance(args, TeachabilityConfig):
+            raise ConfigError("args must be a taopd.TeachabilityConfig (it extends trl.DistillationConfig)")
+        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        if teacher_model is None:
+            raise ConfigError("no teacher: pass teacher_model or set teacher_model_name_or_path")
+        # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
+        super().__init__(model=model, teacher_model=None, args=args, **kwargs)
+        if isinstance(self.processing_class, ProcessorMixin):
+            raise DataError("multimodal students are not supported: pass a text model and its tokenizer")
+        self._check_batch()
+        self._attach_teacher(teacher_model)
+        self._loss_function = resolve_loss(
+            args.loss,
+            beta=args.beta,
+            k=args.score_top_k,
+            clip_low=args.ppo_clip_low,
+            clip_high=args.ppo_clip_high,
+        )
+        self._anchor_function = resolve_loss("reverse_kl")
+        # The anchor's reference is the student as it was given; with LoRA the base model, adapter off.
+        self._reference_model = None
+        if args.anchor_coef > 0.0 and not is_peft_model(self.model):
+            frozen = copy.deepcopy(self.model).requires_grad_(False)
+            self._reference_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
+        self._recorder = Recorder()
+        self.observers: list[Callable[[ScoredBatch], None]] = [
+            RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
+        ]
+        """Called on the main process after every selection, in training."""
+        self.add_callback(MetricsWriter())
+        if args.log_update_norm:
+            self.add_callback(UpdateNorm(self._record))
+
+    def _check_batch(self) -> None:
+        args, size = self.args, self._generation_batch_size()
+        if size % args.num_generations:
+            raise ConfigError(
+                f"num_generations={args.num_generations} does not divide the generation batch of {size} "
+                "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+            )
+        repeats = args.num_generations * args.num_iterations
+        if repeats > 1 and isinstance(self.train_dataset, IterableDataset):
+            raise ConfigError(
+                "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
+            )
+
+    def _attach_teacher(self, teacher_model) -> None:
+        """Load the teacher if it is a path, agree on the shared ids, and hand it to accelerate."""
+        args, tokenizer = self.args, self._tokenizer
+        if isinstance(teacher_model, str):
+            kwargs = dict(args.teacher_model_init_kwargs or {})
+            if args.teacher_model_revision is not None:
+                kwargs.setdefault("revision", args.teacher_model_revision)
+            tokenizer = AutoTokenizer.from_pretrained(teacher_model, revision=kwargs.get("revision"))
+            teacher_model = create_model_from_path(teacher_model, **kwargs)
+        self.vocab_size = shared_vocabulary(
+            self._tokenizer,
+            tokenizer,
+            self.model.config.get_text_config().vocab_size,
+            teacher_model.config.get_text_config().vocab_size,
+        )
+        if args.score_top_k > self.vocab_size:
+            raise ConfigError(
+                f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
+            )
+        teacher_model.requires_grad_(False)
+        self.teacher_model = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def _generation_batch_size(self) -> int:
+        args = self.args
+        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return local * self.accelerator.num_processes
+
+    def _get_train_sampler(self, dataset=None):
+        args = self.args
+        return RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=self._generation_batch_size() // args.num_generations,
+            repeat_count=args.gradient_accumulation_steps * args.num_iterations,
+            shuffle=self.shuffle_dataset,
+            seed=args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch):
+        accumulation = self.args.gradient_accumulation_steps
+        iteration = (self._step // accumulation) % self.args.num_iterations
+        if self.model.training and iteration > 0 and self._buffered_inputs is not None:
+            return self._buffered_inputs[self._step % accumulation]
+        return super()._prepare_inputs(generation_batch)
+
+    def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
+        completions = super()._generate_single_turn(*args, **kwargs)
+        if not any(completions):
+            raise DataError(
+                f"step {self.state.global_step}: every completion is empty, so there is nothing to "
+                "distill; check the student's end-of-sequence ids and max_completion_length"
+            )
+        # A server may drop the token it stopped at, and TRL reads every completion's last token.
+        return [ids or [self._tokenizer.eos_token_id] for ids in completions]
+
+    def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        with self._recorder.timed("perf/sample_s"):
+            batch = super()._generate_and_score_completions(inputs)
+        mask = batch["completion_mask"].bool()
+        if "tool_mask" in batch:
+            mask &= batch["tool_mask"].bool()
+        inside = batch["completion_ids"] < self.vocab_size
+        outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
+        self._recorder.add("rollout/outside_vocabulary", float(outside))
+        self._recorder.add("perf/sample_tokens", int(mask.sum()))
+        positions = Positions.of(mask & inside)
+        with self._recorder.timed("perf/score_s"):
+            signals, teacher_hidden = self._score(batch, positions)
+        return batch | self._select(batch, positions, signals, teacher_hidden)
+
+    # -- scoring ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _score(self, batch: Batch, positions: Positions) -> tuple[TokenSignals, Tensor | None]:
+        """Signals of every valid position; the teacher's hidden states there [N, Dt] if the loss reads them."""
+        keep_hidden = needs_teacher_distribution(self.args.loss)
+        chunks, kept_hidden = [], []
+        was_training = self.model.training
+        self.model.eval()
+        for rows, active in self._micro_batches(positions):
+            student = self._hidden_at(self.model_wrapped, batch, rows, active)
+            teacher = self._hidden_at(self.teacher_model, batch, rows, active)
+            where = partial(Positions.of(active).describe, first_row=rows.start)
+            chunks.append(
+                exact_signals(
+                    *student,
+                    *teacher,
+                    batch["completion_ids"][rows][active],
+                    k=self.args.score_top_k,
+                    temperature=self.temperature,
+                    locate=lambda row, where=where: f"step {self.state.global_step}, {where(row)}",
+                )
+            )
+            if keep_hidden:
+                kept_hidden.append(teacher[0])
+        self.model.train(was_training)
+        self._recorder.add("perf/score_tokens", len(positions))
+        signals = concatenate(chunks)
+        if self.args.signals == "topk_lists":
+            signals = lists_from_exact(signals)
+        return signals, torch.cat(kept_hidden) if keep_hidden else None
+
+    def _micro_batches(self, positions: Positions) -> Iterator[tuple[slice, Tensor]]:
+        """Row slices of the generation batch, and the padded mask [b, T] of the given positions in them."""
+        mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+        size = self.args.per_device_train_batch_size if self.model.training else len(mask)
+        for start in range(0, len(mask), size):
+            rows = slice(start, start + size)
+            yield rows, mask[rows]
+
+    def _hidden_at(self, wrapped, batch: Batch, rows: slice, active: Tensor) -> tuple[Tensor, Head]:
+        """Hidden states [n, D] that predict the tokens at the active positions of these rows, and the head."""
+        part = trim(*(batch[name][rows] for name in _SEQUENCE), active)
+        unwrapped = self.accelerator.unwrap_model(wrapped)
+
+        def forward(*inputs) -> tuple[Tensor, Head]:
+            hidden = self._get_last_hidden_state(unwrapped, *inputs)
+            return hidden, read_head(unwrapped, self.vocab_size)
+
+        inputs = (part.input_ids, part.attention_mask, part.num_completion)
+        hidden, head = self._forward_redirection(wrapped, unwrapped, forward, *inputs)
+        return hidden[active[part.rows, : part.num_completion]], head
+
+    # -- selection --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _select(self, batch, positions: Positions, signals: TokenSignals, teacher_hidden) -> Batch:
+        """Choose over all ranks; return what the loss needs, aligned with the rows of this rank's batch."""
+        training, step = self.model.training, self.state.global_step
+        with self._recorder.timed("perf/select_s"):
+            local = signal_table(
+                signals,
+                response=positions.row,
+                position=positions.column,
+                valid=torch.ones_like(positions.row, dtype=torch.bool),
+                compatibility=self.args.compatibility,
+            )
+            table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
+            choice = choose(table, self.args, step=step, training=training)
+            weights, anchors = (
+                values[mine].float().to(positions.row.device)
+                for values in (choice.loss_weights, choice.anchor_weights)
+            )
+            for name, value in selection_metrics(table, choice.selection, self.args.budget).items():
+                self._recorder.add(name, value)
+        out: Batch = {
+            "loss_weights": positions.spread(weights),
+            "anchor_weights": positions.spread(anchors),
+            "entropy": positions.spread(signals.entropy.float()),
+            "teacher_logprobs": positions.spread(signals.teacher_logprobs.float()),
+        }
+        if self.args.num_iterations > 1:
+            out["sampling_logprobs"] = positions.spread(signals.student_logprobs.float())
+        if teacher_hidden is not None:
+            out["teacher_hidden"] = positions.by_row(teacher_hidden, weights != 0)
+        if training and self.args.anchor_coef > 0.0:
+            with self._recorder.timed("perf/anchor_s"):
+                out["reference_hidden"] = self._reference_hidden(batch, out["anchor_weights"] != 0)
+        if training and self.accelerator.is_main_process:
+            scored = ScoredBatch(
+                step=step,
+                batch=batch,
+                positions=positions,
+                signals=signals,
+                choice=choice,
+                mine=mine,
+                tokenizer=self._tokenizer,
+            )
+            for observer in self.observers:
+                observer(scored)
+        return out
+
+    def _reference_hidden(self, batch: Batch, anchored: Tensor) -> list[Tensor]:
+        """The initial student's hidden states at the anchored positions, one tensor per row."""
+        positions = Positions.of(anchored)
+        with self._reference_weights() as reference:
+            hidden = [
+                self._hidden_at(reference, batch, rows, active)[0]
+                for rows, active in self._micro_batches(positions)
+            ]
+        everything = torch.ones_like(positions.row, dtype=torch.bool)
+        return positions.by_row(torch.cat(hidden), everything)
+
+    @contextmanager
+    def _reference_weights(self) -> Iterator[Any]:
+        if self._reference_model is not None:
+            yield self._reference_model
+            return
+        with self.accelerator.unwrap_model(self.model_wrapped).disable_adapter():
+            yield self.model_wrapped
+
+    # -- loss -------------------------------------------------------------------------------------
+
+    def _compute_loss(self, unwrapped_student, inputs: Batch, num_items_in_batch):
+        """Head and loss at the kept and anchored positions alone; TRL calls it inside the wrapper's forward.
+
+        Returns the scalar loss, the sum of the student's entropy over the completion, and its token count.
+        """
+        kept, anchored = inputs["loss_weights"] != 0, inputs["anchor_weights"] != 0
+        part = trim(*(inputs[name] for name in _SEQUENCE), kept | anchored)
+        hidden = self._get_last_hidden_state(
+            unwrapped_student, part.input_ids, part.attention_mask, part.num_completion
+        )
+        self._recorder.add("perf/train_tokens", part.input_ids.numel())
+        head = read_head(unwrapped_student, self.vocab_size)
+
+        def divergence(name: str, chosen: Tensor, model, loss_function) -> Tensor:
+            states = hidden[chosen[part.rows, : part.num_completion]]
+            weights = inputs[f"{name}_weights"][chosen]
+            targets = self._targets(inputs, chosen, _STATES[name], model)
+            return head_loss(states, head, weights, targets, loss_function)[0]
+
+        loss = divergence("loss", kept, self.teacher_model, self._loss_function)
+        self._recorder.add("loss/selected_nats", loss.item())
+        if "reference_hidden" in inputs:
+            reference = self._reference_model or unwrapped_student
+            anchor = divergence("anchor", anchored, reference, self._anchor_function)
+            self._recorder.add("loss/anchor_nats", anchor.item() / self.args.anchor_coef)
+            loss = loss + anchor
+        # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
+        loss = loss * self.accelerator.num_processes
+        return loss, inputs["entropy"].sum(), inputs["completion_mask"].sum()
+
+    def _targets(self, inputs: Batch, chosen: Tensor, states: str, model) -> Targets:
+        """What the student is compared with at the chosen positions of a micro-batch."""
+        targets = Targets(
+            token_ids=inputs["completion_ids"][chosen],
+            teacher_logprobs=inputs["teacher_logprobs"][chosen],
+            sampling_logprobs=inputs["sampling_logprobs"][chosen]
+            if "sampling_logprobs" in inputs
+            else None,
+            temperature=self.temperature,
+        )
+        if states not in inputs:
+            return targets
+        with torch.no_grad():
+            head = read_head(self.accelerator.unwrap_model(model), self.vocab_size)
+        return replace(targets, teacher_hidden=torch.cat(inputs[states]), teacher_head=head)
+
+    # -- bookkeeping ------------------------------------------------------------------------------
+
+    def _record(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(value)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self._recorder.timed("perf/train_s"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            for name, value in self._recorder.flush().items():
+                self._record(name, value)
+        return loss
+
+    def prediction_step(self, *args, **kwargs):
+        result = super().prediction_step(*args, **kwargs)
+        self._recorder.flush()
+        return result
+
+
+_STATES = {"loss": "teacher_hidden", "anchor": "reference_hidden"}
+"""Which states the student is compared with, by the kind of weight."""

@@ -1,0 +1,106 @@
+"""Shared fixtures: a micro Qwen3 teacher and student over 40 words, and prompts, on disk.
+
+Small enough that loading one takes milliseconds; real enough that every library below sees the
+files it sees in production: config.json, safetensors, tokenizer.json, parquet.
+"""
+
+import os
+
+# Before torch is imported: two OpenMP threads that spin against another process cost more than they
+# give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "+", "=", *(f"w{i}" for i in range(24)))
+
+
+@dataclass(frozen=True)
+class MicroLab:
+    """Paths of the micro models and prompts."""
+
+    root: Path
+    student: Path
+    teacher: Path
+    prompts: Path
+    """parquet with prompt, answer and split (24 train, 8 test rows)."""
+
+
+def make_tokenizer(words=WORDS):
+    """A word-level fast tokenizer; the position in `words` is the id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+def make_model(*, seed: int, hidden_size: int = 16, vocab_size: int = len(WORDS), layers: int = 2):
+    """A randomly initialised Qwen3 with a context of 64 tokens."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def make_rows(num_rows: int, split: str) -> list[dict[str, str]]:
+    """Additions of two digits, with unequal prompt lengths: "3 + 4 =" and "w1 3 + 4 ="."""
+    rows = []
+    for index in range(num_rows):
+        left, right = index % 5, (3 * index) % 5
+        lead = f"w{index % 24} " if index % 2 else ""
+        rows.append(
+            {"prompt": f"{lead}{left} + {right} =", "answer": str(left + right), "split": split}
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def micro_lab(tmp_path_factory) -> MicroLab:
+    """The micro models and prompts, made once per session. Treat as read-only."""
+    import pandas as pd
+
+    root = tmp_path_factory.mktemp("micro_lab")
+    for name, seed, width in (("student", 0, 16), ("teacher", 1, 32)):
+        make_model(seed=seed, hidden_size=width).save_pretrained(root / name)
+        make_tokenizer().save_pretrained(root / name)
+    pd.DataFrame(make_rows(24, "train") + make_rows(8, "test")).to_parquet(root / "prompts.parquet")
+    return MicroLab(
+        root=root,
+        student=root / "student",
+        teacher=root / "teacher",
+        prompts=root / "prompts.parquet",
+    )

@@ -1,0 +1,80 @@
+"""Small files, small functions, docstrings, and nothing that runs code from a file.
+
+Oracle: the source itself, read with `ast` and regular expressions.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "taopd"
+FILES = sorted(SOURCE.rglob("*.py"))
+MAX_FILE_LINES, MAX_KERNEL_LINES, MAX_FUNCTION_LINES = 300, 450, 80
+FORBIDDEN = {
+    "pickle": r"^\s*(import|from) (pickle|dill|cloudpickle|shelve|marshal)\b",
+    "torch.load": r"\btorch\.load\(",
+    "yaml.load": r"\byaml\.(load|full_load|unsafe_load)\(",
+    "remote code": r"trust_remote_code[\"']?\s*[=:]\s*True",
+    "eval or exec": r"(?<![\w.])(eval|exec)\(",
+    "shell": r"shell=True|os\.system\(",
+    "open end": r"\b(TODO|FIXME|XXX)\b",
+}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_file_length_and_name(path):
+    limit = MAX_KERNEL_LINES if "kernels" in path.parts else MAX_FILE_LINES
+    assert len(path.read_text().splitlines()) <= limit
+    assert path.stem != "utils"
+
+
+def definitions(path: Path):
+    """Every function and class with whether it is public: reachable without an underscore."""
+    stack: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text()), True)]
+    while stack:
+        node, public = stack.pop()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                visible = public and not child.name.startswith("_")
+                yield child, visible, node
+                stack.append((child, visible and isinstance(child, ast.ClassDef)))
+            else:
+                stack.append((child, public))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_functions_are_short(path):
+    for node, _, _ in definitions(path):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 < MAX_FUNCTION_LINES, (
+                f"{node.name}, line {node.lineno}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_public_names_have_docstrings(path):
+    assert path.read_text() == "" or ast.get_docstring(ast.parse(path.read_text())), (
+        "module docstring"
+    )
+    for node, public, parent in definitions(path):
+        # A method that overrides a base class's (TRL, transformers, torch) is documented there.
+        overrides = isinstance(parent, ast.ClassDef) and parent.bases
+        if public and not overrides:
+            assert ast.get_docstring(node), f"{node.name}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_nothing_forbidden(what):
+    pattern = re.compile(FORBIDDEN[what], re.MULTILINE)
+    found = [
+        f"{relative(path)}: {match.group()}"
+        for path in FILES
+        for match in pattern.finditer(path.read_text())
+    ]
+    assert not found

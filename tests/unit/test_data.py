@@ -1,0 +1,223 @@
+"""Prompts, models and tokenizers.
+
+Oracles: the files as written, transformers itself, and the message.
+"""
+
+import json
+import shutil
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from taopd.data import (
+    check_prompt_lengths,
+    context_length,
+    encode_prompts,
+    load_model,
+    load_prompts,
+    load_tokenizer,
+)
+from taopd.errors import DataError
+from tests.conftest import make_model, make_rows, make_tokenizer
+
+ROWS = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "2 + 2 =", "answer": "4"}]
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path, rows):
+    kind = path.suffix
+    if kind == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        dataset = datasets.Dataset.from_list(rows)
+        dataset.to_csv(path) if kind == ".csv" else dataset.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_every_file_format_gives_the_rows_as_written(tmp_path, suffix):
+    rows = load_prompts(write(tmp_path / f"x{suffix}", ROWS), require_answer=True)
+    assert [(r["prompt"], str(r["answer"])) for r in rows] == [
+        (r["prompt"], r["answer"]) for r in ROWS
+    ]
+
+
+def test_split_column_filters_and_lists(micro_lab):
+    train, test = load_prompts(micro_lab.prompts), load_prompts(micro_lab.prompts, split="test")
+    assert (len(train), len(test)) == (24, 8)
+    assert test["prompt"][:] == [row["prompt"] for row in make_rows(8, "test")]
+    assert len(load_prompts(micro_lab.prompts, split=None)) == 8
+    with pytest.raises(DataError, match=r"no split 'valid'\. Known: test, train\."):
+        load_prompts(micro_lab.prompts, split="valid")
+
+
+def test_local_folders(tmp_path):
+    (tmp_path / "f").mkdir()
+    write(tmp_path / "f" / "train.jsonl", ROWS)
+    write(tmp_path / "f" / "test.jsonl", ROWS[:1])
+    assert len(load_prompts(tmp_path / "f")) == 2
+    assert len(load_prompts(tmp_path / "f", split=None)) == 1
+    with pytest.raises(DataError, match=r"no split 'tset'. Did you mean 'test'"):
+        load_prompts(tmp_path / "f", split="tset")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert len(load_prompts(tmp_path / "saved")) == 2
+    with pytest.raises(DataError, match="without splits"):
+        load_prompts(tmp_path / "saved", split="test")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="is empty"):
+        load_prompts(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"PAR1garbage", "cannot read .*x.parquet as parquet"),
+        ("x.jsonl", b"{not json\n", "cannot read .*x.jsonl as json"),
+        ("x.jsonl", b"", "is empty"),
+        ("x.txt", b"hello", "a dataset file ends in"),
+        (
+            "x.jsonl",
+            b'{"question": "a", "answer": "b"}\n',
+            "no 'prompt' column, only question, answer; rename",
+        ),
+        ("x.jsonl", b'{"prompt": "a"}\n', "no 'answer' column, only prompt"),
+        ("x.csv", b"prompt,answer\n", "no rows|cannot read"),
+    ],
+)
+def test_unreadable_datasets(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_prompts(tmp_path / name, require_answer=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_datasets(tmp_path):
+    with pytest.raises(DataError, match="no such dataset"):
+        load_prompts(tmp_path / "none.parquet")
+    with pytest.raises(
+        DataError, match=r"'nobody/nothing'.*no local file or folder, and the hub says"
+    ):
+        load_prompts("nobody/nothing")
+
+
+def test_load_model_equals_transformers(micro_lab):
+    ids = torch.tensor([[4, 5, 6]])
+    ours = load_model(micro_lab.student, dtype="float32")(ids).logits
+    theirs = AutoModelForCausalLM.from_pretrained(micro_lab.student)(ids).logits
+    assert torch.equal(ours, theirs)
+
+
+def test_tokenizer_is_padded_left_and_has_a_pad_token(tmp_path, micro_lab):
+    assert load_tokenizer(micro_lab.student).padding_side == "left"
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token == "<eos>"
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "none")
+    with pytest.raises(DataError, match="neither a pad nor an eos token"):
+        load_tokenizer(tmp_path / "none")
+
+
+@pytest.fixture
+def broken(tmp_path, micro_lab):
+    shutil.copytree(micro_lab.student, tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_model_folder_errors(tmp_path, broken):
+    with pytest.raises(DataError, match="no such model folder"):
+        load_model(tmp_path / "none")
+    with pytest.raises(DataError, match="no such tokenizer folder"):
+        load_tokenizer(tmp_path / "none")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(DataError, match="cannot load the model"):
+        load_model(broken)
+    (broken / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot load the model"):
+        load_model(broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="has no weights"):
+        load_model(broken)
+    (broken / "config.json").write_text("{")
+    (broken / "model.safetensors").write_bytes(weights)
+    with pytest.raises(DataError, match="cannot load the model"):
+        load_model(broken)
+    (broken / "config.json").unlink()
+    with pytest.raises(DataError, match=r"has no config.json"):
+        load_model(broken)
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="cannot load a tokenizer"):
+        load_tokenizer(broken)
+    with pytest.raises(DataError, match="is a file"):
+        load_model(broken / "tokenizer.json")
+
+
+def test_missing_tensors_are_an_error_not_random_numbers(broken):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        DataError, match=r"incomplete: 1 tensors .*model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        load_model(broken)
+
+
+def test_hub_names_fail_with_one_line():
+    with pytest.raises(DataError, match="cannot load the model nobody/nothing"):
+        load_model("nobody/nothing")
+    with pytest.raises(DataError, match="cannot load a tokenizer from nobody/nothing"):
+        load_tokenizer("nobody/nothing")
+
+
+def test_encode_prompts_equals_the_tokenizer():
+    tokenizer = make_tokenizer()
+    assert encode_prompts(tokenizer, ["1 + 1 =", "2"]) == [[5, 14, 5, 15], [6]]
+    messages = [[{"role": "user", "content": "1 + 1"}]]
+    with pytest.raises(DataError, match="no chat template"):
+        encode_prompts(tokenizer, messages)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} "
+        "{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    )
+    assert encode_prompts(tokenizer, messages) == [[5, 14, 5, 15]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("  ", "row 1 is empty"),
+        (None, "row 1 is empty"),
+        ([], "row 1 is empty"),
+        (7, "row 1 is int"),
+    ],
+)
+def test_malformed_prompts_name_the_row(prompt, message):
+    with pytest.raises(DataError, match=message):
+        encode_prompts(make_tokenizer(), ["1", prompt])
+
+
+def test_prompt_lengths(micro_lab):
+    tokenizer = make_tokenizer()
+    rows = datasets.Dataset.from_list([{"prompt": " ".join(["1"] * n)} for n in (3, 10, 12, 60)])
+    assert context_length(make_model(seed=0), load_model(micro_lab.student)) == 64
+    check_prompt_lengths(rows, tokenizer, context_length=64, max_completion_length=4)
+    check_prompt_lengths(rows, tokenizer, context_length=None, max_completion_length=4)
+    with pytest.raises(DataError, match=r"row 2 has 12 tokens.*room for 11"):
+        check_prompt_lengths(rows, tokenizer, context_length=16, max_completion_length=5)
+    with pytest.raises(DataError, match="leaves no room for a prompt"):
+        check_prompt_lengths(rows, tokenizer, context_length=16, max_completion_length=16)
+    empty = datasets.Dataset.from_list([{"prompt": "1"}, {"prompt": ""}])
+    with pytest.raises(DataError, match="row 1 is empty"):
+        check_prompt_lengths(empty, tokenizer, context_length=16, max_completion_length=4)

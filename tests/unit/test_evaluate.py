@@ -1,0 +1,230 @@
+"""Evaluation.
+
+Oracles: counting by hand, enumeration of subsets, and greedy decoding one prompt at a time.
+"""
+
+import itertools
+import math
+import statistics
+import threading
+import time
+
+import pytest
+import torch
+
+from taopd.accuracy import pass_at_k, summarize
+from taopd.data import load_model, load_prompts, load_tokenizer
+from taopd.errors import ConfigError, DataError
+from taopd.evaluate import end_of_sequence_ids, evaluate
+from taopd.grading import Grader, is_mathematical
+from tests.conftest import make_model, make_rows, make_tokenizer
+
+SETTINGS = {"max_new_tokens": 6, "batch_size": 16, "match": "regex:[0-9]"}
+
+
+@pytest.fixture(scope="module")
+def student(micro_lab):
+    return load_model(micro_lab.student), load_tokenizer(micro_lab.student)
+
+
+@pytest.fixture(scope="module")
+def rows(micro_lab):
+    return load_prompts(micro_lab.prompts, split="test")
+
+
+class Scripted(torch.nn.Module):
+    """Stands in for a model: `generate` returns completions written by hand (<eos> 2, <pad> 0)."""
+
+    def __init__(self, model, completions):
+        super().__init__()
+        self.config, self.generation_config = model.config, model.generation_config
+        self.device = torch.device("cpu")
+        self.completions = itertools.cycle(completions)
+
+    def generate(self, input_ids, attention_mask, generation_config):
+        new = torch.tensor([next(self.completions) for _ in input_ids])
+        return torch.cat([input_ids, new], dim=1)
+
+
+def test_accuracy_errors_and_counts_by_hand():
+    """Two problems, four samples: 3 of 4 and 1 of 4 right."""
+    right, wrong, long = [5, 2, 0], [6, 2, 0], [7, 7, 7]
+    scripted = Scripted(make_model(seed=0), [right, right, right, wrong, right, wrong, wrong, long])
+    rows = [{"prompt": "1", "answer": "1"}, {"prompt": "1 + 1", "answer": 1}]
+    result = evaluate(
+        scripted, make_tokenizer(), rows, num_samples=4, max_new_tokens=3, batch_size=3
+    )
+    assert result.accuracy == 0.5
+    assert result.standard_error == pytest.approx(statistics.stdev([0.75, 0.25]) / math.sqrt(2))
+    assert result.pass_at_k == {1: 0.5, 2: pytest.approx((1.0 + 0.5) / 2), 4: 1.0}
+    assert (result.num_problems, result.num_samples, result.num_truncated) == (2, 4, 1)
+    assert [t["correct"] for t in result.transcripts] == [True] * 3 + [False, True] + [False] * 3
+    assert [t["completion"] for t in result.transcripts[-2:]] == ["2", "3 3 3"]
+    assert [t["num_tokens"] for t in result.transcripts[-2:]] == [1, 3]
+    assert "transcripts" not in result.summary()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_pass_at_k_equals_enumeration_of_subsets(n):
+    for right in range(n + 1):
+        outcomes = [True] * right + [False] * (n - right)
+        for k in range(1, n + 1):
+            subsets = list(itertools.combinations(outcomes, k))
+            assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_one_problem_has_no_standard_error():
+    transcript = {"problem": 0, "correct": True, "truncated": False, "parsed": True}
+    result = summarize([transcript] * 3, num_problems=1, num_samples=3, settings={})
+    assert result.standard_error is None and set(result.pass_at_k) == {1, 2, 3}
+
+
+def test_greedy_equals_one_prompt_at_a_time_without_padding(student, rows):
+    model, tokenizer = student
+    result = evaluate(model, tokenizer, rows, greedy=True, **SETTINGS)
+    for row, transcript in zip(rows, result.transcripts, strict=True):
+        ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        expected = ids
+        for _ in range(SETTINGS["max_new_tokens"]):
+            token = model(expected).logits[0, -1].argmax().reshape(1, 1)
+            if token.item() == tokenizer.eos_token_id:
+                break
+            expected = torch.cat([expected, token], dim=1)
+        text = tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+        assert transcript["completion"] == text
+
+
+def test_nothing_outside_is_disturbed(student, rows):
+    model, tokenizer = student
+    model.train()
+    tokenizer.padding_side = "right"
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    evaluate(model, tokenizer, rows, **SETTINGS)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and tokenizer.padding_side == "right"
+    model.eval()
+    tokenizer.padding_side = "left"
+
+
+def test_seed_fixes_the_samples(student, rows):
+    def sample(seed):
+        result = evaluate(*student, rows, num_samples=2, seed=seed, **SETTINGS)
+        return [t["completion"] for t in result.transcripts]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_sampling_ignores_the_checkpoint_generation_config(student, rows):
+    """With top_k=1 in force, two samples of one prompt would always agree."""
+    model, tokenizer = student
+    model.generation_config.top_k, model.generation_config.do_sample = 1, True
+    model.generation_config.repetition_penalty = 5.0
+    try:
+        result = evaluate(model, tokenizer, rows, num_samples=2, **SETTINGS)
+    finally:
+        model.generation_config.top_k, model.generation_config.do_sample = 50, False
+        model.generation_config.repetition_penalty = 1.0
+    pairs = zip(result.transcripts[::2], result.transcripts[1::2], strict=True)
+    assert any(a["completion"] != b["completion"] for a, b in pairs)
+    assert result.settings["top_k"] == 0 and result.settings["repetition_penalty"] == 1.0
+
+
+def test_every_eos_id_stops():
+    model, tokenizer = make_model(seed=0), make_tokenizer()
+    model.generation_config.eos_token_id = [2, 14]
+    assert end_of_sequence_ids(model, tokenizer) == [2, 14]
+    scripted = Scripted(model, [[5, 14, 9]])
+    result = evaluate(scripted, tokenizer, make_rows(1, "test"), max_new_tokens=3, match="exact")
+    assert result.transcripts[0]["completion"] == "1" and not result.num_truncated
+
+
+@pytest.mark.parametrize(
+    ("match", "completion", "answer", "correct", "parsed"),
+    [
+        ("exact", " 12\n", "12", True, True),
+        ("exact", "1 2", "12", False, True),
+        ("regex:[0-9]", "a 1 b 2", "12", True, True),
+        ("regex:[0-9]", "a b", "12", False, False),
+        ("regex:x(.)", "x1 y3 x2", "1 2", True, True),
+        ("math", r"so \boxed{\frac{1}{2}}", "0.5", True, True),
+        ("math", "the answer is 12", "12", True, True),
+        ("math", "the answer is 13", "12", False, True),
+        ("math", "no idea", "12", False, False),
+        ("auto", r"It is $\frac{2}{4}$.", r"\frac{1}{2}", True, True),
+        ("auto", "it is yes", "yes", False, True),
+        ("auto", "yes ", "yes", True, True),
+        ("auto", "the result is 1,024", "1024", True, True),
+    ],
+)
+def test_grading_examples(match, completion, answer, correct, parsed):
+    verdict = Grader(match)(completion, answer)
+    assert (verdict.correct, verdict.parsed) == (correct, parsed)
+
+
+def test_grading_works_in_a_thread():
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(Grader("math")("it is 7", "7")))
+    thread.start()
+    thread.join()
+    assert verdicts[0].correct
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("12", True), ("-3.5", True), ("1/2", True), ("x", False)]
+)
+def test_is_mathematical(text, expected):
+    assert is_mathematical(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"match": "mat"}, "match='mat' is unknown. Did you mean 'math'"),
+        ({"match": "regex:("}, "does not compile"),
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"greedy": True, "num_samples": 2}, "same completion 2 times"),
+    ],
+)
+def test_settings_out_of_range(student, rows, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*student, rows, **settings)
+
+
+def test_bad_rows(student):
+    for bad, message in (
+        ([], "no rows"),
+        ([{"prompt": "1"}], "row 0 of the evaluation set has no 'answer'"),
+        ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
+    ):
+        with pytest.raises(DataError, match=message):
+            evaluate(*student, bad, max_new_tokens=10)
+
+
+def test_progress_reaches_the_total(student, rows):
+    calls = []
+    evaluate(
+        *student,
+        rows,
+        num_samples=2,
+        progress=lambda *c: calls.append(c),
+        **SETTINGS | {"batch_size": 5},
+    )
+    assert calls == [(5, 16), (10, 16), (15, 16), (16, 16)]
+
+
+def test_the_tiny_lab_takes_seconds():
+    """500 problems greedy and 500 sampled, width 48: 0.2 s on an idle core."""
+    model, tokenizer, rows = (
+        make_model(seed=0, hidden_size=48),
+        make_tokenizer(),
+        make_rows(500, "test"),
+    )
+    settings = {"max_new_tokens": 10, "batch_size": 500, "match": "regex:[0-9]"}
+    started = time.perf_counter()
+    evaluate(model, tokenizer, rows, greedy=True, **settings)
+    evaluate(model, tokenizer, rows, **settings)
+    seconds = time.perf_counter() - started
+    print(f"greedy and sampled, 500 each: {seconds:.2f} s")
+    assert seconds < 8

@@ -1,0 +1,55 @@
+"""Recipes. Oracles: the published scripts' settings, written out here, and the config dataclass."""
+
+from pathlib import Path
+
+import pytest
+
+from taopd.cli.train_config import load_yaml, parse_settings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PUBLISHED = {
+    "qwen3-4b-to-1.7b": ("Qwen/Qwen3-4B", "Qwen/Qwen3-1.7B"),
+    "qwen3-8b-grpo-to-4b": ("path/to/qwen3-8b-grpo", "Qwen/Qwen3-4B"),
+    "qwen3-14b-to-4b": ("Qwen/Qwen3-14B", "Qwen/Qwen3-4B"),
+    "r1-distill-14b-to-qwen2.5-3b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "Qwen/Qwen2.5-3B"),
+}
+
+
+def test_there_are_no_other_recipes():
+    assert {path.stem for path in RECIPES.iterdir()} == {*PUBLISHED, "tiny"}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_every_key_arrives(path):
+    settings = parse_settings(str(path), ["--use_cpu", "true"])
+    resolved = settings.resolved()
+    for key, value in load_yaml(path).items():
+        # transformers turns report_to: none into an empty list; use_cpu is this test's own flag.
+        if key not in ("use_cpu", "report_to"):
+            assert str(getattr(resolved[key], "value", resolved[key])) == str(value), key
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    settings = parse_settings(str(RECIPES / f"{name}.yaml"), ["--use_cpu", "true"])
+    args = settings.training
+    teacher, student = PUBLISHED[name]
+    assert (args.teacher_model_name_or_path, settings.model.model_name_or_path) == (
+        teacher,
+        student,
+    )
+    assert (args.adam_beta1, args.adam_beta2, args.learning_rate) == (0.9, 0.98, 1e-6)
+    assert (args.lr_scheduler_type, args.weight_decay, args.temperature) == ("constant", 0.1, 1.0)
+    assert (args.score_top_k, args.selector, args.loss) == (
+        16,
+        "teachability",
+        "sampled_reverse_kl",
+    )
+    assert (args.budget, args.num_generations) == (0.1, 2)
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    assert completions == 4 * 2
+    assert (args.max_steps, args.max_completion_length) in {(50, 64), (151, 256)}
+    assert "DAPO-Math-17k" in settings.script.dataset_name
+    head = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
+    assert "2605.26844" in head and f"taopd train --config recipes/{name}.yaml" in head
+    assert "The paper does not give" in " ".join(head.replace("#", " ").split())

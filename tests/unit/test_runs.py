@@ -1,0 +1,175 @@
+"""Run folders. Oracle: the file system before and after."""
+
+import json
+import math
+import os
+import stat
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from taopd.errors import ConfigError, DataError
+from taopd.runs import (
+    MARKER,
+    RunFolder,
+    append_jsonl,
+    environment,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+
+
+def names(folder):
+    return {found.name for found in folder.iterdir()}
+
+
+def test_create_makes_a_marked_folder(tmp_path):
+    folder = RunFolder.create(tmp_path / "a" / "b")
+    assert names(folder.path) == {MARKER}
+    assert folder.path.is_absolute()
+
+
+@pytest.mark.parametrize(
+    "evidence", ["config.json", "metrics.jsonl", "results.json", "checkpoint-5"]
+)
+def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path, evidence):
+    RunFolder.create(tmp_path)
+    (tmp_path / evidence).mkdir() if "-" in evidence else (tmp_path / evidence).write_text("{}")
+    before = names(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"holds another run \({evidence}\).*--resume.*--overwrite"
+    ):
+        RunFolder.create(tmp_path)
+    assert names(tmp_path) == before
+    assert RunFolder.create(tmp_path, resume=True).path == tmp_path
+    assert names(tmp_path) == before
+    RunFolder.create(tmp_path, overwrite=True)
+    assert names(tmp_path) == {MARKER}
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_model_folder_is_never_taken_for_a_run(tmp_path, micro_lab, flags):
+    before = {p.name: p.read_bytes() for p in micro_lab.student.iterdir()}
+    with pytest.raises(DataError, match=r"config\.json that no taopd run wrote"):
+        RunFolder.create(micro_lab.student, **flags)
+    assert {p.name: p.read_bytes() for p in micro_lab.student.iterdir()} == before
+
+
+def test_overwrite_leaves_foreign_files_and_says_so(tmp_path, caplog):
+    RunFolder.create(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "arms").mkdir()
+    (tmp_path / "selection").mkdir()
+    (tmp_path / "selection" / "0.parquet").write_text("x")
+    RunFolder.create(tmp_path, overwrite=True, also_owns=["arms"])
+    assert names(tmp_path) == {MARKER, "notes.txt"}
+    assert "left in place" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_overwrite_does_not_follow_links(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    RunFolder.create(tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text("{}")
+    (tmp_path / "run" / "selection").symlink_to(outside)
+    RunFolder.create(tmp_path / "run", overwrite=True)
+    assert names(tmp_path / "run") == {MARKER} and (outside / "precious").exists()
+
+
+def test_bad_targets(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="is a file"):
+        RunFolder.create(tmp_path / "file")
+    with pytest.raises(DataError, match="cannot write"):
+        RunFolder.create(tmp_path / "file" / "below")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        RunFolder.create(tmp_path / "x", resume=True, overwrite=True)
+    assert names(tmp_path) == {"file"}
+
+
+def test_newest_checkpoint_is_by_number_and_complete(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    assert folder.newest_checkpoint() is None
+    for name, complete in (
+        ("checkpoint-9", True),
+        ("checkpoint-10", True),
+        ("checkpoint-11", False),
+    ):
+        (tmp_path / name).mkdir()
+        if complete:
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert folder.newest_checkpoint() == tmp_path / "checkpoint-10"
+
+
+def test_write_json_is_plain_json_with_null_for_non_finite(tmp_path):
+    path = tmp_path / "x.json"
+    values = {
+        "nan": math.nan,
+        "inf": [math.inf, np.float32("nan"), torch.tensor(math.inf)],
+        "numpy": np.arange(2),
+        "path": tmp_path,
+        3: {2, 1},
+        "dtype": torch.float32,
+    }
+    write_json(path, values)
+    assert json.loads(path.read_text()) == {
+        "nan": None,
+        "inf": [None, None, None],
+        "numpy": [0, 1],
+        "path": str(tmp_path),
+        "3": [1, 2],
+        "dtype": "torch.float32",
+    }
+
+
+def test_write_json_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    assert stat.S_IMODE(os.stat(path).st_mode) & 0o044 or os.umask(os.umask(0)) & 0o044
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"new": 1})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert names(tmp_path) == {"x.json"}
+
+
+def test_jsonl_round_trip_and_torn_last_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": math.nan}])
+    append_jsonl(path, {"a": "line\nbreak \u2028"})
+    assert read_jsonl(path) == [{"a": 1}, {"a": None}, {"a": "line\nbreak \u2028"}]
+    with open(path, "a") as stream:
+        stream.write('{"a": ')
+    assert len(read_jsonl(path)) == 3
+    append_jsonl(path, {})
+    append_jsonl(path, {})
+    with pytest.raises(DataError, match="line 4: not JSON"):
+        read_jsonl(path)
+    with pytest.raises(DataError, match="cannot read"):
+        read_jsonl(tmp_path / "none")
+
+
+def test_environment_has_versions_and_no_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_from_environment")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["taopd", "--hub_token", "hf_1", "--api-key=hf_2", "--hub_token", "--max_new_tokens"],
+    )
+    recorded = environment(seed=3)
+    text = json.dumps(recorded)
+    assert not any(secret in text for secret in ("hf_1", "hf_2", "hf_from_environment"))
+    assert recorded["argv"][:4] == ["taopd", "--hub_token", "***", "--api-key=***"]
+    assert recorded["argv"][-1] == "--max_new_tokens"
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert recorded["seeds"] == {"seed": 3} and recorded["devices"]
