@@ -104,7 +104,7 @@ class KindTally:
 
     def shares(self) -> dict[str, float]:
         """Share of all kept tokens by kind."""
-        total = Counter()
+        total: Counter[str] = Counter()
         for _, counts in self.curve:
             total.update(counts)
         return {kind: count / max(1, total.total()) for kind, count in sorted(total.items())}

@@ -45,7 +45,9 @@ class TeachabilityConfig(DistillationConfig):
     )
     budget: float = field(
         default=0.05,
-        metadata={"help": "Share of all completion tokens of the generation batch that train, (0, 1]."},
+        metadata={
+            "help": "Share of all completion tokens of the generation batch that train, (0, 1]."
+        },
     )
     score_top_k: int = field(
         default=16,
@@ -64,7 +66,9 @@ class TeachabilityConfig(DistillationConfig):
     )
     normalization: str = field(
         default="quantile",
-        metadata={"help": "Scale of the signals over the batch: quantile (5-95 %), minmax or none."},
+        metadata={
+            "help": "Scale of the signals over the batch: quantile (5-95 %), minmax or none."
+        },
     )
     min_keep: int = field(
         default=0,
@@ -82,7 +86,7 @@ class TeachabilityConfig(DistillationConfig):
             "a tail bucket)."
         },
     )
-    beta: float | None = field(  # type: ignore[assignment]
+    beta: float | None = field(
         default=None,
         metadata={
             "help": "TRL's interpolation coefficient. Follows from `loss` (reverse_kl 1, forward_kl 0, jsd "
@@ -91,7 +95,9 @@ class TeachabilityConfig(DistillationConfig):
     )
     reduction: str = field(
         default="token_mean",
-        metadata={"help": "token_mean (paper), or sample_mean: per completion, then over completions."},
+        metadata={
+            "help": "token_mean (paper), or sample_mean: per completion, then over completions."
+        },
     )
     denominator: str = field(
         default="selected",
@@ -112,7 +118,8 @@ class TeachabilityConfig(DistillationConfig):
         metadata={"help": "Random share of the unselected tokens that carries the anchor, (0, 1]."},
     )
     num_generations: int = field(
-        default=1, metadata={"help": "Completions sampled per prompt. Divides the generation batch."}
+        default=1,
+        metadata={"help": "Completions sampled per prompt. Divides the generation batch."},
     )
     num_iterations: int = field(
         default=1, metadata={"help": "Optimizer steps per generation batch."}
@@ -127,7 +134,9 @@ class TeachabilityConfig(DistillationConfig):
     ppo_clip_high: float = field(default=0.28, metadata={"help": "... and at 1 + this."})
     log_selection: bool = field(
         default=False,
-        metadata={"help": "Write every token's signals and fate to <output_dir>/selection/*.parquet."},
+        metadata={
+            "help": "Write every token's signals and fate to <output_dir>/selection/*.parquet."
+        },
     )
     log_update_norm: bool = field(
         default=True,
@@ -138,7 +147,9 @@ class TeachabilityConfig(DistillationConfig):
     )
     log_rollouts: int = field(
         default=4,
-        metadata={"help": "Completions written to <output_dir>/rollouts.jsonl at every logging step."},
+        metadata={
+            "help": "Completions written to <output_dir>/rollouts.jsonl at every logging step."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -147,12 +158,19 @@ class TeachabilityConfig(DistillationConfig):
             if value not in choices:
                 raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
         resolve_selector(self.selector)
-        _require(0.0 < self.budget <= 1.0, "budget", self.budget, "in (0, 1]; 0.05 keeps 5 % of the tokens")
+        _require(
+            0.0 < self.budget <= 1.0,
+            "budget",
+            self.budget,
+            "in (0, 1]; 0.05 keeps 5 % of the tokens",
+        )
         _require(self.score_top_k >= 1, "score_top_k", self.score_top_k, "at least 1")
         _require(self.min_keep >= 0, "min_keep", self.min_keep, "0 or more tokens")
         _require(0.0 <= self.split_gamma <= 1.0, "split_gamma", self.split_gamma, "in [0, 1]")
         _require(self.anchor_coef >= 0.0, "anchor_coef", self.anchor_coef, "0 or more")
-        _require(0.0 < self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in (0, 1]")
+        _require(
+            0.0 < self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in (0, 1]"
+        )
         _require(self.num_generations >= 1, "num_generations", self.num_generations, "at least 1")
         _require(self.num_iterations >= 1, "num_iterations", self.num_iterations, "at least 1")
         _require(0.0 <= self.ppo_clip_low < 1.0, "ppo_clip_low", self.ppo_clip_low, "in [0, 1)")
@@ -167,7 +185,9 @@ class TeachabilityConfig(DistillationConfig):
         if self.beta is None:
             return derived
         if self.loss == "jsd":
-            _require(0.0 < self.beta < 1.0, "beta", self.beta, "strictly between 0 and 1 for loss='jsd'")
+            _require(
+                0.0 < self.beta < 1.0, "beta", self.beta, "strictly between 0 and 1 for loss='jsd'"
+            )
             return self.beta
         if self.beta != derived:
             raise ConfigError(

@@ -46,7 +46,13 @@ LAB_CONFIG: dict[str, Any] = {
 
 
 def lab_arm(
-    lab: Lab, name: str, settings: dict[str, Any], *, seed: int, steps: int, save_model: bool = False
+    lab: Lab,
+    name: str,
+    settings: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    save_model: bool = False,
 ) -> Arm:
     """An arm on a tiny lab: the lab's files and sizes, `LAB_CONFIG`, and the given settings on top."""
     fixed = {

@@ -10,7 +10,7 @@ from taopd.signals import SignalTable
 
 METRICS: dict[str, str] = {
     "select/nominal_fraction": "The configured budget.",
-    "select/kept_fraction": "Tokens kept over valid completion tokens of the generation batch, after min_keep.",
+    "select/kept_fraction": "Tokens kept over valid tokens of the generation batch, min_keep included.",
     "select/kept_tokens": "Tokens kept in the generation batch, all ranks.",
     "select/valid_tokens": "Completion tokens of the generation batch that may train, all ranks.",
     "select/quadrant_q1": "Share of valid tokens with high H and high D (medians of H~ and D~).",
@@ -29,18 +29,18 @@ METRICS: dict[str, str] = {
     "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
     "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens.",
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
-    "loss/selected_nats": "The distillation part of the loss: per-token loss summed with its reduction weights.",
-    "loss/anchor_nats": "KL(student || initial student) on the drawn unselected tokens, coefficient left out.",
+    "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch.",
+    "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
     "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step.",
     "perf/sample_s": "Seconds spent sampling completions, per generation batch.",
-    "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per generation batch.",
+    "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per batch.",
     "perf/select_s": "Seconds spent on the global selection and the reduction weights.",
-    "perf/train_s": "Seconds spent on forward, loss and backward at the selected tokens, per optimizer step.",
+    "perf/train_s": "Seconds spent on forward, loss and backward, per optimizer step.",
     "perf/sample_tokens": "Completion tokens sampled on this rank.",
     "perf/score_tokens": "Positions scored on this rank.",
-    "perf/train_tokens": "Positions that went through the training forward on this rank, prompts included.",
+    "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
-    "rollout/outside_vocabulary": "Share of sampled tokens outside the ids both models share; they never train.",
+    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
 }
 """Keys ending in `/*` stand for the statistics their text lists."""
 
@@ -50,9 +50,7 @@ def is_documented(key: str) -> bool:
     return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
 
 
-def selection_metrics(
-    table: SignalTable, selection: Selection, budget: float
-) -> dict[str, float]:
+def selection_metrics(table: SignalTable, selection: Selection, budget: float) -> dict[str, float]:
     """What was kept out of what: the `select/*` and `signal/*` metrics of one generation batch."""
     valid, kept = table.valid, selection.kept
     metrics = {

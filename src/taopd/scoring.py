@@ -1,9 +1,13 @@
-"""Between models and tensors: a model's head as a `Head`, and a padded batch as rows of positions.
+"""Between models and tensors: heads, padded batches as rows of positions, and the scoring pass.
 
-Knows transformers models and padding; knows no trainer, selector or loss.
+Knows transformers models and padding; knows no trainer, selector or loss. How a model is run (inside
+which wrapper) is the caller's `Forward`.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from taopd.kernels import Head
+from taopd.signals import TokenSignals, concatenate, exact_signals
 
 
 def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
@@ -22,16 +27,16 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    weight, bias = (_plain(value) for value in (head.weight, getattr(head, "bias", None)))
+    bias = getattr(head, "bias", None)
     return Head(
-        weight=weight[:vocab_size],
-        bias=None if bias is None else bias[:vocab_size],
+        weight=_plain(head.weight)[:vocab_size],
+        bias=None if bias is None else _plain(bias)[:vocab_size],
         scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 
 
-def _plain(value: Tensor | None) -> Tensor | None:
+def _plain(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -70,10 +75,10 @@ class Positions:
     def __len__(self) -> int:
         return self.row.shape[0]
 
-    def describe(self, index: int, *, first_row: int = 0) -> str:
+    def describe(self, index: int, *, first_row: int = 0, when: str = "") -> str:
         """Where a position is, for an error message."""
         row = first_row + int(self.row[index])
-        return f"completion {row} of the batch, position {int(self.column[index])}"
+        return f"{when}, completion {row} of the batch, position {int(self.column[index])}"
 
     def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B T"]:
         """Values back on the padded batch, zero elsewhere."""
@@ -98,17 +103,16 @@ class Trimmed:
     rows: Int[Tensor, " b"]
 
 
-def trim(
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: Int[Tensor, "B P"],
-    completion_ids: Int[Tensor, "B T"],
-    completion_mask: Int[Tensor, "B T"],
-    active: Bool[Tensor, "B T"],
-) -> Trimmed:
+SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+"""Names of a padded batch's tensors: prompts [B, P] padded on the left, completions [B, T] on the right."""
+
+
+def trim(batch: Mapping[str, Tensor], active: Bool[Tensor, "B T"]) -> Trimmed:
     """Drop rows without an active position, columns after the last one, and prompt columns of padding.
 
     Where nothing is active one row and one column stay: every rank must still run a forward.
     """
+    prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name] for name in SEQUENCE)
     rows = active.any(1).nonzero().squeeze(1)
     if rows.numel() == 0:
         rows = rows.new_zeros(1)
@@ -118,7 +122,98 @@ def trim(
     first = int(used.min()) if used.numel() else 0
     return Trimmed(
         input_ids=torch.cat([prompt_ids[rows, first:], completion_ids[rows, :length]], dim=1),
-        attention_mask=torch.cat([prompt_mask[rows, first:], completion_mask[rows, :length]], dim=1),
+        attention_mask=torch.cat(
+            [prompt_mask[rows, first:], completion_mask[rows, :length]], dim=1
+        ),
         num_completion=length,
         rows=rows,
     )
+
+
+Forward = Callable[[Any, Trimmed], tuple[Tensor, Head]]
+"""(model, trimmed batch) -> states [b, num_completion, D] predicting each completion token, and the head."""
+
+
+def micro_batches(positions: Positions, size: int) -> Iterator[tuple[slice, Bool[Tensor, "b T"]]]:
+    """Row slices of a padded batch, and the mask of the given positions in them."""
+    mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+    for start in range(0, len(mask), size):
+        rows = slice(start, start + size)
+        yield rows, mask[rows]
+
+
+def states_at(
+    forward: Forward, model, batch: Mapping[str, Tensor], positions: Positions, size: int
+) -> Iterator[tuple[Float[Tensor, "n D"], Head]]:
+    """Per micro-batch of `size` rows: the states that predict the given positions, and the head."""
+    for rows, mask in micro_batches(positions, size):
+        part = trim({name: batch[name][rows] for name in SEQUENCE}, mask)
+        hidden, head = forward(model, part)
+        yield hidden[mask[part.rows, : part.num_completion]], head
+
+
+def score_positions(
+    forward: Forward,
+    student,
+    teacher,
+    batch: Mapping[str, Tensor],
+    positions: Positions,
+    *,
+    micro_batch_size: int,
+    k: int,
+    temperature: float,
+    keep_teacher_hidden: bool,
+    when: str,
+) -> tuple[TokenSignals, Float[Tensor, "N D"] | None]:
+    """Exact signals of the given positions of a padded batch, and the teacher's states there if kept.
+
+    Args:
+        when: opens the message of an error about NaN or infinite logits.
+
+    Raises:
+        NumericsError: on NaN or infinite logits.
+    """
+    signals, kept = [], []
+    passes = zip(
+        micro_batches(positions, micro_batch_size),
+        states_at(forward, student, batch, positions, micro_batch_size),
+        states_at(forward, teacher, batch, positions, micro_batch_size),
+        strict=True,
+    )
+    for (rows, mask), student_states, teacher_states in passes:
+        describe = partial(Positions.of(mask).describe, first_row=rows.start, when=when)
+        targets = batch["completion_ids"][rows][mask]
+        signals.append(
+            exact_signals(
+                *student_states,
+                *teacher_states,
+                targets,
+                k=k,
+                temperature=temperature,
+                locate=describe,
+            )
+        )
+        if keep_teacher_hidden:
+            kept.append(teacher_states[0])
+    return concatenate(signals), torch.cat(kept) if kept else None
+
+
+def loss_inputs(
+    positions: Positions,
+    signals: TokenSignals,
+    loss_weights: Float[Tensor, " N"],
+    anchor_weights: Float[Tensor, " N"],
+) -> dict[str, Any]:
+    """What a micro-batch's loss reads, on the padded batch [B, T], float32."""
+    columns = {
+        "loss_weights": loss_weights,
+        "anchor_weights": anchor_weights,
+        "entropy": signals.entropy,
+        "teacher_logprobs": signals.teacher_logprobs,
+        "sampling_logprobs": signals.student_logprobs,
+    }
+    return {
+        name: positions.spread(values.float())
+        for name, values in columns.items()
+        if values is not None
+    }

@@ -13,16 +13,15 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
-from transformers import AutoTokenizer, ProcessorMixin
+from transformers import ProcessorMixin
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler, create_model_from_path
+from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
 from taopd.choose import choose
@@ -34,18 +33,19 @@ from taopd.losses import Targets, head_loss, needs_teacher_distribution, resolve
 from taopd.metrics import selection_metrics
 from taopd.recorder import Recorder
 from taopd.rollout_log import RolloutLog, ScoredBatch
-from taopd.scoring import Positions, read_head, trim
-from taopd.signals import (
-    TokenSignals,
-    concatenate,
-    exact_signals,
-    lists_from_exact,
-    signal_table,
+from taopd.scoring import (
+    Positions,
+    Trimmed,
+    loss_inputs,
+    read_head,
+    score_positions,
+    states_at,
+    trim,
 )
-from taopd.vocabulary import shared_vocabulary
+from taopd.signals import TokenSignals, lists_from_exact, signal_table
+from taopd.teachers import load_teacher
 
 Batch = dict[str, Any]
-_SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 class TeachabilityTrainer(DistillationTrainer):
@@ -70,19 +70,34 @@ class TeachabilityTrainer(DistillationTrainer):
 
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
-            raise ConfigError("args must be a taopd.TeachabilityConfig (it extends trl.DistillationConfig)")
+            raise ConfigError(
+                "args must be a taopd.TeachabilityConfig (it extends trl.DistillationConfig)"
+            )
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         if teacher_model is None:
             raise ConfigError("no teacher: pass teacher_model or set teacher_model_name_or_path")
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):
-            raise DataError("multimodal students are not supported: pass a text model and its tokenizer")
+            raise DataError(
+                "multimodal students are not supported: pass a text model and its tokenizer"
+            )
         self._check_batch()
-        self._attach_teacher(teacher_model)
+        teacher, self.vocab_size = load_teacher(
+            teacher_model,
+            self.model,
+            self._tokenizer,
+            revision=args.teacher_model_revision,
+            init_kwargs=args.teacher_model_init_kwargs,
+        )
+        self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        if args.score_top_k > self.vocab_size:
+            raise ConfigError(
+                f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
+            )
         self._loss_function = resolve_loss(
             args.loss,
-            beta=args.beta,
+            beta=float(args.beta or 0.0),
             k=args.score_top_k,
             clip_low=args.ppo_clip_low,
             clip_high=args.ppo_clip_high,
@@ -114,28 +129,6 @@ class TeachabilityTrainer(DistillationTrainer):
             raise ConfigError(
                 "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
             )
-
-    def _attach_teacher(self, teacher_model) -> None:
-        """Load the teacher if it is a path, agree on the shared ids, and hand it to accelerate."""
-        args, tokenizer = self.args, self._tokenizer
-        if isinstance(teacher_model, str):
-            kwargs = dict(args.teacher_model_init_kwargs or {})
-            if args.teacher_model_revision is not None:
-                kwargs.setdefault("revision", args.teacher_model_revision)
-            tokenizer = AutoTokenizer.from_pretrained(teacher_model, revision=kwargs.get("revision"))
-            teacher_model = create_model_from_path(teacher_model, **kwargs)
-        self.vocab_size = shared_vocabulary(
-            self._tokenizer,
-            tokenizer,
-            self.model.config.get_text_config().vocab_size,
-            teacher_model.config.get_text_config().vocab_size,
-        )
-        if args.score_top_k > self.vocab_size:
-            raise ConfigError(
-                f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
-            )
-        teacher_model.requires_grad_(False)
-        self.teacher_model = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -191,45 +184,29 @@ class TeachabilityTrainer(DistillationTrainer):
 
     @torch.no_grad()
     def _score(self, batch: Batch, positions: Positions) -> tuple[TokenSignals, Tensor | None]:
-        """Signals of every valid position; the teacher's hidden states there [N, Dt] if the loss reads them."""
-        keep_hidden = needs_teacher_distribution(self.args.loss)
-        chunks, kept_hidden = [], []
+        """Signals of every valid position, and the teacher's states there [N, Dt] if the loss reads them."""
         was_training = self.model.training
         self.model.eval()
-        for rows, active in self._micro_batches(positions):
-            student = self._hidden_at(self.model_wrapped, batch, rows, active)
-            teacher = self._hidden_at(self.teacher_model, batch, rows, active)
-            where = partial(Positions.of(active).describe, first_row=rows.start)
-            chunks.append(
-                exact_signals(
-                    *student,
-                    *teacher,
-                    batch["completion_ids"][rows][active],
-                    k=self.args.score_top_k,
-                    temperature=self.temperature,
-                    locate=lambda row, where=where: f"step {self.state.global_step}, {where(row)}",
-                )
-            )
-            if keep_hidden:
-                kept_hidden.append(teacher[0])
+        signals, teacher_hidden = score_positions(
+            self._forward,
+            self.model_wrapped,
+            self.teacher_model,
+            batch,
+            positions,
+            micro_batch_size=self.args.per_device_train_batch_size,
+            k=self.args.score_top_k,
+            temperature=self.temperature,
+            keep_teacher_hidden=needs_teacher_distribution(self.args.loss),
+            when=f"step {self.state.global_step}",
+        )
         self.model.train(was_training)
         self._recorder.add("perf/score_tokens", len(positions))
-        signals = concatenate(chunks)
         if self.args.signals == "topk_lists":
             signals = lists_from_exact(signals)
-        return signals, torch.cat(kept_hidden) if keep_hidden else None
+        return signals, teacher_hidden
 
-    def _micro_batches(self, positions: Positions) -> Iterator[tuple[slice, Tensor]]:
-        """Row slices of the generation batch, and the padded mask [b, T] of the given positions in them."""
-        mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
-        size = self.args.per_device_train_batch_size if self.model.training else len(mask)
-        for start in range(0, len(mask), size):
-            rows = slice(start, start + size)
-            yield rows, mask[rows]
-
-    def _hidden_at(self, wrapped, batch: Batch, rows: slice, active: Tensor) -> tuple[Tensor, Head]:
-        """Hidden states [n, D] that predict the tokens at the active positions of these rows, and the head."""
-        part = trim(*(batch[name][rows] for name in _SEQUENCE), active)
+    def _forward(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
+        """Backbone and head of a model, inside its DDP or FSDP wrapper."""
         unwrapped = self.accelerator.unwrap_model(wrapped)
 
         def forward(*inputs) -> tuple[Tensor, Head]:
@@ -237,8 +214,7 @@ class TeachabilityTrainer(DistillationTrainer):
             return hidden, read_head(unwrapped, self.vocab_size)
 
         inputs = (part.input_ids, part.attention_mask, part.num_completion)
-        hidden, head = self._forward_redirection(wrapped, unwrapped, forward, *inputs)
-        return hidden[active[part.rows, : part.num_completion]], head
+        return self._forward_redirection(wrapped, unwrapped, forward, *inputs)
 
     # -- selection --------------------------------------------------------------------------------
 
@@ -262,14 +238,9 @@ class TeachabilityTrainer(DistillationTrainer):
             )
             for name, value in selection_metrics(table, choice.selection, self.args.budget).items():
                 self._recorder.add(name, value)
-        out: Batch = {
-            "loss_weights": positions.spread(weights),
-            "anchor_weights": positions.spread(anchors),
-            "entropy": positions.spread(signals.entropy.float()),
-            "teacher_logprobs": positions.spread(signals.teacher_logprobs.float()),
-        }
-        if self.args.num_iterations > 1:
-            out["sampling_logprobs"] = positions.spread(signals.student_logprobs.float())
+        out = loss_inputs(positions, signals, weights, anchors)
+        if self.args.num_iterations == 1:
+            out.pop("sampling_logprobs")  # The student still is the policy that sampled.
         if teacher_hidden is not None:
             out["teacher_hidden"] = positions.by_row(teacher_hidden, weights != 0)
         if training and self.args.anchor_coef > 0.0:
@@ -292,13 +263,11 @@ class TeachabilityTrainer(DistillationTrainer):
     def _reference_hidden(self, batch: Batch, anchored: Tensor) -> list[Tensor]:
         """The initial student's hidden states at the anchored positions, one tensor per row."""
         positions = Positions.of(anchored)
+        size = self.args.per_device_train_batch_size
         with self._reference_weights() as reference:
-            hidden = [
-                self._hidden_at(reference, batch, rows, active)[0]
-                for rows, active in self._micro_batches(positions)
-            ]
-        everything = torch.ones_like(positions.row, dtype=torch.bool)
-        return positions.by_row(torch.cat(hidden), everything)
+            parts = list(states_at(self._forward, reference, batch, positions, size))
+        hidden = torch.cat([states for states, _ in parts])
+        return positions.by_row(hidden, torch.ones_like(positions.row, dtype=torch.bool))
 
     @contextmanager
     def _reference_weights(self) -> Iterator[Any]:
@@ -316,7 +285,7 @@ class TeachabilityTrainer(DistillationTrainer):
         Returns the scalar loss, the sum of the student's entropy over the completion, and its token count.
         """
         kept, anchored = inputs["loss_weights"] != 0, inputs["anchor_weights"] != 0
-        part = trim(*(inputs[name] for name in _SEQUENCE), kept | anchored)
+        part = trim(inputs, kept | anchored)
         hidden = self._get_last_hidden_state(
             unwrapped_student, part.input_ids, part.attention_mask, part.num_completion
         )

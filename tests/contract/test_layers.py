@@ -1,7 +1,7 @@
 """The layer order of the package. Oracle: the imports as written, read with `ast`.
 
-A module may import its own layer and the layers below, at the top or inside a function. Two packages
-of one layer may be kept apart (`APART`). A new module must be given a layer here.
+A module may import its own layer and the layers below, at the top or inside a function. Two
+packages of one layer may be kept apart (`APART`). A new module must be given a layer here.
 """
 
 import ast
@@ -37,7 +37,7 @@ def relative(path: Path) -> str:
 
 
 def owner(path: Path) -> str:
-    """The module or package directly below `taopd` that a file belongs to; "" for `taopd` itself."""
+    """The module or package directly below `taopd` that a file belongs to; "" for `taopd`."""
     first = path.relative_to(SOURCE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
@@ -86,7 +86,7 @@ def test_libraries_stay_where_they_belong(path):
 def test_the_walk_sees_imports_inside_functions(tmp_path):
     file = tmp_path / "x.py"
     file.write_text(
-        "def f():\n    from taopd.losses import a\n    import taopd.cli\n    from taopd import __version__\n"
+        "def f():\n    from taopd.losses import a\n    import taopd.cli\nfrom taopd import __version__\n"
     )
     assert targets(file) == {"losses", "cli", ""}
 

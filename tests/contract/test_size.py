@@ -48,13 +48,16 @@ def definitions(path: Path):
                 stack.append((child, public))
 
 
+def is_property(node) -> bool:
+    return any(isinstance(name, ast.Name) and name.id == "property" for name in node.decorator_list)
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_functions_are_short(path):
     for node, _, _ in definitions(path):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno + 1 < MAX_FUNCTION_LINES, (
-                f"{node.name}, line {node.lineno}"
-            )
+            num_lines = (node.end_lineno or 0) - node.lineno + 1
+            assert num_lines < MAX_FUNCTION_LINES, f"{node.name}, line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -63,9 +66,9 @@ def test_public_names_have_docstrings(path):
         "module docstring"
     )
     for node, public, parent in definitions(path):
-        # A method that overrides a base class's (TRL, transformers, torch) is documented there.
+        # What overrides a base class's method is documented there, a property by its name and type.
         overrides = isinstance(parent, ast.ClassDef) and parent.bases
-        if public and not overrides:
+        if public and not overrides and not is_property(node):
             assert ast.get_docstring(node), f"{node.name}, line {node.lineno}"
 
 

@@ -68,7 +68,9 @@ def gradients_on_fixed_completions(trainer) -> tuple[float, dict[str, torch.Tens
         loss.backward()
         total += loss.item()
         trainer._step += 1
-    return total, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return total, {
+        name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None
+    }
 
 
 def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -155,10 +157,20 @@ def weights_of(trainer) -> dict[str, torch.Tensor]:
 
 
 def test_accumulation_selects_the_same_positions_and_gives_the_same_gradient(micro_lab, tmp_path):
-    sgd = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "anchor_coef": 0.5, "budget": 0.3}
+    sgd = {
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "max_grad_norm": 0.0,
+        "anchor_coef": 0.5,
+        "budget": 0.3,
+    }
     one, seen_one = train_once(micro_lab, tmp_path / "a", **sgd)
     four, seen_four = train_once(
-        micro_lab, tmp_path / "b", **sgd, per_device_train_batch_size=2, gradient_accumulation_steps=4
+        micro_lab,
+        tmp_path / "b",
+        **sgd,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
     )
     assert torch.equal(seen_one[0].choice.selection.kept, seen_four[0].choice.selection.kept)
     before = AutoModelForCausalLM.from_pretrained(micro_lab.student, dtype=torch.float32)
@@ -167,14 +179,16 @@ def test_accumulation_selects_the_same_positions_and_gives_the_same_gradient(mic
     ):
         step = a - start
         if step.norm() > 0:
-            assert (a - b).norm() / step.norm() < 1e-5, name
+            assert (a - b).norm() / step.norm() < 1e-6, name
 
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "sampled_reverse_kl"])
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(micro_lab, tmp_path, loss):
     runs = [
         weights_of(
-            train_once(micro_lab, tmp_path / name, loss=loss, max_steps=3, anchor_coef=1.0, seed=seed)[0]
+            train_once(
+                micro_lab, tmp_path / name, loss=loss, max_steps=3, anchor_coef=1.0, seed=seed
+            )[0]
         )
         for name, seed in (("a", 7), ("b", 7), ("c", 8))
     ]
@@ -189,7 +203,9 @@ def test_resume_ends_with_the_same_weights(micro_lab, tmp_path):
     part.train(resume_from_checkpoint=str(tmp_path / "a" / "run" / "checkpoint-2"))
     expected = weights_of(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(part).items())
-    steps = [json.loads(line) for line in (tmp_path / "a/run/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (tmp_path / "a/run/metrics.jsonl").read_text().splitlines()
+    ]
     assert [entry["step"] for entry in steps if "loss" in entry] == [1, 2, 3, 4]
 
 
@@ -207,7 +223,9 @@ def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_pa
     assert trainer._reference_model is None, "a second model where the adapter can be switched off"
     before = weights_of(trainer)
     trainer.train()
-    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    changed = {
+        name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])
+    }
     assert changed and all("lora_" in name for name in changed)
     anchors = [entry["loss/anchor_nats"] for entry in trainer.state.log_history if "loss" in entry]
     assert anchors[0] == pytest.approx(0.0, abs=1e-6)  # The student is the reference at step 0.
@@ -227,7 +245,9 @@ def test_every_logged_metric_is_documented_and_every_part_of_the_step_is_timed(m
         micro_lab, tmp_path, anchor_coef=1.0, log_selection=True, log_rollouts=2, max_steps=2
     )
     entry = trainer.state.log_history[0]
-    ours = {key for key in entry if "/" in key and not key.startswith(("completions/", "sampling/"))}
+    ours = {
+        key for key in entry if "/" in key and not key.startswith(("completions/", "sampling/"))
+    }
     assert {key for key in ours if not is_documented(key)} == set()
     for key in ("sample_s", "score_s", "select_s", "train_s", "anchor_s"):
         assert entry[f"perf/{key}"] > 0, key
@@ -258,13 +278,20 @@ def test_num_generations_repeats_each_prompt(micro_lab, tmp_path):
     _, seen = train_once(micro_lab, tmp_path, num_generations=4)
     prompts = seen[0].batch["prompt_ids"].unique(dim=0)
     assert len(prompts) <= 2
-    with pytest.raises(ConfigError, match="num_generations=3 does not divide the generation batch of 8"):
+    with pytest.raises(
+        ConfigError, match="num_generations=3 does not divide the generation batch of 8"
+    ):
         make_trainer(micro_lab, tmp_path, num_generations=3)
 
 
 def test_num_iterations_reuses_a_batch_and_clips_against_the_sampling_policy(micro_lab, tmp_path):
     _, seen = train_once(
-        micro_lab, tmp_path, num_iterations=2, max_steps=4, loss="sampled_reverse_kl", learning_rate=1e-2
+        micro_lab,
+        tmp_path,
+        num_iterations=2,
+        max_steps=4,
+        loss="sampled_reverse_kl",
+        learning_rate=1e-2,
     )
     assert [scored.step for scored in seen] == [0, 2]
 
@@ -328,7 +355,9 @@ def test_nan_in_the_teacher_names_model_step_completion_and_position(micro_lab, 
     trainer = make_trainer(micro_lab, tmp_path)
     with torch.no_grad():
         trainer.teacher_model.lm_head.weight[3, 0] = math.nan
-    with pytest.raises(NumericsError, match=r"the teacher's logits .* step 0, completion 0 .* position 0"):
+    with pytest.raises(
+        NumericsError, match=r"the teacher's logits .* step 0, completion 0 .* position 0"
+    ):
         trainer.train()
 
 

@@ -164,6 +164,8 @@ def test_bad_inputs_leave_nothing_behind(capsys, tmp_path, config, micro_lab):
         (["--dataset_name", str(tmp_path / "none.jsonl")], "no such dataset"),
         (["--dataset_train_split", "trian"], "no split 'trian'. Did you mean 'train'"),
         (["--max_completion_length", "61"], "the prompt of row 0 has 4 tokens"),
+        (["--num_generations", "3"], "num_generations=3 does not divide"),
+        (["--use_peft", "--lora_target_modules", "lm_head"], "do not fit together"),
         (["--resume"], "nothing to resume"),
         (["--resume", "--overwrite"], "exclude each other"),
     ]
@@ -275,8 +277,13 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
 
 
 def test_conformance_passes_files_and_exit_code(monkeypatch, capsys):
-    seen = []
-    fake(monkeypatch, "conformance", run=lambda paths: seen.extend(paths) or 1)
+    seen: list[Path] = []
+
+    def run(paths):
+        seen.extend(paths)
+        return 1
+
+    fake(monkeypatch, "conformance", run=run)
     assert cli.main(["conformance", "a.json", "b.json"]) == 1
     assert seen == [Path("a.json"), Path("b.json")]
     assert "required" in fails(capsys, "conformance")
@@ -302,12 +309,12 @@ def test_errors_become_exit_codes_and_bugs_keep_their_traceback(monkeypatch, cap
 def test_an_interrupted_run_says_where_its_state_is(monkeypatch, capsys, config, tmp_path):
     from taopd.cli import train
 
-    def interrupt(settings, inputs, folder, checkpoint):
+    def interrupt(trainer, settings, folder, checkpoint):
         (folder.path / "checkpoint-1").mkdir()
         (folder.path / "checkpoint-1" / "trainer_state.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_run_trainer", interrupt)
+    monkeypatch.setattr(train, "_run", interrupt)
     assert cli.main(["train", "--config", str(config[0])]) == 130
     assert f"{tmp_path / 'run' / 'checkpoint-1'}; go on with --resume" in capsys.readouterr().err
 

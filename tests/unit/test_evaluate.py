@@ -8,6 +8,7 @@ import math
 import statistics
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from taopd.evaluate import end_of_sequence_ids, evaluate
 from taopd.grading import Grader, is_mathematical
 from tests.conftest import make_model, make_rows, make_tokenizer
 
-SETTINGS = {"max_new_tokens": 6, "batch_size": 16, "match": "regex:[0-9]"}
+SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "batch_size": 16, "match": "regex:[0-9]"}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,12 @@ def student(micro_lab):
 @pytest.fixture(scope="module")
 def rows(micro_lab):
     return load_prompts(micro_lab.prompts, split="test")
+
+
+def run(student, rows, **settings: Any):
+    """`evaluate` with (model, tokenizer) as one argument."""
+    model, tokenizer = student
+    return evaluate(model, tokenizer, rows, **settings)
 
 
 class Scripted(torch.nn.Module):
@@ -50,7 +57,7 @@ def test_accuracy_errors_and_counts_by_hand():
     """Two problems, four samples: 3 of 4 and 1 of 4 right."""
     right, wrong, long = [5, 2, 0], [6, 2, 0], [7, 7, 7]
     scripted = Scripted(make_model(seed=0), [right, right, right, wrong, right, wrong, wrong, long])
-    rows = [{"prompt": "1", "answer": "1"}, {"prompt": "1 + 1", "answer": 1}]
+    rows: list[dict[str, Any]] = [{"prompt": "1", "answer": "1"}, {"prompt": "1 + 1", "answer": 1}]
     result = evaluate(
         scripted, make_tokenizer(), rows, num_samples=4, max_new_tokens=3, batch_size=3
     )
@@ -109,7 +116,7 @@ def test_nothing_outside_is_disturbed(student, rows):
 
 def test_seed_fixes_the_samples(student, rows):
     def sample(seed):
-        result = evaluate(*student, rows, num_samples=2, seed=seed, **SETTINGS)
+        result = run(student, rows, num_samples=2, seed=seed, **SETTINGS)
         return [t["completion"] for t in result.transcripts]
 
     assert sample(1) == sample(1) != sample(2)
@@ -117,11 +124,11 @@ def test_seed_fixes_the_samples(student, rows):
 
 def test_sampling_ignores_the_checkpoint_generation_config(student, rows):
     """With top_k=1 in force, two samples of one prompt would always agree."""
-    model, tokenizer = student
+    model, _ = student
     model.generation_config.top_k, model.generation_config.do_sample = 1, True
     model.generation_config.repetition_penalty = 5.0
     try:
-        result = evaluate(model, tokenizer, rows, num_samples=2, **SETTINGS)
+        result = run(student, rows, num_samples=2, **SETTINGS)
     finally:
         model.generation_config.top_k, model.generation_config.do_sample = 50, False
         model.generation_config.repetition_penalty = 1.0
@@ -189,7 +196,7 @@ def test_is_mathematical(text, expected):
 )
 def test_settings_out_of_range(student, rows, settings, message):
     with pytest.raises(ConfigError, match=message):
-        evaluate(*student, rows, **settings)
+        run(student, rows, **settings)
 
 
 def test_bad_rows(student):
@@ -199,7 +206,7 @@ def test_bad_rows(student):
         ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
     ):
         with pytest.raises(DataError, match=message):
-            evaluate(*student, bad, max_new_tokens=10)
+            run(student, bad, max_new_tokens=10)
 
 
 def test_progress_reaches_the_total(student, rows):
@@ -221,7 +228,7 @@ def test_the_tiny_lab_takes_seconds():
         make_tokenizer(),
         make_rows(500, "test"),
     )
-    settings = {"max_new_tokens": 10, "batch_size": 500, "match": "regex:[0-9]"}
+    settings: dict[str, Any] = {"max_new_tokens": 10, "batch_size": 500, "match": "regex:[0-9]"}
     started = time.perf_counter()
     evaluate(model, tokenizer, rows, greedy=True, **settings)
     evaluate(model, tokenizer, rows, **settings)

@@ -14,7 +14,9 @@ from taopd.signals import exact_signals, signals_from_logprobs
 
 def rows(num: int, vocab: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (sharpness * torch.randn(num, vocab, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    return (
+        sharpness * torch.randn(num, vocab, generator=generator, dtype=torch.float64)
+    ).log_softmax(-1)
 
 
 def signals_by_definition(student: list[float], teacher: list[float], k: int) -> dict[str, float]:
@@ -46,7 +48,9 @@ def test_every_signal_matches_its_definition(k, sharpness):
     student, teacher = rows(7, 11, 0, sharpness), rows(7, 11, 1, sharpness)
     found = signals_from_logprobs(student, teacher, torch.arange(7), k=k, full_kl=True)
     for row in range(7):
-        expected = signals_by_definition(student[row].exp().tolist(), teacher[row].exp().tolist(), k)
+        expected = signals_by_definition(
+            student[row].exp().tolist(), teacher[row].exp().tolist(), k
+        )
         for name, value in expected.items():
             assert getattr(found, name)[row].item() == pytest.approx(value, abs=1e-12), name
 
@@ -76,7 +80,9 @@ def test_laws(seed, vocab, data):
 def heads(vocab=23, student_width=5, teacher_width=7, dtype=torch.float32):
     generator = torch.Generator().manual_seed(3)
     student = Head(
-        weight=torch.randn(vocab, student_width, generator=generator, dtype=dtype), scale=0.5, softcap=4.0
+        weight=torch.randn(vocab, student_width, generator=generator, dtype=dtype),
+        scale=0.5,
+        softcap=4.0,
     )
     teacher = Head(
         weight=torch.randn(vocab, teacher_width, generator=generator, dtype=dtype),
@@ -130,7 +136,12 @@ def test_chunks_give_the_same_as_whole_rows(chunk_elements):
 def test_no_position_gives_empty_signals():
     student_head, teacher_head = heads()
     found = exact_signals(
-        torch.zeros(0, 5), student_head, torch.zeros(0, 7), teacher_head, torch.zeros(0, dtype=torch.long), k=4
+        torch.zeros(0, 5),
+        student_head,
+        torch.zeros(0, 7),
+        teacher_head,
+        torch.zeros(0, dtype=torch.long),
+        k=4,
     )
     assert len(found) == 0 and found.student_topk_ids.shape == (0, 4)
 

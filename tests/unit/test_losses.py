@@ -123,7 +123,9 @@ def test_head_loss_without_a_position_is_zero_with_a_graph():
     hidden = torch.zeros(0, 5, dtype=DOUBLE, requires_grad=True)
     weight.requires_grad_()
     empty = targets[slice(0, 0)]
-    loss, per_token = head_loss(hidden, Head(weight=weight), torch.zeros(0, dtype=DOUBLE), empty, function)
+    loss, per_token = head_loss(
+        hidden, Head(weight=weight), torch.zeros(0, dtype=DOUBLE), empty, function
+    )
     loss.backward()
     assert loss.item() == 0 and len(per_token) == 0
     assert weight.grad is not None and weight.grad.abs().max() == 0
@@ -205,7 +207,9 @@ def test_reduction_weights_by_counting():
     assert reduced(reduction="sample_mean", denominator="completion") == pytest.approx(
         [third / 3, 0, third * 0.5 / 3, third / 2, 0, 0]
     )
-    nothing = reduction_weights(torch.zeros(3, dtype=DOUBLE), torch.zeros(3, dtype=torch.long), valid[:3])
+    nothing = reduction_weights(
+        torch.zeros(3, dtype=DOUBLE), torch.zeros(3, dtype=torch.long), valid[:3]
+    )
     assert nothing.tolist() == [0, 0, 0]
     with pytest.raises(ConfigError, match="token_mean"):
         reduced(reduction="mean")

@@ -1,6 +1,8 @@
 """`taopd demo`: the tiny lab, from nothing to a distilled student, a table and a picture."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from taopd.cli import Parser
@@ -49,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.demo import run_demo
     from taopd.report.demo import draw, table
 
-    with CountedProgress() as advance:
+    with _told_where(options.output), CountedProgress() as advance:
         results = run_demo(
             output_dir=options.output,
             variant=options.variant,
@@ -67,6 +69,15 @@ def run(argv: Sequence[str]) -> int:
     print(f"picture: {pictures[0]}")
     print(f"student: {options.output / 'best-student'} (arm {results['best_student']})")
     return 0
+
+
+@contextmanager
+def _told_where(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"finished arms are kept in {folder}; go on with --resume", file=sys.stderr)
+        raise
 
 
 def _steps(text: str) -> int:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import INTERRUPTED
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, TaopdError
 
 if TYPE_CHECKING:
     from taopd.cli.train_config import TrainSettings
     from taopd.runs import RunFolder
+    from taopd.trainer import TeachabilityTrainer
 
 _HELP = """usage: taopd train --config FILE [--name value ...] [--resume] [--overwrite]
 
@@ -88,6 +89,14 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
     checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
     config = settings.resolved()
     inputs = _load(settings)
+    existed = path.exists()
+    try:
+        trainer = _make_trainer(settings, inputs)
+    except BaseException:
+        # transformers makes the folder as soon as it sees it.
+        if not existed and path.exists() and not any(path.iterdir()):
+            path.rmdir()
+        raise
     # Every rank has checked the folder before the first one claims it.
     args.distributed_state.wait_for_everyone()
     folder = RunFolder(path=path)
@@ -96,15 +105,13 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
         write_json(folder.path / "config.json", {"command": "train"} | config)
         write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
     try:
-        return _run_trainer(settings, inputs, folder, checkpoint)
+        return _run(trainer, settings, folder, checkpoint)
     except KeyboardInterrupt:
         newest = folder.newest_checkpoint()
         where = (
-            f"the newest checkpoint is {newest}; go on with --resume"
-            if newest
-            else "no checkpoint was written yet"
+            f"the newest checkpoint is {newest}; go on with --resume" if newest else "no checkpoint"
         )
-        print(f"taopd train: interrupted; {where}", file=sys.stderr)
+        print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -185,45 +192,57 @@ def _load(settings: "TrainSettings") -> _Inputs:
     )
 
 
-def _run_trainer(
-    settings: "TrainSettings", inputs: _Inputs, folder: "RunFolder", checkpoint: Path | None
-) -> int:
+def _make_trainer(settings: "TrainSettings", inputs: _Inputs) -> "TeachabilityTrainer":
     from trl import get_peft_config
 
-    from taopd.runs import MODEL_FOLDER, write_json
     from taopd.trainer import TeachabilityTrainer
 
+    try:
+        return TeachabilityTrainer(
+            model=inputs.student,
+            teacher_model=inputs.teacher,
+            args=settings.training,
+            train_dataset=inputs.train_dataset,
+            eval_dataset=inputs.eval_dataset,
+            processing_class=inputs.tokenizer,
+            peft_config=get_peft_config(settings.model),
+        )
+    except TaopdError:
+        raise
+    except ValueError as error:  # how TRL and peft refuse settings
+        raise ConfigError(f"these settings do not fit together: {error}") from error
+
+
+def _run(
+    trainer: "TeachabilityTrainer",
+    settings: "TrainSettings",
+    folder: "RunFolder",
+    checkpoint: Path | None,
+) -> int:
+    from taopd.runs import MODEL_FOLDER, write_json
+
     started = time.perf_counter()
-    trainer = TeachabilityTrainer(
-        model=inputs.student,
-        teacher_model=inputs.teacher,
-        args=settings.training,
-        train_dataset=inputs.train_dataset,
-        eval_dataset=inputs.eval_dataset,
-        processing_class=inputs.tokenizer,
-        peft_config=get_peft_config(settings.model),
-    )
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model_folder = folder.path / MODEL_FOLDER
-    trainer.save_model(str(model_folder))
-    if trainer.is_world_process_zero():
-        results = {
-            "command": "train",
-            "steps": trainer.state.global_step,
-            "seconds": time.perf_counter() - started,
-            "resumed_from": checkpoint.name if checkpoint else None,
-            "selector": settings.training.selector,
-            "budget": settings.training.budget,
-            "loss": settings.training.loss,
-            "seed": settings.training.seed,
-            "model": MODEL_FOLDER,
-            "train": outcome.metrics,
-            "last_log": trainer.state.log_history[-2]
-            if len(trainer.state.log_history) > 1
-            else None,
-        }
-        write_json(folder.path / "results.json", results)
-        print(f"student: {model_folder}\nresults: {folder.path / 'results.json'}")
+    seconds = time.perf_counter() - started
+    trainer.save_model(str(folder.path / MODEL_FOLDER))
+    if not trainer.is_world_process_zero():
+        return 0
+    args, logs = settings.training, trainer.state.log_history
+    results = {
+        "command": "train",
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "selector": args.selector,
+        "budget": args.budget,
+        "loss": args.loss,
+        "seed": args.seed,
+        "model": MODEL_FOLDER,
+        "train": outcome.metrics,
+        "last_log": next((log for log in reversed(logs) if "loss" in log), None),
+    }
+    write_json(folder.path / "results.json", results)
+    print(f"student: {folder.path / MODEL_FOLDER}\nresults: {folder.path / 'results.json'}")
     return 0
 
 

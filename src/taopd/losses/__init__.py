@@ -66,7 +66,9 @@ def resolve_loss(
 
         def sampled(student: Tensor, targets: Targets) -> Tensor:
             if targets.teacher_logprobs is None:
-                raise ConfigError("sampled_reverse_kl needs the teacher's log-prob of the sampled token")
+                raise ConfigError(
+                    "sampled_reverse_kl needs the teacher's log-prob of the sampled token"
+                )
             return policy_gradient(
                 student.gather(1, targets.token_ids.unsqueeze(1)).squeeze(1),
                 targets.teacher_logprobs,

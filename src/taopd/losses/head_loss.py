@@ -54,7 +54,9 @@ class Targets:
     def teacher_distribution(self) -> Float[Tensor, "N V"]:
         """The teacher's full log-probs at these positions; without gradient."""
         if self.teacher_head is None or self.teacher_hidden is None:
-            raise ShapeError("this loss needs the teacher's hidden states and head; none were given")
+            raise ShapeError(
+                "this loss needs the teacher's hidden states and head; none were given"
+            )
         with torch.no_grad():
             return self.teacher_head.logprobs(self.teacher_hidden, self.temperature)
 
@@ -63,7 +65,7 @@ class _HeadLoss(torch.autograd.Function):
     """Weighted sum of a per-position loss; gradients are taken chunk by chunk in the forward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, weights, head, targets, loss_function, chunk_elements):  # type: ignore[override]
+    def forward(ctx, hidden, weight, bias, weights, head, targets, loss_function, chunk_elements):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -98,7 +100,7 @@ class _HeadLoss(torch.autograd.Function):
         return (per_token * weights).sum(), per_token
 
     @staticmethod
-    def backward(ctx, grad_output, _grad_per_token):  # type: ignore[override]
+    def backward(ctx, grad_output, _grad_per_token):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
 

@@ -54,7 +54,15 @@ def table(results: dict[str, Any]) -> Table:
         caption=f"[] {interval_words(results)}. Before: {100 * results['base_accuracy']:.1f}.",
     )
     shown.add_column("arm")
-    for name in ("best step", "best", "end, greedy", "end, sampled", "kept", "on digits", "seconds"):
+    for name in (
+        "best step",
+        "best",
+        "end, greedy",
+        "end, sampled",
+        "kept",
+        "on digits",
+        "seconds",
+    ):
         shown.add_column(name, justify="right")
     for name, outcomes in by_arm(results).items():
         prompts = outcomes[0]["num_test_prompts"]
@@ -68,7 +76,7 @@ def table(results: dict[str, Any]) -> Table:
             _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
             _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
             f"{100 * _mean(outcomes, 'kept_fraction'):.1f} %",
-            f"{100 * sum(o['selected_share_by_kind'].get('digit', 0.0) for o in outcomes) / len(outcomes):.0f} %",
+            f"{100 * _share(outcomes, 'digit'):.0f} %",
             f"{_mean(outcomes, 'train_seconds'):.0f}",
         )
     return shown
@@ -137,7 +145,8 @@ def _kinds(axes, groups: dict[str, list[dict[str, Any]]]) -> None:
     left = [0.0] * len(names)
     for kind in KIND_COLORS:
         widths = [
-            sum(outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes) / len(outcomes)
+            sum(outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes)
+            / len(outcomes)
             for outcomes in groups.values()
         ]
         if not any(widths):
@@ -165,3 +174,9 @@ def _percent(values: tuple[float, float, float]) -> str:
 
 def _mean(outcomes: list[dict[str, Any]], name: str) -> float:
     return sum(outcome[name] for outcome in outcomes) / len(outcomes)
+
+
+def _share(outcomes: list[dict[str, Any]], kind: str) -> float:
+    """Share of the kept tokens of this kind, mean over seeds."""
+    shares = [outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes]
+    return sum(shares) / len(shares)

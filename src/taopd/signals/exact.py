@@ -160,7 +160,10 @@ def exact_signals(
                     "learning rate"
                 )
             logprobs.append(head.finish(raw, temperature).log_softmax(-1))
-        chunks.append(signals_from_logprobs(*logprobs, target_ids[rows], k=k, full_kl=full_kl))
+        student, teacher = logprobs
+        chunks.append(
+            signals_from_logprobs(student, teacher, target_ids[rows], k=k, full_kl=full_kl)
+        )
     return concatenate(chunks)
 
 

@@ -25,9 +25,9 @@ class TokenSignals:
     disagreement: Float[Tensor, " N"]
     """D = KL(teacher || student) on the union of both supports, both renormalised there. [eq. 3, 9]"""
     compatibility: Float[Tensor, " N"]
-    """C in [0, 1], teacher mass on the student's top-K ids; the lower bound where only lists are known. [eq. 4, 17]"""
+    """C in [0, 1], teacher mass on the student's top-K; a lower bound from lists. [eq. 4, 17]"""
     entropy: Float[Tensor, " N"]
-    """H of the student: full vocabulary (exact), or of the renormalised list divided by ln(n) (top-K lists)."""
+    """H of the student, full vocabulary; from lists: of the renormalised list, divided by ln(n)."""
     teacher_entropy: Float[Tensor, " N"]
     reverse_disagreement: Float[Tensor, " N"]
     """KL(student || teacher) on the union of supports."""
