@@ -210,12 +210,12 @@ def test_bad_rows(student):
 
 
 def test_progress_reaches_the_total(student, rows):
-    calls = []
-    evaluate(
-        *student,
+    calls: list[tuple[int, int]] = []
+    run(
+        student,
         rows,
         num_samples=2,
-        progress=lambda *c: calls.append(c),
+        progress=lambda done, total: calls.append((done, total)),
         **SETTINGS | {"batch_size": 5},
     )
     assert calls == [(5, 16), (10, 16), (15, 16), (16, 16)]
