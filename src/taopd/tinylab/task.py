@@ -17,7 +17,7 @@ Three variants, because a lab in which a method always wins proves nothing:
 - `dialect`: the two sets of markers are disjoint, and only the digits are graded.
 - `bilingual`: one in ten of the markers that the student learned from is the teacher's.
 - `reversal`: a teacher's marker echoes the digit before it in words (`t0` .. `t9`; the first one is
-  `t10`), and those words are the graded answer. The student wrote them 1 % of the time, below eight
+  `t10`), and those words are the graded answer. The student wrote them 2 % of the time, below four
   equally likely words of its own, so they lie outside its top 4: a selector that avoids off-support
   tokens avoids the answer. Three markers have a digit before them, hence three graded digits.
 
@@ -93,8 +93,8 @@ VARIANTS: dict[str, Variant] = {
         # 0.13), and D * C, which picks just those, learned all echoes from them.
         Variant(
             name="reversal",
-            teacher_share=0.01,
-            synonyms=8,
+            teacher_share=0.02,
+            synonyms=4,
             markers_echo_digits=True,
             answer_pattern=r"(?<=\bt)\d\b",
         ),
