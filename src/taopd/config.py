@@ -132,6 +132,13 @@ class TeachabilityConfig(DistillationConfig):
         },
     )
     ppo_clip_high: float = field(default=0.28, metadata={"help": "... and at 1 + this."})
+    cut_renamed_control_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Accept tokenizers that differ only in the names of control tokens (R1-Distill and "
+            "Qwen2.5): the ids from the first of them on are not shared and never train."
+        },
+    )
     log_selection: bool = field(
         default=False,
         metadata={
@@ -179,6 +186,22 @@ class TeachabilityConfig(DistillationConfig):
         _require(self.log_rollouts >= 0, "log_rollouts", self.log_rollouts, "0 or more")
         self.beta = self._beta()
         super().__post_init__()
+
+    def check_generation_batch(self, size: int, *, streaming: bool) -> None:
+        """Refuse a generation batch of `size` completions that cannot be divided into groups.
+
+        Raises:
+            ConfigError: if num_generations does not divide it, or a stream would have to be repeated.
+        """
+        if size % self.num_generations:
+            raise ConfigError(
+                f"num_generations={self.num_generations} does not divide the generation batch of {size} "
+                "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+            )
+        if streaming and self.num_generations * self.num_iterations > 1:
+            raise ConfigError(
+                "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
+            )
 
     def _beta(self) -> float:
         derived = _BETA_OF_LOSS.get(self.loss, 1.0)

@@ -71,6 +71,7 @@ class ConformanceReport:
         return sum(self.mismatches.values())
 
     def count(self, kind: str, same: bool, place: str, expected: object, found: object) -> None:
+        """Record one comparison, and its place if it failed."""
         self.compared[kind] += 1
         if not same:
             self.mismatches[kind] += 1

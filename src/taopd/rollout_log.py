@@ -54,6 +54,7 @@ class RolloutLog:
         self._folder = Path(folder)
         self._num_rollouts = num_rollouts
         self._every_token = every_token
+        self._begun = False
 
     def __call__(self, scored: ScoredBatch) -> None:
         """Write what is asked for of one generation batch."""
@@ -61,6 +62,9 @@ class RolloutLog:
             return
         columns = _columns(scored)
         self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._begun:
+            _rewind(self._folder / "rollouts.jsonl", scored.step)
+            self._begun = True
         if self._every_token:
             path = self._folder / "selection" / f"step-{scored.step:06d}.parquet"
             path.parent.mkdir(exist_ok=True)
@@ -71,6 +75,20 @@ class RolloutLog:
             with open(self._folder / "rollouts.jsonl", "a") as file:
                 for row in range(min(self._num_rollouts, scored.positions.shape[0])):
                     file.write(json.dumps(_rollout(row, scored, columns)) + "\n")
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Drop what an earlier life of this run wrote from this step on, and a line torn by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            break
+    path.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _columns(scored: ScoredBatch) -> dict[str, list]:

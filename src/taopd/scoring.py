@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from taopd.kernels import Head
+from taopd.losses import Targets
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
 
@@ -217,3 +218,28 @@ def loss_inputs(
         for name, values in columns.items()
         if values is not None
     }
+
+
+def targets_at(
+    inputs: Mapping[str, Any],
+    chosen: Bool[Tensor, "B T"],
+    hidden: list[Tensor] | None,
+    head: Head,
+    temperature: float,
+) -> Targets:
+    """What the student is compared with at the chosen positions of a micro-batch.
+
+    Args:
+        inputs: completion_ids and the columns of `loss_inputs`.
+        hidden: the other model's states at these positions, one tensor per row; None: the loss reads
+            log-probs of the sampled token only.
+    """
+    sampling = inputs.get("sampling_logprobs")
+    return Targets(
+        token_ids=inputs["completion_ids"][chosen],
+        teacher_hidden=None if hidden is None else torch.cat(hidden),
+        teacher_head=None if hidden is None else head,
+        teacher_logprobs=inputs["teacher_logprobs"][chosen],
+        sampling_logprobs=None if sampling is None else sampling[chosen],
+        temperature=temperature,
+    )

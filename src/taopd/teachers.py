@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from taopd.checkpoints import load_model, load_tokenizer
 from taopd.vocabulary import shared_vocabulary
 
 
@@ -15,28 +15,30 @@ def load_teacher(
     *,
     revision: str | None = None,
     init_kwargs: dict[str, Any] | None = None,
+    cut_renamed_control_tokens: bool = False,
 ) -> tuple[PreTrainedModel, int]:
     """The frozen teacher, and how many ids it shares with the student.
 
     Args:
-        teacher: a path or hub id, loaded with `init_kwargs`, or a model, which is taken to use the
-            student's tokenizer.
+        teacher: a path or hub id, loaded with `init_kwargs` (dtype float32 unless said, as TRL does),
+            or a model, which is taken to use the student's tokenizer.
         tokenizer: the student's.
+        cut_renamed_control_tokens: see `taopd.vocabulary.check_same_tokenizer`.
 
     Raises:
-        DataError: if the tokenizers give one id to two different tokens (names the first).
+        DataError: if the teacher cannot be loaded, or the tokenizers give one id to two different tokens
+            (names the first).
     """
     teacher_tokenizer = tokenizer
     if isinstance(teacher, str):
-        kwargs = dict(init_kwargs or {})
-        if revision is not None:
-            kwargs.setdefault("revision", revision)
-        teacher_tokenizer = AutoTokenizer.from_pretrained(teacher, revision=kwargs.get("revision"))
-        teacher = create_model_from_path(teacher, **kwargs)
+        kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
+        teacher_tokenizer = load_tokenizer(teacher, revision=kwargs["revision"])
+        teacher = load_model(teacher, **kwargs)
     vocab_size = shared_vocabulary(
         tokenizer,
         teacher_tokenizer,
         student.config.get_text_config().vocab_size,
         teacher.config.get_text_config().vocab_size,
+        cut_renamed_control_tokens=cut_renamed_control_tokens,
     )
     return teacher.requires_grad_(False), vocab_size

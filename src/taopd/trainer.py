@@ -9,14 +9,10 @@ micro-batch and rank), then per micro-batch run the student on the rows that hol
 last one, and apply head and loss at the kept positions alone.
 """
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -29,9 +25,10 @@ from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError
 from taopd.gather import gather_table
 from taopd.kernels import Head
-from taopd.losses import Targets, head_loss, needs_teacher_distribution, resolve_loss
+from taopd.losses import head_loss, needs_teacher_distribution, resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.recorder import Recorder
+from taopd.reference import ReferenceStudent
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import (
     Positions,
@@ -39,7 +36,7 @@ from taopd.scoring import (
     loss_inputs,
     read_head,
     score_positions,
-    states_at,
+    targets_at,
     trim,
 )
 from taopd.signals import TokenSignals, lists_from_exact, signal_table
@@ -82,13 +79,15 @@ class TeachabilityTrainer(DistillationTrainer):
             raise DataError(
                 "multimodal students are not supported: pass a text model and its tokenizer"
             )
-        self._check_batch()
+        streaming = isinstance(self.train_dataset, IterableDataset)
+        args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
         teacher, self.vocab_size = load_teacher(
             teacher_model,
             self.model,
             self._tokenizer,
             revision=args.teacher_model_revision,
             init_kwargs=args.teacher_model_init_kwargs,
+            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
         self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         if args.score_top_k > self.vocab_size:
@@ -103,11 +102,9 @@ class TeachabilityTrainer(DistillationTrainer):
             clip_high=args.ppo_clip_high,
         )
         self._anchor_function = resolve_loss("reverse_kl")
-        # The anchor's reference is the student as it was given; with LoRA the base model, adapter off.
-        self._reference_model = None
-        if args.anchor_coef > 0.0 and not is_peft_model(self.model):
-            frozen = copy.deepcopy(self.model).requires_grad_(False)
-            self._reference_model = self.accelerator.prepare_model(frozen, evaluation_mode=True)
+        self._reference = None
+        if args.anchor_coef > 0.0:
+            self._reference = ReferenceStudent(self.model, self.accelerator)
         self._recorder = Recorder()
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
@@ -116,19 +113,6 @@ class TeachabilityTrainer(DistillationTrainer):
         self.add_callback(MetricsWriter())
         if args.log_update_norm:
             self.add_callback(UpdateNorm(self._record))
-
-    def _check_batch(self) -> None:
-        args, size = self.args, self._generation_batch_size()
-        if size % args.num_generations:
-            raise ConfigError(
-                f"num_generations={args.num_generations} does not divide the generation batch of {size} "
-                "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
-            )
-        repeats = args.num_generations * args.num_iterations
-        if repeats > 1 and isinstance(self.train_dataset, IterableDataset):
-            raise ConfigError(
-                "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
-            )
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -181,6 +165,15 @@ class TeachabilityTrainer(DistillationTrainer):
         return batch | self._select(batch, positions, signals, teacher_hidden)
 
     # -- scoring ----------------------------------------------------------------------------------
+
+    def _get_last_hidden_state(self, *args, **kwargs) -> Tensor:
+        # TRL calls the backbone past the wrapper's forward, where accelerate put the autocast: without this
+        # line bf16=True would train in float32. The head gets the dtype it would have had there.
+        with self.accelerator.autocast():
+            hidden = super()._get_last_hidden_state(*args, **kwargs)
+            device = hidden.device.type
+            enabled = torch.is_autocast_enabled(device)
+            return hidden.to(torch.get_autocast_dtype(device)) if enabled else hidden
 
     @torch.no_grad()
     def _score(self, batch: Batch, positions: Positions) -> tuple[TokenSignals, Tensor | None]:
@@ -243,9 +236,15 @@ class TeachabilityTrainer(DistillationTrainer):
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
         if teacher_hidden is not None:
             out["teacher_hidden"] = positions.by_row(teacher_hidden, weights != 0)
-        if training and self.args.anchor_coef > 0.0:
+        if training and self._reference is not None:
             with self._recorder.timed("perf/anchor_s"):
-                out["reference_hidden"] = self._reference_hidden(batch, out["anchor_weights"] != 0)
+                out["reference_hidden"] = self._reference.states(
+                    self._forward,
+                    self.model_wrapped,
+                    batch,
+                    out["anchor_weights"] != 0,
+                    self.args.per_device_train_batch_size,
+                )
         if training and self.accelerator.is_main_process:
             scored = ScoredBatch(
                 step=step,
@@ -259,23 +258,6 @@ class TeachabilityTrainer(DistillationTrainer):
             for observer in self.observers:
                 observer(scored)
         return out
-
-    def _reference_hidden(self, batch: Batch, anchored: Tensor) -> list[Tensor]:
-        """The initial student's hidden states at the anchored positions, one tensor per row."""
-        positions = Positions.of(anchored)
-        size = self.args.per_device_train_batch_size
-        with self._reference_weights() as reference:
-            parts = list(states_at(self._forward, reference, batch, positions, size))
-        hidden = torch.cat([states for states, _ in parts])
-        return positions.by_row(hidden, torch.ones_like(positions.row, dtype=torch.bool))
-
-    @contextmanager
-    def _reference_weights(self) -> Iterator[Any]:
-        if self._reference_model is not None:
-            yield self._reference_model
-            return
-        with self.accelerator.unwrap_model(self.model_wrapped).disable_adapter():
-            yield self.model_wrapped
 
     # -- loss -------------------------------------------------------------------------------------
 
@@ -292,38 +274,25 @@ class TeachabilityTrainer(DistillationTrainer):
         self._recorder.add("perf/train_tokens", part.input_ids.numel())
         head = read_head(unwrapped_student, self.vocab_size)
 
-        def divergence(name: str, chosen: Tensor, model, loss_function) -> Tensor:
+        def divergence(kind: str, chosen: Tensor, other: str, model, function) -> Tensor:
             states = hidden[chosen[part.rows, : part.num_completion]]
-            weights = inputs[f"{name}_weights"][chosen]
-            targets = self._targets(inputs, chosen, _STATES[name], model)
-            return head_loss(states, head, weights, targets, loss_function)[0]
+            with torch.no_grad():
+                other_head = read_head(self.accelerator.unwrap_model(model), self.vocab_size)
+            targets = targets_at(inputs, chosen, inputs.get(other), other_head, self.temperature)
+            return head_loss(states, head, inputs[kind][chosen], targets, function)[0]
 
-        loss = divergence("loss", kept, self.teacher_model, self._loss_function)
+        function = self._loss_function
+        loss = divergence("loss_weights", kept, "teacher_hidden", self.teacher_model, function)
         self._recorder.add("loss/selected_nats", loss.item())
-        if "reference_hidden" in inputs:
-            reference = self._reference_model or unwrapped_student
-            anchor = divergence("anchor", anchored, reference, self._anchor_function)
+        if self._reference is not None and "reference_hidden" in inputs:
+            model = self._reference.copy or unwrapped_student
+            function = self._anchor_function
+            anchor = divergence("anchor_weights", anchored, "reference_hidden", model, function)
             self._recorder.add("loss/anchor_nats", anchor.item() / self.args.anchor_coef)
             loss = loss + anchor
         # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
         loss = loss * self.accelerator.num_processes
         return loss, inputs["entropy"].sum(), inputs["completion_mask"].sum()
-
-    def _targets(self, inputs: Batch, chosen: Tensor, states: str, model) -> Targets:
-        """What the student is compared with at the chosen positions of a micro-batch."""
-        targets = Targets(
-            token_ids=inputs["completion_ids"][chosen],
-            teacher_logprobs=inputs["teacher_logprobs"][chosen],
-            sampling_logprobs=inputs["sampling_logprobs"][chosen]
-            if "sampling_logprobs" in inputs
-            else None,
-            temperature=self.temperature,
-        )
-        if states not in inputs:
-            return targets
-        with torch.no_grad():
-            head = read_head(self.accelerator.unwrap_model(model), self.vocab_size)
-        return replace(targets, teacher_hidden=torch.cat(inputs[states]), teacher_head=head)
 
     # -- bookkeeping ------------------------------------------------------------------------------
 
@@ -342,7 +311,3 @@ class TeachabilityTrainer(DistillationTrainer):
         result = super().prediction_step(*args, **kwargs)
         self._recorder.flush()
         return result
-
-
-_STATES = {"loss": "teacher_hidden", "anchor": "reference_hidden"}
-"""Which states the student is compared with, by the kind of weight."""

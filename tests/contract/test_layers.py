@@ -15,7 +15,15 @@ LAYERS = (
     {"kernels", "signals", "selectors", "losses", "records"},
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
-        *("accuracy", "checkpoints", "conformance_files", "gather", "grading", "recorder"),
+        *(
+            "accuracy",
+            "checkpoints",
+            "conformance_files",
+            "gather",
+            "grading",
+            "recorder",
+            "reference",
+        ),
     },
     {
         *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance"),

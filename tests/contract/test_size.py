@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 FILES = sorted(SOURCE.rglob("*.py"))
-MAX_FILE_LINES, MAX_KERNEL_LINES, MAX_FUNCTION_LINES = 300, 450, 80
+MAX_FILE_LINES, MAX_KERNEL_LINES, MAX_FUNCTION_LINES = 320, 450, 80
 FORBIDDEN = {
     "pickle": r"^\s*(import|from) (pickle|dill|cloudpickle|shelve|marshal)\b",
     "torch.load": r"\btorch\.load\(",

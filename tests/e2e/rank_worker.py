@@ -54,7 +54,9 @@ def main() -> None:
     trainer.observers.append(seen.append)
     trainer.train()
     if trainer.accelerator.is_main_process:
-        state = {f"model.{name}": p.detach().contiguous() for name, p in trainer.model.named_parameters()}
+        state = {
+            f"model.{name}": p.detach().contiguous() for name, p in trainer.model.named_parameters()
+        }
         choice = seen[0].choice
         state |= {"kept": choice.selection.kept.int(), "anchors": choice.anchor_weights}
         save_file(state, out / "state.safetensors")

@@ -204,6 +204,8 @@ def test_resume_ends_with_the_same_weights(micro_lab, tmp_path):
         json.loads(line) for line in (tmp_path / "a/run/metrics.jsonl").read_text().splitlines()
     ]
     assert [entry["step"] for entry in steps if "loss" in entry] == [1, 2, 3, 4]
+    lines = (tmp_path / "a/run/rollouts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_path):
@@ -217,7 +219,7 @@ def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_pa
         max_steps=3,
         learning_rate=1e-2,
     )
-    assert trainer._reference_model is None, "a second model where the adapter can be switched off"
+    assert trainer._reference.copy is None, "a second model where the adapter can be switched off"
     before = weights_of(trainer)
     trainer.train()
     changed = {
@@ -298,6 +300,23 @@ def test_gradient_checkpointing_changes_nothing(micro_lab, tmp_path):
     saved, _ = train_once(micro_lab, tmp_path / "b", max_steps=2, gradient_checkpointing=True)
     for a, b in zip(plain.model.parameters(), saved.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16_reaches_the_backbone(micro_lab, tmp_path, bf16):
+    trainer = make_trainer(micro_lab, tmp_path, bf16=bf16)
+    dtypes = set()
+    forward = trainer._get_last_hidden_state
+
+    def spy(*args, **kwargs):
+        hidden = forward(*args, **kwargs)
+        dtypes.add(hidden.dtype)
+        return hidden
+
+    trainer._get_last_hidden_state = spy
+    trainer.train()
+    assert dtypes == {torch.bfloat16 if bf16 else torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
 
 
 def test_evaluation_measures_the_divergence_at_every_token(micro_lab, tmp_path):

@@ -173,7 +173,13 @@ def _load(settings: "TrainSettings") -> _Inputs:
     )
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
-    shared_vocabulary(tokenizer, teacher_tokenizer, _vocab_size(student), _vocab_size(teacher))
+    shared_vocabulary(
+        tokenizer,
+        teacher_tokenizer,
+        _vocab_size(student),
+        _vocab_size(teacher),
+        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
+    )
     for rows in (train_dataset, eval_dataset):
         if rows is not None:
             data.check_prompt_lengths(

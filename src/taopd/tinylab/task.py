@@ -17,7 +17,7 @@ Three variants, because a lab in which a method always wins proves nothing:
 - `dialect`: the two sets of markers are disjoint, and only the digits are graded.
 - `bilingual`: one in ten of the markers that the student learned from is the teacher's.
 - `reversal`: a teacher's marker echoes the digit before it in words (`t0` .. `t9`; the first one is
-  `t10`), and those words are the graded answer. The student wrote them 2 % of the time, below four
+  `t10`), and those words are the graded answer. The student wrote them 1 % of the time, below eight
   equally likely words of its own, so they lie outside its top 4: a selector that avoids off-support
   tokens avoids the answer. Three markers have a digit before them, hence three graded digits.
 
@@ -89,12 +89,13 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         Variant(name="bilingual", teacher_share=0.1),
         Variant(name="dialect"),
-        # One percent and eight synonyms: with 3 % a few contexts had the echo in the top 4 (up to
-        # 0.13), and D * C, which picks just those, learned all echoes from them.
+        # One percent: with 2 or 3 % the echo is in the top 4 of a few contexts (up to 0.18), and
+        # D * C, which picks just those, learned every echo from them. At this rarity the exact
+        # reverse KL on all tokens learns the echoes in 200 steps, its sampled estimate not in 300.
         Variant(
             name="reversal",
-            teacher_share=0.02,
-            synonyms=4,
+            teacher_share=0.01,
+            synonyms=8,
             markers_echo_digits=True,
             answer_pattern=r"(?<=\bt)\d\b",
         ),
