@@ -32,6 +32,11 @@ MORE_ARMS: dict[str, dict[str, Any]] = {
     "divergence": {"selector": "divergence"},
     "tip": {"selector": "tip"},
 }
+VARIANT_CONFIG: dict[str, dict[str, Any]] = {
+    # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that
+    # only a loss over the whole distribution can teach them to anyone.
+    "reversal": {"loss": "reverse_kl"},
+}
 LAB_CONFIG: dict[str, Any] = {
     # The prototype's settings (DESIGN, "The tiny lab"): 64 rollouts a step, constant learning rate.
     "per_device_train_batch_size": 64,
@@ -55,7 +60,7 @@ def lab_arm(
     save_model: bool = False,
 ) -> Arm:
     """An arm on a tiny lab: the lab's files and sizes, `LAB_CONFIG`, and the given settings on top."""
-    fixed = {
+    fixed = VARIANT_CONFIG.get(lab.variant, {}) | {
         "max_steps": steps,
         "max_completion_length": lab.max_completion_length,
         "score_top_k": lab.top_k,
