@@ -89,6 +89,7 @@ def run_demo(
     overwrite: bool = False,
     resume: bool = False,
     num_workers: int | None = None,
+    lab_sizes: dict[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Build the lab, run the arms, save the best student, and return what `results.json` holds.
@@ -96,6 +97,7 @@ def run_demo(
     Args:
         output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
             keeps the arms that had finished.
+        lab_sizes: fields of `taopd.tinylab.LabSpec`, for a smaller lab.
         progress: called with ("teacher" | "student" | "arms", steps done, steps in all).
 
     Raises:
@@ -103,7 +105,7 @@ def run_demo(
     """
     steps = STEPS if steps is None else steps
     RunFolder.check(output_dir, resume=resume, overwrite=overwrite)
-    lab = build_lab(variant, progress=progress)
+    lab = build_lab(variant, progress=progress, **(lab_sizes or {}))
     folder = RunFolder.create(
         output_dir,
         resume=resume,

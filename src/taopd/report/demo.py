@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich import box
 from rich.table import Table
 from scipy import stats
 
@@ -49,37 +50,37 @@ def interval_words(results: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> Table:
     """One row per arm: accuracy at its best step and at the end, what it kept, and its seconds."""
+    first = results["arms"][0]
     shown = Table(
-        title=f"{results['task']}: {results['arms'][0]['steps']} steps, held-out accuracy in %",
-        caption=f"[] {interval_words(results)}. Before: {100 * results['base_accuracy']:.1f}.",
+        title=f"{results['task']}: held-out accuracy in % over {first['steps']} steps "
+        f"(student before: {100 * results['base_accuracy']:.1f})",
+        caption=f"[low, high]: {interval_words(results)}.",
+        box=box.SIMPLE_HEAD,
     )
-    shown.add_column("arm")
-    for name in (
-        "best step",
-        "best",
-        "end, greedy",
-        "end, sampled",
-        "kept",
-        "on digits",
-        "seconds",
-    ):
-        shown.add_column(name, justify="right")
+    shown.add_column("arm", no_wrap=True)
+    for name in ("best, at step", "end, greedy", "end, sampled", "kept", "digits", "s"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for name, outcomes in by_arm(results).items():
         prompts = outcomes[0]["num_test_prompts"]
-        curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
-        means = {step: sum(curve[step] for curve in curves) / len(curves) for step in curves[0]}
-        best = max(means, key=lambda step: (means[step], -step))
+        best, step = best_point(outcomes)
         shown.add_row(
             name,
-            str(best),
-            _percent(interval((curve[best] for curve in curves), prompts)),
+            f"{100 * best:.1f}, {step}",
             _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
             _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
-            f"{100 * _mean(outcomes, 'kept_fraction'):.1f} %",
-            f"{100 * _share(outcomes, 'digit'):.0f} %",
+            f"{100 * _mean(outcomes, 'kept_fraction'):.0f}",
+            f"{100 * _share(outcomes, 'digit'):.0f}",
             f"{_mean(outcomes, 'train_seconds'):.0f}",
         )
     return shown
+
+
+def best_point(outcomes: list[dict[str, Any]]) -> tuple[float, int]:
+    """Largest mean greedy accuracy over seeds, and the first step that reaches it."""
+    curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
+    means = {step: sum(curve[step] for curve in curves) / len(curves) for step in curves[0]}
+    step = max(means, key=lambda step: (means[step], -step))
+    return means[step], step
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -169,7 +170,7 @@ def _kinds(axes, groups: dict[str, list[dict[str, Any]]]) -> None:
 
 def _percent(values: tuple[float, float, float]) -> str:
     mean, low, high = (100 * value for value in values)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{mean:.1f} [{low:.0f}, {high:.0f}]"
 
 
 def _mean(outcomes: list[dict[str, Any]], name: str) -> float:
