@@ -52,6 +52,7 @@ def simulate_bank(
     prompt_level=0.1,
     prompt_slope=0.1,
     order=(),
+    surface=None,
     ks=(16,),
     seed=0,
 ):
@@ -101,6 +102,8 @@ def simulate_bank(
     if q3_gap:
         top = q3 & (c >= np.quantile(c[q3], 2 / 3))
         gain += (q3_gap + slope) * top
+    if surface is not None:
+        gain += surface(h, d, c)
     for place, score in enumerate(reversed(order)):
         best = np.argsort(-score(h, d, c), kind="stable")[: round(0.05 * num)]
         gain[best] = 1.0 + place + noise * rng.standard_normal(len(best))

@@ -5,6 +5,11 @@ What: every selector with a hard choice ranks the tokens of one frozen bank by i
 tokens is compared, always against random choice at the same N. The kept sets are fixed; prompts are
 resampled, the same ones for every selector, so differences are paired.
 
+Saturation: H~ and D~ are clipped at the 95 % quantile, so one token in
+twenty has exactly 1. Below 5 % the divergence and entropy selectors therefore choose among equal scores, by
+position; D^L, a product, is rarely tied. `num_tied` counts such places, and
+`normalization="minmax"` compares the selectors without ties.
+
 Random is averaged over many draws: its interval is that of the average random choice, and
 `draw_low`, `draw_high` say how far single draws scatter (a training run makes single draws).
 
@@ -17,11 +22,12 @@ TIP 0.093, entropy 0.076, random -0.130).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from taopd.diagnose.bootstrap import (
     LEVEL,
@@ -29,20 +35,20 @@ from taopd.diagnose.bootstrap import (
     cluster_codes,
     group_means,
 )
-from taopd.diagnose.features import (
-    clusters_of,
-    signal_table_of,
-    token_features,
-    usable_tokens,
-    winsorize,
+from taopd.diagnose.features import clusters_of, token_features, usable_tokens, winsorize
+from taopd.diagnose.keep import (
+    NUM_DRAWS,
+    hard_selectors,
+    matched_count,
+    places_by_position,
+    random_draws,
+    selector_order,
 )
 from taopd.errors import ConfigError, suggest
-from taopd.selectors import SELECTORS, select
+from taopd.selectors import SELECTORS
 
 BUDGETS = (0.01, 0.03, 0.05, 0.10)
 WINSOR = 0.01
-NUM_DRAWS = 200
-"""Draws of the random control: the mean over draws is then known to 1/14 of one draw's scatter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,51 +58,14 @@ class MatchedBank:
     names: tuple[str, ...]
     num_requested: int
     num_kept: tuple[int, ...]
+    num_tied: tuple[int, ...]
+    """`places_by_position` of each."""
     boot: Bootstrap
     """One mean gain per name."""
     draws: Float[np.ndarray, " D"]
     """Mean gain of each single random draw."""
-    facts: dict[str, object]
-
-
-def hard_selectors() -> tuple[str, ...]:
-    """Registered selectors that keep or drop a token, without `full`, which has no N."""
-    return tuple(
-        sorted(name for name, rule in SELECTORS.items() if name != "full" and not rule.weighted)
-    )
-
-
-def matched_count(budget: float, num_tokens: int) -> int:
-    """N = max(1, round(budget n)), at most n. [METHOD section 4]"""
-    if not 0 < budget <= 1:
-        raise ConfigError(f"budget={budget} must be in (0, 1]; five percent is 0.05")
-    return min(num_tokens, max(1, round(budget * num_tokens)))
-
-
-def selector_ranks(
-    tokens: pd.DataFrame,
-    selector: str,
-    num_kept: int,
-    *,
-    k: int = 16,
-    proxy: str = "mass",
-    reference: bool = False,
-) -> Int[np.ndarray, " N"]:
-    """0-based rank of every token for a selector that keeps `num_kept`; -1: no candidate.
-
-    Only a selector with a lead (`split`) ranks differently for another `num_kept`. `tokens` in the
-    order (completion, position).
-    """
-    if selector not in SELECTORS:
-        raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
-    choice = select(
-        signal_table_of(tokens, k=k, proxy=proxy),
-        selector=selector,
-        # select() rounds up; half a token less makes its budget, and so split's lead, exactly N.
-        budget=(num_kept - 0.5) / len(tokens),
-        rules="reference" if reference else "paper",
-    )
-    return choice.ranks.numpy()
+    facts: dict[Any, Any]
+    """`attrs` of the features, with cluster, budget and winsor."""
 
 
 def matched_banks(
@@ -108,6 +77,7 @@ def matched_banks(
     proxy: str = "mass",
     gain: str = "gain_forward",
     winsor: float = WINSOR,
+    normalization: str = "quantile",
     cluster: str = "prompt",
     num_draws: int = NUM_DRAWS,
     num_resamples: int = 1000,
@@ -122,27 +92,31 @@ def matched_banks(
     names = names if "random" in names else (*names, "random")
     codes, num_clusters = cluster_codes(clusters_of(features, cluster))
     values = winsorize(features["gain"].to_numpy(), winsor)
-    fixed: dict[str, np.ndarray] = {}
+    signals: dict[str, Any] = {
+        "k": k,
+        "proxy": proxy,
+        "normalization": normalization,
+        "reference": reference,
+    }
+    fixed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     banks = []
     for budget in budgets:
         num_requested = matched_count(budget, len(rows))
-        times, draws = _random_draws(values, num_requested, num_draws, seed)
-        weights, num_kept = [], []
+        times, draws = random_draws(values, num_requested, num_draws, seed)
+        weights, num_kept, num_tied = [], [], []
         for name in names:
             if name == "random":
                 weights.append(times)
                 num_kept.append(num_requested)
+                num_tied.append(0)
                 continue
-            ranks = fixed.get(name)
-            if ranks is None:
-                ranks = selector_ranks(
-                    rows, name, num_requested, k=k, proxy=proxy, reference=reference
-                )
-            if SELECTORS[name].lead is None:
-                fixed[name] = ranks
+            if name not in fixed or SELECTORS[name].lead is not None:
+                fixed[name] = selector_order(rows, name, num_requested, **signals)
+            ranks, scores = fixed[name]
             kept = (ranks >= 0) & (ranks < num_requested)
             weights.append(kept.astype(np.float64))
             num_kept.append(int(kept.sum()))
+            num_tied.append(places_by_position(ranks, scores, num_requested))
         boot = group_means(
             values,
             np.stack(weights, axis=1),
@@ -158,6 +132,7 @@ def matched_banks(
                 names=names,
                 num_requested=num_requested,
                 num_kept=tuple(num_kept),
+                num_tied=tuple(num_tied),
                 boot=boot,
                 draws=draws,
                 facts=facts,
@@ -174,13 +149,14 @@ def matched_top_n(
         N = max(1, round(rho n)),   value = mean over kept of the winsorized gain
 
     One row per (budget, selector), best first within a budget: num_requested N, num_kept (q3_*
-    selectors may have too few candidates), value with low, high and standard_error, minus_random with
+    selectors may have too few candidates), num_tied (places given by position among equal scores),
+    value with low, high and standard_error, minus_random with
     its interval, draw_low and draw_high (random only: 2.5 % and 97.5 % of single draws), n,
     n_excluded, num_clusters, unit, note.
 
     Args:
-        options: as `matched_banks`: selectors, k, proxy, gain, winsor, cluster, num_draws,
-            num_resamples, seed, method, reference ([P!=C]: relative gain and the released code's
+        options: as `matched_banks`: selectors, k, proxy, gain, winsor, normalization, cluster,
+            num_draws, num_resamples, seed, method, reference ([P!=C]: relative gain and the released code's
             scores and rules; q3_* keep its online quadrants).
 
     Raises:
@@ -190,7 +166,7 @@ def matched_top_n(
     tables = []
     for bank in matched_banks(tokens, budgets=budgets, **options):
         random = bank.names.index("random")
-        lead = bank.boot.map(lambda means, at=random: means - means[:, [at]])
+        lead = bank.boot.map(partial(_minus_column, column=random))
         low, high = bank.boot.interval()
         lead_low, lead_high = lead.interval()
         tails = np.quantile(bank.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -200,6 +176,7 @@ def matched_top_n(
             "selector": bank.names,
             "num_requested": bank.num_requested,
             "num_kept": bank.num_kept,
+            "num_tied": bank.num_tied,
             "value": bank.boot.value,
             "low": low,
             "high": high,
@@ -251,34 +228,33 @@ def matched_differences(
             "joint_high": joint_high,
             "num_requested": bank.num_requested,
             "n": bank.facts["n"],
-            "note": boot.note,
+            "note": [_pair_note(bank, pair) for pair in pairs],
         }
     )
 
 
-def _random_draws(
-    values: np.ndarray, num_kept: int, num_draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """How often each token was drawn, and the mean gain of each draw.
+def _minus_column(means: np.ndarray, column: int) -> np.ndarray:
+    return means - means[:, [column]]
 
-    Own draws, not `select(selector="random")`: the same law, without 200 passes over the bank.
-    """
-    if num_draws < 2:
-        raise ConfigError(f"num_draws={num_draws} must be at least 2; {NUM_DRAWS} is usual")
-    generator = np.random.default_rng([seed, num_kept])
-    times = np.zeros(len(values))
-    means = np.empty(num_draws)
-    for draw in range(num_draws):
-        index = generator.choice(len(values), num_kept, replace=False, shuffle=False)
-        times[index] += 1
-        means[draw] = values[index].mean()
-    return times, means
+
+def _pair_note(bank: MatchedBank, pair: tuple[str, str]) -> str:
+    notes = [bank.boot.note] if bank.boot.note else []
+    for name in pair:
+        index = bank.names.index(name)
+        if bank.num_tied[index]:
+            share = f"{bank.num_tied[index]} of {bank.num_kept[index]}"
+            notes.append(f"{name} gave {share} places by position among equal scores")
+    return "; ".join(notes)
 
 
 def _note(bank: MatchedBank, index: int) -> str:
     notes = [bank.boot.note] if bank.boot.note else []
     if bank.num_kept[index] < bank.num_requested:
         notes.append(f"only {bank.num_kept[index]} candidates for {bank.num_requested} places")
+    if bank.num_tied[index]:
+        notes.append(
+            f"{bank.num_tied[index]} of {bank.num_kept[index]} places by position among equal scores"
+        )
     if bank.names[index] == "random":
         notes.append(f"mean over {len(bank.draws)} draws")
     return "; ".join(notes)

@@ -109,7 +109,7 @@ def q3_gap(
     for num_groups in groups:
         split = quantile_groups(q3["c"].to_numpy(), num_groups)
         for version in ("plain", "matched"):
-            row = {
+            row: dict[str, object] = {
                 "groups": num_groups,
                 "version": version,
                 **dict.fromkeys(("value", "low", "high", "standard_error"), np.nan),

@@ -21,6 +21,7 @@ Source: METHOD section 4.
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,7 @@ def verdicts(
     """
     gains = discover_gains(tokens) if gains is None else gains
     gains = list(dict.fromkeys(gain_column(name, reference=reference) for name in gains))
-    shared = {
+    shared: dict[str, Any] = {
         "k": k,
         "proxy": proxy,
         "cluster": cluster,
@@ -140,7 +141,7 @@ def verdict_table(found: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame([asdict(verdict) for verdict in found], columns=names)
 
 
-def _decomposition_verdict(tokens: pd.DataFrame, gain: str, shared: dict) -> Verdict:
+def _decomposition_verdict(tokens: pd.DataFrame, gain: str, shared: dict[str, Any]) -> Verdict:
     options = {key: value for key, value in shared.items() if key != "k"}
     table = decomposition(tokens, ks=[shared["k"]], gain=gain, targets=[TARGET], **options)
     row = table[table["term"] == CONTRAST].iloc[0]
@@ -156,7 +157,7 @@ def _decomposition_verdict(tokens: pd.DataFrame, gain: str, shared: dict) -> Ver
     )
 
 
-def _q3_verdict(tokens: pd.DataFrame, gain: str, shared: dict) -> Verdict:
+def _q3_verdict(tokens: pd.DataFrame, gain: str, shared: dict[str, Any]) -> Verdict:
     row = q3_gap(tokens, groups=[3], gain=gain, **shared).iloc[0]
     return _verdict(
         "Q3 is heterogeneous: high C gains more than low C",
@@ -187,15 +188,15 @@ def _one_pair(bank: MatchedBank) -> Verdict:
 def _several(bank: MatchedBank, claim: str, pairs: list[tuple[str, str]]) -> Verdict:
     table = matched_differences(bank, pairs)
     if (table["low"] > 0).all():
-        verdict, weakest = HOLDS, table.loc[table["low"].idxmin()]
+        verdict, weakest = HOLDS, table.iloc[int(table["low"].argmin())]
         ends = (weakest["low"], weakest["high"])
     elif (table["joint_high"] < 0).any():
-        verdict, weakest = FAILS, table.loc[table["joint_high"].idxmin()]
+        verdict, weakest = FAILS, table.iloc[int(table["joint_high"].argmin())]
         ends = (weakest["joint_low"], weakest["joint_high"])
     else:
         # Without intervals (one cluster) the smallest difference, else the one that may be negative.
         by = table["low"].fillna(np.inf) if table["low"].notna().any() else table["value"]
-        verdict, weakest = UNDECIDED, table.loc[by.idxmin()]
+        verdict, weakest = UNDECIDED, table.iloc[int(by.argmin())]
         ends = (weakest["joint_low"], weakest["joint_high"])
     shown = int((table["low"] > 0).sum())
     what = (
