@@ -42,9 +42,9 @@ def features_by_definition(entropy, disagreement, compatibility):
 
 def simulate_bank(
     *,
-    num_prompts=80,
+    num_prompts=120,
     num_completions=1,
-    length=18,
+    length=12,
     learnable=0.0,
     incompatible=0.0,
     q3_gap=0.0,
