@@ -108,6 +108,7 @@ def divergences(
     student_states: Iterable[State],
     teacher_states: Iterable[State],
     *,
+    num_tokens: int,
     temperature: float,
     locate: Callable[[int], str],
     progress: Callable[[int], None] | None = None,
@@ -120,7 +121,7 @@ def divergences(
     Raises:
         NumericsError: on NaN or infinite logits of the teacher.
     """
-    forward, reverse = [], []
+    forward, reverse = np.empty(num_tokens), np.empty(num_tokens)
     for rows, student, teacher in chunked_logprobs(
         student_states,
         teacher_states,
@@ -128,8 +129,8 @@ def divergences(
         locate=locate,
         tolerate_student=True,
     ):
-        forward.append(forward_kl(student, teacher).double().cpu().numpy())
-        reverse.append(reverse_kl(student, teacher).double().cpu().numpy())
+        forward[rows] = forward_kl(student, teacher).double().cpu().numpy()
+        reverse[rows] = reverse_kl(student, teacher).double().cpu().numpy()
         if progress is not None:
             progress(rows.stop)
-    return np.concatenate(forward), np.concatenate(reverse)
+    return forward, reverse

@@ -158,17 +158,17 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
 
     shown = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
     table = Table(
-        title=f"one AdamW step of equal norm at budget {options.budget:g}, {options.batches} batches: "
-        "mean [2.5, 97.5 percentile of batches]; gains in 1e-6 nats per token"
+        title=f"one AdamW step of equal norm, budget {options.budget:g}: gains in 1e-6 nats per token\n"
+        f"mean [2.5, 97.5 percentile] of {options.batches} batches",
+        show_lines=True,
     )
     names = {
-        "gain_forward_fresh": ("forward, fresh", 1e6),
-        "gain_reverse_fresh": ("reverse, fresh", 1e6),
-        "gain_reverse_selected": ("reverse, selected", 1e6),
-        "gain_reverse_fresh_over_random": ("reverse, fresh, over random", 1e6),
-        "spearman_reverse_fresh": ("Spearman, fresh", 1.0),
+        "gain_forward_fresh": ("forward\nfresh", 1e6),
+        "gain_reverse_fresh": ("reverse\nfresh", 1e6),
+        "gain_reverse_fresh_over_random": ("reverse\nover random", 1e6),
+        "spearman_reverse_fresh": ("Spearman\nreverse", 1.0),
     }
-    table.add_column("selector")
+    table.add_column("selector", no_wrap=True)
     for title, _ in names.values():
         table.add_column(title, justify="right")
     for selector in shown["selector"].unique():
@@ -179,7 +179,7 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
             cells.append(
                 "-"
                 if row.empty
-                else "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
+                else "{:.{d}f}\n\\[{:.{d}f}, {:.{d}f}]".format(
                     *(float(row[name].iloc[0]) * unit for name in ("mean", "low", "high")), d=digits
                 )
             )

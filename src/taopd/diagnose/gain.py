@@ -161,6 +161,7 @@ def model_gain(
         after = divergences(
             states,
             teacher_states,
+            num_tokens=len(bank.tokens),
             temperature=bank.temperature,
             locate=bank.locate,
             progress=progress,

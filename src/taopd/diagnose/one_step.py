@@ -172,6 +172,7 @@ def measure_divergences(
         values = divergences(
             states,
             frozen.teacher_states,
+            num_tokens=len(frozen.positions),
             temperature=settings.temperature,
             locate=frozen.positions.describe,
         )

@@ -29,6 +29,8 @@ from taopd.selectors import Selection, select
 
 PLACES = ("selected", "others", "fresh")
 INTERVAL = (0.025, 0.975)
+AGREEMENT_NATS = 1e-7
+"""A mean KL below this is rounding in float32."""
 
 
 def one_step(
@@ -67,8 +69,8 @@ def one_step(
         return selection_gradient(student, own, weights, settings, vocab_size)
 
     everything = norm_of(gradient(_select(own, "full", settings, batch_index)))
-    if not everything > 0:
-        raise DataError("the loss of this batch has no gradient: student and teacher agree on it")
+    if own.before["forward"].mean() < AGREEMENT_NATS or not everything > 0:
+        raise DataError("student and teacher agree on this batch: there is nothing to distill")
     rates = {"adamw": settings.learning_rate, "sgd": common / everything}
     rows = []
     for name in settings.selectors:
