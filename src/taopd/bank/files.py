@@ -22,6 +22,9 @@ from taopd.errors import DataError
 from taopd.records import write_json
 
 MANIFEST = "manifest.json"
+SOURCES = "sources.json"
+"""Where the models were when a bank was frozen, relative to it: a hint beside the bank and no part of it, so
+that the bank's own bytes do not depend on where it lies."""
 _BLOCK_BYTES = 2**20
 
 
@@ -98,22 +101,29 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
     """The absolute path, if a folder of that kind may be written there; writes nothing.
 
     Raises:
-        DataError: it is a file, or holds something else, or holds such a folder and not `overwrite`.
+        DataError: it is a file, or holds anything else, or holds such a folder and not `overwrite`.
     """
     path = Path(folder).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise DataError(f"{folder} is a file; the output must be a folder")
     if not path.exists() or not any(path.iterdir()):
         return path
-    try:
-        ours = json.loads((path / MANIFEST).read_text()).get("format") == kind
-    except (OSError, ValueError, AttributeError):
-        ours = False
     what = kind.rpartition("-")[0].removeprefix("taopd-")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        names = {*manifest["files"], MANIFEST, SOURCES}
+        ours = manifest["format"] == kind
+    except (OSError, ValueError, KeyError, TypeError):
+        names, ours = set(), False
     if not ours:
         raise DataError(f"{folder} holds files that are no {what}; choose another output folder")
     if not overwrite:
         raise DataError(f"{folder} already holds a {what}; choose another folder or --overwrite")
+    foreign = sorted({found.name for found in path.iterdir()} - names)
+    if foreign:
+        raise DataError(
+            f"{folder} holds {foreign[0]} beside the {what}, and overwriting would remove it; move it away"
+        )
     return path
 
 

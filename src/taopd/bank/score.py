@@ -18,6 +18,7 @@ from taopd.bank.features import (
 )
 from taopd.bank.forward import State, backbone_forward, on_device
 from taopd.bank.rollouts import Rollouts
+from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
 from taopd.scoring import Positions, states_at
 
@@ -58,6 +59,11 @@ def score_rollouts(
     vocab_size = settings["vocab_size"]
     batch = on_device(rollouts.batch(), student)
     positions = known_positions(batch, vocab_size)
+    if not len(positions):
+        raise DataError(
+            f"the bank would be empty: no completion token is among the {vocab_size} ids that both "
+            "models know"
+        )
     target_ids = batch["completion_ids"][positions.row, positions.column]
     with measuring(student, teacher):
         chunks = chunked_logprobs(

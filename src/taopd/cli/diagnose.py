@@ -65,10 +65,6 @@ example:
   taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100
 """
 
-_SOURCES = "sources.json"
-"""Where the models were when the bank was frozen, relative to it. A hint beside the bank and no part of it:
-the bank's own bytes do not depend on where it lies."""
-
 
 def run(argv: Sequence[str]) -> int:
     """Find the subcommand and run it."""
@@ -96,7 +92,7 @@ def freeze(argv: Sequence[str]) -> int:
     import torch
 
     from taopd.bank import BANK_FORMAT, FixedContextBank
-    from taopd.bank.files import check_destination
+    from taopd.bank.files import SOURCES, check_destination
     from taopd.checkpoints import load_model, load_tokenizer
     from taopd.records import write_json
 
@@ -124,7 +120,7 @@ def freeze(argv: Sequence[str]) -> int:
     sources = {
         role: _relative(getattr(options, role), bank.folder) for role in ("student", "teacher")
     }
-    write_json(bank.folder / _SOURCES, sources)
+    write_json(bank.folder / SOURCES, sources)
     _print_bank(bank)
     return 0
 
@@ -220,8 +216,10 @@ def _relative(name: str, folder: Path) -> str:
 
 def _source(bank: "FixedContextBank", role: str) -> str:
     """Where a model of the bank is, if it still is there; the bank's fingerprint is checked later."""
+    from taopd.bank.files import SOURCES
+
     try:
-        name = json.loads((bank.folder / _SOURCES).read_text(encoding="utf-8"))[role]
+        name = json.loads((bank.folder / SOURCES).read_text(encoding="utf-8"))[role]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"the bank does not say where its {role} is; name it with --{role}"
