@@ -256,7 +256,7 @@ def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
     from rich.table import Table
 
     table = Table(title="gain in nats per token (share of the initial KL); > 0 is nearer")
-    table.add_column("checkpoint")
+    table.add_column("checkpoint", overflow="fold")
     table.add_column("KL")
     for name in ("all tokens", "learnable", "incompatible", "excluded"):
         table.add_column(name, justify="right")
@@ -264,10 +264,16 @@ def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
         summary = measured.summary()
         for direction in ("forward", "reverse"):
             cells = [
-                f"{summary[f'gain_{direction}_nats/{group}']:+.4f} "
-                f"({summary[f'gain_{direction}_share/{group}']:+.1%})"
+                _gain_cell(summary, direction, group)
                 for group in ("mean", "learnable", "incompatible")
             ]
             excluded = f"{summary['num_excluded']} of {summary['num_tokens']}"
             table.add_row(measured.label, direction, *cells, excluded)
     Console().print(table)
+
+
+def _gain_cell(summary: dict[str, Any], direction: str, group: str) -> str:
+    nats = summary[f"gain_{direction}_nats/{group}"]
+    if nats != nats:  # no token in the group
+        return "-"
+    return f"{nats:+.4f} ({summary[f'gain_{direction}_share/{group}']:+.1%})"

@@ -158,14 +158,14 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
 
     shown = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
     table = Table(
-        title=f"one AdamW step of equal norm, budget {options.budget:g}: gains in 1e-6 nats per token\n"
+        title=f"one AdamW step of equal norm, budget {options.budget:g}: gains in 1e-3 nats per token\n"
         f"mean [2.5, 97.5 percentile] of {options.batches} batches",
         show_lines=True,
     )
     names = {
-        "gain_forward_fresh": ("forward\nfresh", 1e6),
-        "gain_reverse_fresh": ("reverse\nfresh", 1e6),
-        "gain_reverse_fresh_over_random": ("reverse\nover random", 1e6),
+        "gain_forward_fresh": ("forward\nfresh", 1e3),
+        "gain_reverse_fresh": ("reverse\nfresh", 1e3),
+        "gain_reverse_fresh_over_random": ("reverse\nover random", 1e3),
         "spearman_reverse_fresh": ("Spearman\nreverse", 1.0),
     }
     table.add_column("selector", no_wrap=True)
@@ -175,13 +175,11 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
         cells = []
         for measure, (_, unit) in names.items():
             row = shown[(shown["selector"] == selector) & (shown["measure"] == measure)]
-            digits = 2 if unit == 1.0 else 0
-            cells.append(
-                "-"
-                if row.empty
-                else "{:.{d}f}\n\\[{:.{d}f}, {:.{d}f}]".format(
-                    *(float(row[name].iloc[0]) * unit for name in ("mean", "low", "high")), d=digits
-                )
-            )
+            cells.append("-" if row.empty else _interval(row.iloc[0], unit))
         table.add_row(selector, *cells)
     Console().print(table)
+
+
+def _interval(row: "pd.Series", unit: float) -> str:
+    mean, low, high = (f"{float(row[name]) * unit:.3g}" for name in ("mean", "low", "high"))
+    return f"{mean}\n\\[{low}, {high}]"
