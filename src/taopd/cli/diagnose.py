@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from taopd.bank import FixedContextBank, Rollouts
     from taopd.diagnose.gain import CheckpointGain
 
-_HELP = """usage: taopd diagnose freeze | gain | one-step [options]
+_HELP = """usage: taopd diagnose freeze | gain | report | one-step [options]
 
 Which of a teacher's signals are learnable, and does a score predict it?
 
   freeze    write contexts of the student and every signal there, before training
   gain      what checkpoints gained on a bank, per token, in nats and as a share
+  report    every analysis of the gains: tables, pictures, verdicts in words
   one-step  one optimizer step per selector from one batch: the test of a selector
 
 `taopd diagnose freeze --help` and so on for the options of each.
@@ -28,6 +29,7 @@ Which of a teacher's signals are learnable, and does a score predict it?
 example:
   taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
   taopd diagnose gain runs/bank --after runs/x/checkpoint-100 runs/x/model
+  taopd diagnose report runs/bank-gain
 """
 
 _FREEZE_HELP = """usage: taopd diagnose freeze --student S --teacher T --prompts FILE --output BANK [options]
@@ -68,10 +70,15 @@ example:
 
 def run(argv: Sequence[str]) -> int:
     """Find the subcommand and run it."""
-    from taopd.cli import diagnose_one_step
+    from taopd.cli import diagnose_one_step, diagnose_report
 
     # A further subcommand is one line here and a function of its arguments.
-    commands = {"freeze": freeze, "gain": gain, "one-step": diagnose_one_step.run}
+    commands = {
+        "freeze": freeze,
+        "gain": gain,
+        "report": diagnose_report.run,
+        "one-step": diagnose_one_step.run,
+    }
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0
