@@ -31,8 +31,8 @@ _HOME = {
 }
 
 __all__ = [
-    "FixedContextBank",
     "SELECTORS",
+    "FixedContextBank",
     "TeachabilityConfig",
     "TeachabilityTrainer",
     "__version__",
