@@ -422,8 +422,8 @@ def test_rollouts_on_disk_hold_ids_and_masks(bank):
 def test_scoring_memory_is_a_few_chunks_whatever_the_number_of_positions():
     """1,152 positions of the published vocabulary, in a process of its own.
 
-    All log-probs of both models would be 1,335 MiB. Measured: 372 MiB, and 423 MiB for 9,216 positions; a
-    version that kept small tensors of every chunk took 634 MiB here and 15 GiB at the published size.
+    All log-probs of both models would be 1,335 MiB. Measured: 367 MiB, and 426 MiB for all
+    57,600 positions; a version that kept small tensors of every chunk took 634 MiB here.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench_bank", "--completions", "6"],
