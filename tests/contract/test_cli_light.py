@@ -10,7 +10,7 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy")
 COMMANDS = (
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("demo", "train", "evaluate", "conformance")),
+    *([name, "--help"] for name in ("demo", "train", "evaluate", "plan", "conformance")),
     ["no-such-command"],
 )
 
