@@ -6,7 +6,7 @@ began. Time is CPU time of the same training step, against TRL's with the same m
 FLOPs without sampling. One process per figure; every allocation of 64 KiB or more is returned to the system
 at once, or the peak would be that of the allocator.
 
-Run: python -m benchmarks.bench_plan [--tiny]
+Run: python -m benchmarks.bench_plan [--tiny] [--shape NAME]
 """
 
 import argparse
@@ -31,7 +31,24 @@ CASES = {
     "budget 0.05, anchor": {"budget": 0.05, "anchor_coef": 1.0},
     TRL: {},
 }
-SIZES = {"layers": 6, "hidden_size": 256, "vocab_size": 32_000, "batch": 2, "completion": 448}
+SHAPES = {
+    # Width 256: the vocabulary's softmax, which the plan does not count, costs about what its matmul does.
+    "head-heavy": {
+        "layers": 6,
+        "hidden_size": 256,
+        "vocab_size": 32_000,
+        "batch": 2,
+        "completion": 448,
+    },
+    # Head to backbone as in Qwen3-1.7B.
+    "balanced": {
+        "layers": 3,
+        "hidden_size": 768,
+        "vocab_size": 8_000,
+        "batch": 1,
+        "completion": 192,
+    },
+}
 TINY = {"layers": 2, "hidden_size": 64, "vocab_size": 2_000, "batch": 2, "completion": 64}
 
 
@@ -205,6 +222,7 @@ def main() -> None:
     """Print the table; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
+    parser.add_argument("--shape", choices=SHAPES, help="one of the shapes instead of all")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
@@ -212,11 +230,16 @@ def main() -> None:
         return
     import torch
 
-    sizes = TINY if options.tiny else SIZES
+    shapes = {"tiny": TINY} if options.tiny else SHAPES
+    shapes = {options.shape: SHAPES[options.shape]} if options.shape else shapes
+    results = {}
+    for name, sizes in shapes.items():
+        print(name, flush=True)
+        results[name] = {"settings": sizes, "rows": compare(sizes)}
     document = {
         "benchmark": "plan",
-        "settings": sizes | {"prompt": PROMPT, "steps": NUM_STEPS},
-        "rows": compare(sizes),
+        "settings": {"prompt": PROMPT, "steps": NUM_STEPS},
+        "shapes": results,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -190,10 +190,10 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     chunk = total("scoring_hidden", "scoring_logits")
     forward = total("activations", "training_hidden", "loss_logits", "head_gradient")
     gradients = parts["gradients"]
+    # The head's gradient exists once as computed and once scaled, with every activation still there.
+    forward += max(0.0, parts["head_gradient"] - parts["loss_logits"])
     # The first backward of a step makes gradients while it frees activations; later ones find them there.
     train = forward + gradients if settings.micro_batches > 1 else max(forward, gradients)
-    # The head's gradient exists once as computed and once scaled, with every activation still there.
-    train = max(train, train - parts["loss_logits"] + parts["head_gradient"])
     score = scored + max(scored, chunk)
     return {
         "sample": weights + total("generation_cache", "sampling_logits"),
