@@ -32,7 +32,7 @@ CASES = {
     TRL: {},
 }
 SHAPES = {
-    # Width 256: the vocabulary's softmax, which the plan does not count, costs about what its matmul does.
+    # The vocabulary's softmax, which the plan does not count, weighs more the narrower the model.
     "head-heavy": {
         "layers": 6,
         "hidden_size": 256,
@@ -81,7 +81,7 @@ def make_config(sizes: dict):
 
 
 def measure(sizes: dict, case: dict | None) -> dict:
-    """Run the steps in this process; bytes and CPU seconds of the best-behaved ones."""
+    """Run the steps in this process; bytes and median CPU seconds, the first step left out."""
     import torch
     import trl
     from datasets import Dataset

@@ -2,9 +2,10 @@
 
 From configs alone; no weights, no device. The ratio compares FLOPs of matmuls: it is what time tends to when
 the models are large and the hardware is busy, and not a promise for small ones, where the vocabulary's
-softmax and the launch of kernels count. Measured on one CPU thread (`benchmarks/bench_plan.py`): step ratios
-within 10 % of the plan's where head and backbone are balanced (width 768); 27 to 45 % too high at width 256
-with 32,000 ids, where TRL's softmax at every position is half of its time. `flops.py` and `memory.py` say what each number leaves out.
+softmax and the launch of kernels count. Measured on one CPU thread, against TRL (`benchmarks/bench_plan.py`):
+planned step ratios within 10 % where head and backbone are balanced (width 768, 8,000 ids), but 27 to 45 %
+too high with a wide vocabulary over a narrow model (width 256, 32,000 ids). `flops.py` and `memory.py` say
+what each number leaves out.
 
     one micro-batch      the student's scoring pass is its training forward (no window) or the key/value
                          prefix (window)
