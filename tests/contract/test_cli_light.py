@@ -10,8 +10,8 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy")
 COMMANDS = (
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("demo", "train", "evaluate", "conformance")),
-    *(["diagnose", name, "--help"] for name in ("freeze", "gain", "one-step")),
+    *([name, "--help"] for name in ("demo", "train", "evaluate", "plan", "conformance")),
+    *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),
     ["diagnose", "--help"],
     ["no-such-command"],
 )

@@ -27,7 +27,7 @@ LAYERS = (
         ),
     },
     {
-        *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance"),
+        *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
         *("choose", "metrics", "rollout_log"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool"},

@@ -261,6 +261,7 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
         "report.demo",
         table=lambda results: f"table of {results['best_student']}",
         draw=lambda results, folder: [folder / "accuracy.png"],
+        markdown=lambda results: f"summary of {results['best_student']}",
     )
     argv = ["demo", "--all", "--steps", "7", "--variant", "reversal", "--output", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -273,6 +274,7 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
         "variant": "reversal",
     }
     shown = capsys.readouterr().out
+    assert (tmp_path / "summary.md").read_text() == "summary of teachability"
     assert "table of teachability" in shown and str(tmp_path / "accuracy.png") in shown
     assert "invalid" in fails(capsys, "demo", "--steps", "0")
     assert "invalid choice" in fails(capsys, "demo", "--variant", "x")

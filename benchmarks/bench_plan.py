@@ -1,0 +1,250 @@
+"""bench_plan: `taopd plan` against measured steps of the trainer, memory and CPU time, on one thread.
+
+Random Qwen3 models and fixed random completions of equal length (sampling is not measured). Memory is the
+process's peak resident size within a training step, before the optimizer's, above what it held when the step
+began. Time is CPU time of the same training step, against TRL's with the same models; the plan's ratio is of
+FLOPs without sampling. One process per figure; every allocation of 64 KiB or more is returned to the system
+at once, or the peak would be that of the allocator.
+
+Run: python -m benchmarks.bench_plan [--tiny] [--shape NAME]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROMPT = 64
+NUM_STEPS = 4
+"""The first one builds optimizer states and caches; it is not counted."""
+TRL = "trl"
+CASES = {
+    "budget 0.05": {"budget": 0.05},
+    "budget 1": {"budget": 1.0},
+    "budget 0.05, reverse KL sampled": {"budget": 0.05, "loss": "sampled_reverse_kl"},
+    "budget 0.05, anchor": {"budget": 0.05, "anchor_coef": 1.0},
+    TRL: {},
+}
+SHAPES = {
+    # The vocabulary's softmax, which the plan does not count, weighs more the narrower the model.
+    "head-heavy": {
+        "layers": 6,
+        "hidden_size": 256,
+        "vocab_size": 32_000,
+        "batch": 2,
+        "completion": 448,
+    },
+    # Head to backbone as in Qwen3-1.7B.
+    "balanced": {
+        "layers": 3,
+        "hidden_size": 768,
+        "vocab_size": 8_000,
+        "batch": 1,
+        "completion": 192,
+    },
+}
+TINY = {"layers": 2, "hidden_size": 64, "vocab_size": 2_000, "batch": 2, "completion": 64}
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def make_config(sizes: dict):
+    """A Qwen3 with grouped keys, feed-forward of three widths and an own head."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=3 * sizes["hidden_size"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=sizes["hidden_size"] // 8,
+        max_position_embeddings=PROMPT + sizes["completion"],
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def measure(sizes: dict, case: dict | None) -> dict:
+    """Run the steps in this process; bytes and median CPU seconds, the first step left out."""
+    import torch
+    import trl
+    from datasets import Dataset
+    from transformers import Qwen3ForCausalLM, TrainerCallback
+
+    import taopd
+    from tests.conftest import make_tokenizer
+
+    torch.manual_seed(0)
+    words = ("<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(sizes["vocab_size"] - 4)))
+    student, teacher = (Qwen3ForCausalLM(make_config(sizes)) for _ in range(2))
+    prompt = " ".join(words[4 : 4 + PROMPT])
+
+    def fixed(self, prompt_ids, *args, **kwargs):
+        shape = (len(prompt_ids), sizes["completion"])
+        return torch.randint(4, sizes["vocab_size"], shape).tolist()
+
+    trl.DistillationTrainer._generate_single_turn = fixed
+    peaks, seconds = [], []
+
+    class Meter(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            Path("/proc/self/clear_refs").write_text("5")
+            self.base, self.start = resident("VmRSS"), time.process_time()
+
+        def on_pre_optimizer_step(self, *args, **kwargs):
+            seconds.append(time.process_time() - self.start)
+            peaks.append(resident("VmHWM") - self.base)
+
+    with tempfile.TemporaryDirectory() as folder:
+        common = {
+            "output_dir": folder,
+            "per_device_train_batch_size": sizes["batch"],
+            "max_completion_length": sizes["completion"],
+            "max_steps": NUM_STEPS,
+            **{"use_cpu": True, "bf16": False, "gradient_checkpointing": False},
+            **{"report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+        }
+        if case is None:
+            kind, args = trl.DistillationTrainer, trl.DistillationConfig(beta=1.0, **common)
+        else:
+            kind, args = taopd.TeachabilityTrainer, taopd.TeachabilityConfig(**common, **case)
+        trainer = kind(
+            model=student,
+            teacher_model=teacher,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [prompt] * 64}),
+            processing_class=make_tokenizer(words),
+            callbacks=[Meter()],
+        )
+        trainer.train()
+    return {"peak_bytes": max(peaks[1:]), "cpu_s": statistics.median(seconds[1:])}
+
+
+def child(sizes: dict, case: dict | None, *, memory: bool) -> dict:
+    """`measure` in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if memory:
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_plan", "--measure", json.dumps([sizes, case])],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected(sizes: dict, case: dict):
+    """The plan of a case."""
+    from taopd.losses import needs_teacher_distribution
+    from taopd.plan import ModelShape, PlanSettings, plan
+
+    shape = ModelShape.from_config(make_config(sizes))
+    return plan(
+        shape,
+        shape,
+        PlanSettings(
+            batch=sizes["batch"],
+            prompt_length=PROMPT,
+            completion_length=sizes["completion"],
+            budget=case.get("budget", 1.0),
+            dtype="float32",
+            teacher_dtype="float32",
+            padded=False,
+            needs_teacher_distribution=needs_teacher_distribution(case.get("loss", "reverse_kl")),
+            anchor_fraction=0.1 if case.get("anchor_coef") else 0.0,
+        ),
+    )
+
+
+def compare(sizes: dict) -> list[dict]:
+    """One row per case: measured, expected, and their ratio."""
+    from taopd.plan.flops import step_cost
+
+    full = child(sizes, None, memory=False)
+    rows = []
+    for name, case in CASES.items():
+        if name == TRL:
+            continue
+        planned = expected(sizes, case)
+        phases, parts = planned.memory.phases, planned.memory.parts
+        held = ("student_weights", "teacher_weights", "reference_weights", "optimizer_states")
+        peak = max(phases["score"], phases["train"]) - sum(parts[part] for part in held)
+        # The trainer scores first and runs its training forward after, also for one micro-batch.
+        cost = step_cost(
+            planned.student, planned.teacher, planned.settings, window=None, shared_forward=False
+        )
+        ratio = (cost.total - cost.sample) / (planned.full_cost.total - planned.full_cost.sample)
+        memory = child(sizes, case, memory=True)["peak_bytes"]
+        seconds = child(sizes, case, memory=False)["cpu_s"]
+        rows.append(
+            {
+                "case": name,
+                "peak_mib": memory / 2**20,
+                "planned_peak_mib": peak / 2**20,
+                "planned_phase": max(("score", "train"), key=lambda phase: phases[phase]),
+                "cpu_s": seconds,
+                "trl_cpu_s": full["cpu_s"],
+                "step_ratio": seconds / full["cpu_s"],
+                "planned_step_ratio": ratio,
+            }
+        )
+        row = rows[-1]
+        print(
+            f"{name:<34} peak {row['peak_mib']:7.1f} MiB, planned {row['planned_peak_mib']:7.1f} "
+            f"({row['planned_peak_mib'] / row['peak_mib'] - 1:+.0%}, {row['planned_phase']})   "
+            f"time / TRL {row['step_ratio']:.2f}, planned {ratio:.2f} "
+            f"({ratio / row['step_ratio'] - 1:+.0%})",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table; the last line is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
+    parser.add_argument("--shape", choices=SHAPES, help="one of the shapes instead of all")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(*options.measure)))
+        return
+    import torch
+
+    shapes = {"tiny": TINY} if options.tiny else SHAPES
+    shapes = {options.shape: SHAPES[options.shape]} if options.shape else shapes
+    results = {}
+    for name, sizes in shapes.items():
+        print(name, flush=True)
+        results[name] = {"settings": sizes, "rows": compare(sizes)}
+    document = {
+        "benchmark": "plan",
+        "settings": {"prompt": PROMPT, "steps": NUM_STEPS},
+        "shapes": results,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

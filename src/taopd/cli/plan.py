@@ -1,0 +1,199 @@
+"""`taopd plan`: memory, FLOPs and the ratio to full distillation, from configs alone.
+
+Settings come from a training config (the parser of `taopd train`, so the same keys and flags), from flags, or
+from both; flags win. What is not known from there (the prompts' length) has a flag of its own.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import Parser
+from taopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taopd.plan import Plan, PlanSettings
+
+_HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
+
+What one optimizer step on one device will cost: memory by part, FLOPs of matmuls by stage, and the
+ratio to full distillation in TRL, from configs alone. Not counted: softmax and other elementwise
+work, allocator and kernel buffers, sharding; sequences are at full length, selection is random.
+
+  --config FILE          YAML of `taopd train`; its flags are accepted here too
+  --student X            folder with config.json, or a public name (Qwen3-0.6B, 1.7B, 4B, 8B, 14B,
+  --teacher X            Qwen2.5-3B, DeepSeek-R1-Distill-Qwen-14B)
+  --batch N, --micro-batches N          completions at a time, and how often per step (1, 1)
+  --prompt-length N, --completion-length N     tokens (256, 512)
+  --budget 0.05, --window W, --top-k K  share that trains; gradient window (none); lists (16)
+  --dtype D              of the matmuls (bfloat16); --student-dtype, --teacher-dtype: of the weights
+  --anchor-fraction F, --lora-rank R, --gradient-checkpointing, --recompute-prefix
+  --no-padding           all sequences equally long: attention needs no mask
+  --json                 for machines
+
+example:
+  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4
+"""
+_OVERRIDES = (
+    *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
+    *("dtype", "student_dtype", "teacher_dtype", "anchor_fraction", "lora_rank"),
+    *("gradient_checkpointing", "keep_prefix", "padded"),
+)
+_DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
+_OPTIMIZER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
+
+_NOTES = """one, several: micro-batches in a generation batch.
+update: all but sampling and the teacher's backbone.
+FLOPs of matmuls, not seconds: sampling takes more time than its FLOPs.
+Random selection; clustered ones cost less."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, compute, print a table or JSON; the heavy imports come after `--help`."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_HELP, end="")
+        return 0
+    options, rest = _parser().parse_known_args(argv)
+    if options.config is None and rest:
+        raise ConfigError(f"unknown argument {rest[0]!r}; `taopd plan --help` lists them")
+    given = {name: getattr(options, name) for name in _OVERRIDES}
+    given = {name: value for name, value in given.items() if value is not None}
+
+    from taopd.plan import PlanSettings, load_shape, plan
+
+    student, teacher = options.student, options.teacher
+    if options.config is None:
+        if student is None or teacher is None:
+            raise ConfigError("name the models with --student and --teacher, or give --config FILE")
+        settings = PlanSettings(**({"batch": 1} | _DEFAULT_LENGTHS | given))
+    else:
+        known, config_student, config_teacher = _from_config(options.config, rest)
+        settings = replace(known, **given)
+        student, teacher = student or config_student, teacher or config_teacher
+    result = plan(load_shape(student), load_shape(teacher), settings)
+    if options.json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        _print(result)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="taopd plan", description="", epilog="")
+    add = parser.add_argument
+    for name in ("--config", "--student", "--teacher"):
+        add(name)
+    for name in ("--batch", "--micro-batches", "--prompt-length", "--completion-length"):
+        add(name, type=int)
+    add("--budget", type=float)
+    add("--window", type=int)
+    add("--top-k", type=int)
+    for name in ("--dtype", "--student-dtype", "--teacher-dtype"):
+        add(name)
+    add("--anchor-fraction", type=float)
+    add("--lora-rank", type=int)
+    add("--gradient-checkpointing", action="store_const", const=True)
+    add("--recompute-prefix", dest="keep_prefix", action="store_const", const=False)
+    add("--no-padding", dest="padded", action="store_const", const=False)
+    add("--json", action="store_true")
+    return parser
+
+
+def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, str]:
+    """Plan settings of a training config, its student and its teacher."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.cli.train_config import parse_settings
+    from taopd.losses import needs_teacher_distribution
+    from taopd.plan import PlanSettings
+
+    # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
+    parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
+    args, model = parsed.training, parsed.model
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer not in _OPTIMIZER_STATES:
+        raise ConfigError(
+            f"optim={optimizer!r}: the plan knows the memory of {', '.join(_OPTIMIZER_STATES)} only; plan "
+            "with --optim adamw_torch and correct for the difference"
+        )
+    if model.load_in_4bit or model.load_in_8bit:
+        raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
+    student_dtype = _dtype(args.model_init_kwargs, model.dtype)
+    settings = PlanSettings(
+        batch=args.per_device_train_batch_size,
+        micro_batches=args.gradient_accumulation_steps,
+        prompt_length=_DEFAULT_LENGTHS["prompt_length"],
+        completion_length=args.max_completion_length or _DEFAULT_LENGTHS["completion_length"],
+        budget=1.0 if args.selector == "full" else args.budget,
+        window=getattr(args, "gradient_window", None),
+        top_k=args.score_top_k,
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
+        student_dtype=student_dtype,
+        teacher_dtype=_dtype(args.teacher_model_init_kwargs, model.dtype),
+        gradient_checkpointing=args.gradient_checkpointing,
+        needs_teacher_distribution=needs_teacher_distribution(args.loss),
+        anchor_fraction=args.anchor_fraction if args.anchor_coef > 0 else 0.0,
+        lora_rank=model.lora_r if model.use_peft else None,
+        optimizer_states=_OPTIMIZER_STATES[optimizer],
+        update_norm=args.log_update_norm,
+    )
+    return settings, str(model.model_name_or_path), str(args.teacher_model_name_or_path)
+
+
+def _dtype(init_kwargs: Any, default: str | None) -> str:
+    chosen = (init_kwargs or {}).get("dtype", default)
+    return "float32" if chosen is None else str(chosen).removeprefix("torch.")
+
+
+def _print(result: "Plan") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    answer, settings, console = result.as_dict(), result.settings, Console()
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            made.add_column(column, justify="left" if index == 0 else "right")
+        return made
+
+    shapes = ", ".join(
+        f"{role} {shape.name} ({shape.num_parameters / 1e9:.2f} B)"
+        for role, shape in (("student", result.student), ("teacher", result.teacher))
+    )
+    console.print(
+        f"{shapes}\n{settings.micro_batches} x {settings.batch} completions of {settings.prompt_length} + "
+        f"{settings.completion_length} tokens, budget {settings.budget:g}, window {settings.window}, "
+        f"{settings.dtype}",
+        highlight=False,
+    )
+    memory = table("Memory of one device", "part", "MiB")
+    for name, size in answer["memory_mib"].items():
+        if size > 0:
+            memory.add_row(name.replace("_", " "), f"{size:,.0f}")
+    memory.add_section()
+    for name, size in answer["phase_mib"].items():
+        memory.add_row(f"peak in {name.replace('_', ' ')}", f"{size:,.0f}")
+    console.print(memory)
+    stages = table("Compute of one step, TFLOP", "stage", "taopd", "full (TRL)")
+    for name, cost in answer["tflop"].items():
+        if name == "update":
+            stages.add_section()
+        shown = "student update" if name == "update" else name.replace("_", " ")
+        stages.add_row(shown, f"{cost:,.4g}", f"{answer['full_tflop'][name]:,.4g}")
+    console.print(stages)
+    heads = ("window", "gradient\nshare", "activations\nMiB", "update,\none", "update,\nseveral")
+    windows = table("Ratio to full distillation in TRL", *heads, "step,\none", "step,\nseveral")
+    for row in result.windows:
+        update = (row.update_ratio_one, row.update_ratio_several)
+        ratios = (*update, row.step_ratio_one, row.step_ratio_several)
+        windows.add_row(
+            "none" if row.window is None else str(row.window),
+            f"{row.gradient_share:.3f}",
+            f"{row.activations_mib:,.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+        )
+    console.print(windows)
+    console.print(_NOTES, highlight=False)

@@ -1,0 +1,203 @@
+"""Memory of one optimizer step on one device, by part and by phase, in bytes.
+
+Activations are what autograd saves in transformers' decoder layers with sdpa attention, counted tensor by
+tensor (the tests compare with `torch.autograd.graph.saved_tensors_hooks`, exactly). c: bytes of the compute
+dtype, s: bytes of the residual stream (that of the weights), D width, A all query heads, G all key heads,
+F feed-forward, T length of the row; per token and layer:
+
+    two norms of the width   2 x (input in float32, normalised in s, output in c);
+                             under autocast each linear layer keeps its own cast: 5 outputs, not 2
+    query, key norms         input in float32, normalised in c, each of A and G (Qwen3)
+    attention                query A, output A, key G, value G, in c; the log-sum-exp of every head
+    ... with padding         keys and values repeated to A, and a row of the mask, T
+    feed-forward             gate, its activation, up, product: 4 F, in c
+
+and under autocast once a copy of every linear weight in c. Gradient checkpointing keeps every layer's input
+and one layer's activations.
+
+Not counted: the allocator's fragmentation and the CUDA context, buffers of kernels, the forward's temporary
+tensors (about one layer's feed-forward), transients of generation, LoRA's own activations, sharding over
+devices.
+"""
+
+from dataclasses import dataclass
+
+from taopd.kernels import positions_per_chunk
+from taopd.plan.settings import BYTES, PlanSettings, gradient_share
+from taopd.plan.shapes import ModelShape
+
+FLOAT32, INT64 = 4, 8
+SCORE_LOGIT_TENSORS, LOSS_LOGIT_TENSORS = 6, 7
+"""Float32 tensors of [chunk, vocabulary] alive at once: in `exact_signals` the last raw logits, both models'
+log-probs and probabilities, and a product (measured: 6.0); in `head_loss` raw logits, log-probs, the
+teacher's, two that the divergence saves, and two gradients (measured with reverse_kl: 6.2)."""
+SCORE_COLUMNS = 11
+"""Numbers per position in `TokenSignals` beside the two top-K lists."""
+SAMPLING_LOGIT_TENSORS = 3
+"""Float32 [rows, vocabulary] per sampled token: logits, scores, probabilities."""
+
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes by part, and the peak of every phase of a step."""
+
+    parts: Parts
+    phases: Parts
+    """sample, score, train, optimizer_step: sums of the parts that are alive together."""
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+
+def layer_bytes_per_token(
+    shape: ModelShape, settings: PlanSettings, *, length: int, packed: bool = False
+) -> float:
+    """What autograd keeps of one decoder layer, bytes per token.
+
+    Args:
+        length: tokens of a padded row, for the mask.
+        packed: active positions of a gradient window in one row: neither mask nor repeated keys.
+    """
+    compute, stream = BYTES[settings.dtype], BYTES[settings.student_dtype]
+    query, key = shape.query_size, shape.key_size
+    outputs = 5 if settings.autocast else 2
+    masked = settings.padded and not packed
+    total = shape.hidden_size * (2 * FLOAT32 + 2 * stream + outputs * compute) + 2 * FLOAT32
+    if shape.qk_norm:
+        total += (query + key) * (FLOAT32 + compute)
+        total += FLOAT32 * (shape.num_heads + shape.num_kv_heads)
+    repeated = query if masked and shape.num_heads != shape.num_kv_heads else key
+    total += compute * (2 * query + 2 * repeated)
+    if not packed:
+        total += FLOAT32 * shape.num_heads
+    if masked:
+        total += compute * length
+    return total + compute * 4 * shape.intermediate_size
+
+
+def activation_bytes(
+    shape: ModelShape, settings: PlanSettings, *, share: float | None = None
+) -> float:
+    """What autograd keeps of the student's training forward of one micro-batch, below the head.
+
+    Args:
+        share: positions that carry gradient over all, under a gradient window; None: the full forward.
+    """
+    stream = BYTES[settings.student_dtype]
+    tokens = settings.batch * settings.length * (1.0 if share is None else share)
+    layer = layer_bytes_per_token(shape, settings, length=settings.length, packed=share is not None)
+    layers = shape.num_layers * layer
+    if settings.gradient_checkpointing:
+        layers = shape.num_layers * shape.hidden_size * stream + layer
+    norm = shape.hidden_size * (FLOAT32 + stream) + FLOAT32
+    rotation = 2 * shape.head_dim * stream * settings.length
+    casts = BYTES[settings.dtype] * shape.linear_weights if settings.autocast else 0
+    return tokens * (layers + norm + INT64) + rotation + casts
+
+
+def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int) -> float:
+    """Keys and values of every layer for `num_rows` full rows."""
+    per_token = 2 * shape.key_size * shape.num_layers * BYTES[settings.dtype]
+    return float(num_rows * settings.length * per_token)
+
+
+def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
+    stored = BYTES[settings.student_dtype]
+    trained = student.num_parameters
+    adapters = 0
+    if settings.lora_rank is not None:
+        trained = adapters = student.adapter_parameters(settings.lora_rank)
+    copied = settings.anchor_fraction > 0 and settings.lora_rank is None
+    return {
+        "student_weights": float(stored * (student.num_parameters + adapters)),
+        "teacher_weights": float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
+        "reference_weights": float(stored * student.num_parameters) if copied else 0.0,
+        "gradients": float(stored * trained),
+        "optimizer_states": float(stored * settings.optimizer_states * trained),
+        "update_norm_copy": float(stored * trained) if settings.update_norm else 0.0,
+    }
+
+
+def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
+    own = student.hidden_size * BYTES[settings.dtype]
+    other = teacher.hidden_size * BYTES[settings.dtype]
+    scored, per_batch = settings.num_completion_tokens, settings.batch * settings.length
+    kept = other if settings.needs_teacher_distribution else 0
+    lists = settings.top_k * (INT64 + FLOAT32) * 2
+    return {
+        "scoring_hidden": float(per_batch * (own + other)),
+        "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
+        "teacher_hidden_scored": float(scored * kept),
+        "teacher_hidden_kept": scored * kept * settings.budget,
+        "reference_hidden_kept": scored * own * settings.anchored_share,
+    }
+
+
+def _logits(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
+    vocab_size = min(student.vocab_size, teacher.vocab_size)
+    chunk = positions_per_chunk(vocab_size)
+    scored = settings.batch * settings.completion_length
+    trained = max(1.0, scored * max(settings.budget, settings.anchored_share))
+    row = FLOAT32 * vocab_size
+    head = row * student.hidden_size if settings.lora_rank is None else 0
+    casts = BYTES[settings.dtype] * vocab_size * student.hidden_size if settings.autocast else 0
+    return {
+        "scoring_logits": float(SCORE_LOGIT_TENSORS * row * min(chunk, scored)),
+        "loss_logits": LOSS_LOGIT_TENSORS * row * min(chunk, trained),
+        "head_gradient": float(head + casts),
+        "sampling_logits": float(
+            SAMPLING_LOGIT_TENSORS * FLOAT32 * student.vocab_size * settings.num_rows
+        ),
+    }
+
+
+def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Memory:
+    """Parts and phase peaks of one step."""
+    window = settings.window
+    share = None if window is None else gradient_share(settings, window)
+    held = settings.num_rows if settings.keep_prefix else settings.batch
+    stream = BYTES[settings.student_dtype]
+    prefix = 0.0
+    if window is not None:
+        states = held * settings.length * student.hidden_size * stream
+        prefix = cache_bytes(student, settings, held) + states
+    training_hidden = settings.batch * settings.length * student.hidden_size * stream
+    parts = (
+        _weights(student, teacher, settings)
+        | _hidden_states(student, teacher, settings)
+        | _logits(student, teacher, settings)
+        | {
+            "activations": activation_bytes(student, settings, share=share),
+            "training_hidden": training_hidden * (1.0 if share is None else share),
+            "key_value_prefix": prefix,
+            "generation_cache": cache_bytes(student, settings, settings.num_rows),
+        }
+    )
+    return Memory(parts=parts, phases=_phases(parts, settings))
+
+
+def _phases(parts: Parts, settings: PlanSettings) -> Parts:
+    def total(*names: str) -> float:
+        return sum(parts[name] for name in names)
+
+    weights = total("student_weights", "teacher_weights", "reference_weights", "optimizer_states")
+    kept = total("teacher_hidden_kept", "reference_hidden_kept", "key_value_prefix")
+    # The lists of chunks and what they are joined into exist together for a moment.
+    scored = total("scoring_outputs", "teacher_hidden_scored")
+    chunk = total("scoring_hidden", "scoring_logits")
+    forward = total("activations", "training_hidden", "loss_logits", "head_gradient")
+    gradients = parts["gradients"]
+    # The head's gradient exists once as computed and once scaled, with every activation still there.
+    forward += max(0.0, parts["head_gradient"] - parts["loss_logits"])
+    # The first backward of a step makes gradients while it frees activations; later ones find them there.
+    train = forward + gradients if settings.micro_batches > 1 else max(forward, gradients)
+    score = scored + max(scored, chunk)
+    return {
+        "sample": weights + total("generation_cache", "sampling_logits"),
+        "score": weights + score + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),
+        "train": weights + kept + train,
+        "optimizer_step": weights + kept + total("gradients", "update_norm_copy"),
+    }

@@ -1,0 +1,121 @@
+"""What a plan is made for; mirrors the training settings that decide memory and compute."""
+
+import math
+from dataclasses import dataclass
+
+from taopd.errors import ConfigError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """One device, one optimizer step.
+
+    Raises:
+        ConfigError: at construction, for a value outside its range.
+
+    Example:
+        >>> settings = PlanSettings(batch=2, prompt_length=128, completion_length=896)
+        >>> settings.num_completion_tokens
+        1792
+    """
+
+    batch: int
+    """Completions of a micro-batch, `per_device_train_batch_size`."""
+    prompt_length: int
+    completion_length: int
+    """Tokens; every row is taken to be as long as this."""
+    micro_batches: int = 1
+    """`gradient_accumulation_steps`; the generation batch has batch x micro_batches completions."""
+    budget: float = 0.05
+    window: int | None = None
+    """`gradient_window`; None: the exact gradient."""
+    top_k: int = 16
+    dtype: str = "bfloat16"
+    """Of the matmuls."""
+    student_dtype: str = "float32"
+    """Of the stored weights; another one than `dtype` means autocast."""
+    teacher_dtype: str = "bfloat16"
+    gradient_checkpointing: bool = False
+    padded: bool = True
+    """Sequences differ in length, so that attention needs a mask and repeats grouped keys and values."""
+    keep_prefix: bool = True
+    """With several micro-batches and a window: hold the scoring pass's keys and values of all of them."""
+    needs_teacher_distribution: bool = True
+    anchor_fraction: float = 0.0
+    """Share of the unselected tokens that carries the anchor; 0: no anchor."""
+    lora_rank: int | None = None
+    optimizer_states: int = 2
+    """Numbers per trained parameter, in the dtype of the weights: 2 for Adam, 0 for plain SGD."""
+    update_norm: bool = True
+    """`log_update_norm` holds a copy of the trained weights in the optimizer step."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "completion_length", "micro_batches", "top_k"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.prompt_length >= 0, "prompt_length", self.prompt_length, "0 or more")
+        _require(0.0 < self.budget <= 1.0, "budget", self.budget, "in (0, 1]")
+        _require(
+            0.0 <= self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in [0, 1]"
+        )
+        _require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
+        _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
+        for name in ("dtype", "student_dtype", "teacher_dtype"):
+            value = getattr(self, name)
+            _require(value in BYTES, name, value, f"one of {', '.join(BYTES)}")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.prompt_length + self.completion_length
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of the generation batch."""
+        return self.batch * self.micro_batches
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion tokens of the generation batch."""
+        return self.num_rows * self.length
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return self.num_rows * self.completion_length
+
+    @property
+    def anchored_share(self) -> float:
+        """Share of the completion tokens that carries the anchor."""
+        return self.anchor_fraction * (1.0 - self.budget)
+
+    @property
+    def wanted_share(self) -> float:
+        """Share of the completion tokens whose hidden state the loss reads."""
+        return self.budget + self.anchored_share
+
+    @property
+    def autocast(self) -> bool:
+        return self.dtype != self.student_dtype
+
+
+def gradient_share(settings: PlanSettings, window: int | None) -> float:
+    """Expected share of all positions (prompt included) that carry gradient; uniform random selection.
+
+    A position carries gradient if it or one of the `window` positions after it predicts a wanted token, so
+    away from the borders the share is 1 - (1 - wanted)^(window + 1). Clustered selections share their
+    windows and cost less.
+    """
+    if window is None:
+        return 1.0
+    first, last = settings.prompt_length - 1, settings.length - 2
+    total = 0.0
+    for column in range(max(0, first - window), last + 1):
+        candidates = min(column + window, last) - max(column, first, 0) + 1
+        total += 1.0 - math.pow(1.0 - settings.wanted_share, candidates)
+    return total / settings.length
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}={value!r}: must be {expected}")

@@ -1,0 +1,241 @@
+"""What a plan needs to know of a model, from its config alone: sizes, parameter counts, matmuls.
+
+The counts are formulas and not a walk over an instantiated model, so that a plan for 14 B parameters takes
+milliseconds; the tests hold them equal to `sum(p.numel())` of the real class, built without memory.
+
+Known: dense decoders of the families in `FAMILIES`, and Qwen3-MoE as a teacher (all experts held, the
+active ones computed). Any other architecture is a `ConfigError`: a guess would look like a number.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taopd.errors import ConfigError, DataError
+
+
+class Family(NamedTuple):
+    """What a config does not say and the modelling code fixes."""
+
+    qk_norm: bool = False
+    qkv_bias: bool | None = None
+    """None: `attention_bias` of the config decides, for the output projection as well."""
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(qkv_bias=False),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True),
+    "qwen3_moe": Family(qk_norm=True),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a decoder with gated feed-forward layers and grouped-query attention.
+
+    Example:
+        >>> SHAPES["Qwen3-0.6B"].num_parameters
+        596049920
+    """
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    tied: bool
+    """The head is the embedding's matrix."""
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    num_moe_layers: int = 0
+    """Layers with experts in place of the dense feed-forward."""
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+
+    @staticmethod
+    def from_config(config: Any, name: str = "") -> "ModelShape":
+        """Read a transformers `PretrainedConfig`.
+
+        Raises:
+            ConfigError: an architecture whose counts are not known here; names it.
+        """
+        config = config.get_text_config()
+        family = FAMILIES.get(config.model_type)
+        if family is None:
+            raise ConfigError(
+                f"plan does not know the architecture {config.model_type!r} of {name or 'this config'}; "
+                f"known: {', '.join(FAMILIES)}"
+            )
+        from_config = bool(getattr(config, "attention_bias", False))
+        sizes: dict[str, Any] = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_layers": config.num_hidden_layers,
+            "num_heads": config.num_attention_heads,
+            "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
+            "head_dim": getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            "tied": bool(config.tie_word_embeddings),
+        }
+        if config.model_type == "qwen3_moe":
+            sizes |= _expert_sizes(config)
+        return ModelShape(
+            name=name or config.model_type,
+            qk_norm=family.qk_norm,
+            qkv_bias=from_config if family.qkv_bias is None else family.qkv_bias,
+            output_bias=from_config and family.qkv_bias is None,
+            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            **sizes,
+        )
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """Width of all key heads together; that of the values as well."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the head that are not the embedding's."""
+        return 0 if self.tied else self.embedding_parameters
+
+    @property
+    def attention_weights(self) -> int:
+        """Entries of the four projections of one layer, without biases."""
+        return 2 * self.hidden_size * (self.query_size + self.key_size)
+
+    @property
+    def linear_weights(self) -> int:
+        """Entries of every linear layer of the body that exists."""
+        experts = self.num_experts * (3 * self.expert_size + 1)
+        return self._sum_over_layers(experts)
+
+    @property
+    def active_weights(self) -> int:
+        """Entries of the linear layers that one token passes: each costs 2 FLOP a token forward."""
+        experts = self.experts_per_token * 3 * self.expert_size + self.num_experts
+        return self._sum_over_layers(experts)
+
+    @property
+    def body_parameters(self) -> int:
+        """Everything between embedding and head: linear layers, biases and norms."""
+        biases = self.qkv_bias * (self.query_size + 2 * self.key_size)
+        biases += self.output_bias * self.hidden_size
+        biases += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
+        norms = 2 * self.hidden_size + self.qk_norm * 2 * self.head_dim
+        return self.linear_weights + self.num_layers * (biases + norms) + self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        return self.embedding_parameters + self.body_parameters + self.head_parameters
+
+    def adapter_parameters(self, rank: int) -> int:
+        """LoRA matrices of this rank on all seven linear layers of every block."""
+        attention = 2 * (self.hidden_size + self.query_size)
+        attention += 2 * (self.hidden_size + self.key_size)
+        feed_forward = 3 * (self.hidden_size + self.intermediate_size)
+        return rank * self.num_layers * (attention + feed_forward)
+
+    def _sum_over_layers(self, expert_rows: int) -> int:
+        dense = self.num_layers - self.num_moe_layers
+        feed_forward = dense * 3 * self.intermediate_size + self.num_moe_layers * expert_rows
+        return self.num_layers * self.attention_weights + feed_forward * self.hidden_size
+
+
+def _expert_sizes(config: Any) -> dict[str, int]:
+    routed = [
+        layer
+        for layer in range(config.num_hidden_layers)
+        if layer not in config.mlp_only_layers
+        and config.num_experts > 0
+        and (layer + 1) % config.decoder_sparse_step == 0
+    ]
+    return {
+        "num_moe_layers": len(routed),
+        "num_experts": config.num_experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "expert_size": config.moe_intermediate_size,
+    }
+
+
+def _public(name: str, *sizes: int, tied: bool, vocab_size: int = 151_936) -> ModelShape:
+    """A dense Qwen: width, feed-forward, layers, heads, key/value heads; heads of 128."""
+    width, intermediate, layers, heads, kv_heads = sizes
+    qwen3 = name.startswith("Qwen3")
+    return ModelShape(
+        name=name,
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        tied=tied,
+        qk_norm=qwen3,
+        qkv_bias=not qwen3,
+    )
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        _public("Qwen3-0.6B", 1024, 3072, 28, 16, 8, tied=True),
+        _public("Qwen3-1.7B", 2048, 6144, 28, 16, 8, tied=True),
+        _public("Qwen3-4B", 2560, 9728, 36, 32, 8, tied=True),
+        _public("Qwen3-8B", 4096, 12288, 36, 32, 8, tied=False),
+        _public("Qwen3-14B", 5120, 17408, 40, 40, 8, tied=False),
+        _public("Qwen2.5-3B", 2048, 11008, 36, 16, 2, tied=True),
+        _public(
+            "DeepSeek-R1-Distill-Qwen-14B",
+            *(5120, 13824, 48, 40, 8),
+            tied=False,
+            vocab_size=152_064,
+        ),
+    )
+}
+"""Public models by the last part of their hub id; values of their config.json."""
+
+
+def load_shape(name: str) -> ModelShape:
+    """The shape of a local folder with a config.json, or of a public model in `SHAPES`; no network.
+
+    Raises:
+        ConfigError: neither of the two, or an architecture that is not known.
+        DataError: a config.json that cannot be read.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"cannot read {folder / 'config.json'}: {type(error).__name__}"
+            ) from error
+        return ModelShape.from_config(config, name=name)
+    public = SHAPES.get(name.rpartition("/")[2])
+    if public is None or folder.is_dir():
+        raise ConfigError(
+            f"{name} is no folder with a config.json and no model of the built-in table: "
+            f"{', '.join(SHAPES)}"
+        )
+    return public

@@ -1,0 +1,92 @@
+"""`taopd plan`. Oracles: exit codes, the JSON against `taopd.plan`, the wording of errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from taopd import cli
+from taopd.plan import SHAPES, PlanSettings, plan
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAIR = ("--student", "Qwen3-1.7B", "--teacher", "Qwen/Qwen3-4B")
+
+
+def as_json(capsys, *argv):
+    assert cli.main(["plan", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_flags_arrive_in_the_plan(capsys):
+    found = as_json(
+        capsys,
+        *PAIR,
+        *("--batch", "2", "--micro-batches", "3", "--prompt-length", "100"),
+        *("--completion-length", "900", "--budget", "0.1", "--window", "6", "--top-k", "8"),
+        *("--dtype", "float32", "--student-dtype", "float32", "--teacher-dtype", "float16"),
+        *("--anchor-fraction", "0.2", "--lora-rank", "4", "--gradient-checkpointing"),
+        *("--recompute-prefix", "--no-padding"),
+    )
+    settings = PlanSettings(
+        batch=2,
+        micro_batches=3,
+        prompt_length=100,
+        completion_length=900,
+        budget=0.1,
+        window=6,
+        top_k=8,
+        dtype="float32",
+        teacher_dtype="float16",
+        anchor_fraction=0.2,
+        lora_rank=4,
+        gradient_checkpointing=True,
+        keep_prefix=False,
+        padded=False,
+    )
+    expected = plan(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], settings).as_dict()
+    assert found == json.loads(json.dumps(expected))
+    assert [row["window"] for row in found["windows"]] == [None, 0, 4, 6, 8, 32]
+
+
+def test_a_recipe_and_flags_over_it(capsys):
+    recipe = RECIPES / "qwen3-14b-to-4b.yaml"
+    found = as_json(
+        capsys, "--config", str(recipe), "--prompt-length", "64", "--anchor_coef", "1.0"
+    )
+    settings = found["settings"]
+    assert (found["student"]["name"], found["teacher"]["name"]) == ("Qwen3-4B", "Qwen3-14B")
+    assert (settings["batch"], settings["micro_batches"]) == (2, 4)
+    assert (settings["prompt_length"], settings["completion_length"]) == (64, 64)
+    assert (settings["dtype"], settings["student_dtype"]) == ("bfloat16", "float32")
+    assert settings["teacher_dtype"] == "bfloat16" and settings["gradient_checkpointing"]
+    assert settings["anchor_fraction"] == 0.1 and not settings["needs_teacher_distribution"]
+
+
+def test_the_table_has_every_part(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["plan", *PAIR, "--window", "4"]) == 0
+    out = capsys.readouterr().out
+    for words in ("student weights", "key value prefix", "score teacher", "student update", "MiB"):
+        assert words in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "--student and --teacher"),
+        ((*PAIR, "--bugdet", "1"), "'--bugdet'"),
+        ((*PAIR, "--budget", "7"), "budget=7.0: must be in (0, 1]"),
+        ((*PAIR, "--batch", "x"), "invalid int value"),
+        (("--student", "nothing", "--teacher", "Qwen3-4B"), "built-in table"),
+        (("--config", "no.yaml"), "cannot read the config file"),
+        (
+            ("--config", str(RECIPES / "qwen3-14b-to-4b.yaml"), "--optim", "adafactor"),
+            "optim='adafactor'",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(capsys, argv, words):
+    assert cli.main(["plan", *argv]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("taopd")]
+    assert line.startswith("taopd plan: error: ") and words in line

@@ -1,0 +1,263 @@
+"""Plans. Oracles: real models built from the same configs (parameters on the meta device, FLOPs by
+`torch.utils.flop_counter`, saved bytes by `saved_tensors_hooks`), published parameter counts, simulation.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from taopd.errors import ConfigError, DataError
+from taopd.plan import SHAPES, ModelShape, PlanSettings, gradient_share, load_shape, plan
+from taopd.plan.flops import backward_flops, forward_flops, head_flops, step_cost
+from taopd.plan.memory import activation_bytes, step_memory
+from tests.conftest import make_model
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+CONFIGS = {
+    "qwen3": Qwen3Config(**SIZES, head_dim=24, tie_word_embeddings=False),
+    "qwen3-tied-bias": Qwen3Config(
+        **SIZES, head_dim=16, tie_word_embeddings=True, attention_bias=True
+    ),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "llama": LlamaConfig(**SIZES),
+    "llama-bias": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=24),
+    "mistral": MistralConfig(**SIZES),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SIZES,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        mlp_only_layers=[1],
+    ),
+}
+PUBLISHED = {
+    # From the checkpoints' safetensors metadata, a tied head counted once.
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-1.7B": 1_720_574_976,
+    "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-14B": 14_768_307_200,
+    "Qwen2.5-3B": 3_085_938_688,
+    "DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
+}
+STUDENT = ModelShape.from_config(CONFIGS["qwen3"])
+SETTINGS = PlanSettings(batch=2, prompt_length=16, completion_length=48)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_equal_those_of_the_real_class(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    shape = ModelShape.from_config(CONFIGS[name])
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    assert shape.embedding_parameters == model.get_input_embeddings().weight.numel()
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert shape.tied == tied
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_public_shapes_have_their_published_size(name):
+    assert SHAPES[name].num_parameters == PUBLISHED[name]
+
+
+def test_every_public_shape_is_checked():
+    assert set(SHAPES) == set(PUBLISHED)
+
+
+def test_adapters_equal_peft_on_all_linear_layers():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_config(CONFIGS["qwen3"]),
+        LoraConfig(r=3, target_modules="all-linear"),
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert STUDENT.adapter_parameters(3) == trained
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied-bias", "qwen2", "llama", "mistral"])
+def test_flops_equal_the_counter(name):
+    """Eager attention: on the CPU the counter does not see sdpa."""
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
+    shape = ModelShape.from_config(CONFIGS[name])
+    ids = torch.zeros(2, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    with FlopCounterMode(display=False) as backward:
+        hidden.sum().backward()
+    with FlopCounterMode(display=False) as head:
+        model.get_output_embeddings()(hidden.detach())
+    assert forward.get_total_flops() == pytest.approx(forward_flops(shape, 64, 32), rel=0.02)
+    assert backward.get_total_flops() == pytest.approx(backward_flops(shape, 64, 32), rel=0.02)
+    assert head.get_total_flops() == pytest.approx(head_flops(shape, 300, 64), rel=0.02)
+
+
+def test_loss_flops_equal_the_counter():
+    """`head_loss` runs three student matmuls and one teacher matmul, as the stage says."""
+    from taopd.kernels import Head
+    from taopd.losses import Targets, head_loss, resolve_loss
+
+    states = torch.randn(16, 64, requires_grad=True)
+    weight = torch.randn(300, 64, requires_grad=True)
+    targets = Targets(
+        token_ids=torch.zeros(16, dtype=torch.long),
+        teacher_hidden=torch.randn(16, 32),
+        teacher_head=Head(weight=torch.randn(300, 32)),
+    )
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = head_loss(
+            states, Head(weight=weight), torch.ones(16), targets, resolve_loss("reverse_kl")
+        )
+        loss.backward()
+    settings = PlanSettings(batch=1, prompt_length=0, completion_length=16, budget=1.0)
+    teacher = replace(STUDENT, hidden_size=32)
+    cost = step_cost(STUDENT, teacher, settings, window=None, shared_forward=True)
+    # The counter has no formula for `addmm_`, the gradient of the weight.
+    counted = counter.get_total_flops() + head_flops(STUDENT, 300, 16)
+    assert counted == pytest.approx(cost.loss_heads * 1e12, rel=0.02)
+
+
+def saved_bytes(config, settings, *, checkpointing=False):
+    """Bytes of distinct storages that the backbone's forward saves, parameters left out."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = model.to(getattr(torch, settings.student_dtype)).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.ones(settings.batch, settings.length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    if settings.padded:
+        mask[0, :3] = 0
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            # Kept alive, so that no other tensor is given its address.
+            found[storage.data_ptr()] = tensor
+        return tensor
+
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.autocast)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "student_dtype"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")],
+)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_activations_equal_what_autograd_saves(name, dtype, student_dtype, padded):
+    settings = replace(SETTINGS, dtype=dtype, student_dtype=student_dtype, padded=padded)
+    shape = ModelShape.from_config(CONFIGS[name])
+    expected = saved_bytes(CONFIGS[name], settings)
+    assert activation_bytes(shape, settings) == pytest.approx(expected, rel=0.005)
+
+
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
+    settings = replace(
+        SETTINGS, dtype="float32", student_dtype="float32", gradient_checkpointing=True
+    )
+    kept = saved_bytes(CONFIGS["qwen3"], settings, checkpointing=True)
+    one_layer = activation_bytes(replace(STUDENT, num_layers=1), settings)
+    assert activation_bytes(STUDENT, settings) > kept
+    assert activation_bytes(STUDENT, settings) < kept + one_layer
+
+
+@pytest.mark.parametrize("window", [0, 3, 40])
+def test_gradient_share_equals_a_simulation(window):
+    settings = replace(SETTINGS, budget=0.1)
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.zeros(20_000, settings.length, dtype=torch.bool)
+    wanted[:, 15:63] = torch.rand(20_000, 48, generator=generator) < 0.1
+    active = wanted.clone()
+    for shift in range(1, window + 1):
+        active[:, :-shift] |= wanted[:, shift:]
+    expected = active.double().mean().item()
+    assert gradient_share(settings, window) == pytest.approx(expected, rel=0.02)
+
+
+def test_gradient_share_away_from_the_borders_is_the_formula():
+    settings = PlanSettings(batch=1, prompt_length=0, completion_length=100_000, budget=0.05)
+    assert gradient_share(settings, 8) == pytest.approx(1 - 0.95**9, rel=1e-3)
+    assert gradient_share(settings, None) == 1.0
+
+
+def test_a_full_budget_without_window_costs_what_trl_costs():
+    settings = replace(SETTINGS, budget=1.0)
+    result = plan(STUDENT, STUDENT, settings)
+    head = head_flops(STUDENT, 300, settings.num_completion_tokens) / 1e12
+    assert result.full_cost.total - result.cost.total == pytest.approx(0.0, abs=1e-12)
+    assert result.cost.loss_heads == pytest.approx(4 * head)
+
+
+def test_ratios_fall_with_budget_and_rise_with_the_window():
+    rows = plan(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], replace(SETTINGS, budget=0.05)).windows
+    assert [row.window for row in rows] == [None, 0, 4, 8, 32]
+    windowed = [row.update_ratio_one for row in rows[1:]]
+    assert windowed == sorted(windowed) and windowed[-1] < 1.2
+    assert all(row.update_ratio_one <= row.update_ratio_several for row in rows)
+    fewer = plan(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], replace(SETTINGS, budget=0.01)).windows
+    assert all(a.update_ratio_one < b.update_ratio_one for a, b in zip(fewer, rows, strict=True))
+
+
+def test_memory_follows_the_settings():
+    base = step_memory(STUDENT, STUDENT, SETTINGS).parts
+    lora = step_memory(STUDENT, STUDENT, replace(SETTINGS, lora_rank=2, anchor_fraction=0.1)).parts
+    anchored = step_memory(STUDENT, STUDENT, replace(SETTINGS, anchor_fraction=0.1)).parts
+    window = step_memory(STUDENT, STUDENT, replace(SETTINGS, window=0)).parts
+    assert lora["reference_weights"] == 0 == base["reference_weights"]
+    assert anchored["reference_weights"] == base["student_weights"]
+    assert lora["optimizer_states"] == 2 * 4 * STUDENT.adapter_parameters(2)
+    assert base["key_value_prefix"] == 0 < window["key_value_prefix"]
+    assert window["activations"] < base["activations"]
+    assert base["optimizer_states"] == 2 * base["gradients"] == 8 * STUDENT.num_parameters
+
+
+def test_names_and_folders(tmp_path):
+    make_model(seed=0).config.save_pretrained(tmp_path)
+    expected = sum(p.numel() for p in make_model(seed=0).parameters())
+    assert load_shape(str(tmp_path)).num_parameters == expected
+    assert load_shape("Qwen/Qwen3-4B") is SHAPES["Qwen3-4B"]
+    with pytest.raises(ConfigError, match=r"built-in table: Qwen3-0\.6B"):
+        load_shape("no/such")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="cannot read"):
+        load_shape(str(tmp_path))
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ConfigError, match="'gpt2'"):
+        ModelShape.from_config(GPT2Config())
+    assert AutoConfig.for_model("qwen3").model_type == "qwen3"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"budget": 0.0}, {"batch": 0}, {"window": -1}, {"dtype": "int8"}, {"lora_rank": 0}]
+)
+def test_settings_outside_their_range(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        replace(SETTINGS, **wrong)
