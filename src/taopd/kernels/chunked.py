@@ -31,10 +31,10 @@ from taopd.kernels.scores import (
     PairScores,
     Scan,
     TopKScores,
-    compare,
-    divergence_from_scan,
+    pair_from_scans,
     scores_from_scan,
     select_top,
+    start_scan,
 )
 
 LN_2 = math.log(2.0)
@@ -62,29 +62,12 @@ def tile_for(device: torch.device) -> Tile:
     return TILES["cpu"] if device.type == "cpu" else TILES["other"]
 
 
-def start_scan(hidden: Float[Tensor, "N D"], k: int) -> Scan:
-    """Running sums before the first column."""
-    num_rows, device = hidden.shape[0], hidden.device
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    # A finite start: rescaling by exp(lowest - peak) = 0 times a sum of 0 must not make a NaN.
-    lowest = torch.finfo(dtype).min / 4
-    return Scan(
-        peak=torch.full((num_rows,), lowest, dtype=dtype, device=device),
-        mass=torch.zeros(num_rows, dtype=dtype, device=device),
-        weighted=torch.zeros(num_rows, dtype=dtype, device=device),
-        cross=torch.zeros(num_rows, dtype=dtype, device=device),
-        topk_logits=torch.full((num_rows, k), -torch.inf, dtype=dtype, device=device),
-        topk_ids=torch.zeros((num_rows, k), dtype=torch.int64, device=device),
-        finite=torch.ones(num_rows, dtype=torch.bool, device=device),
-    )
-
-
 def tile_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """(best values [n, k'], their columns, largest value [n]) of a tile, k' = min(k, columns).
 
     Columns ascend, so that a later stable selection breaks ties by the lower one.
     """
-    num_rows, num_columns = logits.shape
+    num_columns = logits.shape[1]
     if num_columns <= 2 * k * GROUP:
         columns = select_top(logits, min(k, num_columns)).sort(dim=-1).values
         values = logits.gather(1, columns)
@@ -156,7 +139,12 @@ def fold_cross(scan: Scan, rows: slice, own: Folded, other: Folded) -> None:
 
 
 def scan_heads(
-    models: list[tuple[Tensor, Head]], k: int, temperature: float, tile: Tile, *, cross: bool = False
+    models: list[tuple[Tensor, Head]],
+    k: int,
+    temperature: float,
+    tile: Tile,
+    *,
+    cross: bool = False,
 ) -> list[Scan]:
     """One pass over the shared vocabulary for one model, or for two with their cross sums.
 
@@ -236,25 +224,4 @@ def pair_score(
     scans = scan_heads([student, teacher], k, temperature, tile, cross=full_kl)
     return pair_from_scans(
         scans[0], scans[1], student, teacher, target_ids, temperature, full_kl=full_kl
-    )
-
-
-def pair_from_scans(
-    student_scan: Scan,
-    teacher_scan: Scan,
-    student: tuple[Tensor, Head],
-    teacher: tuple[Tensor, Head],
-    target_ids: Int[Tensor, " N"],
-    temperature: float,
-    *,
-    full_kl: bool,
-) -> PairScores:
-    """Each model's log-probs at the other's ids, then D, C and, from the cross sums, the divergences."""
-    return compare(
-        scores_from_scan(student_scan, *student, target_ids, teacher_scan.topk_ids, temperature),
-        scores_from_scan(teacher_scan, *teacher, target_ids, student_scan.topk_ids, temperature),
-        student_finite=student_scan.finite,
-        teacher_finite=teacher_scan.finite,
-        forward_kl=divergence_from_scan(teacher_scan, student_scan) if full_kl else None,
-        reverse_kl=divergence_from_scan(student_scan, teacher_scan) if full_kl else None,
     )

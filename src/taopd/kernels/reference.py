@@ -4,7 +4,6 @@ Differentiable, and as precise as its input: `hidden.double()` with a float64 he
 float32 results are judged by. Holds [N, V] several times; not for long batches.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

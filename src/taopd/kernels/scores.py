@@ -87,6 +87,23 @@ class Scan(NamedTuple):
         return self.mass.log() - self.weighted / self.mass
 
 
+def start_scan(hidden: Float[Tensor, "N D"], k: int) -> Scan:
+    """Running sums before the first column."""
+    num_rows, device = hidden.shape[0], hidden.device
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    # A finite start: rescaling by exp(lowest - peak) = 0 times a sum of 0 must not make a NaN.
+    lowest = torch.finfo(dtype).min / 4
+    return Scan(
+        peak=torch.full((num_rows,), lowest, dtype=dtype, device=device),
+        mass=torch.zeros(num_rows, dtype=dtype, device=device),
+        weighted=torch.zeros(num_rows, dtype=dtype, device=device),
+        cross=torch.zeros(num_rows, dtype=dtype, device=device),
+        topk_logits=torch.full((num_rows, k), -torch.inf, dtype=dtype, device=device),
+        topk_ids=torch.zeros((num_rows, k), dtype=torch.int64, device=device),
+        finite=torch.ones(num_rows, dtype=torch.bool, device=device),
+    )
+
+
 def select_top(values: Float[Tensor, "N M"], k: int) -> Int[Tensor, "N K"]:
     """Columns of the k largest values of each row, descending, ties broken by lower column.
 
@@ -182,7 +199,9 @@ def compare(
 ) -> PairScores:
     """D on the union of supports, C and their relatives, from two scores that hold each other's ids."""
     assert student.want_logprobs is not None and teacher.want_logprobs is not None
-    same = teacher.topk_ids.unsqueeze(2) == student.topk_ids.unsqueeze(1)  # [N, teacher's, student's]
+    same = teacher.topk_ids.unsqueeze(2) == student.topk_ids.unsqueeze(
+        1
+    )  # [N, teacher's, student's]
     repeated = same.any(2)  # counted once, as the student's entry
     at_teacher = student.want_logprobs.masked_fill(repeated, -torch.inf)
     own_teacher = teacher.topk_logprobs.masked_fill(repeated, -torch.inf)
@@ -205,3 +224,22 @@ def compare(
     )
 
 
+def pair_from_scans(
+    student_scan: Scan,
+    teacher_scan: Scan,
+    student: tuple[Tensor, Head],
+    teacher: tuple[Tensor, Head],
+    target_ids: Int[Tensor, " N"],
+    temperature: float,
+    *,
+    full_kl: bool,
+) -> PairScores:
+    """Each model's log-probs at the other's ids, then D, C and, from the cross sums, the divergences."""
+    return compare(
+        scores_from_scan(student_scan, *student, target_ids, teacher_scan.topk_ids, temperature),
+        scores_from_scan(teacher_scan, *teacher, target_ids, student_scan.topk_ids, temperature),
+        student_finite=student_scan.finite,
+        teacher_finite=teacher_scan.finite,
+        forward_kl=divergence_from_scan(teacher_scan, student_scan) if full_kl else None,
+        reverse_kl=divergence_from_scan(student_scan, teacher_scan) if full_kl else None,
+    )
