@@ -1,6 +1,7 @@
 """Scoring implementations. Oracles: plain Python from the definition; then `reference` in float64."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,35 +239,35 @@ COMPILED = """
 import torch
 from taopd.kernels import chunked, dispatch, pair_score, topk_score
 from tests.kernels.cases import make_case
-chunked.TILES["cpu"] = chunked.Tile(4096, 512)
-student, teacher = make_case(13, 1300, 8, 5, softcap=4.0), make_case(13, 1300, 9, 5, bias=True)
+chunked.TILES["cpu"] = chunked.Tile(7 * 1024, 1024)
+student, teacher = make_case(13, 1300, 8, 3, softcap=4.0), make_case(13, 1300, 9, 3, bias=True)
 def one(hidden, weight, ids):
-    return topk_score(hidden, weight, ids, k=5, temperature=1.3)
+    return topk_score(hidden, weight, ids, k=3, temperature=1.3)
 def two(hidden, ids):
     other = teacher.hidden, teacher.head
-    return pair_score(hidden, student.head, *other, ids, k=5, full_kl=True)
-for backend in ("eager", "aot_eager"):
-    for run, inputs in (
-        (one, (student.hidden, student.head.weight, student.target_ids)),
-        (two, (student.hidden, student.target_ids)),
-    ):
-        torch._dynamo.reset()
-        found = torch.compile(run, fullgraph=True, backend=backend)(*inputs)
-        flat, _ = torch.utils._pytree.tree_flatten(found)
-        truth, _ = torch.utils._pytree.tree_flatten(run(*inputs))
-        for a, b in zip(flat, truth, strict=True):
-            if isinstance(b, torch.Tensor):
-                torch.testing.assert_close(a, b)
+    return pair_score(hidden, student.head, *other, ids, k=3, full_kl=True)
+for run, inputs in (
+    (one, (student.hidden, student.head.weight, student.target_ids)),
+    (two, (student.hidden, student.target_ids)),
+):
+    found = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs)
+    flat, _ = torch.utils._pytree.tree_flatten(found)
+    truth, _ = torch.utils._pytree.tree_flatten(run(*inputs))
+    for a, b in zip(flat, truth, strict=True):
+        if isinstance(b, torch.Tensor):
+            torch.testing.assert_close(a, b)
 print("no graph break")
 """
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph(run_python):
     assert run_python(COMPILED).strip().endswith("no graph break")
 
 
 MEMORY = """
-import resource, sys
+import sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from taopd.kernels import chunked, Head
@@ -278,7 +279,9 @@ tile = chunked.Tile(2**21, 2**14)
 def score(rows):
     return chunked.topk_score(hidden[:rows], Head(weight=weight), targets[:rows], k=4, tile=tile)
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 small = Head(weight=weight[:64])
 chunked.topk_score(hidden[:64], small, targets[:64], k=4)
 before = peak()
@@ -288,8 +291,13 @@ print(peak() - before - 3 * outputs)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
 def test_extra_memory_does_not_grow_with_positions_times_vocabulary(run_python):
-    base = int(run_python(MEMORY, 2048, 32768))
+    def extra(num_rows: int, vocab_size: int) -> int:
+        # Every large block goes back to the system when freed: the peak is what lives at once.
+        environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+        return int(run_python(MEMORY, num_rows, vocab_size, **environment))
+
+    base = extra(2048, 32768)
     assert base > 2**21 * 4, "vacuous: less than one tile was measured"
-    for num_rows, vocab_size in ((4096, 32768), (2048, 65536), (4096, 65536)):
-        assert int(run_python(MEMORY, num_rows, vocab_size)) < 1.1 * base
+    assert extra(4096, 65536) < 1.1 * base

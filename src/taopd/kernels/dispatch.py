@@ -6,7 +6,6 @@ measured is not a default. An implementation asked for by name runs or raises.
 
 import logging
 from functools import cache
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -17,21 +16,21 @@ from taopd.kernels import chunked, fused, reference
 from taopd.kernels.head import Head
 from taopd.kernels.scores import PairScores, TopKScores, pair_from_scans, scores_from_scan
 
-Impl = Literal["auto", "reference", "chunked", "triton"]
+IMPLS = ("auto", "reference", "chunked", "triton")
 
 logger = logging.getLogger("taopd.kernels")
 
 
 @cache
-def _choose(device_type: str, dtype: torch.dtype) -> Impl:
+def _choose(device_type: str, dtype: torch.dtype) -> str:
     """What "auto" means on a device, said once."""
     logger.info("kernel/impl: chunked for %s on %s", dtype, device_type)
     return "chunked"
 
 
-def _resolve(impl: Impl, hidden: Tensor) -> Impl:
-    if impl not in get_args(Impl):
-        raise ConfigError(f"impl={impl!r} is unknown.{suggest(impl, get_args(Impl))}")
+def _resolve(impl: str, hidden: Tensor) -> str:
+    if impl not in IMPLS:
+        raise ConfigError(f"impl={impl!r} is unknown.{suggest(impl, IMPLS)}")
     if impl != "auto":
         return impl
     if torch.compiler.is_compiling():
@@ -57,12 +56,12 @@ def _check(hidden: Tensor, head: Head, target_ids: Tensor, k: int, temperature: 
 
 def topk_score(
     hidden: Float[Tensor, "N D"],
-    lm_head: Float[Tensor, "V D"] | Head,
-    target_ids: Int[Tensor, " N"],
+    lm_head: Float[Tensor, "V _"] | Head,
+    target_ids: Int[Tensor, " _"],
     *,
     k: int,
     temperature: float = 1.0,
-    impl: Impl = "auto",
+    impl: str = "auto",
     want_ids: Int[Tensor, "N W"] | None = None,
 ) -> TopKScores:
     """Top-K, log-sum-exp, entropy and given ids' log-probs of N positions; nats.
@@ -107,7 +106,7 @@ def pair_score(
     *,
     k: int,
     temperature: float = 1.0,
-    impl: Impl = "auto",
+    impl: str = "auto",
     full_kl: bool = False,
 ) -> PairScores:
     """Both models at N positions, D on the union of their supports, C, and on request both full KLs; nats.

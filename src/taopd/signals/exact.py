@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
-from taopd.kernels import Head, Impl, PairScores, pair_from_logprobs, pair_score
+from taopd.kernels import Head, PairScores, pair_from_logprobs, pair_score
 from taopd.signals.tables import TokenSignals
 
 
@@ -75,7 +75,7 @@ def exact_signals(
     k: int = 16,
     temperature: float = 1.0,
     full_kl: bool = False,
-    impl: Impl = "auto",
+    impl: str = "auto",
     locate: Callable[[int], str] = "row {}".format,
 ) -> TokenSignals:
     """Exact signals of N positions from hidden states and heads, in bounded memory.
