@@ -1,9 +1,9 @@
-"""bench_topk_score: top-K, log-sum-exp and entropy of positions from hidden states and a head, one CPU thread.
+"""bench_topk_score: top-K, log-sum-exp and entropy of positions from hidden states and a head; one thread.
 
 Measures `topk_score` (K = 16, float32) in tiles of several sizes against plain torch: blocks of positions
 times the whole vocabulary, log_softmax, topk and a sum. `matmul` is the projection alone in small tiles, the
 floor of all of them. Compute-bound at width 256 and more, bound by passes over the logits below.
-Not measured: the backbone, the loss, a GPU; `triton` (it needs one); `reference` on the large cases (a full sort).
+Not measured: the backbone, the loss, `triton` (it needs a GPU), `reference` on large cases (it sorts).
 
 The result is compared with float64 on some of the positions first; a row that disagrees is marked FAILED
 and has no time. Times alternate between the rows; peak memory comes from a process of its own.
@@ -136,6 +136,7 @@ def measure_peak(case_name: str, impl: str) -> None:
     function = implementations(case, case_name == "tiny")[impl]
     hidden, head, targets = arguments
     function(hidden[:16], head.tile(0, 64), targets[:16] % 64)  # load what a first call loads
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the inputs
     before = peak_memory()
     function(*arguments)
     print((peak_memory() - before) / 2**20)
