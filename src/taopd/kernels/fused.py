@@ -25,8 +25,8 @@ Target and given ids: gathered afterwards (`scores.logits_at`), N (1 + W) D mult
 Known limits: forward only; K <= 32; float32, bfloat16 and float16; one program per 64 rows, so that fewer
 than 64 x (number of SMs) rows leave part of a GPU idle; no full-vocabulary divergence of a pair. Verified
 against `reference` in Triton's interpreter on the CPU and compiled ahead of time for sm_80 and sm_90
-(bfloat16 on sm_90: wgmma, 72 KiB of shared memory, no spills; float32 on sm_80 spills 1.8 KB); never run or timed on a GPU, which is why
-`impl="auto"` does not choose it.
+(bfloat16 on sm_90: wgmma, 72 KiB of shared memory, no spills; float32 on sm_80 spills
+1.8 KB); never run or timed on a GPU, which is why `impl="auto"` does not choose it.
 """
 
 import os
