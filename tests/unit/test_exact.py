@@ -101,8 +101,8 @@ def logits_by_definition(hidden, head: Head, temperature: float) -> torch.Tensor
     return logits / temperature
 
 
-@pytest.mark.parametrize("chunk_elements", [1, 23, 69, 10_000])
-def test_chunks_give_the_same_as_whole_rows(chunk_elements):
+@pytest.mark.parametrize("impl", ["auto", "reference", "chunked"])
+def test_hidden_states_give_the_same_as_whole_rows(impl):
     student_head, teacher_head = heads()
     generator = torch.Generator().manual_seed(4)
     student_hidden = torch.randn(10, 5, generator=generator)
@@ -117,7 +117,7 @@ def test_chunks_give_the_same_as_whole_rows(chunk_elements):
         k=4,
         temperature=1.7,
         full_kl=True,
-        chunk_elements=chunk_elements,
+        impl=impl,
     )
     truth = signals_from_logprobs(
         logits_by_definition(student_hidden, student_head, 1.7).log_softmax(-1),
@@ -146,9 +146,10 @@ def test_no_position_gives_empty_signals():
     assert len(found) == 0 and found.student_topk_ids.shape == (0, 4)
 
 
+@pytest.mark.parametrize("impl", ["chunked", "reference"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("model", ["student", "teacher"])
-def test_bad_logits_name_the_model_and_the_place(model, bad):
+def test_bad_logits_name_the_model_and_the_place(model, bad, impl):
     student_head, teacher_head = heads()
     hidden = {"student": torch.ones(6, 5), "teacher": torch.ones(6, 7)}
     hidden[model][4, 0] = bad
@@ -160,7 +161,7 @@ def test_bad_logits_name_the_model_and_the_place(model, bad):
             teacher_head,
             torch.zeros(6, dtype=torch.long),
             k=2,
-            chunk_elements=46,
+            impl=impl,
             locate="place {}".format,
         )
 

@@ -1,5 +1,18 @@
 """Tensor kernels: heads and what is computed from hidden states block by block."""
 
+from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
 from taopd.kernels.head import CHUNK_ELEMENTS, Head, positions_per_chunk
+from taopd.kernels.reference import pair_from_logprobs
+from taopd.kernels.scores import PairScores, TopKScores
 
-__all__ = ["CHUNK_ELEMENTS", "Head", "positions_per_chunk"]
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "IMPLS",
+    "Head",
+    "PairScores",
+    "TopKScores",
+    "pair_from_logprobs",
+    "pair_score",
+    "positions_per_chunk",
+    "topk_score",
+]

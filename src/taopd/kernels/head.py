@@ -34,10 +34,18 @@ class Head:
         """The same head in another dtype: one copy for all chunks instead of one per chunk."""
         return replace(self, weight=self.weight.to(dtype))
 
+    def tile(self, start: int, stop: int) -> "Head":
+        """The head of the ids start <= id < stop; views, no copy."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        return replace(self, weight=self.weight[start:stop], bias=bias)
+
     def project(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """W h + b in float32 (float64 for a float64 head), before scale, soft cap and temperature."""
-        raw = hidden @ self.weight.T
-        raw = raw if raw.dtype == torch.float64 else raw.float()
+        """W h + b in float32 (float64 for a float64 head), before scale, soft cap and temperature.
+
+        16-bit products are summed and kept in float32: rounding a logit to bfloat16 makes ties of what the
+        model told apart.
+        """
+        raw = matmul(hidden, self.weight)
         return raw if self.bias is None else raw + self.bias.to(raw.dtype)
 
     def finish(self, raw: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
@@ -50,6 +58,15 @@ class Head:
     def logprobs(self, hidden: Float[Tensor, "N D"], temperature: float) -> Float[Tensor, "N V"]:
         """Log-probabilities over the vocabulary, nats, in the precision of `project`."""
         return self.finish(self.project(hidden), temperature).log_softmax(-1)
+
+
+def matmul(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+    """hidden @ weight.T in float32, or float64 for float64."""
+    if hidden.dtype in (torch.float32, torch.float64):
+        return hidden @ weight.T
+    if hidden.device.type == "cuda" and not torch.is_grad_enabled():
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return hidden.float() @ weight.float().T
 
 
 def positions_per_chunk(vocab_size: int, chunk_elements: int = CHUNK_ELEMENTS) -> int:

@@ -1,0 +1,156 @@
+"""The public scoring functions: one signature, three implementations, checks in front.
+
+"auto" is `chunked` on every device: the Triton kernel has never been timed on a GPU, and what is not
+measured is not a default. An implementation asked for by name runs or raises.
+"""
+
+import logging
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from taopd.errors import ConfigError, ShapeError, suggest
+from taopd.kernels import chunked, fused, reference
+from taopd.kernels.head import Head
+from taopd.kernels.scores import PairScores, TopKScores, pair_from_scans, scores_from_scan
+
+IMPLS = ("auto", "reference", "chunked", "triton")
+
+logger = logging.getLogger("taopd.kernels")
+
+
+@cache
+def _choose(device_type: str, dtype: torch.dtype) -> str:
+    """What "auto" means on a device, said once."""
+    logger.info("kernel/impl: chunked for %s on %s", dtype, device_type)
+    return "chunked"
+
+
+def _resolve(impl: str, hidden: Tensor) -> str:
+    if impl not in IMPLS:
+        raise ConfigError(f"impl={impl!r} is unknown.{suggest(impl, IMPLS)}")
+    if impl != "auto":
+        return impl
+    if torch.compiler.is_compiling():
+        return "chunked"
+    return _choose(hidden.device.type, hidden.dtype)
+
+
+def _check(hidden: Tensor, head: Head, target_ids: Tensor, k: int, temperature: float) -> None:
+    if hidden.shape[0] != target_ids.shape[0]:
+        raise ShapeError(
+            f"hidden has {hidden.shape[0]} positions, target_ids {target_ids.shape[0]}; both must agree"
+        )
+    if hidden.shape[1] != head.weight.shape[1]:
+        raise ShapeError(
+            f"hidden has width {hidden.shape[1]}, the head {head.weight.shape[1]}; are they of one model?"
+        )
+    if not 1 <= k <= head.vocab_size:
+        fault = "less than 1" if k < 1 else f"larger than the vocabulary of {head.vocab_size} ids"
+        raise ConfigError(f"score_top_k={k}: {fault}")
+    if temperature <= 0:
+        raise ConfigError(f"temperature={temperature}: must be greater than 0")
+
+
+def topk_score(
+    hidden: Float[Tensor, "N D"],
+    lm_head: Float[Tensor, "V _"] | Head,
+    target_ids: Int[Tensor, " _"],
+    *,
+    k: int,
+    temperature: float = 1.0,
+    impl: str = "auto",
+    want_ids: Int[Tensor, "N W"] | None = None,
+) -> TopKScores:
+    """Top-K, log-sum-exp, entropy and given ids' log-probs of N positions; nats.
+
+        p = softmax(z / temperature),  z = softcap(scale (W h + b))
+
+    Only `reference` has a gradient; the others detach. A row with a NaN comes out as NaN. A logit of -inf
+    (through the bias) is probability 0.
+
+    Args:
+        lm_head: a weight, or a `Head` with bias, scale and soft cap, cut to the real ids.
+        want_ids: further ids per position whose log-probs are returned.
+
+    Raises:
+        ConfigError: if k or temperature is out of range, or `impl` is unknown or cannot run here.
+        ShapeError: if lengths or widths disagree.
+    """
+    head = lm_head if isinstance(lm_head, Head) else Head(weight=lm_head)
+    _check(hidden, head, target_ids, k, temperature)
+    impl = _resolve(impl, hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if impl == "reference":
+            head = head.cast(hidden.dtype)
+            return reference.topk_score(
+                hidden, head, target_ids, k=k, temperature=temperature, want_ids=want_ids
+            )
+        if impl == "chunked":
+            return chunked.topk_score(
+                hidden, head, target_ids, k=k, temperature=temperature, want_ids=want_ids
+            )
+        with torch.no_grad():
+            scan = fused.scan_head(hidden, head, k, temperature)
+            return scores_from_scan(scan, hidden, head, target_ids, want_ids, temperature)
+
+
+def pair_score(
+    student_hidden: Float[Tensor, "N Ds"],
+    student_head: Head,
+    teacher_hidden: Float[Tensor, "_ Dt"],
+    teacher_head: Head,
+    target_ids: Int[Tensor, " _"],
+    *,
+    k: int,
+    temperature: float = 1.0,
+    impl: str = "auto",
+    full_kl: bool = False,
+) -> PairScores:
+    """Both models at N positions, D on the union of their supports, C, and on request both full KLs; nats.
+
+    D, C and the rest as in METHOD section 2 with both models' true probabilities. A row whose logits are not
+    all finite is flagged in `student_finite` or `teacher_finite`, and its values mean nothing.
+
+    Args:
+        temperature: divides the logits of both models.
+        full_kl: also both KL divergences over the full vocabulary; not in `triton`.
+
+    Raises:
+        ConfigError: if k or temperature is out of range, or `impl` is unknown or cannot run here.
+        ShapeError: if the heads' vocabularies, lengths or widths disagree.
+    """
+    if student_head.vocab_size != teacher_head.vocab_size:
+        raise ShapeError(
+            f"the student's head has {student_head.vocab_size} ids and the teacher's "
+            f"{teacher_head.vocab_size}; cut both to the ids their tokenizers share"
+        )
+    if not student_hidden.shape[0] == teacher_hidden.shape[0] == target_ids.shape[0]:
+        raise ShapeError(
+            f"student_hidden has {student_hidden.shape[0]} positions, teacher_hidden "
+            f"{teacher_hidden.shape[0]}, target_ids {target_ids.shape[0]}; all must agree"
+        )
+    _check(student_hidden, student_head, target_ids, k, temperature)
+    _check(teacher_hidden, teacher_head, target_ids, k, temperature)
+    impl = _resolve(impl, student_hidden)
+    student, teacher = (student_hidden, student_head), (teacher_hidden, teacher_head)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        if impl == "reference":
+            student = student_hidden, student_head.cast(student_hidden.dtype)
+            teacher = teacher_hidden, teacher_head.cast(teacher_hidden.dtype)
+            return reference.pair_score(
+                *student, *teacher, target_ids, k=k, temperature=temperature, full_kl=full_kl
+            )
+        if impl == "chunked":
+            return chunked.pair_score(
+                *student, *teacher, target_ids, k=k, temperature=temperature, full_kl=full_kl
+            )
+        if full_kl:
+            raise ConfigError('impl="triton" has no full-vocabulary KL; use impl="chunked"')
+        with torch.no_grad():
+            scans = [fused.scan_head(*model, k, temperature) for model in (student, teacher)]
+            return pair_from_scans(
+                scans[0], scans[1], student, teacher, target_ids, temperature, full_kl=False
+            )
