@@ -16,11 +16,10 @@ from torch import Tensor
 
 from taopd.bank.forward import State
 from taopd.errors import NumericsError
-from taopd.kernels import CHUNK_ELEMENTS, positions_per_chunk
+from taopd.kernels import CHUNK_ELEMENTS, bhattacharyya, disagreement, positions_per_chunk
 from taopd.losses import forward_kl, reverse_kl
 from taopd.selectors import normalized_view
 from taopd.signals import SignalTable
-from taopd.signals.exact import bhattacharyya, disagreement, support_union
 
 BANK_TOP_K = (8, 16, 32)
 """The published K. [METHOD section 4]"""
@@ -119,6 +118,15 @@ def features_from_logprobs(
 
 def _entropy(logprobs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def support_union(
+    student_ids: Int[Tensor, "N K"], teacher_ids: Int[Tensor, "N K"]
+) -> tuple[Int[Tensor, "N U"], Tensor]:
+    """U = S_S united with S_T as [N, 2K] ids, and which entries count (a repeated id counts once)."""
+    repeated = (teacher_ids.unsqueeze(2) == student_ids.unsqueeze(1)).any(-1)
+    ids = torch.cat([student_ids, teacher_ids], dim=1)
+    return ids, torch.cat([torch.ones_like(repeated), ~repeated], dim=1)
 
 
 def _support_features(

@@ -3,7 +3,7 @@
 from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
 from taopd.kernels.head import CHUNK_ELEMENTS, Head, positions_per_chunk
 from taopd.kernels.reference import pair_from_logprobs
-from taopd.kernels.scores import PairScores, TopKScores
+from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, disagreement
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -11,6 +11,8 @@ __all__ = [
     "Head",
     "PairScores",
     "TopKScores",
+    "bhattacharyya",
+    "disagreement",
     "pair_from_logprobs",
     "pair_score",
     "positions_per_chunk",
