@@ -39,6 +39,10 @@ class TeachabilityConfig(DistillationConfig):
         'teachability'
     """
 
+    logging_steps: float = field(
+        default=1,
+        metadata={"help": "Log every N optimizer steps; what was kept changes with every step."},
+    )
     selector: str = field(
         default="teachability",
         metadata={"help": "Name of a selector, or the dotted path of a function of your own."},

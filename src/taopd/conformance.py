@@ -8,6 +8,7 @@ arithmetic that agrees to the last bit, and compared: masks, ranks and quadrants
 Why a file with nothing to compare is an error: it would pass without having shown anything.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from taopd.conformance_files import Batch, Json, pick, read_batches, table_of
 from taopd.errors import DataError, suggest
-from taopd.selectors import REFERENCE_NAMES, SELECTORS, NormalizedView, normalized_view, select
+from taopd.selectors import REFERENCE_NAMES, NormalizedView, normalized_view, select
 from taopd.selectors.scores import (
     incompatible,
     low_entropy_teachability,
@@ -56,6 +57,8 @@ class ConformanceReport:
     path: str
     num_batches: int = 0
     num_tokens: int = 0
+    not_compared: Counter[str] = field(default_factory=Counter)
+    """What the file records and nothing here recomputes: random choices, unknown columns."""
     compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     """Numbers of values (token metrics, scores) or of whole selections compared, by kind."""
     mismatches: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
@@ -145,6 +148,8 @@ def _compare_columns(
     expected: dict[str, list[Json]],
     found: dict[str, list[Json]],
 ) -> None:
+    for name in batch.recorded[kind.replace(" ", "_")].keys() - found.keys():
+        report.not_compared[f"columns {name!r}"] += 1
     for name, ours in found.items():
         rows = zip(batch.places, expected[name], ours, strict=True)
         for place, theirs, value in rows:
@@ -153,7 +158,9 @@ def _compare_columns(
             )
 
 
-def _selections(batch: Batch) -> Iterator[tuple[str, dict[str, Json], list[int]]]:
+def _selections(
+    report: ConformanceReport, batch: Batch
+) -> Iterator[tuple[str, dict[str, Json], list[int]]]:
     """(place, settings of one recorded selection, its flattened mask)."""
     for number, recorded in enumerate(batch.selections):
         place = f"{batch.place}, selections[{number}]"
@@ -162,8 +169,9 @@ def _selections(batch: Batch) -> Iterator[tuple[str, dict[str, Json], list[int]]
             raise DataError(
                 f"{place}, method: {method!r} is unknown.{suggest(method, REFERENCE_NAMES)}"
             )
-        if method == "random":
-            raise DataError(f"{place}, method: a random choice cannot be recomputed; leave it out")
+        if method == "random":  # Its generator is not recorded, so there is nothing to recompute.
+            report.not_compared["random choices"] += 1
+            continue
         normalization = recorded.get("normalization", "quantile")
         if normalization not in NORMALIZATION_NAMES:
             raise DataError(
@@ -193,7 +201,7 @@ def _selections(batch: Batch) -> Iterator[tuple[str, dict[str, Json], list[int]]
 def _compare_selections(
     report: ConformanceReport, batch: Batch, tables: dict[str, SignalTable]
 ) -> None:
-    for place, settings, theirs in _selections(batch):
+    for place, settings, theirs in _selections(report, batch):
         proxy = settings.pop("proxy")
         method = settings.pop("method")
         selection = select(tables[proxy], rules="reference", **settings)
@@ -266,10 +274,10 @@ def run(paths: Sequence[str | Path]) -> int:
             )
     console.print(table)
     for report in reports:
+        for what, count in sorted(report.not_compared.items()):
+            console.print(
+                f"{report.path}: not compared: {count} {what}", markup=False, soft_wrap=True
+            )
         for line in report.first_mismatches:
             console.print(f"{report.path}: {line}", markup=False, soft_wrap=True)
     return int(any(report.num_mismatches for report in reports))
-
-
-__all__ = ["ConformanceReport", "check_batch", "check_file", "run"]
-assert set(REFERENCE_NAMES.values()) <= set(SELECTORS)

@@ -32,6 +32,11 @@ MORE_ARMS: dict[str, dict[str, Any]] = {
     "divergence": {"selector": "divergence"},
     "tip": {"selector": "tip"},
 }
+VARIANT_CONFIG: dict[str, dict[str, Any]] = {
+    # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that
+    # only a loss over the whole distribution can teach them to anyone.
+    "reversal": {"loss": "reverse_kl"},
+}
 LAB_CONFIG: dict[str, Any] = {
     # The prototype's settings (DESIGN, "The tiny lab"): 64 rollouts a step, constant learning rate.
     "per_device_train_batch_size": 64,
@@ -55,7 +60,7 @@ def lab_arm(
     save_model: bool = False,
 ) -> Arm:
     """An arm on a tiny lab: the lab's files and sizes, `LAB_CONFIG`, and the given settings on top."""
-    fixed = {
+    fixed = VARIANT_CONFIG.get(lab.variant, {}) | {
         "max_steps": steps,
         "max_completion_length": lab.max_completion_length,
         "score_top_k": lab.top_k,
@@ -84,6 +89,7 @@ def run_demo(
     overwrite: bool = False,
     resume: bool = False,
     num_workers: int | None = None,
+    lab_sizes: dict[str, Any] | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Build the lab, run the arms, save the best student, and return what `results.json` holds.
@@ -91,6 +97,7 @@ def run_demo(
     Args:
         output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
             keeps the arms that had finished.
+        lab_sizes: fields of `taopd.tinylab.LabSpec`, for a smaller lab.
         progress: called with ("teacher" | "student" | "arms", steps done, steps in all).
 
     Raises:
@@ -98,7 +105,7 @@ def run_demo(
     """
     steps = STEPS if steps is None else steps
     RunFolder.check(output_dir, resume=resume, overwrite=overwrite)
-    lab = build_lab(variant, progress=progress)
+    lab = build_lab(variant, progress=progress, **(lab_sizes or {}))
     folder = RunFolder.create(
         output_dir,
         resume=resume,

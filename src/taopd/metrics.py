@@ -41,6 +41,11 @@ METRICS: dict[str, str] = {
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
     "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
+    "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",
+    "completions/mean_length": "TRL's: mean completion length in tokens; also min_, max_, *_terminated_.",
+    "entropy": "TRL's key: mean entropy of the student over completion tokens, nats.",
+    "num_tokens": "TRL's: prompt and completion tokens seen so far.",
+    "step_time": "TRL's: seconds of the whole optimizer step.",
 }
 """Keys ending in `/*` stand for the statistics their text lists."""
 

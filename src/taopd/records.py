@@ -25,6 +25,11 @@ def write_json(path: str | Path, obj: Any) -> None:
     )
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically: whole or not at all."""
+    _replace(Path(path), text)
+
+
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line, atomically. Non-finite floats become null."""
     _replace(Path(path), "".join(_line(row) for row in rows))

@@ -11,6 +11,7 @@ from trl import DistillationConfig, DistillationTrainer
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
 from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.losses import policy_gradient, reverse_kl
 from taopd.metrics import is_documented
 from taopd.selectors import SELECTORS, register_selector
 from taopd.trainer import TeachabilityTrainer
@@ -142,6 +143,35 @@ def test_selected_only_loss_equals_the_masked_loss(micro_lab, tmp_path, accumula
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for name, gradient in gradients.items():
         assert relative_error(gradient, expected[name]) < 1e-5, name
+
+
+def test_sampled_gradient_is_the_exact_one_in_expectation_on_a_model(micro_lab):
+    """Monte Carlo at fixed contexts: 40,000 sampled tokens per context, every parameter's gradient.
+
+    The relative error of a mean of n samples shrinks as 1/sqrt(n): 1.3 % measured, 5 % allowed; the wrong
+    estimator (k1 used as a loss without the detached advantage) is off by 100 %.
+    """
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for path in (micro_lab.student, micro_lab.teacher)
+    )
+    for model in (student, teacher):  # Sharper than random weights are, so that the two disagree.
+        model.lm_head.weight.data *= 40.0
+    ids = torch.tensor([[5, 14, 6, 15], [7, 14, 8, 15]])
+    logprobs = student(input_ids=ids).logits[:, -1].log_softmax(-1)
+    target = teacher(input_ids=ids).logits[:, -1].log_softmax(-1).detach()
+    tokens = torch.multinomial(
+        logprobs.exp(), 40_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    sampled = policy_gradient(
+        logprobs.gather(1, tokens).flatten(), target.gather(1, tokens).flatten()
+    )
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        for loss in (sampled.mean(), reverse_kl(logprobs, target).mean())
+    ]
+    assert relative_error(*gradients) < 0.05
 
 
 def train_once(micro_lab, tmp_path, **settings):

@@ -195,6 +195,8 @@ def test_train_resume_and_evaluate(capsys, tmp_path, config, micro_lab):
     assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "3"]) == 0
     results = json.loads((run / "results.json").read_text())
     assert (results["steps"], results["resumed_from"]) == (3, "checkpoint-2")
+    assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "2"]) == 0
+    assert "has done its 2 steps" in capsys.readouterr().out
 
     found = []
     for name in ("a", "b"):

@@ -253,7 +253,6 @@ CHANGES = (
     no_metric,
     nan_metric,
     short_metric,
-    unknown_metric,
     unknown_quadrant,
     short_mask,
     mask_of_twos,
@@ -262,7 +261,6 @@ CHANGES = (
     entry_of_three,
     unknown_method,
     nan_ratio,
-    random_method,
     unknown_proxy,
     unknown_normalization,
     masks_of_other_shape,
@@ -274,6 +272,19 @@ def test_a_bad_form_names_file_and_batch(tmp_path, golden, change):
     change(golden[1])
     with pytest.raises(DataError, match=r"batches\.json, batch 1"):
         check_file(saved(tmp_path, golden))
+
+
+def test_what_cannot_be_recomputed_is_said_and_not_counted(tmp_path, golden, capsys):
+    path = saved(tmp_path, golden)
+    before = check_file(path).num_compared
+    unknown_metric(golden[1])
+    random_method(golden[1])
+    path = saved(tmp_path, golden)
+    report = check_file(path)
+    assert report.num_compared == before - 1 and report.num_mismatches == 0
+    assert report.not_compared.total() == 2
+    assert run([path]) == 0
+    assert "not compared: 1 random choices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[3]", "\x00\xff", "null"])

@@ -49,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.demo import run_demo
-    from taopd.report.demo import draw, table
+    from taopd.records import write_text
+    from taopd.report.demo import draw, markdown, table
 
     with _told_where(options.output), CountedProgress() as advance:
         results = run_demo(
@@ -65,6 +66,7 @@ def run(argv: Sequence[str]) -> int:
 
     Console().print(table(results))
     pictures = draw(results, options.output)
+    write_text(options.output / "summary.md", markdown(results))
     print(f"results: {options.output / 'results.json'}")
     print(f"picture: {pictures[0]}")
     print(f"student: {options.output / 'best-student'} (arm {results['best_student']})")

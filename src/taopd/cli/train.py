@@ -6,6 +6,7 @@ because `config.json` of the run folder is the run's own.
 """
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -87,6 +88,9 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
     args = settings.training
     path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
     checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
+    if checkpoint is not None and 0 < args.max_steps <= _steps_done(checkpoint):
+        print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
+        return 0
     config = settings.resolved()
     inputs = _load(settings)
     existed = path.exists()
@@ -135,6 +139,14 @@ def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> 
             f"nothing to resume: {folder.path} has no complete checkpoint; start with --overwrite"
         )
     return checkpoint
+
+
+def _steps_done(checkpoint: Path) -> int:
+    """Optimizer steps of a checkpoint; transformers would take one more if none were left."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{checkpoint}/trainer_state.json cannot be read: {error}") from error
 
 
 def _load(settings: "TrainSettings") -> _Inputs:

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from rich import box
 from rich.table import Table
 from scipy import stats
 
@@ -20,9 +21,12 @@ HATCHES = {"digit": "", "marker": "///", "end": "...", "other": "xx"}
 KIND_COLORS = {"digit": "#0072B2", "marker": "#E69F00", "end": "#6B6B6B", "other": "#CC79A7"}
 
 
-def by_arm(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+Groups = dict[str, list[dict[str, Any]]]
+
+
+def by_arm(results: dict[str, Any]) -> Groups:
     """Outcomes grouped by the arm's name, one entry per seed, in order of appearance."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: Groups = {}
     for outcome in results["arms"]:
         groups.setdefault(outcome["name"], []).append(outcome)
     return groups
@@ -48,49 +52,62 @@ def interval_words(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """One row per arm: accuracy at its best step and at the end, what it kept, and its seconds."""
+    """One row per arm: accuracy at its best step and at the end, and what it kept, in %."""
+    first = results["arms"][0]
     shown = Table(
-        title=f"{results['task']}: {results['arms'][0]['steps']} steps, held-out accuracy in %",
-        caption=f"[] {interval_words(results)}. Before: {100 * results['base_accuracy']:.1f}.",
+        title=f"{results['task']}: held-out accuracy in % over {first['steps']} steps "
+        f"(student before: {100 * results['base_accuracy']:.1f})",
+        caption=f"In brackets: {interval_words(results)}.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    shown.add_column("arm")
-    for name in (
-        "best step",
-        "best",
-        "end, greedy",
-        "end, sampled",
-        "kept",
-        "on digits",
-        "seconds",
-    ):
-        shown.add_column(name, justify="right")
+    shown.add_column("arm", no_wrap=True)
+    for name in ("best @step", "end, greedy", "sampled", "kept", "digits"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for name, outcomes in by_arm(results).items():
         prompts = outcomes[0]["num_test_prompts"]
-        curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
-        means = {step: sum(curve[step] for curve in curves) / len(curves) for step in curves[0]}
-        best = max(means, key=lambda step: (means[step], -step))
+        best, step = best_point(outcomes)
         shown.add_row(
             name,
-            str(best),
-            _percent(interval((curve[best] for curve in curves), prompts)),
+            f"{100 * best:.1f} @{step}",
             _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
             _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
-            f"{100 * _mean(outcomes, 'kept_fraction'):.1f} %",
-            f"{100 * _share(outcomes, 'digit'):.0f} %",
-            f"{_mean(outcomes, 'train_seconds'):.0f}",
+            f"{100 * _mean(outcomes, 'kept_fraction'):.0f}",
+            f"{100 * _share(outcomes, 'digit'):.0f}",
         )
     return shown
 
 
+def best_point(outcomes: list[dict[str, Any]]) -> tuple[float, int]:
+    """Largest mean greedy accuracy over seeds, and the first step that reaches it."""
+    curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
+    means = {step: sum(curve[step] for curve in curves) / len(curves) for step in curves[0]}
+    step = max(means, key=lambda step: (means[step], -step))
+    return means[step], step
+
+
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `accuracy.png` and `.svg`: accuracy over steps by arm, and what each selector kept."""
+    """Write `accuracy.png` and `.svg`: accuracy over steps by arm, and what each selector kept.
+
+    Up to four arms share one panel; more get a panel each, with every seed as a thin line.
+    """
+    groups = by_arm(results)
+    figure = _one_panel(results, groups) if len(groups) <= 4 else _panel_each(results, groups)
+    paths = [folder / "accuracy.png", folder / "accuracy.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+    return paths
+
+
+def _one_panel(results: dict[str, Any], groups: Groups):
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4.4), width_ratios=(1.7, 1), layout="constrained"
     )
-    groups = by_arm(results)
     for index, (name, outcomes) in enumerate(groups.items()):
-        _curve(left, name, outcomes, index)
-    left.axhline(results["base_accuracy"], color="#999999", linewidth=1, zorder=0)
+        _curve(left, outcomes, index, label=name)
+    _frame(left, results)
     left.annotate(
         "student before",
         (left.get_xlim()[1], results["base_accuracy"]),
@@ -99,47 +116,63 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         color="#666666",
         fontsize=8,
     )
-    left.set(xlabel="optimizer step", ylabel="held-out greedy accuracy", ylim=(-0.02, 1.02))
+    left.set(xlabel="optimizer step", ylabel="held-out greedy accuracy")
     left.set_title(f"{results['task']}\nband: {interval_words(results)}", fontsize=9, loc="left")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(loc="outside upper center", ncols=len(groups), frameon=False, fontsize=9)
     _kinds(right, groups)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    paths = [folder / "accuracy.png", folder / "accuracy.svg"]
-    for path in paths:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-    return paths
+    return figure
 
 
-def _curve(axes, name: str, outcomes: list[dict[str, Any]], index: int) -> None:
+def _panel_each(results: dict[str, Any], groups: Groups):
+    rows = (len(groups) + 3) // 4
+    figure = plt.figure(figsize=(14, 2.6 * rows + 0.6), layout="constrained")
+    curves, bars = figure.subfigures(1, 2, width_ratios=(2.6, 1))
+    panels = curves.subplots(rows, 4, sharex=True, sharey=True, squeeze=False).flatten()
+    for index, (name, outcomes) in enumerate(groups.items()):
+        axes = panels[index]
+        for outcome in outcomes:
+            axes.plot(*zip(*outcome["accuracy_curve"], strict=True), color="#999999", linewidth=0.8)
+        _curve(axes, outcomes, index, label=None)
+        _frame(axes, results)
+        axes.set_title(name, fontsize=9, loc="left")
+    for axes in panels[len(groups) :]:
+        axes.set_visible(False)
+    title = (
+        f"{results['task']}: held-out greedy accuracy over steps; band: {interval_words(results)}"
+    )
+    curves.suptitle(title, fontsize=9, x=0.01, ha="left")
+    _kinds(bars.subplots(), groups)
+    return figure
+
+
+def _frame(axes, results: dict[str, Any]) -> None:
+    axes.axhline(results["base_accuracy"], color="#999999", linewidth=1, zorder=0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _curve(axes, outcomes: list[dict[str, Any]], index: int, *, label: str | None) -> None:
     steps = [step for step, _ in outcomes[0]["accuracy_curve"]]
     prompts = outcomes[0]["num_test_prompts"]
     points = [
         interval((outcome["accuracy_curve"][i][1] for outcome in outcomes), prompts)
         for i in range(len(steps))
     ]
-    color = COLORS[index % len(COLORS)]
+    means, lows, highs = zip(*points, strict=True)
+    look = index % len(COLORS)
     axes.plot(
         steps,
-        [mean for mean, _, _ in points],
-        STYLES[index % len(STYLES)],
-        marker=MARKERS[index % len(MARKERS)],
+        means,
+        STYLES[look],
+        marker=MARKERS[look],
         markersize=4,
-        color=color,
-        label=name,
+        color=COLORS[look],
+        label=label,
     )
-    axes.fill_between(
-        steps,
-        [low for _, low, _ in points],
-        [high for _, _, high in points],
-        color=color,
-        alpha=0.15,
-        linewidth=0,
-    )
+    axes.fill_between(steps, lows, highs, color=COLORS[look], alpha=0.15, linewidth=0)
 
 
-def _kinds(axes, groups: dict[str, list[dict[str, Any]]]) -> None:
+def _kinds(axes, groups: Groups) -> None:
     """Stacked bars: share of the kept tokens by kind."""
     names = list(groups)
     left = [0.0] * len(names)
@@ -164,12 +197,13 @@ def _kinds(axes, groups: dict[str, list[dict[str, Any]]]) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="share of the kept tokens", xlim=(0, 1))
     axes.set_title("what was kept, all steps", fontsize=9, loc="left")
-    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def _percent(values: tuple[float, float, float]) -> str:
     mean, low, high = (100 * value for value in values)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{mean:.1f} [{low:.0f},{high:.0f}]"
 
 
 def _mean(outcomes: list[dict[str, Any]], name: str) -> float:
@@ -180,3 +214,30 @@ def _share(outcomes: list[dict[str, Any]], kind: str) -> float:
     """Share of the kept tokens of this kind, mean over seeds."""
     shares = [outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes]
     return sum(shares) / len(shares)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of `table`, with the interval at the best step too, as Markdown."""
+    lines = [
+        "| arm | best step | accuracy there | end, greedy | end, sampled | kept | of it digits |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, outcomes in by_arm(results).items():
+        prompts = outcomes[0]["num_test_prompts"]
+        _, step = best_point(outcomes)
+        peak = [dict(map(tuple, outcome["accuracy_curve"]))[step] for outcome in outcomes]
+        cells = [
+            name,
+            str(step),
+            _percent(interval(peak, prompts)),
+            _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
+            _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
+            f"{100 * _mean(outcomes, 'kept_fraction'):.0f} %",
+            f"{100 * _share(outcomes, 'digit'):.0f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        f"{results['task']}, {results['arms'][0]['steps']} steps, accuracy in %, student before "
+        f"{100 * results['base_accuracy']:.1f}. In brackets: {interval_words(results)}."
+    )
+    return "\n".join([*lines, "", note, ""])

@@ -1,0 +1,75 @@
+"""Runs every benchmark of this folder: `python -m benchmarks [--tiny] [--save] [NAME ...]`.
+
+Each benchmark checks that results agree before it measures, prints a table, and ends with one line of JSON.
+`--save` keeps that line, with commit, machine and time, under `benchmarks/results/`; it refuses a tree with
+uncommitted changes, since a number without its code cannot be repeated.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+
+
+def names() -> list[str]:
+    """Benchmarks in this folder, without their `bench_` prefix."""
+    return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in this repository."""
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, cwd=FOLDER
+    ).stdout.strip()
+
+
+def run(name: str, *, tiny: bool) -> dict:
+    """Run one benchmark in its own process; returns the document of its last line."""
+    command = [sys.executable, "-m", f"benchmarks.bench_{name}", *(["--tiny"] if tiny else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=FOLDER.parent)
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:
+        last = line
+        if not line.startswith("{"):
+            print(line, end="", flush=True)
+    if process.wait() != 0:
+        sys.exit(f"bench_{name} failed with status {process.returncode}")
+    return json.loads(last)
+
+
+def main() -> None:
+    """Run the named benchmarks, or all of them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*names(), []], metavar="NAME")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
+    parser.add_argument("--save", action="store_true", help="keep results; needs a clean tree")
+    options = parser.parse_args()
+    if options.save and git("status", "--porcelain"):
+        sys.exit("--save needs a tree without uncommitted changes")
+    for name in options.names or names():
+        print(f"== {name}")
+        document = run(name, tiny=options.tiny)
+        if options.save:
+            RESULTS.mkdir(exist_ok=True)
+            about = {
+                "benchmark": name,
+                "command": f"python -m benchmarks {name} --save",
+                "commit": git("rev-parse", "--short", "HEAD"),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+            }
+            path = RESULTS / f"{name}__{platform.machine()}-cpu.json"
+            path.write_text(json.dumps(about | {"result": document}, indent=1) + "\n")
+            print(f"saved {path.relative_to(FOLDER.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The whole demo on a lab of a few seconds: files, table, picture, resume, and a student that loads."""
+
+import itertools
+import json
+
+import pytest
+from rich.console import Console
+from scipy import stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taopd.demo import ARMS, run_demo
+from taopd.errors import DataError
+from taopd.report.demo import draw, interval, table
+
+MICRO = {
+    "teacher_steps": 10,
+    "student_steps": 10,
+    "teacher_width": 16,
+    "student_width": 16,
+    "num_train_prompts": 128,
+    "num_test_prompts": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished micro demo: (folder, results, progress calls)."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAOPD_CACHE", str(folder / "cache"))
+        calls = []
+        results = run_demo(
+            output_dir=folder / "run",
+            steps=3,
+            lab_sizes=MICRO,
+            progress=lambda *call: calls.append(call),
+        )
+    return folder / "run", results, calls
+
+
+@pytest.mark.slow
+def test_results_have_the_promised_form(finished):
+    folder, results, _ = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert {"task", "base_accuracy", "arms", "versions"} <= results.keys()
+    assert [arm["name"] for arm in results["arms"]] == list(ARMS)
+    for arm in results["arms"]:
+        assert [step for step, _ in arm["accuracy_curve"]] == [0, 3]
+        assert arm["accuracy_curve"][-1][1] == arm["accuracy_greedy"]
+        assert arm["accuracy_curve"][0][1] == results["base_accuracy"]
+        assert sum(arm["selected_share_by_kind"].values()) == pytest.approx(1.0)
+        assert arm["steps"] == 3 and arm["train_seconds"] > 0
+        assert arm["kept_fraction"] == pytest.approx(
+            1.0 if arm["name"] == "full" else 0.1, abs=0.01
+        )
+
+
+@pytest.mark.slow
+def test_progress_ends_at_the_total_and_never_goes_back(finished):
+    _, _, calls = finished
+    arms = [(done, total) for what, done, total in calls if what == "arms"]
+    assert arms[-1] == (12, 12)
+    assert all(a <= b for a, b in itertools.pairwise(arms))
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_resume_keeps_finished_arms(finished, monkeypatch):
+    folder, results, _ = finished
+    monkeypatch.setenv("TAOPD_CACHE", str(folder.parent / "cache"))
+    with pytest.raises(DataError, match="--overwrite"):
+        run_demo(output_dir=folder, steps=3, lab_sizes=MICRO)
+    again = run_demo(output_dir=folder, steps=3, lab_sizes=MICRO, resume=True)
+    assert again["arms"] == results["arms"]
+
+
+@pytest.mark.slow
+def test_the_best_student_loads_and_the_picture_is_drawn(finished):
+    folder, results, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "best-student")
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(folder / "best-student"))
+    paths = draw(results, folder)
+    assert [path.name for path in paths] == ["accuracy.png", "accuracy.svg"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(results))
+    shown = console.export_text()
+    assert all(name in shown for name in ARMS)
+
+
+def test_intervals_are_wilson_for_one_seed_and_the_range_for_several():
+    low, high = stats.binomtest(45, 50).proportion_ci(method="wilson")
+    assert interval([0.9], 50) == pytest.approx((0.9, low, high))
+    assert interval([0.2, 0.9, 0.7], 50) == pytest.approx((0.6, 0.2, 0.9))

@@ -1,0 +1,56 @@
+"""The pool runs what has no results, reports steps, and says which arm failed and why."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from taopd import arm_pool
+from taopd.errors import DataError
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def start_script(body: str):
+    """A stand-in for the arm's own process, with the folder as its first argument."""
+
+    def start(folder):
+        with open(folder / "log.txt", "w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", body, str(folder)], stdout=log, stderr=log
+            )
+
+    return start
+
+
+DONE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'results.json').write_text('{}')"
+
+
+def test_finished_arms_are_not_run_again(folders, monkeypatch):
+    (folders[1] / "results.json").write_text("kept")
+    monkeypatch.setattr(arm_pool, "_start", start_script(DONE))
+    seen = []
+    arm_pool.run_pool(folders, num_workers=2, progress=lambda folder, step: seen.append(folder))
+    assert (folders[1] / "results.json").read_text() == "kept"
+    assert (folders[0] / "results.json").exists() and (folders[2] / "results.json").exists()
+    assert set(seen) == set(folders)
+
+
+def test_a_failing_arm_is_named_with_its_last_words(folders, monkeypatch):
+    monkeypatch.setattr(arm_pool, "_start", start_script("import sys; sys.exit('no teacher here')"))
+    with pytest.raises(DataError, match="stopped with status 1: no teacher here"):
+        arm_pool.run_pool(folders, num_workers=1)
+
+
+def test_logged_steps_reads_the_last_whole_line(tmp_path):
+    assert arm_pool.logged_steps(tmp_path) == 0
+    lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    assert arm_pool.logged_steps(tmp_path) == 3

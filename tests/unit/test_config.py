@@ -1,0 +1,54 @@
+"""Settings are checked when they are made, with the nearest name and the range."""
+
+import pytest
+
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError
+
+
+def config(**settings):
+    return TeachabilityConfig(output_dir="unused", bf16=False, use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"selector": "teachabilty"}, "Did you mean 'teachability'"),
+        ({"selector": "no.such.module:score"}, "no.such.module"),
+        ({"loss": "reverse_k"}, "Did you mean 'reverse_kl'"),
+        ({"signals": "top"}, "signals='top' is unknown"),
+        ({"compatibility": "mas"}, "Did you mean 'mass'"),
+        ({"normalization": "zscore"}, "Known: minmax, none, quantile"),
+        ({"reduction": "mean"}, "token_mean"),
+        ({"denominator": "all"}, "selected"),
+        ({"budget": 0.0}, r"budget=0.0: must be in \(0, 1\]"),
+        ({"budget": 1.5}, "budget=1.5"),
+        ({"budget": float("nan")}, "budget=nan"),
+        ({"score_top_k": 0}, "score_top_k=0: must be at least 1"),
+        ({"min_keep": -1}, "min_keep=-1"),
+        ({"split_gamma": 1.1}, "split_gamma=1.1"),
+        ({"anchor_coef": -1.0}, "anchor_coef=-1.0"),
+        ({"anchor_fraction": 0.0}, "anchor_fraction=0.0"),
+        ({"num_generations": 0}, "num_generations=0: must be at least 1"),
+        ({"num_iterations": 0}, "num_iterations=0"),
+        ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+        ({"loss": "jsd", "beta": 1.0}, "strictly between 0 and 1"),
+        ({"loss": "reverse_kl", "beta": 0.5}, "choose loss='reverse_kl'"),
+    ],
+)
+def test_bad_settings_say_what_to_do(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(("loss", "beta"), [("reverse_kl", 1.0), ("forward_kl", 0.0), ("jsd", 0.5)])
+def test_beta_follows_from_the_loss(loss, beta):
+    assert config(loss=loss).beta == beta
+    assert config(loss=loss, beta=beta).beta == beta
+
+
+def test_defaults_are_the_published_method():
+    made = config()
+    assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.05, 16)
+    assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
+    assert (made.anchor_coef, made.min_keep, made.num_generations) == (0.0, 0, 1)
