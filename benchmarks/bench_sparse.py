@@ -12,7 +12,7 @@ Compute-bound. Expected from counts alone (2 units per token forward, 4 backward
 
 Each memory figure is the peak of a process of its own above the model and its gradient buffers.
 
-Run: python -m benchmarks.bench_sparse [--case tiny]
+Run: python -m benchmarks.bench_sparse [--case CASE | --tiny]
 """
 
 import argparse
@@ -221,9 +221,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=sorted(CASES), default="balanced")
     parser.add_argument("--peak", metavar="MODE", help="print the peak memory of one update, MiB")
+    parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    case = CASES[settings.case]
+    case = CASES["tiny" if settings.tiny else settings.case]
     if settings.peak:
         print_peak(case, settings.peak)
         return 0
