@@ -36,7 +36,7 @@ def test_loss_is_that_of_the_exact_step_and_a_long_window_its_gradient(
     if window == LONG:
         for name, gradient in exact.items():
             assert relative_error(gradients[name], gradient) < 1e-5, name
-        assert share > 0.9
+        assert share > 0.75  # Not after the last kept token of a row.
     else:
         assert 0.0 < share < 0.7
         assert any(relative_error(gradients[name], exact[name]) > 1e-2 for name in exact)
