@@ -52,8 +52,8 @@ class Case:
 
 CASES = {
     "tiny": Case("tiny", 32, 2, 2, 2, 8, 56, 2),
-    "balanced": Case("balanced", 256, 8, 4, 1, 128, 1920, 5),
-    "wide": Case("wide", 512, 6, 8, 1, 128, 1920, 3),
+    "balanced": Case("balanced", 256, 8, 4, 1, 128, 1920, 3),
+    "wide": Case("wide", 512, 6, 8, 1, 128, 1920, 2),
 }
 WINDOWS = (0, 4, 8, 32)
 BUDGET, STAY = 0.05, 0.3
