@@ -1,15 +1,14 @@
 """Forward and backward at selected positions: the gradient window."""
 
-from taopd.sparse.backbone import (
+from taopd.sparse.backbone import SparseStates, sparse_states
+from taopd.sparse.fidelity import Fidelity, gradient_fidelity
+from taopd.sparse.positions import gradient_positions
+from taopd.sparse.prefix import (
     KeyValuePrefix,
-    SparseStates,
     backbone_of,
     capture_prefix,
     check_backbone,
-    sparse_states,
 )
-from taopd.sparse.fidelity import Fidelity, gradient_fidelity
-from taopd.sparse.positions import gradient_positions
 
 __all__ = [
     "Fidelity",
