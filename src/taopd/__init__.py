@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from taopd.bank import FixedContextBank
     from taopd.config import TeachabilityConfig
     from taopd.selectors import SELECTORS, register_selector, select
     from taopd.trainer import TeachabilityTrainer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "FixedContextBank": "taopd.bank",
     "SELECTORS": "taopd.selectors",
     "TeachabilityConfig": "taopd.config",
     "TeachabilityTrainer": "taopd.trainer",
@@ -30,6 +32,7 @@ _HOME = {
 
 __all__ = [
     "SELECTORS",
+    "FixedContextBank",
     "TeachabilityConfig",
     "TeachabilityTrainer",
     "__version__",

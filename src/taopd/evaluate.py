@@ -3,24 +3,24 @@
 What: `evaluate` generates completions for every problem, grades them, and returns an
 `EvaluationResult`.
 
-Why a forked random stream: evaluating inside a training run must not change what training samples
-next.
-
 Not here: benchmark suites (lm-evaluation-harness runs those).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.accuracy import EvaluationResult, summarize
 from taopd.data import context_length, encode_prompts
 from taopd.errors import ConfigError, DataError
+from taopd.generation import (
+    end_of_sequence_ids,
+    generate_ids,
+    generation_settings,
+    undisturbed,
+)
 from taopd.grading import Grader
 
 
@@ -68,17 +68,15 @@ def evaluate(
     prompt_ids = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     _check_context(prompt_ids, context_length(model), max_new_tokens)
     eos_ids = end_of_sequence_ids(model, tokenizer)
-    settings = _generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)
+    settings = generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)
 
     work = [(problem, sample) for problem in range(len(rows)) for sample in range(num_samples)]
     transcripts = []
-    with _undisturbed(model, tokenizer, seed):
+    with undisturbed(model, tokenizer, seed):
         config = GenerationConfig(**settings)
         for start in range(0, len(work), batch_size):
             batch = work[start : start + batch_size]
-            completions = _generate(
-                model, tokenizer, [prompt_ids[problem] for problem, _ in batch], config
-            )
+            completions = generate_ids(model, [prompt_ids[problem] for problem, _ in batch], config)
             for (problem, sample), ids in zip(batch, completions.tolist(), strict=True):
                 transcripts.append(
                     _transcript(tokenizer, rows[problem], problem, sample, ids, eos_ids, grade)
@@ -92,79 +90,6 @@ def evaluate(
         settings=settings
         | {"match": match, "seed": seed, "batch_size": batch_size, "num_samples": num_samples},
     )
-
-
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends a completion: the tokenizer's eos and the generation config's."""
-    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [declared] if isinstance(declared, int) else list(declared or [])
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.insert(0, tokenizer.eos_token_id)
-    return ids
-
-
-@contextmanager
-def _undisturbed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Iterator[None]:
-    """Evaluation mode, left padding and a random stream of our own; all as before on leaving."""
-    training, side = model.training, tokenizer.padding_side
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        model.eval()
-        tokenizer.padding_side = "left"
-        try:
-            yield
-        finally:
-            model.train(training)
-            tokenizer.padding_side = side
-
-
-def _generation_settings(
-    tokenizer: PreTrainedTokenizerBase,
-    eos_ids: list[int],
-    greedy: bool,
-    temperature: float,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    # Every knob is given a neutral value: transformers fills what is None from the checkpoint's
-    # generation config.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
-    sampling = (
-        {}
-        if greedy
-        else {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-    )
-    return {
-        "do_sample": not greedy,
-        **sampling,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "num_beams": 1,
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": eos_ids or None,
-        "pad_token_id": pad,
-        "use_cache": True,
-        "disable_compile": True,
-    }
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    config: GenerationConfig,
-) -> Tensor:
-    """Completion ids [batch, new tokens], padded on the right after the end of sequence."""
-    width = max(len(ids) for ids in prompts)
-    pad = config.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor(
-        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
-    )
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return output[:, width:]
 
 
 def _transcript(

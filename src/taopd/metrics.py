@@ -46,6 +46,13 @@ METRICS: dict[str, str] = {
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
+    "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "
+    "better. mean; learnable: D at or above the bank's median and C > 0.5; incompatible: C <= 0.5.",
+    "bank/gain_reverse_nats/*": "The same for KL(student || teacher).",
+    "bank/gain_forward_share/*": "Sum of these gains over the sum of the initial KL, same groups.",
+    "bank/gain_reverse_share/*": "The same for KL(student || teacher).",
+    "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
+    "perf/bank_s": "Seconds spent on the bank's measurement.",
     "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
     "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",
     "completions/mean_length": "TRL's: mean completion length in tokens; also min_, max_, *_terminated_.",

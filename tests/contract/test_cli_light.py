@@ -11,6 +11,8 @@ COMMANDS = (
     ["--help"],
     ["--version"],
     *([name, "--help"] for name in ("demo", "train", "evaluate", "conformance")),
+    *(["diagnose", name, "--help"] for name in ("freeze", "gain", "one-step")),
+    ["diagnose", "--help"],
     ["no-such-command"],
 )
 

@@ -20,6 +20,7 @@ LAYERS = (
             "checkpoints",
             "conformance_files",
             "gather",
+            "generation",
             "grading",
             "recorder",
             "objective",

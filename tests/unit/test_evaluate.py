@@ -16,7 +16,8 @@ import torch
 from taopd.accuracy import pass_at_k, summarize
 from taopd.data import load_model, load_prompts, load_tokenizer
 from taopd.errors import ConfigError, DataError
-from taopd.evaluate import end_of_sequence_ids, evaluate
+from taopd.evaluate import evaluate
+from taopd.generation import end_of_sequence_ids
 from taopd.grading import Grader, is_mathematical
 from tests.conftest import make_model, make_rows, make_tokenizer
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
+    "diagnose": "which signals are learnable: freeze a bank, measure gains, test by one step",
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED = 130

@@ -1,0 +1,248 @@
+"""`FixedContextBank`: contexts that the student wrote, frozen, with what was known before training.
+
+Why frozen: after training the student writes other contexts, and a divergence measured there mixes what
+was learned with where the student now goes. Here before and after are measured at the same positions
+against the same teacher, so the difference is the gain of a token. Why features are stored: predictors
+must come from the student before training, and nobody can compute them from the trained one by accident.
+
+A folder holds `tokens.parquet` (one row per completion token), `rollouts.safetensors` (ids and masks),
+`teacher_topk.safetensors` and `manifest.json`. Freezing the same input twice gives the same bytes.
+
+Source: METHOD section 4; arXiv 2605.26844.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from taopd.bank.features import BANK_TOP_K
+from taopd.bank.files import (
+    check_destination,
+    read_manifest,
+    write_manifest,
+    write_parquet,
+    written_whole,
+)
+from taopd.bank.fingerprints import (
+    Fingerprint,
+    check_fingerprint,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
+from taopd.bank.forward import bare
+from taopd.bank.rollouts import Rollouts
+from taopd.bank.score import locate, score_rollouts
+from taopd.data import context_length
+from taopd.errors import ConfigError, DataError
+from taopd.vocabulary import shared_vocabulary
+
+BANK_FORMAT = "taopd-bank-1"
+_TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"
+_PACKAGES = ("taopd", "torch", "transformers", "safetensors", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedContextBank:
+    """A bank on disk, opened and checked.
+
+    Example:
+        >>> bank = FixedContextBank.open("runs/bank")  # doctest: +SKIP
+        >>> bank.tokens[["entropy", "compatibility_k16"]].describe()  # doctest: +SKIP
+    """
+
+    folder: Path
+    tokens: pd.DataFrame
+    """One row per completion token, in the order (completion, position); see `taopd.bank.features`."""
+    rollouts: Rollouts
+    teacher_topk_ids: Tensor
+    """int32 [N, max K], best first."""
+    teacher_topk_logprobs: Tensor
+    """float32 [N, max K], nats."""
+    manifest: dict[str, Any]
+
+    @classmethod
+    def freeze(
+        cls,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rollouts: Rollouts,
+        folder: str | Path,
+        *,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        k: Sequence[int] = BANK_TOP_K,
+        temperature: float = 1.0,
+        batch_size: int = 8,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "FixedContextBank":
+        """Score rollouts with both models and write the bank, whole or not at all.
+
+        Both models are scored in evaluation mode, in the dtype they have, and left in the mode they had.
+
+        Args:
+            rollouts: from `sample_rollouts`, `read_completions` or a `RolloutCollector`.
+            teacher_tokenizer: None: the teacher uses the student's.
+            k: support sizes; one beyond the shared vocabulary becomes the vocabulary.
+            temperature: divides the logits of both models; give what the rollouts were sampled with.
+            batch_size: completions in one forward; kept, because it decides the last bits.
+            progress: called with (positions done, positions in all).
+
+        Raises:
+            ConfigError: a setting out of range.
+            DataError: tokenizers that differ, a folder that holds something else, or rollouts that do not
+                fit the models.
+            NumericsError: NaN or infinite logits; names model, completion and position.
+        """
+        path = check_destination(folder, BANK_FORMAT, overwrite=overwrite)
+        vocab_size = shared_vocabulary(
+            tokenizer, teacher_tokenizer or tokenizer, _head_rows(student), _head_rows(teacher)
+        )
+        settings = {
+            "vocab_size": vocab_size,
+            "k": _support_sizes(k, vocab_size),
+            "temperature": float(temperature),
+            "batch_size": batch_size,
+        }
+        _check(rollouts, temperature, batch_size, student, teacher)
+        columns, topk = score_rollouts(student, teacher, rollouts, settings, progress)
+        with written_whole(path) as partial_folder:
+            write_parquet(partial_folder / _TOKENS, columns)
+            # No metadata: safetensors writes that map in random order.
+            save_file(_rollout_tensors(rollouts), partial_folder / _ROLLOUTS)
+            save_file({"ids": topk[0], "logprobs": topk[1]}, partial_folder / _TEACHER)
+            num_tokens = len(columns["token_id"])
+            content = settings | {
+                "num_tokens": num_tokens,
+                "num_completions": len(rollouts),
+                "num_prompts": len(set(rollouts.prompts)),
+                "num_outside_vocabulary": sum(map(len, rollouts.completion_ids)) - num_tokens,
+                "rollouts": rollouts.settings,
+                "fingerprints": {
+                    "student": model_fingerprint(bare(student)),
+                    "teacher": model_fingerprint(bare(teacher)),
+                    "tokenizer": tokenizer_fingerprint(tokenizer),
+                },
+                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            }
+            write_manifest(partial_folder, BANK_FORMAT, content)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "FixedContextBank":
+        """Read a bank, every file checked against the manifest.
+
+        Raises:
+            DataError: no bank there, or a file that is missing, truncated or edited; says which and how.
+        """
+        path = Path(folder).expanduser().absolute()
+        manifest = read_manifest(path, BANK_FORMAT)
+        try:
+            tokens = pq.read_table(path / _TOKENS).to_pandas()
+            batch, topk = load_file(path / _ROLLOUTS), load_file(path / _TEACHER)
+        except (OSError, pa.ArrowException, safetensors.SafetensorError) as error:
+            raise DataError(f"cannot read the bank {path}: {error}") from error
+        if tokens.empty:
+            raise DataError(f"the bank {path} is empty: no completion token to measure on")
+        return cls(
+            folder=path,
+            tokens=tokens,
+            rollouts=Rollouts.of_batch(batch, manifest["rollouts"]),
+            teacher_topk_ids=topk["ids"],
+            teacher_topk_logprobs=topk["logprobs"],
+            manifest=manifest,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that student and teacher share; distributions are cut to these."""
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def k(self) -> list[int]:
+        """Support sizes of the feature columns, ascending."""
+        return list(self.manifest["k"])
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits of both models."""
+        return float(self.manifest["temperature"])
+
+    @property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of "student" (before training), "teacher" and "tokenizer"."""
+        return self.manifest["fingerprints"]
+
+    def check_model(self, role: str, model: PreTrainedModel) -> None:
+        """Refuse a model that is not the bank's.
+
+        Args:
+            role: "student" (the one before training) or "teacher".
+
+        Raises:
+            DataError: names every part that differs.
+        """
+        check_fingerprint(role, self.fingerprints[role], model_fingerprint(bare(model)))
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer that gives an id another token.
+
+        Raises:
+            DataError: names what differs.
+        """
+        found = tokenizer_fingerprint(tokenizer)
+        check_fingerprint("tokenizer", self.fingerprints["tokenizer"], found)
+
+    def locate(self, row: int) -> str:
+        """Where a row of `tokens` is, in words."""
+        return locate(self.tokens["completion"], self.tokens["position"], row)
+
+
+def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:
+    if not k or any(isinstance(size, bool) or size < 1 for size in k):
+        raise ConfigError(f"k={list(k)}: support sizes must be whole numbers of at least 1")
+    return sorted({min(int(size), vocab_size) for size in k})
+
+
+def _check(rollouts: Rollouts, temperature: float, batch_size: int, *models: Any) -> None:
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature}: must be above 0")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+    num_ids = min(model.get_input_embeddings().weight.shape[0] for model in models)
+    context = context_length(*(bare(model) for model in models))
+    for index, prompt in enumerate(rollouts.prompt_ids):
+        ids = prompt + rollouts.completion_ids[index]
+        if max(ids) >= num_ids:
+            raise DataError(
+                f"rollout {index} holds token id {max(ids)}, but one of the models knows only "
+                f"{num_ids} ids: these completions are of another tokenizer"
+            )
+        if context is not None and len(ids) > context:
+            raise DataError(
+                f"rollout {index} has {len(ids)} tokens, more than the context of {context}; cut it "
+                "with max_tokens or drop it"
+            )
+
+
+def _head_rows(model: Any) -> int:
+    return model.get_output_embeddings().weight.shape[0]
+
+
+def _rollout_tensors(rollouts: Rollouts) -> dict[str, Tensor]:
+    tensors = rollouts.batch()
+    return {
+        name: values.to(torch.uint8 if name.endswith("mask") else torch.int32).contiguous()
+        for name, values in tensors.items()
+    }

@@ -1,0 +1,194 @@
+"""A folder of files that is written whole, named by its hashes, and refused when it no longer fits them.
+
+The manifest holds size and sha256 of every file and a sha256 of itself. Nothing that changes from one
+run to the next is written: no time, no path, no map in random order. So the same input gives the same
+bytes, and a folder may be moved.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taopd.errors import DataError
+from taopd.records import write_json
+
+MANIFEST = "manifest.json"
+SOURCES = "sources.json"
+"""Where the models were when a bank was frozen, relative to it: a hint beside the bank and no part of it, so
+that the bank's own bytes do not depend on where it lies."""
+_BLOCK_BYTES = 2**20
+
+
+def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns with settings that are all named, so that equal columns give equal bytes."""
+    # A plain schema: pandas' own metadata would put its version into the file.
+    pq.write_table(
+        pa.table(dict(columns)),
+        path,
+        compression="zstd",
+        compression_level=3,
+        version="2.6",
+        data_page_version="1.0",
+        row_group_size=2**17,
+        use_dictionary=False,
+        write_statistics=True,
+        store_schema=False,
+    )
+
+
+def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Hash every file of a finished folder and write its manifest."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    document = {"format": kind, **content, "files": files}
+    write_json(folder / MANIFEST, document | {"sha256": _own_sha256(document)})
+
+
+def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder whose files are all there and as they were written.
+
+    Args:
+        kind: the format it must have, such as "taopd-bank-1".
+
+    Raises:
+        DataError: no such folder, a file in its place, another kind of folder, or a file that is missing,
+            truncated or edited; says which and how.
+    """
+    folder = Path(folder)
+    what = kind.rpartition("-")[0].removeprefix("taopd-")
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; a {what} is a folder with {MANIFEST}")
+    if not folder.is_dir():
+        raise DataError(f"no such {what} folder: {folder} (looked in {Path.cwd()})")
+    manifest = _read_json(folder / MANIFEST, what)
+    if manifest.get("format") != kind:
+        raise DataError(
+            f"{folder} is no {what}: its manifest says format {manifest.get('format')!r}, expected "
+            f"{kind!r}"
+        )
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if manifest.get("sha256") != _own_sha256(content):
+        raise DataError(
+            f"{folder / MANIFEST} was edited: its own sha256 does not fit; make it anew"
+        )
+    for name, expected in manifest["files"].items():
+        _check_file(folder / name, expected, what)
+    return manifest
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path:
+    """The absolute path, if a folder of that kind may be written there; writes nothing.
+
+    Raises:
+        DataError: it is a file, or holds anything else, or holds such a folder and not `overwrite`.
+    """
+    path = Path(folder).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{folder} is a file; the output must be a folder")
+    if not path.exists() or not any(path.iterdir()):
+        return path
+    what = kind.rpartition("-")[0].removeprefix("taopd-")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        names = {*manifest["files"], MANIFEST, SOURCES}
+        ours = manifest["format"] == kind
+    except (OSError, ValueError, KeyError, TypeError):
+        names, ours = set(), False
+    if not ours:
+        raise DataError(f"{folder} holds files that are no {what}; choose another output folder")
+    if not overwrite:
+        raise DataError(f"{folder} already holds a {what}; choose another folder or --overwrite")
+    foreign = sorted({found.name for found in path.iterdir()} - names)
+    if foreign:
+        raise DataError(
+            f"{folder} holds {foreign[0]} beside the {what}, and overwriting would remove it; move it away"
+        )
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into; it takes the place of `path` if nothing went wrong.
+
+    Raises:
+        DataError: the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        )
+    except OSError as error:
+        raise DataError(f"cannot write to {path}: {error.strerror or error}") from error
+    try:
+        yield partial
+        # mkdtemp and safetensors write for the owner alone; a result is as readable as any other file.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+        for file in partial.iterdir():
+            file.chmod(0o666 & ~mask)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
+    if not path.is_file():
+        raise DataError(f"the {what} is incomplete: {path} is missing")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        change = "truncated" if size < expected["bytes"] else "edited"
+        raise DataError(
+            f"{path} was {change}: it has {size} bytes and the manifest says {expected['bytes']}"
+        )
+    found = file_sha256(path)
+    if found != expected["sha256"]:
+        raise DataError(
+            f"{path} was edited: its sha256 is {found[:12]}... and the manifest says "
+            f"{expected['sha256'][:12]}..."
+        )
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path.parent} is no {what}: it has no readable {path.name}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); the {what} was truncated or edited"
+        ) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} is no manifest: expected a JSON object")
+    return document
+
+
+def _own_sha256(document: Mapping[str, Any]) -> str:
+    # Through JSON and back: what is hashed at writing must equal what is read.
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,63 @@
+"""Runs a model on a padded batch without a trainer: backbone states, and the head beside them.
+
+The head is applied elsewhere, in chunks. Positions are counted from the first real token: models with
+absolute positions would otherwise see the padding on the left.
+"""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from taopd.errors import ConfigError
+from taopd.kernels import Head
+from taopd.scoring import Forward, Trimmed, read_head
+
+State = tuple[Float[Tensor, "n D"], Head]
+"""States that predict n tokens, and the head that reads them."""
+
+
+def backbone_forward(vocab_size: int) -> Forward:
+    """A `Forward` for a model outside any wrapper, its head cut to the first `vocab_size` ids."""
+    return partial(_states, vocab_size=vocab_size)
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, adapters in place.
+
+    Raises:
+        ConfigError: if the weights are sharded over ranks.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ConfigError(
+            "the model's weights are sharded over ranks; measure its checkpoints with "
+            "`taopd diagnose gain` instead"
+        )
+    return model.base_model.model if is_peft_model(model) else model
+
+
+def _states(model: Any, part: Trimmed, *, vocab_size: int) -> tuple[Tensor, Head]:
+    model = bare(model)
+    backbone = model.base_model
+    inputs: dict[str, Any] = {
+        "input_ids": part.input_ids,
+        "attention_mask": part.attention_mask,
+        "use_cache": False,
+    }
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        inputs["position_ids"] = (part.attention_mask.cumsum(1) - 1).clamp_min(0)
+    hidden = backbone(**inputs).last_hidden_state
+    end = hidden.shape[1] - 1
+    return hidden[:, end - part.num_completion : end], read_head(model, vocab_size)
+
+
+def on_device(batch: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """The batch where the model is."""
+    device = next(model.parameters()).device
+    return {name: values.to(device) for name, values in batch.items()}

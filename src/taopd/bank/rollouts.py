@@ -1,0 +1,225 @@
+"""The rollouts of a bank: prompts and completions as token ids, wherever they came from.
+
+Three sources: `sample_rollouts` lets the student write, `read_completions` takes a file, and
+`taopd.diagnose.RolloutCollector` listens to a trainer. Ids are kept as they were sampled; text is only
+ever encoded where nothing else was given, because text that is decoded and encoded again need not come
+back as the tokens the student saw.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from taopd.data import context_length, encode_prompts
+from taopd.errors import ConfigError, DataError
+from taopd.generation import end_of_sequence_ids, generate_ids, generation_settings, undisturbed
+from taopd.records import read_jsonl
+
+NUM_COMPLETIONS = 300
+"""Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [METHOD section 4]"""
+MAX_TOKENS = 192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """Prompts and completions as ids, in a fixed order.
+
+    Aligned example, two completions of the first prompt and one of the second:
+
+        prompt_ids      [5, 6]  [5, 6]     [7]
+        completion_ids  [8, 2]  [9, 9, 2]  [3, 2]
+        prompts         0       0          1
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    """Up to and including the end-of-sequence token, if there is one."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Where they came from, enough to make them again; plain values, no paths."""
+
+    def __post_init__(self) -> None:
+        if not self.completion_ids:
+            raise DataError("no completions: a bank needs at least one")
+        if len(self.prompt_ids) != len(self.completion_ids):
+            raise DataError(
+                f"{len(self.prompt_ids)} prompts for {len(self.completion_ids)} completions; each "
+                "completion needs its prompt"
+            )
+        for index, (prompt, completion) in enumerate(
+            zip(self.prompt_ids, self.completion_ids, strict=True)
+        ):
+            if not prompt or not completion:
+                what = "completion" if prompt else "prompt"
+                raise DataError(f"the {what} of rollout {index} has no tokens; drop the rollout")
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    @property
+    def prompts(self) -> list[int]:
+        """Group of every completion: the same prompt is the same cluster, in order of appearance."""
+        groups: dict[tuple[int, ...], int] = {}
+        return [groups.setdefault(tuple(ids), len(groups)) for ids in self.prompt_ids]
+
+    def batch(self, *, pad_id: int = 0, device: Any = "cpu") -> dict[str, Tensor]:
+        """The padded tensors of `taopd.scoring.SEQUENCE`: prompts padded left, completions right."""
+        prompt_width = max(map(len, self.prompt_ids))
+        width = max(map(len, self.completion_ids))
+        prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
+        completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
+        columns = torch.arange(prompt_width)
+        prompt_mask = columns >= prompt_width - _lengths(self.prompt_ids)
+        completion_mask = torch.arange(width) < _lengths(self.completion_ids)
+        return {
+            "prompt_ids": torch.tensor(prompts, device=device),
+            "prompt_mask": prompt_mask.long().to(device),
+            "completion_ids": torch.tensor(completions, device=device),
+            "completion_mask": completion_mask.long().to(device),
+        }
+
+    @staticmethod
+    def of_batch(batch: dict[str, Tensor], settings: dict[str, Any]) -> "Rollouts":
+        """The inverse of `batch`."""
+
+        def rows(name: str) -> list[list[int]]:
+            pairs = zip(batch[f"{name}_ids"], batch[f"{name}_mask"], strict=True)
+            return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+        return Rollouts(
+            prompt_ids=rows("prompt"), completion_ids=rows("completion"), settings=settings
+        )
+
+
+def sample_rollouts(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    *,
+    num_completions: int = NUM_COMPLETIONS,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rollouts:
+    """Sample completions of the prompts in turn: completion i answers prompt i modulo their number.
+
+    The model's mode, the tokenizer's padding side and torch's random state are as before afterwards.
+
+    Args:
+        prompts: text or lists of messages, as `taopd.data.encode_prompts` takes them.
+        batch_size: completions sampled together; part of what a seed reproduces.
+        progress: called with (completions done, completions in all).
+
+    Raises:
+        ConfigError: a setting out of range.
+        DataError: no prompts, or one too long for the context.
+    """
+    for name, value in (
+        ("num_completions", num_completions),
+        ("max_tokens", max_tokens),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: must be at least 1")
+    if not temperature > 0:
+        raise ConfigError(f"temperature={temperature}: must be above 0")
+    if not len(prompts):
+        raise DataError("no prompts: a bank needs at least one")
+    encoded = encode_prompts(tokenizer, list(prompts)[:num_completions])
+    _check_context(encoded, context_length(student), max_tokens)
+    prompt_ids = [encoded[index % len(encoded)] for index in range(num_completions)]
+    eos_ids = end_of_sequence_ids(student, tokenizer)
+    config = GenerationConfig(
+        **generation_settings(tokenizer, eos_ids, False, temperature, max_tokens)
+    )
+    completions: list[list[int]] = []
+    with torch.no_grad(), undisturbed(student, tokenizer, seed):
+        for start in range(0, num_completions, batch_size):
+            sampled = generate_ids(student, prompt_ids[start : start + batch_size], config)
+            completions += [_until_end(ids, eos_ids) for ids in sampled.tolist()]
+            if progress is not None:
+                progress(len(completions), num_completions)
+    return Rollouts(
+        prompt_ids=prompt_ids,
+        completion_ids=completions,
+        settings={
+            "source": "sampled",
+            "num_completions": num_completions,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "sampling_batch_size": batch_size,
+        },
+    )
+
+
+def read_completions(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_completions: int | None = None,
+    max_tokens: int | None = None,
+) -> Rollouts:
+    """Read JSON lines with `prompt` (text, messages or ids) and `completion` (text or ids).
+
+    Args:
+        num_completions: only the first so many lines.
+        max_tokens: cut every completion to so many tokens.
+
+    Raises:
+        DataError: no such file, a folder, no lines, or a line without prompt or completion; names it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; completions are a file of JSON lines")
+    rows = read_jsonl(path)[:num_completions]
+    if not rows:
+        raise DataError(f"{path} has no completions")
+    prompt_ids, completion_ids = [], []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not row.get("prompt") or not row.get("completion"):
+            raise DataError(
+                f"{path}, line {number}: expected an object with a prompt and a completion, neither "
+                "of them empty"
+            )
+        prompt, completion = row["prompt"], row["completion"]
+        prompt_ids.append(
+            list(prompt) if _is_ids(prompt) else encode_prompts(tokenizer, [prompt])[0]
+        )
+        if isinstance(completion, str):
+            completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        elif not _is_ids(completion):
+            raise DataError(f"{path}, line {number}: a completion is text or a list of token ids")
+        completion_ids.append(list(completion)[:max_tokens])
+    settings = {"source": "file", "num_completions": len(rows), "max_tokens": max_tokens}
+    return Rollouts(prompt_ids=prompt_ids, completion_ids=completion_ids, settings=settings)
+
+
+def _lengths(rows: list[list[int]]) -> Tensor:
+    return torch.tensor([len(ids) for ids in rows]).unsqueeze(1)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
+    )
+
+
+def _until_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _check_context(prompt_ids: list[list[int]], context: int | None, max_tokens: int) -> None:
+    for row, ids in enumerate(prompt_ids):
+        if context is not None and len(ids) + max_tokens > context:
+            raise DataError(
+                f"prompt {row} has {len(ids)} tokens; with max_tokens={max_tokens} that exceeds the "
+                f"context of {context}. Lower max_tokens or drop the prompt"
+            )

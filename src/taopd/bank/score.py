@@ -1,0 +1,142 @@
+"""The passes over a bank's rollouts: all features before training, and the two divergences after it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taopd.bank.features import (
+    FEATURES,
+    SUPPORT_FEATURES,
+    chunked_logprobs,
+    collect_features,
+    quadrant_columns,
+)
+from taopd.bank.forward import State, backbone_forward, on_device
+from taopd.bank.rollouts import Rollouts
+from taopd.errors import DataError
+from taopd.losses import forward_kl, reverse_kl
+from taopd.scoring import Positions, states_at
+
+
+@contextmanager
+def measuring(*models: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every model's mode is as before on leaving."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
+
+
+def known_positions(batch: dict[str, Tensor], vocab_size: int) -> Positions:
+    """The completion positions whose token both models know."""
+    mask = batch["completion_mask"].bool()
+    return Positions.of(mask & (batch["completion_ids"] < vocab_size))
+
+
+def locate(completion: Any, position: Any, row: int) -> str:
+    """Where a row of a bank is, in words."""
+    return f"completion {int(completion[row])} of the bank, position {int(position[row])}"
+
+
+def score_rollouts(
+    student: Any,
+    teacher: Any,
+    rollouts: Rollouts,
+    settings: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """The columns of `tokens.parquet` as arrays, and the teacher's top-K (ids, log-probs)."""
+    vocab_size = settings["vocab_size"]
+    batch = on_device(rollouts.batch(), student)
+    positions = known_positions(batch, vocab_size)
+    if not len(positions):
+        raise DataError(
+            f"the bank would be empty: no completion token is among the {vocab_size} ids that both "
+            "models know"
+        )
+    target_ids = batch["completion_ids"][positions.row, positions.column]
+    with measuring(student, teacher):
+        chunks = chunked_logprobs(
+            *(
+                rollout_states(
+                    model, rollouts, vocab_size=vocab_size, batch_size=settings["batch_size"]
+                )
+                for model in (student, teacher)
+            ),
+            temperature=settings["temperature"],
+            locate=partial(locate, positions.row, positions.column),
+        )
+        features, *topk = collect_features(chunks, target_ids, ks=settings["k"], progress=progress)
+    row, column = positions.row.cpu(), positions.column.cpu()
+    features |= quadrant_columns(features, row, column, settings["k"])
+    prompts = torch.tensor(rollouts.prompts)
+    integers = {
+        "completion": row,
+        "prompt": prompts[row],
+        "position": column,
+        "token_id": target_ids.cpu(),
+    }
+    columns = {name: values.to(torch.int32).numpy() for name, values in integers.items()}
+    names = [
+        *FEATURES,
+        *(f"{f}_k{k}" for k in settings["k"] for f in (*SUPPORT_FEATURES, "quadrant")),
+    ]
+    for name in names:
+        kind = torch.float64
+        if name.startswith("quadrant"):
+            kind = torch.int8
+        elif name.endswith("_rank"):
+            kind = torch.int32
+        columns[name] = features[name].to(kind).numpy()
+    return columns, (topk[0].contiguous(), topk[1].contiguous())
+
+
+def rollout_states(
+    model: Any, rollouts: Rollouts, *, vocab_size: int, batch_size: int
+) -> Iterator[State]:
+    """Per micro-batch: the states that predict the known completion tokens, and the head."""
+    batch = on_device(rollouts.batch(), model)
+    positions = known_positions(batch, vocab_size)
+    return states_at(backbone_forward(vocab_size), model, batch, positions, batch_size)
+
+
+def divergences(
+    student_states: Iterable[State],
+    teacher_states: Iterable[State],
+    *,
+    num_tokens: int,
+    temperature: float,
+    locate: Callable[[int], str],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forward and reverse KL of all positions over the shared vocabulary, nats; NaN where the student is.
+
+    Args:
+        progress: called with the positions done.
+
+    Raises:
+        NumericsError: on NaN or infinite logits of the teacher.
+    """
+    forward, reverse = np.empty(num_tokens), np.empty(num_tokens)
+    for rows, student, teacher in chunked_logprobs(
+        student_states,
+        teacher_states,
+        temperature=temperature,
+        locate=locate,
+        tolerate_student=True,
+    ):
+        forward[rows] = forward_kl(student, teacher).double().cpu().numpy()
+        reverse[rows] = reverse_kl(student, teacher).double().cpu().numpy()
+        if progress is not None:
+            progress(rows.stop)
+    return forward, reverse

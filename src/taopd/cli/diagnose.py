@@ -1,0 +1,286 @@
+"""`taopd diagnose`: freeze a bank, measure what checkpoints gained on it, test selectors by one step."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import Parser
+from taopd.cli.progress import CountedProgress
+from taopd.errors import ConfigError, DataError, suggest
+
+if TYPE_CHECKING:
+    from taopd.bank import FixedContextBank, Rollouts
+    from taopd.diagnose.gain import CheckpointGain
+
+_HELP = """usage: taopd diagnose freeze | gain | report | one-step [options]
+
+Which of a teacher's signals are learnable, and does a score predict it?
+
+  freeze    write contexts of the student and every signal there, before training
+  gain      what checkpoints gained on a bank, per token, in nats and as a share
+  report    every analysis of the gains: tables, pictures, verdicts in words
+  one-step  one optimizer step per selector from one batch: the test of a selector
+
+`taopd diagnose freeze --help` and so on for the options of each.
+
+example:
+  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
+  taopd diagnose gain runs/bank --after runs/x/checkpoint-100 runs/x/model
+  taopd diagnose report runs/bank-gain
+"""
+
+_FREEZE_HELP = """usage: taopd diagnose freeze --student S --teacher T --prompts FILE --output BANK [options]
+
+Let the student write, score every token with both models, and freeze the result.
+
+  --student S            the student before training, a folder or hub id; --teacher T likewise
+  --prompts FILE         parquet, jsonl, json or csv file with `prompt`, folder or hub id
+  --split NAME           split of the prompts (train)
+  --completions FILE     instead of --prompts: JSON lines with prompt and completion
+  --num-completions N    completions, over the prompts in turn (300; a file: all)
+  --max-tokens N         tokens per completion (192)
+  --k K [K ...]          support sizes (8 16 32)
+  --temperature T        of sampling and of both distributions (1.0)
+  --seed N               of sampling (0)
+  --batch-size N         completions in one forward (8)
+  --dtype NAME           of both models, kept for later: float32, bfloat16 or float16 (float32)
+  --output BANK          folder to write; --overwrite replaces the bank in it
+
+example:
+  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
+"""
+
+_GAIN_HELP = """usage: taopd diagnose gain BANK --after CHECKPOINT [CHECKPOINT ...] [options]
+
+What students trained from the bank's gained at its tokens: fall of both KL divergences over
+the full vocabulary, in nats and as a share of the initial KL. Several checkpoints are a curve.
+
+  --after CHECKPOINT ...  folders or hub ids, LoRA adapters too, in the order of the curve
+  --teacher T             the bank's teacher, where it is no longer found
+  --output FOLDER         gains in Parquet and a manifest (BANK-gain)
+  --overwrite             replace the gains in that folder
+
+example:
+  taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Find the subcommand and run it."""
+    from taopd.cli import diagnose_one_step, diagnose_report
+
+    # A further subcommand is one line here and a function of its arguments.
+    commands = {
+        "freeze": freeze,
+        "gain": gain,
+        "report": diagnose_report.run,
+        "one-step": diagnose_one_step.run,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    if argv[0] not in commands:
+        raise ConfigError(f"unknown subcommand {argv[0]!r}.{suggest(argv[0], commands)}")
+    return commands[argv[0]](argv[1:])
+
+
+def freeze(argv: Sequence[str]) -> int:
+    """Load, sample or read, score, write the bank; print what it holds."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_FREEZE_HELP, end="")
+        return 0
+    options = _freeze_parser().parse_args(argv)
+    if (options.prompts is None) == (options.completions is None):
+        raise ConfigError("give the contexts: either --prompts FILE or --completions FILE")
+
+    import torch
+
+    from taopd.bank import BANK_FORMAT, FixedContextBank
+    from taopd.bank.files import SOURCES, check_destination
+    from taopd.checkpoints import load_model, load_tokenizer
+    from taopd.records import write_json
+
+    check_destination(options.output, BANK_FORMAT, overwrite=options.overwrite)
+    tokenizer, teacher_tokenizer = (load_tokenizer(m) for m in (options.student, options.teacher))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student: Any = load_model(options.student, dtype=options.dtype)
+    teacher: Any = load_model(options.teacher, dtype=options.dtype)
+    student.to(device), teacher.to(device)
+    with CountedProgress() as advance:
+        rollouts = _rollouts(options, student, tokenizer, advance)
+        bank = FixedContextBank.freeze(
+            student,
+            teacher,
+            tokenizer,
+            rollouts,
+            options.output,
+            teacher_tokenizer=teacher_tokenizer,
+            k=options.k,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            overwrite=options.overwrite,
+            progress=lambda done, total: advance("tokens scored", done, total),
+        )
+    sources = {
+        role: _relative(getattr(options, role), bank.folder) for role in ("student", "teacher")
+    }
+    write_json(bank.folder / SOURCES, sources)
+    _print_bank(bank)
+    return 0
+
+
+def gain(argv: Sequence[str]) -> int:
+    """Open the bank, measure every checkpoint, write the folder, print the curve."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_GAIN_HELP, end="")
+        return 0
+    parser = Parser(prog="taopd diagnose gain", description="", epilog="")
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("--after", nargs="+", required=True)
+    parser.add_argument("--teacher")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from taopd.bank import FixedContextBank
+    from taopd.bank.files import check_destination
+    from taopd.checkpoints import load_model
+    from taopd.diagnose.gain import measure_gains
+    from taopd.diagnose.gain_files import GAIN_FORMAT, write_gains
+
+    bank = FixedContextBank.open(options.bank)
+    output = options.output or bank.folder.with_name(f"{bank.folder.name}-gain")
+    check_destination(output, GAIN_FORMAT, overwrite=options.overwrite)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = bank.fingerprints["teacher"]["dtype"]
+    teacher: Any = load_model(options.teacher or _source(bank, "teacher"), dtype=dtype)
+    with CountedProgress() as advance:
+        gains = measure_gains(
+            bank, options.after, teacher.to(device), device=device, progress=advance
+        )
+    folder = write_gains(gains, bank, output, overwrite=options.overwrite)
+    _print_gains(gains)
+    print(f"gains: {folder}")
+    return 0
+
+
+def _freeze_parser() -> Parser:
+    parser = Parser(prog="taopd diagnose freeze", description="", epilog="")
+    add = parser.add_argument
+    add("--student", required=True)
+    add("--teacher", required=True)
+    add("--prompts")
+    add("--split", default="train")
+    add("--completions", type=Path)
+    add("--num-completions", type=int)
+    add("--max-tokens", type=int, default=192)
+    add("--k", type=int, nargs="+", default=[8, 16, 32])
+    add("--temperature", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8)
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--output", type=Path, required=True)
+    add("--overwrite", action="store_true")
+    return parser
+
+
+def _rollouts(
+    options: argparse.Namespace, student: Any, tokenizer: Any, advance: Any
+) -> "Rollouts":
+    from taopd.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
+    from taopd.data import load_prompts
+
+    if options.completions is not None:
+        return read_completions(
+            options.completions,
+            tokenizer,
+            num_completions=options.num_completions,
+            max_tokens=options.max_tokens,
+        )
+    rows = load_prompts(options.prompts, split=options.split)
+    number = NUM_COMPLETIONS if options.num_completions is None else options.num_completions
+    return sample_rollouts(
+        student,
+        tokenizer,
+        rows[: max(number, 0)]["prompt"],
+        num_completions=number,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        progress=lambda done, total: advance("completions", done, total),
+    )
+
+
+def _relative(name: str, folder: Path) -> str:
+    """A model's folder as seen from the bank; a hub id as it is."""
+    return os.path.relpath(name, folder) if Path(name).exists() else name
+
+
+def _source(bank: "FixedContextBank", role: str) -> str:
+    """Where a model of the bank is, if it still is there; the bank's fingerprint is checked later."""
+    from taopd.bank.files import SOURCES
+
+    try:
+        name = json.loads((bank.folder / SOURCES).read_text(encoding="utf-8"))[role]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the bank does not say where its {role} is; name it with --{role}"
+        ) from error
+    if not str(name).startswith("."):
+        return str(name)
+    path = (bank.folder / name).resolve()
+    if not path.exists():
+        raise DataError(f"the bank's {role} is no longer at {path}; name it with --{role}")
+    return str(path)
+
+
+def _print_bank(bank: "FixedContextBank") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest, tokens = bank.manifest, bank.tokens
+    table = Table(title=str(bank.folder), show_header=False)
+    table.add_row("tokens", f"{manifest['num_tokens']:,}")
+    table.add_row("completions", f"{manifest['num_completions']:,}")
+    table.add_row("prompts", f"{manifest['num_prompts']:,}")
+    table.add_row("shared vocabulary", f"{bank.vocab_size:,} ids")
+    table.add_row("tokens outside it", f"{manifest['num_outside_vocabulary']:,}")
+    for name in ("forward_kl", "reverse_kl", "entropy", "teacher_entropy"):
+        table.add_row(f"mean {name.replace('_', ' ')}", f"{tokens[name].mean():.4f} nats")
+    for k in bank.k:
+        mean = tokens[f"compatibility_k{k}"].mean()
+        table.add_row(f"mean compatibility, K = {k}", f"{mean:.4f}")
+    Console().print(table)
+
+
+def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="gain in nats per token (share of the initial KL); > 0 is nearer")
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("KL")
+    for name in ("all tokens", "learnable", "incompatible", "excluded"):
+        table.add_column(name, justify="right")
+    for measured in gains:
+        summary = measured.summary()
+        for direction in ("forward", "reverse"):
+            cells = [
+                _gain_cell(summary, direction, group)
+                for group in ("mean", "learnable", "incompatible")
+            ]
+            excluded = f"{summary['num_excluded']} of {summary['num_tokens']}"
+            table.add_row(measured.label, direction, *cells, excluded)
+    Console().print(table)
+
+
+def _gain_cell(summary: dict[str, Any], direction: str, group: str) -> str:
+    nats = summary[f"gain_{direction}_nats/{group}"]
+    if nats != nats:  # no token in the group
+        return "-"
+    return f"{nats:+.4f} ({summary[f'gain_{direction}_share/{group}']:+.1%})"

@@ -1,0 +1,185 @@
+"""`taopd diagnose one-step`: one optimizer step per selector from the same batch, and what it brought."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import Parser
+from taopd.cli.progress import CountedProgress
+from taopd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from taopd.bank import Rollouts
+
+_HELP = """usage: taopd diagnose one-step --student S --teacher T --prompts FILE --output FOLDER [options]
+
+From one batch of rollouts every selector gets one step at equal budget; then how far both KL
+divergences fell on its tokens, on the others, and on fresh contexts of other prompts.
+
+  --student S, --teacher T  folders or hub ids with the same tokenizer
+  --prompts FILE            with `prompt`; --split NAME (train)
+  --budget 0.05             share of the tokens in the step
+  --selectors NAME ...      default: full, random and the paper's
+  --batches N               repetitions, for intervals (4)
+  --completions N           per batch, one per prompt; needs 2 x batches x N prompts (32)
+  --max-tokens N            tokens per completion (192)
+  --learning-rate 1e-5      of AdamW; sets the common norm of the updates
+  --loss reverse_kl         the loss of the step; --k 16 its and the scores' support size
+  --temperature T, --seed N, --batch-size N (1.0, 0, 8)
+  --output FOLDER           steps.parquet, summary.parquet, manifest; --overwrite
+
+example:
+  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step
+"""
+ONE_STEP_FORMAT = "taopd-one-step-1"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Load, sample, step, write the folder, print the summary."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_HELP, end="")
+        return 0
+    options = _parser().parse_args(argv)
+
+    import torch
+
+    from taopd.bank.files import check_destination, write_manifest, write_parquet, written_whole
+    from taopd.checkpoints import load_model, load_tokenizer
+    from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings
+    from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
+    from taopd.teachers import load_teacher
+
+    settings = OneStepSettings(
+        selectors=tuple(options.selectors or ONE_STEP_SELECTORS),
+        budget=options.budget,
+        score_top_k=options.k,
+        loss=options.loss,
+        learning_rate=options.learning_rate,
+        temperature=options.temperature,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    path = check_destination(options.output, ONE_STEP_FORMAT, overwrite=options.overwrite)
+    prompts = _prompts(options)
+    tokenizer = load_tokenizer(options.student)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student: Any = load_model(options.student, dtype="float32")
+    teacher: Any
+    teacher, vocab_size = load_teacher(options.teacher, student, tokenizer)
+    student.to(device), teacher.to(device)
+    with CountedProgress() as advance:
+        rollouts = _sample(options, student, tokenizer, prompts, advance)
+        rows = one_step_batches(
+            student,
+            teacher,
+            list(split_batches(rollouts, options.completions)),
+            settings,
+            vocab_size=vocab_size,
+            progress=lambda done, total: advance("steps", done, total),
+        )
+    summary = summarize_one_step(rows)
+    with written_whole(path) as folder:
+        for name, table in (("steps", rows), ("summary", summary)):
+            columns = {str(column): table[column].to_list() for column in table}
+            write_parquet(folder / f"{name}.parquet", columns)
+        content = asdict(settings) | {"batches": options.batches, "rollouts": rollouts.settings}
+        write_manifest(folder, ONE_STEP_FORMAT, content)
+    _print(summary, options)
+    print(f"steps: {path / 'steps.parquet'}\nsummary: {path / 'summary.parquet'}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="taopd diagnose one-step", description="", epilog="")
+    add = parser.add_argument
+    add("--student", required=True)
+    add("--teacher", required=True)
+    add("--prompts", required=True)
+    add("--split", default="train")
+    add("--budget", type=float, default=0.05)
+    add("--selectors", nargs="+")
+    add("--batches", type=int, default=4)
+    add("--completions", type=int, default=32)
+    add("--max-tokens", type=int, default=192)
+    add("--learning-rate", type=float, default=1e-5)
+    add("--loss", default="reverse_kl")
+    add("--k", type=int, default=16)
+    add("--temperature", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8)
+    add("--output", type=Path, required=True)
+    add("--overwrite", action="store_true")
+    return parser
+
+
+def _prompts(options: argparse.Namespace) -> list[Any]:
+    """As many different prompts as the batches need, in the order of the file."""
+    from taopd.data import load_prompts
+
+    for name in ("batches", "completions"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    needed = 2 * options.batches * options.completions
+    different = {str(p): p for p in load_prompts(options.prompts, split=options.split)["prompt"]}
+    if len(different) < needed:
+        raise DataError(
+            f"{options.prompts} has {len(different)} different prompts; {options.batches} batches of "
+            f"{options.completions} frozen and as many fresh contexts need {needed}. Lower --batches or "
+            "--completions"
+        )
+    return list(different.values())[:needed]
+
+
+def _sample(
+    options: argparse.Namespace, student: Any, tokenizer: Any, prompts: list[Any], advance: Any
+) -> "Rollouts":
+    from taopd.bank import sample_rollouts
+
+    return sample_rollouts(
+        student,
+        tokenizer,
+        prompts,
+        num_completions=len(prompts),
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        progress=lambda done, total: advance("completions", done, total),
+    )
+
+
+def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
+    """The variant that a comparison of selectors should be read from; the files hold all of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
+    table = Table(
+        title=f"one AdamW step of equal norm, budget {options.budget:g}: gains in 1e-3 nats per token\n"
+        f"mean [2.5, 97.5 percentile] of {options.batches} batches",
+        show_lines=True,
+    )
+    names = {
+        "gain_forward_fresh": ("forward\nfresh", 1e3),
+        "gain_reverse_fresh": ("reverse\nfresh", 1e3),
+        "gain_reverse_fresh_over_random": ("reverse\nover random", 1e3),
+        "spearman_reverse_fresh": ("Spearman\nreverse", 1.0),
+    }
+    table.add_column("selector", no_wrap=True)
+    for title, _ in names.values():
+        table.add_column(title, justify="right")
+    for selector in shown["selector"].unique():
+        cells = []
+        for measure, (_, unit) in names.items():
+            row = shown[(shown["selector"] == selector) & (shown["measure"] == measure)]
+            cells.append("-" if row.empty else _interval(row.iloc[0], unit))
+        table.add_row(selector, *cells)
+    Console().print(table)
+
+
+def _interval(row: "pd.Series", unit: float) -> str:
+    mean, low, high = (f"{float(row[name]) * unit:.2g}" for name in ("mean", "low", "high"))
+    return f"{mean}\n\\[{low}, {high}]"

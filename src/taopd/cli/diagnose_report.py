@@ -1,0 +1,124 @@
+"""`taopd diagnose report`: every analysis of a folder of gains, as tables, pictures and sentences."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taopd.cli import Parser
+from taopd.cli.progress import CountedProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from taopd.diagnose.analysis import Analysis
+
+_HELP = """usage: taopd diagnose report GAINS [options]
+
+Does teachability predict what was learned? Every analysis of the gains of the last checkpoint, and
+for each claim of the paper: holds, does not hold, or undecided here, with number, interval and n.
+
+  GAINS                   folder that `taopd diagnose gain` wrote
+  --k K                   support size of the scores (16 where the bank has it)
+  --cluster NAME          unit of the intervals: prompt or completion (prompt)
+  --reference             the released tools' choices, to compare with a published number
+  --num-resamples N       of the bootstrap (1000)
+  --seed N                of the bootstrap and the random selector (0)
+  --output FOLDER         tables as CSV, verdicts.json, report.md, pictures (GAINS-report)
+
+example:
+  taopd diagnose report runs/bank-gain
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Read, analyse, write, draw, print the verdicts."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_HELP, end="")
+        return 0
+    parser = Parser(prog="taopd diagnose report", description="", epilog="")
+    parser.add_argument("gains", type=Path)
+    parser.add_argument("--k", type=int)
+    parser.add_argument("--cluster", choices=("prompt", "completion"), default="prompt")
+    parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--num-resamples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args(argv)
+
+    from taopd.diagnose.analysis import analyse
+    from taopd.diagnose.gain_files import read_gains
+    from taopd.records import write_json, write_text
+
+    gains = read_gains(options.gains)
+    folder = options.output or options.gains.with_name(f"{options.gains.name}-report")
+    with CountedProgress() as advance:
+        analysis = analyse(
+            gains,
+            k=options.k,
+            cluster=options.cluster,
+            num_resamples=options.num_resamples,
+            seed=options.seed,
+            reference=options.reference,
+            progress=advance,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in analysis.tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    write_json(folder / "verdicts.json", [asdict(verdict) for verdict in analysis.verdicts])
+    write_text(folder / "report.md", _markdown(analysis))
+    pictures = _draw(analysis, gains[-1].tokens, folder)
+    _print(analysis)
+    print(f"report: {folder / 'report.md'} ({len(pictures)} pictures, tables as CSV beside it)")
+    return 0
+
+
+def _draw(analysis: "Analysis", tokens: "pd.DataFrame", folder: Path) -> list[Path]:
+    from taopd.report import diagnostic
+
+    def part(name: str) -> "pd.DataFrame":
+        table = analysis.tables[name]
+        return table[table["gain"] == table["gain"].iloc[0]]
+
+    return [
+        *diagnostic.draw_gain_against_disagreement(tokens, folder, k=analysis.k),
+        *diagnostic.draw_coefficients(part("decomposition"), folder),
+        *diagnostic.draw_matched(part("matched_top_n"), folder),
+        *diagnostic.draw_q3_gap(part("robustness"), folder),
+        *diagnostic.draw_gain_curve(part("gain_curve"), folder),
+    ]
+
+
+def _markdown(analysis: "Analysis") -> str:
+    lines = [
+        f"# What was learnable: {analysis.checkpoint}, K = {analysis.k}",
+        "",
+        "| KL | unit | verdict | in words |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {v.direction} | {v.unit} | **{v.verdict}** | {v.sentence} |" for v in analysis.verdicts
+    ]
+    names = ("gain_vs_disagreement", "coefficients", "matched_top_n", "q3_gap", "gain_curve")
+    lines += ["", *(f"![{name}]({name}.png)" for name in names), ""]
+    return "\n".join(lines)
+
+
+def _print(analysis: "Analysis") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    counts: dict[str, Counter[str]] = {}
+    for verdict in analysis.verdicts:
+        counts.setdefault(verdict.claim, Counter())[verdict.verdict] += 1
+    table = Table(
+        title=f"{analysis.checkpoint}: claims over forward and reverse KL, nats and share"
+    )
+    table.add_column("claim", overflow="fold")
+    names = ("holds", "undecided here", "does not hold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for claim, found in counts.items():
+        table.add_row(claim, *(str(found[name]) for name in names))
+    Console().print(table)

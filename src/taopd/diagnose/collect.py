@@ -1,0 +1,61 @@
+"""Takes the rollouts of a bank from a trainer instead of sampling them again."""
+
+from taopd.bank import NUM_COMPLETIONS, Rollouts
+from taopd.errors import ConfigError, DataError
+from taopd.rollout_log import ScoredBatch
+
+
+class RolloutCollector:
+    """Keeps the first completions that a trainer samples; an observer of `TeachabilityTrainer`.
+
+    A bank's features must be those of the student before training, so freeze with that student and not
+    with the one that training left. Completions of later steps were written by a student that had already
+    moved: `rollouts` says of which steps they are.
+
+    Example:
+        >>> collector = RolloutCollector(num_completions=300)
+        >>> trainer.observers.append(collector)  # doctest: +SKIP
+    """
+
+    def __init__(self, num_completions: int = NUM_COMPLETIONS) -> None:
+        if num_completions < 1:
+            raise ConfigError(f"num_completions={num_completions}: must be at least 1")
+        self._num_completions = num_completions
+        self._prompts: list[list[int]] = []
+        self._completions: list[list[int]] = []
+        self._steps: list[int] = []
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        """Take what is still missing of one generation batch."""
+        room = self._num_completions - len(self._completions)
+        if room <= 0:
+            return
+        batch = {
+            name: scored.batch[name][:room]
+            for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        }
+        rollouts = Rollouts.of_batch(batch, {})
+        self._prompts += rollouts.prompt_ids
+        self._completions += rollouts.completion_ids
+        self._steps.append(scored.step)
+
+    def rollouts(self) -> Rollouts:
+        """What was collected.
+
+        Raises:
+            DataError: nothing was.
+        """
+        if not self._completions:
+            raise DataError(
+                "no completions were collected; add the collector to trainer.observers before train()"
+            )
+        return Rollouts(
+            prompt_ids=self._prompts,
+            completion_ids=self._completions,
+            settings={
+                "source": "trainer",
+                "num_completions": len(self._completions),
+                "first_step": self._steps[0],
+                "last_step": self._steps[-1],
+            },
+        )

@@ -1,0 +1,89 @@
+"""A folder of gains: the bank's features once, one Parquet file of gains per checkpoint, a manifest.
+
+Self-contained, so that analyses and reports need neither the bank nor a model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taopd.bank import FixedContextBank
+from taopd.bank.files import (
+    check_destination,
+    read_manifest,
+    write_manifest,
+    write_parquet,
+    written_whole,
+)
+from taopd.diagnose.gain import CheckpointGain
+from taopd.errors import DataError
+
+GAIN_FORMAT = "taopd-gain-1"
+_TOKENS = "tokens.parquet"
+
+
+def write_gains(
+    gains: Sequence[CheckpointGain],
+    bank: FixedContextBank,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write gains of one bank, whole or not at all; return the folder's absolute path.
+
+    Raises:
+        DataError: nothing to write, or a folder that holds something else.
+    """
+    if not gains:
+        raise DataError("no gains to write")
+    path = check_destination(folder, GAIN_FORMAT, overwrite=overwrite)
+    with written_whole(path) as partial:
+        features = list(bank.tokens)
+        write_parquet(partial / _TOKENS, _columns(bank.tokens))
+        entries = []
+        for index, gain in enumerate(gains):
+            name = f"gain-{index:03d}.parquet"
+            write_parquet(partial / name, _columns(gain.tokens.drop(columns=features)))
+            entries.append({"file": name, **gain.summary()})
+        content = {
+            "bank_sha256": bank.manifest["sha256"],
+            "k": bank.k,
+            "temperature": bank.temperature,
+            "fingerprints": bank.fingerprints,
+            "checkpoints": [
+                # JSON has no NaN: the mean of an empty group is null.
+                {name: None if value != value else value for name, value in entry.items()}
+                for entry in entries
+            ],
+        }
+        write_manifest(partial, GAIN_FORMAT, content)
+    return path
+
+
+def read_gains(folder: str | Path) -> list[CheckpointGain]:
+    """Read gains back, every file checked against the manifest.
+
+    Raises:
+        DataError: no such folder, or a file that is missing, truncated or edited.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path, GAIN_FORMAT)
+    try:
+        tokens = pq.read_table(path / _TOKENS).to_pandas()
+        return [
+            CheckpointGain(
+                label=entry["label"],
+                step=entry["step"],
+                tokens=pd.concat([tokens, pq.read_table(path / entry["file"]).to_pandas()], axis=1),
+            )
+            for entry in manifest["checkpoints"]
+        ]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read the gains {path}: {error}") from error
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, pa.Array]:
+    return {str(name): pa.array(frame[name].to_numpy()) for name in frame}

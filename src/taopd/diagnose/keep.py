@@ -1,0 +1,94 @@
+"""Which tokens of a bank a selector would keep, by the selector's own code, and random's many draws.
+
+What: `taopd.selectors.select` ranks the bank's tokens; the first N are kept. Nothing about a score
+or a tie is repeated here, so a diagnostic cannot drift from what training does.
+
+Source: METHOD section 4; ties R15.
+"""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from taopd.diagnose.features import signal_table_of
+from taopd.errors import ConfigError, suggest
+from taopd.selectors import SELECTORS, select
+
+TIE = 1e-9
+NUM_DRAWS = 200
+"""Draws of the random control: the mean over draws is then known to 1/14 of one draw's scatter."""
+
+
+def hard_selectors() -> tuple[str, ...]:
+    """Registered selectors that keep or drop a token, without `full`, which has no N."""
+    return tuple(
+        sorted(name for name, rule in SELECTORS.items() if name != "full" and not rule.weighted)
+    )
+
+
+def matched_count(budget: float, num_tokens: int) -> int:
+    """N = max(1, round(budget n)), at most n. [METHOD section 4]"""
+    if not 0 < budget <= 1:
+        raise ConfigError(f"budget={budget} must be in (0, 1]; five percent is 0.05")
+    return min(num_tokens, max(1, round(budget * num_tokens)))
+
+
+def selector_order(
+    tokens: pd.DataFrame,
+    selector: str,
+    num_kept: int,
+    *,
+    k: int = 16,
+    proxy: str = "mass",
+    normalization: str = "quantile",
+    reference: bool = False,
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """0-based rank (-1: no candidate) and score of every token for a selector keeping `num_kept`.
+
+    Only a selector with a lead (`split`) ranks differently for another `num_kept`. `tokens` in the
+    order (completion, position).
+    """
+    if selector not in SELECTORS:
+        raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
+    choice = select(
+        signal_table_of(tokens, k=k, proxy=proxy),
+        selector=selector,
+        # select() rounds up; half a token less makes its budget, and so split's lead, exactly N.
+        budget=(num_kept - 0.5) / len(tokens),
+        normalization=normalization,
+        rules="reference" if reference else "paper",
+    )
+    return choice.ranks.numpy(), choice.scores.numpy()
+
+
+def places_by_position(ranks: np.ndarray, scores: np.ndarray, num_kept: int) -> int:
+    """Kept tokens that tie with a token left out: their places went by position, not by score.
+
+    Equal means within `TIE`: a saturated soft OR comes out as 1 or a rounding error below it.
+    """
+    candidates = ranks >= 0
+    kept = candidates & (ranks < num_kept)
+    if not kept.any() or kept.sum() == candidates.sum():
+        return 0
+    last = scores[kept][ranks[kept].argmax()]
+    tied = candidates & (np.abs(scores - last) <= TIE)
+    return int((tied & kept).sum()) if (tied & ~kept).any() else 0
+
+
+def random_draws(
+    values: np.ndarray, num_kept: int, num_draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each token was drawn, and the mean gain of each draw.
+
+    Own draws, not `select(selector="random")`: the same law, without 200 passes over the bank.
+    """
+    if num_draws < 2:
+        raise ConfigError(f"num_draws={num_draws} must be at least 2; {NUM_DRAWS} is usual")
+    generator = np.random.default_rng([seed, num_kept])
+    times = np.zeros(len(values))
+    means = np.empty(num_draws)
+    for draw in range(num_draws):
+        index = generator.choice(len(values), num_kept, replace=False, shuffle=False)
+        times[index] += 1
+        means[draw] = values[index].mean()
+    return times, means

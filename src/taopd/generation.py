@@ -1,0 +1,83 @@
+"""Completions of a model, the same for everyone who needs them: evaluation and the fixed-context bank.
+
+Why every generation setting is spelled out: transformers fills what is None from the checkpoint's own
+generation config, and a top-k in there would change what is measured. Why a random stream of its own:
+sampling inside a training run must not change what training samples next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every id that ends a completion: the tokenizer's eos and the generation config's."""
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [declared] if isinstance(declared, int) else list(declared or [])
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.insert(0, tokenizer.eos_token_id)
+    return ids
+
+
+@contextmanager
+def undisturbed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterator[None]:
+    """Evaluation mode, left padding and a random stream of our own; all as before on leaving."""
+    training, side = model.training, tokenizer.padding_side
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model.eval()
+        tokenizer.padding_side = "left"
+        try:
+            yield
+        finally:
+            model.train(training)
+            tokenizer.padding_side = side
+
+
+def generation_settings(
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: list[int],
+    greedy: bool,
+    temperature: float,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Keyword arguments of a `GenerationConfig` in which nothing is left to the checkpoint."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
+    sampling = (
+        {}
+        if greedy
+        else {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+    )
+    return {
+        "do_sample": not greedy,
+        **sampling,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": eos_ids or None,
+        "pad_token_id": pad,
+        "use_cache": True,
+        "disable_compile": True,
+    }
+
+
+def generate_ids(
+    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig
+) -> Tensor:
+    """Completion ids [batch, new tokens], padded on the right after the end of sequence."""
+    width = max(len(ids) for ids in prompts)
+    pad = config.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return output[:, width:]
