@@ -121,6 +121,20 @@ class TeachabilityConfig(DistillationConfig):
         default=0.1,
         metadata={"help": "Random share of the unselected tokens that carries the anchor, (0, 1]."},
     )
+    gradient_window: int | None = field(
+        default=None,
+        metadata={
+            "help": "None: the exact gradient. W: gradient flows only through the positions that train and "
+            "the W before each; same loss, a cheaper and less exact step (see gradient_check_every)."
+        },
+    )
+    gradient_check_every: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, log cosine and norm of the windowed gradient against the exact "
+            "one; costs a full forward and backward, and two copies of the gradients. 0: never."
+        },
+    )
     num_generations: int = field(
         default=1,
         metadata={"help": "Completions sampled per prompt. Divides the generation batch."},
@@ -182,6 +196,7 @@ class TeachabilityConfig(DistillationConfig):
         _require(
             0.0 < self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in (0, 1]"
         )
+        self._check_gradient_window()
         _require(self.num_generations >= 1, "num_generations", self.num_generations, "at least 1")
         _require(self.num_iterations >= 1, "num_iterations", self.num_iterations, "at least 1")
         _require(0.0 <= self.ppo_clip_low < 1.0, "ppo_clip_low", self.ppo_clip_low, "in [0, 1)")
@@ -205,6 +220,22 @@ class TeachabilityConfig(DistillationConfig):
         if streaming and self.num_generations * self.num_iterations > 1:
             raise ConfigError(
                 "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
+            )
+
+    def _check_gradient_window(self) -> None:
+        window, every = self.gradient_window, self.gradient_check_every
+        _require(
+            window is None or window >= 0, "gradient_window", window, "none, or 0 or more positions"
+        )
+        _require(every >= 0, "gradient_check_every", every, "0 or more steps")
+        if every and window is None:
+            raise ConfigError(
+                "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"
+            )
+        if every and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ConfigError(
+                "gradient_check_every does not work with reentrant checkpointing: set "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
     def _beta(self) -> float:

@@ -31,6 +31,11 @@ METRICS: dict[str, str] = {
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
     "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch.",
     "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
+    "sparse/gradient_share": "gradient_window: positions that carry gradient over those up to the last kept "
+    "one, prompts included; mean over micro-batches.",
+    "sparse/gradient_cosine": "Cosine of the windowed with the exact gradient; every gradient_check_every "
+    "steps, first micro-batch, this rank.",
+    "sparse/gradient_norm_ratio": "Norm of the windowed over that of the exact gradient, likewise.",
     "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step.",
     "perf/sample_s": "Seconds spent sampling completions, per generation batch.",
     "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per batch.",
@@ -40,6 +45,7 @@ METRICS: dict[str, str] = {
     "perf/score_tokens": "Positions scored on this rank.",
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "
     "better. mean; learnable: D at or above the bank's median and C > 0.5; incompatible: C <= 0.5.",
     "bank/gain_reverse_nats/*": "The same for KL(student || teacher).",

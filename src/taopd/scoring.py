@@ -52,6 +52,13 @@ def _logit_scale(config) -> float:
     return 1.0
 
 
+def head_dtype(hidden: Tensor) -> Tensor:
+    """Hidden states in the dtype that a head within the model's forward would compute in."""
+    device = hidden.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return hidden.to(torch.get_autocast_dtype(device)) if enabled else hidden
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
     """The completion positions of a padded [B, T] batch, flattened in the order (row, column).

@@ -10,6 +10,7 @@ last one, and apply head and loss at the kept positions alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,21 +26,23 @@ from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError
 from taopd.gather import gather_table
 from taopd.kernels import Head
-from taopd.losses import head_loss, needs_teacher_distribution, resolve_loss
+from taopd.losses import needs_teacher_distribution, resolve_loss
 from taopd.metrics import selection_metrics
+from taopd.objective import Term, loss_terms
 from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import (
     Positions,
     Trimmed,
+    head_dtype,
     loss_inputs,
     read_head,
     score_positions,
-    targets_at,
     trim,
 )
 from taopd.signals import TokenSignals, lists_from_exact, signal_table
+from taopd.student_states import StudentStates
 from taopd.teachers import load_teacher
 
 Batch = dict[str, Any]
@@ -106,6 +109,7 @@ class TeachabilityTrainer(DistillationTrainer):
         if args.anchor_coef > 0.0:
             self._reference = ReferenceStudent(self.model, self.accelerator)
         self._recorder = Recorder()
+        self._student_states = StudentStates(self.model, self.accelerator, self._recorder, args)
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
         ]
@@ -170,10 +174,7 @@ class TeachabilityTrainer(DistillationTrainer):
         # TRL calls the backbone past the wrapper's forward, where accelerate put the autocast: without this
         # line bf16=True would train in float32. The head gets the dtype it would have had there.
         with self.accelerator.autocast():
-            hidden = super()._get_last_hidden_state(*args, **kwargs)
-            device = hidden.device.type
-            enabled = torch.is_autocast_enabled(device)
-            return hidden.to(torch.get_autocast_dtype(device)) if enabled else hidden
+            return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
 
     @torch.no_grad()
     def _score(self, batch: Batch, positions: Positions) -> tuple[TokenSignals, Tensor | None]:
@@ -266,33 +267,37 @@ class TeachabilityTrainer(DistillationTrainer):
 
         Returns the scalar loss, the sum of the student's entropy over the completion, and its token count.
         """
-        kept, anchored = inputs["loss_weights"] != 0, inputs["anchor_weights"] != 0
-        part = trim(inputs, kept | anchored)
-        hidden = self._get_last_hidden_state(
-            unwrapped_student, part.input_ids, part.attention_mask, part.num_completion
-        )
+        active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
+        part = trim(inputs, active)
         self._recorder.add("perf/train_tokens", part.input_ids.numel())
-        head = read_head(unwrapped_student, self.vocab_size)
-
-        def divergence(kind: str, chosen: Tensor, other: str, model, function) -> Tensor:
-            states = hidden[chosen[part.rows, : part.num_completion]]
-            with torch.no_grad():
-                other_head = read_head(self.accelerator.unwrap_model(model), self.vocab_size)
-            targets = targets_at(inputs, chosen, inputs.get(other), other_head, self.temperature)
-            return head_loss(states, head, inputs[kind][chosen], targets, function)[0]
-
-        function = self._loss_function
-        loss = divergence("loss_weights", kept, "teacher_hidden", self.teacher_model, function)
-        self._recorder.add("loss/selected_nats", loss.item())
+        terms = [Term("loss", "teacher", self._head(self.teacher_model), self._loss_function)]
         if self._reference is not None and "reference_hidden" in inputs:
             model = self._reference.copy or unwrapped_student
-            function = self._anchor_function
-            anchor = divergence("anchor_weights", anchored, "reference_hidden", model, function)
-            self._recorder.add("loss/anchor_nats", anchor.item() / self.args.anchor_coef)
-            loss = loss + anchor
+            terms.append(Term("anchor", "reference", self._head(model), self._anchor_function))
+        losses = partial(
+            loss_terms,
+            head=read_head(unwrapped_student, self.vocab_size),
+            terms=terms,
+            part=part,
+            inputs=inputs,
+            temperature=self.temperature,
+        )
+        sequences = part.input_ids, part.attention_mask, part.num_completion
+        exact = partial(self._get_last_hidden_state, unwrapped_student, *sequences)
+        when = self.state.global_step, self._step
+        hidden = self._student_states(unwrapped_student, part, active, exact, losses, when)
+        loss, *anchor = losses(hidden)
+        self._recorder.add("loss/selected_nats", loss.item())
+        for term in anchor:
+            self._recorder.add("loss/anchor_nats", term.item() / self.args.anchor_coef)
+            loss = loss + term
         # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
         loss = loss * self.accelerator.num_processes
         return loss, inputs["entropy"].sum(), inputs["completion_mask"].sum()
+
+    @torch.no_grad()
+    def _head(self, model) -> Head:
+        return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
 
     # -- bookkeeping ------------------------------------------------------------------------------
 

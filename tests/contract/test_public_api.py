@@ -7,7 +7,7 @@ import pytest
 
 import taopd
 
-PACKAGES = ("kernels", "losses", "selectors", "signals", "tinylab")
+PACKAGES = ("kernels", "losses", "selectors", "signals", "sparse", "tinylab")
 
 
 def test_exports_exist():

@@ -29,8 +29,10 @@ def launch(micro_lab, out: Path, num_ranks: int, settings: dict) -> tuple[dict, 
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(micro_lab, tmp_path):
+@pytest.mark.parametrize("window", [None, 1])
+def test_two_ranks_equal_one(micro_lab, tmp_path, window):
     settings = {"budget": 0.2, "anchor_coef": 0.5, "gradient_accumulation_steps": 1}
+    settings |= {"gradient_window": window, "gradient_check_every": 0 if window is None else 1}
     one, one_log = launch(
         micro_lab, tmp_path / "one", 1, settings | {"per_device_train_batch_size": 8}
     )

@@ -31,6 +31,17 @@ def config(**settings):
         ({"anchor_fraction": 0.0}, "anchor_fraction=0.0"),
         ({"num_generations": 0}, "num_generations=0: must be at least 1"),
         ({"num_iterations": 0}, "num_iterations=0"),
+        ({"gradient_window": -1}, "gradient_window=-1: must be none, or 0 or more positions"),
+        ({"gradient_check_every": -1}, "gradient_check_every=-1"),
+        ({"gradient_check_every": 5}, "set gradient_window"),
+        (
+            {
+                "gradient_window": 4,
+                "gradient_check_every": 5,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            "reentrant checkpointing",
+        ),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
         ({"loss": "jsd", "beta": 1.0}, "strictly between 0 and 1"),
         ({"loss": "reverse_kl", "beta": 0.5}, "choose loss='reverse_kl'"),
@@ -52,3 +63,4 @@ def test_defaults_are_the_published_method():
     assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.05, 16)
     assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
     assert (made.anchor_coef, made.min_keep, made.num_generations) == (0.0, 0, 1)
+    assert (made.gradient_window, made.gradient_check_every) == (None, 0)

@@ -1,0 +1,59 @@
+"""How well a windowed gradient agrees with the exact one: its cosine and its norm.
+
+Both gradients are taken with `torch.autograd.grad`, which neither reads nor writes `.grad` and runs no
+gradient hook, so a check in the middle of gradient accumulation changes nothing. Costs one exact forward and
+backward, one windowed, and two copies of the trainable parameters' gradients.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Fidelity(NamedTuple):
+    """Windowed against exact gradient, over all trainable parameters at once."""
+
+    cosine: float
+    """In [-1, 1]; NaN if either gradient is zero."""
+    norm_ratio: float
+    """||windowed|| / ||exact||; NaN if the exact gradient is zero."""
+
+
+def gradient_fidelity(
+    model: nn.Module | Iterable[nn.Parameter],
+    loss_exact: Callable[[], Tensor],
+    loss_sparse: Callable[[], Tensor],
+) -> Fidelity:
+    """Cosine and norm ratio of the gradient of `loss_sparse` against that of `loss_exact`.
+
+    Args:
+        model: whose trainable parameters are meant, or these parameters.
+        loss_exact: computes a scalar loss from the model as it is; called once.
+        loss_sparse: likewise.
+    """
+    every = model.parameters() if isinstance(model, nn.Module) else model
+    parameters = [parameter for parameter in every if parameter.requires_grad]
+
+    def gradients(loss: Callable[[], Tensor]) -> list[Tensor | None]:
+        with torch.enable_grad():
+            return list(torch.autograd.grad(loss(), parameters, allow_unused=True))
+
+    exact, sparse = gradients(loss_exact), gradients(loss_sparse)
+
+    def product(left: list[Tensor | None], right: list[Tensor | None]) -> float:
+        pairs = zip(left, right, strict=True)
+        return sum(
+            float((a.float() * b.float()).sum(dtype=torch.float64))
+            for a, b in pairs
+            if a is not None and b is not None
+        )
+
+    exact_norm, sparse_norm = product(exact, exact) ** 0.5, product(sparse, sparse) ** 0.5
+    if exact_norm == 0.0:
+        return Fidelity(cosine=float("nan"), norm_ratio=float("nan"))
+    if sparse_norm == 0.0:
+        return Fidelity(cosine=float("nan"), norm_ratio=0.0)
+    cosine = product(exact, sparse) / (exact_norm * sparse_norm)
+    return Fidelity(cosine=cosine, norm_ratio=sparse_norm / exact_norm)

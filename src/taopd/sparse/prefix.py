@@ -1,0 +1,145 @@
+"""What a pass without gradient leaves for the sparse one, and which backbones can leave it.
+
+Keys and values are taken where the layers hand them to a cache, in the model's own attention
+implementation: after the rotation by position, before grouped heads are repeated, uncut by sliding windows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from taopd.errors import ConfigError
+
+SUPPORTED_LAYERS = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValuePrefix:
+    """What a no-grad pass over b sequences left behind; read-only."""
+
+    keys: tuple[Float[Tensor, "b Hkv L d"], ...]
+    """Per layer, after the rotation by position, before grouped heads are repeated."""
+    values: tuple[Float[Tensor, "b Hkv L dv"], ...]
+    hidden: Float[Tensor, "b L D"]
+    """Last hidden states, after the final norm."""
+    first_position: int = 0
+    """Position id of column 0 in the pass."""
+
+    def part(self, rows: Int[Tensor, " r"], columns: slice) -> "KeyValuePrefix":
+        """The prefix of some rows and of a range of columns, as views where rows are all of them."""
+
+        def cut(tensor: Tensor, dim: int) -> Tensor:
+            tensor = tensor if len(rows) == len(tensor) else tensor.index_select(0, rows)
+            start, stop, _ = columns.indices(tensor.shape[dim])
+            return tensor.narrow(dim, start, stop - start)
+
+        return KeyValuePrefix(
+            keys=tuple(cut(tensor, 2) for tensor in self.keys),
+            values=tuple(cut(tensor, 2) for tensor in self.values),
+            hidden=cut(self.hidden, 1),
+            first_position=self.first_position + columns.indices(self.hidden.shape[1])[0],
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the prefix holds."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.hidden))
+
+
+class _StoredLayer(DynamicLayer):
+    """Keeps what one pass hands over: no copy, no sliding window cut off, in the dtype attention reads."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        device = key_states.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+def backbone_of(model: Any) -> Any:
+    """The module below the head: of a model, or of the model inside a PEFT wrapper."""
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return model.model if model.base_model is model else model.base_model
+
+
+def check_backbone(backbone: Any) -> None:
+    """Refuse what mixes positions by other means than causal attention.
+
+    Raises:
+        ConfigError: names the layer type or the class.
+    """
+    config = backbone.config.get_text_config()
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - set(SUPPORTED_LAYERS))
+    reason = None
+    if others:
+        reason = f"has layers of type {', '.join(others)}"
+    elif getattr(backbone, "_is_stateful", False):
+        reason = "carries a recurrent state from token to token"
+    elif getattr(config, "num_kv_shared_layers", None):
+        reason = "shares keys and values between layers"
+    elif getattr(config, "use_bidirectional_attention", None):
+        reason = "attends to later tokens"
+    if reason is not None:
+        raise ConfigError(
+            f"gradient_window: {type(backbone).__name__} {reason}; supported are "
+            f"{' and '.join(SUPPORTED_LAYERS)}: set gradient_window to none"
+        )
+
+
+@contextmanager
+def _without_checkpointing(backbone: Any) -> Iterator[None]:
+    """Layers drop the cache that they are given while they checkpoint."""
+    layers = [layer for layer in backbone.modules() if getattr(layer, "gradient_checkpointing", 0)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
+
+
+@torch.no_grad()
+def capture_prefix(
+    model: Any, input_ids: Int[Tensor, "b L"], attention_mask: Int[Tensor, "b L"]
+) -> KeyValuePrefix:
+    """One pass without gradient over whole sequences, in the model's own attention implementation.
+
+    Raises:
+        ConfigError: if the backbone is not supported.
+    """
+    backbone = backbone_of(model)
+    check_backbone(backbone)
+    cache = Cache(layer_class_to_replicate=_StoredLayer)
+    with _without_checkpointing(backbone):
+        hidden = backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    stored = [
+        layer.keys is not None and layer.keys.shape[2:3] == hidden.shape[1:2]
+        for layer in cache.layers
+    ]
+    expected = backbone.config.get_text_config().num_hidden_layers
+    if len(stored) != expected or not all(stored):
+        raise ConfigError(
+            f"gradient_window: {type(backbone).__name__} stored keys of {sum(stored)} of its {expected} "
+            "layers; every layer must be an attention layer: set gradient_window to none"
+        )
+    return KeyValuePrefix(
+        keys=tuple(layer.keys for layer in cache.layers),
+        values=tuple(layer.values for layer in cache.layers),
+        hidden=hidden,
+    )
