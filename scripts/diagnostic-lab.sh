@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The fixed-context diagnostic on the tiny lab's three variants: bank, training, gain, analyses, pictures.
-# Run from the repository after `make demo` has set up `.venv`:  bash recipes/diagnostic-lab.sh
+# Run from the repository after `make demo` has set up `.venv`:  bash scripts/diagnostic-lab.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
