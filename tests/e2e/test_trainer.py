@@ -76,7 +76,7 @@ def gradients_on_fixed_completions(trainer) -> tuple[float, dict[str, torch.Tens
 
 def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
     assert truth.norm() > 0, "vacuous"
-    return float((found - truth).norm() / truth.norm())
+    return float(((found - truth).norm() / truth.norm()).detach())
 
 
 @pytest.mark.parametrize(
