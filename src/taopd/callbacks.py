@@ -1,6 +1,5 @@
 """What a run writes while it trains: metrics, and the size of every update."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from taopd.records import append_jsonl, rewind_jsonl
 
 
 class MetricsWriter(TrainerCallback):
@@ -22,26 +23,14 @@ class MetricsWriter(TrainerCallback):
             return
         path = Path(args.output_dir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if state.global_step > 0 and path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= state.global_step:
-                        kept.append(line)
-                except (json.JSONDecodeError, KeyError):
-                    # A line torn by a kill; everything after it is newer than the checkpoint.
-                    break
-        path.write_text("".join(f"{line}\n" for line in kept))
+        path.touch()
+        # A run that starts anew keeps nothing, not even what was logged at step 0.
+        rewind_jsonl(path, state.global_step + 1 if state.global_step > 0 else 0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
-        record = {"step": state.global_step} | {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in logs.items()
-        }
-        with open(Path(args.output_dir) / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_jsonl(Path(args.output_dir) / "metrics.jsonl", {"step": state.global_step} | logs)
 
 
 class UpdateNorm(TrainerCallback):

@@ -63,6 +63,25 @@ def read_jsonl(path: str | Path) -> list[Any]:
     return rows
 
 
+def rewind_jsonl(path: str | Path, step: int) -> None:
+    """Keep the lines of a log whose "step" is below `step`, so that a resumed run goes on from there.
+
+    A line torn by a kill ends what is kept: everything after it is newer than any checkpoint. Without
+    a file there is nothing to do.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break
+    _replace(path, "".join(f"{line}\n" for line in kept))
+
+
 def _replace(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -4,7 +4,6 @@
 `log_selection` every token of every batch goes to `selection/step-*.parquet`, one row per token.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from taopd.choose import Choice
+from taopd.records import append_jsonl, rewind_jsonl
 from taopd.scoring import Positions
 from taopd.signals import TokenSignals
 
@@ -63,7 +63,7 @@ class RolloutLog:
         columns = _columns(scored)
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._begun:
-            _rewind(self._folder / "rollouts.jsonl", scored.step)
+            rewind_jsonl(self._folder / "rollouts.jsonl", scored.step)
             self._begun = True
         if self._every_token:
             path = self._folder / "selection" / f"step-{scored.step:06d}.parquet"
@@ -72,23 +72,8 @@ class RolloutLog:
             pq.write_table(pa.table(columns), partial)
             partial.replace(path)
         if self._num_rollouts > 0:
-            with open(self._folder / "rollouts.jsonl", "a") as file:
-                for row in range(min(self._num_rollouts, scored.positions.shape[0])):
-                    file.write(json.dumps(_rollout(row, scored, columns)) + "\n")
-
-
-def _rewind(path: Path, step: int) -> None:
-    """Drop what an earlier life of this run wrote from this step on, and a line torn by a kill."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            break
-    path.write_text("".join(f"{line}\n" for line in kept))
+            for row in range(min(self._num_rollouts, scored.positions.shape[0])):
+                append_jsonl(self._folder / "rollouts.jsonl", _rollout(row, scored, columns))
 
 
 def _columns(scored: ScoredBatch) -> dict[str, list]:
