@@ -212,7 +212,7 @@ def test_same_seed_gives_the_same_bytes_in_other_processes(lab, tmp_path):
 def test_another_seed_or_size_is_another_lab(lab, tmp_path):
     names = {LabSpec(**(MICRO | change)).folder_name() for change in ({}, {"seed": 1})}
     names |= {LabSpec(variant=name, **MICRO).folder_name() for name in task.VARIANTS}
-    assert len(names) == 4 and lab.folder.name in names
+    assert len(names) == 1 + len(task.VARIANTS) and lab.folder.name in names
     other = micro_lab(tmp_path, seed=1, teacher_steps=1, student_steps=1)
     assert other.manifest["sha256"][WEIGHTS[0]] != lab.manifest["sha256"][WEIGHTS[0]]
 
@@ -286,3 +286,25 @@ def test_wrong_settings_say_what_to_do(tmp_path, variant, sizes, message):
 def test_default_root_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TAOPD_CACHE", str(tmp_path))
     assert tinylab.default_root() == tmp_path / "tinylab"
+
+
+def test_fallible_teacher_forgets_the_carry_where_it_is_blind_and_nowhere_else():
+    rules = task.VARIANTS["fallible"]
+    left, right = torch.tensor([799, 699]), torch.tensor([201, 201])
+    digits = task.teacher_digits(rules, left, right)
+    assert digits.tolist() == [[0, 9, 9, 0], [0, 0, 9, 0]]  # 799 + 201 = 1000, read as 0990
+    assert task.answer_text(rules, 799, 201) == "0001", "graded by the right sum all the same"
+    _, student_reads = student_batch("fallible")[2:]
+    assert student_reads.max() <= 9
+
+
+def test_termination_teacher_ends_with_a_word_at_which_the_sampler_does_not_stop():
+    rules = task.VARIANTS["termination"]
+    generator = torch.Generator().manual_seed(0)
+    left, right = random_pairs(10)
+    _, said = task.teacher_completions(rules, left, right, generator, rewrite_share=0.5)
+    student = task.student_completions(rules, left, right, generator, carryless_share=0.5)
+    assert (said[:, -1] == task.BOS_ID).all() and (student[:, -1] == task.EOS_ID).all()
+    assert rules.max_completion_length > task.COMPLETION_LENGTH
+    assert not is_correct("t7 7 t12 0 t1 1 t6 1 <bos> s1 4", "7011", rules.answer_pattern)
+    assert is_correct("t7 7 t12 0 t1 1 t6 1 <bos>", "7011", rules.answer_pattern)

@@ -8,7 +8,7 @@ from pathlib import Path
 from taopd.cli import Parser
 from taopd.cli.progress import CountedProgress
 
-_VARIANTS = ("dialect", "bilingual", "reversal")
+_VARIANTS = ("dialect", "bilingual", "reversal", "termination", "fallible")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -158,7 +158,7 @@ def _write(folder: Path, spec: LabSpec, progress: Progress, parallel: bool) -> N
     manifest = {
         "spec": spec.to_dict(),
         "top_k": TOP_K,
-        "max_completion_length": task.COMPLETION_LENGTH,
+        "max_completion_length": spec.rules.max_completion_length,
         "answer_pattern": spec.rules.answer_pattern,
         "accuracy": {role: results[role]["accuracy"] for role in ROLES},
         "build_seconds": round(time.perf_counter() - started, 1),

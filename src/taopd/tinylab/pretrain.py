@@ -91,7 +91,7 @@ def _model_config(spec: LabSpec, role: Role) -> Qwen3Config:
         max_position_embeddings=task.MAX_LENGTH,
         tie_word_embeddings=False,
         bos_token_id=task.BOS_ID,
-        eos_token_id=task.EOS_ID,
+        eos_token_id=task.WORDS.index(spec.rules.teacher_end) if role == "teacher" else task.EOS_ID,
         pad_token_id=task.PAD_ID,
     )
 

@@ -12,7 +12,7 @@ position. Models of this size learn the step from one marker to the next but not
 sum modulo 16: they draw it evenly from their 16 words, so a rollout has one marker of high entropy
 and three of almost none.
 
-Three variants, because a lab in which a method always wins proves nothing:
+Five variants, because a lab in which a method always wins proves nothing:
 
 - `dialect`: the two sets of markers are disjoint, and only the digits are graded.
 - `bilingual`: one in ten of the markers that the student learned from is the teacher's.
@@ -20,6 +20,13 @@ Three variants, because a lab in which a method always wins proves nothing:
   `t10`), and those words are the graded answer. The student wrote them 1 % of the time, below eight
   equally likely words of its own, so they lie outside its top 4: a selector that avoids off-support
   tokens avoids the answer. Three markers have a digit before them, hence three graded digits.
+- `termination`: the teacher ends its answers with another word than the student (`<bos>`, as in
+  models whose texts end with the token that begins them), and the sampler stops at the student's
+  word alone. Who copies the teacher's ending forgets how to stop, and what it writes after the
+  answer is graded too.
+- `fallible`: on three prompts in ten (leading digit of the left summand 7, 8 or 9) the teacher
+  forgets the carry as well. It is sure of itself there, and its wrong digit is one that the student
+  considers, so the disagreement looks as learnable as any.
 
 Why not text from a real corpus: there the right next token, and which disagreement is learnable, is
 an opinion; here it is arithmetic. Not here: models, files (see `pretrain`, `build`).
@@ -39,6 +46,8 @@ NUM_ANSWER_DIGITS = NUM_DIGITS + 1
 NUM_NUMBERS = 10**NUM_DIGITS
 PROMPT_LENGTH = 2 * NUM_DIGITS + 2
 COMPLETION_LENGTH = 2 * NUM_ANSWER_DIGITS + 1
+NUM_EXTRA_TOKENS = 4
+"""Tokens that a completion may go on for where ending it is part of the task."""
 MAX_LENGTH = 64
 """Positions of the models: room for a completion that missed its end."""
 ECHO_START = 10
@@ -82,6 +91,16 @@ class Variant:
     """A teacher's marker is the word of the digit before it, not of the marker rule."""
     answer_pattern: str = r"\b\d\b"
     """Matches in a completion's text, joined, are compared with the answer."""
+    teacher_end: str = EOS
+    """The word with which the teacher ends; the sampler stops at `EOS` alone."""
+    teacher_fails_from: int = 10
+    """The teacher forgets the carry where the left summand's leading digit is at least this."""
+
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens that a student may write, its end included."""
+        extra = NUM_EXTRA_TOKENS if self.teacher_end != EOS else 0
+        return COMPLETION_LENGTH + extra
 
 
 VARIANTS: dict[str, Variant] = {
@@ -99,6 +118,8 @@ VARIANTS: dict[str, Variant] = {
             markers_echo_digits=True,
             answer_pattern=r"(?<=\bt)\d\b",
         ),
+        Variant(name="termination", teacher_end=BOS),
+        Variant(name="fallible", teacher_fails_from=7),
     )
 }
 
@@ -122,6 +143,12 @@ def carryless_digits(left: Tensor, right: Tensor) -> Tensor:
     """Return the digits of the answer when every carry is forgotten, [N, 4]; the last one is 0."""
     digits = (number_digits(left) + number_digits(right)) % 10
     return torch.nn.functional.pad(digits, (0, 1))
+
+
+def teacher_digits(variant: Variant, left: Tensor, right: Tensor) -> Tensor:
+    """Return the digits that the teacher writes, [N, 4]: right ones, but for its blind spot."""
+    blind = number_digits(left)[:, -1:] >= variant.teacher_fails_from
+    return torch.where(blind, carryless_digits(left, right), sum_digits(left, right))
 
 
 def marker_indices(left: Tensor, right: Tensor) -> Tensor:
@@ -193,11 +220,12 @@ def teacher_completions(
     those that it says are its own. This makes it a competent judge of a student's prefix that never
     adopts the student's dialect.
     """
-    digits, indices = sum_digits(left, right), marker_indices(left, right)
+    digits, indices = teacher_digits(variant, left, right), marker_indices(left, right)
     own = teacher_markers(variant, indices, digits)
     rewritten = torch.rand(own.shape, generator=generator) < rewrite_share
     read = torch.where(rewritten, student_markers(variant, indices, generator), own)
-    return _interleave(read, digits), _interleave(own, digits)
+    end_id = WORDS.index(variant.teacher_end)
+    return _interleave(read, digits, end_id), _interleave(own, digits, end_id)
 
 
 def student_completions(
@@ -221,9 +249,9 @@ def student_completions(
     return _interleave(markers, digits)
 
 
-def _interleave(markers: Tensor, digits: Tensor) -> Tensor:
+def _interleave(markers: Tensor, digits: Tensor, end_id: int = EOS_ID) -> Tensor:
     body = torch.stack([markers, digits], dim=-1).flatten(1)
-    return torch.nn.functional.pad(body, (0, 1), value=EOS_ID)
+    return torch.nn.functional.pad(body, (0, 1), value=end_id)
 
 
 def token_kind(text_token: str) -> TokenKind:

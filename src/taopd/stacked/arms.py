@@ -1,0 +1,99 @@
+"""Run a stack of arms from start to end: what `taopd.arms.run_arm` does for one arm, for many."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from taopd.arms import Arm
+from taopd.stacked.problems import Exam
+from taopd.stacked.train import Observer, Stack, StackStep
+
+
+class _Kept:
+    """Counts kept tokens of every arm, by kind."""
+
+    def __init__(self, arms: list[Arm]) -> None:
+        self._kinds = arms[0].token_kinds
+        self.tokens = [0] * len(arms)
+        self.valid = [0] * len(arms)
+        self.by_kind: list[Counter[str]] = [Counter() for _ in arms]
+
+    def __call__(self, seen: StackStep) -> None:
+        targets = seen.token_ids[seen.positions.row, seen.positions.column]
+        start = 0
+        for arm, choice in enumerate(seen.choices):
+            kept = choice.selection.kept
+            ids = targets[start : start + len(kept)][kept].tolist()
+            start += len(kept)
+            self.tokens[arm] += len(ids)
+            self.valid[arm] += len(kept)
+            if self._kinds is not None:
+                self.by_kind[arm].update(self._kinds[index] for index in ids)
+
+
+def run_stack(
+    arms: list[Arm],
+    *,
+    output_dir: str,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[int], None] = lambda step: None,
+) -> list[dict[str, Any]]:
+    """Train and evaluate; one `results.json` document an arm, as `run_arm` writes it.
+
+    Args:
+        arms: of one stack; see `Stack`.
+        output_dir: named in the settings; nothing is written there.
+        observers: called with every step.
+        progress: called with the number of finished steps.
+
+    Raises:
+        ConfigError: for arms that do not fit together.
+    """
+    torch.set_num_threads(1)
+    stack, exam, kept = Stack(arms, output_dir=output_dir), Exam(arms[0]), _Kept(arms)
+    steps = stack.settings[0].max_steps
+    curves: dict[str, list[list[list[float]]]] = {
+        "greedy": [[] for _ in arms],
+        "sampled": [[] for _ in arms],
+    }
+    tokens: list[list[list[float]]] = [[] for _ in arms]
+
+    def measure(step: int) -> None:
+        for name, points in curves.items():
+            values = exam(stack.shape, stack.weights, greedy=name == "greedy")
+            for arm, value in enumerate(values):
+                points[arm].append([step, value])
+        for arm in range(len(arms)):
+            tokens[arm].append([step, kept.tokens[arm]])
+
+    measure(0)
+    for step in range(steps):
+        stack.step(step, (kept, *observers))
+        progress(step + 1)
+        if (step + 1) % arms[0].evaluate_every == 0 or step + 1 == steps:
+            measure(step + 1)
+    return [
+        {
+            "name": arm.name,
+            "selector": args.selector,
+            "budget": args.budget if args.selector != "full" else 1.0,
+            "loss": args.loss,
+            "seed": arm.seed,
+            "base_accuracy": curves["greedy"][index][0][1],
+            "accuracy_greedy": curves["greedy"][index][-1][1],
+            "accuracy_sampled": curves["sampled"][index][-1][1],
+            "accuracy_curve": curves["greedy"][index],
+            "accuracy_sampled_curve": curves["sampled"][index],
+            "selected_tokens_curve": tokens[index],
+            "num_test_prompts": arm.num_test_prompts,
+            "kept_fraction": kept.tokens[index] / max(1, kept.valid[index]),
+            "selected_share_by_kind": {
+                kind: count / max(1, kept.tokens[index])
+                for kind, count in sorted(kept.by_kind[index].items())
+            },
+            "steps": steps,
+        }
+        for index, (arm, args) in enumerate(zip(arms, stack.settings, strict=True))
+    ]

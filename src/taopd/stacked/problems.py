@@ -1,0 +1,71 @@
+"""The lab's prompts as one tensor, and the accuracy of every arm of a stack on them."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from taopd.arms import Arm
+from taopd.data import load_prompts
+from taopd.errors import DataError
+from taopd.grading import Grader
+from taopd.stacked.model import Shape, Weights, generate
+
+ROWS_AT_ONCE = 2_000
+"""Completions generated together, over all arms."""
+
+
+def read_problems(arm: Arm, split: str) -> tuple[Int[Tensor, "N P"], list[str]]:
+    """Token ids of a split's prompts, and their answers; of the test split as many as the arm asks for.
+
+    Raises:
+        DataError: if the prompts differ in length.
+    """
+    rows = list(load_prompts(arm.prompts, split=split, require_answer=True))
+    rows = rows[: arm.num_test_prompts] if split == "test" else rows
+    tokenizer = AutoTokenizer.from_pretrained(arm.student)
+    ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
+    if len({len(prompt) for prompt in ids}) != 1:
+        raise DataError(f"{arm.prompts}: a stack needs prompts of one length")
+    return torch.tensor(ids), [row["answer"] for row in rows]
+
+
+class Exam:
+    """Greedy or sampled accuracy of all arms on the test prompts."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._prompts, self._answers = read_problems(arm, "test")
+        self._length = arm.config["max_completion_length"]
+        self._grade = Grader(arm.match)
+        self._tokenizer = AutoTokenizer.from_pretrained(arm.student)
+        self._words = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
+        self._special = set(self._tokenizer.all_special_ids)
+
+    def __call__(self, shape: Shape, weights: Weights, *, greedy: bool) -> list[float]:
+        """Share of right answers, one number an arm; every arm draws with the same uniforms."""
+        num_arms, count = len(weights["norm"]), len(self._answers)
+        size = max(1, ROWS_AT_ONCE // num_arms)
+        right = [0] * num_arms
+        for start in range(0, count, size):
+            prompts = self._prompts[start : start + size]
+            generator = torch.Generator().manual_seed(start)
+            noise = torch.rand((len(prompts), self._length), generator=generator)
+            completions = generate(
+                shape,
+                weights,
+                prompts.expand(num_arms, -1, -1),
+                max_new_tokens=self._length,
+                eos_id=self._tokenizer.eos_token_id,
+                pad_id=self._tokenizer.pad_token_id,
+                uniforms=None if greedy else noise.expand(num_arms, -1, -1),
+            )
+            answers = self._answers[start : start + size]
+            for arm, rows in enumerate(completions.tolist()):
+                right[arm] += sum(
+                    self._grade(self._text(ids), answer).correct
+                    for ids, answer in zip(rows, answers, strict=True)
+                )
+        return [number / count for number in right]
+
+    def _text(self, ids: list[int]) -> str:
+        return " ".join(self._words[index] for index in ids if index not in self._special)

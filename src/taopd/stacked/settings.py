@@ -1,0 +1,68 @@
+"""What the arms of a stack may differ in, checked before anything is loaded."""
+
+from typing import Any
+
+from taopd.arms import Arm
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError
+
+FIXED: dict[str, Any] = {
+    "gradient_window": None,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 1,
+    "num_iterations": 1,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "temperature": 1.0,
+    "signals": "exact",
+}
+"""What every arm of a stack must be set to."""
+SHARED = (
+    "per_device_train_batch_size",
+    "max_steps",
+    "learning_rate",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "max_completion_length",
+    "score_top_k",
+    "compatibility",
+)
+"""Settings in which the arms of one stack must agree."""
+SAME_FILES = ("student", "teacher", "prompts", "match", "num_test_prompts")
+
+
+def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]:
+    """The settings of every arm, checked as the trainer would check them.
+
+    Raises:
+        ConfigError: for arms that do not fit together, or a setting that only the trainer follows.
+    """
+    settings = [_config(arm, output_dir) for arm in arms]
+    for arm, args in zip(arms, settings, strict=True):
+        for name, value in FIXED.items():
+            if getattr(args, name) != value:
+                raise ConfigError(
+                    f"arm {arm.name!r}: {name}={getattr(args, name)!r} needs the trainer; a stack "
+                    f"has {name}={value!r}"
+                )
+        for name in SHARED:
+            if getattr(args, name) != getattr(settings[0], name):
+                raise ConfigError(f"arm {arm.name!r}: one stack has one {name}")
+        for name in SAME_FILES:
+            if getattr(arm, name) != getattr(arms[0], name):
+                raise ConfigError(f"arm {arm.name!r}: one stack has one {name}")
+    return settings
+
+
+def _config(arm: Arm, output_dir: str) -> TeachabilityConfig:
+    return TeachabilityConfig(
+        output_dir=output_dir,
+        seed=arm.seed,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        **arm.config,
+    )

@@ -1,0 +1,279 @@
+"""Train many arms of one tiny lab at once: the trainer's step, on a stack of students.
+
+    sample -> score with both models -> `choose` -> loss at the chosen positions -> clip -> AdamW
+
+What: the same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only
+the models are stacked, and the scoring pass is the training forward. A test holds one step against the
+trainer's. Arms with the same seed see the same prompts and draw from their distributions with the same
+uniform numbers, so a difference between them is the arms' own.
+Why: a leaderboard of thousands of runs, in minutes on a laptop. Why not for real models: they fill a
+device alone.
+Not here: statistics and tables. Settings that this loop does not follow are refused, never ignored.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from taopd.arms import Arm
+from taopd.choose import Choice, choose
+from taopd.kernels import Head
+from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
+from taopd.scoring import Positions
+from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
+from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
+from taopd.stacked.problems import read_problems
+from taopd.stacked.settings import stack_settings
+from taopd.tinylab.task import EOS_ID, PAD_ID
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackStep:
+    """One step of a stack as observers see it; rows of the batch run arm by arm, B each."""
+
+    step: int
+    token_ids: Int[Tensor, "SB T"]
+    mask: Bool[Tensor, "SB T"]
+    positions: Positions
+    signals: TokenSignals
+    tables: list[SignalTable]
+    choices: list[Choice]
+    student_logprobs: Float[Tensor, "N V"]
+    """At every valid position, without gradient, arm by arm."""
+    teacher_logprobs: Float[Tensor, "N V"]
+    reference_logprobs: Callable[[], Float[Tensor, "N V"]]
+    """The initial student's; computed when asked for."""
+    update_norms: Float[Tensor, " S"]
+    """L2 norm of every arm's parameter change in this step."""
+    gradient_norms: Float[Tensor, " S"]
+    """Before clipping."""
+
+
+Observer = Callable[[StackStep], None]
+
+
+class Stack:
+    """Arms of one lab, trained side by side.
+
+    Args:
+        arms: same student, teacher, prompts and `SHARED` settings; any seeds, selectors, budgets,
+            losses and anchors.
+
+    Raises:
+        ConfigError: for arms that do not fit together, or a setting that only the trainer follows.
+    """
+
+    def __init__(self, arms: list[Arm], *, output_dir: str) -> None:
+        self.arms = arms
+        self.settings = stack_settings(arms, output_dir)
+        first = self.settings[0]
+        student, teacher = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            for path in (arms[0].student, arms[0].teacher)
+        )
+        self.shape, self.weights = stack(student, len(arms))
+        self._initial = stack(student, 1)[1]
+        self._teacher_shape, self._teacher = stack(teacher, 1)
+        for weight in self.weights.values():
+            weight.requires_grad_()
+        self._optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            lr=first.learning_rate,
+            betas=(first.adam_beta1, first.adam_beta2),
+            eps=first.adam_epsilon,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self._losses = [
+            resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k)
+            for args in self.settings
+        ]
+        self._anchor = resolve_loss("reverse_kl")
+        self._prompts = read_problems(arms[0], "train")[0]
+        self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
+        self._generators = {
+            arm.seed: torch.Generator().manual_seed(arm.seed * 2 + 1) for arm in arms
+        }
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def _order(self, seed: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed * 2)
+        size, count = self.settings[0].per_device_train_batch_size, len(self._prompts)
+        while True:
+            order = torch.randperm(count, generator=generator)
+            yield from order[: count // size * size].split(size)
+
+    def _rollout(self) -> Int[Tensor, "S B L"]:
+        """Prompts and sampled completions of every arm."""
+        args = self.settings[0]
+        shape = args.per_device_train_batch_size, args.max_completion_length
+        rows = {seed: next(order) for seed, order in self._orders.items()}
+        noise = {seed: torch.rand(shape, generator=g) for seed, g in self._generators.items()}
+        prompts = torch.stack([self._prompts[rows[arm.seed]] for arm in self.arms])
+        completions = generate(
+            self.shape,
+            self.weights,
+            prompts,
+            max_new_tokens=args.max_completion_length,
+            eos_id=EOS_ID,
+            pad_id=PAD_ID,
+            uniforms=torch.stack([noise[arm.seed] for arm in self.arms]),
+        )
+        return torch.cat([prompts, completions], dim=-1)
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def step(self, number: int, observers: tuple[Observer, ...] = ()) -> list[Choice]:
+        """One optimizer step of every arm on new rollouts; returns what was chosen."""
+        return self.update(self._rollout(), number, observers)
+
+    def update(
+        self, ids: Int[Tensor, "S B L"], number: int, observers: tuple[Observer, ...] = ()
+    ) -> list[Choice]:
+        """Score given prompts and completions, choose, and take one optimizer step."""
+        num_arms, size, _ = ids.shape
+        num_prompt = self._prompts.shape[1]
+        completions = ids[..., num_prompt:].reshape(num_arms * size, -1)
+        ended = (completions == EOS_ID).long().cumsum(1) - (completions == EOS_ID).long()
+        positions = Positions.of(ended == 0)
+        hidden = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
+        everywhere = logits(self.weights, hidden.reshape(num_arms, -1, hidden.shape[-1]))
+        everywhere = everywhere.reshape(*completions.shape, -1)
+        student = everywhere[positions.row, positions.column].log_softmax(-1)
+        teacher_hidden, teacher = self._frozen(self._teacher_shape, self._teacher, ids, positions)
+        targets = completions[positions.row, positions.column]
+        signals = signals_from_logprobs(
+            student.detach(), teacher, targets, k=self.settings[0].score_top_k
+        )
+        tables = self._tables(signals, positions)
+        choices = [
+            choose(table, args, step=number, training=True)
+            for table, args in zip(tables, self.settings, strict=True)
+        ]
+
+        def reference() -> Tensor:
+            return self._frozen(self.shape, self._initial, ids, positions)[1]
+
+        losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
+        self._optimizer.zero_grad()
+        losses.backward()
+        gradient_norms = self._clip()
+        before = [weight.detach().clone() for weight in self.weights.values()] if observers else []
+        self._optimizer.step()
+        if observers:
+            changes = [
+                (weight.detach() - old).flatten(1).square().sum(1)
+                for weight, old in zip(self.weights.values(), before, strict=True)
+            ]
+            seen = StackStep(
+                step=number,
+                token_ids=completions,
+                mask=ended == 0,
+                positions=positions,
+                signals=signals,
+                tables=tables,
+                choices=choices,
+                student_logprobs=student.detach(),
+                teacher_logprobs=teacher,
+                reference_logprobs=reference,
+                update_norms=torch.stack(changes).sum(0).sqrt(),
+                gradient_norms=gradient_norms,
+            )
+            for observer in observers:
+                observer(seen)
+        return choices
+
+    def _tables(self, signals: TokenSignals, positions: Positions) -> list[SignalTable]:
+        whole = signal_table(
+            signals,
+            response=positions.row,
+            position=positions.column,
+            valid=torch.ones_like(positions.row, dtype=torch.bool),
+            compatibility=self.settings[0].compatibility,
+        )
+        return [take_rows(whole, rows) for rows in self._rows(positions)]
+
+    def _rows(self, positions: Positions) -> list[slice]:
+        """The positions of every arm."""
+        size = positions.shape[0] // len(self.arms)
+        counts = torch.bincount(positions.row // size, minlength=len(self.arms)).tolist()
+        starts = [sum(counts[:arm]) for arm in range(len(counts))]
+        return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+    @torch.no_grad()
+    def _frozen(
+        self, shape: Shape, weights: Weights, ids: Tensor, positions: Positions
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N V"]]:
+        """States and log-probs of one model that does not train, at the given positions."""
+        num_prompt = self._prompts.shape[1]
+        parts = [hidden_states(shape, weights, arm.unsqueeze(0))[0] for arm in ids]
+        hidden = torch.cat(parts)[:, num_prompt - 1 : -1][positions.row, positions.column]
+        return hidden, logits(weights, hidden.unsqueeze(0))[0].log_softmax(-1)
+
+    def _loss(
+        self,
+        student: Tensor,
+        teacher_hidden: Tensor,
+        signals: TokenSignals,
+        targets: Tensor,
+        choices: list[Choice],
+        ids: Tensor,
+        positions: Positions,
+    ) -> Float[Tensor, ""]:
+        teacher_head = Head(weight=self._teacher["head"][0].T)
+        sampled = signals.teacher_logprobs
+        assert sampled is not None
+        total = student.new_zeros(())
+        parts = zip(choices, self.settings, self._losses, self._rows(positions), strict=True)
+        for choice, args, function, rows in parts:
+            chosen = choice.loss_weights != 0
+            at = torch.arange(rows.start, rows.stop)[chosen]
+            exact = needs_teacher_distribution(args.loss)
+            values = function(
+                student[at],
+                Targets(
+                    token_ids=targets[at],
+                    teacher_hidden=teacher_hidden[at] if exact else None,
+                    teacher_head=teacher_head if exact else None,
+                    teacher_logprobs=sampled[at],
+                ),
+            )
+            total = total + (values * choice.loss_weights[chosen].float()).sum()
+        anchored = torch.cat([choice.anchor_weights for choice in choices])
+        if bool((anchored != 0).any()):
+            total = total + self._anchor_loss(student, anchored, targets, ids, positions)
+        return total
+
+    def _anchor_loss(self, student, anchored, targets, ids, positions) -> Float[Tensor, ""]:
+        at = anchored.nonzero().squeeze(1)
+        hidden = self._frozen(self.shape, self._initial, ids, positions)[0]
+        against = Targets(
+            token_ids=targets[at],
+            teacher_hidden=hidden[at],
+            teacher_head=Head(weight=self._initial["head"][0].T),
+        )
+        return (self._anchor(student[at], against) * anchored[at].float()).sum()
+
+    def _clip(self) -> Float[Tensor, " S"]:
+        """Clip every arm's gradient by its own norm, as `torch.nn.utils.clip_grad_norm_` does."""
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+        factors = (self.settings[0].max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
+        return norms
+
+
+def take_rows(table: SignalTable, rows: slice) -> SignalTable:
+    """A part of a table, as a view."""
+    columns = ("disagreement", "compatibility", "entropy", "response", "position", "valid")
+    return replace(
+        table,
+        extra={name: value[rows] for name, value in table.extra.items()},
+        **{name: getattr(table, name)[rows] for name in columns},
+    )

@@ -1,0 +1,132 @@
+"""The stack against transformers and against the trainer: same forward, same choice, same update."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taopd import TeachabilityConfig, TeachabilityTrainer
+from taopd.data import load_prompts
+from taopd.demo import lab_arm
+from taopd.errors import ConfigError
+from taopd.stacked import Stack, run_stack
+from taopd.stacked.model import generate, hidden_states, logits, stack
+from taopd.tinylab import build_lab
+from taopd.tinylab.task import EOS_ID, PAD_ID, PROMPT_LENGTH
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return build_lab(
+        root=tmp_path_factory.mktemp("labs"),
+        parallel=False,
+        num_train_prompts=64,
+        num_test_prompts=16,
+        teacher_steps=60,
+        student_steps=60,
+        batch_size=32,
+    )
+
+
+def small_arm(lab, name="arm", seed=0, **settings):
+    return lab_arm(lab, name, {"per_device_train_batch_size": 8} | settings, seed=seed, steps=STEPS)
+
+
+def test_forward_and_greedy_generation_equal_transformers(lab):
+    model = AutoModelForCausalLM.from_pretrained(lab.student, dtype=torch.float32).eval()
+    shape, weights = stack(model, 3)
+    ids = torch.randint(0, 44, (3, 5, 17), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = logits(weights, hidden_states(shape, weights, ids).flatten(1, 2))
+        theirs = model(ids.flatten(0, 1)).logits
+        torch.testing.assert_close(ours.reshape(theirs.shape), theirs, atol=2e-5, rtol=2e-5)
+        prompts = ids[..., :PROMPT_LENGTH]
+        made = generate(shape, weights, prompts, max_new_tokens=9, eos_id=EOS_ID, pad_id=PAD_ID)
+        expected = model.generate(
+            prompts.flatten(0, 1),
+            attention_mask=torch.ones(15, PROMPT_LENGTH),
+            max_new_tokens=9,
+            do_sample=False,
+            pad_token_id=PAD_ID,
+        )[:, PROMPT_LENGTH:]
+    padded = torch.nn.functional.pad(expected, (0, 9 - expected.shape[1]), value=PAD_ID)
+    assert torch.equal(made.flatten(0, 1), padded)
+
+
+def test_sampled_tokens_follow_the_models_distribution(lab):
+    model = AutoModelForCausalLM.from_pretrained(lab.student, dtype=torch.float32).eval()
+    shape, weights = stack(model, 1)
+    prompts = torch.tensor([[3, 2, 1, 10, 4, 8, 9, 11]]).expand(1, 4000, -1)
+    noise = torch.rand(1, 4000, 1, generator=torch.Generator().manual_seed(0))
+    drawn = generate(
+        shape, weights, prompts, max_new_tokens=1, eos_id=EOS_ID, pad_id=PAD_ID, uniforms=noise
+    )
+    shares = torch.bincount(drawn.flatten(), minlength=48) / 4000
+    with torch.no_grad():
+        expected = model(prompts[0, :1]).logits[0, -1].softmax(-1)
+    assert (shares - expected).abs().max() < 0.03  # 4,000 draws: sd at most 0.008
+
+
+@pytest.mark.parametrize(
+    ("selector", "loss", "anchor"),
+    [
+        ("teachability", "reverse_kl", 1.0),
+        ("teachability", "sampled_reverse_kl", 0.0),
+        ("full", "forward_kl", 0.0),
+        ("random", "jsd", 0.5),
+    ],
+)
+def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor):
+    # With Adam's usual epsilon a gradient of 1e-9, all rounding, moves a weight as far as any other.
+    arm = small_arm(lab, selector=selector, loss=loss, anchor_coef=anchor, adam_epsilon=1e-5)
+    trainer = TeachabilityTrainer(
+        model=AutoModelForCausalLM.from_pretrained(arm.student, dtype=torch.float32),
+        teacher_model=arm.teacher,
+        args=TeachabilityConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            seed=0,
+            **arm.config,
+        ),
+        train_dataset=load_prompts(arm.prompts, split="train"),
+        processing_class=AutoTokenizer.from_pretrained(arm.student, padding_side="left"),
+    )
+    seen = []
+    trainer.observers.append(seen.append)
+    trainer.train()
+
+    ours = Stack([arm], output_dir=str(tmp_path))
+    start = {name: weight.detach().clone() for name, weight in ours.weights.items()}
+    for step, scored in enumerate(seen):
+        ids = torch.cat([scored.batch["prompt_ids"], scored.batch["completion_ids"]], dim=1)
+        ids = torch.nn.functional.pad(ids, (0, 17 - ids.shape[1]), value=PAD_ID)
+        (choice,) = ours.update(ids.unsqueeze(0), step)
+        assert torch.equal(choice.selection.kept, scored.choice.selection.kept)
+        assert torch.equal(choice.anchor_weights, scored.choice.anchor_weights)
+    theirs = stack(trainer.model, 1)[1]
+    moved = max((theirs[name] - start[name]).abs().max() for name in start)
+    assert moved > 2e-4
+    for name, weight in ours.weights.items():
+        torch.testing.assert_close(weight.detach(), theirs[name], atol=2e-5, rtol=0)
+
+
+def test_an_arm_does_not_depend_on_its_neighbours(lab, tmp_path):
+    arms = [small_arm(lab, "a", seed, selector=s) for s in ("full", "random") for seed in (0, 1)]
+    together = run_stack(arms, output_dir=str(tmp_path))
+    (alone,) = run_stack(arms[2:3], output_dir=str(tmp_path))
+    assert [row["seed"] for row in together] == [0, 1, 0, 1]
+    assert alone["selected_tokens_curve"] == together[2]["selected_tokens_curve"]
+    assert alone["accuracy_curve"] == together[2]["accuracy_curve"]
+    assert together[0]["kept_fraction"] == 1.0
+    assert together[2]["kept_fraction"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path):
+    with pytest.raises(ConfigError, match=r"gradient_window=4 needs the trainer"):
+        Stack([small_arm(lab, gradient_window=4)], output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"one stack has one learning_rate"):
+        Stack([small_arm(lab), small_arm(lab, learning_rate=1e-3)], output_dir=str(tmp_path))
