@@ -31,7 +31,7 @@ LAYERS = (
         *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
         *("choose", "metrics", "rollout_log", "student_states"),
     },
-    {"study", "tinylab", "demo", "arms", "arm_pool", "stacked"},
+    {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},
 )
 APART = ({"selectors", "losses"},)

@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
     "diagnose": "which signals are learnable: freeze, measure, judge",
+    "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
     "conformance": "compare signals and selections with files of reference vectors",
 }

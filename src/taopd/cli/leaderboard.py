@@ -1,0 +1,78 @@
+"""`taopd leaderboard`: every selector on every variant of the tiny lab, ranked."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from taopd.cli import Parser
+from taopd.cli.progress import CountedProgress
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse the flags, run what is missing, write the tables; heavy imports come after `--help`."""
+    parser = Parser(
+        prog="taopd leaderboard",
+        description="Train every selector at 2, 5, 10 and 30 % on five variants of the tiny lab, with\n"
+        "sampled and exact reverse KL and five seeds, and rank them. Finished jobs are kept:\n"
+        "a second call goes on, and a new selector runs its own rows alone.",
+        epilog="examples:\n"
+        "  taopd leaderboard\n"
+        '  taopd leaderboard --selector "teachability*compatible" --selector mypackage.scores:mine',
+    )
+    parser.add_argument(
+        "--selector",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one; may be repeated (all)",
+    )
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME", help="only this lab (all)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="training seeds (5)")
+    parser.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="processes (one per core)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=Path,
+        default=Path("runs/leaderboard"),
+        metavar="FOLDER",
+        help="finished jobs (runs/leaderboard)",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        default=Path("docs/results/tinylab.json"),
+        metavar="FILE",
+        help="the leaderboard; rows of other selectors stay (docs/results/tinylab.json)",
+    )
+    options = parser.parse_args(argv)
+
+    from taopd.leaderboard import run_leaderboard
+    from taopd.report.leaderboard import draw, write_page
+
+    options.into.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with CountedProgress() as advance:
+            board = run_leaderboard(
+                folder=options.jobs,
+                path=options.into,
+                names=options.selector,
+                variants=options.variant,
+                num_seeds=options.seeds,
+                num_workers=options.workers,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"finished jobs are kept in {options.jobs}; the same command goes on", file=sys.stderr
+        )
+        raise
+    picture = options.into.with_suffix(".png")
+    draw(board, picture)
+    page = options.into.with_suffix(".md")
+    write_page(board, page, picture.name)
+    for path in (options.into, page, picture):
+        print(path)
+    return 0

@@ -1,0 +1,195 @@
+"""Every selector on every variant of the tiny lab, at equal budgets: the runs behind the leaderboard.
+
+    cell = (variant, loss, selector, budget), a curve of accuracies for every seed
+
+What: 60 optimizer steps of 32 rollouts at a constant learning rate of 1e-3. That is short in steps and
+long in distance (Adam moves as far as in 200 steps at the demo's 3e-4): the learnable part is learned
+after about ten steps, and who collapses does so before the end. Arms of one variant, loss and selector
+run as one stack, budgets and seeds side by side.
+Why not the demo's settings: a leaderboard of thousands of runs has to end within the hour on two cores.
+Not here: tables and pictures (`taopd.report.leaderboard`).
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from taopd.demo import lab_arm
+from taopd.errors import ConfigError, DataError, suggest
+from taopd.records import write_json
+from taopd.runs import environment
+from taopd.selectors import SELECTORS, resolve_selector
+from taopd.stacked.pool import Job, run_jobs
+from taopd.tinylab import VARIANTS, Lab, build_lab
+
+BUDGETS = (0.02, 0.05, 0.1, 0.3)
+LOSSES = ("sampled_reverse_kl", "reverse_kl")
+STEPS = 60
+EVALUATE_EVERY = 15
+NUM_TEST_PROMPTS = 200
+STACK_CONFIG: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
+ANCHORED = {"teachability, anchored": {"selector": "teachability", "anchor_coef": 1.0}}
+"""Entries that are more than a selector."""
+
+
+def entries(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Settings of the entries of these names, by name; of all selectors and `ANCHORED` without names.
+
+    Raises:
+        ConfigError: for a name that is neither an entry nor a selector.
+    """
+    names = list(names)
+    known = {name: {"selector": name} for name in SELECTORS} | ANCHORED
+    if not names:
+        return known
+    for name in set(names) - set(known):
+        resolve_selector(name)
+    return {name: known.get(name, {"selector": name}) for name in names}
+
+
+def jobs_of(
+    lab: Lab,
+    folder: Path,
+    chosen: dict[str, dict[str, Any]],
+    *,
+    losses: Iterable[str] = LOSSES,
+    budgets: Iterable[float] = BUDGETS,
+    num_seeds: int = 5,
+    steps: int = STEPS,
+) -> list[Job]:
+    """One job for every loss and entry on one lab."""
+    jobs = []
+    for loss in losses:
+        for name, settings in chosen.items():
+            # The full selector has no budget.
+            shares = [1.0] if settings["selector"] == "full" else sorted(budgets)
+            arms = [
+                replace(
+                    lab_arm(
+                        lab,
+                        name,
+                        STACK_CONFIG | settings | {"loss": loss, "budget": budget},
+                        seed=seed,
+                        steps=steps,
+                    ),
+                    evaluate_every=min(EVALUATE_EVERY, steps),
+                    num_test_prompts=min(
+                        NUM_TEST_PROMPTS, lab.manifest["spec"]["num_test_prompts"]
+                    ),
+                )
+                for budget in shares
+                for seed in range(num_seeds)
+            ]
+            stem = f"{lab.variant}__{loss}__{name}".replace("/", "_").replace(" ", "")
+            about = {"variant": lab.variant, "loss": loss, "selector": name}
+            jobs.append(Job(path=folder / f"{stem}.json", arms=arms, about=about))
+    return jobs
+
+
+def cells_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of one finished job: per budget, the curves of all seeds."""
+    by_budget: dict[float, list[dict[str, Any]]] = {}
+    for row in document["arms"]:
+        by_budget.setdefault(row["budget"], []).append(row)
+
+    def curves(rows: list[dict[str, Any]], name: str) -> list[list[float]]:
+        return [[round(value, 4) for _, value in row[name]] for row in rows]
+
+    return [
+        {
+            "variant": document["variant"],
+            "loss": document["loss"],
+            "selector": document["selector"],
+            "budget": budget,
+            "seeds": [row["seed"] for row in rows],
+            "steps": [step for step, _ in rows[0]["accuracy_curve"]],
+            "greedy": curves(rows, "accuracy_curve"),
+            "sampled": curves(rows, "accuracy_sampled_curve"),
+            "kept_fraction": round(sum(row["kept_fraction"] for row in rows) / len(rows), 4),
+            "kept_by_kind": _mean_shares([row["selected_share_by_kind"] for row in rows]),
+            "cpu_seconds": round(document["cpu_seconds"] * len(rows) / len(document["arms"]), 1),
+        }
+        for budget, rows in by_budget.items()
+    ]
+
+
+def _mean_shares(shares: list[dict[str, float]]) -> dict[str, float]:
+    kinds = sorted({kind for share in shares for kind in share})
+    return {kind: round(sum(s.get(kind, 0.0) for s in shares) / len(shares), 3) for kind in kinds}
+
+
+def key(cell: dict[str, Any]) -> tuple[str, str, str, float]:
+    """What identifies a cell."""
+    return cell["variant"], cell["loss"], cell["selector"], cell["budget"]
+
+
+def merge(path: Path, documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the cells of finished jobs into the leaderboard's file; cells of other entries stay.
+
+    Raises:
+        DataError: if the file is not a leaderboard.
+    """
+    cells: dict[tuple, dict[str, Any]] = {}
+    if path.exists():
+        try:
+            cells = {key(cell): cell for cell in json.loads(path.read_text())["cells"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a leaderboard ({error}); move it away") from error
+    for document in documents:
+        cells |= {key(cell): cell for cell in cells_of(document)}
+    board = {
+        "settings": STACK_CONFIG | {"steps": STEPS, "test_prompts": NUM_TEST_PROMPTS},
+        "versions": environment()["versions"],
+        "cells": [cells[name] for name in sorted(cells)],
+    }
+    write_json(path, board)
+    return board
+
+
+def run_leaderboard(
+    *,
+    folder: Path,
+    path: Path,
+    names: Iterable[str] = (),
+    variants: Iterable[str] = (),
+    num_seeds: int = 5,
+    steps: int = STEPS,
+    num_workers: int | None = None,
+    lab_sizes: dict[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Run what is missing and return the whole leaderboard.
+
+    Args:
+        folder: keeps one file a finished job; delete a file to run its job again.
+        path: the leaderboard's JSON; cells of other selectors stay in it.
+        names: selectors or expressions; default every registered selector, and `ANCHORED`.
+        variants: of the lab; default all.
+        progress: called with ("teacher" | "student" | "jobs", done, total).
+
+    Raises:
+        ConfigError: for an unknown selector or variant. DataError: if a job fails.
+    """
+    chosen = entries(names)
+    variants = list(variants) or list(VARIANTS)
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ConfigError(f"no lab is called {variant!r}.{suggest(variant, VARIANTS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        job
+        for variant in variants
+        for job in jobs_of(
+            build_lab(variant, progress=progress, **(lab_sizes or {})),
+            folder,
+            chosen,
+            num_seeds=num_seeds,
+            steps=steps,
+        )
+    ]
+    run_jobs(
+        jobs, num_workers=num_workers, progress=lambda done, total: progress("jobs", done, total)
+    )
+    return merge(path, [json.loads(job.path.read_text()) for job in jobs])

@@ -1,0 +1,238 @@
+"""The leaderboard as a page and a picture, from its JSON alone.
+
+    score of a run   mean of its greedy accuracies at the checkpoints after step 0 (early and late count)
+    cell             mean over seeds, with the half-width of a 95 % t interval, and the accuracy at the end
+    rank             1 is best; by score within one variant, then averaged over variants
+
+A mark says that the paired difference to full distillation on the same seeds is told apart from zero
+(two-sided t, Holm over the selectors of one column).
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from taopd.records import write_text
+
+FULL = "full"
+BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
+LOSS_NAMES = {"reverse_kl": "exact reverse KL", "sampled_reverse_kl": "sampled reverse KL"}
+MARGIN = 1.0
+"""Points: a selector that loses less than this to full distillation counts as not worse."""
+
+Cells = dict[str, dict[str, dict[str, Any]]]
+"""selector -> variant -> cell, of one loss and one budget."""
+
+
+def scores(cell: dict[str, Any]) -> np.ndarray:
+    """Score of every seed, in %."""
+    return 100 * np.asarray(cell["greedy"])[:, 1:].mean(axis=1)
+
+
+def finals(cell: dict[str, Any]) -> np.ndarray:
+    """Greedy accuracy of every seed at the last step, in %."""
+    return 100 * np.asarray(cell["greedy"])[:, -1]
+
+
+def half_width(values: np.ndarray) -> float:
+    """Half of a 95 % t interval of the mean; NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down adjustment; NaN stays NaN and does not count."""
+    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted, running = list(p_values), 0.0
+    for place, index in enumerate(sorted(known, key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(known) - place) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def select_cells(board: dict[str, Any], loss: str, budget: float) -> Cells:
+    """Cells of one loss and budget; full distillation belongs to every budget."""
+    found: Cells = {}
+    for cell in board["cells"]:
+        if cell["loss"] == loss and (cell["budget"] == budget or cell["selector"] == FULL):
+            found.setdefault(cell["selector"], {})[cell["variant"]] = cell
+    return found
+
+
+def variants_of(board: dict[str, Any]) -> list[str]:
+    """Variants in the order of the lab's own page."""
+    order = ["dialect", "bilingual", "reversal", "termination", "fallible"]
+    present = {cell["variant"] for cell in board["cells"]}
+    return [v for v in order if v in present] + sorted(present - set(order))
+
+
+def ranking(cells: Cells, variants: list[str]) -> list[tuple[float, str]]:
+    """(mean rank, selector), best first; ties share the mean of their ranks."""
+    names = [name for name in cells if all(variant in cells[name] for variant in variants)]
+    ranks = np.zeros(len(names))
+    for variant in variants:
+        means = [scores(cells[name][variant]).mean() for name in names]
+        ranks += stats.rankdata([-mean for mean in means])
+    return sorted(
+        (float(rank) / len(variants), name) for rank, name in zip(ranks, names, strict=True)
+    )
+
+
+def differences(cells: Cells, name: str, variant: str) -> np.ndarray | None:
+    """Paired differences of the score to full distillation, seed by seed; None without it."""
+    full = cells.get(FULL, {}).get(variant)
+    if full is None or name == FULL or full["seeds"] != cells[name][variant]["seeds"]:
+        return None
+    return scores(cells[name][variant]) - scores(full)
+
+
+def marks(cells: Cells, names: list[str], variant: str) -> dict[str, str]:
+    """Arrow of every selector that is told apart from full distillation."""
+    p_values, gaps = [], []
+    for name in names:
+        gap = differences(cells, name, variant)
+        decided = gap is not None and len(gap) > 1 and gap.std() > 0
+        p_values.append(float(stats.ttest_1samp(gap, 0.0).pvalue) if decided else math.nan)
+        gaps.append(0.0 if gap is None else float(gap.mean()))
+    return {
+        name: ("▲" if gap > 0 else "▼") if p < 0.05 else ""
+        for name, gap, p in zip(names, gaps, holm(p_values), strict=True)
+    }
+
+
+def worst_gap(cells: Cells, name: str, variants: list[str]) -> tuple[float, str]:
+    """Smallest mean difference to full distillation over the variants, and where."""
+    gaps = [(differences(cells, name, variant), variant) for variant in variants]
+    return min(
+        ((float(gap.mean()), v) for gap, v in gaps if gap is not None), default=(math.nan, "")
+    )
+
+
+def table(board: dict[str, Any], loss: str, budget: float) -> str:
+    """Markdown table of one loss and budget."""
+    variants, cells = variants_of(board), select_cells(board, loss, budget)
+    order = ranking(cells, variants)
+    names = [name for _, name in order]
+    arrows = {variant: marks(cells, names, variant) for variant in variants}
+    lines = [
+        f"| rank | selector | {' | '.join(variants)} | worst against full |",
+        f"|---:|---|{'---:|' * len(variants)}---:|",
+    ]
+    for rank, name in order:
+        row = []
+        for variant in variants:
+            values, last = scores(cells[name][variant]), finals(cells[name][variant])
+            row.append(
+                f"{values.mean():.0f} ±{half_width(values):.0f} → {last.mean():.0f}{arrows[variant][name]}"
+            )
+        gap, where = worst_gap(cells, name, variants)
+        worst = "" if name == FULL else f"{gap:+.0f} ({where})"
+        lines.append(f"| {rank:.1f} | {name} | {' | '.join(row)} | {worst} |")
+    return "\n".join(lines)
+
+
+def verdict(board: dict[str, Any], budget: float) -> str:
+    """Which entries are not worse than full distillation in any variant, or the closest."""
+    lines = []
+    variants = variants_of(board)
+    for loss in sorted({cell["loss"] for cell in board["cells"]}):
+        cells = select_cells(board, loss, budget)
+        names = [name for _, name in ranking(cells, variants) if name != FULL]
+        gaps = {name: worst_gap(cells, name, variants) for name in names}
+        fine = [name for name in names if gaps[name][0] >= -MARGIN]
+        words = LOSS_NAMES.get(loss, loss)
+        if fine:
+            lines.append(
+                f"- {words}, {budget:.0%}: not worse than full in any variant: {', '.join(fine)}."
+            )
+        elif names:
+            best = max(names, key=lambda name: gaps[name][0])
+            gap, where = gaps[best]
+            lines.append(
+                f"- {words}, {budget:.0%}: none is within {MARGIN:g} point of full in every variant; the "
+                f"closest is {best} ({gap:+.1f} points in *{where}*)."
+            )
+    return "\n".join(lines)
+
+
+def generated(board: dict[str, Any], picture: str) -> str:
+    """Everything on the page that follows from the numbers."""
+    budgets = sorted({c["budget"] for c in board["cells"] if c["selector"] != FULL})
+    hours = sum(cell["cpu_seconds"] for cell in board["cells"]) / 3600
+    runs = sum(len(cell["seeds"]) for cell in board["cells"])
+    settings = board["settings"]
+    parts = [
+        f"{runs:,} runs of {settings['steps']} steps, {settings['per_device_train_batch_size']} rollouts a "
+        f"step, learning rate {settings['learning_rate']:g}, {settings['test_prompts']} test prompts; "
+        f"{hours:.1f} core hours.",
+        f"![Score by selector, variant and loss at 5 %]({picture})",
+        "## Not worse than full distillation at 5 %",
+        verdict(board, 0.05),
+    ]
+    for loss in sorted({cell["loss"] for cell in board["cells"]}):
+        parts += [f"## {LOSS_NAMES.get(loss, loss).capitalize()}"]
+        for budget in sorted(budgets, key=lambda share: (share != 0.05, share)):
+            parts += [f"### Budget {budget:.0%}", table(board, loss, budget)]
+    return "\n\n".join(parts)
+
+
+def write_page(board: dict[str, Any], path: Path, picture: str) -> None:
+    """Write the page; what stands outside of the two markers is kept as it was."""
+    before, after = "# Leaderboard of the tiny lab\n\n", "\n"
+    if path.exists() and BEGIN in (text := path.read_text()):
+        before, rest = text.split(BEGIN, 1)
+        after = rest.split(END, 1)[1]
+    write_text(path, f"{before}{BEGIN}\n{generated(board, picture)}\n{END}{after}")
+
+
+def draw(board: dict[str, Any], path: Path, budget: float = 0.05) -> None:
+    """Heat map of the scores at one budget: selectors by variants, one panel a loss."""
+    variants = variants_of(board)
+    losses = sorted({cell["loss"] for cell in board["cells"]})
+    everything = [select_cells(board, loss, budget) for loss in losses]
+    ranks: dict[str, float] = {}
+    for cells in everything:
+        for rank, name in ranking(cells, variants):
+            ranks[name] = ranks.get(name, 0.0) + rank
+    names = sorted(ranks, key=lambda name: ranks[name])
+    figure, panels = plt.subplots(
+        1,
+        len(losses),
+        figsize=(3.6 + 2.6 * len(losses), 1.4 + 0.27 * len(names)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, loss, cells in zip(panels[0], losses, everything, strict=True):
+        values = np.array(
+            [
+                [
+                    scores(cells[name][v]).mean() if v in cells.get(name, {}) else np.nan
+                    for v in variants
+                ]
+                for name in names
+            ]
+        )
+        axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                shade = "white" if value < 60 else "black"
+                axes.text(
+                    column, row, f"{value:.0f}", ha="center", va="center", color=shade, size=8
+                )
+        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", size=8)
+        axes.set_yticks(range(len(names)), names, size=8)
+        axes.set_title(LOSS_NAMES.get(loss, loss), size=9)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    figure.suptitle(f"Mean accuracy over a run (%), budget {budget:.0%}", size=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

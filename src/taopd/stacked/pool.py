@@ -1,0 +1,95 @@
+"""Runs jobs, each a stack of arms, in worker processes; every finished job is a file.
+
+What: a job is some arms and the file for their results. A job whose file exists is done, so a killed
+run goes on where it was, and adding jobs runs only these.
+Why processes that take one job after the other, and not one process a job: importing torch and
+transformers costs as much as a small job.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taopd.arms import Arm
+from taopd.errors import DataError
+from taopd.records import write_json
+
+WORKER_ENVIRONMENT = {
+    # Two OpenMP threads that spin against another process make a step 40 times slower.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Fresh pages for every large tensor cost as much as the arithmetic; glibc is told to keep them.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Arms of one stack, and where their results go."""
+
+    path: Path
+    arms: list[Arm]
+    about: dict[str, Any]
+    """Written next to the results."""
+
+
+def run_jobs(
+    jobs: list[Job],
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Run every job whose file does not exist yet.
+
+    Args:
+        num_workers: processes; default one per CPU core.
+        progress: called with (finished jobs, all jobs), finished ones of earlier calls included.
+
+    Raises:
+        DataError: if a job fails; jobs that had finished keep their files.
+    """
+    waiting = [job for job in jobs if not job.path.exists()]
+    done = len(jobs) - len(waiting)
+    progress(done, len(jobs))
+    if not waiting:
+        return
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)  # Read by libraries when a worker starts.
+    pool = ProcessPoolExecutor(
+        num_workers or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
+    )
+    try:
+        running = {pool.submit(run_job, job): job for job in waiting}
+        for future in as_completed(running):
+            if error := future.exception():
+                name = running[future].path.stem
+                raise DataError(f"job {name}: {type(error).__name__}: {error}") from error
+            done += 1
+            progress(done, len(jobs))
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def run_job(job: Job) -> None:
+    """Run one job in this process and write its file."""
+    from taopd.stacked.arms import run_stack
+
+    started = time.process_time()
+    rows = run_stack(job.arms, output_dir=str(job.path.parent))
+    seconds = round(time.process_time() - started, 1)
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(job.path, job.about | {"cpu_seconds": seconds, "arms": rows})

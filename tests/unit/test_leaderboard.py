@@ -1,0 +1,138 @@
+"""The leaderboard: its bookkeeping on a tiny run, its statistics against scipy and by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from taopd.errors import ConfigError, DataError
+from taopd.leaderboard import entries, merge, run_leaderboard
+from taopd.report import leaderboard as page
+from taopd.stacked.pool import Job, run_jobs
+
+SIZES = {
+    "num_train_prompts": 64,
+    "num_test_prompts": 8,
+    "teacher_steps": 2,
+    "student_steps": 2,
+}
+
+
+def cell(selector, variant, greedy, budget=0.05, loss="reverse_kl"):
+    curves = [[0.5, *run] for run in greedy]
+    return {
+        "variant": variant,
+        "loss": loss,
+        "selector": selector,
+        "budget": budget,
+        "seeds": list(range(len(greedy))),
+        "steps": [0, 1, 2],
+        "greedy": curves,
+        "sampled": curves,
+        "kept_fraction": budget,
+        "kept_by_kind": {},
+        "cpu_seconds": 1.0,
+    }
+
+
+@pytest.fixture
+def board():
+    cells = [
+        cell("full", "dialect", [[0.9, 0.9], [0.8, 0.8], [0.7, 0.7]], budget=1.0),
+        cell("full", "reversal", [[0.6, 0.8], [0.6, 0.8], [0.6, 0.7]], budget=1.0),
+        cell("better", "dialect", [[1.0, 1.0], [0.9, 0.91], [0.8, 0.8]]),
+        cell("better", "reversal", [[0.6, 0.8], [0.6, 0.8], [0.6, 0.7]]),
+        cell("worse", "dialect", [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        cell("worse", "reversal", [[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]]),
+    ]
+    settings = {
+        "steps": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-3,
+        "test_prompts": 1,
+    }
+    return {"settings": settings, "cells": cells}
+
+
+def test_scores_leave_out_the_student_before_training(board):
+    assert page.scores(board["cells"][0]).tolist() == pytest.approx([90, 80, 70])
+    assert page.finals(board["cells"][1]).tolist() == pytest.approx([80, 80, 70])
+
+
+def test_interval_and_holm_against_scipy():
+    values = np.array([1.0, 2.0, 4.0, 7.0])
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert page.half_width(values) == pytest.approx((high - low) / 2)
+    # By hand: sorted .01 .02 .04 are multiplied by 3, 2, 1.
+    assert page.holm([0.04, 0.01, float("nan"), 0.02]) == pytest.approx(
+        [0.04, 0.03, float("nan"), 0.04], nan_ok=True
+    )
+
+
+def test_ranks_gaps_and_verdict(board):
+    cells = page.select_cells(board, "reverse_kl", 0.05)
+    order = page.ranking(cells, ["dialect", "reversal"])
+    # dialect: worse 1, better 2, full 3; reversal: better and full 1.5, worse 3.
+    assert order == [(1.75, "better"), (2.0, "worse"), (2.25, "full")]
+    gap, where = page.worst_gap(cells, "worse", ["dialect", "reversal"])
+    assert where == "reversal" and gap == pytest.approx(-65.0)
+    words = page.verdict(board, 0.05)
+    assert "not worse than full in any variant: better." in words
+    assert page.marks(cells, ["better", "worse"], "reversal") == {"better": "", "worse": "▼"}
+
+
+def test_page_keeps_what_was_written_by_hand(board, tmp_path):
+    path = tmp_path / "board.md"
+    page.write_page(board, path, "board.png")
+    path.write_text(path.read_text().replace(page.END, page.END + "\n\nMy discussion.\n"))
+    page.write_page(board, path, "board.png")
+    text = path.read_text()
+    assert text.count("## Exact reverse kl") == 1 and text.count("My discussion.") == 1
+    page.draw(board, tmp_path / "board.png")
+    assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_new_selector_runs_its_own_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAOPD_CACHE", str(tmp_path / "cache"))
+    path, seen = tmp_path / "tinylab.json", []
+    common = {
+        "folder": tmp_path / "jobs",
+        "path": path,
+        "variants": ["dialect"],
+        "num_seeds": 2,
+        "steps": 1,
+        "num_workers": 1,
+        "lab_sizes": SIZES,
+    }
+    run_leaderboard(names=["full"], **common)
+    before = sorted((tmp_path / "jobs").iterdir())
+    stamps = [file.stat().st_mtime_ns for file in before]
+    board = run_leaderboard(
+        names=["full", "random"], progress=lambda *event: seen.append(event), **common
+    )
+    assert [file.stat().st_mtime_ns for file in before] == stamps
+    assert ("jobs", 2, 4) in seen and seen[-1] == ("jobs", 4, 4)
+    found = {(c["selector"], c["loss"], c["budget"]) for c in board["cells"]}
+    assert len(board["cells"]) == len(found) == 2 + 2 * 4
+    assert all(c["seeds"] == [0, 1] and len(c["greedy"][0]) == 2 for c in board["cells"])
+    assert json.loads(path.read_text())["cells"] == board["cells"]
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"teachabilty.*teachability"):
+        entries(["teachabilty"])
+    with pytest.raises(ConfigError, match=r"no lab is called 'dialct'.*dialect"):
+        run_leaderboard(folder=tmp_path, path=tmp_path / "x.json", variants=["dialct"])
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(DataError, match=r"not a leaderboard"):
+        merge(tmp_path / "x.json", [])
+
+
+def test_finished_jobs_are_not_run_again(tmp_path):
+    path = tmp_path / "done.json"
+    path.write_text("{}")
+    seen = []
+    run_jobs([Job(path=path, arms=[], about={})], progress=lambda *event: seen.append(event))
+    assert seen == [(1, 1)]
