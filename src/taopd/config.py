@@ -135,6 +135,13 @@ class TeachabilityConfig(DistillationConfig):
             "one; costs a full forward and backward, and two copies of the gradients. 0: never."
         },
     )
+    prefix_memory_mib: int = field(
+        default=8192,
+        metadata={
+            "help": "gradient_window: keys and values of the scoring pass that may be kept for training, in "
+            "MiB per device; beyond it they are computed again. 0: never kept."
+        },
+    )
     num_generations: int = field(
         default=1,
         metadata={"help": "Completions sampled per prompt. Divides the generation batch."},
@@ -228,6 +235,9 @@ class TeachabilityConfig(DistillationConfig):
             window is None or window >= 0, "gradient_window", window, "none, or 0 or more positions"
         )
         _require(every >= 0, "gradient_check_every", every, "0 or more steps")
+        _require(
+            self.prefix_memory_mib >= 0, "prefix_memory_mib", self.prefix_memory_mib, "0 or more"
+        )
         if every and window is None:
             raise ConfigError(
                 "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"

@@ -44,6 +44,8 @@ METRICS: dict[str, str] = {
     "perf/sample_tokens": "Completion tokens sampled on this rank.",
     "perf/score_tokens": "Positions scored on this rank.",
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
+    "perf/reused_tokens": "Positions of the training forward that the scoring pass had already computed: all "
+    "of them (one micro-batch a step) or the sparse forward's prefix.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "

@@ -1,15 +1,16 @@
-"""The terms of a micro-batch's loss from the student's states: distillation, and the anchor."""
+"""The terms of a micro-batch's loss: what they read, and their values from the student's states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.kernels import Head
-from taopd.losses import LossFunction, head_loss
-from taopd.scoring import Trimmed, targets_at
+from taopd.losses import LossFunction, Targets, head_loss
+from taopd.scoring import Positions, Scored, Trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,59 @@ def loss_terms(
         targets = targets_at(inputs, chosen, other, term.head, temperature)
         losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
     return losses
+
+
+def loss_inputs(
+    positions: Positions,
+    scored: Scored,
+    loss_weights: Float[Tensor, " N"],
+    anchor_weights: Float[Tensor, " N"],
+) -> dict[str, Any]:
+    """What a micro-batch's loss reads: columns on the padded batch [B, T], float32, and states by row."""
+    signals = scored.signals
+    columns = {
+        "loss_weights": loss_weights,
+        "anchor_weights": anchor_weights,
+        "entropy": signals.entropy,
+        "teacher_logprobs": signals.teacher_logprobs,
+        "sampling_logprobs": signals.student_logprobs,
+    }
+    out: dict[str, Any] = {
+        name: positions.spread(values.float())
+        for name, values in columns.items()
+        if values is not None
+    }
+    out["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
+    if scored.teacher_hidden is not None:
+        out["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
+    if scored.student_hidden is not None:
+        everywhere = torch.ones_like(positions.row, dtype=torch.bool)
+        out["scored"] = positions.spread(everywhere)
+        with torch.enable_grad():
+            out["student_hidden"] = positions.by_row(scored.student_hidden, everywhere)
+    return out
+
+
+def targets_at(
+    inputs: Mapping[str, Any],
+    chosen: Bool[Tensor, "B T"],
+    hidden: list[Tensor] | None,
+    head: Head,
+    temperature: float,
+) -> Targets:
+    """What the student is compared with at the chosen positions of a micro-batch.
+
+    Args:
+        inputs: completion_ids and the columns of `loss_inputs`.
+        hidden: the other model's states at these positions, one tensor per row; None: the loss reads
+            log-probs of the sampled token only.
+    """
+    sampling = inputs.get("sampling_logprobs")
+    return Targets(
+        token_ids=inputs["completion_ids"][chosen],
+        teacher_hidden=None if hidden is None else torch.cat(hidden),
+        teacher_head=None if hidden is None else head,
+        teacher_logprobs=inputs["teacher_logprobs"][chosen],
+        sampling_logprobs=None if sampling is None else sampling[chosen],
+        temperature=temperature,
+    )

@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from taopd.kernels import Head
-from taopd.losses import Targets
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
 
@@ -115,10 +114,21 @@ SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 """Names of a padded batch's tensors: prompts [B, P] padded on the left, completions [B, T] on the right."""
 
 
-def trim(batch: Mapping[str, Tensor], active: Bool[Tensor, "B T"]) -> Trimmed:
+def first_used(prompt_mask: Int[Tensor, "B P"]) -> int:
+    """The first prompt column that is not padding in every row."""
+    used = prompt_mask.any(0).nonzero()
+    return int(used.min()) if used.numel() else 0
+
+
+def trim(
+    batch: Mapping[str, Tensor], active: Bool[Tensor, "B T"], first_column: int | None = None
+) -> Trimmed:
     """Drop rows without an active position, columns after the last one, and prompt columns of padding.
 
     Where nothing is active one row and one column stay: every rank must still run a forward.
+
+    Args:
+        first_column: of the prompts to keep; default the first one that is used in a kept row.
     """
     prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name] for name in SEQUENCE)
     rows = active.any(1).nonzero().squeeze(1)
@@ -126,8 +136,7 @@ def trim(batch: Mapping[str, Tensor], active: Bool[Tensor, "B T"]) -> Trimmed:
         rows = rows.new_zeros(1)
     columns = active[rows].any(0).nonzero()
     length = int(columns.max()) + 1 if columns.numel() else 1
-    used = prompt_mask[rows].any(0).nonzero()
-    first = int(used.min()) if used.numel() else 0
+    first = first_used(prompt_mask[rows]) if first_column is None else first_column
     return Trimmed(
         input_ids=torch.cat([prompt_ids[rows, first:], completion_ids[rows, :length]], dim=1),
         attention_mask=torch.cat(
@@ -151,13 +160,50 @@ def micro_batches(positions: Positions, size: int) -> Iterator[tuple[slice, Bool
 
 
 def states_at(
-    forward: Forward, model, batch: Mapping[str, Tensor], positions: Positions, size: int
+    forward: Forward,
+    model,
+    batch: Mapping[str, Tensor],
+    positions: Positions,
+    size: int,
+    *,
+    with_graph: bool = False,
+    first_column: int | None = None,
 ) -> Iterator[tuple[Float[Tensor, "n D"], Head]]:
-    """Per micro-batch of `size` rows: the states that predict the given positions, and the head."""
+    """Per micro-batch of `size` rows: the states that predict the given positions, and the head.
+
+    Args:
+        with_graph: record the forward for a backward, whatever the caller's mode.
+        first_column: see `trim`.
+    """
     for rows, mask in micro_batches(positions, size):
-        part = trim({name: batch[name][rows] for name in SEQUENCE}, mask)
-        hidden, head = forward(model, part)
-        yield hidden[mask[part.rows, : part.num_completion]], head
+        part = trim({name: batch[name][rows] for name in SEQUENCE}, mask, first_column)
+        with torch.set_grad_enabled(with_graph):
+            hidden, head = forward(model, part)
+            hidden = hidden[mask[part.rows, : part.num_completion]]
+        yield hidden, head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What a scoring pass keeps of the student's forward for the loss."""
+
+    keep_student_graph: bool = False
+    """The forward is recorded and its states are kept: it is the training forward."""
+    student_forward: Forward | None = None
+    """The student's, where it is not the teacher's."""
+    first_column: int | None = None
+    """Where all micro-batches of the student begin; see `trim`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a scoring pass leaves for the selection and for the loss."""
+
+    signals: TokenSignals
+    teacher_hidden: Float[Tensor, "N Dt"] | None
+    """The teacher's states at the scored positions, where the loss reads them."""
+    student_hidden: Float[Tensor, "N D"] | None
+    """The student's, with the graph of its forward, where this pass is the training forward."""
 
 
 def score_positions(
@@ -172,28 +218,39 @@ def score_positions(
     temperature: float,
     keep_teacher_hidden: bool,
     when: str,
-) -> tuple[TokenSignals, Float[Tensor, "N D"] | None]:
-    """Exact signals of the given positions of a padded batch, and the teacher's states there if kept.
+    reuse: Reuse | None = None,
+) -> Scored:
+    """Exact signals of the given positions of a padded batch; called without gradient.
 
     Args:
         when: opens the message of an error about NaN or infinite logits.
+        reuse: what the loss will take from the student's pass; default nothing.
 
     Raises:
         NumericsError: on NaN or infinite logits.
     """
-    signals, kept = [], []
+    reuse = Reuse() if reuse is None else reuse
+    signals, of_teacher, of_student = [], [], []
+    sizes = batch, positions, micro_batch_size
     passes = zip(
         micro_batches(positions, micro_batch_size),
-        states_at(forward, student, batch, positions, micro_batch_size),
-        states_at(forward, teacher, batch, positions, micro_batch_size),
+        states_at(
+            reuse.student_forward or forward,
+            student,
+            *sizes,
+            with_graph=reuse.keep_student_graph,
+            first_column=reuse.first_column,
+        ),
+        states_at(forward, teacher, *sizes),
         strict=True,
     )
-    for (rows, mask), student_states, teacher_states in passes:
+    for (rows, mask), (hidden, head), teacher_states in passes:
         describe = partial(Positions.of(mask).describe, first_row=rows.start, when=when)
         targets = batch["completion_ids"][rows][mask]
         signals.append(
             exact_signals(
-                *student_states,
+                hidden.detach(),
+                head,
                 *teacher_states,
                 targets,
                 k=k,
@@ -201,52 +258,14 @@ def score_positions(
                 locate=describe,
             )
         )
+        if reuse.keep_student_graph:
+            of_student.append(hidden)
         if keep_teacher_hidden:
-            kept.append(teacher_states[0])
-    return concatenate(signals), torch.cat(kept) if kept else None
-
-
-def loss_inputs(
-    positions: Positions,
-    signals: TokenSignals,
-    loss_weights: Float[Tensor, " N"],
-    anchor_weights: Float[Tensor, " N"],
-) -> dict[str, Any]:
-    """What a micro-batch's loss reads, on the padded batch [B, T], float32."""
-    columns = {
-        "loss_weights": loss_weights,
-        "anchor_weights": anchor_weights,
-        "entropy": signals.entropy,
-        "teacher_logprobs": signals.teacher_logprobs,
-        "sampling_logprobs": signals.student_logprobs,
-    }
-    return {
-        name: positions.spread(values.float())
-        for name, values in columns.items()
-        if values is not None
-    }
-
-
-def targets_at(
-    inputs: Mapping[str, Any],
-    chosen: Bool[Tensor, "B T"],
-    hidden: list[Tensor] | None,
-    head: Head,
-    temperature: float,
-) -> Targets:
-    """What the student is compared with at the chosen positions of a micro-batch.
-
-    Args:
-        inputs: completion_ids and the columns of `loss_inputs`.
-        hidden: the other model's states at these positions, one tensor per row; None: the loss reads
-            log-probs of the sampled token only.
-    """
-    sampling = inputs.get("sampling_logprobs")
-    return Targets(
-        token_ids=inputs["completion_ids"][chosen],
-        teacher_hidden=None if hidden is None else torch.cat(hidden),
-        teacher_head=None if hidden is None else head,
-        teacher_logprobs=inputs["teacher_logprobs"][chosen],
-        sampling_logprobs=None if sampling is None else sampling[chosen],
-        temperature=temperature,
+            of_teacher.append(teacher_states[0])
+    with torch.set_grad_enabled(reuse.keep_student_graph):
+        student_hidden = torch.cat(of_student) if of_student else None
+    return Scored(
+        signals=concatenate(signals),
+        teacher_hidden=torch.cat(of_teacher) if of_teacher else None,
+        student_hidden=student_hidden,
     )

@@ -1,26 +1,41 @@
-"""The student's states that a micro-batch's loss reads: of a full forward, or through a gradient window.
+"""The student's states that a micro-batch's loss reads, and what its scoring pass can spare it.
+
+    one micro-batch a step     the scoring pass is recorded: its states are the training forward's
+    gradient_window            the scoring pass leaves its keys and values: the prefix of the sparse forward
+    otherwise                  a forward of its own, over what the loss depends on
 
 `sparse` knows positions and backbones; this module knows settings, padded completions, autocast and
-metrics, so that the trainer need not know which of the two forwards it runs.
+metrics, so that the trainer need not know which forward it runs.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.recorder import Recorder
-from taopd.scoring import Trimmed, head_dtype
-from taopd.sparse import backbone_of, check_backbone, gradient_fidelity, sparse_states
+from taopd.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
+from taopd.sparse import (
+    KeyValuePrefix,
+    backbone_of,
+    capture_prefix,
+    check_backbone,
+    gather_prefix,
+    gradient_fidelity,
+    sparse_states,
+)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+logger = logging.getLogger(__name__)
 
 
 class StudentStates:
@@ -36,14 +51,106 @@ class StudentStates:
     def __init__(
         self, student: Any, accelerator: Accelerator, recorder: Recorder, args: TeachabilityConfig
     ) -> None:
+        sharded = accelerator.distributed_type in SHARDED
         if args.gradient_window is not None:
             check_backbone(backbone_of(student))
-        if args.gradient_check_every and accelerator.distributed_type in SHARDED:
+        if args.gradient_check_every and sharded:
             raise ConfigError(
                 "gradient_check_every: gradients of sharded parameters cannot be taken aside (FSDP, "
                 "DeepSpeed): set it to 0, or measure on one device"
             )
         self._accelerator, self._recorder, self._args = accelerator, recorder, args
+        self._kept: list[KeyValuePrefix | None] = []
+        """Of the micro-batches of the scoring pass, in its order."""
+        self._place: list[tuple[int, int]] = []
+        """Which of them holds a row of the generation batch, and where."""
+        self._first_column = 0
+        self._told = False
+        one_use = args.num_iterations == 1
+        self._keeps_prefix = (
+            args.gradient_window is not None and one_use and args.prefix_memory_mib > 0
+        )
+        """The scoring pass leaves its keys and values."""
+        self._keeps_graph = (
+            args.gradient_window is None and one_use and args.gradient_accumulation_steps == 1
+        )
+        """The scoring pass is the training forward."""
+        several = accelerator.num_processes > 1
+        if self._keeps_graph and (several or _drops_units(student)):
+            # A DDP or FSDP wrapper expects the backward of the forward that it ran last.
+            reason = "several processes train it" if several else "it has dropout"
+            logger.info("the student is scored and trained in two forwards, since %s", reason)
+            self._keeps_graph = False
+
+    # -- scoring ----------------------------------------------------------------------------------
+
+    def start_scoring(self, training: bool, prompt_mask: Tensor, forward: Callable) -> Reuse:
+        """Forget what the last generation batch left, and say what to keep of this one.
+
+        Args:
+            prompt_mask: [B, P], of the whole generation batch.
+            forward: the trainer's; takes `states=` in place of the plain backbone.
+        """
+        self._kept.clear()
+        self._place.clear()
+        if training and self._keeps_prefix:
+            # All micro-batches begin at one column, so that positions agree between them.
+            self._first_column = first_used(prompt_mask)
+            return Reuse(
+                student_forward=partial(forward, states=self.scoring_states),
+                first_column=self._first_column,
+            )
+        return Reuse(keep_student_graph=training and self._keeps_graph)
+
+    def scoring_states(self, student: Any, *sequences: Any) -> Float[Tensor, "b n D"]:
+        """States that predict the completion tokens; keeps the pass as a prefix where memory allows.
+
+        Args:
+            student: unwrapped; the call is made within its wrapper's forward.
+            sequences: input ids [b, L], attention mask [b, L], number of completion columns.
+        """
+        input_ids, attention_mask, num_completion = sequences
+        with self._accelerator.autocast():
+            prefix = capture_prefix(student, input_ids, attention_mask)
+            hidden = head_dtype(prefix.hidden[:, -num_completion - 1 : -1])
+        held = sum(kept.num_bytes for kept in self._kept if kept is not None) + prefix.num_bytes
+        fits = held <= self._args.prefix_memory_mib * 2**20
+        if not fits and not self._told:
+            self._told = True
+            logger.warning(
+                "keys and values of the scoring pass do not fit into prefix_memory_mib=%d: rows beyond "
+                "compute theirs again in training",
+                self._args.prefix_memory_mib,
+            )
+        self._kept.append(prefix if fits else None)
+        return hidden
+
+    def finish_scoring(self, positions: Positions) -> None:
+        """Remember where every row of the generation batch went; the pass took those with a position."""
+        if not self._kept:
+            return
+        size, num_rows = self._args.per_device_train_batch_size, positions.shape[0]
+        present = torch.zeros(num_rows, dtype=torch.bool)
+        present[positions.row.cpu()] = True
+        for start in range(0, num_rows, size):
+            place = present[start : start + size].long().cumsum(0) - 1
+            self._place += [(start // size, int(index)) for index in place]
+
+    def _prefix_of(self, part: Trimmed, inputs: Mapping[str, Any]) -> KeyValuePrefix | None:
+        """The prefix of a training micro-batch's part, if the scoring pass left all of it."""
+        if "batch_row" not in inputs or not self._place:
+            return None
+        places = [self._place[row] for row in inputs["batch_row"][part.rows].tolist()]
+        if any(self._kept[source] is None for source, _ in places):
+            return None
+        num_prompt = part.input_ids.shape[1] - part.num_completion
+        start = inputs["prompt_ids"].shape[1] - num_prompt - self._first_column
+        device = part.input_ids.device
+        source, rows = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
+        kept = {index: prefix for index, prefix in enumerate(self._kept) if prefix is not None}
+        return gather_prefix(kept, source, rows, slice(start, start + part.input_ids.shape[1]))
+
+    # -- training ---------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -53,8 +160,9 @@ class StudentStates:
         exact: Callable[[], Tensor],
         losses: Callable[[Tensor], list[Tensor]],
         when: tuple[int, int],
+        inputs: Mapping[str, Any],
     ) -> Float[Tensor, "b n D"]:
-        """States that predict the part's completion tokens; with a window zero where not active.
+        """States that predict the part's completion tokens; zero where not active, but in a full forward.
 
         Without gradient (evaluation) there is nothing to save: the full forward.
 
@@ -64,8 +172,19 @@ class StudentStates:
             exact: states [b, n, D] of a full forward.
             losses: the terms of the loss from states [b, n, D]; for the check.
             when: optimizer step, and micro-step. The check looks at the first micro-batch of a step.
+            inputs: of the micro-batch; `student_hidden` and `scored` where scoring was recorded.
         """
-        if self._args.gradient_window is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return exact()
+        if "student_hidden" in inputs:
+            scored = inputs["scored"]
+            hidden = torch.cat(inputs["student_hidden"])[active[scored]]
+            tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
+            self._recorder.add("perf/train_tokens", tokens)
+            self._recorder.add("perf/reused_tokens", tokens)
+            return _padded(hidden, active[part.rows, : part.num_completion])
+        if self._args.gradient_window is None:
+            self._recorder.add("perf/train_tokens", part.input_ids.numel())
             return exact()
         active = active[part.rows, : part.num_completion]
         (step, micro_step), num_micro_batches = when, self._args.gradient_accumulation_steps
@@ -74,24 +193,28 @@ class StudentStates:
             self._check(
                 student,
                 lambda: torch.stack(losses(exact())).sum(),
-                lambda: torch.stack(losses(self._windowed(student, part, active)[0])).sum(),
+                lambda: torch.stack(losses(self._windowed(student, part, active, None)[0])).sum(),
             )
-        hidden, share = self._windowed(student, part, active)
+        prefix = self._prefix_of(part, inputs)
+        self._recorder.add("perf/train_tokens", part.input_ids.numel())
+        self._recorder.add("perf/reused_tokens", 0 if prefix is None else part.input_ids.numel())
+        hidden, share = self._windowed(student, part, active, prefix)
         self._recorder.add("sparse/gradient_share", share / num_micro_batches)
         return hidden
 
-    def _windowed(self, student: Any, part: Trimmed, active: Tensor) -> tuple[Tensor, float]:
+    def _windowed(
+        self, student: Any, part: Trimmed, active: Tensor, prefix: KeyValuePrefix | None
+    ) -> tuple[Tensor, float]:
         wanted = torch.zeros_like(part.input_ids, dtype=torch.bool)
         wanted[:, -part.num_completion - 1 : -1] = active
         window = self._args.gradient_window
         assert window is not None
         with self._accelerator.autocast():
             found = sparse_states(
-                student, part.input_ids, part.attention_mask, wanted, window=window
+                student, part.input_ids, part.attention_mask, wanted, window=window, prefix=prefix
             )
             hidden = head_dtype(found.hidden)
-        padded = hidden.new_zeros(*active.shape, hidden.shape[-1])
-        return padded.index_put(active.nonzero(as_tuple=True), hidden), found.share
+        return _padded(hidden, active), found.share
 
     def _check(
         self, student: Any, exact: Callable[[], Tensor], windowed: Callable[[], Tensor]
@@ -103,3 +226,15 @@ class StudentStates:
         if math.isfinite(fidelity.cosine):  # Nothing trains in this micro-batch otherwise.
             self._recorder.add("sparse/gradient_cosine", fidelity.cosine)
             self._recorder.add("sparse/gradient_norm_ratio", fidelity.norm_ratio)
+
+
+def _padded(hidden: Float[Tensor, "m D"], active: Bool[Tensor, "b n"]) -> Float[Tensor, "b n D"]:
+    padded = hidden.new_zeros(*active.shape, hidden.shape[-1])
+    return padded.index_put(active.nonzero(as_tuple=True), hidden)
+
+
+def _drops_units(student: Any) -> bool:
+    """Whether two passes in training mode differ."""
+    rates = [module.p for module in student.modules() if isinstance(module, nn.Dropout)]
+    config = student.config.get_text_config()
+    return any(rates) or bool(getattr(config, "attention_dropout", 0.0))

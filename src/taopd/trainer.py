@@ -10,6 +10,7 @@ last one, and apply head and loss at the kept positions alone.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,20 +29,20 @@ from taopd.gather import gather_table
 from taopd.kernels import Head
 from taopd.losses import needs_teacher_distribution, resolve_loss
 from taopd.metrics import selection_metrics
-from taopd.objective import Term, loss_terms
+from taopd.objective import Term, loss_inputs, loss_terms
 from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import (
     Positions,
+    Scored,
     Trimmed,
     head_dtype,
-    loss_inputs,
     read_head,
     score_positions,
     trim,
 )
-from taopd.signals import TokenSignals, lists_from_exact, signal_table
+from taopd.signals import lists_from_exact, signal_table
 from taopd.student_states import StudentStates
 from taopd.teachers import load_teacher
 
@@ -165,8 +166,8 @@ class TeachabilityTrainer(DistillationTrainer):
         self._recorder.add("perf/sample_tokens", int(mask.sum()))
         positions = Positions.of(mask & inside)
         with self._recorder.timed("perf/score_s"):
-            signals, teacher_hidden = self._score(batch, positions)
-        return batch | self._select(batch, positions, signals, teacher_hidden)
+            scored = self._score(batch, positions)
+        return batch | self._select(batch, positions, scored)
 
     # -- scoring ----------------------------------------------------------------------------------
 
@@ -177,11 +178,12 @@ class TeachabilityTrainer(DistillationTrainer):
             return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
 
     @torch.no_grad()
-    def _score(self, batch: Batch, positions: Positions) -> tuple[TokenSignals, Tensor | None]:
-        """Signals of every valid position, and the teacher's states there [N, Dt] if the loss reads them."""
-        was_training = self.model.training
-        self.model.eval()
-        signals, teacher_hidden = score_positions(
+    def _score(self, batch: Batch, positions: Positions) -> Scored:
+        """Signals of every valid position, and the states there that the loss will read."""
+        training = self.model.training
+        reuse = self._student_states.start_scoring(training, batch["prompt_mask"], self._forward)
+        self.model.train(reuse.keep_student_graph)
+        scored = score_positions(
             self._forward,
             self.model_wrapped,
             self.teacher_model,
@@ -192,19 +194,21 @@ class TeachabilityTrainer(DistillationTrainer):
             temperature=self.temperature,
             keep_teacher_hidden=needs_teacher_distribution(self.args.loss),
             when=f"step {self.state.global_step}",
+            reuse=reuse,
         )
-        self.model.train(was_training)
+        self.model.train(training)
+        self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))
         if self.args.signals == "topk_lists":
-            signals = lists_from_exact(signals)
-        return signals, teacher_hidden
+            scored = replace(scored, signals=lists_from_exact(scored.signals))
+        return scored
 
-    def _forward(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
-        """Backbone and head of a model, inside its DDP or FSDP wrapper."""
+    def _forward(self, wrapped, part: Trimmed, states=None) -> tuple[Tensor, Head]:
+        """Backbone (or `states`) and head of a model, inside its DDP or FSDP wrapper."""
         unwrapped = self.accelerator.unwrap_model(wrapped)
 
         def forward(*inputs) -> tuple[Tensor, Head]:
-            hidden = self._get_last_hidden_state(unwrapped, *inputs)
+            hidden = (states or self._get_last_hidden_state)(unwrapped, *inputs)
             return hidden, read_head(unwrapped, self.vocab_size)
 
         inputs = (part.input_ids, part.attention_mask, part.num_completion)
@@ -213,9 +217,9 @@ class TeachabilityTrainer(DistillationTrainer):
     # -- selection --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _select(self, batch, positions: Positions, signals: TokenSignals, teacher_hidden) -> Batch:
+    def _select(self, batch, positions: Positions, scored: Scored) -> Batch:
         """Choose over all ranks; return what the loss needs, aligned with the rows of this rank's batch."""
-        training, step = self.model.training, self.state.global_step
+        training, step, signals = self.model.training, self.state.global_step, scored.signals
         with self._recorder.timed("perf/select_s"):
             local = signal_table(
                 signals,
@@ -232,11 +236,9 @@ class TeachabilityTrainer(DistillationTrainer):
             )
             for name, value in selection_metrics(table, choice.selection, self.args.budget).items():
                 self._recorder.add(name, value)
-        out = loss_inputs(positions, signals, weights, anchors)
+        out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
-        if teacher_hidden is not None:
-            out["teacher_hidden"] = positions.by_row(teacher_hidden, weights != 0)
         if training and self._reference is not None:
             with self._recorder.timed("perf/anchor_s"):
                 out["reference_hidden"] = self._reference.states(
@@ -247,7 +249,7 @@ class TeachabilityTrainer(DistillationTrainer):
                     self.args.per_device_train_batch_size,
                 )
         if training and self.accelerator.is_main_process:
-            scored = ScoredBatch(
+            seen = ScoredBatch(
                 step=step,
                 batch=batch,
                 positions=positions,
@@ -257,7 +259,7 @@ class TeachabilityTrainer(DistillationTrainer):
                 tokenizer=self._tokenizer,
             )
             for observer in self.observers:
-                observer(scored)
+                observer(seen)
         return out
 
     # -- loss -------------------------------------------------------------------------------------
@@ -269,7 +271,6 @@ class TeachabilityTrainer(DistillationTrainer):
         """
         active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
         part = trim(inputs, active)
-        self._recorder.add("perf/train_tokens", part.input_ids.numel())
         terms = [Term("loss", "teacher", self._head(self.teacher_model), self._loss_function)]
         if self._reference is not None and "reference_hidden" in inputs:
             model = self._reference.copy or unwrapped_student
@@ -285,7 +286,7 @@ class TeachabilityTrainer(DistillationTrainer):
         sequences = part.input_ids, part.attention_mask, part.num_completion
         exact = partial(self._get_last_hidden_state, unwrapped_student, *sequences)
         when = self.state.global_step, self._step
-        hidden = self._student_states(unwrapped_student, part, active, exact, losses, when)
+        hidden = self._student_states(unwrapped_student, part, active, exact, losses, when, inputs)
         loss, *anchor = losses(hidden)
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:

@@ -8,6 +8,7 @@ from taopd.sparse.prefix import (
     backbone_of,
     capture_prefix,
     check_backbone,
+    gather_prefix,
 )
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "backbone_of",
     "capture_prefix",
     "check_backbone",
+    "gather_prefix",
     "gradient_fidelity",
     "gradient_positions",
     "sparse_states",

@@ -4,7 +4,7 @@ Keys and values are taken where the layers hand them to a cache, in the model's 
 implementation: after the rotation by position, before grouped heads are repeated, uncut by sliding windows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +33,11 @@ class KeyValuePrefix:
     """Position id of column 0 in the pass."""
 
     def part(self, rows: Int[Tensor, " r"], columns: slice) -> "KeyValuePrefix":
-        """The prefix of some rows and of a range of columns, as views where rows are all of them."""
+        """The prefix of some rows and of a range of columns, as views where rows are all, in order."""
+        everything = rows.tolist() == list(range(len(self.hidden)))
 
         def cut(tensor: Tensor, dim: int) -> Tensor:
-            tensor = tensor if len(rows) == len(tensor) else tensor.index_select(0, rows)
+            tensor = tensor if everything else tensor.index_select(0, rows)
             start, stop, _ = columns.indices(tensor.shape[dim])
             return tensor.narrow(dim, start, stop - start)
 
@@ -51,6 +52,46 @@ class KeyValuePrefix:
     def num_bytes(self) -> int:
         """Memory that the prefix holds."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.hidden))
+
+
+def gather_prefix(
+    prefixes: Mapping[int, KeyValuePrefix],
+    source: Int[Tensor, " r"],
+    rows: Int[Tensor, " r"],
+    columns: slice,
+) -> KeyValuePrefix:
+    """Rows of several prefixes as one prefix, row j being row `rows[j]` of prefix `source[j]`.
+
+    All must begin at the same column; columns that a shorter one lacks are zero, so they must be padding
+    of its rows.
+    """
+    used = source.unique().tolist()
+    longest = min(prefixes[index].hidden.shape[1] for index in used)
+    if len(used) == 1 and columns.stop <= longest:
+        return prefixes[used[0]].part(rows, columns)
+
+    def gathered(tensors: Mapping[int, Tensor], dim: int) -> Tensor:
+        shape = [len(rows), *tensors[used[0]].shape[1:]]
+        shape[dim] = columns.stop - columns.start
+        out = tensors[used[0]].new_zeros(shape)
+        for index in used:
+            mine = source == index
+            length = min(columns.stop, tensors[index].shape[dim]) - columns.start
+            cut = tensors[index].index_select(0, rows[mine]).narrow(dim, columns.start, length)
+            out.narrow(dim, 0, length)[mine] = cut
+        return out
+
+    num_layers = len(prefixes[used[0]].keys)
+    return KeyValuePrefix(
+        keys=tuple(
+            gathered({i: prefixes[i].keys[layer] for i in used}, 2) for layer in range(num_layers)
+        ),
+        values=tuple(
+            gathered({i: prefixes[i].values[layer] for i in used}, 2) for layer in range(num_layers)
+        ),
+        hidden=gathered({i: prefixes[i].hidden for i in used}, 1),
+        first_position=prefixes[used[0]].first_position + columns.start,
+    )
 
 
 class _StoredLayer(DynamicLayer):
