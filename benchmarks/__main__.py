@@ -1,5 +1,7 @@
 """Runs every benchmark of this folder: `python -m benchmarks [--tiny] [--save] [NAME ...]`.
 
+`python -m benchmarks report` runs nothing: it writes RESULTS.md and its pictures from what was saved.
+
 Each benchmark checks that results agree before it measures, prints a table, and ends with one line of JSON.
 `--save` keeps that line, with commit, machine and time, under `benchmarks/results/`; it refuses a tree with
 uncommitted changes, since a number without its code cannot be repeated.
@@ -30,33 +32,39 @@ def git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def run(name: str, *, tiny: bool) -> dict:
-    """Run one benchmark in its own process; returns the document of its last line."""
+def run(name: str, *, tiny: bool) -> tuple[dict, list[str]]:
+    """Run one benchmark in its own process; returns the document of its last line, and the others."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", *(["--tiny"] if tiny else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=FOLDER.parent)
     assert process.stdout is not None
-    last = ""
+    last, table = "", []
     for line in process.stdout:
         last = line
         if not line.startswith("{"):
             print(line, end="", flush=True)
+            table.append(line.rstrip())
     if process.wait() != 0:
         sys.exit(f"bench_{name} failed with status {process.returncode}")
-    return json.loads(last)
+    return json.loads(last), table
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the named benchmarks, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*names(), []], metavar="NAME")
+    parser.add_argument("names", nargs="*", choices=[*names(), "report", []], metavar="NAME")
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
     parser.add_argument("--save", action="store_true", help="keep results; needs a clean tree")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    if options.names == ["report"]:
+        from benchmarks.report import write_results
+
+        write_results(RESULTS, FOLDER)
+        return
     if options.save and git("status", "--porcelain"):
         sys.exit("--save needs a tree without uncommitted changes")
     for name in options.names or names():
         print(f"== {name}")
-        document = run(name, tiny=options.tiny)
+        document, table = run(name, tiny=options.tiny)
         if options.save:
             RESULTS.mkdir(exist_ok=True)
             about = {
@@ -67,7 +75,9 @@ def main() -> None:
                 "utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
             }
             path = RESULTS / f"{name}__{platform.machine()}-cpu.json"
-            path.write_text(json.dumps(about | {"result": document}, indent=1) + "\n")
+            path.write_text(
+                json.dumps(about | {"table": table, "result": document}, indent=1) + "\n"
+            )
             print(f"saved {path.relative_to(FOLDER.parent)}")
 
 

@@ -1,11 +1,18 @@
 """bench_sparse: a student update through a gradient window against the update of full distillation.
 
-Measures one update on given sequences: all student forwards, the reverse KL against given teacher states,
-and the backward, no gradient checkpointing, one thread. `full` is full distillation (every completion
-position trains), `none` the exact gradient of the selected positions, `w0` ... a gradient window. Share of
-positions that carry gradient and the gradient's cosine against `none` stand beside every time. Not
-measured: sampling, the teacher, selection, the optimizer. The backbone is a Qwen3 with random weights, so
-the cosines are those of an untrained model; the times do not depend on the weights.
+Measures one update on given sequences of equal lengths: all student forwards, the reverse KL against given
+teacher states, and the backward, no gradient checkpointing, one thread.
+  trl    TRL's update: forward, `_chunked_divergence_loss` on every completion position, backward
+  full   the same full distillation through `head_loss`
+  none   the exact gradient of the selected positions: forward, loss there, backward
+  one    `none` with the scoring of every position and the selection, as in a step of one micro-batch,
+         where the scoring pass is the training forward
+  two    the same as in a step of several micro-batches: scoring and training forwards
+  w0 ... a gradient window: prefix pass and sparse pass
+Share of positions that carry gradient and the gradient's cosine against `none` stand beside every time. Not
+measured: sampling, the teacher's backbone, the optimizer. The selection of `one` and `two` is timed, and its
+outcome replaced by the positions that all modes train. The backbone is a Qwen3 with random weights, so the
+cosines are those of an untrained model; the times do not depend on the weights.
 
 Compute-bound. Expected from counts alone (2 units per token forward, 4 backward):
 (b (2 + 6 s) + 0.05 h) / (6 b + h), b and h the backbone's and the head's share.
@@ -17,21 +24,21 @@ Run: python -m benchmarks.bench_sparse [--case CASE | --tiny]
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
+from benchmarks.measuring import last_number, status_mib
 from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
+from taopd.selectors import select
+from taopd.signals import exact_signals, signal_table
 from taopd.sparse import capture_prefix, gradient_fidelity, gradient_positions, sparse_states
 
 
@@ -52,8 +59,9 @@ class Case:
 
 CASES = {
     "tiny": Case("tiny", 32, 2, 2, 2, 8, 56, 2),
-    "balanced": Case("balanced", 256, 8, 4, 1, 128, 1920, 3),
+    "balanced": Case("balanced", 256, 8, 4, 1, 128, 1920, 5),
     "wide": Case("wide", 512, 6, 8, 1, 128, 1920, 2),
+    "long": Case("long", 256, 8, 4, 1, 128, 8064, 2),
 }
 WINDOWS = (0, 4, 8, 32)
 BUDGET, STAY = 0.05, 0.3
@@ -111,6 +119,46 @@ class Workload:
         hidden = self.model.model(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
         return self.loss_at(hidden[positions], positions)
 
+    def trl(self) -> Tensor:
+        """TRL's loss of full distillation, its forward included."""
+        hidden = self.model.model(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
+        first = self.case.prompt - 1
+        return _chunked_divergence_loss(
+            hidden[:, first:-1],
+            self.teacher[:, first:-1],
+            self.model.lm_head.weight,
+            self.teacher_head.weight,
+            torch.ones(hidden[:, first:-1].shape[:2]),
+            1.0,
+        )[0]
+
+    @torch.no_grad()
+    def score_and_select(self, hidden: Tensor) -> None:
+        """Signals of every completion position, and a selection from them."""
+        rows, columns = self.every.nonzero(as_tuple=True)
+        signals = exact_signals(
+            hidden[self.every],
+            Head(weight=self.model.lm_head.weight.detach()),
+            self.teacher[self.every],
+            self.teacher_head,
+            self.ids.roll(-1, 1)[self.every],
+            k=16,
+        )
+        valid = torch.ones_like(rows, dtype=torch.bool)
+        table = signal_table(signals, response=rows, position=columns, valid=valid)
+        select(table, selector="teachability", budget=BUDGET)
+
+    def step(self, *, forwards: int) -> Tensor:
+        """Loss at the selected positions, scoring and selection included."""
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask}
+        if forwards == 2:
+            with torch.no_grad():
+                self.score_and_select(self.model.model(**inputs).last_hidden_state)
+            return self.full_at(self.wanted)
+        hidden = self.model.model(**inputs).last_hidden_state
+        self.score_and_select(hidden.detach())
+        return self.loss_at(hidden[self.wanted], self.wanted)
+
     def window(self, window: int) -> Tensor:
         """Loss through a gradient window at the selected positions, prefix pass included."""
         states = sparse_states(self.model, self.ids, self.mask, self.wanted, window=window)
@@ -119,8 +167,11 @@ class Workload:
     def modes(self) -> dict[str, Callable[[], Tensor]]:
         """Name -> loss with a graph."""
         return {
+            "trl": self.trl,
             "full": lambda: self.full_at(self.every),
             "none": lambda: self.full_at(self.wanted),
+            "one": lambda: self.step(forwards=1),
+            "two": lambda: self.step(forwards=2),
             **{f"w{w}": lambda w=w: self.window(w) for w in WINDOWS},
         }
 
@@ -152,6 +203,8 @@ def check(work: Workload) -> float:
     fidelity = gradient_fidelity(
         work.model, lambda: work.full_at(work.wanted), lambda: work.window(length)
     )
+    errors.append(abs(work.step(forwards=1).item() - expected) / expected)
+    errors.append(abs(work.trl().item() / work.full_at(work.every).item() - 1))
     gradient = max(abs(fidelity.cosine - 1), abs(fidelity.norm_ratio - 1))
     if max(errors) > LOSS_TOLERANCE or not gradient < GRADIENT_TOLERANCE:
         raise SystemExit(
@@ -196,9 +249,7 @@ def split(work: Workload, window: int) -> dict[str, float]:
 
 def peak_mib(case: Case, mode: str) -> float:
     """Peak memory of one update above model and gradients, in a process of its own, MiB."""
-    argv = [sys.executable, "-m", "benchmarks.bench_sparse", "--case", case.name, "--peak", mode]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    return last_number("benchmarks.bench_sparse", "--case", case.name, "--peak", mode)
 
 
 def print_peak(case: Case, mode: str) -> None:
@@ -206,15 +257,9 @@ def print_peak(case: Case, mode: str) -> None:
     work = Workload(case)
     for parameter in work.model.parameters():
         parameter.grad = torch.zeros_like(parameter).add_(0.0)
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     work.modes()[mode]().backward()
-    # Not ru_maxrss: a child inherits its parent's.
-    print(_status_mib("VmHWM") - before)
-
-
-def _status_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    print(status_mib("VmHWM") - before)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -236,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     print(
         f"{'mode':<6} {'share':>6} {'cosine':>7} {'p50 s':>8} {'min s':>8} {'of full':>8} {'MiB':>8} "
-        f"{'of full':>8}"
+        f"{'of full':>8} {'t of trl':>9}"
     )
     for name, loss in modes.items():
         row = {
@@ -248,6 +293,8 @@ def main(arguments: list[str] | None = None) -> int:
             "time_ratio": statistics.median(times[name]) / statistics.median(times["full"]),
             "peak_mib": peaks[name],
             "memory_ratio": peaks[name] / peaks["full"],
+            "time_of_trl": statistics.median(times[name]) / statistics.median(times["trl"]),
+            "memory_of_trl": peaks[name] / peaks["trl"],
         }
         if name.startswith("w"):
             fidelity = gradient_fidelity(work.model, modes["none"], loss)
@@ -257,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{name:<6} {row['gradient_share']:6.3f} {row.get('gradient_cosine', 1.0):7.3f} "
             f"{row['p50_s']:8.3f} {row['min_s']:8.3f} {row['time_ratio']:8.3f} {row['peak_mib']:8.1f} "
-            f"{row['memory_ratio']:8.3f}"
+            f"{row['memory_ratio']:8.3f} {row['time_of_trl']:9.3f}"
         )
     document = {
         "name": "bench_sparse",
@@ -265,12 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
         "budget": BUDGET,
         "kept": float(work.wanted.sum() / work.every.sum()),
         "max_rel_err": error,
-        "threads": torch.get_num_threads(),
         "rows": rows,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": platform.processor() or platform.machine(),
-    }
+    } | versions()
     print(json.dumps(document))
     return 0
 

@@ -63,11 +63,16 @@ class AccuracyCurve(TrainerCallback):
         )
         self.greedy: list[list[float]] = []
         self.sampled: list[list[float]] = []
+        self.train_seconds: list[list[float]] = []
+        """[step, seconds of training so far], evaluations left out."""
         self.seconds = 0.0
+        self._begun = 0.0
 
     def measure(self, model, step: int) -> None:
         """Append one point to both curves."""
         started = time.perf_counter()
+        self._begun = self._begun or started
+        self.train_seconds.append([step, round(started - self._begun - self.seconds, 3)])
         for curve, greedy in ((self.greedy, True), (self.sampled, False)):
             result = evaluate(
                 model,
@@ -157,6 +162,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "selected_share_by_kind": tally.shares(),
         "selected_by_kind_curve": [[step, counts] for step, counts in tally.curve],
         "train_seconds": seconds,
+        "train_seconds_curve": curve.train_seconds,
         "steps": args.max_steps,
     }
     write_json(folder / "results.json", results)

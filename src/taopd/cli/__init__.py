@@ -26,6 +26,7 @@ COMMANDS = {
     "diagnose": "which signals are learnable: freeze, measure, judge",
     "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
+    "bench": "speed and memory against TRL and full distillation",
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED = 130
@@ -92,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taopd {command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as done:  # argparse, after --help
+        if isinstance(done.code, str):
+            print(done.code, file=sys.stderr)
+            return 1
         return int(done.code or 0)
 
 

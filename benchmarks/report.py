@@ -1,0 +1,184 @@
+"""RESULTS.md and its pictures, from the saved JSON files alone: `python -m benchmarks report`."""
+
+import json
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Saved documents by benchmark."""
+    return {
+        document["benchmark"]: document
+        for document in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+    }
+
+
+def head_loss(document: dict[str, Any], folder: Path) -> str:
+    """Tables and picture of bench_head_loss."""
+    cases = document["result"]["cases"]
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2))
+    parts = []
+    for case, color, marker in zip(cases, (BLUE, ORANGE, GREEN), "os^", strict=False):
+        shape = case["case"]
+        sizes = {"N": shape["num_rows"], "V": shape["vocab_size"], "D": shape["width"]}
+        title = (
+            f"{shape['name']}: {', '.join(f'{key} = {value:,}' for key, value in sizes.items())}"
+        )
+        lines = [
+            f"### {title}",
+            "",
+            "| mode | p50 s | min to max | of TRL's time | extra MiB | of TRL's memory |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for row in case["rows"]:
+            lines.append(
+                f"| {row['mode']} | {row['p50_s']:.2f} | {row['min_s']:.2f} to {row['max_s']:.2f} | "
+                f"{row['time_ratio']:.3f} | {row['peak_mib']:.0f} | {row['memory_ratio']:.3f} |"
+            )
+        for name, reason in case["absent"].items():
+            lines.append(f"\n`{name}` was not run: {reason}.")
+        parts.append("\n".join(lines))
+        ours = [row for row in case["rows"] if row["mode"].startswith("ours")]
+        budgets = [100 * float(row["mode"].split()[1]) for row in ours]
+        for axes, key in zip(panels, ("time_ratio", "memory_ratio"), strict=True):
+            axes.plot(
+                budgets, [row[key] for row in ours], color=color, marker=marker, label=shape["name"]
+            )
+    for axes, words in zip(panels, ("time", "extra memory"), strict=True):
+        axes.set(
+            xscale="log",
+            xlabel="budget, %",
+            ylabel=f"{words} over TRL's on all positions",
+            ylim=(0, None),
+        )
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    panels[0].legend(frameon=False)
+    save(figure, folder / "head_loss.png")
+    return "\n\n".join(["![Time and memory against the budget](results/head_loss.png)", *parts])
+
+
+def sparse(document: dict[str, Any], folder: Path) -> str:
+    """Table and picture of bench_sparse."""
+    result = document["result"]
+    lines = [
+        "| mode | share with gradient | cosine | p50 s | of full's time | of full's memory | of TRL's time |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cosine = f"{row['gradient_cosine']:.2f}" if "gradient_cosine" in row else "1 (exact)"
+        lines.append(
+            f"| {row['mode']} | {row['gradient_share']:.2f} | {cosine} | {row['p50_s']:.2f} | "
+            f"{row['time_ratio']:.2f} | {row['memory_ratio']:.2f} | {row['time_of_trl']:.2f} |"
+        )
+    figure, axes = plt.subplots(figsize=(4.6, 3.2))
+    windows = [row for row in result["rows"] if "gradient_cosine" in row]
+    axes.plot(
+        [row["time_ratio"] for row in windows],
+        [row["gradient_cosine"] for row in windows],
+        "o-",
+        color=BLUE,
+    )
+    for row in windows:
+        axes.annotate(
+            f"W = {row['mode'][1:]}",
+            (row["time_ratio"], row["gradient_cosine"]),
+            textcoords="offset points",
+            xytext=(6, -10),
+            size=8,
+        )
+    exact = next(row for row in result["rows"] if row["mode"] == "none")
+    axes.plot(exact["time_ratio"], 1.0, "s", color=ORANGE)
+    axes.annotate(
+        "exact", (exact["time_ratio"], 1.0), textcoords="offset points", xytext=(6, -10), size=8
+    )
+    axes.set(
+        xlabel="student update over full distillation's",
+        ylabel="cosine with the exact gradient",
+        ylim=(0, 1.05),
+    )
+    save(figure, folder / "sparse.png")
+    case = result["case"]
+    shape = f"{case['prompt']} + {case['completion']} tokens, {case['layers']} layers of {case['hidden']}"
+    return "\n".join(
+        [f"{shape}; random weights.", "", *lines, "", "![Cosine against cost](results/sparse.png)"]
+    )
+
+
+def window_lab(document: dict[str, Any], folder: Path) -> str:
+    """Accuracy against seconds in the tiny lab."""
+    rows = document["result"]["rows"]
+    figure, axes = plt.subplots(figsize=(5.4, 3.4))
+    lines = [
+        "| window | ms a step | greedy at the end | sampled at the end |",
+        "|---|---:|---:|---:|",
+    ]
+    for row, color, style in zip(
+        rows, (GREY, BLUE, ORANGE, GREEN), ("-", "--", "-.", ":"), strict=True
+    ):
+        seconds = [mean(values) for values in zip(*row["seconds"], strict=True)]
+        accuracy = [100 * mean(values) for values in zip(*row["sampled"], strict=True)]
+        axes.plot(
+            seconds, accuracy, style, color=color, marker=".", label=f"window {row['window']}"
+        )
+        pace = median(1000 * run[-1] / row["steps"][-1] for run in row["seconds"])
+        ends = [
+            f"{100 * mean(run[-1] for run in row[name]):.1f} "
+            f"[{100 * min(run[-1] for run in row[name]):.0f}, {100 * max(run[-1] for run in row[name]):.0f}]"
+            for name in ("greedy", "sampled")
+        ]
+        lines.append(f"| {row['window']} | {pace:.0f} | {ends[0]} | {ends[1]} |")
+    axes.set(xlabel="seconds of training", ylabel="sampled accuracy, %")
+    axes.legend(frameon=False)
+    save(figure, folder / "window_lab.png")
+    return "\n".join([*lines, "", "![Accuracy against seconds](results/window_lab.png)"])
+
+
+SECTIONS = {
+    "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
+    "sparse": ("Student update: exact and through a gradient window", sparse),
+    "window_lab": ("Gradient windows in the tiny lab: accuracy against seconds", window_lab),
+}
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture and close it."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def write_results(results: Path, folder: Path) -> None:
+    """Write RESULTS.md next to the results."""
+    documents = load(results)
+    parts = [
+        "# Benchmarks",
+        "Written by `python -m benchmarks report` from `results/`. Each benchmark checks first that results "
+        "agree, then measures in one run, alternating. Ratios carry over to other machines better than times.",
+    ]
+    for name in [*SECTIONS, *sorted(set(documents) - set(SECTIONS))]:
+        if name not in documents:
+            continue
+        document = documents[name]
+        title, body = SECTIONS.get(name, (name, None))
+        about = ", ".join(
+            [f"`{document['command']}`", *(document[k] for k in ("commit", "machine", "utc"))]
+        )
+        parts += [f"## {title}", about]
+        text = (
+            body(document, results)
+            if body
+            else "\n".join(f"    {line}" for line in document.get("table", []))
+        )
+        parts.append(text or f"Numbers: [{name}](results/).")
+    (folder / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+    print(folder / "RESULTS.md")
