@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from benchmarks.measuring import last_number, status_mib
+from benchmarks.measuring import last_number, status_mib, versions
 from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
 from taopd.selectors import select

@@ -163,7 +163,7 @@ def write_results(results: Path, folder: Path) -> None:
     parts = [
         "# Benchmarks",
         "Written by `python -m benchmarks report` from `results/`. Each benchmark checks first that results "
-        "agree, then measures in one run, alternating. Ratios carry over to other machines better than times.",
+        "agree, then measures in one run, alternating. Ratios carry over to other machines, times do not.",
     ]
     for name in [*SECTIONS, *sorted(set(documents) - set(SECTIONS))]:
         if name not in documents:
