@@ -3,11 +3,22 @@
 import torch
 from hypothesis import strategies as st
 
-from taopd.signals import SignalTable
+from taopd.signals import KNOWN_SIGNALS, SignalTable
+
+
+def further_signals(num_rows, seed=0):
+    """Every further signal a selector may read, with random values of the right sign."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    columns = {}
+    for name in KNOWN_SIGNALS:
+        draws = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+        columns[name] = -3 * draws if name.endswith("_logprobs") else draws
+    columns["student_top1_accepted"] = columns["student_top1_accepted"].round()
+    return columns
 
 
 def table_of(rows):
-    """[(D, C, H, response, position, valid), ...] -> SignalTable."""
+    """[(D, C, H, response, position, valid), ...] -> SignalTable with all further signals."""
     columns = list(zip(*rows, strict=True)) or [()] * 6
     floats = [torch.tensor(column, dtype=torch.float64) for column in columns[:3]]
     integers = [torch.tensor(column, dtype=torch.int64) for column in columns[3:5]]
@@ -18,6 +29,7 @@ def table_of(rows):
         response=integers[0],
         position=integers[1],
         valid=torch.tensor(columns[5], dtype=torch.bool),
+        extra=further_signals(len(rows)),
     )
 
 
@@ -33,6 +45,7 @@ def random_table(num_rows=200, num_responses=4, seed=0, masked=0.2):
         response=index // length,
         position=index % length,
         valid=draws[3] >= masked,
+        extra=further_signals(num_rows, seed),
     )
 
 

@@ -86,7 +86,10 @@ def test_laws_of_every_selector(table, name, budget, min_keep, paper):
     ours, again = select(table, **settings_), select(table, **settings_)
     assert torch.equal(ours.kept, again.kept) and torch.equal(ours.scores, again.scores)
     assert not (ours.kept & ~table.valid).any()
-    assert torch.equal(ours.weights, ours.kept.double())
+    rule = SELECTORS[name]
+    if not rule.weighted and rule.weights is None:
+        assert torch.equal(ours.weights, ours.kept.double())
+    assert (ours.weights >= 0).all() and (ours.weights[~ours.kept] == 0).all()
     assert ours.scores.isfinite().all() and ((ours.h >= 0) & (ours.h <= 1)).all()
     ranked = ours.ranks[ours.ranks >= 0].sort().values
     assert ranked.tolist() == list(range(len(ranked)))
@@ -115,7 +118,14 @@ def test_a_monotone_transform_moves_no_rank(table, name, budget):
     assert torch.equal(one.kept, two.kept) and torch.equal(one.ranks, two.ranks)
 
 
-@given(st.integers(0, 50), st.sampled_from([name for name in SELECTORS if name != "random"]))
+DRAWN = ("random", "compatible", "selectkd")
+TIED = ("prefix", "pw", "iw")  # first tokens of all responses are equal
+
+
+@given(
+    st.integers(0, 50),
+    st.sampled_from([name for name in SELECTORS if name not in DRAWN + TIED]),
+)
 @settings(deadline=None, max_examples=40)
 def test_order_of_rows_and_of_responses_does_not_matter_without_ties(seed, name):
     table = random_table(80, 4, seed)
@@ -128,6 +138,7 @@ def test_order_of_rows_and_of_responses_does_not_matter_without_ties(seed, name)
         response=renamed[table.response[order]],
         position=table.position[order],
         valid=table.valid[order],
+        extra={name: column[order] for name, column in table.extra.items()},
     )
     one = select(table, selector=name, budget=0.1, normalization="none")
     two = select(shuffled, selector=name, budget=0.1, normalization="none")
@@ -225,7 +236,7 @@ def test_names_and_paths():
         resolve_selector("dlearn_high")
     for path in ("taopd.selectors.scores:tip", "taopd.selectors.scores.tip"):
         assert resolve_selector(path) is SELECTORS["tip"]
-    assert set(REFERENCE_NAMES.values()) == set(SELECTORS)
+    assert set(REFERENCE_NAMES.values()) < set(SELECTORS)
 
 
 def test_bad_scores_name_the_selector():

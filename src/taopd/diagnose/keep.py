@@ -20,9 +20,16 @@ NUM_DRAWS = 200
 
 
 def hard_selectors() -> tuple[str, ...]:
-    """Registered selectors that keep or drop a token, without `full`, which has no N."""
+    """Registered selectors that keep or drop a token by D, C, H and place alone.
+
+    Without `full`, which has no N, and without those that read signals which a bank does not hold.
+    """
     return tuple(
-        sorted(name for name, rule in SELECTORS.items() if name != "full" and not rule.weighted)
+        sorted(
+            name
+            for name, rule in SELECTORS.items()
+            if name != "full" and not rule.weighted and not rule.needs
+        )
     )
 
 

@@ -1,25 +1,36 @@
 """Selectors: from a table of signals to the tokens that train."""
 
+from taopd.selectors.budgets import SCHEDULES, SCOPES, scheduled_budget
 from taopd.selectors.registry import (
     REFERENCE_NAMES,
     SELECTORS,
     Selector,
     register_selector,
-    resolve_selector,
 )
+from taopd.selectors.resolve import resolve_selector
+from taopd.selectors.rules import DRAWS, Rules, check_needs
 from taopd.selectors.scores import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.select import Selection, select
+from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
 
 __all__ = [
+    "DRAWS",
     "NORMALIZATIONS",
     "REFERENCE_NAMES",
     "RULES",
+    "SCHEDULES",
+    "SCOPES",
     "SELECTORS",
+    "WEIGHTINGS",
     "NormalizedView",
+    "Rules",
     "Selection",
     "Selector",
+    "check_needs",
     "normalized_view",
     "register_selector",
     "resolve_selector",
+    "resolve_weighting",
+    "scheduled_budget",
     "select",
 ]

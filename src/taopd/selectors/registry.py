@@ -7,17 +7,18 @@ A selector is a score, which end of it is kept, and who may be chosen at all. Yo
         return view.d * (1 - view.h)
 
 and then `select(table, selector="sharp")`; unregistered ones are named by path,
-"package.module:function".
+"package.module:function", and arithmetic on registered ones is a selector too
+(`taopd.selectors.expressions`). Keyword-only numbers of the function are parameters:
+"dial(beta=0.5)".
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from taopd.errors import ConfigError, suggest
-from taopd.selectors import scores
+from taopd.errors import ConfigError
+from taopd.selectors import beyond, scores
 from taopd.selectors.scores import NormalizedView
 
 Score = Callable[[NormalizedView], Tensor]
@@ -41,6 +42,17 @@ class Selector:
     """round-half-even(gamma * n) rows are taken by this score first, the rest by `scores`."""
     reference_scores: Score | None = None
     """Used instead of `scores` under rules="reference", where the released code differs."""
+    weights: Score | None = None
+    """Weights of kept rows, >= 0, where they are not the score."""
+    needs: tuple[str, ...] = ()
+    """Further signals it reads (`taopd.signals.KNOWN_SIGNALS`); a table without them is refused."""
+    bounded: bool = False
+    """Scores lie in [0, 1]: an expression takes them as they are and normalizes all others."""
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but a score, higher first: what may stand in an expression."""
+        return not self.ascending and self.candidates is None and self.lead is None
 
 
 SELECTORS: dict[str, Selector] = {}
@@ -76,6 +88,9 @@ def register_selector(
     weighted: bool = False,
     lead: Score | None = None,
     reference_scores: Score | None = None,
+    weights: Score | None = None,
+    needs: tuple[str, ...] = (),
+    bounded: bool = False,
 ) -> Callable[[Score], Score]:
     """Decorator: make a function of a `NormalizedView` selectable as `name`; options as in
     `Selector`.
@@ -102,6 +117,9 @@ def register_selector(
             weighted=weighted,
             lead=lead,
             reference_scores=reference_scores,
+            weights=weights,
+            needs=tuple(needs),
+            bounded=bounded,
         )
         return function
 
@@ -113,76 +131,20 @@ def _origin(function: Score) -> str:
     return f"{module}:{getattr(function, '__qualname__', repr(function))}"
 
 
-def resolve_selector(selector: str | Score | Selector) -> Selector:
-    """The `Selector` behind a registered name, a path, a function or a `Selector`.
-
-    Paths: "package.module:function" or "package.module.function". A function that was registered
-    keeps the options it was registered with.
-
-    Raises:
-        ConfigError: for an unknown name or a path that leads nowhere.
-    """
-    if isinstance(selector, Selector):
-        return selector
-    if isinstance(selector, str):
-        if selector in SELECTORS:
-            return SELECTORS[selector]
-        if selector in REFERENCE_NAMES:
-            raise ConfigError(
-                f"selector {selector!r} is the released code's name; here it is "
-                f"{REFERENCE_NAMES[selector]!r}"
-            )
-        if "." not in selector and ":" not in selector:
-            raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
-        return _from_object(_load(selector), selector)
-    return _from_object(selector, getattr(selector, "__name__", type(selector).__name__))
-
-
-def _load(path: str) -> object:
-    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"selector {path!r}: cannot import {module_name!r} ({error}); "
-            "is its folder on PYTHONPATH?"
-        ) from error
-    target = module
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            names = [name for name in vars(module) if not name.startswith("_")]
-            raise ConfigError(
-                f"selector {path!r}: {module_name} has no {attribute!r}.{suggest(attribute, names)}"
-            )
-        target = getattr(target, part)
-    return target
-
-
-def _from_object(target: object, name: str) -> Selector:
-    if isinstance(target, Selector):
-        return target
-    if not callable(target):
-        raise ConfigError(
-            f"selector {name!r} is a {type(target).__name__}; "
-            "expected a function of a NormalizedView"
-        )
-    for known in SELECTORS.values():
-        if known.scores is target:
-            return known
-    return Selector(name=name, scores=target)
-
-
-register_selector("teachability")(scores.teachability)
-register_selector("teachability+entropy", reference_scores=scores.teachability_entropy_reference)(
-    scores.teachability_entropy
-)
-register_selector("tip")(scores.tip)
-register_selector("entropy")(scores.entropy)
-register_selector("divergence")(scores.divergence)
-register_selector("compatibility")(scores.compatibility)
-register_selector("incompatible")(scores.incompatible)
-register_selector("random")(scores.random)
-register_selector("full")(scores.full)
+# METHOD section 3
+register_selector("teachability", bounded=True)(scores.teachability)
+register_selector(
+    "teachability+entropy",
+    reference_scores=scores.teachability_entropy_reference,
+    bounded=True,
+)(scores.teachability_entropy)
+register_selector("tip", bounded=True)(scores.tip)
+register_selector("entropy", bounded=True)(scores.entropy)
+register_selector("divergence", bounded=True)(scores.divergence)
+register_selector("compatibility", bounded=True)(scores.compatibility)
+register_selector("incompatible", bounded=True)(scores.incompatible)
+register_selector("random", bounded=True)(scores.random)
+register_selector("full", bounded=True)(scores.full)
 register_selector("split", lead=scores.entropy)(scores.low_entropy_teachability)
 register_selector("q3", candidates=scores.in_q3)(scores.low_entropy_teachability)
 register_selector("q3_high_c", candidates=scores.in_q3)(scores.compatibility)
@@ -192,3 +154,24 @@ register_selector("q3_teachability_low", candidates=scores.in_q3, ascending=True
     scores.teachability
 )
 register_selector("q3_incompatible_high", candidates=scores.in_q3)(scores.incompatible)
+
+# Work around the paper, and controls
+_SAMPLED = ("student_logprobs", "teacher_logprobs")
+register_selector("bottom", ascending=True)(scores.teachability)
+register_selector("prefix")(beyond.prefix)
+register_selector("compatible", bounded=True)(beyond.compatible)
+register_selector("pgt", needs=("log_ratio_variance",))(beyond.pgt)
+register_selector("ier", needs=("ier",))(beyond.ier)
+register_selector("corrective", needs=("corrective_mass",), bounded=True)(beyond.corrective)
+register_selector("reverse_kl", needs=("reverse_kl",))(beyond.reverse_kl)
+register_selector("dial", needs=_SAMPLED)(beyond.dial)
+register_selector("opsa", needs=("student_logprobs",))(beyond.opsa)
+register_selector(
+    "selectkd", needs=("student_top1_accepted",), weights=beyond.selectkd_weight, bounded=True
+)(beyond.selectkd)
+register_selector("iw", needs=_SAMPLED, weighted=True)(beyond.iw)
+register_selector("pw", weighted=True, bounded=True)(beyond.pw)
+register_selector("fire", needs=("teacher_entropy", "teacher_logprobs"), weighted=True)(beyond.fire)
+register_selector("sure", needs=("student_logprobs",), weighted=True)(beyond.sure)
+register_selector("bellman", needs=_SAMPLED, bounded=True)(beyond.bellman_teachability)
+register_selector("dash", needs=_SAMPLED)(beyond.dash)

@@ -58,6 +58,28 @@ class NormalizedView:
     table: SignalTable
     generator: torch.Generator
     """On the CPU, seeded from (seed, step): the same draws whatever the number of ranks."""
+    normalization: str = "quantile"
+    rules: str = "paper"
+
+    def signal(self, name: str) -> Float[Tensor, " N"]:
+        """A further signal of the table, as it is; a selector that reads it declares it in `needs`."""
+        if name not in self.table.extra:
+            raise ConfigError(
+                f"the table does not hold the signal {name!r}; declare needs=({name!r},) where the selector "
+                f"is registered. It holds: {', '.join(sorted(self.table.extra)) or 'no further signal'}"
+            )
+        return self.table.extra[name].double()
+
+    def normalized(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Any values scaled to [0, 1] as H, D and C are."""
+        everything = torch.ones_like(self.table.valid)
+        population = self.table.valid if self.rules == "paper" else everything
+        return normalize(values, population, normalization=self.normalization, rules=self.rules)
+
+    def uniform(self) -> Float[Tensor, " N"]:
+        """One draw on [0, 1) per row of the global table."""
+        draws = torch.rand(len(self.table), generator=self.generator, dtype=torch.float64)
+        return draws.to(self.h.device)
 
 
 def interpolated_quantile(
@@ -173,6 +195,8 @@ def normalized_view(
         quadrant=quadrants(scaled["h"], scaled["d"], population),
         table=table,
         generator=torch.Generator() if generator is None else generator,
+        normalization=normalization,
+        rules=rules,
     )
 
 
@@ -224,8 +248,7 @@ def compatibility(view: NormalizedView) -> Float[Tensor, " N"]:
 
 def random(view: NormalizedView) -> Float[Tensor, " N"]:
     """Uniform on [0, 1), one draw per row of the global table: the matched-budget control."""
-    draws = torch.rand(len(view.table), generator=view.generator, dtype=torch.float64)
-    return draws.to(view.h.device)
+    return view.uniform()
 
 
 def full(view: NormalizedView) -> Float[Tensor, " N"]:

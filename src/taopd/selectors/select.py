@@ -10,17 +10,22 @@ Source: METHOD section 3 (budget, min_keep), R12-R18.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, NumericsError, ShapeError
+from taopd.errors import NumericsError, ShapeError
 from taopd.selectors import scores as score_functions
-from taopd.selectors.registry import Score, Selector, resolve_selector
+from taopd.selectors.budgets import affordable, budget_count, response_counts
+from taopd.selectors.draws import draw_rows, inclusion_probabilities
+from taopd.selectors.registry import Score, Selector
+from taopd.selectors.resolve import resolve_selector
+from taopd.selectors.rules import Rules, check_needs, check_settings
 from taopd.selectors.scores import NormalizedView, normalized_view
+from taopd.selectors.weighting import kept_weights, mean_one, unit_scores
 from taopd.signals import SignalTable
 
 
@@ -37,7 +42,7 @@ class Selection:
     """
 
     weights: Float[Tensor, " N"]
-    """float64; 0 where not kept, else 1, or the score of a weighted selector."""
+    """float64; 0 where not kept, else by `weighting`, over the probability of a drawn row."""
     kept: Bool[Tensor, " N"]
     scores: Float[Tensor, " N"]
     """float64, as the selector gave them; 0 where there was no valid row at all."""
@@ -59,18 +64,8 @@ class Selection:
     """D^I = D~ (1 - C~)."""
     quadrant: Int[Tensor, " N"]
     """int8 1..4, 0 outside the population; see `NormalizedView`."""
-
-
-def budget_count(budget: float, num_valid: int) -> int:
-    """Rows a budget pays for: n = max(1, ceil(budget * N)), a plain double product, at most N.
-
-    Example:
-        >>> budget_count(0.07, 100), budget_count(0.55, 100)
-        (8, 56)
-    """
-    if num_valid == 0:
-        return 0
-    return min(num_valid, max(1, math.ceil(budget * num_valid)))
+    probability: Float[Tensor, " N"] | None = None
+    """draw="proportional": with which each row could be kept; None where nothing was drawn."""
 
 
 def seeded_generator(seed: int, step: int) -> torch.Generator:
@@ -84,13 +79,10 @@ def select(
     table: SignalTable,
     *,
     selector: str | Score | Selector = "teachability",
-    budget: float = 0.05,
-    min_keep: int = 0,
     normalization: str = "quantile",
-    gamma: float = 0.5,
     seed: int = 0,
     step: int = 0,
-    rules: str = "paper",
+    **rules: Any,
 ) -> Selection:
     """Keep the best max(1, ceil(budget N)) of the N valid rows of a whole rollout batch.
 
@@ -99,49 +91,53 @@ def select(
     (R12).
 
     Args:
-        budget: share of valid rows, in (0, 1]; the reference's rules take more than 1 as 1.
-        min_keep: at least this many rows of every response that has them, added to the budget:
-            best of the selector's own order, its candidates first (reference: best soft OR, R17).
-        gamma: share of the budget that `split` spends on entropy.
-        rules: "paper", or "reference" for R8-R18 of the released code.
+        rules: fields of `Rules`: budget, min_keep, gamma, rules, scope, draw, weighting, ...
 
     Raises:
-        ConfigError: a setting out of range, or an unknown selector.
+        ConfigError: a setting out of range, an unknown selector, or one that reads a signal which the
+            table does not hold.
         ShapeError, NumericsError: scores of the wrong shape, not finite, or negative weights.
     """
-    _check_settings(budget, min_keep, gamma, rules)
+    how = Rules(**rules)
     chosen = resolve_selector(selector)
+    check_settings(how, chosen)
+    check_needs(chosen, table)
     view = normalized_view(
-        table, normalization=normalization, rules=rules, generator=seeded_generator(seed, step)
+        table, normalization=normalization, rules=how.rules, generator=seeded_generator(seed, step)
     )
-    valid = table.valid
-    num_valid = int(valid.sum())
-    num_budget = budget_count(budget, num_valid)
-    if num_valid == 0:  # R14
-        scores = torch.zeros_like(view.h)
-        ranks = torch.full_like(table.response, -1, dtype=torch.int64)
-        return _selection(chosen, view, scores, ranks, valid.clone(), num_valid, num_budget)
-    scores = _scores(chosen, view, rules)
-    candidates = valid
+    if not bool(table.valid.any()):  # R14
+        return _empty(view)
+    scores = _scores(chosen, view, how.rules)
+    candidates = table.valid
     if chosen.candidates is not None:
-        candidates = valid & _checked(chosen, chosen.candidates(view), view).bool()
-    order = _order(chosen, view, scores, candidates, round(gamma * num_budget))
+        candidates = candidates & _checked(chosen, chosen.candidates(view), view).bool()
+    quota, num_budget = _quota(how, table)
+    if how.position_cost > 0:
+        value = unit_scores(chosen, scores, view)
+        candidates = affordable(
+            value, candidates, table.position, num_budget=num_budget, cost=how.position_cost
+        )
+    order = _order(chosen, view, scores, candidates, round(how.gamma * num_budget))
     ranks = torch.full_like(table.response, -1, dtype=torch.int64)
     ranks[order] = torch.arange(order.shape[0], device=order.device)
-    if chosen.name == "full" or budget >= 1:  # R12
-        kept = valid.clone()
+    probability = None
+    if chosen.name == "full" or how.budget >= 1:  # R12
+        kept = table.valid.clone()
+    elif how.draw == "proportional":
+        num_kept = min(num_budget, order.shape[0])
+        value = unit_scores(chosen, scores, view)
+        probability = inclusion_probabilities(
+            value, candidates, num_kept=num_kept, floor=how.draw_floor
+        )
+        kept = draw_rows(probability, num_kept, view.generator)
     else:
-        kept = torch.zeros_like(valid)
-        kept[order[:num_budget]] = True
-        if min_keep > 0:
-            if rules == "reference":
-                soft_or = score_functions.teachability_entropy_reference(view)
-                preference = ranking(soft_or, valid, table)
-            else:
-                others = ranking(scores, valid & ~candidates, table, ascending=chosen.ascending)
-                preference = torch.cat([order, others])
-            _top_up(kept, preference, table.response, min_keep)
-    return _selection(chosen, view, scores, ranks, kept, num_valid, num_budget)
+        kept = torch.zeros_like(table.valid)
+        kept[order[:num_budget] if quota is None else _within(order, quota, table.response)] = True
+        if how.min_keep > 0:
+            preference = _preference(chosen, view, scores, candidates, order)
+            _top_up(kept, preference, table.response, how.min_keep)
+    weights = _weights(how, chosen, scores, ranks, kept, probability, view)
+    return _selection(view, scores, ranks, kept, weights, num_budget, probability)
 
 
 def ranking(
@@ -162,6 +158,56 @@ def ranking(
     return index[scores[index].argsort(descending=not ascending, stable=True)]
 
 
+def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
+    """Per row, the rows its response may keep, and the sum; None where only the sum counts."""
+    if how.scope == "response":
+        return response_counts(how.budget, table)
+    return None, budget_count(how.budget, int(table.valid.sum()))
+
+
+def _within(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
+    """Rows of an order whose place among those of their own response is below the response's quota."""
+    return order[_place_in_response(order, response) < quota[order]]
+
+
+def _place_in_response(order: Tensor, response: Tensor) -> Tensor:
+    """0-based place of each entry of an order among the entries of the same response."""
+    _, group = response[order].unique(return_inverse=True)
+    by_response = group.argsort(stable=True)
+    sizes = torch.bincount(group)
+    starts = sizes.cumsum(0) - sizes
+    nth = torch.arange(order.shape[0], device=order.device) - starts[group[by_response]]
+    return torch.empty_like(nth).index_put_((by_response,), nth)
+
+
+def _preference(
+    chosen: Selector, view: NormalizedView, scores: Tensor, candidates: Tensor, order: Tensor
+) -> Tensor:
+    """In which order rows are added for `min_keep`."""
+    if view.rules == "reference":
+        soft_or = score_functions.teachability_entropy_reference(view)
+        return ranking(soft_or, view.table.valid, view.table)
+    rest = view.table.valid & ~candidates
+    return torch.cat([order, ranking(scores, rest, view.table, ascending=chosen.ascending)])
+
+
+def _weights(
+    how: Rules,
+    chosen: Selector,
+    scores: Tensor,
+    ranks: Tensor,
+    kept: Tensor,
+    probability: Tensor | None,
+    view: NormalizedView,
+) -> Tensor:
+    weights = kept_weights(how.weighting, chosen, scores, ranks, kept, view)
+    if probability is not None:
+        largest = how.draw_clip * float((probability > 0).sum()) / max(1.0, float(kept.sum()))
+        inverse = (1.0 / torch.where(kept, probability, 1.0)).clamp_max(largest)
+        weights = weights * inverse
+    return mean_one(weights, kept) if how.mean_one else weights
+
+
 def _order(
     chosen: Selector, view: NormalizedView, scores: Tensor, candidates: Tensor, num_lead: int
 ) -> Tensor:
@@ -180,10 +226,7 @@ def _top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) -
     groups, group = response.unique(return_inverse=True)
     num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
     spare = preference[~kept[preference]]
-    spare = spare[group[spare].argsort(stable=True)]  # by response, preference inside
-    sizes = torch.bincount(group[spare], minlength=groups.shape[0])
-    starts = sizes.cumsum(0) - sizes
-    nth = torch.arange(spare.shape[0], device=spare.device) - starts[group[spare]]
+    nth = _place_in_response(spare, response)
     kept[spare[nth < min_keep - num_kept[group[spare]]]] = True
 
 
@@ -218,18 +261,24 @@ def _checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
     return values.detach().to(view.h.device)
 
 
+def _empty(view: NormalizedView) -> Selection:
+    nothing = torch.zeros_like(view.h)
+    ranks = torch.full_like(view.table.response, -1, dtype=torch.int64)
+    return _selection(view, nothing, ranks, view.table.valid.clone(), nothing, 0, None)
+
+
 def _selection(
-    chosen: Selector,
     view: NormalizedView,
     scores: Tensor,
     ranks: Tensor,
     kept: Tensor,
-    num_valid: int,
+    weights: Tensor,
     num_budget: int,
+    probability: Tensor | None,
 ) -> Selection:
-    weight = scores if chosen.weighted else torch.ones_like(view.h)
+    num_valid = int(view.table.valid.sum())
     return Selection(
-        weights=torch.where(kept, weight, torch.zeros_like(weight)),
+        weights=weights,
         kept=kept,
         scores=scores,
         ranks=ranks,
@@ -243,17 +292,5 @@ def _selection(
         learnable=score_functions.teachability(view),
         incompatible=score_functions.incompatible(view),
         quadrant=view.quadrant,
+        probability=probability,
     )
-
-
-def _check_settings(budget: float, min_keep: int, gamma: float, rules: str) -> None:
-    if not budget > 0 or not math.isfinite(budget):  # R13
-        raise ConfigError(f"budget={budget} must be above 0; 0.05 keeps one valid token in twenty")
-    if budget > 1 and rules == "paper":
-        raise ConfigError(
-            f"budget={budget} must be in (0, 1]; it is a share, so five percent is 0.05"
-        )
-    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
-        raise ConfigError(f"min_keep={min_keep!r} must be a whole number of tokens >= 0")
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"gamma={gamma} must be in [0, 1]")

@@ -1,6 +1,12 @@
 """Signals: what student and teacher say about every completion position."""
 
 from taopd.signals.arithmetic import LIBM, TORCH, Arithmetic
+from taopd.signals.columns import (
+    KNOWN_SIGNALS,
+    LISTS_GIVE,
+    available_signals,
+    signal_table,
+)
 from taopd.signals.convert import lists_from_exact
 from taopd.signals.exact import concatenate, exact_signals, signals_from_logprobs
 from taopd.signals.lists import ListMetrics, list_metrics, topk_lists_signals
@@ -10,17 +16,19 @@ from taopd.signals.tables import (
     TokenSignals,
     compatibility_proxy,
     prefix_ema,
-    signal_table,
 )
 
 __all__ = [
     "COMPATIBILITIES",
+    "KNOWN_SIGNALS",
     "LIBM",
+    "LISTS_GIVE",
     "TORCH",
     "Arithmetic",
     "ListMetrics",
     "SignalTable",
     "TokenSignals",
+    "available_signals",
     "compatibility_proxy",
     "concatenate",
     "exact_signals",

@@ -9,8 +9,8 @@ from taopd.signals.tables import TokenSignals
 def lists_from_exact(signals: TokenSignals) -> TokenSignals:
     """Recompute D, H and the proxies from the two top-K lists alone; C stays the exact mass.
 
-    `compatibility="bound"` selects the lower bound that the lists alone give. What the lists cannot say
-    (the sampled log-probs) is carried over.
+    `compatibility="bound"` selects the lower bound that the lists alone give. Carried over is what a
+    teacher's server can give beside its list: log-probs of the sampled token and of the student's ids.
     """
     lists = topk_lists_signals(
         signals.student_topk_ids,
@@ -25,4 +25,6 @@ def lists_from_exact(signals: TokenSignals) -> TokenSignals:
         compatibility_is_exact=signals.compatibility_is_exact,
         student_logprobs=signals.student_logprobs,
         teacher_logprobs=signals.teacher_logprobs,
+        token_ids=signals.token_ids,
+        teacher_at_student_ids=signals.teacher_at_student_ids,
     )

@@ -22,8 +22,8 @@ from taopd.kernels import Head, PairScores, pair_from_logprobs, pair_score
 from taopd.signals.tables import TokenSignals
 
 
-def signals_from_pair(pair: PairScores) -> TokenSignals:
-    """Name what both models' scores say about each position."""
+def signals_from_pair(pair: PairScores, token_ids: Int[Tensor, " N"]) -> TokenSignals:
+    """Name what both models' scores say about each position, where `token_ids` were sampled."""
     k = pair.student.topk_ids.shape[1]
     return TokenSignals(
         disagreement=pair.disagreement,
@@ -44,6 +44,9 @@ def signals_from_pair(pair: PairScores) -> TokenSignals:
         forward_kl=pair.forward_kl,
         reverse_kl=pair.reverse_kl,
         compatibility_bound=pair.compatibility_bound,
+        token_ids=token_ids,
+        student_at_teacher_ids=pair.student.want_logprobs,
+        teacher_at_student_ids=pair.teacher.want_logprobs,
     )
 
 
@@ -61,7 +64,7 @@ def signals_from_logprobs(
         full_kl: also compute both KL divergences over the full vocabulary.
     """
     pair = pair_from_logprobs(student_logprobs, teacher_logprobs, target_ids, k=k, full_kl=full_kl)
-    return signals_from_pair(pair)
+    return signals_from_pair(pair, target_ids)
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def exact_signals(
                 f"the {name}'s logits are NaN or infinite at {locate(row)}; check its weights, dtype and "
                 "learning rate"
             )
-    return signals_from_pair(pair)
+    return signals_from_pair(pair, target_ids)
 
 
 def concatenate(chunks: list[TokenSignals]) -> TokenSignals:

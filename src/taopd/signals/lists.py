@@ -11,7 +11,7 @@ C; `taopd.signals` has the exact ones.
 Source: METHOD section 6; arXiv 2605.26844, eq. 3, 4, 9, 10, 17.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -248,7 +248,7 @@ def topk_lists_signals(
 
     Source: METHOD section 6, R1-R6.
     """
-    return list_metrics(
+    signals = list_metrics(
         student_ids,
         student_logprobs,
         teacher_ids,
@@ -257,3 +257,6 @@ def topk_lists_signals(
         teacher_logprobs_at_student_ids=teacher_logprobs_at_student_ids,
         target_ids=target_ids,
     ).signals()
+    return replace(
+        signals, token_ids=target_ids, teacher_at_student_ids=teacher_logprobs_at_student_ids
+    )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, NumericsError, ShapeError, suggest
+from taopd.errors import ConfigError, ShapeError, suggest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,12 @@ class TokenSignals:
     """KL(student || teacher), full vocabulary."""
     compatibility_bound: Float[Tensor, " N"] | None = None
     """The lower bound, teacher mass on the ids that both lists hold, whatever `compatibility` is. [eq. 17]"""
+    token_ids: Int[Tensor, " N"] | None = None
+    """The sampled tokens y."""
+    student_at_teacher_ids: Float[Tensor, "N K"] | None = None
+    """log p_S of `teacher_topk_ids`; two lists alone do not hold it."""
+    teacher_at_student_ids: Float[Tensor, "N K"] | None = None
+    """log p_T of `student_topk_ids`; a server gives it only if asked for these ids."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
@@ -87,7 +93,7 @@ class SignalTable:
     valid: Bool[Tensor, " N"]
     """May train. Rows that may not are kept because the released code lets them set the scale (R8)."""
     extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
-    """Further named signals for a user's own selector, such as "reverse_kl" or "teacher_logprobs"."""
+    """Further named signals; see `signals.columns`."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.disagreement.shape)
@@ -152,49 +158,3 @@ def compatibility_proxy(
     if name == "prefix_ema":
         return prefix_ema(signals.compatibility, response)
     raise ConfigError(f"compatibility={name!r} is unknown.{suggest(name, COMPATIBILITIES)}")
-
-
-def signal_table(
-    signals: TokenSignals,
-    *,
-    response: Int[Tensor, " N"],
-    position: Int[Tensor, " N"],
-    valid: Bool[Tensor, " N"],
-    compatibility: str = "mass",
-) -> SignalTable:
-    """Put the columns a selector may read into one float64 table.
-
-    Raises:
-        NumericsError: if D, C or H of a valid row is NaN or infinite (names the first such row).
-    """
-    extra = {
-        name: value.double()
-        for name in (
-            "teacher_entropy",
-            "student_logprobs",
-            "teacher_logprobs",
-            "forward_kl",
-            "reverse_kl",
-            "overlap",
-        )
-        if (value := getattr(signals, name)) is not None
-    }
-    extra["mass"] = signals.compatibility.double()
-    table = SignalTable(
-        disagreement=signals.disagreement.double(),
-        compatibility=compatibility_proxy(signals, compatibility, response).double(),
-        entropy=signals.entropy.double(),
-        response=response,
-        position=position,
-        valid=valid,
-        extra=extra,
-    )
-    for name in ("disagreement", "compatibility", "entropy"):
-        bad = ~getattr(table, name).isfinite() & valid
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise NumericsError(
-                f"{name} is not finite at response {int(response[row])}, position {int(position[row])}; "
-                "look for NaN or infinite logits there"
-            )
-    return table

@@ -1,0 +1,69 @@
+"""From what a user writes to a `Selector`: a registered name, an expression, a path, a function."""
+
+import importlib
+
+from taopd.errors import ConfigError, suggest
+from taopd.selectors.expressions import is_expression, parse_expression
+from taopd.selectors.registry import REFERENCE_NAMES, SELECTORS, Score, Selector
+
+
+def resolve_selector(selector: str | Score | Selector) -> Selector:
+    """The `Selector` behind a registered name, an expression, a path, a function or a `Selector`.
+
+    A registered name wins ("teachability+entropy" is eq. 16, not a sum). Expressions: see
+    `taopd.selectors.expressions`. Paths: "package.module:function" or "package.module.function". A
+    function that was registered keeps the options it was registered with.
+
+    Raises:
+        ConfigError: for an unknown name or a path that leads nowhere.
+    """
+    if isinstance(selector, Selector):
+        return selector
+    if isinstance(selector, str):
+        if selector in SELECTORS:
+            return SELECTORS[selector]
+        if selector in REFERENCE_NAMES:
+            raise ConfigError(
+                f"selector {selector!r} is the released code's name; here it is "
+                f"{REFERENCE_NAMES[selector]!r}"
+            )
+        if is_expression(selector):
+            return parse_expression(selector)
+        if "." not in selector and ":" not in selector:
+            raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
+        return _from_object(_load(selector), selector)
+    return _from_object(selector, getattr(selector, "__name__", type(selector).__name__))
+
+
+def _load(path: str) -> object:
+    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"selector {path!r}: cannot import {module_name!r} ({error}); "
+            "is its folder on PYTHONPATH?"
+        ) from error
+    target = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            names = [name for name in vars(module) if not name.startswith("_")]
+            raise ConfigError(
+                f"selector {path!r}: {module_name} has no {attribute!r}.{suggest(attribute, names)}"
+            )
+        target = getattr(target, part)
+    return target
+
+
+def _from_object(target: object, name: str) -> Selector:
+    if isinstance(target, Selector):
+        return target
+    if not callable(target):
+        raise ConfigError(
+            f"selector {name!r} is a {type(target).__name__}; "
+            "expected a function of a NormalizedView"
+        )
+    for known in SELECTORS.values():
+        if known.scores is target:
+            return known
+    return Selector(name=name, scores=target)

@@ -1,0 +1,106 @@
+"""The settings of a selection, and which of them fit each other, a selector and a table."""
+
+import math
+from dataclasses import dataclass
+
+from taopd.errors import ConfigError, suggest
+from taopd.selectors.budgets import SCOPES
+from taopd.selectors.registry import SELECTORS, Selector
+from taopd.signals import SignalTable
+
+DRAWS = ("top", "proportional")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How a selection is made once rows have scores; the defaults are the paper's."""
+
+    budget: float = 0.05
+    """Share of valid rows, in (0, 1]; the reference's rules take more than 1 as 1."""
+    min_keep: int = 0
+    """At least this many rows of every response that has them, added to the budget: best of the
+    selector's own order, its candidates first (reference: best soft OR, R17)."""
+    gamma: float = 0.5
+    """Share of the budget that `split` spends on entropy."""
+    rules: str = "paper"
+    """"paper", or "reference" for R8-R18 of the released code."""
+    scope: str = "global"
+    """"response": the budget holds in every response by itself."""
+    draw: str = "top"
+    """"proportional": draw with probability in proportion to the score, weight 1 / probability."""
+    draw_floor: float = 0.1
+    """Share of the draws that ignores the score."""
+    draw_clip: float = 10.0
+    """Largest weight of a drawn row, as a multiple of the mean weight N / n."""
+    position_cost: float = 0.0
+    """See `budgets.affordable`."""
+    weighting: str = "hard"
+    """See `weighting.kept_weights`."""
+    mean_one: bool = False
+    """Scale the weights to a mean of one over the kept rows."""
+
+
+def check_ranges(how: Rules) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    budget, min_keep = how.budget, how.min_keep
+    if not budget > 0 or not math.isfinite(budget):  # R13
+        raise ConfigError(f"budget={budget} must be above 0; 0.05 keeps one valid token in twenty")
+    if budget > 1 and how.rules == "paper":
+        raise ConfigError(
+            f"budget={budget} must be in (0, 1]; it is a share, so five percent is 0.05"
+        )
+    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
+        raise ConfigError(f"min_keep={min_keep!r} must be a whole number of tokens >= 0")
+    for name, low, high in (
+        ("gamma", 0.0, 1.0),
+        ("draw_floor", 0.0, 1.0),
+        ("draw_clip", 1.0, math.inf),
+        ("position_cost", 0.0, math.inf),
+    ):
+        if not low <= getattr(how, name) <= high:
+            raise ConfigError(f"{name}={getattr(how, name)} must be in [{low}, {high}]")
+    for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
+        value = getattr(how, name)
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+
+
+def check_settings(how: Rules, chosen: Selector) -> None:
+    """Refuse values out of range, and combinations that have no meaning.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    check_ranges(how)
+    if how.draw == "proportional" and (how.min_keep or how.scope != "global" or chosen.lead):
+        raise ConfigError(
+            "draw='proportional' needs min_keep=0, scope='global' and a selector with one score: "
+            "otherwise a row's probability is not known"
+        )
+    if how.scope == "response" and (chosen.lead is not None or how.position_cost > 0):
+        raise ConfigError(
+            f"scope='response' works neither with position_cost nor with {chosen.name!r} if it divides "
+            "one budget (split)"
+        )
+
+
+def check_needs(selector: Selector, table: SignalTable) -> None:
+    """Refuse a selector that reads a signal which the table does not hold.
+
+    Raises:
+        ConfigError: names the signal and the selectors that this table is enough for.
+    """
+    missing = sorted(set(selector.needs) - set(table.extra))
+    if missing:
+        enough = sorted(
+            name for name, known in SELECTORS.items() if set(known.needs) <= set(table.extra)
+        )
+        raise ConfigError(
+            f"selector {selector.name!r} reads the signal {missing[0]!r}, which this table does not hold: "
+            f"pass needs={missing} to signal_table, with a source that gives it. "
+            f"Possible without: {', '.join(enough)}"
+        )
