@@ -24,6 +24,7 @@ from taopd.choose import Choice, choose
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.scoring import Positions
+from taopd.selectors import resolve_selector
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
 from taopd.stacked.problems import read_problems
@@ -88,6 +89,9 @@ class Stack:
             weight_decay=0.0,
             fused=True,
         )
+        self._needs = {
+            name for args in self.settings for name in resolve_selector(args.selector).needs
+        }
         self._losses = [
             resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k)
             for args in self.settings
@@ -195,6 +199,7 @@ class Stack:
             position=positions.column,
             valid=torch.ones_like(positions.row, dtype=torch.bool),
             compatibility=self.settings[0].compatibility,
+            needs=self._needs,
         )
         return [take_rows(whole, rows) for rows in self._rows(positions)]
 
