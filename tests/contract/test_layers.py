@@ -28,7 +28,7 @@ LAYERS = (
         ),
     },
     {
-        *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
+        *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance", "plan"),
         *("choose", "metrics", "rollout_log", "student_states"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
