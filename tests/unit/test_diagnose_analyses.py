@@ -205,9 +205,12 @@ def test_places_given_by_position_are_counted(bank):
 
 def test_every_hard_selector_keeps_exactly_n(bank):
     table = matched_top_n(bank, **FAST)
-    assert set(table["selector"]) == set(hard_selectors()) == {
-        name for name, rule in SELECTORS.items() if not rule.needs and not rule.weighted
-    } - {"full"}
+    assert (
+        set(table["selector"])
+        == set(hard_selectors())
+        == {name for name, rule in SELECTORS.items() if not rule.needs and not rule.weighted}
+        - {"full"}
+    )
     assert (table["num_kept"] == table["num_requested"]).all()
     assert sorted(set(table["num_requested"])) == [18, 54, 90, 180]
 
