@@ -29,7 +29,7 @@ LAYERS = (
     },
     {
         *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
-        *("choose", "metrics", "rollout_log", "student_states"),
+        *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},

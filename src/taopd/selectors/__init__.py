@@ -8,7 +8,7 @@ from taopd.selectors.registry import (
     register_selector,
 )
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.rules import DRAWS, Rules, check_needs
+from taopd.selectors.rules import DRAWS, Rules, check_needs, check_settings
 from taopd.selectors.scores import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.select import Selection, select
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
@@ -27,6 +27,7 @@ __all__ = [
     "Selection",
     "Selector",
     "check_needs",
+    "check_settings",
     "normalized_view",
     "register_selector",
     "resolve_selector",
