@@ -126,7 +126,7 @@ def exact_signals(
                 "learning rate"
             )
     if stop_ids:
-        stops = [
+        student_stops, teacher_stops = (
             logits_at(
                 hidden, head, target_ids.new_tensor(stop_ids).expand(len(hidden), -1), temperature
             )
@@ -135,8 +135,10 @@ def exact_signals(
                 (student_hidden, student_head, pair.student),
                 (teacher_hidden, teacher_head, pair.teacher),
             )
-        ]
-        pair, target_ids = merge_stop_class(pair, *stops, target_ids, stop_ids=stop_ids, k=k)
+        )
+        pair, target_ids = merge_stop_class(
+            pair, student_stops, teacher_stops, target_ids, stop_ids=stop_ids, k=k
+        )
     return signals_from_pair(pair, target_ids)
 
 
