@@ -16,6 +16,7 @@ from torch import Tensor
 from taopd.config import TeachabilityConfig
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.selectors import (
+    Calibration,
     Selection,
     resolve_selector,
     resolve_weighting,
@@ -77,11 +78,21 @@ def local_table(
     )
 
 
-def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool) -> Choice:
+def choose(
+    table: SignalTable,
+    args: TeachabilityConfig,
+    *,
+    step: int,
+    training: bool,
+    calibration: Calibration | None = None,
+) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
 
     Evaluation (training=False) keeps everything: the selected tokens move with the student, so that a loss
     on them is not comparable over time.
+
+    Args:
+        calibration: with `budget_memory`, `selection.calibration` of the batch before.
     """
     budget = budget_at(step, args) if training else 1.0
     by_settings = partial(
@@ -104,6 +115,8 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
             draw=args.draw,
             draw_floor=args.draw_floor,
             draw_clip=args.draw_clip,
+            memory=args.budget_memory,
+            calibration=calibration,
             position_cost=args.position_cost,
             weighting=args.weighting,
             mean_one=args.weights_mean_one,

@@ -43,6 +43,13 @@ class SelectionSettings:
             "every completion by itself."
         },
     )
+    budget_memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "None: exactly the budget in every generation batch. In [0, 1): keep what reaches a "
+            "threshold that is averaged over batches with this memory, so that the budget holds on average."
+        },
+    )
     weighting: str = field(
         default="hard",
         metadata={
@@ -124,6 +131,7 @@ class SelectionSettings:
                 min_keep=min_keep,
                 scope=self.budget_scope,
                 draw=self.draw,
+                memory=self.budget_memory,
                 draw_floor=self.draw_floor,
                 draw_clip=self.draw_clip,
                 position_cost=self.position_cost,

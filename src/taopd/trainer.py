@@ -22,7 +22,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
-from taopd.choose import choose, local_table, signal_options
+from taopd.choose import local_table, signal_options
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError
 from taopd.gather import gather_table
@@ -32,6 +32,7 @@ from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
 from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
+from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import (
     Positions,
@@ -118,6 +119,8 @@ class TeachabilityTrainer(DistillationTrainer):
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
         ]
         """Called on the main process after every selection, in training."""
+        self._choose = Chooser()
+        self.add_callback(self._choose)
         self.add_callback(MetricsWriter())
         if args.log_update_norm or args.match_update_norm is not None:
             self.add_callback(UpdateNorm(self._record, args.match_update_norm))
@@ -227,7 +230,7 @@ class TeachabilityTrainer(DistillationTrainer):
             place = positions.row, positions.column
             local = local_table(signals, self.args, *place, self._stop_ids)
             table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
-            choice = choose(table, self.args, step=step, training=training)
+            choice = self._choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)

@@ -29,7 +29,15 @@ LAYERS = (
     },
     {
         *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
-        *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
+        *(
+            "choose",
+            "metrics",
+            "rollout_log",
+            "student_states",
+            "selection_settings",
+            "stops",
+            "remembered",
+        ),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},

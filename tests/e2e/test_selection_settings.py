@@ -89,6 +89,23 @@ def test_every_update_has_the_norm_that_was_asked_for(micro_lab, tmp_path, learn
     assert entry["update/norm"] * entry["update/scale"] == pytest.approx(0.05, rel=1e-4)
 
 
+def test_the_remembered_threshold_is_resumed(micro_lab, tmp_path, caplog):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "budget_memory": 0.8}
+    settings |= {"budget": 0.3, "learning_rate": 1e-3}
+    whole, _ = train_once(micro_lab, tmp_path / "a", **settings)
+    checkpoint = tmp_path / "a" / "run" / "checkpoint-2"
+    part = make_trainer(micro_lab, tmp_path / "a", **settings)
+    part.train(resume_from_checkpoint=str(checkpoint))
+    expected = weights_of(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(part).items())
+    assert part._choose.calibration == whole._choose.calibration
+    (checkpoint / "calibration.json").unlink()
+    make_trainer(micro_lab, tmp_path / "a", **settings).train(
+        resume_from_checkpoint=str(checkpoint)
+    )
+    assert "starts anew" in caplog.text
+
+
 def test_rescaling_keeps_the_direction(micro_lab, tmp_path):
     moves = []
     for settings in ({}, {"match_update_norm": 0.5}):

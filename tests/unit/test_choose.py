@@ -160,6 +160,8 @@ def test_stop_tokens_are_excluded_or_merged():
         ({"budget_scope": "row"}, "budget_scope"),
         ({"weighting": "scor"}, "weighting='scor'"),
         ({"draw": "soft"}, "draw='soft'"),
+        ({"budget_memory": 1.0}, "memory=1.0"),
+        ({"budget_memory": 0.5, "budget_scope": "response"}, "remembered threshold"),
         ({"draw_floor": 2.0}, "draw_floor"),
         ({"draw_clip": 0.0}, "draw_clip"),
         ({"position_cost": -1.0}, "position_cost"),

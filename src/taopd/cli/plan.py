@@ -137,7 +137,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         anchor_fraction=args.anchor_fraction if args.anchor_coef > 0 else 0.0,
         lora_rank=model.lora_r if model.use_peft else None,
         optimizer_states=_OPTIMIZER_STATES[optimizer],
-        update_norm=args.log_update_norm,
+        update_norm=args.log_update_norm or args.match_update_norm is not None,
     )
     return settings, str(model.model_name_or_path), str(args.teacher_model_name_or_path)
 

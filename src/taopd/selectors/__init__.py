@@ -1,6 +1,7 @@
 """Selectors: from a table of signals to the tokens that train."""
 
 from taopd.selectors.budgets import SCHEDULES, SCOPES, scheduled_budget
+from taopd.selectors.calibration import Calibration
 from taopd.selectors.registry import (
     REFERENCE_NAMES,
     SELECTORS,
@@ -22,6 +23,7 @@ __all__ = [
     "SCOPES",
     "SELECTORS",
     "WEIGHTINGS",
+    "Calibration",
     "NormalizedView",
     "Rules",
     "Selection",
