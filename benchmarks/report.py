@@ -56,7 +56,7 @@ def head_loss(document: dict[str, Any], folder: Path) -> str:
         axes.set(
             xscale="log",
             xlabel="budget, %",
-            ylabel=f"{words} over TRL's on all positions",
+            ylabel=f"{words} over TRL's",
             ylim=(0, None),
         )
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")

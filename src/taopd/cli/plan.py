@@ -37,7 +37,7 @@ example:
 """
 _OVERRIDES = (
     *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
-    *("dtype", "student_dtype", "teacher_dtype", "anchor_fraction", "lora_rank"),
+    *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
     *("gradient_checkpointing", "keep_prefix", "padded"),
 )
 _DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     add("--budget", type=float)
     add("--window", type=int)
     add("--top-k", type=int)
-    for name in ("--dtype", "--student-dtype", "--teacher-dtype"):
+    for name in ("--dtype", "--student-dtype", "--teacher-dtype", "--device"):
         add(name)
     add("--anchor-fraction", type=float)
     add("--lora-rank", type=int)
