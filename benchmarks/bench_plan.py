@@ -29,6 +29,7 @@ CASES = {
     "budget 1": {"budget": 1.0},
     "budget 0.05, reverse KL sampled": {"budget": 0.05, "loss": "sampled_reverse_kl"},
     "budget 0.05, anchor": {"budget": 0.05, "anchor_coef": 1.0},
+    "budget 0.05, window 8": {"budget": 0.05, "gradient_window": 8},
     TRL: {},
 }
 SHAPES = {
@@ -167,9 +168,11 @@ def expected(sizes: dict, case: dict):
             completion_length=sizes["completion"],
             budget=case.get("budget", 1.0),
             dtype="float32",
+            device="cpu",
             teacher_dtype="float32",
             padded=False,
             needs_teacher_distribution=needs_teacher_distribution(case.get("loss", "reverse_kl")),
+            window=case.get("gradient_window"),
             anchor_fraction=0.1 if case.get("anchor_coef") else 0.0,
         ),
     )

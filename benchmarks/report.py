@@ -56,7 +56,7 @@ def head_loss(document: dict[str, Any], folder: Path) -> str:
         axes.set(
             xscale="log",
             xlabel="budget, %",
-            ylabel=f"{words} over TRL's on all positions",
+            ylabel=f"{words} over TRL's",
             ylim=(0, None),
         )
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
@@ -104,11 +104,12 @@ def sparse(document: dict[str, Any], folder: Path) -> str:
         ylabel="cosine with the exact gradient",
         ylim=(0, 1.05),
     )
-    save(figure, folder / "sparse.png")
+    name = f"{document['benchmark']}.png"
+    save(figure, folder / name)
     case = result["case"]
     shape = f"{case['prompt']} + {case['completion']} tokens, {case['layers']} layers of {case['hidden']}"
     return "\n".join(
-        [f"{shape}; random weights.", "", *lines, "", "![Cosine against cost](results/sparse.png)"]
+        [f"{shape}; random weights.", "", *lines, "", f"![Cosine against cost](results/{name})"]
     )
 
 
@@ -144,6 +145,7 @@ def window_lab(document: dict[str, Any], folder: Path) -> str:
 SECTIONS = {
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
     "sparse": ("Student update: exact and through a gradient window", sparse),
+    "sparse_long": ("The same at 8,192 tokens", sparse),
     "window_lab": ("Gradient windows in the tiny lab: accuracy against seconds", window_lab),
 }
 

@@ -36,13 +36,17 @@ class MetricsWriter(TrainerCallback):
 class UpdateNorm(TrainerCallback):
     """Measures the L2 norm of each parameter update and hands it to `record(name, value)`.
 
+    With a target every update is rescaled to that norm, weight decay included, after the optimizer has moved
+    the weights; its own state does not know. An update of norm 0 stays 0.
+
     A mean over selected tokens multiplies the gradient by 1/budget and Adam hides it again; arms are only
     comparable when the step they really took is known. Holds one copy of the trainable weights between the
     clipping and the end of the optimizer step.
     """
 
-    def __init__(self, record):
+    def __init__(self, record, target: float | None = None):
         self._record = record
+        self._target = target
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -58,5 +62,10 @@ class UpdateNorm(TrainerCallback):
             for parameter, before in self._before:
                 norm = torch.linalg.vector_norm(parameter - before, dtype=torch.float32)
                 total += float(norm.full_tensor() if isinstance(norm, DTensor) else norm) ** 2
+            norm = math.sqrt(total)
+            if self._target is not None and norm > 0.0:
+                for parameter, before in self._before:
+                    parameter.copy_(before + (parameter - before) * (self._target / norm))
+                self._record("update/scale", self._target / norm)
         self._before = []
-        self._record("update/norm", math.sqrt(total))
+        self._record("update/norm", norm)

@@ -1,15 +1,29 @@
-"""From a table of signals and the settings to what every position weighs in the loss."""
+"""From signals and the settings to what every position weighs in the loss; any engine can call this.
 
-from dataclasses import dataclass
+`local_table` on every rank, gather the tables, then `choose` once on the whole: a pure function of the
+table, the settings and the step, so that all ranks get the same answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.config import TeachabilityConfig
 from taopd.losses import anchor_weights, reduction_weights
-from taopd.selectors import Selection, select
-from taopd.signals import SignalTable
+from taopd.selectors import (
+    Calibration,
+    Selection,
+    resolve_selector,
+    resolve_weighting,
+    scheduled_budget,
+    select,
+)
+from taopd.signals import SignalTable, TokenSignals, signal_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,18 +35,70 @@ class Choice:
     """Selection weight over the global denominator; 0 where nothing is trained."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
+    budget: float = 1.0
+    """Nominal share at this step."""
+    shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
+    """What each shadow selector would have kept of the same table at the same budget."""
 
 
-def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool) -> Choice:
+def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
+    """Further signals that selector, weighting and shadow selectors read, sorted."""
+    selectors = [resolve_selector(args.selector), resolve_weighting(args.weighting)]
+    selectors += [resolve_selector(name) for name in args.shadow_selectors or []]
+    return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
+
+
+def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """What the settings ask of scoring, as keyword arguments of `signals.exact_signals`."""
+    return {
+        "k": args.score_top_k,
+        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needed_signals(args)),
+        "stop_ids": tuple(stop_ids) if args.stop_tokens == "merge" else (),
+    }
+
+
+def local_table(
+    signals: TokenSignals,
+    args: TeachabilityConfig,
+    response: Int[Tensor, " N"],
+    position: Int[Tensor, " N"],
+    stop_ids: Sequence[int] = (),
+) -> SignalTable:
+    """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
+    valid = torch.ones_like(response, dtype=torch.bool)
+    if args.stop_tokens == "exclude" and signals.token_ids is not None:
+        valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
+    return signal_table(
+        signals,
+        response=response,
+        position=position,
+        valid=valid,
+        compatibility=args.compatibility,
+        needs=needed_signals(args),
+    )
+
+
+def choose(
+    table: SignalTable,
+    args: TeachabilityConfig,
+    *,
+    step: int,
+    training: bool,
+    calibration: Calibration | None = None,
+) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
 
     Evaluation (training=False) keeps everything: the selected tokens move with the student, so that a loss
     on them is not comparable over time.
+
+    Args:
+        calibration: with `budget_memory`, `selection.calibration` of the batch before.
     """
-    selection = select(
+    budget = budget_at(step, args) if training else 1.0
+    by_settings = partial(
+        select,
         table,
-        selector=args.selector if training else "full",
-        budget=args.budget if training else 1.0,
+        budget=budget,
         min_keep=args.min_keep,
         normalization=args.normalization,
         gamma=args.split_gamma,
@@ -40,6 +106,21 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         step=step,
         rules="reference" if args.signals == "topk_lists" else "paper",
     )
+    if not training:
+        selection = by_settings(selector="full")
+    else:
+        selection = by_settings(
+            selector=args.selector,
+            scope=args.budget_scope,
+            draw=args.draw,
+            draw_floor=args.draw_floor,
+            draw_clip=args.draw_clip,
+            memory=args.budget_memory,
+            calibration=calibration,
+            position_cost=args.position_cost,
+            weighting=args.weighting,
+            mean_one=args.weights_mean_one,
+        )
     weights = reduction_weights(
         selection.weights,
         table.response,
@@ -57,4 +138,23 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
             seed=args.seed,
             step=step,
         )
-    return Choice(selection=selection, loss_weights=weights, anchor_weights=anchors)
+    # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
+    shadows = args.shadow_selectors if training else None
+    return Choice(
+        selection=selection,
+        loss_weights=weights,
+        anchor_weights=anchors,
+        budget=budget,
+        shadows={name: by_settings(selector=name).kept for name in shadows or []},
+    )
+
+
+def budget_at(step: int, args: TeachabilityConfig) -> float:
+    """The nominal budget of a step, by `budget_schedule`."""
+    return scheduled_budget(
+        step,
+        start=args.budget,
+        end=args.budget_end,
+        schedule=args.budget_schedule,
+        num_steps=args.budget_steps or args.max_steps,
+    )

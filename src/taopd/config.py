@@ -12,7 +12,7 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
-from taopd.selectors import resolve_selector
+from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,8 +27,10 @@ _BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
 
 @dataclass
-class TeachabilityConfig(DistillationConfig):
+class TeachabilityConfig(SelectionSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig`, and the fields below.
+
+    Schedules, scopes, weights, draws, stop tokens and shadow selectors are in `SelectionSettings`.
 
     Raises:
         ConfigError: at construction, for a value outside its range or an unknown name (with the nearest one).
@@ -45,7 +47,10 @@ class TeachabilityConfig(DistillationConfig):
     )
     selector: str = field(
         default="teachability",
-        metadata={"help": "Name of a selector, or the dotted path of a function of your own."},
+        metadata={
+            "help": "Name of a selector, an expression of names such as 'teachability*entropy' or "
+            "'rank_or(tip, ier)', or the dotted path of a function of your own."
+        },
     )
     budget: float = field(
         default=0.05,
@@ -189,7 +194,12 @@ class TeachabilityConfig(DistillationConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
-        resolve_selector(self.selector)
+        self.check_selection(
+            signals=self.signals,
+            selector=self.selector,
+            max_steps=self.max_steps,
+            min_keep=max(0, self.min_keep),
+        )
         _require(
             0.0 < self.budget <= 1.0,
             "budget",

@@ -3,9 +3,12 @@
 The same key is the same definition everywhere.
 """
 
+from collections.abc import Mapping
+from itertools import combinations
+
 from torch import Tensor
 
-from taopd.selectors import Selection
+from taopd.choose import Choice
 from taopd.signals import SignalTable
 
 METRICS: dict[str, str] = {
@@ -29,6 +32,10 @@ METRICS: dict[str, str] = {
     "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
     "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens.",
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
+    "select/mean_weight": "Mean weight of the kept tokens before the reduction; 1 for hard selection.",
+    "shadow/jaccard/*": "Per shadow selector: tokens that it and the active selector both keep over tokens "
+    "that either keeps; same table, same budget.",
+    "shadow/jaccard_between/*": "The same for two shadow selectors, named 'a & b'.",
     "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch.",
     "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
     "sparse/gradient_share": "gradient_window: positions that carry gradient over those up to the last kept "
@@ -36,7 +43,9 @@ METRICS: dict[str, str] = {
     "sparse/gradient_cosine": "Cosine of the windowed with the exact gradient; every gradient_check_every "
     "steps, first micro-batch, this rank.",
     "sparse/gradient_norm_ratio": "Norm of the windowed over that of the exact gradient, likewise.",
-    "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step.",
+    "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step, before "
+    "match_update_norm.",
+    "update/scale": "match_update_norm: what the change was multiplied by.",
     "perf/sample_s": "Seconds spent sampling completions, per generation batch.",
     "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per batch.",
     "perf/select_s": "Seconds spent on the global selection and the reduction weights.",
@@ -70,14 +79,16 @@ def is_documented(key: str) -> bool:
     return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
 
 
-def selection_metrics(table: SignalTable, selection: Selection, budget: float) -> dict[str, float]:
-    """What was kept out of what: the `select/*` and `signal/*` metrics of one generation batch."""
+def selection_metrics(table: SignalTable, choice: Choice) -> dict[str, float]:
+    """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch."""
+    selection = choice.selection
     valid, kept = table.valid, selection.kept
     metrics = {
-        "select/nominal_fraction": budget,
+        "select/nominal_fraction": choice.budget,
         "select/kept_fraction": selection.kept_fraction,
         "select/kept_tokens": float(kept.sum()),
         "select/valid_tokens": float(selection.num_valid),
+        "select/mean_weight": _mean(selection.weights[kept]),
         "select/kept_disagreement_nats": _mean(table.disagreement[kept]),
         "select/kept_compatibility": _mean(table.compatibility[kept]),
         "select/kept_entropy_nats": _mean(table.entropy[kept]),
@@ -104,7 +115,21 @@ def selection_metrics(table: SignalTable, selection: Selection, budget: float) -
     if "student_logprobs" in extra and "teacher_logprobs" in extra:
         gap = extra["student_logprobs"] - extra["teacher_logprobs"]
         metrics["signal/sampled_reverse_kl_nats"] = _mean(gap)
+    return metrics | shadow_metrics(kept, choice.shadows)
+
+
+def shadow_metrics(kept: Tensor, shadows: Mapping[str, Tensor]) -> dict[str, float]:
+    """Jaccard index of every shadow selector's mask with the active one, and of every pair of shadows."""
+    metrics = {f"shadow/jaccard/{name}": jaccard(kept, mask) for name, mask in shadows.items()}
+    for (one, mask), (other, another) in combinations(shadows.items(), 2):
+        metrics[f"shadow/jaccard_between/{one} & {other}"] = jaccard(mask, another)
     return metrics
+
+
+def jaccard(one: Tensor, other: Tensor) -> float:
+    """|A and B| / |A or B| of two masks; 1 where both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def _mean(values: Tensor) -> float:

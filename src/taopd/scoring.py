@@ -4,7 +4,7 @@ Knows transformers models and padding; knows no trainer, selector or loss. How a
 which wrapper) is the caller's `Forward`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -218,11 +218,15 @@ def score_positions(
     temperature: float,
     keep_teacher_hidden: bool,
     when: str,
+    full_kl: bool = False,
+    stop_ids: Sequence[int] = (),
     reuse: Reuse | None = None,
 ) -> Scored:
     """Exact signals of the given positions of a padded batch; called without gradient.
 
     Args:
+        full_kl: also both divergences over the full vocabulary.
+        stop_ids: ids that count as one token, see `signals.merge_stop_class`; none by default.
         when: opens the message of an error about NaN or infinite logits.
         reuse: what the loss will take from the student's pass; default nothing.
 
@@ -255,6 +259,8 @@ def score_positions(
                 targets,
                 k=k,
                 temperature=temperature,
+                full_kl=full_kl,
+                stop_ids=stop_ids,
                 locate=describe,
             )
         )

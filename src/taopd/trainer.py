@@ -22,7 +22,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
-from taopd.choose import choose
+from taopd.choose import local_table, signal_options
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError
 from taopd.gather import gather_table
@@ -32,6 +32,7 @@ from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
 from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
+from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import (
     Positions,
@@ -42,7 +43,8 @@ from taopd.scoring import (
     score_positions,
     trim,
 )
-from taopd.signals import lists_from_exact, signal_table
+from taopd.signals import lists_from_exact
+from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
 from taopd.teachers import load_teacher
 
@@ -98,12 +100,14 @@ class TeachabilityTrainer(DistillationTrainer):
             raise ConfigError(
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
+        self._stop_ids = stop_ids(args, self._tokenizer, self.model, teacher)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
             k=args.score_top_k,
             clip_low=args.ppo_clip_low,
             clip_high=args.ppo_clip_high,
+            merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
         )
         self._anchor_function = resolve_loss("reverse_kl")
         self._reference = None
@@ -115,9 +119,11 @@ class TeachabilityTrainer(DistillationTrainer):
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
         ]
         """Called on the main process after every selection, in training."""
+        self._choose = Chooser()
+        self.add_callback(self._choose)
         self.add_callback(MetricsWriter())
-        if args.log_update_norm:
-            self.add_callback(UpdateNorm(self._record))
+        if args.log_update_norm or args.match_update_norm is not None:
+            self.add_callback(UpdateNorm(self._record, args.match_update_norm))
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -190,7 +196,7 @@ class TeachabilityTrainer(DistillationTrainer):
             batch,
             positions,
             micro_batch_size=self.args.per_device_train_batch_size,
-            k=self.args.score_top_k,
+            **signal_options(self.args, self._stop_ids),
             temperature=self.temperature,
             keep_teacher_hidden=needs_teacher_distribution(self.args.loss),
             when=f"step {self.state.global_step}",
@@ -221,20 +227,15 @@ class TeachabilityTrainer(DistillationTrainer):
         """Choose over all ranks; return what the loss needs, aligned with the rows of this rank's batch."""
         training, step, signals = self.model.training, self.state.global_step, scored.signals
         with self._recorder.timed("perf/select_s"):
-            local = signal_table(
-                signals,
-                response=positions.row,
-                position=positions.column,
-                valid=torch.ones_like(positions.row, dtype=torch.bool),
-                compatibility=self.args.compatibility,
-            )
+            place = positions.row, positions.column
+            local = local_table(signals, self.args, *place, self._stop_ids)
             table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
-            choice = choose(table, self.args, step=step, training=training)
+            choice = self._choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)
             )
-            for name, value in selection_metrics(table, choice.selection, self.args.budget).items():
+            for name, value in selection_metrics(table, choice).items():
                 self._recorder.add(name, value)
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:

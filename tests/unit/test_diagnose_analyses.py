@@ -205,11 +205,26 @@ def test_places_given_by_position_are_counted(bank):
 
 def test_every_hard_selector_keeps_exactly_n(bank):
     table = matched_top_n(bank, **FAST)
-    assert set(table["selector"]) == set(hard_selectors()) == {
-        name for name, rule in SELECTORS.items() if not rule.needs and not rule.weighted
-    } - {"full"}
+    assert (
+        set(table["selector"])
+        == set(hard_selectors())
+        == {name for name, rule in SELECTORS.items() if not rule.needs and not rule.weighted}
+        - {"full"}
+    )
     assert (table["num_kept"] == table["num_requested"]).all()
     assert sorted(set(table["num_requested"])) == [18, 54, 90, 180]
+
+
+def test_a_banks_columns_serve_selectors_and_expressions_that_read_them(bank):
+    """Sampled log-probs are in a bank; both models at both lists are not."""
+    names = ["opsa", "0 - opsa", "teachability*entropy"]
+    table = matched_top_n(bank, budgets=[0.05], selectors=names, winsor=0.0, **FAST)
+    found = table.set_index("selector")
+    order = bank["student_logprob"].argsort()
+    assert found.loc["opsa", "value"] == pytest.approx(bank["gain_forward"][order[:90]].mean())
+    assert found.loc["0 - opsa", "num_kept"] == 90
+    with pytest.raises(ConfigError, match=r"log_ratio_variance.*Possible without.*dial"):
+        matched_top_n(bank, budgets=[0.05], selectors=["pgt"], **FAST)
 
 
 def test_random_is_always_there_and_near_the_mean(bank):

@@ -37,7 +37,7 @@ example:
 """
 _OVERRIDES = (
     *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
-    *("dtype", "student_dtype", "teacher_dtype", "anchor_fraction", "lora_rank"),
+    *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
     *("gradient_checkpointing", "keep_prefix", "padded"),
 )
 _DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     add("--budget", type=float)
     add("--window", type=int)
     add("--top-k", type=int)
-    for name in ("--dtype", "--student-dtype", "--teacher-dtype"):
+    for name in ("--dtype", "--student-dtype", "--teacher-dtype", "--device"):
         add(name)
     add("--anchor-fraction", type=float)
     add("--lora-rank", type=int)
@@ -137,7 +137,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         anchor_fraction=args.anchor_fraction if args.anchor_coef > 0 else 0.0,
         lora_rank=model.lora_r if model.use_peft else None,
         optimizer_states=_OPTIMIZER_STATES[optimizer],
-        update_norm=args.log_update_norm,
+        update_norm=args.log_update_norm or args.match_update_norm is not None,
     )
     return settings, str(model.model_name_or_path), str(args.teacher_model_name_or_path)
 

@@ -37,8 +37,14 @@ PROXIES = {
 """Compatibility proxy by name, and the column that holds it (with `_k<K>` after it)."""
 CLUSTERS = ("prompt", "completion")
 SHARED = ("completion", "prompt", "position", "entropy", "teacher_entropy")
-EXTRA = ("teacher_entropy", "forward_kl", "reverse_kl", "student_logprob", "teacher_logprob")
-"""Columns that a user's own selector finds in `SignalTable.extra`, where the table has them."""
+EXTRA = {
+    "teacher_entropy": "teacher_entropy",
+    "forward_kl": "forward_kl",
+    "reverse_kl": "reverse_kl",
+    "student_logprob": "student_logprobs",
+    "teacher_logprob": "teacher_logprobs",
+}
+"""Columns that a selector finds as signals, where the table has them, and the names they have in training."""
 
 
 def discover_ks(tokens: pd.DataFrame) -> tuple[int, ...]:
@@ -166,7 +172,7 @@ def signal_table_of(tokens: pd.DataFrame, *, k: int = 16, proxy: str = "mass") -
         response=torch.tensor(tokens["completion"].to_numpy(np.int64)),
         position=torch.tensor(tokens["position"].to_numpy(np.int64)),
         valid=torch.ones(len(tokens), dtype=torch.bool),
-        extra={name: column(name) for name in EXTRA if name in tokens.columns},
+        extra={signal: column(name) for name, signal in EXTRA.items() if name in tokens.columns},
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from taopd.diagnose.features import signal_table_of
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError
 from taopd.selectors import SELECTORS, select
 
 TIE = 1e-9
@@ -55,8 +55,6 @@ def selector_order(
     Only a selector with a lead (`split`) ranks differently for another `num_kept`. `tokens` in the
     order (completion, position).
     """
-    if selector not in SELECTORS:
-        raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
     choice = select(
         signal_table_of(tokens, k=k, proxy=proxy),
         selector=selector,

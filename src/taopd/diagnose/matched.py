@@ -45,7 +45,7 @@ from taopd.diagnose.keep import (
     selector_order,
 )
 from taopd.errors import ConfigError, suggest
-from taopd.selectors import SELECTORS
+from taopd.selectors import resolve_selector
 
 BUDGETS = (0.01, 0.03, 0.05, 0.10)
 WINSOR = 0.01
@@ -110,7 +110,7 @@ def matched_banks(
                 num_kept.append(num_requested)
                 num_tied.append(0)
                 continue
-            if name not in fixed or SELECTORS[name].lead is not None:
+            if name not in fixed or resolve_selector(name).lead is not None:
                 fixed[name] = selector_order(rows, name, num_requested, **signals)
             ranks, scores = fixed[name]
             kept = (ranks >= 0) & (ranks < num_requested)

@@ -122,6 +122,7 @@ def freeze_batch(
     if not len(positions):
         raise DataError("the batch holds no completion token that both models know")
     token_ids = batch["completion_ids"][positions.row, positions.column]
+    needs = {need for name in settings.selectors for need in resolve_selector(name).needs}
     size = {"vocab_size": vocab_size, "batch_size": settings.batch_size}
     with measuring(student, teacher):
         teacher_states = list(rollout_states(teacher, rollouts, **size))
@@ -137,6 +138,7 @@ def freeze_batch(
                     token_ids[rows],
                     k=min(settings.score_top_k, vocab_size),
                     temperature=settings.temperature,
+                    full_kl=not {"forward_kl", "reverse_kl"}.isdisjoint(needs),
                 )
             )
             start = rows.stop
@@ -152,6 +154,7 @@ def freeze_batch(
                 response=positions.row,
                 position=positions.column,
                 valid=torch.ones_like(positions.row, dtype=torch.bool),
+                needs=needs,
             ),
             teacher_states=teacher_states,
             teacher_logprobs=signals.teacher_logprobs,

@@ -71,6 +71,25 @@ def topk_reverse_kl(
     return reverse_kl(*buckets)
 
 
+def routed_kl(
+    student_logprobs: Float[Tensor, "N V"],
+    teacher_logprobs: Float[Tensor, "N V"],
+    *,
+    k: int,
+    threshold: float = 0.5,
+) -> Float[Tensor, " N"]:
+    """Reverse KL where C >= threshold, forward KL elsewhere; nats.
+
+    C is the teacher's mass on the student's present top-K, without gradient. The reverse KL cannot see a
+    teacher's token that the student gives no mass; the forward KL can. Source: none with this route;
+    routes by other signals are in AOPD (arXiv 2605.06387), SEAD (2606.28562), CADENCE (2607.16955).
+    """
+    ids = student_logprobs.detach().topk(min(k, student_logprobs.shape[-1]), dim=-1).indices
+    reached = teacher_logprobs.gather(1, ids).exp().sum(-1) >= threshold
+    forward = forward_kl(student_logprobs, teacher_logprobs)
+    return torch.where(reached, reverse_kl(student_logprobs, teacher_logprobs), forward)
+
+
 def sampled_reverse_kl(
     student_logprobs: Float[Tensor, " N"], teacher_logprobs: Float[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
@@ -84,13 +103,18 @@ def sampled_reverse_kl(
     return student_logprobs - teacher_logprobs
 
 
+FIXED_ADVANTAGE = -1.0
+"""Advantage of every kept token in the teacher-free control (arXiv 2608.31046 leaves its size to the lr)."""
+
+
 def policy_gradient(
     student_logprobs: Float[Tensor, " N"],
-    teacher_logprobs: Float[Tensor, " N"],
+    teacher_logprobs: Float[Tensor, " N"] | None,
     *,
     sampling_logprobs: Float[Tensor, " N"] | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    advantage: float | None = None,
 ) -> Float[Tensor, " N"]:
     """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
 
@@ -100,12 +124,17 @@ def policy_gradient(
     Args:
         sampling_logprobs: of the policy that sampled y. None: it is the student itself, so r = 1 and
             nothing is clipped (one step per rollout).
+        advantage: A, the same for every token, in place of the teacher's; then no teacher is read.
 
     Source: METHOD sections 3 and 7; clip range of the released code.
     """
     anchor = student_logprobs.detach()
     sampling = anchor if sampling_logprobs is None else sampling_logprobs
-    advantage = -sampled_reverse_kl(sampling, teacher_logprobs).detach()
+    if advantage is None:
+        assert teacher_logprobs is not None
+        gain = -sampled_reverse_kl(sampling, teacher_logprobs).detach()
+    else:
+        gain = torch.full_like(anchor, advantage)
     ratio = (student_logprobs - sampling).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -torch.minimum(ratio * advantage, clipped * advantage)
+    return -torch.minimum(ratio * gain, clipped * gain)

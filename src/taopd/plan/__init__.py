@@ -1,11 +1,11 @@
 """What a step will cost, before it runs: memory by part, FLOPs by stage, and the ratio to full distillation.
 
-From configs alone; no weights, no device. The ratio compares FLOPs of matmuls: it is what time tends to when
-the models are large and the hardware is busy, and not a promise for small ones, where the vocabulary's
-softmax and the launch of kernels count. Measured on one CPU thread, against TRL (`benchmarks/bench_plan.py`):
-planned step ratios within 10 % where head and backbone are balanced (width 768, 8,000 ids), but 27 to 45 %
-too high with a wide vocabulary over a narrow model (width 256, 32,000 ids). `flops.py` and `memory.py` say
-what each number leaves out.
+From configs alone; no weights, no device. The ratio compares FLOP of matmuls, with the passes over logits as
+the matmuls that take as long (`flops.py`): it is what time tends to when the hardware is busy, and not a
+promise for small models, where norms and the launch of kernels count. Measured on one CPU thread against TRL
+(`benchmarks/bench_plan.py`): steps within 16 % of the planned ratio, memory within 8 %, with a wide vocabulary
+over a narrow model (width 256, 32,000 ids) and where head and backbone are balanced (width 768, 8,000 ids).
+`flops.py` and `memory.py` say what each number leaves out.
 
     one micro-batch      the student's scoring pass is its training forward (no window) or the key/value
                          prefix (window)

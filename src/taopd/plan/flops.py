@@ -1,10 +1,12 @@
 """FLOPs of one optimizer step, by stage, here and in TRL's full on-policy distillation.
 
-Counted: matmuls, 2 FLOP per multiply and add, as `torch.utils.flop_counter` counts them in eager attention.
+Counted: matmuls, 2 FLOP per multiply and add, as `torch.utils.flop_counter` counts them in eager attention,
+and the passes over the logits (softmax, top-K, divergence), which no counter sees and which outweigh the
+matmuls of a narrow model's head: as the FLOP of a matmul that takes as long, so that ratios are of time.
 Attention is the full square of queries and keys; a causal kernel without padding skips up to half of it,
 and a fused one computes the scores again in its backward: neither is counted. Not counted: norms,
-activations, softmax over the vocabulary, top-K, selection, the optimizer. Rows without a selected
-token and columns after the last one are skipped in training but counted here.
+activations, selection, the optimizer. Rows without a selected token and columns after the last one are
+skipped in training but counted here.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +19,11 @@ STUDENT_LOSS_MATMULS, TEACHER_LOSS_MATMULS = 3, 1
 """`head_loss`: logits, gradient of the states, gradient of the weight; the teacher's logits."""
 TRL_STUDENT_MATMULS, TRL_TEACHER_MATMULS = 4, 2
 """TRL 1.16 `ChunkedDivergenceFunction`: both models are projected in the forward and in the backward."""
+SCORE_LOGIT_FLOPS, LOSS_LOGIT_FLOPS, TRL_LOGIT_FLOPS = 900.0, 2700.0, 4500.0
+"""What the passes over one pair of logits (the student's and the teacher's) cost, in FLOP of a float32
+matmul that takes as long: scoring, `head_loss`, TRL's loss. Measured on a CPU: benchmarks/bench_head_loss.py
+(where TRL's loss is dearer still, up to 7,000) and bench_plan.py. An accelerator does more FLOP per byte, so
+that these passes weigh more there, not less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,8 @@ class StepCost:
     loss_heads: float
     anchor: float
     """Reference forward and the heads at the anchored positions."""
+    logit_passes: float
+    """Passes over the logits, as matmuls that take as long."""
     select: float = 0.0
     """Sorting, no matmul."""
 
@@ -124,6 +133,8 @@ def step_cost(
     anchor = 0.0
     if settings.anchor_fraction:
         anchor = full + settings.anchored_share * (matmuls + 1) * student_head
+    trained = settings.budget + settings.anchored_share
+    passes_over_logits = SCORE_LOGIT_FLOPS + trained * LOSS_LOGIT_FLOPS
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
         score_student=full / TERA,
@@ -133,6 +144,7 @@ def step_cost(
         train_backward=backward / TERA,
         loss_heads=settings.budget * loss_heads / TERA,
         anchor=anchor / TERA,
+        logit_passes=scored * vocab_size * passes_over_logits / TERA,
     )
 
 
@@ -155,4 +167,5 @@ def trl_cost(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         train_backward=(backward + (full if settings.gradient_checkpointing else 0.0)) / TERA,
         loss_heads=heads / TERA,
         anchor=0.0,
+        logit_passes=scored * vocab_size * TRL_LOGIT_FLOPS / TERA,
     )

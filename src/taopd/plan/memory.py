@@ -23,13 +23,14 @@ devices.
 from dataclasses import dataclass
 
 from taopd.kernels import positions_per_chunk
+from taopd.kernels.chunked import TILES
 from taopd.plan.settings import BYTES, PlanSettings, gradient_share
 from taopd.plan.shapes import ModelShape
 
 FLOAT32, INT64 = 4, 8
 SCORE_LOGIT_TENSORS, LOSS_LOGIT_TENSORS = 6, 7
-"""Float32 tensors of [chunk, vocabulary] alive at once: in `exact_signals` the last raw logits, both models'
-log-probs and probabilities, and a product (measured: 6.0); in `head_loss` raw logits, log-probs, the
+"""Float32 tensors alive at once: in `exact_signals` of one tile of logits, both models' raw and scaled, and
+what is folded from them; in `head_loss` of [chunk, vocabulary], raw logits, log-probs, the
 teacher's, two that the divergence saves, and two gradients (measured with reverse_kl: 6.2)."""
 SCORE_COLUMNS = 11
 """Numbers per position in `TokenSignals` beside the two top-K lists."""
@@ -139,13 +140,14 @@ def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSetti
 def _logits(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     vocab_size = min(student.vocab_size, teacher.vocab_size)
     chunk = positions_per_chunk(vocab_size)
+    tile = TILES["cpu" if settings.device == "cpu" else "other"].elements
     scored = settings.batch * settings.completion_length
     trained = max(1.0, scored * max(settings.budget, settings.anchored_share))
     row = FLOAT32 * vocab_size
     head = row * student.hidden_size if settings.lora_rank is None else 0
     casts = BYTES[settings.dtype] * vocab_size * student.hidden_size if settings.autocast else 0
     return {
-        "scoring_logits": float(SCORE_LOGIT_TENSORS * row * min(chunk, scored)),
+        "scoring_logits": float(SCORE_LOGIT_TENSORS * min(FLOAT32 * tile, row * scored)),
         "loss_logits": LOSS_LOGIT_TENSORS * row * min(chunk, trained),
         "head_gradient": float(head + casts),
         "sampling_logits": float(
@@ -195,9 +197,15 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     # The first backward of a step makes gradients while it frees activations; later ones find them there.
     train = forward + gradients if settings.micro_batches > 1 else max(forward, gradients)
     score = scored + max(scored, chunk)
+    # With one micro-batch and no window the scoring pass is the training forward.
+    shared = settings.micro_batches == 1 and settings.window is None
+    recorded = total("activations", "training_hidden") if shared else 0.0
     return {
         "sample": weights + total("generation_cache", "sampling_logits"),
-        "score": weights + score + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),
+        "score": weights
+        + score
+        + recorded
+        + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),
         "train": weights + kept + train,
         "optimizer_step": weights + kept + total("gradients", "update_norm_copy"),
     }

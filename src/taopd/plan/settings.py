@@ -37,6 +37,8 @@ class PlanSettings:
     student_dtype: str = "float32"
     """Of the stored weights; another one than `dtype` means autocast."""
     teacher_dtype: str = "bfloat16"
+    device: str = "gpu"
+    """"cpu" or "gpu": decides the size of the scoring tiles."""
     gradient_checkpointing: bool = False
     padded: bool = True
     """Sequences differ in length, so that attention needs a mask and repeats grouped keys and values."""
@@ -61,6 +63,8 @@ class PlanSettings:
         )
         _require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
         _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
+        if self.device not in ("cpu", "gpu"):
+            raise ConfigError(f"device={self.device!r}: must be 'cpu' or 'gpu'")
         for name in ("dtype", "student_dtype", "teacher_dtype"):
             value = getattr(self, name)
             _require(value in BYTES, name, value, f"one of {', '.join(BYTES)}")

@@ -1,6 +1,7 @@
 """Selectors: from a table of signals to the tokens that train."""
 
 from taopd.selectors.budgets import SCHEDULES, SCOPES, scheduled_budget
+from taopd.selectors.calibration import Calibration
 from taopd.selectors.registry import (
     REFERENCE_NAMES,
     SELECTORS,
@@ -8,7 +9,7 @@ from taopd.selectors.registry import (
     register_selector,
 )
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.rules import DRAWS, Rules, check_needs
+from taopd.selectors.rules import DRAWS, Rules, check_needs, check_settings
 from taopd.selectors.scores import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.select import Selection, select
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
@@ -22,11 +23,13 @@ __all__ = [
     "SCOPES",
     "SELECTORS",
     "WEIGHTINGS",
+    "Calibration",
     "NormalizedView",
     "Rules",
     "Selection",
     "Selector",
     "check_needs",
+    "check_settings",
     "normalized_view",
     "register_selector",
     "resolve_selector",

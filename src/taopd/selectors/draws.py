@@ -36,7 +36,7 @@ def inclusion_probabilities(
         left, rest = num_kept - int(capped.sum()), size.masked_fill(capped, 0.0)
         free = rest.sum()
         # Nothing left to share in proportion: the uncapped rows are all equal to 0 in score.
-        even = torch.where(capped, 0.0, 1.0) / max(1, int((~capped).sum()))
+        even = (~capped).double() / max(1, int((~capped).sum()))
         probability = left * (rest / free if bool(free > 0) else even)
         over = (probability >= 1.0) & ~capped
         if not bool(over.any()):

@@ -60,7 +60,7 @@ def parse_expression(text: str) -> Selector:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"selector {text!r} is not an expression: {error}") from error
     parser = _Parser(text)
-    if isinstance(root, ast.Call) and _called(root) in SELECTORS:
+    if isinstance(root, ast.Call) and not root.args and _called(root) in SELECTORS:
         selector = replace(parser.parametrized(root), name=text)
     else:
         term = parser.term(root)

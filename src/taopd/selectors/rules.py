@@ -32,6 +32,8 @@ class Rules:
     """Share of the draws that ignores the score."""
     draw_clip: float = 10.0
     """Largest weight of a drawn row, as a multiple of the mean weight N / n."""
+    memory: float | None = None
+    """None: exactly the budget in every batch. In [0, 1): see `calibration`."""
     position_cost: float = 0.0
     """See `budgets.affordable`."""
     weighting: str = "hard"
@@ -63,6 +65,8 @@ def check_ranges(how: Rules) -> None:
     ):
         if not low <= getattr(how, name) <= high:
             raise ConfigError(f"{name}={getattr(how, name)} must be in [{low}, {high}]")
+    if how.memory is not None and not 0.0 <= how.memory < 1.0:
+        raise ConfigError(f"memory={how.memory} must be in [0, 1), or none")
     for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
         value = getattr(how, name)
         if value not in choices:
@@ -80,6 +84,10 @@ def check_settings(how: Rules, chosen: Selector) -> None:
         raise ConfigError(
             "draw='proportional' needs min_keep=0, scope='global' and a selector with one score: "
             "otherwise a row's probability is not known"
+        )
+    if how.memory is not None and (how.draw != "top" or how.scope != "global" or chosen.lead):
+        raise ConfigError(
+            "a remembered threshold (memory) needs draw='top', scope='global' and a selector with one score"
         )
     if how.scope == "response" and (chosen.lead is not None or how.position_cost > 0):
         raise ConfigError(

@@ -15,7 +15,8 @@ Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +32,7 @@ QUANTILES = (0.05, 0.95)
 """Q05 and Q95 of eq. 11."""
 NORMALIZATIONS = ("quantile", "minmax", "none")
 RULES = ("paper", "reference")
+Scale = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class NormalizedView:
     """On the CPU, seeded from (seed, step): the same draws whatever the number of ranks."""
     normalization: str = "quantile"
     rules: str = "paper"
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """What this batch by itself would scale h, d, c and dc by."""
 
     def signal(self, name: str) -> Float[Tensor, " N"]:
         """A further signal of the table, as it is; a selector that reads it declares it in `needs`."""
@@ -104,12 +108,32 @@ def interpolated_quantile(
     return below * (1 - weight) + above * weight
 
 
+def scale_of(
+    values: Float[Tensor, " N"],
+    population: Bool[Tensor, " N"],
+    *,
+    normalization: str = "quantile",
+    rules: str = "paper",
+) -> Scale | None:
+    """The two values that `normalize` maps to 0 and 1; None where nothing is finite."""
+    ascending = values[population & values.isfinite()].sort().values
+    if ascending.shape[0] == 0:
+        return None
+    if normalization == "quantile":
+        low, high = (interpolated_quantile(ascending, q, rules=rules) for q in QUANTILES)
+        return low, high
+    if normalization == "minmax":
+        return float(ascending[0]), float(ascending[-1])
+    return 0.0, max(float(ascending[-1]), EPSILON)
+
+
 def normalize(
     values: Float[Tensor, " N"],
     population: Bool[Tensor, " N"],
     *,
     normalization: str = "quantile",
     rules: str = "paper",
+    scale: Scale | None = None,
 ) -> Float[Tensor, " N"]:
     """Scale values to [0, 1] by the spread of the finite values of the population. [eq. 11; R8-R10]
 
@@ -119,17 +143,15 @@ def normalize(
 
     Rules "reference": no eps, 0 everywhere if the spread is below 1e-12. Rows outside the
     population and non-finite values become 0.
+
+    Args:
+        scale: these two values in place of the population's own.
     """
-    usable = population & values.isfinite()
-    ascending = values[usable].sort().values
-    if ascending.shape[0] == 0:
+    if scale is None:
+        scale = scale_of(values, population, normalization=normalization, rules=rules)
+    if scale is None:
         return torch.zeros_like(values)
-    if normalization == "quantile":
-        low, high = (interpolated_quantile(ascending, q, rules=rules) for q in QUANTILES)
-    elif normalization == "minmax":
-        low, high = float(ascending[0]), float(ascending[-1])
-    else:
-        low, high = 0.0, max(float(ascending[-1]), EPSILON)
+    usable, (low, high) = population & values.isfinite(), scale
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
         return torch.zeros_like(values)
@@ -158,8 +180,12 @@ def normalized_view(
     normalization: str = "quantile",
     rules: str = "paper",
     generator: torch.Generator | None = None,
+    scales: Mapping[str, Scale] | None = None,
 ) -> NormalizedView:
     """Normalize D, C, H and D C of a table, and place every row in its quadrant.
+
+    Args:
+        scales: of h, d, c, dc, remembered from other batches; None: this batch's own.
 
     Raises:
         ConfigError: for an unknown normalization or set of rules.
@@ -186,8 +212,11 @@ def normalized_view(
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
     columns["dc"] = columns["d"] * columns["c"]
+    how = {"normalization": normalization, "rules": rules}
+    own = {name: scale_of(column, population, **how) for name, column in columns.items()}
+    used = own | dict(scales or {})
     scaled = {
-        name: normalize(column, population, normalization=normalization, rules=rules)
+        name: normalize(column, population, scale=used[name], **how)
         for name, column in columns.items()
     }
     return NormalizedView(
@@ -197,6 +226,7 @@ def normalized_view(
         generator=torch.Generator() if generator is None else generator,
         normalization=normalization,
         rules=rules,
+        scales={name: scale for name, scale in own.items() if scale is not None},
     )
 
 

@@ -10,7 +10,7 @@ Source: METHOD section 3 (budget, min_keep), R12-R18.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from taopd.errors import NumericsError, ShapeError
 from taopd.selectors import scores as score_functions
 from taopd.selectors.budgets import affordable, budget_count, response_counts
+from taopd.selectors.calibration import Calibration, calibrated_count, updated
 from taopd.selectors.draws import draw_rows, inclusion_probabilities
 from taopd.selectors.registry import Score, Selector
 from taopd.selectors.resolve import resolve_selector
@@ -66,6 +67,8 @@ class Selection:
     """int8 1..4, 0 outside the population; see `NormalizedView`."""
     probability: Float[Tensor, " N"] | None = None
     """draw="proportional": with which each row could be kept; None where nothing was drawn."""
+    calibration: Calibration | None = None
+    """memory: what the next batch should be given."""
 
 
 def seeded_generator(seed: int, step: int) -> torch.Generator:
@@ -82,6 +85,7 @@ def select(
     normalization: str = "quantile",
     seed: int = 0,
     step: int = 0,
+    calibration: Calibration | None = None,
     **rules: Any,
 ) -> Selection:
     """Keep the best max(1, ceil(budget N)) of the N valid rows of a whole rollout batch.
@@ -91,6 +95,7 @@ def select(
     (R12).
 
     Args:
+        calibration: that of the batch before, with `memory`; None: there was none.
         rules: fields of `Rules`: budget, min_keep, gamma, rules, scope, draw, weighting, ...
 
     Raises:
@@ -102,11 +107,16 @@ def select(
     chosen = resolve_selector(selector)
     check_settings(how, chosen)
     check_needs(chosen, table)
+    remembered = calibration if how.memory is not None else None
     view = normalized_view(
-        table, normalization=normalization, rules=how.rules, generator=seeded_generator(seed, step)
+        table,
+        normalization=normalization,
+        rules=how.rules,
+        generator=seeded_generator(seed, step),
+        scales=None if remembered is None else remembered.scales,
     )
     if not bool(table.valid.any()):  # R14
-        return _empty(view)
+        return _empty(view, remembered)
     scores = _scores(chosen, view, how.rules)
     candidates = table.valid
     if chosen.candidates is not None:
@@ -120,7 +130,14 @@ def select(
     order = _order(chosen, view, scores, candidates, round(how.gamma * num_budget))
     ranks = torch.full_like(table.response, -1, dtype=torch.int64)
     ranks[order] = torch.arange(order.shape[0], device=order.device)
-    probability = None
+    probability, num_kept = None, num_budget
+    if how.memory is not None and order.shape[0]:
+        best = scores[order]
+        if remembered is not None:
+            num_kept = calibrated_count(best, remembered, num_budget, ascending=chosen.ascending)
+        calibration = updated(
+            remembered, view.scales, float(best[:num_budget][-1]), memory=how.memory
+        )
     if chosen.name == "full" or how.budget >= 1:  # R12
         kept = table.valid.clone()
     elif how.draw == "proportional":
@@ -132,12 +149,13 @@ def select(
         kept = draw_rows(probability, num_kept, view.generator)
     else:
         kept = torch.zeros_like(table.valid)
-        kept[order[:num_budget] if quota is None else _within(order, quota, table.response)] = True
+        kept[order[:num_kept] if quota is None else _within(order, quota, table.response)] = True
         if how.min_keep > 0:
             preference = _preference(chosen, view, scores, candidates, order)
             _top_up(kept, preference, table.response, how.min_keep)
     weights = _weights(how, chosen, scores, ranks, kept, probability, view)
-    return _selection(view, scores, ranks, kept, weights, num_budget, probability)
+    selection = _selection(view, scores, ranks, kept, weights, num_budget, probability)
+    return selection if how.memory is None else replace(selection, calibration=calibration)
 
 
 def ranking(
@@ -261,10 +279,11 @@ def _checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
     return values.detach().to(view.h.device)
 
 
-def _empty(view: NormalizedView) -> Selection:
+def _empty(view: NormalizedView, calibration: Calibration | None) -> Selection:
     nothing = torch.zeros_like(view.h)
     ranks = torch.full_like(view.table.response, -1, dtype=torch.int64)
-    return _selection(view, nothing, ranks, view.table.valid.clone(), nothing, 0, None)
+    selection = _selection(view, nothing, ranks, view.table.valid.clone(), nothing, 0, None)
+    return replace(selection, calibration=calibration)
 
 
 def _selection(

@@ -10,6 +10,7 @@ from taopd.signals.columns import (
 from taopd.signals.convert import lists_from_exact
 from taopd.signals.exact import concatenate, exact_signals, signals_from_logprobs
 from taopd.signals.lists import ListMetrics, list_metrics, topk_lists_signals
+from taopd.signals.stop_class import merge_stop_class
 from taopd.signals.tables import (
     COMPATIBILITIES,
     SignalTable,
@@ -34,6 +35,7 @@ __all__ = [
     "exact_signals",
     "list_metrics",
     "lists_from_exact",
+    "merge_stop_class",
     "prefix_ema",
     "signal_table",
     "signals_from_logprobs",

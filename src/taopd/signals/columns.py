@@ -25,6 +25,9 @@ LOG_RATIO_CLIP = 30.0
 """Largest |log p - log q| that a variance sees, nats (arXiv 2609.24432)."""
 LOGPROB_FLOOR = -12.0
 """Smallest log-prob in `information_to_error_ratio`, nats (arXiv 2609.24432)."""
+LARGEST_IER = 1e9
+AGREEMENT = 1e-12
+"""Variance of the log ratio below which two distributions agree, nats squared."""
 ACCEPT_TOP = 5
 """The teacher's list in the acceptance gate (arXiv 2510.24021)."""
 
@@ -80,7 +83,8 @@ def information_to_error_ratio(signals: TokenSignals) -> Float[Tensor, " N"]:
         b = E_p'[r L] / E_p'[L]
 
     on S u T u {y}, log-probs floored at -12 and r clipped to +-30, in the Fisher norm of the logits. 0 where
-    the two agree. 1 / IER is the relative error of the estimate. Source: arXiv 2609.24432.
+    the two agree; at most 1e9, which two ids reach: their gradient has no error at the best baseline b.
+    1 / IER is the relative error of the estimate. Source: arXiv 2609.24432.
     """
     log_p, log_q, counts = union_logprobs(signals, with_sampled=True)
     log_p, log_q = log_p.clamp_min(LOGPROB_FLOOR), log_q.clamp_min(LOGPROB_FLOOR)
@@ -91,9 +95,9 @@ def information_to_error_ratio(signals: TokenSignals) -> Float[Tensor, " N"]:
     baseline = (ratio * unlikely).sum(1) / unlikely.sum(1).clamp_min(torch.finfo(ratio.dtype).tiny)
     second_moment = ((ratio - baseline.unsqueeze(1)) ** 2 * unlikely).sum(1)
     error = second_moment - information
+    bounded = torch.maximum(error, information / LARGEST_IER)
     # At agreement both are rounding errors around 0.
-    tiny = 1e-12
-    return torch.where(information > tiny, information / error.clamp_min(tiny), 0.0)
+    return torch.where(information > AGREEMENT, information / bounded, 0.0)
 
 
 def corrective_mass(signals: TokenSignals) -> Float[Tensor, " N"]:

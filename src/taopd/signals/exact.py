@@ -11,7 +11,7 @@ that arithmetic, under its own name.
 Source: arXiv 2605.26844, eq. 3, 4, 9, 10, 14.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, PairScores, pair_from_logprobs, pair_score
+from taopd.kernels.scores import logits_at
+from taopd.signals.stop_class import merge_stop_class, scan_width
 from taopd.signals.tables import TokenSignals
 
 
@@ -57,13 +59,22 @@ def signals_from_logprobs(
     *,
     k: int,
     full_kl: bool = False,
+    stop_ids: Sequence[int] = (),
 ) -> TokenSignals:
     """Every exact signal from two full rows of log-probs: the definition.
 
     Args:
         full_kl: also compute both KL divergences over the full vocabulary.
+        stop_ids: ids that count as one token, see `merge_stop_class`.
     """
-    pair = pair_from_logprobs(student_logprobs, teacher_logprobs, target_ids, k=k, full_kl=full_kl)
+    wide = scan_width(k, stop_ids, student_logprobs.shape[1])
+    pair = pair_from_logprobs(
+        student_logprobs, teacher_logprobs, target_ids, k=wide, full_kl=full_kl
+    )
+    if stop_ids:
+        columns = torch.tensor(stop_ids, device=target_ids.device)
+        stops = student_logprobs[:, columns], teacher_logprobs[:, columns]
+        pair, target_ids = merge_stop_class(pair, *stops, target_ids, stop_ids=stop_ids, k=k)
     return signals_from_pair(pair, target_ids)
 
 
@@ -78,6 +89,7 @@ def exact_signals(
     k: int = 16,
     temperature: float = 1.0,
     full_kl: bool = False,
+    stop_ids: Sequence[int] = (),
     impl: str = "auto",
     locate: Callable[[int], str] = "row {}".format,
 ) -> TokenSignals:
@@ -86,6 +98,7 @@ def exact_signals(
     Args:
         target_ids: the sampled tokens.
         temperature: divides the logits of both models.
+        stop_ids: ids that count as one token, see `merge_stop_class`.
         impl: which kernel; see `kernels.topk_score`.
         locate: turns a row number into words for an error message.
 
@@ -100,7 +113,7 @@ def exact_signals(
         teacher_hidden,
         teacher_head,
         target_ids,
-        k=k,
+        k=scan_width(k, stop_ids, student_head.weight.shape[0]),
         temperature=temperature,
         full_kl=full_kl,
         impl=impl,
@@ -112,6 +125,20 @@ def exact_signals(
                 f"the {name}'s logits are NaN or infinite at {locate(row)}; check its weights, dtype and "
                 "learning rate"
             )
+    if stop_ids:
+        student_stops, teacher_stops = (
+            logits_at(
+                hidden, head, target_ids.new_tensor(stop_ids).expand(len(hidden), -1), temperature
+            )
+            - scores.logsumexp.unsqueeze(1)
+            for hidden, head, scores in (
+                (student_hidden, student_head, pair.student),
+                (teacher_hidden, teacher_head, pair.teacher),
+            )
+        )
+        pair, target_ids = merge_stop_class(
+            pair, student_stops, teacher_stops, target_ids, stop_ids=stop_ids, k=k
+        )
     return signals_from_pair(pair, target_ids)
 
 

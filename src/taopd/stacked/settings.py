@@ -15,6 +15,8 @@ FIXED: dict[str, Any] = {
     "weight_decay": 0.0,
     "temperature": 1.0,
     "signals": "exact",
+    "stop_tokens": "train",
+    "match_update_norm": None,
 }
 """What every arm of a stack must be set to."""
 SHARED = (

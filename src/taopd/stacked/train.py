@@ -20,11 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from taopd.arms import Arm
-from taopd.choose import Choice, choose
+from taopd.choose import Choice, choose, needed_signals
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.scoring import Positions
-from taopd.selectors import resolve_selector
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
 from taopd.stacked.problems import read_problems
@@ -89,9 +88,7 @@ class Stack:
             weight_decay=0.0,
             fused=True,
         )
-        self._needs = {
-            name for args in self.settings for name in resolve_selector(args.selector).needs
-        }
+        self._needs = {name for args in self.settings for name in needed_signals(args)}
         self._losses = [
             resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k)
             for args in self.settings
@@ -152,7 +149,11 @@ class Stack:
         teacher_hidden, teacher = self._frozen(self._teacher_shape, self._teacher, ids, positions)
         targets = completions[positions.row, positions.column]
         signals = signals_from_logprobs(
-            student.detach(), teacher, targets, k=self.settings[0].score_top_k
+            student.detach(),
+            teacher,
+            targets,
+            k=self.settings[0].score_top_k,
+            full_kl=not {"forward_kl", "reverse_kl"}.isdisjoint(self._needs),
         )
         tables = self._tables(signals, positions)
         choices = [

@@ -249,7 +249,7 @@ def _num_workers(plan: StudyPlan, asked: int | None, devices: list[str]) -> int:
 
 
 def _devices() -> list[str]:
-    """The GPUs that this process may use: one an arm, because torch would spread an arm over all that it sees."""
+    """GPUs that this process may use; an arm gets one, because torch spreads it over all that it sees."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = [str(index) for index in range(torch.cuda.device_count())]
     return named.split(",")[: len(numbers)] if named else numbers

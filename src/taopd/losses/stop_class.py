@@ -1,0 +1,34 @@
+"""Several token ids as one: log-probs of a distribution in which they are a single token.
+
+Source: semantic end-of-sequence class, arXiv 2609.20511.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def merge_columns(
+    logprobs: Float[Tensor, "N V"], merged_ids: Sequence[int]
+) -> Float[Tensor, "N W"]:
+    """Log-probs with the merged ids as one last column, log sum p; unchanged without ids."""
+    if not merged_ids:
+        return logprobs
+    inside = torch.tensor(merged_ids, device=logprobs.device)
+    others = torch.ones(logprobs.shape[1], dtype=torch.bool, device=logprobs.device)
+    others[inside] = False
+    merged = logprobs[:, inside].logsumexp(-1, keepdim=True)
+    return torch.cat([logprobs[:, others], merged], dim=1)
+
+
+def sampled_logprobs(
+    logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], *, merged_ids: Sequence[int] = ()
+) -> Float[Tensor, " N"]:
+    """Log-prob of the sampled token; of the whole class where it is one of the merged ids."""
+    own = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    if not merged_ids:
+        return own
+    inside = torch.tensor(merged_ids, device=logprobs.device)
+    return torch.where(torch.isin(token_ids, inside), logprobs[:, inside].logsumexp(-1), own)

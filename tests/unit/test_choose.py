@@ -1,0 +1,179 @@
+"""`choose` and the settings it reads: schedules, shadows, stop tokens, signals that a source lacks."""
+
+import itertools
+
+import pytest
+import torch
+from selector_tables import random_table
+
+from taopd.choose import choose, local_table, needed_signals, signal_options
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError
+from taopd.metrics import is_documented, jaccard, selection_metrics
+from taopd.selectors import select
+from taopd.signals import lists_from_exact, signals_from_logprobs
+from taopd.stops import stop_ids
+
+
+def config(**settings):
+    return TeachabilityConfig(output_dir="x", bf16=False, use_cpu=True, **settings)
+
+
+def logprob_signals(**options):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, 12, 9, generator=generator, dtype=torch.float64)
+    return signals_from_logprobs(*logits.log_softmax(-1), torch.arange(12) % 9, k=3, **options)
+
+
+def test_choose_hands_every_setting_to_the_selection():
+    table = random_table()
+    args = config(
+        selector="rank_or(tip, ier)",
+        budget=0.2,
+        draw="proportional",
+        draw_floor=0.3,
+        draw_clip=2.0,
+        weighting="entropy",
+        weights_mean_one=True,
+        denominator="completion",
+        seed=5,
+    )
+    found = choose(table, args, step=3, training=True)
+    expected = select(
+        table,
+        selector="rank_or(tip, ier)",
+        budget=0.2,
+        draw="proportional",
+        draw_floor=0.3,
+        draw_clip=2.0,
+        weighting="entropy",
+        mean_one=True,
+        seed=5,
+        step=3,
+    )
+    assert torch.equal(found.selection.kept, expected.kept)
+    assert torch.equal(found.loss_weights, expected.weights / table.valid.sum())
+    scoped = choose(table, config(budget_scope="response"), step=0, training=True)
+    assert torch.equal(scoped.selection.kept, select(table, scope="response").kept)
+    early = choose(table, config(position_cost=5.0), step=0, training=True)
+    assert torch.equal(early.selection.kept, select(table, position_cost=5.0).kept)
+
+
+def test_the_budget_follows_its_schedule_and_evaluation_keeps_everything():
+    table = random_table(masked=0.0)
+    args = config(budget=0.5, budget_end=0.1, budget_schedule="linear", max_steps=5)
+    kept = [int(choose(table, args, step=s, training=True).selection.kept.sum()) for s in range(5)]
+    assert kept == [100, 80, 60, 40, 20]
+    longer = config(budget=0.5, budget_end=0.1, budget_schedule="linear", budget_steps=9)
+    assert choose(table, longer, step=4, training=True).budget == pytest.approx(0.3)
+    evaluation = choose(table, args, step=4, training=False)
+    assert evaluation.selection.kept.all() and evaluation.budget == 1.0 and not evaluation.shadows
+
+
+def test_shadows_are_the_masks_of_plain_selections_at_the_same_budget():
+    table = random_table()
+    names = ["random", "entropy", "rank_and(tip, ier)", "teachability"]
+    plain = choose(table, config(budget=0.1), step=2, training=True)
+    choice = choose(table, config(budget=0.1, shadow_selectors=names), step=2, training=True)
+    assert torch.equal(choice.loss_weights, plain.loss_weights)  # looking changes nothing
+    masks = {
+        name: set(
+            select(table, selector=name, budget=0.1, step=2, seed=42).kept.nonzero()[:, 0].tolist()
+        )
+        for name in names
+    }
+    active = masks["teachability"]
+    metrics = selection_metrics(table, choice)
+    assert all(is_documented(name) for name in metrics)
+    for name in names:
+        expected = len(active & masks[name]) / len(active | masks[name])
+        assert metrics[f"shadow/jaccard/{name}"] == pytest.approx(expected)
+    for one, two in itertools.combinations(names, 2):
+        expected = len(masks[one] & masks[two]) / len(masks[one] | masks[two])
+        assert metrics[f"shadow/jaccard_between/{one} & {two}"] == pytest.approx(expected)
+    assert metrics["shadow/jaccard/teachability"] == 1.0
+    assert jaccard(torch.zeros(3).bool(), torch.zeros(3).bool()) == 1.0
+
+
+def test_only_the_signals_that_someone_reads_are_asked_for():
+    assert needed_signals(config()) == ()
+    args = config(selector="dial", weighting="pgt", shadow_selectors=["ier", "reverse_kl"])
+    assert set(needed_signals(args)) == {
+        *("student_logprobs", "teacher_logprobs", "log_ratio_variance", "ier", "reverse_kl")
+    }
+    assert signal_options(args)["full_kl"] and not signal_options(config())["full_kl"]
+    table = local_table(
+        logprob_signals(full_kl=True), args, torch.zeros(12).long(), torch.arange(12)
+    )
+    assert set(needed_signals(args)) <= set(table.extra)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"selector": "pgt"}, {"weighting": "ier"}, {"shadow_selectors": ["tip*reverse_kl"]}],
+)
+def test_lists_refuse_at_once_what_they_cannot_give(settings):
+    with pytest.raises(ConfigError, match=r"signals='topk_lists' cannot give.*choose among .*dial"):
+        config(signals="topk_lists", **settings)
+    config(**settings)
+
+
+def test_what_lists_can_give_they_give():
+    args = config(
+        signals="topk_lists", selector="dial", shadow_selectors=["corrective", "selectkd"]
+    )
+    signals = lists_from_exact(logprob_signals())
+    table = local_table(signals, args, torch.zeros(12).long(), torch.arange(12))
+    assert choose(table, args, step=0, training=True).selection.kept.any()
+
+
+class Named:
+    def __init__(self, ids):
+        self.eos_token_id = ids
+        self.generation_config = self
+
+
+def test_stop_tokens_are_excluded_or_merged():
+    assert stop_ids(config(), Named(2), Named([3])) == ()
+    args = config(stop_tokens="exclude")
+    ids = stop_ids(args, Named(2), Named([5, 2]), Named(None))
+    assert ids == (2, 5)
+    table = local_table(logprob_signals(), args, torch.zeros(12).long(), torch.arange(12), ids)
+    assert table.valid.tolist() == [token % 9 not in ids for token in range(12)]
+    merge = config(stop_tokens="merge")
+    assert signal_options(merge, ids)["stop_ids"] == (2, 5)
+    assert stop_ids(config(stop_tokens="merge", stop_token_ids=[7, 4]), Named(2)) == (4, 7)
+    with pytest.raises(ConfigError, match="one id only, 2"):
+        stop_ids(merge, Named(2), Named([2]))
+    with pytest.raises(ConfigError, match="set stop_token_ids"):
+        stop_ids(args, Named(None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"budget_schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"budget_schedule": "linear"}, "needs both"),
+        ({"budget_end": 0.1}, "a constant budget neither"),
+        ({"budget_schedule": "linear", "budget_end": 0.1}, "needs max_steps"),
+        ({"budget_schedule": "linear", "budget_end": 1.1, "max_steps": 3}, "budget_end"),
+        ({"budget_scope": "row"}, "budget_scope"),
+        ({"weighting": "scor"}, "weighting='scor'"),
+        ({"draw": "soft"}, "draw='soft'"),
+        ({"budget_memory": 1.0}, "memory=1.0"),
+        ({"budget_memory": 0.5, "budget_scope": "response"}, "remembered threshold"),
+        ({"draw_floor": 2.0}, "draw_floor"),
+        ({"draw_clip": 0.0}, "draw_clip"),
+        ({"position_cost": -1.0}, "position_cost"),
+        ({"stop_tokens": "drop"}, "stop_tokens"),
+        ({"stop_token_ids": [1]}, "no effect"),
+        ({"shadow_selectors": ["entropie"]}, "Did you mean 'entropy'"),
+        ({"match_update_norm": 0.0}, "match_update_norm"),
+        ({"selector": "tip*entropie"}, "Did you mean 'entropy'"),
+        ({"draw": "proportional", "min_keep": 1}, "min_keep=0"),
+        ({"budget_scope": "response", "selector": "split"}, "split"),
+    ],
+)
+def test_bad_settings_fail_when_the_config_is_made(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        config(**settings)

@@ -1,0 +1,94 @@
+"""Routed and teacher-free losses, and losses on merged ids, against their definitions."""
+
+import math
+
+import pytest
+import torch
+
+from taopd.kernels import Head
+from taopd.losses import Targets, needs_teacher_distribution, resolve_loss, routed_kl
+
+DOUBLE = torch.float64
+
+
+def rows(num, vocab, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(num, vocab, generator=generator, dtype=DOUBLE)).log_softmax(-1)
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_the_route_is_decided_by_the_mass_that_the_student_reaches(k):
+    student, teacher = rows(60, 12, 0), rows(60, 12, 1)
+    found = routed_kl(student, teacher, k=k)
+    routes = set()
+    for row in range(60):
+        p, q = student[row].exp().tolist(), teacher[row].exp().tolist()
+        reached = sum(q[v] for v in sorted(range(12), key=lambda v: -p[v])[:k])
+        routes.add(reached >= 0.5)
+        expected = kl(p, q) if reached >= 0.5 else kl(q, p)
+        assert found[row].item() == pytest.approx(expected)
+    assert routes == ({True, False} if k < 12 else {True})
+
+
+def test_a_token_out_of_reach_has_a_gradient_only_by_the_forward_route():
+    logits = torch.tensor([[5.0, 4.0, -30.0]], dtype=DOUBLE, requires_grad=True)
+    teacher = torch.tensor([[0.01, 0.01, 0.98]], dtype=DOUBLE).log()
+    routed_kl(logits.log_softmax(-1), teacher, k=2).sum().backward()
+    assert logits.grad[0, 2].item() == pytest.approx(-0.98, abs=1e-6)  # p - q
+
+
+def test_the_fixed_advantage_lowers_the_tokens_it_is_given_and_reads_no_teacher():
+    assert not needs_teacher_distribution("fixed_advantage")
+    logits = rows(4, 6, 2).requires_grad_()
+    ids = torch.tensor([0, 3, 5, 5])
+    loss = resolve_loss("fixed_advantage")(logits.log_softmax(-1), Targets(token_ids=ids))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    expected = torch.nn.functional.one_hot(ids, 6) - logits.exp()
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+@pytest.mark.parametrize(
+    "loss", ["reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "routed_kl"]
+)
+def test_merged_ids_are_one_token(loss):
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(5, 4, generator=generator, dtype=DOUBLE)
+    head = Head(weight=torch.randn(9, 4, generator=generator, dtype=DOUBLE))
+    student = rows(5, 9, 4)
+    targets = Targets(token_ids=torch.arange(5), teacher_hidden=hidden, teacher_head=head)
+    merged = resolve_loss(loss, k=3, merged_ids=(1, 4, 8))(student, targets)
+
+    def small(probs):
+        others = [v for v in range(9) if v not in (1, 4, 8)]
+        return torch.cat([probs[:, others], probs[:, [1, 4, 8]].sum(1, keepdim=True)], 1).log()
+
+    teacher = (hidden @ head.weight.T).softmax(-1)
+    identity = Targets(
+        token_ids=torch.arange(5),
+        teacher_hidden=small(teacher),
+        teacher_head=Head(weight=torch.eye(7, dtype=DOUBLE)),
+    )
+    expected = resolve_loss(loss, k=3)(small(student.exp()), identity)
+    torch.testing.assert_close(merged, expected)
+
+
+def test_a_sampled_stop_is_the_whole_class():
+    student, teacher = rows(3, 6, 5), rows(3, 6, 6)
+    ids, merged = torch.tensor([1, 2, 4]), (1, 4)
+    teacher_logprobs = torch.tensor(
+        [
+            math.log(sum(teacher[row, v].exp().item() for v in (merged if i in merged else (i,))))
+            for row, i in enumerate(ids.tolist())
+        ],
+        dtype=DOUBLE,
+    )
+    targets = Targets(token_ids=ids, teacher_logprobs=teacher_logprobs)
+    found = resolve_loss("sampled_reverse_kl", merged_ids=merged)(student, targets)
+    for row, i in enumerate(ids.tolist()):
+        mass = sum(student[row, v].exp().item() for v in (merged if i in merged else (i,)))
+        expected = math.log(mass) - teacher_logprobs[row].item()
+        assert found[row].item() == pytest.approx(expected)
