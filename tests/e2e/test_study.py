@@ -263,7 +263,7 @@ def test_an_evaluation_set_without_answers(micro_lab, tmp_path):
 def test_list_and_help(study_path, capsys):
     assert main(["compare", str(study_path), "--list"]) == 0
     shown = capsys.readouterr().out
-    assert "3 arms x 1 seeds" in shown and "(added control)" in shown
+    assert "3 arms x 1 seed(s)" in shown and "(added control)" in shown
     assert main(["compare", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100

@@ -65,6 +65,13 @@ def test_accuracy_errors_and_counts_by_hand():
     assert result.accuracy == 0.5
     assert result.standard_error == pytest.approx(statistics.stdev([0.75, 0.25]) / math.sqrt(2))
     assert result.pass_at_k == {1: 0.5, 2: pytest.approx((1.0 + 0.5) / 2), 4: 1.0}
+    # pass@2 of the two problems is 1 and 0.5, pass@4 is 1 for both.
+    spread = statistics.stdev([1.0, 0.5]) / math.sqrt(2)
+    assert result.pass_at_k_standard_error == {
+        1: result.standard_error,
+        2: pytest.approx(spread),
+        4: 0.0,
+    }
     assert (result.num_problems, result.num_samples, result.num_truncated) == (2, 4, 1)
     assert [t["correct"] for t in result.transcripts] == [True] * 3 + [False, True] + [False] * 3
     assert [t["completion"] for t in result.transcripts[-2:]] == ["2", "3 3 3"]
@@ -100,6 +107,18 @@ def test_greedy_equals_one_prompt_at_a_time_without_padding(student, rows):
             expected = torch.cat([expected, token], dim=1)
         text = tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
         assert transcript["completion"] == text
+
+
+def test_top_k_of_one_is_greedy_and_the_cut_is_recorded(student, rows):
+    greedy = run(student, rows, greedy=True, **SETTINGS)
+    cut = run(student, rows, top_k=1, top_p=0.9, **SETTINGS)
+    assert [t["completion"] for t in cut.transcripts] == [
+        t["completion"] for t in greedy.transcripts
+    ]
+    assert (cut.settings["top_k"], cut.settings["top_p"]) == (1, 0.9)
+    for bad in ({"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}):
+        with pytest.raises(ConfigError, match="top_p="):
+            run(student, rows, **bad, **SETTINGS)
 
 
 def test_nothing_outside_is_disturbed(student, rows):

@@ -1,5 +1,6 @@
 """`taopd compare`: arms x seeds from a study file, in processes of their own, with error bars at the end."""
 
+import shlex
 import signal
 import sys
 import warnings
@@ -14,13 +15,11 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from taopd.study.run import StudyPlan
 
-_HELP = """usage: taopd compare STUDY.yaml [options]
-       taopd compare FOLDER [--output FOLDER]
+_HELP = """usage: taopd compare STUDY.yaml [options] | taopd compare FOLDER [--output FOLDER]
 
-Run every arm of a study with every seed, each in a process of its own, and compare them: mean,
-median, interval over seeds, collapsed seeds, paired difference to full distillation and to random
-tokens with Holm-corrected p, pictures, and which differences could not have been seen. Arms of one
-seed share prompts and their order. FOLDER: compare arms that have already run.
+Every arm of a study with every seed, each in a process of its own: mean, median, interval over seeds,
+collapsed seeds, paired differences to full distillation and to random tokens with corrected p,
+pictures, and which differences could not have been seen. FOLDER: arms that have already run.
 
   --output FOLDER   where to write (output of the study, or runs/<name of the file>)
   --resume          go on: finished arms are kept, the others start anew
@@ -28,17 +27,17 @@ seed share prompts and their order. FOLDER: compare arms that have already run.
   --workers N       arms at a time (default: one per GPU, else one per core)
   --list            show the arms, controls included, and stop
 
-The file: student, teacher, prompts (or lab: dialect), match, config (settings of all arms),
-arms (a list: name and settings) and/or grid (setting: list of values), seeds, equal (steps,
-update_norm, selected_tokens or seconds), evaluate_every, num_test_prompts, random_control and
-full_control (both true: a random arm per budget and a full arm are added), workers, output.
+The file: student, teacher, prompts (or lab: dialect), match, config (settings of all arms), arms (a
+list) and/or grid (setting: list of values), seeds, equal (steps, update_norm, selected_tokens or
+seconds), evaluate_every, num_test_prompts, random_control, full_control (both true), output, ...
 
-example (recipes/studies/tiny.yaml; minutes on a laptop):
+example:
+  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study
+
   lab: dialect
   config: {max_steps: 100}
   grid: {selector: [teachability, entropy], budget: [0.05, 0.1]}
   seeds: [0, 1, 2]
-  equal: steps
 """
 
 
@@ -70,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
 
     with CountedProgress() as advance:
         plan = plan_study(study, progress=advance)
-    command = f"taopd compare {options.study} --output {output} --resume"
+    command = shlex.join(["taopd", "compare", options.study, "--output", str(output), "--resume"])
     return _run(plan, output, command, options)
 
 
@@ -159,7 +158,7 @@ def _print_arms(study: Any) -> None:
     for arm in arms:
         settings = ", ".join(f"{key}={value}" for key, value in arm.settings.items())
         print(f"{arm.name:<36} {settings}{'  (added control)' if arm.added else ''}")
-    print(f"{len(arms)} arms x {len(study.seeds)} seeds, equal {study.equal}")
+    print(f"{len(arms)} arms x {len(study.seeds)} seed(s), equal {study.equal}")
 
 
 @contextmanager

@@ -14,33 +14,26 @@ if TYPE_CHECKING:
 
 
 _MAX_NEW_TOKENS = 512
-_HELP = """usage: taopd evaluate MODEL --dataset FILE [options]
-       taopd evaluate MODEL --suite lm-eval:TASK,... [options]
+_HELP = """usage: taopd evaluate MODEL (--dataset FILE | --suite lm-eval:TASK,...) [options]
 
-Accuracy (pass@1, mean over samples) and pass@k of a model (folder or hub id) on a dataset with the
-columns prompt and answer; standard errors are clustered by problem. Or benchmarks of
-lm-evaluation-harness (pip install 'taopd[eval]'): aime24, aime25, gpqa_diamond_cot_zeroshot,
-humaneval, ifeval, hendrycks_math500, ...
+Pass@1 and pass@k of a model (folder or hub id) on the columns prompt and answer of a dataset, with
+errors clustered by problem; or tasks of lm-evaluation-harness (aime24, ifeval, hendrycks_math500).
 
   --dataset FILE         parquet, jsonl, json or csv file, folder, or hub id
-  --dataset-config NAME  configuration of a hub dataset
-  --split NAME           split (test if there is one, else the only one)
+  --dataset-config NAME, --split NAME   of a dataset (split: test, or the only one)
   --match HOW            auto, exact, math or regex:PATTERN (auto)
   --num-samples N        completions per problem (1)
   --greedy               most likely token instead of sampling
-  --temperature T        of sampling (1.0)
-  --top-p P, --top-k K   cut the distribution that is sampled (1.0, 0: do not)
+  --temperature T, --top-p P, --top-k K   of sampling (1.0, 1.0, 0: no cut)
   --max-new-tokens N     length limit of a completion (512; of a suite: the task's own)
   --batch-size N         completions generated together (32)
-  --seed N               of sampling (0)
-  --limit N              only the first N problems
-  --output FOLDER        write results.json and transcripts.jsonl there
-  --overwrite            replace an earlier run in that folder
+  --seed N, --limit N    seed of sampling (0); only the first N problems
+  --output FOLDER        write results.json and transcripts.jsonl there; --overwrite replaces
   --suite-path FOLDER    task files (YAML) of your own, from a folder that you trust
-  --num-fewshot N, --chat-template    of a suite; default: as the task says, and no template
+  --num-fewshot N, --chat-template   of a suite (as the task says; no template)
   --run-generated-code   allow a suite to execute what the model wrote (humaneval)
 
-examples:
+example:
   taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval
   taopd evaluate runs/x/model --suite lm-eval:hendrycks_math500,ifeval --output runs/x-suite
 """

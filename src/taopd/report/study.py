@@ -23,12 +23,18 @@ def equal_words(results: dict[str, Any]) -> str:
     return words.format(question["amount"]) if question["amount"] else words.split(" (")[0]
 
 
+def seeds_words(results: dict[str, Any]) -> str:
+    """How many seeds: "3 seeds", "1 seed"."""
+    count = len(results["seeds"])
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
 def table(results: dict[str, Any]) -> Table:
     """One row per arm, accuracies and differences in points."""
     question = results["question"]
     shown = Table(
         title=f"{results['title']}: held-out {question['metric']} accuracy in %, "
-        f"{len(results['seeds'])} seeds, {equal_words(results)}",
+        f"{seeds_words(results)}, {equal_words(results)}",
         caption="+-: 95 % t intervals over seeds, of paired differences within seeds; med.: median; "
         "coll.: collapsed seeds; p: Holm-corrected over all tests.",
         box=box.SIMPLE_HEAD,
@@ -90,7 +96,7 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     base = results["arms"][0]["base_accuracy"]
     lines += [
         "",
-        f"{len(results['seeds'])} seeds, {equal_words(results)}; accuracy in %, student before "
+        f"{seeds_words(results)}, {equal_words(results)}; accuracy in %, student before "
         f"{_percent(base)}. In brackets: 95 % t intervals over seeds, cut at what is possible; "
         "differences are paired within seeds, in points; p is two-sided, Holm-corrected over all tests "
         "of this table. Collapsed: the final accuracy lies more than "

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from taopd.report.drawing import COLORS, MARKERS, STYLES, save
-from taopd.report.study import equal_words, significant
+from taopd.report.study import equal_words, seeds_words, significant
 
 _COLUMNS = 4
 _LEGEND_COLUMNS = 4
@@ -97,7 +97,7 @@ def _accuracy(results: dict[str, Any], groups: dict[str, Seeds]) -> Any:
         panel.tick_params(labelbottom=index + columns >= len(groups))
     figure.supxlabel("optimizer step", fontsize=10)
     figure.supylabel(f"{metric} accuracy, %", fontsize=10)
-    words = f"{results['title']}: mean of {len(results['seeds'])} seeds (thick), seeds (thin)"
+    words = f"{results['title']}: mean of {seeds_words(results)} (thick), seeds (thin)"
     more = f", {full} (dotted), student before (gray)" if full else ", student before (gray)"
     figure.suptitle(words + more, fontsize=9, x=0.01, ha="left")
     return figure
@@ -131,7 +131,7 @@ def _differences(results: dict[str, Any]) -> Any:
         panel.margins(y=0.06)
     axes[0][0].invert_yaxis()
     figure.suptitle(
-        f"{results['title']}, {len(results['seeds'])} seeds, {equal_words(results)}\n"
+        f"{results['title']}, {seeds_words(results)}, {equal_words(results)}\n"
         "bars: 95 % paired t intervals, cut at 100 points; filled: p < 0.05 after Holm's correction",
         fontsize=9,
         x=0.01,
@@ -173,7 +173,7 @@ def _budget(results: dict[str, Any]) -> Any:
     panel.set(xlabel="budget, % of the completion tokens", ylabel=f"{metric} accuracy, %")
     panel.set_ylim(-2, 102)
     words = f"{results['title']}, {equal_words(results)}; bars and band: 95 % t intervals over "
-    panel.set_title(f"{words}{len(results['seeds'])} seeds", fontsize=9, loc="left")
+    panel.set_title(f"{words}{seeds_words(results)}", fontsize=9, loc="left")
     figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
     return figure
 
@@ -225,7 +225,7 @@ def _cost(
         panel.set_ylim(-2, 102)
     axes[0][0].set_ylabel(f"{metric} accuracy, %")
     figure.suptitle(
-        f"{results['title']}: accuracy against cost, mean of {len(results['seeds'])} seeds; "
+        f"{results['title']}: accuracy against cost, mean of {seeds_words(results)}; "
         "evaluation is not counted",
         fontsize=9,
         x=0.01,
