@@ -22,6 +22,8 @@ class EvaluationResult:
     """Of `accuracy`: standard deviation of the problems' shares over sqrt(problems), or None."""
     pass_at_k: dict[int, float]
     """Unbiased pass@k for k = 1, 2, 4, ... and k = num_samples."""
+    pass_at_k_standard_error: dict[int, float | None]
+    """Of each pass@k, likewise over problems."""
     num_problems: int
     num_samples: int
     """Completions per problem."""
@@ -46,6 +48,9 @@ class EvaluationResult:
         )
         return {name: getattr(self, name) for name in names} | {
             "pass_at_k": {str(k): rate for k, rate in self.pass_at_k.items()},
+            "pass_at_k_standard_error": {
+                str(k): error for k, error in self.pass_at_k_standard_error.items()
+            },
             "settings": self.settings,
         }
 
@@ -76,15 +81,15 @@ def summarize(
         right[transcript["problem"]] += transcript["correct"]
     shares = [count / num_samples for count in right]
     powers = {2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples}
+    chances = {
+        k: [pass_at_k(num_samples, count, k) for count in right]
+        for k in sorted(powers | {num_samples})
+    }
     return EvaluationResult(
         accuracy=statistics.fmean(shares),
-        standard_error=statistics.stdev(shares) / math.sqrt(num_problems)
-        if num_problems > 1
-        else None,
-        pass_at_k={
-            k: statistics.fmean(pass_at_k(num_samples, count, k) for count in right)
-            for k in sorted(powers | {num_samples})
-        },
+        standard_error=_clustered_error(shares),
+        pass_at_k={k: statistics.fmean(values) for k, values in chances.items()},
+        pass_at_k_standard_error={k: _clustered_error(values) for k, values in chances.items()},
         num_problems=num_problems,
         num_samples=num_samples,
         num_truncated=sum(transcript["truncated"] for transcript in transcripts),
@@ -92,3 +97,8 @@ def summarize(
         settings=settings,
         transcripts=transcripts,
     )
+
+
+def _clustered_error(values: list[float]) -> float | None:
+    """Standard error of the mean over problems; None with one problem."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -10,10 +10,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from taopd.errors import DataError
 
 POLL_SECONDS = 0.25
+STOP_WITH_PARENT = "--stop-with-parent"
+"""Flag of `python -m taopd.arms`: a killed comparison leaves no arms running."""
+CURVE_FILE = "accuracy.jsonl"
+"""What an arm appends after every evaluation: step, accuracies, kept tokens, seconds."""
 _TAIL_BYTES = 16_384
 """Enough for the last few lines of `metrics.jsonl`."""
 
@@ -62,18 +67,30 @@ def run_pool(
 
 def logged_steps(folder: Path) -> int:
     """Optimizer steps in the arm's `metrics.jsonl`; 0 before the first."""
+    return int((_last_line(folder / "metrics.jsonl") or {"step": 0})["step"])
+
+
+def last_evaluation(folder: Path) -> dict[str, Any]:
+    """The arm's newest line of `accuracy.jsonl`; empty before the first evaluation."""
+    return _last_line(folder / CURVE_FILE) or {}
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole document with a step; a line that is being written is passed over."""
     try:
-        with open(folder / "metrics.jsonl", "rb") as file:
+        with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
-        return 0
+        return None
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["step"])
-        except (json.JSONDecodeError, KeyError):
-            continue  # The line that is being written.
-    return 0
+            found = json.loads(line)
+            if isinstance(found, dict) and "step" in found:
+                return found
+        except json.JSONDecodeError:
+            continue
+    return None
 
 
 def _start(folder: Path) -> subprocess.Popen:
@@ -85,8 +102,8 @@ def _start(folder: Path) -> subprocess.Popen:
     }
     with open(folder / "log.txt", "w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "taopd.arms", str(folder)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "taopd.arms", str(folder), STOP_WITH_PARENT],
+            stdin=subprocess.PIPE,  # Never written to: it ends when this process does.
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -95,5 +112,8 @@ def _start(folder: Path) -> subprocess.Popen:
 
 def _failure(folder: Path, code: int) -> str:
     lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
-    last = lines[-1] if lines else "it printed nothing"
-    return f"the arm in {folder} stopped with status {code}: {last} (all of it: {folder}/log.txt)"
+    last = lines[-1] if lines else "it printed nothing (is the disk full?)"
+    return (
+        f"the arm in {folder} stopped with status {code}: {last} (all of it: {folder}/log.txt); finished "
+        "arms are kept, go on with --resume"
+    )

@@ -5,8 +5,11 @@ that arms cannot disturb each other's random streams or threads, and a killed co
 that had finished. Training goes through the same `TeachabilityTrainer` as everything else.
 """
 
+import hashlib
 import json
+import os
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -17,11 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from taopd.arm_pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
+from taopd.errors import DataError
 from taopd.evaluate import evaluate
 from taopd.rollout_log import ScoredBatch
-from taopd.runs import write_json
+from taopd.runs import append_jsonl, write_json
 from taopd.trainer import TeachabilityTrainer
 
 
@@ -45,6 +50,16 @@ class Arm:
     token_kinds: list[str] | None = None
     """Kind of each token id, for the tally of what was kept."""
     save_model: bool = False
+    test_prompts: str | None = None
+    """Evaluation set of its own; default the split "test" of `prompts`."""
+    max_new_tokens: int | None = None
+    """Of evaluation; default `max_completion_length`."""
+    evaluation_batch_size: int | None = None
+    """Completions generated together; default all."""
+    max_selected_tokens: int | None = None
+    """Stop at the first step with this many kept tokens, summed over generation batches."""
+    max_seconds: float | None = None
+    """Stop at the first step after so many seconds of training, evaluations left out."""
 
     @property
     def folder_name(self) -> str:
@@ -55,16 +70,20 @@ class Arm:
 class AccuracyCurve(TrainerCallback):
     """Greedy and sampled accuracy before training, every `every` steps and at the end."""
 
-    def __init__(self, arm: Arm, tokenizer) -> None:
+    def __init__(self, arm: Arm, tokenizer, tokens: "TokenCount", folder: Path) -> None:
         self._arm = arm
+        self._log = folder / CURVE_FILE
         self._tokenizer = tokenizer
-        self._problems = load_prompts(arm.prompts, split="test", require_answer=True).select(
-            range(arm.num_test_prompts)
-        )
+        self._problems = load_problems(arm)
+        self._tokens = tokens
         self.greedy: list[list[float]] = []
         self.sampled: list[list[float]] = []
         self.train_seconds: list[list[float]] = []
         """[step, seconds of training so far], evaluations left out."""
+        self.selected_tokens: list[list[int]] = []
+        """[step, tokens kept so far]."""
+        self.prompt_digests: list[list[Any]] = []
+        """[step, digest of all prompts so far]: the same for arms that saw the same prompts in order."""
         self.seconds = 0.0
         self._begun = 0.0
 
@@ -73,6 +92,8 @@ class AccuracyCurve(TrainerCallback):
         started = time.perf_counter()
         self._begun = self._begun or started
         self.train_seconds.append([step, round(started - self._begun - self.seconds, 3)])
+        self.selected_tokens.append([step, self._tokens.total])
+        self.prompt_digests.append([step, self._tokens.prompt_digest])
         for curve, greedy in ((self.greedy, True), (self.sampled, False)):
             result = evaluate(
                 model,
@@ -80,19 +101,85 @@ class AccuracyCurve(TrainerCallback):
                 self._problems,
                 greedy=greedy,
                 match=self._arm.match,
-                max_new_tokens=self._arm.config["max_completion_length"],
-                batch_size=len(self._problems),
+                max_new_tokens=self._arm.max_new_tokens
+                or self._arm.config["max_completion_length"],
+                batch_size=self._arm.evaluation_batch_size or len(self._problems),
                 seed=self._arm.seed,
             )
             curve.append([step, result.accuracy])
+        point = {
+            "step": step,
+            "accuracy_greedy": self.greedy[-1][1],
+            "accuracy_sampled": self.sampled[-1][1],
+            "selected_tokens": self._tokens.total,
+            "train_seconds": self.train_seconds[-1][1],
+        }
+        append_jsonl(self._log, point)
         self.seconds += time.perf_counter() - started
 
+    def elapsed(self) -> float:
+        """Seconds of training since the first evaluation, evaluations left out."""
+        return time.perf_counter() - self._begun - self.seconds
+
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._log.unlink(missing_ok=True)  # Of an earlier attempt.
         self.measure(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self._arm.evaluate_every == 0 or state.global_step == args.max_steps:
             self.measure(model, state.global_step)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.greedy[-1][0] != state.global_step:  # Stopped between two evaluations.
+            self.measure(model, state.global_step)
+
+
+class TokenCount:
+    """Kept tokens so far over all ranks, and a digest of the prompts; an observer of the trainer."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._prompts = hashlib.sha256()
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        self.total += int(scored.choice.selection.kept.sum())
+        ids, mask = (scored.batch[name].cpu() for name in ("prompt_ids", "prompt_mask"))
+        for row, kept in zip(ids, mask.bool(), strict=True):
+            self._prompts.update(json.dumps(row[kept].tolist()).encode())
+
+    @property
+    def prompt_digest(self) -> str:
+        return self._prompts.hexdigest()[:16]
+
+
+class StopRule(TrainerCallback):
+    """Ends training at the first step that reaches the arm's total of tokens or seconds."""
+
+    def __init__(self, arm: Arm, tokens: TokenCount, curve: AccuracyCurve) -> None:
+        self._arm, self._tokens, self._curve = arm, tokens, curve
+        self.reason = "max_steps"
+
+    def on_step_end(self, args, state, control, **kwargs):
+        tokens, seconds = self._arm.max_selected_tokens, self._arm.max_seconds
+        if tokens is not None and self._tokens.total >= tokens:
+            self.reason, control.should_training_stop = "selected_tokens", True
+        elif seconds is not None and self._curve.elapsed() >= seconds:
+            self.reason, control.should_training_stop = "seconds", True
+
+
+def load_problems(arm: Arm):
+    """The arm's evaluation problems, the first `num_test_prompts` of them.
+
+    Raises:
+        DataError: no answers, or fewer problems than asked for.
+    """
+    name = arm.test_prompts or arm.prompts
+    rows = load_prompts(name, split=None if arm.test_prompts else "test", require_answer=True)
+    if len(rows) < arm.num_test_prompts:
+        raise DataError(
+            f"{name} has {len(rows)} test problems: num_test_prompts={arm.num_test_prompts} is too many"
+        )
+    return rows.select(range(arm.num_test_prompts))
 
 
 class KindTally:
@@ -118,26 +205,27 @@ class KindTally:
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train and evaluate one arm; write and return its results."""
     torch.set_num_threads(1 if not torch.cuda.is_available() else torch.get_num_threads())
-    args = TeachabilityConfig(
-        output_dir=str(folder),
-        seed=arm.seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available(),
-        report_to="none",
-        save_strategy="no",
-        **arm.config,
-    )
+    defaults: dict[str, Any] = {
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | arm.config)
     tokenizer = AutoTokenizer.from_pretrained(arm.student, padding_side="left")
-    curve = AccuracyCurve(arm, tokenizer)
+    tokens = TokenCount()
+    curve = AccuracyCurve(arm, tokenizer, tokens, folder)
+    stop = StopRule(arm, tokens, curve)
     trainer = TeachabilityTrainer(
         model=AutoModelForCausalLM.from_pretrained(arm.student, dtype=torch.float32),
         teacher_model=arm.teacher,
         args=args,
         train_dataset=load_prompts(arm.prompts, split="train"),
         processing_class=tokenizer,
-        callbacks=[curve],
+        callbacks=[curve, stop],
     )
     trainer.remove_callback(ProgressCallback)
+    trainer.observers.append(tokens)
     tally = KindTally(arm.token_kinds or [])
     if arm.token_kinds is not None:
         trainer.observers.append(tally)
@@ -151,6 +239,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "name": arm.name,
         "selector": args.selector,
         "budget": args.budget if args.selector != "full" else 1.0,
+        "loss": args.loss,
         "seed": arm.seed,
         "base_accuracy": curve.greedy[0][1],
         "accuracy_greedy": curve.greedy[-1][1],
@@ -163,10 +252,22 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "selected_by_kind_curve": [[step, counts] for step, counts in tally.curve],
         "train_seconds": seconds,
         "train_seconds_curve": curve.train_seconds,
-        "steps": args.max_steps,
+        "steps": trainer.state.global_step,
+        "stopped_by": stop.reason,
+        "selected_tokens": tokens.total,
+        "selected_tokens_curve": curve.selected_tokens,
+        "prompt_digests": curve.prompt_digests,
     }
     write_json(folder / "results.json", results)
     return results
+
+
+def _leave_when_stdin_ends() -> None:
+    """The parent holds the other end of the pipe: it closes even when the parent is killed outright."""
+    # Not sys.stdin: the interpreter could not close it while this thread reads.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def write_arm(arm: Arm, folder: Path) -> None:
@@ -176,8 +277,10 @@ def write_arm(arm: Arm, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the arm whose folder is the first argument."""
+    """Run the arm whose folder is the first argument; with --stop-with-parent, end when stdin ends."""
     folder = Path(sys.argv[1])
+    if STOP_WITH_PARENT in sys.argv:
+        threading.Thread(target=_leave_when_stdin_ends, daemon=True).start()
     run_arm(Arm(**json.loads((folder / "arm.json").read_text())), folder)
 
 

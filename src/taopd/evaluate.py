@@ -31,6 +31,8 @@ def evaluate(
     *,
     num_samples: int = 1,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     greedy: bool = False,
     max_new_tokens: int = 512,
     match: str = "auto",
@@ -44,8 +46,10 @@ def evaluate(
     Model mode, the tokenizer's padding side and torch's random state are as before afterwards.
 
     Args:
-        temperature: of sampling, above 0; without effect when `greedy`. No top-k, top-p or penalty
-            is applied, whatever the checkpoint's generation config says.
+        temperature: of sampling, above 0; without effect when `greedy`, as are the next two. Nothing
+            is taken from the checkpoint's generation config, no penalty is applied.
+        top_p: sample from the most likely tokens of this mass; 1 takes all.
+        top_k: sample from this many tokens; 0 takes all.
         match: "exact", "math" (math-verify), "regex:PATTERN" (all matches joined), or "auto": math
             where the answer is a number or LaTeX, else exact.
         batch_size: completions generated together.
@@ -62,6 +66,8 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+    if not 0.0 < top_p <= 1.0 or top_k < 0:
+        raise ConfigError(f"top_p={top_p}, top_k={top_k}: must be in (0, 1], and 0 or more")
     grade = Grader(match)
     rows = list(dataset)
     _check_rows(rows)
@@ -69,6 +75,8 @@ def evaluate(
     _check_context(prompt_ids, context_length(model), max_new_tokens)
     eos_ids = end_of_sequence_ids(model, tokenizer)
     settings = generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)
+    if not greedy:
+        settings |= {"top_p": top_p, "top_k": top_k}
 
     work = [(problem, sample) for problem in range(len(rows)) for sample in range(num_samples)]
     transcripts = []

@@ -10,7 +10,7 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy")
 COMMANDS = (
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("demo", "train", "evaluate", "plan", "conformance")),
+    *([name, "--help"] for name in ("demo", "train", "compare", "evaluate", "plan", "conformance")),
     *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),
     ["diagnose", "--help"],
     ["no-such-command"],

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from taopd.evaluate import EvaluationResult
 
 
+_MAX_NEW_TOKENS = 512
 _HELP = """usage: taopd evaluate MODEL --dataset FILE [options]
+       taopd evaluate MODEL --suite lm-eval:TASK,... [options]
 
-Accuracy of a model (folder or hub id) on a dataset with the columns prompt and answer.
+Accuracy (pass@1, mean over samples) and pass@k of a model (folder or hub id) on a dataset with the
+columns prompt and answer; standard errors are clustered by problem. Or benchmarks of
+lm-evaluation-harness (pip install 'taopd[eval]'): aime24, aime25, gpqa_diamond_cot_zeroshot,
+humaneval, ifeval, hendrycks_math500, ...
 
   --dataset FILE         parquet, jsonl, json or csv file, folder, or hub id
   --dataset-config NAME  configuration of a hub dataset
@@ -24,15 +29,20 @@ Accuracy of a model (folder or hub id) on a dataset with the columns prompt and 
   --num-samples N        completions per problem (1)
   --greedy               most likely token instead of sampling
   --temperature T        of sampling (1.0)
-  --max-new-tokens N     length limit of a completion (512)
+  --top-p P, --top-k K   cut the distribution that is sampled (1.0, 0: do not)
+  --max-new-tokens N     length limit of a completion (512; of a suite: the task's own)
   --batch-size N         completions generated together (32)
   --seed N               of sampling (0)
   --limit N              only the first N problems
   --output FOLDER        write results.json and transcripts.jsonl there
   --overwrite            replace an earlier run in that folder
+  --suite-path FOLDER    task files (YAML) of your own, from a folder that you trust
+  --num-fewshot N, --chat-template    of a suite; default: as the task says, and no template
+  --run-generated-code   allow a suite to execute what the model wrote (humaneval)
 
-example:
+examples:
   taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval
+  taopd evaluate runs/x/model --suite lm-eval:hendrycks_math500,ifeval --output runs/x-suite
 """
 
 
@@ -44,6 +54,12 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: must be at least 1 problem")
+    if (options.dataset is None) == (options.suite is None):
+        raise ConfigError("name what to evaluate on: --dataset FILE or --suite lm-eval:TASK,...")
+    if options.suite is not None:
+        from taopd.cli import evaluate_suite
+
+        return evaluate_suite.run(options)
 
     import torch
 
@@ -68,8 +84,10 @@ def run(argv: Sequence[str]) -> int:
             rows,
             num_samples=options.num_samples,
             temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
             greedy=options.greedy,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS,
             match=options.match,
             batch_size=options.batch_size,
             seed=options.seed,
@@ -85,14 +103,21 @@ def _parser() -> Parser:
     parser = Parser(prog="taopd evaluate", description="", epilog="")
     add = parser.add_argument
     add("model")
-    add("--dataset", required=True)
+    add("--dataset")
+    add("--suite")
+    add("--suite-path", type=Path)
+    add("--num-fewshot", type=int)
+    add("--chat-template", action="store_true")
+    add("--run-generated-code", action="store_true")
     add("--dataset-config")
     add("--split")
     add("--match", default="auto")
     add("--num-samples", type=int, default=1)
     add("--greedy", action="store_true")
     add("--temperature", type=float, default=1.0)
-    add("--max-new-tokens", type=int, default=512)
+    add("--top-p", type=float, default=1.0)
+    add("--top-k", type=int, default=0)
+    add("--max-new-tokens", type=int)
     add("--batch-size", type=int, default=32)
     add("--seed", type=int, default=0)
     add("--limit", type=int)
@@ -106,16 +131,21 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     from rich.table import Table
 
     table = Table(title=model, show_header=False)
-    error = "" if result.standard_error is None else f" +- {result.standard_error:.4f}"
-    table.add_row("accuracy", f"{result.accuracy:.4f}{error} (standard error)")
+    error = _plus_minus(result.standard_error)
+    table.add_row("accuracy (pass@1)", f"{result.accuracy:.4f}{error} (standard error)")
     for k, rate in result.pass_at_k.items():
         if k > 1:
-            table.add_row(f"pass@{k}", f"{rate:.4f}")
+            spread = result.pass_at_k_standard_error[k]
+            table.add_row(f"pass@{k}", f"{rate:.4f}" + _plus_minus(spread))
     completions = result.num_problems * result.num_samples
     table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
     table.add_row("truncated", f"{result.num_truncated} of {completions}")
     table.add_row("nothing to grade", f"{result.num_unparsed} of {completions}")
     Console().print(table)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" +- {error:.4f}"
 
 
 def _write(options: argparse.Namespace, result: "EvaluationResult") -> None:

@@ -1,0 +1,176 @@
+"""`taopd compare`: arms x seeds from a study file, in processes of their own, with error bars at the end."""
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taopd.cli import INTERRUPTED, Parser
+from taopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taopd.study.run import StudyPlan
+
+_HELP = """usage: taopd compare STUDY.yaml [options]
+       taopd compare FOLDER [--output FOLDER]
+
+Run every arm of a study with every seed, each in a process of its own, and compare them: mean,
+median, interval over seeds, collapsed seeds, paired difference to full distillation and to random
+tokens with Holm-corrected p, pictures, and which differences could not have been seen. Arms of one
+seed share prompts and their order. FOLDER: compare arms that have already run.
+
+  --output FOLDER   where to write (output of the study, or runs/<name of the file>)
+  --resume          go on: finished arms are kept, the others start anew
+  --overwrite       start anew in a folder that holds a run
+  --workers N       arms at a time (1 on a GPU, else one per core)
+  --list            show the arms, controls included, and stop
+
+The file: student, teacher, prompts (or lab: dialect), match, config (settings of all arms),
+arms (a list: name and settings) and/or grid (setting: list of values), seeds, equal (steps,
+update_norm, selected_tokens or seconds), evaluate_every, num_test_prompts, random_control and
+full_control (both true: a random arm per budget and a full arm are added), workers, output.
+
+example (recipes/studies/tiny.yaml; minutes on a laptop):
+  lab: dialect
+  config: {max_steps: 100}
+  grid: {selector: [teachability, entropy], budget: [0.05, 0.1]}
+  seeds: [0, 1, 2]
+  equal: steps
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check, run, analyse, draw; or analyse a folder of finished arms."""
+    if any(text in ("-h", "--help") for text in argv):
+        print(_HELP, end="")
+        return 0
+    options = _parser().parse_args(argv)
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: must be at least 1")
+    if Path(options.study).is_dir():
+        return _compare_folder(Path(options.study), options.output)
+
+    # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.study.file import load_study_file
+    from taopd.study.run import plan_study
+
+    study = load_study_file(options.study)
+    output = options.output or Path(study.output or Path("runs") / Path(options.study).stem)
+    if options.list:
+        _print_arms(study)
+        return 0
+    from taopd.runs import RunFolder
+
+    RunFolder.check(output, resume=options.resume, overwrite=options.overwrite)
+    from taopd.cli.progress import CountedProgress
+
+    with CountedProgress() as advance:
+        plan = plan_study(study, progress=advance)
+    command = f"taopd compare {options.study} --output {output} --resume"
+    return _run(plan, output, command, options)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="taopd compare", description="", epilog="")
+    parser.add_argument("study")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--list", action="store_true")
+    return parser
+
+
+def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
+    from taopd.cli.study_progress import StudyProgress
+    from taopd.study.run import run_study
+
+    try:
+        with _terminate_as_interrupt(), StudyProgress(plan, output) as shown:
+            results = run_study(
+                plan,
+                output=output,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                num_workers=options.workers,
+                progress=shown,
+            )
+    except KeyboardInterrupt:
+        done = sum((plan.folder_of(r, output) / "results.json").exists() for r in plan.runs)
+        print(
+            f"taopd compare: interrupted; {done} of {len(plan.runs)} arms are finished and kept in "
+            f"{output}. Go on with:\n  {command}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _show(results, output)
+    return 0
+
+
+def _compare_folder(folder: Path, output: Path | None) -> int:
+    """Analyse what has finished, with the study's own question and controls if it left them there."""
+    from taopd.records import write_json
+    from taopd.runs import RunFolder
+    from taopd.study.analysis import analyse, read_outcomes, read_question, timings
+
+    outcomes = read_outcomes(folder)
+    question, controls = read_question(folder)
+    order = list(controls or ())
+    outcomes.sort(key=lambda o: order.index(o["name"]) if o["name"] in order else len(order))
+    results = {"title": folder.name} | analyse(outcomes, controls=controls, question=question)
+    target = output or folder / "so-far"
+    if output is not None:
+        RunFolder.check(output)
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "results.json", results)
+    write_json(target / "timings.json", timings(outcomes))
+    _show(results, target)
+    return 0
+
+
+def _show(results: dict[str, Any], output: Path) -> None:
+    import json
+
+    from rich.console import Console
+
+    from taopd.records import write_text
+    from taopd.report.study import markdown, table
+    from taopd.report.study_pictures import draw
+
+    console = Console()
+    console.print(table(results))
+    console.print(results["noise_floor"]["words"], highlight=False)
+    seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
+    pictures = draw(results, seconds, output)
+    write_text(output / "summary.md", markdown(results, seconds))
+    print(f"results:  {output / 'results.json'}\ntable:    {output / 'summary.md'}")
+    print(f"pictures: {', '.join(path.name for path in pictures if path.suffix == '.png')}")
+
+
+def _print_arms(study: Any) -> None:
+    from taopd.study.expand import expand
+    from taopd.study.run import base_config
+
+    arms = expand(study, base_config(study))
+    for arm in arms:
+        settings = ", ".join(f"{key}={value}" for key, value in arm.settings.items())
+        print(f"{arm.name:<36} {settings}{'  (added control)' if arm.added else ''}")
+    print(f"{len(arms)} arms x {len(study.seeds)} seeds, equal {study.equal}")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill leaves the same resumable state, and the same words, as Ctrl-C."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,133 @@
+"""A study as a table: on the terminal and as Markdown, from its `results.json` and `timings.json` alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+_NOTE_SIGNIFICANT = 0.05
+Bracket = Callable[[float | None, float | None, float], str]
+_EQUAL_WORDS = {
+    "steps": "equal optimizer steps ({:g})",
+    "update_norm": "equal steps, every update of L2 norm {:g}",
+    "selected_tokens": "equal selected tokens ({:g})",
+    "seconds": "equal seconds of training ({:g})",
+}
+
+
+def equal_words(results: dict[str, Any]) -> str:
+    """What all arms had in common."""
+    question = results["question"]
+    words = _EQUAL_WORDS.get(question["equal"], str(question["equal"]))
+    return words.format(question["amount"]) if question["amount"] else words.split(" (")[0]
+
+
+def table(results: dict[str, Any]) -> Table:
+    """One row per arm, accuracies and differences in points."""
+    question = results["question"]
+    shown = Table(
+        title=f"{results['title']}: held-out {question['metric']} accuracy in %, "
+        f"{len(results['seeds'])} seeds, {equal_words(results)}",
+        caption="+-: 95 % t intervals over seeds, of paired differences within seeds; med.: median; "
+        "coll.: collapsed seeds; p: Holm-corrected over all tests.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    shown.add_column("arm", no_wrap=True)
+    for name in ("mean", "med.", "coll.", "to full", "p", "to random", "p"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name, mean, middle, fallen, _, *differences, _ in rows(results, bracket=_plus_minus):
+        shown.add_row(name, mean, middle, fallen, *differences)
+    return shown
+
+
+def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[list[str]]:
+    """Cells of every arm: name, mean, median, collapsed, sampled, to full, p, to random, p, kept.
+
+    bracket: writes an interval [low, high] in %; default [low,high], cut at what is possible.
+    """
+    bracket = bracket or _brackets
+    metric = results["question"]["metric"]
+    other = "sampled" if metric == "greedy" else "greedy"
+    compared = {(row["arm"], row["to"]): row for row in results["comparisons"]}
+    out = []
+    for arm in results["arms"]:
+        main = arm[metric]
+        cells = [arm["name"], _percent(main["mean"]) + bracket(main["low"], main["high"], 0.0)]
+        cells.append(_percent(main["median"]))
+        cells.append(f"{len(arm['collapsed_seeds'])}/{arm['num_seeds']}")
+        cells.append(_percent(arm[other]["mean"]) if other in arm else "-")
+        for to in ("full", "random"):
+            row = compared.get((arm["name"], to))
+            cells.append("-" if row is None else _signed(row, bracket))
+            cells.append("-" if row is None or row["p_holm"] is None else _p(row["p_holm"]))
+        kept = arm.get("kept_fraction")
+        cells.append("-" if kept is None else f"{100 * kept:.1f}")
+        out.append(cells)
+    return out
+
+
+def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
+    """The page of a study: the table, the noise floor, what was equal, seconds."""
+    metric = results["question"]["metric"]
+    other = "sampled" if metric == "greedy" else "greedy"
+    seconds: dict[str, list[float]] = {}
+    for entry in timings:
+        if "train_seconds" in entry:
+            seconds.setdefault(entry["name"], []).append(entry["train_seconds"])
+    lines = [
+        f"# {results['title']}",
+        "",
+        f"| arm | {metric} | median | collapsed | {other} | to full | p | to random | p | kept % | s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows(results):
+        spent = seconds.get(row[0])
+        cell = f"{sum(spent) / len(spent):.0f}" if spent else "-"
+        lines.append(f"| {' | '.join([*row, cell])} |")
+    base = results["arms"][0]["base_accuracy"]
+    lines += [
+        "",
+        f"{len(results['seeds'])} seeds, {equal_words(results)}; accuracy in %, student before "
+        f"{_percent(base)}. In brackets: 95 % t intervals over seeds, cut at what is possible; "
+        "differences are paired within seeds, in points; p is two-sided, Holm-corrected over all tests "
+        "of this table. Collapsed: the final accuracy lies more than "
+        f"{results['question']['collapse_points']:g} points below the arm's own best. "
+        "s: mean seconds of training.",
+        "",
+        results["noise_floor"]["words"],
+        "",
+        f"Pairing: {results['pairing']['words']}.",
+        "",
+    ]
+    lines += [f"{arm['name']}: {arm['note']}.\n" for arm in results["arms"] if "note" in arm]
+    return "\n".join(lines)
+
+
+def significant(row: dict[str, Any]) -> bool:
+    """Whether a comparison is told apart from zero after correction."""
+    return row["p_holm"] is not None and row["p_holm"] < _NOTE_SIGNIFICANT
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _brackets(low: float | None, high: float | None, least: float) -> str:
+    if low is None or high is None:
+        return ""
+    return f" [{100 * max(low, least):.0f},{100 * min(high, 1.0):.0f}]"
+
+
+def _plus_minus(low: float | None, high: float | None, least: float) -> str:
+    return "" if low is None or high is None else f"+-{50 * (high - low):.0f}"
+
+
+def _signed(row: dict[str, Any], bracket: Bracket) -> str:
+    return f"{100 * row['difference']:+.1f}" + bracket(row["low"], row["high"], -1.0)
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

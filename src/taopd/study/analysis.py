@@ -1,0 +1,276 @@
+"""From the results of arms to the results of a study: means, paired differences, noise floor, in words.
+
+Takes what `taopd.arms.run_arm` writes, one mapping per arm and seed, and nothing else; another engine that
+writes the same keys is compared the same way. Needed: name, selector, budget, seed, accuracy_greedy,
+accuracy_sampled, accuracy_curve. Used where present: accuracy_sampled_curve, kept_fraction,
+num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, stopped_by.
+
+Wall-clock values are left out of `analyse` and kept by `timings`, so that the results of a study that was
+killed and resumed are those of one that was not, byte for byte.
+
+Tests: every arm against its full and its random control on the primary metric, one Holm family over all
+of them. The other metric is described, not tested.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taopd.errors import DataError
+from taopd.study import noise
+from taopd.study.statistics import Estimate, holm, median, t_estimate
+
+COLLAPSE_POINTS = 20.0
+"""Points of accuracy below its own best at which a seed's final accuracy counts as collapsed. Far above
+evaluation noise (one standard error is 2 points on 500 problems), below every collapse of the tiny lab."""
+METRICS = ("greedy", "sampled")
+REFERENCES = ("full", "random")
+NEEDED = ("name", "selector", "budget", "seed", "accuracy_curve", "accuracy_greedy")
+_WALL_CLOCK = ("train_seconds", "train_seconds_curve")
+_KEPT_KEYS = (
+    *("name", "selector", "budget", "loss", "seed", "steps", "stopped_by"),
+    *("base_accuracy", "accuracy_greedy", "accuracy_sampled"),
+    *("accuracy_curve", "accuracy_sampled_curve", "num_test_prompts"),
+    *("kept_fraction", "selected_share_by_kind", "selected_tokens", "selected_tokens_curve"),
+)
+
+Outcome = Mapping[str, Any]
+Controls = Mapping[str, Mapping[str, str | None]]
+"""Arm's name to {"full": name or None, "random": name or None}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is held equal over the arms, and how the study is judged."""
+
+    equal: str = "steps"
+    amount: float | None = None
+    metric: str = "greedy"
+    collapse_points: float = COLLAPSE_POINTS
+
+
+def read_outcomes(folder: Path) -> list[dict[str, Any]]:
+    """Read `results.json` of every arm below a folder (or below its `arms`), in order of their names.
+
+    Raises:
+        DataError: no arm has finished there, or a file is not an arm's results.
+    """
+    root = folder / "arms" if (folder / "arms").is_dir() else folder
+    found = [_read(path) for path in sorted(root.glob("*/results.json"))]
+    if not found:
+        raise DataError(f"no arm has finished in {folder}: there is no */results.json below it")
+    return found
+
+
+def read_question(folder: Path) -> tuple["Question", Controls | None]:
+    """The question and the controls that a study left in its `config.json`; defaults without one."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Question(**config["question"]), config["controls"]
+    except FileNotFoundError:
+        return Question(), None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}/config.json is not that of a study: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    missing = [key for key in NEEDED if not isinstance(outcome, dict) or key not in outcome]
+    if missing:
+        raise DataError(f"{path} is not the result of an arm: it has no {', '.join(missing)}")
+    return outcome
+
+
+def analyse(
+    outcomes: Sequence[Outcome],
+    *,
+    controls: Controls | None = None,
+    question: Question | None = None,
+) -> dict[str, Any]:
+    """Return what the study's `results.json` holds; no wall-clock values.
+
+    Args:
+        controls: which arm is whose control; default: the random arm of the same budget and loss, and
+            the full arm of the same loss.
+
+    Raises:
+        DataError: no outcomes, or one arm and seed twice.
+    """
+    question = question or Question()
+    groups = by_arm(outcomes)
+    controls = find_controls(groups) if controls is None else controls
+    arms = [_describe(name, group, question) for name, group in groups.items()]
+    comparisons = _compare(groups, controls, question)
+    return {
+        "question": asdict(question),
+        "seeds": sorted({outcome["seed"] for outcome in outcomes}),
+        "arms": arms,
+        "comparisons": comparisons,
+        "noise_floor": noise.floor(arms, comparisons),
+        "pairing": _pairing(groups),
+        "outcomes": [
+            {key: outcome[key] for key in _KEPT_KEYS if key in outcome}
+            for group in groups.values()
+            for outcome in group.values()
+        ],
+    }
+
+
+def timings(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Wall-clock seconds of every arm and seed, evaluation left out."""
+    return [
+        {"name": outcome["name"], "seed": outcome["seed"]}
+        | {key: outcome[key] for key in _WALL_CLOCK if key in outcome}
+        for outcome in outcomes
+    ]
+
+
+Groups = dict[str, dict[int, Outcome]]
+
+
+def by_arm(outcomes: Sequence[Outcome]) -> Groups:
+    """Outcomes by arm, in order of appearance, and by seed, ascending."""
+    if not outcomes:
+        raise DataError("there are no results to compare")
+    groups: Groups = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome["seed"]):
+        group = groups.setdefault(outcome["name"], {})
+        if outcome["seed"] in group:
+            raise DataError(f"two results of arm {outcome['name']!r} with seed {outcome['seed']}")
+        group[outcome["seed"]] = outcome
+    order = dict.fromkeys(outcome["name"] for outcome in outcomes)
+    return {name: groups[name] for name in order}
+
+
+def find_controls(groups: Groups) -> dict[str, dict[str, str | None]]:
+    """Each arm's random arm of the same budget and loss, and full arm of the same loss."""
+    first = {name: next(iter(group.values())) for name, group in groups.items()}
+
+    def find(of: Outcome, selector: str) -> str | None:
+        for name, other in first.items():
+            same = selector == "full" or other["budget"] == of["budget"]
+            if other["selector"] == selector and same and other.get("loss") == of.get("loss"):
+                return name
+        return None
+
+    return {
+        name: {selector: find(of, selector) for selector in REFERENCES}
+        for name, of in first.items()
+    }
+
+
+def collapsed(outcome: Outcome, points: float, metric: str = "greedy") -> bool:
+    """Whether the final accuracy lies more than `points` below the best one of its own curve."""
+    curve = outcome["accuracy_curve" if metric == "greedy" else "accuracy_sampled_curve"]
+    best = max(accuracy for _, accuracy in curve)
+    return bool(100 * (best - curve[-1][1]) > points)
+
+
+def _accuracy(outcome: Outcome, metric: str) -> float:
+    return float(outcome[f"accuracy_{metric}"])
+
+
+def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[str, Any]:
+    first = next(iter(group.values()))
+    described: dict[str, Any] = {
+        "name": name,
+        "selector": first["selector"],
+        "budget": first["budget"],
+        "loss": first.get("loss"),
+        "num_seeds": len(group),
+        "base_accuracy": first.get("base_accuracy", first["accuracy_curve"][0][1]),
+    }
+    for metric in METRICS:
+        if f"accuracy_{metric}" not in first:
+            continue
+        values = [_accuracy(outcome, metric) for outcome in group.values()]
+        estimate = t_estimate(values)
+        described[metric] = {
+            "mean": estimate.mean,
+            "median": median(values),
+            "low": estimate.low,
+            "high": estimate.high,
+            "standard_deviation": estimate.standard_deviation,
+            "values": values,
+        }
+    fallen = [
+        seed
+        for seed, outcome in group.items()
+        if collapsed(outcome, question.collapse_points, question.metric)
+    ]
+    described |= {"collapsed_share": len(fallen) / len(group), "collapsed_seeds": fallen}
+    for key in ("kept_fraction", "selected_tokens", "steps"):
+        if all(key in outcome for outcome in group.values()):
+            described[key] = math.fsum(o[key] for o in group.values()) / len(group)
+    short = [seed for seed, outcome in group.items() if outcome.get("stopped_by") == "max_steps"]
+    if question.equal in ("selected_tokens", "seconds") and short:
+        described["note"] = f"seeds {short} reached max_steps before the common total"
+    return described
+
+
+def _compare(groups: Groups, controls: Controls, question: Question) -> list[dict[str, Any]]:
+    """Every arm against its controls, on the seeds that both have; Holm over all of them."""
+    pairs = [
+        (name, kind, reference)
+        for name in groups
+        for kind in REFERENCES
+        if (reference := controls.get(name, {}).get(kind)) in groups and reference != name
+    ]
+    rows, estimates = [], []
+    for name, kind, reference in pairs:
+        assert reference is not None
+        shared = [seed for seed in groups[name] if seed in groups[reference]]
+        if not shared:
+            continue
+        differences = [
+            _accuracy(groups[name][seed], question.metric)
+            - _accuracy(groups[reference][seed], question.metric)
+            for seed in shared
+        ]
+        problems = groups[name][shared[0]].get("num_test_prompts")
+        estimate = t_estimate(differences, resolution=math.sqrt(2) / problems if problems else 0.0)
+        estimates.append(estimate)
+        rows.append(
+            {"arm": name, "to": kind, "reference": reference, "seeds": shared} | _row(estimate)
+        )
+    for row, p in zip(rows, holm([estimate.p for estimate in estimates]), strict=True):
+        row["p_holm"] = p
+    return rows
+
+
+def _row(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "difference": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "standard_deviation": estimate.standard_deviation,
+        "p": estimate.p,
+    }
+
+
+def _pairing(groups: Groups) -> dict[str, Any]:
+    """Whether the arms of a seed saw the same prompts in the same order, as far as both went."""
+    digests: dict[int, dict[int, set[str]]] = {}
+    recorded = 0
+    for group in groups.values():
+        for seed, outcome in group.items():
+            if outcome.get("prompt_digests"):
+                recorded += 1
+            for step, digest in outcome.get("prompt_digests", ()):
+                digests.setdefault(seed, {}).setdefault(step, set()).add(digest)
+    differing = sorted(
+        seed for seed, steps in digests.items() if any(len(found) > 1 for found in steps.values())
+    )
+    total = sum(len(group) for group in groups.values())
+    if recorded < total:
+        return {"same_prompts": None, "words": "the order of the prompts was not recorded"}
+    if differing:
+        words = f"in seeds {differing} the arms did not see the same prompts in the same order"
+        return {"same_prompts": False, "words": words}
+    return {"same_prompts": True, "words": "within a seed, all arms saw the same prompts in order"}

@@ -1,0 +1,174 @@
+"""From a study file to its arms: names, settings, and the controls that each is compared with.
+
+Unless refused, every arm gets a random arm that differs from it by the selector alone, and a full arm with
+the same loss; arms of the file that already are these controls are used as they are.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError
+from taopd.study.file import StudyFile, number, settings_hints
+
+_NAME = re.compile(r"[\w.@%+,=-]+")
+_SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
+"""Settings that change which tokens are kept and nothing else; without effect on random and full."""
+_SELECTION_KEYS = _SELECTOR_KEYS | {
+    *("budget", "min_keep", "gradient_window", "gradient_check_every"),
+    *("anchor_coef", "anchor_fraction"),
+}
+"""Settings without effect where every token is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyArm:
+    """One arm of a study.
+
+    Aligned example: name "random@5%", settings {"selector": "random", "budget": 0.05}, added True,
+    controls {"full": "full", "random": None}
+    """
+
+    name: str
+    settings: dict[str, Any]
+    """What it changes in the study's config."""
+    added: bool = False
+    """Whether it is a control that the file does not name."""
+    controls: dict[str, str | None]
+
+
+def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
+    """Return the arms of a study, controls included, full first.
+
+    Args:
+        base: settings that all arms share, those of the lab included.
+
+    Raises:
+        ConfigError: two arms of one name, a setting outside its range.
+    """
+    hints = settings_hints()
+    named: dict[str, dict[str, Any]] = {}
+    for entry in [*study.arms, *_grid(study.grid)]:
+        settings = {k: number(k, v, hints[k]) for k, v in entry.items() if k != "name"}
+        settings = {"selector": base.get("selector", TeachabilityConfig.selector)} | settings
+        _check_budget(settings.get("budget", 1.0))
+        if settings["selector"] == "full":
+            settings = {
+                k: v for k, v in settings.items() if k not in _SELECTION_KEYS - {"selector"}
+            }
+        name = str(entry.get("name") or _derived_name(settings, base))
+        _check_name(name)
+        if name in named:
+            if "name" not in entry and named[name] == settings:
+                continue  # `full` once per budget of a grid is one arm.
+            raise ConfigError(f"two arms are called {name!r}: give one of them another name")
+        named[name] = settings
+    own = set(named)
+    controls = {name: _controls(name, named, study, base) for name in list(named)}
+    for name in named.keys() - own:
+        controls[name] = {"full": _find(named[name], "full", named, base), "random": None}
+    order = sorted(named, key=lambda name: (named[name]["selector"] != "full", name not in own))
+    arms = [
+        StudyArm(
+            name=name,
+            settings=named[name],
+            added=name not in own,
+            controls={k: v if v != name else None for k, v in controls[name].items()},
+        )
+        for name in order
+    ]
+    for arm in arms:
+        check_settings({**base, **arm.settings}, f"arm {arm.name!r}")
+    return arms
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Make the configuration once, so that a value outside its range costs a second and not a queue slot.
+
+    Raises:
+        ConfigError: names the arm.
+    """
+    try:
+        # Without a device: a study may be checked where it does not run.
+        TeachabilityConfig(
+            output_dir="unused", **{**settings, "use_cpu": True, "report_to": "none"}
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not grid:
+        return []
+    columns = [value if isinstance(value, list) else [value] for value in grid.values()]
+    for key, column in zip(grid, columns, strict=True):
+        if not column:
+            raise ConfigError(f"grid: {key} has no values")
+    return [dict(zip(grid, row, strict=True)) for row in itertools.product(*columns)]
+
+
+def _derived_name(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """teachability@5%,loss=jsd: selector, budget, and what else differs from the base."""
+    parts = [re.sub(r"[^\w.+-]+", "_", str(settings["selector"]))]
+    if settings["selector"] != "full":
+        budget = settings.get("budget", base.get("budget", TeachabilityConfig.budget))
+        parts[0] += f"@{100 * budget:g}%" if isinstance(budget, int | float) else ""
+    for key, value in settings.items():
+        if key not in ("selector", "budget") and base.get(key) != value:
+            parts.append(f"{key}={re.sub(r'[^A-Za-z0-9_.+-]+', '_', str(value))}")
+    return ",".join(parts)
+
+
+def _check_budget(budget: Any) -> None:
+    """Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is."""
+    if not isinstance(budget, int | float) or not 0.0 < budget <= 1.0:
+        raise ConfigError(f"budget={budget!r}: must be in (0, 1]; 0.05 keeps 5 % of the tokens")
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name.startswith("."):
+        raise ConfigError(
+            f"arm {name!r}: a name is a folder; use letters, digits and . @ % + , = _ - only"
+        )
+
+
+def _controls(
+    name: str, named: dict[str, dict[str, Any]], study: StudyFile, base: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """The two controls of an arm; adds the ones that are missing to `named`."""
+    settings = named[name]
+    found: dict[str, str | None] = {}
+    for kind, wanted in (("full", study.full_control), ("random", study.random_control)):
+        needless = kind == "random" and settings["selector"] in ("full", "random")
+        control = None if needless else _find(settings, kind, named, base)
+        if control is None and wanted and not needless:
+            dropped = _SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
+            more = {k: v for k, v in settings.items() if k not in dropped}
+            added = {"selector": kind} | more
+            control = _derived_name(added, base)
+            if control in named:
+                raise ConfigError(
+                    f"the {kind} control of {name!r} would be called {control!r}, which is another "
+                    f"arm; rename that one, or set {kind}_control: false"
+                )
+            named[control] = added
+        found[kind] = control
+    return found
+
+
+def _find(
+    settings: Mapping[str, Any], kind: str, named: Mapping[str, Any], base: Mapping[str, Any]
+) -> str | None:
+    """The arm of this kind that differs in nothing but what the kind makes void."""
+    dropped = _SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
+
+    def rest(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in {**base, **of}.items() if k not in dropped}
+
+    for name, other in named.items():
+        if other["selector"] == kind and rest(other) == rest(settings):
+            return name
+    return None

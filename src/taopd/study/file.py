@@ -1,0 +1,228 @@
+"""The study file: YAML with what is compared, on what, and what is held equal.
+
+Unknown keys, missing keys and values outside their range are one `ConfigError` each, before anything is
+written. `config` and the arms take every field of `TeachabilityConfig`; what the study itself sets (seed,
+output folder) is refused there. Models and data come from paths or hub ids, or from a tiny lab by name.
+"""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError, suggest
+from taopd.study.analysis import COLLAPSE_POINTS, METRICS
+
+EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
+"""What all arms have in common; docs/guide.md, "Comparing", says what each answers."""
+_AMOUNTS = {"update_norm", "selected_tokens", "seconds"}
+_SET_BY_STUDY = {
+    "seed": "set by seeds, one run per arm and seed",
+    "output_dir": "every arm has a folder of its own",
+    "match_update_norm": "set by equal: update_norm",
+    "model_name_or_path": "that is student here",
+    "teacher_model_name_or_path": "that is teacher here",
+    "dataset_name": "that is prompts here",
+}
+_CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyFile:
+    """The keys of a study file, checked. Paths are as written."""
+
+    title: str = ""
+    student: str | None = None
+    teacher: str | None = None
+    prompts: str | None = None
+    """Column prompt and split "train"; evaluation reads its split "test", with answers."""
+    test_prompts: str | None = None
+    """A set of its own for evaluation, columns prompt and answer."""
+    match: str = "auto"
+    lab: str | None = None
+    """Variant of the tiny lab, in place of student, teacher, prompts and match."""
+    lab_sizes: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings that all arms share."""
+    arms: list[dict[str, Any]] = field(default_factory=list)
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Key to a list of values: one arm per combination."""
+    seeds: list[int] = field(default_factory=list)
+    equal: str = "steps"
+    update_norm: float | None = None
+    """L2 norm of every parameter update, for equal: update_norm."""
+    selected_tokens: int | None = None
+    """Kept tokens in all, summed over generation batches, for equal: selected_tokens."""
+    seconds: float | None = None
+    """Seconds of training, evaluation left out, for equal: seconds."""
+    evaluate_every: int | None = None
+    num_test_prompts: int | None = None
+    max_new_tokens: int | None = None
+    """Of evaluation; default the training's max_completion_length."""
+    evaluation_batch_size: int = 256
+    metric: str = "greedy"
+    collapse_points: float = COLLAPSE_POINTS
+    random_control: bool = True
+    full_control: bool = True
+    save_models: bool = False
+    workers: int | None = None
+    output: str | None = None
+
+
+def load_study_file(path: str | Path) -> StudyFile:
+    """Read and check a study file.
+
+    Raises:
+        ConfigError: missing, not YAML, an unknown key, or a value of the wrong type or range.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the study {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a YAML mapping (key: value)")
+    return parse_study_file(loaded)
+
+
+def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
+    """Check a mapping of study keys and return it as a `StudyFile`.
+
+    Raises:
+        ConfigError: as `load_study_file`.
+    """
+    known = {entry.name for entry in fields(StudyFile)}
+    for key in loaded:
+        if key not in known:
+            hint = suggest(str(key), known)
+            if key in settings_hints():
+                hint = " It is a training setting: put it under config, arms or grid."
+            raise ConfigError(f"unknown key in the study: {key!r}.{hint}")
+    hints = typing.get_type_hints(StudyFile)
+    study = StudyFile(**{key: _typed(key, value, hints[key]) for key, value in loaded.items()})
+    _check_data(study)
+    _check_seeds(study)
+    _check_equal(study)
+    check_names(study.config, "config")
+    for index, arm in enumerate(study.arms):
+        check_names(arm, f"arms[{index}]")
+    check_names(study.grid, "grid")
+    if not study.arms and not study.grid:
+        raise ConfigError("the study has no arms: give arms (a list) or grid (key: list of values)")
+    for name in ("evaluate_every", "num_test_prompts", "max_new_tokens", "workers"):
+        value = getattr(study, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: must be at least 1")
+    if study.evaluation_batch_size < 1 or not 0 < study.collapse_points <= 100:
+        raise ConfigError("evaluation_batch_size must be at least 1, collapse_points in (0, 100]")
+    if study.metric not in METRICS:
+        raise ConfigError(f"metric={study.metric!r} is unknown.{suggest(study.metric, METRICS)}")
+    return study
+
+
+def settings_hints() -> dict[str, Any]:
+    """Type hints of every field that `config`, `arms` and `grid` may set."""
+    hints = typing.get_type_hints(TeachabilityConfig)
+    return {entry.name: hints[entry.name] for entry in fields(TeachabilityConfig) if entry.init}
+
+
+def check_names(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that no configuration has, or that the study itself sets.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    known = settings_hints()
+    for key in settings:
+        if key in _SET_BY_STUDY:
+            raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")
+        if key != "name" and key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}.{suggest(str(key), known)}")
+
+
+def number(key: str, value: Any, hint: Any) -> Any:
+    """A YAML value for a field: YAML reads 1e-6 (no dot) as text, which is a number where one belongs.
+
+    Raises:
+        ConfigError: text where only a number fits.
+    """
+    options = set(typing.get_args(hint)) or {hint}
+    if not isinstance(value, str) or str in options or not options & {int, float}:
+        return value
+    try:
+        return float(value) if float in options else int(value)
+    except ValueError:
+        raise ConfigError(f"{key}={value!r}: must be a number") from None
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    options = set(typing.get_args(hint)) if typing.get_origin(hint) not in (list, dict) else {hint}
+    options = options or {hint}
+    value = number(key, value, hint)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        origin = typing.get_origin(option) or option
+        inner = typing.get_args(option)
+        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is int and isinstance(value, bool):
+            continue
+        if isinstance(value, origin):
+            kind = typing.get_origin(inner[0]) or inner[0] if inner else object
+            if origin is list and not all(isinstance(item, kind) for item in value):
+                continue
+            return value
+    words = {dict: "a mapping (key: value)", list: "a list", bool: "true or false", str: "text"}
+    kinds = {typing.get_origin(option) or option for option in options}
+    expected = " or ".join(words.get(k, "a number") for k in kinds if k is not type(None))
+    inside = {"seeds": " of whole numbers, like [0, 1, 2]", "arms": " of mappings"}.get(key, "")
+    raise ConfigError(f"{key}={value!r}: must be {expected}{inside}")
+
+
+def _check_data(study: StudyFile) -> None:
+    own = ("student", "teacher", "prompts")
+    given = [name for name in own if getattr(study, name)]
+    if study.lab and given:
+        raise ConfigError(f"lab brings its own models and prompts: drop {', '.join(given)}, or lab")
+    if not study.lab and len(given) < len(own):
+        missing = ", ".join(name for name in own if name not in given)
+        raise ConfigError(f"the study has no {missing}; name them, or lab: dialect")
+    if study.lab_sizes and not study.lab:
+        raise ConfigError("lab_sizes needs lab")
+
+
+def _check_seeds(study: StudyFile) -> None:
+    if not study.seeds:
+        raise ConfigError("the study has no seeds: give a list, like seeds: [0, 1, 2, 3, 4]")
+    if len(set(study.seeds)) < len(study.seeds) or min(study.seeds) < 0:
+        raise ConfigError(f"seeds={study.seeds}: must be different numbers of 0 or more")
+    if any(isinstance(seed, bool) for seed in study.seeds):
+        raise ConfigError(f"seeds={study.seeds}: must be whole numbers")
+
+
+def _check_equal(study: StudyFile) -> None:
+    if study.equal not in EQUAL:
+        raise ConfigError(f"equal={study.equal!r} is unknown.{suggest(study.equal, EQUAL)}")
+    for name in sorted(_AMOUNTS):
+        value = getattr(study, name)
+        if name == study.equal and (value is None or value <= 0):
+            raise ConfigError(f"equal: {name} needs the common amount, {name}: N above 0")
+        if name != study.equal and value is not None:
+            raise ConfigError(f"{name} is set but equal is {study.equal}: set equal: {name}")
+    if study.equal == "update_norm" and "match_update_norm" not in settings_hints():
+        raise ConfigError(
+            "equal: update_norm needs TeachabilityConfig.match_update_norm, which this version of taopd "
+            "does not have; use equal: steps, selected_tokens or seconds"
+        )
+    schedule = study.config.get("lr_scheduler_type", "constant" if study.lab else "linear")
+    if study.equal in ("selected_tokens", "seconds") and schedule not in _CONSTANT_SCHEDULES:
+        raise ConfigError(
+            f"equal: {study.equal} needs config.lr_scheduler_type: constant, because a schedule over "
+            f"max_steps would differ between arms that stop at different steps (it is {schedule})"
+        )

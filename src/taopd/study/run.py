@@ -1,0 +1,265 @@
+"""Runs a study: checks everything, claims a folder, runs the arms that have not finished, analyses.
+
+Folder: `config.json` (the study), `env.json`, `arms/<name>-seed<n>/` (a run folder each), `results.json`
+(no wall-clock values), `timings.json`. An arm is finished when its `results.json` is there, which is
+written last and whole. On resume a finished arm is kept if its `arm.json` is the one the study asks for,
+and refused if it is not; an unfinished one starts anew, so that every arm is one uninterrupted run.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taopd.arm_pool import run_pool
+from taopd.arms import Arm, load_problems, write_arm
+from taopd.data import load_prompts, load_tokenizer
+from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
+from taopd.errors import ConfigError, DataError
+from taopd.runs import RunFolder, environment, write_json
+from taopd.study.analysis import Question, analyse, timings
+from taopd.study.expand import StudyArm, expand
+from taopd.study.file import StudyFile, number, settings_hints
+from taopd.tinylab import VARIANTS, Lab, build_lab
+
+OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg", ".lock")
+_ENDLESS = 10**9
+"""Steps of an arm that stops by tokens or seconds."""
+LAB_STEPS = 100
+LAB_PROMPTS = 500
+DEFAULT_PROMPTS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlan:
+    """A checked study: its arms, and one `Arm` for each of them and each seed, seeds outermost."""
+
+    study: StudyFile
+    arms: list[StudyArm]
+    runs: list[Arm]
+
+    @property
+    def question(self) -> Question:
+        """What is held equal, with its amount."""
+        equal = self.study.equal
+        amount = max(r.config["max_steps"] for r in self.runs) if equal == "steps" else None
+        return Question(
+            equal=equal,
+            amount=amount if equal == "steps" else getattr(self.study, equal),
+            metric=self.study.metric,
+            collapse_points=self.study.collapse_points,
+        )
+
+    def folder_of(self, run: Arm, output: Path) -> Path:
+        """Where an arm and seed runs."""
+        return output / "arms" / run.folder_name
+
+
+def base_config(study: StudyFile) -> dict[str, Any]:
+    """Settings that all arms share, the lab's and those of the question included.
+
+    Raises:
+        ConfigError: no max_steps where the steps are what is equal.
+    """
+    lab = LAB_CONFIG | VARIANT_CONFIG.get(study.lab, {}) if study.lab else {}
+    hints = settings_hints()
+    base = lab | {key: number(key, value, hints[key]) for key, value in study.config.items()}
+    if study.equal == "update_norm":
+        base["match_update_norm"] = study.update_norm
+    if study.equal in ("selected_tokens", "seconds"):
+        base.setdefault("max_steps", _ENDLESS)
+    elif study.lab:
+        base.setdefault("max_steps", LAB_STEPS)
+    if int(base.get("max_steps", 0)) < 1:
+        raise ConfigError("config.max_steps is missing: the number of optimizer steps of every arm")
+    if not study.lab and "max_completion_length" not in base:
+        raise ConfigError("config.max_completion_length is missing: tokens per completion")
+    return base
+
+
+def plan_study(
+    study: StudyFile, *, progress: Callable[[str, int, int], object] | None = None
+) -> StudyPlan:
+    """Check the study down to its models and prompts; builds a tiny lab if it names one.
+
+    Raises:
+        ConfigError: settings that cannot be. DataError: models or prompts that cannot be used.
+    """
+    base = base_config(study)
+    arms = expand(study, base)
+    if study.lab is not None:
+        if study.lab not in VARIANTS:
+            raise ConfigError(
+                f"lab={study.lab!r} is unknown. Known: {', '.join(sorted(VARIANTS))}."
+            )
+        lab = build_lab(study.lab, progress=progress, **study.lab_sizes)
+        runs = [_lab_run(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
+    else:
+        runs = [_own_run(study, base, arm, seed) for seed in study.seeds for arm in arms]
+    _check_inputs(runs[0])
+    return StudyPlan(study=study, arms=arms, runs=runs)
+
+
+def run_study(
+    plan: StudyPlan,
+    *,
+    output: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    progress: Callable[[Path, int], None] = lambda folder, step: None,
+) -> dict[str, Any]:
+    """Run what has not finished, write `results.json` and `timings.json`, return the results.
+
+    Args:
+        progress: called with an arm's folder and the steps it has logged.
+
+    Raises:
+        DataError: the folder cannot be used or is in use, an arm failed, or the disk is full; what had
+            finished is kept.
+    """
+    RunFolder.check(output, resume=resume, overwrite=overwrite)
+    with _disk_errors(output):
+        folder = RunFolder.create(output, resume=resume, overwrite=overwrite, also_owns=OWNED).path
+        with _alone(folder):
+            folders = [plan.folder_of(run, folder) for run in plan.runs]
+            for run, place in zip(plan.runs, folders, strict=True):
+                _prepare(run, place)
+            config = {"command": "compare"} | asdict(plan.study)
+            config["question"] = asdict(plan.question)
+            config["controls"] = {arm.name: arm.controls for arm in plan.arms}
+            write_json(folder / "config.json", config)
+            write_json(folder / "env.json", environment())
+            run_pool(folders, num_workers=_num_workers(plan, num_workers), progress=progress)
+            return conclude(plan, folder)
+
+
+def conclude(plan: StudyPlan, folder: Path) -> dict[str, Any]:
+    """Analyse the finished arms of a plan; write `results.json` and `timings.json`."""
+    outcomes = [
+        json.loads((plan.folder_of(run, folder) / "results.json").read_text(encoding="utf-8"))
+        for run in plan.runs
+    ]
+    controls = {arm.name: arm.controls for arm in plan.arms}
+    results = {"title": _title(plan.study)} | analyse(
+        outcomes, controls=controls, question=plan.question
+    )
+    write_json(folder / "timings.json", timings(outcomes))
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _title(study: StudyFile) -> str:
+    where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
+    return f"{study.title} ({where})" if study.title else where
+
+
+def _own_run(study: StudyFile, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
+    config = base | arm.settings
+    return Arm(
+        name=arm.name,
+        seed=seed,
+        config=config,
+        student=str(study.student),
+        teacher=str(study.teacher),
+        prompts=str(study.prompts),
+        match=study.match,
+        evaluate_every=study.evaluate_every or _a_tenth(config),
+        num_test_prompts=study.num_test_prompts or DEFAULT_PROMPTS,
+        save_model=study.save_models,
+        test_prompts=study.test_prompts,
+        **_limits(study),
+    )
+
+
+def _lab_run(study: StudyFile, lab: Lab, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
+    steps = int(base["max_steps"])
+    made = lab_arm(lab, arm.name, {}, seed=seed, steps=steps)
+    config = made.config | base | arm.settings
+    return dataclasses.replace(
+        made,
+        config=config,
+        evaluate_every=study.evaluate_every or _a_tenth(config),
+        num_test_prompts=min(study.num_test_prompts or LAB_PROMPTS, made.num_test_prompts),
+        save_model=study.save_models,
+        **_limits(study),
+    )
+
+
+def _limits(study: StudyFile) -> dict[str, Any]:
+    return {
+        "max_new_tokens": study.max_new_tokens,
+        "evaluation_batch_size": study.evaluation_batch_size,
+        "max_selected_tokens": study.selected_tokens,
+        "max_seconds": study.seconds,
+    }
+
+
+def _a_tenth(config: dict[str, Any]) -> int:
+    steps = int(config["max_steps"])
+    return 10 if steps == _ENDLESS else max(1, steps // 10)
+
+
+def _check_inputs(run: Arm) -> None:
+    """Everything an arm would stumble over in its first minute."""
+    for row, problem in enumerate(load_problems(run)):
+        if problem["answer"] is None or not str(problem["answer"]).strip():
+            raise DataError(f"the evaluation set has no answer in row {row}; fill it in or drop it")
+    load_prompts(run.prompts, split="train")
+    for model in (run.student, run.teacher):
+        load_tokenizer(model)
+
+
+def _prepare(run: Arm, place: Path) -> None:
+    """Write `arm.json`; keep a finished arm that is the same, clear an unfinished one."""
+    if (place / "results.json").exists():
+        before = json.loads((place / "arm.json").read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(asdict(run)))
+        changed = sorted(key for key in now if before.get(key) != now[key])
+        if changed:
+            raise DataError(
+                f"arm {run.folder_name} finished with other settings ({', '.join(changed)}); use another "
+                "output folder, rename the arm, or start anew with --overwrite"
+            )
+        return
+    if (place / "arm.json").exists():
+        shutil.rmtree(place)
+    write_arm(run, place)
+
+
+def _num_workers(plan: StudyPlan, asked: int | None) -> int:
+    """One arm at a time on a GPU, and where seconds are compared; else one per core."""
+    chosen = asked or plan.study.workers
+    if chosen:
+        return chosen
+    return 1 if torch.cuda.is_available() or plan.study.equal == "seconds" else os.cpu_count() or 1
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two processes must not run one study."""
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another taopd compare is running in {folder}") from None
+        yield
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write below {folder}: {error.strerror or error}; finished arms are kept, make room "
+            "and go on with --resume"
+        ) from error

@@ -1,0 +1,153 @@
+"""The analysis of per-arm results. Oracle: scipy and counting, on results written by hand."""
+
+import json
+
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from taopd.errors import DataError
+from taopd.report.study import markdown, table
+from taopd.report.study_pictures import draw
+from taopd.study.analysis import Question, analyse, read_outcomes, read_question, timings
+from tests.unit.study_simulation import outcome
+
+FULL, TEACH, RANDOM = [0.90, 0.88, 0.93], [0.93, 0.90, 0.99], [0.60, 0.62, 0.70]
+
+
+def results_of_arms():
+    rows = []
+    for name, selector, budget, values in (
+        ("full", "full", 1.0, FULL),
+        ("teachability@10%", "teachability", 0.1, TEACH),
+        ("random@10%", "random", 0.1, RANDOM),
+    ):
+        rows += [
+            outcome(
+                name,
+                selector,
+                budget,
+                seed,
+                value,
+                num_test_prompts=500,
+                train_seconds=9.0 + seed,
+                train_seconds_curve=[[0, 0.0], [10, 9.0]],
+                selected_tokens_curve=[[0, 0], [10, 100]],
+                prompt_digests=[[0, "a"], [10, f"seed{seed}"]],
+            )
+            for seed, value in enumerate(values)
+        ]
+    return rows
+
+
+def test_differences_are_paired_and_corrected():
+    found = analyse(results_of_arms())
+    rows = {(row["arm"], row["to"]): row for row in found["comparisons"]}
+    assert set(rows) == {
+        ("teachability@10%", "full"),
+        ("teachability@10%", "random"),
+        ("random@10%", "full"),
+    }
+    for (name, to), (first, second) in {
+        ("teachability@10%", "full"): (TEACH, FULL),
+        ("teachability@10%", "random"): (TEACH, RANDOM),
+        ("random@10%", "full"): (RANDOM, FULL),
+    }.items():
+        expected = stats.ttest_rel(first, second)
+        interval = expected.confidence_interval(0.95)
+        row = rows[name, to]
+        assert row["p"] == pytest.approx(expected.pvalue)
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    p = sorted(row["p"] for row in rows.values())
+    assert min(row["p_holm"] for row in rows.values()) == pytest.approx(3 * p[0])
+    assert found["pairing"]["same_prompts"] is True
+
+
+def test_order_of_results_does_not_matter_but_of_arms_does():
+    rows = results_of_arms()
+    shuffled = [*rows[:3][::-1], *rows[3:6][::-1], *rows[6:]]
+    assert json.dumps(analyse(rows)) == json.dumps(analyse(shuffled))
+
+
+def test_no_wall_clock_value_reaches_the_results():
+    rows = results_of_arms()
+    slower = [row | {"train_seconds": 99.0, "train_seconds_curve": [[0, 1.0]]} for row in rows]
+    assert json.dumps(analyse(rows)) == json.dumps(analyse(slower))
+    assert timings(slower)[0]["train_seconds"] == 99.0
+
+
+def test_collapsed_seeds_medians_and_the_floor_in_words():
+    rows = results_of_arms()
+    rows[3] |= {"accuracy_curve": [[0, 0.4], [5, 0.95], [10, 0.1]], "accuracy_greedy": 0.1}
+    found = analyse(rows)
+    arm = next(arm for arm in found["arms"] if arm["name"] == "teachability@10%")
+    assert (arm["collapsed_seeds"], arm["collapsed_share"]) == ([0], pytest.approx(1 / 3))
+    assert arm["greedy"]["median"] == 0.90
+    words = found["noise_floor"]["words"]
+    assert words.startswith("Differences below ") and "cannot be told apart with 3 seeds" in words
+    assert "between arms in which no seed collapsed" in words
+    strict = analyse(rows, question=Question(collapse_points=90.0))
+    assert all(arm["collapsed_share"] == 0 for arm in strict["arms"])
+
+
+def test_one_seed_says_that_nothing_can_be_judged():
+    found = analyse([row for row in results_of_arms() if row["seed"] == 0])
+    assert "run more seeds" in found["noise_floor"]["words"]
+    assert all(row["p"] is None for row in found["comparisons"])
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_of_its_differences():
+    found = analyse([r for r in results_of_arms() if (r["name"], r["seed"]) != ("full", 2)])
+    row = next(row for row in found["comparisons"] if row["to"] == "full")
+    assert row["seeds"] == [0, 1]
+
+
+def test_prompts_in_another_order_are_said():
+    rows = results_of_arms()
+    rows[0]["prompt_digests"] = [[0, "a"], [10, "other"]]
+    pairing = analyse(rows)["pairing"]
+    assert pairing["same_prompts"] is False and "seeds [0]" in pairing["words"]
+    del rows[0]["prompt_digests"]
+    assert analyse(rows)["pairing"]["same_prompts"] is None
+
+
+def test_the_same_arm_and_seed_twice():
+    rows = results_of_arms()
+    with pytest.raises(DataError, match="two results of arm 'full' with seed 0"):
+        analyse([*rows, rows[0]])
+    with pytest.raises(DataError, match="no results"):
+        analyse([])
+
+
+def test_reading_folders(tmp_path):
+    with pytest.raises(DataError, match="no arm has finished"):
+        read_outcomes(tmp_path)
+    for row in results_of_arms():
+        place = tmp_path / "arms" / f"{row['name']}-seed{row['seed']}"
+        place.mkdir(parents=True)
+        (place / "results.json").write_text(json.dumps(row))
+    assert len(read_outcomes(tmp_path)) == 9
+    assert read_question(tmp_path) == (Question(), None)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="not that of a study"):
+        read_question(tmp_path)
+    (place / "results.json").write_text('{"name": "x"}')
+    with pytest.raises(DataError, match="it has no selector"):
+        read_outcomes(tmp_path)
+
+
+def test_table_page_and_pictures(tmp_path):
+    rows = results_of_arms()
+    found = {"title": "a study"} | analyse(rows)
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(found))
+    assert "teachability@10%" in console.export_text()
+    page = markdown(found, timings(rows))
+    assert "| full |" in page and "cannot be told apart with 3 seeds" in page
+    assert "| teachability@10% | 94.0 [83,100] | 93.0 | 0/3 |" in page
+    paths = draw(found, timings(rows), tmp_path)
+    assert {path.name for path in paths} == {
+        f"{name}.{kind}" for name in ("accuracy", "differences", "cost") for kind in ("png", "svg")
+    }
+    before = [path.read_bytes() for path in paths]
+    assert before == [path.read_bytes() for path in draw(found, timings(rows), tmp_path)]
