@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def run_pool(
     folders: list[Path],
     *,
     num_workers: int | None = None,
+    devices: Sequence[str] = (),
     progress: Callable[[Path, int], None] = lambda folder, step: None,
 ) -> None:
     """Run every arm folder that has no `results.json` yet.
 
     Args:
         num_workers: arms at a time; default one per CPU core.
+        devices: GPUs as CUDA_VISIBLE_DEVICES names them; each arm sees the one that fewest others use.
         progress: called with a folder and the steps its arm has logged, finished arms included.
 
     Raises:
@@ -45,11 +47,15 @@ def run_pool(
         if folder not in waiting:
             progress(folder, logged_steps(folder))
     running: dict[Path, subprocess.Popen] = {}
+    place: dict[Path, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
                 folder = waiting.pop(0)
-                running[folder] = _start(folder)
+                if devices:
+                    used = [place[other] for other in running]
+                    place[folder] = min(devices, key=used.count)
+                running[folder] = _start(folder, *([place[folder]] if devices else []))
             for folder, process in list(running.items()):
                 progress(folder, logged_steps(folder))
                 if process.poll() is None:
@@ -93,13 +99,15 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _start(folder: Path) -> subprocess.Popen:
+def _start(folder: Path, device: str | None = None) -> subprocess.Popen:
     environment = os.environ | {
         # One thread an arm: two processes whose OpenMP threads spin against each other crawl.
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
     with open(folder / "log.txt", "w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "taopd.arms", str(folder), STOP_WITH_PARENT],

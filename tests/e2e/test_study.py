@@ -172,6 +172,17 @@ def test_equal_tokens_and_equal_seconds(keys, reason, tmp_path):
         assert teach["steps"] > full["steps"]
 
 
+@pytest.mark.slow
+def test_equal_update_norm(tmp_path):
+    keys = {"equal": "update_norm", "update_norm": 0.02, "random_control": False}
+    results = run_study(plan_study(parse_study_file(STUDY | keys)), output=tmp_path, num_workers=1)
+    assert results["question"]["amount"] == 0.02
+    for name in ("full-seed0", "teachability@25%-seed0"):
+        rows = records.read_jsonl(tmp_path / "arms" / name / "metrics.jsonl")
+        norms = [row["update/norm"] for row in rows if "update/norm" in row]
+        assert norms == pytest.approx([0.02] * 4, rel=1e-3)
+
+
 FULL_DISK = """
 import errno, sys
 from taopd import arms

@@ -54,3 +54,21 @@ def test_logged_steps_reads_the_last_whole_line(tmp_path):
     lines = [json.dumps({"step": step, "loss": 0.1}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
     assert arm_pool.logged_steps(tmp_path) == 3
+
+
+def test_every_gpu_gets_its_share_of_the_arms(folders, monkeypatch):
+    taken = []
+
+    def start(folder, device):
+        taken.append(device)
+        return start_script(DONE)(folder)
+
+    monkeypatch.setattr(arm_pool, "_start", start)
+    arm_pool.run_pool(folders, num_workers=3, devices=["4", "GPU-x"])
+    assert taken == ["4", "GPU-x", "4"]
+
+
+def test_last_evaluation_is_the_newest_whole_line(tmp_path):
+    assert arm_pool.last_evaluation(tmp_path) == {}
+    (tmp_path / arm_pool.CURVE_FILE).write_text('{"step": 5, "accuracy_greedy": 0.5}\n{"step": 6,')
+    assert arm_pool.last_evaluation(tmp_path) == {"step": 5, "accuracy_greedy": 0.5}

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from taopd.cli.train_config import load_yaml, parse_settings
+from taopd.study.expand import expand
+from taopd.study.file import load_study_file
+from taopd.study.run import base_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PUBLISHED = {
@@ -16,7 +19,9 @@ PUBLISHED = {
 
 
 def test_there_are_no_other_recipes():
-    assert {path.stem for path in RECIPES.iterdir()} == {*PUBLISHED, "tiny"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, "tiny"}
+    assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == {"paper", "studies"}
+    assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -53,3 +58,27 @@ def test_published_settings(name):
     head = (RECIPES / f"{name}.yaml").read_text().split("\n\n")[0]
     assert "2605.26844" in head and f"taopd train --config recipes/{name}.yaml" in head
     assert "The paper does not give" in " ".join(head.replace("#", " ").split())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_study_expands_and_says_its_command(path):
+    study = load_study_file(path)
+    arms = expand(study, base_config(study))
+    assert all(arm.controls["full"] for arm in arms if arm.settings["selector"] != "full")
+    head = path.read_text().split("\n\n")[0]
+    assert f"taopd compare {path.relative_to(RECIPES.parent)}" in head
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_studies(name):
+    """The main table's selectors and random at the four budgets, full, and the recipe's settings."""
+    study = load_study_file(RECIPES / "paper" / f"{name}.yaml")
+    selectors = ("teachability", "teachability+entropy", "tip", "entropy", "random")
+    expected = {f"{s}@{b}%" for s in selectors for b in (5, 10, 30, 50)} | {"full"}
+    assert {arm.name for arm in expand(study, base_config(study))} == expected
+    assert len(study.seeds) >= 3
+    recipe = load_yaml(RECIPES / f"{name}.yaml")
+    assert (study.teacher, study.student) == PUBLISHED[name]
+    assert study.prompts == recipe["dataset_name"]
+    for key, value in study.config.items():
+        assert recipe[key] == value, key

@@ -124,14 +124,14 @@ def test_not_a_mapping(tmp_path, text):
 
 
 def test_update_norm_is_a_setting_or_a_clear_refusal(monkeypatch):
-    hints = dict(study_file.settings_hints())
-    hints.pop("match_update_norm", None)
-    monkeypatch.setattr(study_file, "settings_hints", lambda: hints)
     keys = {"equal": "update_norm", "update_norm": 0.01}
+    study = parse_study_file(GOOD | keys)
+    base = base_config(study)
+    assert base["match_update_norm"] == 0.01 and len(expand(study, base)) == 3
+    hints = {k: v for k, v in study_file.settings_hints().items() if k != "match_update_norm"}
+    monkeypatch.setattr(study_file, "settings_hints", lambda: hints)
     with pytest.raises(ConfigError, match=r"needs TeachabilityConfig\.match_update_norm"):
         parse_study_file(GOOD | keys)
-    hints["match_update_norm"] = float | None
-    assert base_config(parse_study_file(GOOD | keys))["match_update_norm"] == 0.01
 
 
 def test_equal_tokens_and_seconds_run_until_they_are_reached():

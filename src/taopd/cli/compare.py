@@ -25,7 +25,7 @@ seed share prompts and their order. FOLDER: compare arms that have already run.
   --output FOLDER   where to write (output of the study, or runs/<name of the file>)
   --resume          go on: finished arms are kept, the others start anew
   --overwrite       start anew in a folder that holds a run
-  --workers N       arms at a time (1 on a GPU, else one per core)
+  --workers N       arms at a time (default: one per GPU, else one per core)
   --list            show the arms, controls included, and stop
 
 The file: student, teacher, prompts (or lab: dialect), match, config (settings of all arms),

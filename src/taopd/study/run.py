@@ -138,7 +138,13 @@ def run_study(
             config["controls"] = {arm.name: arm.controls for arm in plan.arms}
             write_json(folder / "config.json", config)
             write_json(folder / "env.json", environment())
-            run_pool(folders, num_workers=_num_workers(plan, num_workers), progress=progress)
+            devices = _devices()
+            run_pool(
+                folders,
+                num_workers=_num_workers(plan, num_workers, devices),
+                devices=devices,
+                progress=progress,
+            )
             return conclude(plan, folder)
 
 
@@ -235,12 +241,18 @@ def _prepare(run: Arm, place: Path) -> None:
     write_arm(run, place)
 
 
-def _num_workers(plan: StudyPlan, asked: int | None) -> int:
-    """One arm at a time on a GPU, and where seconds are compared; else one per core."""
-    chosen = asked or plan.study.workers
-    if chosen:
+def _num_workers(plan: StudyPlan, asked: int | None, devices: list[str]) -> int:
+    """One arm a GPU, or a core; one at a time where seconds are compared."""
+    if chosen := asked or plan.study.workers:
         return chosen
-    return 1 if torch.cuda.is_available() or plan.study.equal == "seconds" else os.cpu_count() or 1
+    return 1 if plan.study.equal == "seconds" else len(devices) or os.cpu_count() or 1
+
+
+def _devices() -> list[str]:
+    """GPUs that this process may use; an arm gets one, because torch spreads it over all that it sees."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = [str(index) for index in range(torch.cuda.device_count())]
+    return named.split(",")[: len(numbers)] if named else numbers
 
 
 @contextmanager
