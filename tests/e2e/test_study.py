@@ -179,7 +179,8 @@ def test_equal_update_norm(tmp_path):
     assert results["question"]["amount"] == 0.02
     for name in ("full-seed0", "teachability@25%-seed0"):
         rows = records.read_jsonl(tmp_path / "arms" / name / "metrics.jsonl")
-        norms = [row["update/norm"] for row in rows if "update/norm" in row]
+        # Logged as found; what was applied is the norm times the scale.
+        norms = [r["update/norm"] * r["update/scale"] for r in rows if "update/scale" in r]
         assert norms == pytest.approx([0.02] * 4, rel=1e-3)
 
 
