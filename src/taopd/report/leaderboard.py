@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from taopd.records import write_text
+from taopd.study.statistics import holm, t_estimate
 
 FULL = "full"
 BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
@@ -39,23 +40,6 @@ def scores(cell: dict[str, Any]) -> np.ndarray:
 def finals(cell: dict[str, Any]) -> np.ndarray:
     """Greedy accuracy of every seed at the last step, in %."""
     return 100 * np.asarray(cell["greedy"])[:, -1]
-
-
-def half_width(values: np.ndarray) -> float:
-    """Half of a 95 % t interval of the mean; NaN for one value."""
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down adjustment; NaN stays NaN and does not count."""
-    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
-    adjusted, running = list(p_values), 0.0
-    for place, index in enumerate(sorted(known, key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (len(known) - place) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def select_cells(board: dict[str, Any], loss: str, budget: float) -> Cells:
@@ -96,15 +80,14 @@ def differences(cells: Cells, name: str, variant: str) -> np.ndarray | None:
 
 def marks(cells: Cells, names: list[str], variant: str) -> dict[str, str]:
     """Arrow of every selector that is told apart from full distillation."""
-    p_values, gaps = [], []
+    estimates = []
     for name in names:
         gap = differences(cells, name, variant)
-        decided = gap is not None and len(gap) > 1 and gap.std() > 0
-        p_values.append(float(stats.ttest_1samp(gap, 0.0).pvalue) if decided else math.nan)
-        gaps.append(0.0 if gap is None else float(gap.mean()))
+        estimates.append(None if gap is None else t_estimate(gap.tolist()))
+    adjusted = holm([None if e is None else e.p for e in estimates])
     return {
-        name: ("▲" if gap > 0 else "▼") if p < 0.05 else ""
-        for name, gap, p in zip(names, gaps, holm(p_values), strict=True)
+        name: "" if e is None or p is None or p >= 0.05 else ("▲" if e.mean > 0 else "▼")
+        for name, e, p in zip(names, estimates, adjusted, strict=True)
     }
 
 
@@ -129,10 +112,10 @@ def table(board: dict[str, Any], loss: str, budget: float) -> str:
     for rank, name in order:
         row = []
         for variant in variants:
-            values, last = scores(cells[name][variant]), finals(cells[name][variant])
-            row.append(
-                f"{values.mean():.0f} ±{half_width(values):.0f} → {last.mean():.0f}{arrows[variant][name]}"
-            )
+            estimate = t_estimate(scores(cells[name][variant]).tolist())
+            last = finals(cells[name][variant]).mean()
+            half = "" if estimate.high is None else f" ±{estimate.high - estimate.mean:.0f}"
+            row.append(f"{estimate.mean:.0f}{half} → {last:.0f}{arrows[variant][name]}")
         gap, where = worst_gap(cells, name, variants)
         worst = "" if name == FULL else f"{gap:+.0f} ({where})"
         lines.append(f"| {rank:.1f} | {name} | {' | '.join(row)} | {worst} |")
