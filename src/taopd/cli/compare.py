@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HELP = """usage: taopd compare STUDY.yaml [options] | taopd compare FOLDER [--output FOLDER]
 
-Every arm of a study with every seed, each in a process of its own: mean, median, interval over seeds,
+Every arm of a study with every seed, each in its own process: mean, median, interval over seeds,
 collapsed seeds, paired differences to full distillation and to random tokens with corrected p,
 pictures, and which differences could not have been seen. FOLDER: arms that have already run.
 
