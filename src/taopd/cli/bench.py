@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
         prog="taopd bench",
         description="Measure speed and memory against TRL and full distillation, in one run, after\n"
         "checking that results agree. Needs a checkout of the repository.",
-        epilog="examples:\n  taopd bench --tiny\n  taopd bench head_loss --save\n  taopd bench report",
+        epilog="example:\n  taopd bench --tiny\n  taopd bench head_loss --save\n  taopd bench report",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=_names(folder))
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")

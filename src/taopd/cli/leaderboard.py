@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
         description="Train every selector at 2, 5, 10 and 30 % on five variants of the tiny lab, with\n"
         "sampled and exact reverse KL and five seeds, and rank them. Finished jobs are kept:\n"
         "a second call goes on, and a new selector runs its own rows alone.",
-        epilog="examples:\n"
+        epilog="example:\n"
         "  taopd leaderboard\n"
         '  taopd leaderboard --selector "teachability*compatible" --selector mypackage.scores:mine',
     )
