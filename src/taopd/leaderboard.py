@@ -32,10 +32,12 @@ NUM_TEST_PROMPTS = 200
 STACK_CONFIG: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
 ANCHORED = {"teachability, anchored": {"selector": "teachability", "anchor_coef": 1.0}}
 """Entries that are more than a selector."""
+LEFT_OUT = ("q3_", "reverse_kl")
+"""Beginnings of selectors that run only when they are named: the paper's ablations of one quadrant."""
 
 
 def entries(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """Settings of the entries of these names, by name; of all selectors and `ANCHORED` without names.
+    """Settings of the entries of these names, by name; without names of all but `LEFT_OUT`.
 
     Raises:
         ConfigError: for a name that is neither an entry nor a selector.
@@ -43,7 +45,7 @@ def entries(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     names = list(names)
     known = {name: {"selector": name} for name in SELECTORS} | ANCHORED
     if not names:
-        return known
+        return {name: entry for name, entry in known.items() if not name.startswith(LEFT_OUT)}
     for name in set(names) - set(known):
         resolve_selector(name)
     return {name: known.get(name, {"selector": name}) for name in names}
