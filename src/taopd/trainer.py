@@ -166,7 +166,8 @@ class TeachabilityTrainer(DistillationTrainer):
         positions = Positions.of(mask & inside)
         with self._recorder.timed("perf/score_s"):
             signals, teacher_hidden = self._score(batch, positions)
-        return batch | self._select(batch, positions, signals, teacher_hidden)
+        asked = batch | {"answers": [row.get("answer") for row in inputs]}
+        return batch | self._select(asked, positions, signals, teacher_hidden)
 
     # -- scoring ----------------------------------------------------------------------------------
 

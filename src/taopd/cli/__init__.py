@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
     "diagnose": "which signals are learnable: freeze, measure, judge",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
+    "report": "run folders as one HTML page, with the token inspector",
+    "inspect": "a run's rollouts in the terminal, shaded by a signal",
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED = 130
