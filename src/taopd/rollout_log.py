@@ -128,7 +128,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "answer": batch.get("answers", {row: None})[row],
         "truncated": bool(sampled) and sampled[-1] not in _stops(tokenizer),
         "num_valid": selection.num_valid,
-        "cut": selection.num_budget,
+        "cut": selection.num_valid if selection.kept_fraction == 1.0 else selection.num_budget,
         "tokens": tokenizer.convert_ids_to_tokens(token_ids),
         "token_ids": token_ids,
         **{name: [_short(columns[name][index]) for index in here] for name in _SIGNALS},

@@ -178,9 +178,7 @@ def intervals(
     for tick in scale.ticks(5):
         x = scale(tick)
         parts.append(f'<line x1="{x}" x2="{x}" y1="4" y2="{height - 38}" class="axis"/>')
-        parts.append(
-            f'<text x="{x}" y="{height - 22}" text-anchor="middle">{number(tick)}</text>'
-        )
+        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{number(tick)}</text>')
     if reference is not None:
         x = scale(reference)
         parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{height - 38}" class="line k3"/>')
@@ -208,7 +206,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], *, color: int = 0) 
     """Horizontal bars from 0, label on the left, words on the right."""
     width, height = 360, 24 * len(rows) + 6
     largest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
-    scale = Scale(0.0, largest, 120, width - 92)
+    scale = Scale(0.0, largest, 120, width - 146)
     parts = []
     for index, (label, value, words) in enumerate(rows):
         y = 4 + 24 * index

@@ -15,23 +15,15 @@ from typing import Any
 
 from taopd import __version__
 from taopd.records import write_text
+from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
 from taopd.report.pack import pack
 from taopd.report.rollouts import Rollout, read_rollouts
+from taopd.report.sections import Section, all_sections, warnings
 from taopd.report.text import embed, escape
 
 STYLES = ("page.css", "inspector.css")
 SCRIPTS = ("data.js", "shade.js", "running.js", "details.js", "scatter.js", "main.js")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A part of the page; one with an empty body is left out."""
-
-    anchor: str
-    title: str
-    lead: str
-    body: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +53,10 @@ def write_report(
     Raises:
         DataError: a folder that is missing, damaged, or holds nothing to show.
     """
-    from taopd.report.bank_rollouts import bank_rollouts
-    from taopd.report.sections import all_sections, warnings
-
     sources = read_folders([Path(folder) for folder in folders])
-    rollouts = read_rollouts(sources.runs, limit=max_rollouts, match=match)
+    # Runs leave a quarter of the room to banks, where there are any.
+    for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
+    rollouts = read_rollouts(sources.runs, limit=for_runs, match=match)
     rollouts += bank_rollouts(sources, limit=max(0, max_rollouts - len(rollouts)))
     sections = all_sections(sources, rollouts, _inspector(rollouts))
     shown = [section for section in sections if section.body]
@@ -140,7 +131,8 @@ def _page(
 <main id="main">
 {body}
 </main>
-<footer>Made by taopd {escape(__version__)} from run folders alone. This file holds everything it shows.</footer>
+<footer>Made by taopd {escape(__version__)} from run folders alone.
+This file holds everything it shows.</footer>
 {_data(rollouts)}
 <script>{script}</script>
 </body>
@@ -191,7 +183,8 @@ def _inspector(rollouts: Sequence[Rollout]) -> str:
 <div class="controls">{"".join(controls)}</div>
 <div class="legend" id="legend"></div>
 <div class="panes">
-<div><p class="count" id="count" role="status"></p><div class="list" id="list" role="group" aria-label="rollouts"></div></div>
+<div><p class="count" id="count" role="status"></p>
+<div class="list" id="list" role="group" aria-label="rollouts"></div></div>
 <div><div class="sides" id="sides"></div>
 <div class="scatter"><canvas id="scatter" width="420" height="260" role="img"
  aria-label="D against C of the tokens of this rollout; the fields beside it select ranges"></canvas>
@@ -205,7 +198,9 @@ def _inspector(rollouts: Sequence[Rollout]) -> str:
 
 def _static(rollouts: Sequence[Rollout]) -> str:
     """For readers without script: the first rollouts with the kept tokens marked."""
-    parts = ["<p>The inspector needs JavaScript. Without it, a few rollouts, kept tokens marked:</p>"]
+    parts = [
+        "<p>The inspector needs JavaScript. Without it, a few rollouts, kept tokens marked:</p>"
+    ]
     for rollout in rollouts[:3]:
         kept: list[Any] = rollout.line.get("kept") or [False] * len(rollout)
         pairs = list(zip(rollout.pieces, kept, strict=True))[:400]

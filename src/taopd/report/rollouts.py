@@ -57,7 +57,8 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
 
 def _within(rollouts: list[Rollout]) -> list[Rollout]:
     """Drop rollouts from the end of every run until `MAX_TOKENS` hold; one stays."""
-    total, kept = 0, []
+    kept: list[Rollout] = []
+    total = 0
     for rollout in rollouts:
         total += len(rollout)
         if total <= MAX_TOKENS or not kept:

@@ -32,7 +32,7 @@ def visible(text: str) -> str:
 
 
 def _sign(character: str) -> str:
-    if character == " " or character.isprintable() and ord(character) < 0x300:
+    if character == " " or (character.isprintable() and ord(character) < 0x300):
         return character
     if character in _SIGNS:
         return _SIGNS[character]

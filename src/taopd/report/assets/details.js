@@ -32,8 +32,9 @@ T.numbers = function (token) {
     `${T.signals[name].short}${["disagreement", "entropy", "gain"].includes(name) ? ", nats" : ""}`,
     T.format(T.value(name, token)),
   ]);
-  if (quadrant) shown.push(["quadrant", `Q${quadrant}`]);
-  for (const [name, value] of shown) {
+  const known = shown.filter(([, value]) => value !== "–");
+  if (quadrant) known.push(["quadrant", `Q${quadrant}`]);
+  for (const [name, value] of known) {
     const pair = T.element("div");
     pair.append(T.element("dt", "", name), T.element("dd", "", value));
     list.append(pair);

@@ -122,7 +122,10 @@ T.start = async function () {
   T.listenScatter();
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", T.draw);
   T.legend(T.state.signal);
+  const selective = T.rollouts.find((rollout) => rollout.kept > 0 && rollout.kept < 1);
+  if (selective) T.show(selective, null);
   T.fillList();
+  T.markCurrent();
   T.byId("inspector-state").textContent = "";
   document.documentElement.dataset.ready = "true";
 };

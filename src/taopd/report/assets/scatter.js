@@ -29,7 +29,7 @@ T.draw = function () {
   const scale = window.devicePixelRatio || 1;
   canvas.width = s.width * scale;
   canvas.height = s.height * scale;
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.scale(scale, scale);
   pen.clearRect(0, 0, s.width, s.height);
   if (!rollout) return;
