@@ -10,7 +10,10 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy")
 COMMANDS = (
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("demo", "train", "evaluate", "plan", "conformance")),
+    *(
+        [name, "--help"]
+        for name in ("demo", "train", "evaluate", "plan", "report", "inspect", "conformance")
+    ),
     *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),
     ["diagnose", "--help"],
     ["no-such-command"],

@@ -24,6 +24,8 @@ SIGNALS = (
     *("disagreement", "compatibility", "entropy", "score", "learnable", "incompatible", "gain"),
     *("student_logprob", "teacher_logprob"),
 )
+LIST_FLOOR = 5e-4
+"""What `rollout_log` leaves out."""
 FLOORS = (0.0, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 MAX_PROMPT = 4000
 
@@ -57,9 +59,13 @@ class Packer:
         self.integers(name, codes)
         self.columns[name] |= {"low": low, "high": high}
 
+    def copy(self) -> "Packer":
+        """The same columns, to which others can be added."""
+        return Packer(columns=dict(self.columns), _planes=list(self._planes), _size=self._size)
+
     def base64(self) -> str:
         """All columns, deflated."""
-        return base64.b64encode(zlib.compress(b"".join(self._planes), 9)).decode("ascii")
+        return base64.b64encode(zlib.compress(b"".join(self._planes), 6)).decode("ascii")
 
 
 def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[dict[str, Any], str]:
@@ -68,17 +74,41 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
     Where the stream would be longer than `max_bytes`, entries of the top-K lists that neither model
     finds likely are left out; the description's "floor" says below which probability.
     """
-    for floor in FLOORS:
-        described, stream = _pack(rollouts, floor)
-        if len(stream) <= max_bytes:
-            break
+    words = _Words()
+    tokens = np.array([words.of(piece) for rollout in rollouts for piece in rollout.pieces])
+    lists = {model: _entries(rollouts, model, words) for model in ("student", "teacher")}
+    order, listed = words.by_frequency([tokens, lists["student"].word, lists["teacher"].word])
+    fixed = Packer()
+    fixed.integers("token", order[tokens])
+    _pack_signals(fixed, rollouts)
+
+    def packed(floor: float) -> tuple[Packer, str]:
+        packer = fixed.copy()
+        _pack_lists(packer, lists, order, floor)
+        return packer, packer.base64()
+
+    # The stream shrinks as the floor rises: halve the range of floors that may be the lowest to fit.
+    low, high = 0, len(FLOORS) - 1
+    tried = {0: packed(FLOORS[0])}
+    if len(tried[0][1]) > max_bytes:
+        low = 1
+        while low < high:
+            middle = (low + high) // 2
+            tried[middle] = packed(FLOORS[middle])
+            low, high = (low, middle) if len(tried[middle][1]) <= max_bytes else (middle + 1, high)
+    packer, stream = tried.get(low) or packed(FLOORS[low])
+    start = np.cumsum([0, *map(len, rollouts)])
+    pairs = zip(rollouts, start, strict=False)
+    described = {
+        "columns": packer.columns,
+        "words": listed,
+        "floor": max(FLOORS[low], LIST_FLOOR),
+        "rollouts": [_described(rollout, int(at)) for rollout, at in pairs],
+    }
     return described, stream
 
 
-def _pack(rollouts: Sequence[Rollout], floor: float) -> tuple[dict[str, Any], str]:
-    packer, words = Packer(), _Words()
-    tokens = [words.of(piece) for rollout in rollouts for piece in rollout.pieces]
-    packer.integers("token", np.array(tokens))
+def _pack_signals(packer: Packer, rollouts: Sequence[Rollout]) -> None:
     for name in SIGNALS:
         column = _joined(rollouts, name, None)
         if column is not None:
@@ -87,17 +117,6 @@ def _pack(rollouts: Sequence[Rollout], floor: float) -> tuple[dict[str, Any], st
     flags = _whole(rollouts, "kept", 0) + 2 * _whole(rollouts, "anchored", 0)
     packer.integers("flags", flags)
     packer.integers("quadrant", _whole(rollouts, "quadrant", 0))
-    _pack_lists(packer, rollouts, words, floor)
-    start = np.cumsum([0, *map(len, rollouts)])
-    described = {
-        "columns": packer.columns,
-        "words": words.list,
-        "floor": floor,
-        "rollouts": [
-            _described(rollout, int(at)) for rollout, at in zip(rollouts, start, strict=False)
-        ],
-    }
-    return described, packer.base64()
 
 
 class _Words:
@@ -109,9 +128,89 @@ class _Words:
     def of(self, word: str) -> int:
         return self._places.setdefault(word, len(self._places))
 
-    @property
-    def list(self) -> list[str]:
-        return list(self._places)
+    def by_frequency(self, used: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+        """New places by old ones, the most frequent word first, and the words in that order.
+
+        Frequent words then differ in their low byte only, which compresses.
+        """
+        listed = list(self._places)
+        counts = np.bincount(np.concatenate(used).astype(np.int64), minlength=len(listed))
+        first = np.argsort(-counts, kind="stable")
+        places = np.empty(len(listed), np.int64)
+        places[first] = np.arange(len(listed))
+        return places, [listed[place] for place in first]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entries:
+    """All entries of one model's lists, token after token."""
+
+    token: np.ndarray
+    """Which token of the report an entry belongs to, ascending."""
+    word: np.ndarray
+    logprob: np.ndarray
+    num_tokens: int
+
+
+def _entries(rollouts: Sequence[Rollout], model: str, words: _Words) -> _Entries:
+    counts: list[int] = []
+    found: list[int] = []
+    logprobs: list[float] = []
+    unknown = words.of("⟨no such id⟩")
+    for rollout in rollouts:
+        top = rollout.line.get(f"{model}_top")
+        if not top:
+            counts += [0] * len(rollout)
+            continue
+        names = {
+            int(token): words.of(readable(text, rollout.kind))
+            for token, text in rollout.line.get("vocabulary", {}).items()
+        }
+        counts += map(len, top["ids"])
+        found += [names.get(token, unknown) for row in top["ids"] for token in row]
+        logprobs += [logprob for row in top["logprobs"] for logprob in row]
+    return _Entries(
+        token=np.repeat(np.arange(len(counts)), counts),
+        word=np.array(found, np.int64),
+        logprob=np.array(logprobs, float),
+        num_tokens=len(counts),
+    )
+
+
+def _pack_lists(
+    packer: Packer, lists: dict[str, _Entries], order: np.ndarray, floor: float
+) -> None:
+    """Both models' lists without what both find less likely than `floor`.
+
+    A word of the teacher's list that the student's holds too is written as its place there.
+    """
+    size = len(order)
+    least = np.log(floor) if floor else -np.inf
+    names = {model: one.token * size + one.word for model, one in lists.items()}
+    kept: dict[str, np.ndarray] = {}
+    for model, other in (("student", "teacher"), ("teacher", "student")):
+        likely = names[other][lists[other].logprob > least]
+        kept[model] = np.isin(names[model], likely) | (lists[model].logprob > least)
+    for model, one in lists.items():
+        mask = kept[model]
+        packer.integers(f"{model}_count", np.bincount(one.token[mask], minlength=one.num_tokens))
+        packer.integers(f"{model}_p", np.round(255 * np.exp(one.logprob[mask] / 2)))
+    mine, theirs = (names[model][kept[model]] for model in ("student", "teacher"))
+    place = _places(mine, theirs, lists["student"].token[kept["student"]])
+    packer.integers("student_word", order[lists["student"].word[kept["student"]]])
+    packer.integers("teacher_place", place)
+    packer.integers("teacher_word", order[lists["teacher"].word[kept["teacher"]][place == 0]])
+
+
+def _places(mine: np.ndarray, theirs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """1-based place of each of their (token, word) pairs in my list of that token; 0: not in it."""
+    if not len(mine):
+        return np.zeros(len(theirs), np.int64)
+    begins = np.searchsorted(tokens, tokens)
+    ascending = np.argsort(mine, kind="stable")
+    found = np.minimum(np.searchsorted(mine[ascending], theirs), len(mine) - 1)
+    at = ascending[found]
+    return np.where(mine[at] == theirs, at - begins[at] + 1, 0)
 
 
 def _joined(rollouts: Sequence[Rollout], name: str, default: Any) -> np.ndarray | None:
@@ -126,43 +225,6 @@ def _whole(rollouts: Sequence[Rollout], name: str, default: int) -> np.ndarray:
     column = _joined(rollouts, name, default)
     size = sum(map(len, rollouts))
     return np.full(size, default) if column is None else np.nan_to_num(column).astype(np.int64)
-
-
-def _pack_lists(packer: Packer, rollouts: Sequence[Rollout], words: _Words, floor: float) -> None:
-    """Both models' lists: how many entries a token has, their words and their probabilities."""
-    for model in ("student", "teacher"):
-        other = "teacher" if model == "student" else "student"
-        counts: list[int] = []
-        ids: list[int] = []
-        logprobs: list[float] = []
-        for rollout in rollouts:
-            line = rollout.line
-            mine, theirs = line.get(f"{model}_top"), line.get(f"{other}_top")
-            if not mine or not theirs:
-                counts += [0] * len(rollout)
-                continue
-            names = {
-                int(token): words.of(readable(text, rollout.kind))
-                for token, text in line.get("vocabulary", {}).items()
-            }
-            unknown = words.of("⟨no such id⟩")
-            rows = zip(
-                mine["ids"], mine["logprobs"], theirs["ids"], theirs["logprobs"], strict=True
-            )
-            for row_ids, row_logprobs, their_ids, their_logprobs in rows:
-                pairs = list(zip(row_ids, row_logprobs, strict=True))
-                if floor:
-                    least = float(np.log(floor))
-                    likely = {
-                        t for t, p in zip(their_ids, their_logprobs, strict=True) if p > least
-                    }
-                    pairs = [(t, p) for t, p in pairs if p > least or t in likely]
-                counts.append(len(pairs))
-                ids += [names.get(token, unknown) for token, _ in pairs]
-                logprobs += [logprob for _, logprob in pairs]
-        packer.integers(f"{model}_count", np.array(counts))
-        packer.integers(f"{model}_word", np.array(ids))
-        packer.integers(f"{model}_p", np.round(255 * np.exp(np.array(logprobs) / 2)))
 
 
 def _described(rollout: Rollout, start: int) -> dict[str, Any]:

@@ -11,10 +11,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 MAX_PIECE = 160
 """Characters shown of one token; degenerate tokenizers have longer ones."""
+MAX_MARKS = 4
+"""Combining marks on one letter that are drawn; more would cover the lines around them."""
 _SIGNS = {"\n": "⏎\n", "\t": "⇥\t", "\r": "␍", "\x7f": "␡"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -28,7 +31,16 @@ def visible(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_sign(character) for character in text)
+    shown, marks = [], 0
+    for character in text:
+        marks = marks + 1 if unicodedata.category(character)[0] == "M" else 0
+        if marks > MAX_MARKS:
+            shown.append(f"⟨U+{ord(character):04X}⟩")
+        elif marks and not shown:
+            shown.append(f"◌{character}")
+        else:
+            shown.append(_sign(character))
+    return "".join(shown)
 
 
 def _sign(character: str) -> str:
@@ -72,6 +84,7 @@ def tokenizer_kind(tokens: Iterable[str]) -> str:
     return "sentencepiece" if marked else "words"
 
 
+@lru_cache(maxsize=2**18)
 def readable(token: str | None, kind: str) -> str:
     """The text that a vocabulary entry stands for, visible; half a character as its bytes in hex.
 

@@ -18,6 +18,23 @@ T.load = async function () {
     for (let i = 0; i < counts.length; i += 1) starts[i + 1] = starts[i] + counts[i];
     T.columns[`${model}_start`] = starts;
   }
+  T.findTeacherWords();
+};
+
+// The teacher's words: a place in the student's list of the same token, or the next one written out.
+T.findTeacherWords = function () {
+  const { teacher_place: places, teacher_start: starts, teacher_word: written } = T.columns;
+  const words = new Uint32Array(places.length);
+  let next = 0;
+  for (let token = 0; token + 1 < starts.length; token += 1) {
+    for (let at = starts[token]; at < starts[token + 1]; at += 1) {
+      if (places[at] === 0) {
+        words[at] = written[next];
+        next += 1;
+      } else words[at] = T.columns.student_word[T.columns.student_start[token] + places[at] - 1];
+    }
+  }
+  T.columns.teacher_word = words;
 };
 
 // Byte planes to numbers; a column with "low" is coded by square roots between low and high.

@@ -22,6 +22,8 @@ T.details = function (rollout, token) {
   const tops = T.element("div", "tops");
   for (const model of ["student", "teacher"]) tops.append(T.bars(model, token));
   if (T.top("student", token).length + T.top("teacher", token).length) parts.push(tops);
+  const least = `Tokens below ${+(100 * T.floor).toPrecision(2)} % in both models are left out.`;
+  if (parts.includes(tops)) parts.push(T.element("p", "note", least));
   box.replaceChildren(...parts);
 };
 

@@ -111,7 +111,8 @@ T.setBrush = function (brush) {
   T.state.brush = brush;
   for (const name of ["d0", "d1", "c0", "c1"]) {
     const field = document.getElementById(`range-${name}`);
-    if (document.activeElement !== field) field.value = brush ? Number(brush[name].toPrecision(3)) : "";
+    const known = brush && Number.isFinite(brush[name]);
+    if (document.activeElement !== field) field.value = known ? Number(brush[name].toPrecision(3)) : "";
   }
   let inside = 0;
   const { rollout } = T.state;
