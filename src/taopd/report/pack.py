@@ -233,7 +233,7 @@ def _described(rollout: Rollout, start: int) -> dict[str, Any]:
     prompt = str(line.get("prompt", ""))
     cut = f"…⟨{len(prompt) - MAX_PROMPT} more characters⟩" if len(prompt) > MAX_PROMPT else ""
     return {
-        "run": rollout.run,
+        "run": visible(rollout.run),
         "step": rollout.step,
         "start": start,
         "n": len(rollout),
@@ -246,7 +246,7 @@ def _described(rollout: Rollout, start: int) -> dict[str, Any]:
         "kept": sum(map(bool, line.get("kept") or [])) / size,
         "meanD": _mean(line.get("disagreement")),
         "meanI": _mean(line.get("incompatible")),
-        "label": line.get("label"),
+        "label": visible(line["label"]) if "label" in line else None,
     }
 
 

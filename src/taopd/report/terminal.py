@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taopd.report.rollouts import Rollout
+from taopd.report.text import readable, visible
 
 SIGNALS = {
     "disagreement": "D, nats",
@@ -75,7 +76,6 @@ def show(
 
 
 def _visible_prompt(rollout: Rollout) -> str:
-    from taopd.report.text import visible
 
     return visible(str(rollout.line.get("prompt", ""))[:2000])
 
@@ -133,7 +133,7 @@ def _legend(signal: str, top: float, *, plain: bool) -> Text:
 
 def _head(rollout: Rollout) -> Text:
     kept = rollout.line.get("kept") or []
-    facts = [f"{rollout.run}, step {rollout.step}", f"{len(rollout):,} tokens"]
+    facts = [f"{visible(rollout.run)}, step {rollout.step}", f"{len(rollout):,} tokens"]
     if kept:
         facts.append(f"{100 * sum(map(bool, kept)) / len(kept):.1f} % kept")
     if rollout.correct is not None:
@@ -187,7 +187,6 @@ _BESTS = ("student's best", "teacher's best")
 
 
 def _best(rollout: Rollout, model: str, index: int) -> str:
-    from taopd.report.text import readable
 
     top = rollout.line.get(f"{model}_top")
     if not top or not top["ids"][index]:
