@@ -29,7 +29,7 @@ LAYERS = (
     },
     {
         *("config", "trainer", "diagnose", "evaluate", "callbacks", "conformance", "plan"),
-        *("choose", "metrics", "rollout_log", "student_states"),
+        *("choose", "metrics", "rollout_log", "student_states", "live"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool"},
     {"report", "cli"},
