@@ -179,3 +179,18 @@ def test_report_and_inspect_load_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_intervals_match_their_formulas():
+    """Oracles: Wilson's formula as published; the t quantile of a table (3 seeds: 4.303)."""
+    from taopd.report.sections.outcome import interval
+
+    mean, low, high = interval([0.9], 500)
+    z, n = 1.959964, 500
+    middle = (0.9 + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (0.9 * 0.1 / n + z * z / (4 * n * n)) ** 0.5
+    assert mean == 0.9 and (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    mean, low, high = interval([0.5, 0.6, 0.7], None)
+    half = 4.302653 * 0.1 / 3**0.5
+    assert mean == pytest.approx(0.6) and (low, high) == pytest.approx((0.6 - half, 0.6 + half))
+    assert interval([0.5], None) is None

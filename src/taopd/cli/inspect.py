@@ -8,11 +8,11 @@ from taopd.errors import ConfigError, DataError, suggest
 
 _HELP = """usage: taopd inspect RUN [options]
 
-Rollouts of a run as running text, tokens shaded by a signal, kept tokens underlined. Plain text with
-kept tokens in [brackets] where the output is no terminal.
+Rollouts of a run as running text, tokens shaded by a signal, kept tokens underlined. Plain text,
+kept tokens in [brackets], where the output is no terminal.
 
-  --signal NAME   disagreement, compatibility, entropy, score, learnable, incompatible, kept (learnable)
-  --rollout N     only this one, counted from 0 in the order of the file (several allowed)
+  --signal NAME   disagreement, compatibility, entropy, score, learnable, incompatible or kept
+  --rollout N     only this one, counted from 0 (may be repeated)
   --order NAME    logged, taught, disagreement, incompatible (logged)
   --wrong         only rollouts with a wrong answer
   --truncated     only truncated rollouts
