@@ -8,12 +8,26 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo picture test test-browser check bench clean
 demo: $(READY)
 	$(BIN)/taopd demo
+	$(BIN)/taopd report runs/demo -o runs/demo-report.html
+
+# The picture of the README, from the newest demo.
+picture: $(READY)
+	test -f runs/demo/accuracy.png || $(BIN)/taopd demo
+	cp runs/demo/accuracy.png docs/demo.png
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The report in headless Chromium (CHROMIUM=path; Debian: apt install chromium) with node 20 or newer.
+test-browser: $(READY) tests/browser/node_modules
+	cd tests/browser && PYTHON=$(abspath $(BIN)/python) PYTHONPATH=$(CURDIR) npm test
+
+tests/browser/node_modules: tests/browser/package.json
+	cd tests/browser && npm install --no-audit --no-fund
+	touch $@
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks

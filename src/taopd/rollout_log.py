@@ -1,9 +1,16 @@
 """What a report needs of single tokens: sampled completions with their signals, written as they come.
 
-`rollouts.jsonl` holds a few completions per generation batch as a person would read them; with
-`log_selection` every token of every batch goes to `selection/step-*.parquet`, one row per token.
+`rollouts.jsonl` holds a few completions per generation batch as a person would read them: the tokens,
+both models' top-K lists at each, signals, score, rank and fate, and how many tokens of the batch the
+budget paid for. With `log_selection` every token of every batch goes to `selection/step-*.parquet`, one
+row per token, without the lists.
+
+Why compact: a token with two whole top-16 lists takes 400 bytes of JSON. Numbers are rounded (four
+digits, log-probs to 0.01 nats) and an id is written only where one of the two models gives it at least
+`LIST_FLOOR`; the signals beside them come from the whole lists.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +26,10 @@ from taopd.records import append_jsonl, rewind_jsonl
 from taopd.scoring import Positions
 from taopd.signals import TokenSignals
 
+LIST_FLOOR = 5e-4
+"""Probability below which an id is left out of a logged list, unless the other model gives it more."""
+_SIGNALS = ("disagreement", "compatibility", "entropy", "score")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
@@ -26,7 +37,8 @@ class ScoredBatch:
 
     step: int
     batch: dict[str, Any]
-    """TRL's padded batch: prompt_ids, prompt_mask, completion_ids, completion_mask."""
+    """TRL's padded batch: prompt_ids, prompt_mask, completion_ids, completion_mask; and "answers", the
+    dataset's answer to each prompt, None where it has none."""
     positions: Positions
     """The N valid positions of this rank."""
     signals: TokenSignals
@@ -100,15 +112,73 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[str, Any]:
-    """One completion: its prompt, its tokens, and per token the signals and whether it was kept."""
+    """One completion: its prompt, its tokens, per token the signals and fate, and both top-K lists."""
     here = [index for index, completion in enumerate(columns["completion"]) if completion == row]
-    batch, tokenizer = scored.batch, scored.tokenizer
+    batch, tokenizer, selection = scored.batch, scored.tokenizer, scored.choice.selection
     prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+    sampled = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
     token_ids = [columns["token_id"][index] for index in here]
-    names = ("disagreement", "compatibility", "entropy", "score", "rank", "kept")
+    student, teacher = _lists(scored.signals, here)
+    listed = {token for ids in (*student["ids"], *teacher["ids"]) for token in ids}
+    names = ("rank", "kept", "anchored", "quadrant")
     return {
         "step": scored.step,
+        "completion": row,
         "prompt": tokenizer.decode(prompt),
+        "answer": batch.get("answers", {row: None})[row],
+        "truncated": bool(sampled) and sampled[-1] not in _stops(tokenizer),
+        "num_valid": selection.num_valid,
+        "cut": selection.num_valid if selection.kept_fraction == 1.0 else selection.num_budget,
         "tokens": tokenizer.convert_ids_to_tokens(token_ids),
         "token_ids": token_ids,
-    } | {name: [columns[name][index] for index in here] for name in names}
+        **{name: [_short(columns[name][index]) for index in here] for name in _SIGNALS},
+        **{name: [columns[name][index] for index in here] for name in names},
+        **_parts(scored, here),
+        "student_top": student,
+        "teacher_top": teacher,
+        "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
+    }
+
+
+def _stops(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    return {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
+def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:
+    """D^L and D^I, and both models' log-probs of the sampled token where they are known."""
+    selection, signals = scored.choice.selection, scored.signals
+    values = {
+        "learnable": selection.learnable[scored.mine],
+        "incompatible": selection.incompatible[scored.mine],
+        "student_logprob": signals.student_logprobs,
+        "teacher_logprob": signals.teacher_logprobs,
+    }
+    return {
+        name: [_short(value) for value in column[here].double().tolist()]
+        for name, column in values.items()
+        if column is not None
+    }
+
+
+def _lists(signals: TokenSignals, here: list[int]) -> tuple[dict[str, list], dict[str, list]]:
+    """Both models' lists at some positions, best first, without what neither finds likely."""
+    floor = math.log(LIST_FLOOR)
+    student = signals.student_topk_ids[here], signals.student_topk_logprobs[here]
+    teacher = signals.teacher_topk_ids[here], signals.teacher_topk_logprobs[here]
+    both = []
+    for (ids, logprobs), (other_ids, other_logprobs) in ((student, teacher), (teacher, student)):
+        shared = ids.unsqueeze(2) == other_ids.unsqueeze(1)
+        likely_there = (shared & (other_logprobs > floor).unsqueeze(1)).any(2)
+        written = (ids >= 0) & ((logprobs > floor) | likely_there)
+        rows = zip(ids.tolist(), logprobs.tolist(), written.tolist(), strict=True)
+        out: dict[str, list] = {"ids": [], "logprobs": []}
+        for row_ids, row_logprobs, row_written in rows:
+            places = [place for place, kept in enumerate(row_written) if kept]
+            out["ids"].append([row_ids[place] for place in places])
+            out["logprobs"].append([round(row_logprobs[place], 2) for place in places])
+        both.append(out)
+    return both[0], both[1]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -74,7 +74,7 @@ class TeachabilityTrainer(DistillationTrainer):
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
             raise ConfigError(
-                "args must be a taopd.TeachabilityConfig (it extends trl.DistillationConfig)"
+                "args must be a taopd.TeachabilityConfig (extends DistillationConfig)"
             )
         teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         if teacher_model is None:
@@ -164,8 +164,7 @@ class TeachabilityTrainer(DistillationTrainer):
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
-        if "tool_mask" in batch:
-            mask &= batch["tool_mask"].bool()
+        mask &= batch.get("tool_mask", mask).bool()
         inside = batch["completion_ids"] < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
@@ -173,7 +172,8 @@ class TeachabilityTrainer(DistillationTrainer):
         positions = Positions.of(mask & inside)
         with self._recorder.timed("perf/score_s"):
             scored = self._score(batch, positions)
-        return batch | self._select(batch, positions, scored)
+        asked = batch | {"answers": [row.get("answer") for row in inputs]}
+        return batch | self._select(asked, positions, scored)
 
     # -- scoring ----------------------------------------------------------------------------------
 

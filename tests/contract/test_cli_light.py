@@ -10,7 +10,11 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "pandas", "numpy")
 COMMANDS = (
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("demo", "train", "compare", "evaluate", "plan", "conformance")),
+    *(
+        [name, "--help"]
+        for name in ("demo", "train", "compare", "evaluate", "plan", "report", "inspect")
+    ),
+    ["conformance", "--help"],
     *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),
     ["diagnose", "--help"],
     ["no-such-command"],

@@ -28,6 +28,8 @@ COMMANDS = {
     "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
     "bench": "speed and memory against TRL and full distillation",
+    "report": "run folders as one HTML page, with the token inspector",
+    "inspect": "a run's rollouts in the terminal, shaded by a signal",
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED = 130

@@ -42,6 +42,7 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
   --help-all                      every setting with its default
   --resume                        go on from the newest checkpoint of output_dir
   --overwrite                     replace the run that output_dir holds
+  --quiet                         no line per step
 
 example:
   taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny
@@ -65,6 +66,7 @@ def run(argv: Sequence[str]) -> int:
     own.add_argument("--config", nargs="?", const="")
     own.add_argument("--resume", action="store_true")
     own.add_argument("--overwrite", action="store_true")
+    own.add_argument("--quiet", action="store_true")
     options, flags = own.parse_known_args(argv)
     if options.help:
         print(_HELP, end="")
@@ -79,19 +81,21 @@ def run(argv: Sequence[str]) -> int:
         print(train_config.help_all())
         return 0
     settings = train_config.parse_settings(options.config, flags)
-    return _train(settings, resume=options.resume, overwrite=options.overwrite)
+    return _train(settings, resume=options.resume, overwrite=options.overwrite, quiet=options.quiet)
 
 
-def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
+def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool) -> int:
+    from taopd.cli import step_lines
     from taopd.runs import RunFolder, environment, write_json
 
+    step_lines.plain(quiet=quiet)
     args = settings.training
     path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
     checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
     if checkpoint is not None and 0 < args.max_steps <= _steps_done(checkpoint):
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
         return 0
-    config = settings.resolved()
+    config = {"changed": settings.changed()} | settings.resolved()
     inputs = _load(settings)
     existed = path.exists()
     try:
@@ -101,6 +105,7 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
         if not existed and path.exists() and not any(path.iterdir()):
             path.rmdir()
         raise
+    _attach(trainer, quiet)
     # Every rank has checked the folder before the first one claims it.
     args.distributed_state.wait_for_everyone()
     folder = RunFolder(path=path)
@@ -117,6 +122,15 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool) -> int:
         )
         print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
+    """A line per step, and tables for a tracker that is active."""
+    from taopd import live
+    from taopd.cli import step_lines
+
+    step_lines.attach(trainer, quiet=quiet)
+    live.attach(trainer)
 
 
 def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> Path | None:

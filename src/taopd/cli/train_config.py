@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +31,20 @@ _REFUSED = {
     "trust_remote_code": "code from a model repository is never run",
 }
 
+_DERIVED = {
+    *(
+        "beta",
+        "logging_dir",
+        "run_name",
+        "output_dir",
+        "accelerator_config",
+        "disable_tqdm",
+        "debug",
+    ),
+    *("pad_to_multiple_of", "activation_checkpointing"),
+}
+"""Filled in from other settings or the clock."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
@@ -43,6 +57,20 @@ class TrainSettings:
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults included, for `config.json`; transformers masks tokens."""
         return asdict(self.script) | self.training.to_dict() | asdict(self.model)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, for the report."""
+        found = {}
+        for part in (self.script, self.training, self.model):
+            for field in fields(part):
+                default = field.default
+                if field.default_factory is not MISSING:
+                    default = field.default_factory()
+                value = getattr(part, field.name)
+                if field.name not in _DERIVED and value != default:
+                    found[field.name] = value
+        resolved = self.resolved()
+        return {name: resolved.get(name, value) for name, value in found.items()}
 
 
 class _Parser(TrlParser):

@@ -1,0 +1,77 @@
+"""Progress of a training run: one line per logged step on stderr, the same with and without a terminal.
+
+Why not a bar with columns: a run is watched over ssh, in a queue's log file and in CI, and all of them
+keep lines. transformers' own bar and its dictionaries are switched off.
+"""
+
+import sys
+import time
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+COLUMNS = (
+    ("loss", "loss", "{:.4g}"),
+    ("select/kept_fraction", "kept", "{:.1%}"),
+    ("signal/disagreement_nats/mean", "D", "{:.3g}"),
+    ("signal/compatibility/mean", "C", "{:.3g}"),
+    ("signal/entropy_nats/mean", "H", "{:.3g}"),
+    ("update/norm", "update", "{:.2g}"),
+    ("step_time", "s/step", "{:.2g}"),
+)
+"""(metric, word, format), in the order of the line."""
+
+
+class StepLines(TrainerCallback):
+    """Writes a line whenever the trainer logs metrics of a training step."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._started = 0.0
+        self._first = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._started, self._first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs and "loss" in logs:
+            seconds = time.monotonic() - self._started
+            done = state.global_step - self._first
+            left = seconds / max(1, done) * (state.max_steps - state.global_step)
+            line = step_line(state.global_step, state.max_steps, logs, left)
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) -> str:
+    """One step in one line.
+
+    Example:
+        >>> step_line(7, 100, {"loss": 1.25, "select/kept_fraction": 0.05}, 75)
+        'step   7/100  loss 1.25  kept 5.0%  left 0:01:15'
+    """
+    width = len(str(steps))
+    parts = [f"step {step:>{width}}/{steps}"]
+    parts += [
+        f"{word} {form.format(logs[name])}"
+        for name, word, form in COLUMNS
+        if isinstance(logs.get(name), int | float)
+    ]
+    minutes, seconds = divmod(int(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "  ".join([*parts, f"left {hours}:{minutes:02}:{seconds:02}"])
+
+
+def attach(trainer: Any, *, quiet: bool) -> None:
+    """Replace a trainer's progress bar and printed dictionaries by these lines, or by nothing."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not quiet:
+        trainer.add_callback(StepLines())
+
+
+def plain(*, quiet: bool) -> None:
+    """No bars of transformers (loading, saving) where nobody sees them move, or when quiet."""
+    if quiet or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()

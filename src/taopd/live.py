@@ -1,0 +1,104 @@
+"""Tables for a live tracker: a sampled rollout token by token, and what another budget would buy.
+
+The metrics themselves go through transformers' own tracker callbacks, so wandb and trackio get the names
+of `taopd.metrics.METRICS` with the prefix that transformers gives them ("train/"). This adds what a
+number cannot show, only to trackers that are active, and imports them only then.
+
+Not here: pictures of the whole run; `taopd report` makes those from the run folder.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from taopd.rollout_log import ScoredBatch
+
+TRACKERS = ("wandb", "trackio")
+TOKEN_COLUMNS = ("token", "D", "C", "H", "score", "rank", "kept")
+BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+MAX_TOKENS = 400
+
+
+class LiveTables(TrainerCallback):
+    """Observer and callback: keeps the newest batch, and hands two tables to the trackers at a log.
+
+    Args:
+        trackers: names out of `TRACKERS`.
+        every: optimizer steps between two tables.
+    """
+
+    def __init__(self, trackers: list[str], *, every: int = 50) -> None:
+        self._trackers = trackers
+        self._every = every
+        self._tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        """Make the tables of a generation batch whose step is due."""
+        if scored.step % self._every == 0:
+            self._tables = {
+                "inspector": (list(TOKEN_COLUMNS), token_rows(scored)),
+                "budget": (["budget", "share of learnable disagreement"], budget_rows(scored)),
+            }
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not self._tables:
+            return
+        for name in self._trackers:
+            _log(name, self._tables, state.global_step)
+        self._tables = {}
+
+
+def token_rows(scored: ScoredBatch) -> list[list[Any]]:
+    """Columns `TOKEN_COLUMNS` of the first completion of the batch."""
+    here = (scored.positions.row == 0).nonzero().squeeze(1)[:MAX_TOKENS].cpu()
+    selection, signals, mine = scored.choice.selection, scored.signals, scored.mine
+    tokens = scored.tokenizer.convert_ids_to_tokens(scored.token_ids.cpu()[here].tolist())
+    columns = (
+        signals.disagreement.cpu()[here],
+        signals.compatibility.cpu()[here],
+        signals.entropy.cpu()[here],
+        selection.scores[mine][here],
+    )
+    numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
+    ranks, kept = selection.ranks[mine][here].tolist(), selection.kept[mine][here].tolist()
+    rows = zip(tokens, numbers, ranks, kept, strict=True)
+    return [[token, *four, rank + 1, is_kept] for token, four, rank, is_kept in rows]
+
+
+def budget_rows(scored: ScoredBatch) -> list[list[float]]:
+    """Share of all D^L that the best tokens by D^L hold, at each of `BUDGETS`; the whole batch."""
+    values = scored.choice.selection.learnable.sort(descending=True).values.double()
+    total = float(values.sum())
+    counts = [max(1, round(budget * len(values))) for budget in BUDGETS]
+    return [
+        [budget, float(values[:count].sum()) / total if total else 0.0]
+        for budget, count in zip(BUDGETS, counts, strict=True)
+    ]
+
+
+def _log(tracker: str, tables: dict[str, tuple[list[str], list[list[Any]]]], step: int) -> None:
+    module = importlib.import_module(tracker)
+    made: dict[str, Any] = {"train/global_step": step}
+    for name, (columns, rows) in tables.items():
+        if tracker == "wandb":
+            table = module.Table(columns=columns, data=rows)
+            made[f"taopd/{name}"] = table
+            if name == "budget":
+                x, y = columns
+                made["taopd/budget_plot"] = module.plot.line(table, x, y, title=f"{y} by budget")
+        else:
+            import pandas as pd
+
+            made[f"taopd/{name}"] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
+    module.log(made)
+
+
+def attach(trainer: Any, *, every: int = 50) -> None:
+    """Give a `TeachabilityTrainer` the tables, if it reports to a tracker that can show them."""
+    trackers = [name for name in TRACKERS if name in trainer.args.report_to]
+    if trackers:
+        tables = LiveTables(trackers, every=every)
+        trainer.observers.append(tables)
+        trainer.add_callback(tables)

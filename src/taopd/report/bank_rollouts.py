@@ -1,0 +1,110 @@
+"""Rollouts of a bank, one per checkpoint that was measured on it: the same tokens, gain by gain.
+
+A folder of gains holds every feature and, per checkpoint, the gain of every token, so two checkpoints
+side by side are two rollouts with the same completion. The words are those of the tokenizer of a run in
+the same report, or of the student that the bank's `sources.json` names; without one, ids are shown.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from taopd.report.folders import GAIN, Sources, read_json
+from taopd.report.rollouts import Rollout
+from taopd.report.text import readable, tokenizer_kind
+
+GAINS = ("gain_forward", "gain_forward_nats")
+
+
+def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
+    """At most `limit` rollouts of the named folders of gains and banks."""
+    found: list[Rollout] = []
+    for path in sources.gains:
+        words = _vocabulary(path, sources)
+        checkpoints = read_json(path / "manifest.json").get("checkpoints", [])[:6]
+        tokens = pd.read_parquet(path / "tokens.parquet")
+        each = (limit - len(found)) // max(1, len(checkpoints))
+        for checkpoint in checkpoints:
+            gains = pd.read_parquet(path / str(checkpoint["file"]))
+            column = next((name for name in GAINS if name in gains), None)
+            gain = None if column is None else gains[column]
+            label = f"{path.name}, {checkpoint.get('label', 'checkpoint')}"
+            found += _rollouts(tokens, gain, words, path.name, label, each)
+    for path in sources.banks:
+        if limit > len(found) and not sources.gains:
+            tokens = pd.read_parquet(path / "tokens.parquet")
+            words = _vocabulary(path, sources)
+            found += _rollouts(tokens, None, words, path.name, path.name, limit - len(found))
+    return found
+
+
+def _rollouts(
+    tokens: pd.DataFrame,
+    gain: pd.Series | None,
+    words: dict[int, str],
+    run: str,
+    label: str,
+    limit: int,
+) -> list[Rollout]:
+    """The first `limit` completions, with the features of the largest K not above 16."""
+    sizes = sorted(
+        int(name.removeprefix("disagreement_k"))
+        for name in tokens.columns
+        if name.startswith("disagreement_k")
+    )
+    k = max([size for size in sizes if size <= 16], default=sizes[0])
+    columns = {
+        "disagreement": f"disagreement_k{k}",
+        "compatibility": f"compatibility_k{k}",
+        "entropy": "entropy",
+        "student_logprob": "student_logprob",
+        "teacher_logprob": "teacher_logprob",
+        "quadrant": f"quadrant_k{k}",
+    }
+    kind = tokenizer_kind(words.values())
+    rollouts = []
+    for completion, rows in list(tokens.groupby("completion", sort=True))[:limit]:
+        ids = rows["token_id"].tolist()
+        line: dict[str, Any] = {
+            "prompt": f"completion {completion} of the bank (K = {k})",
+            "token_ids": ids,
+            **{name: rows[c].tolist() for name, c in columns.items() if c in rows},
+        }
+        if gain is not None:
+            line["gain"] = gain.loc[rows.index].tolist()
+        line["label"] = f"{label}, completion {completion}"
+        pieces = [readable(words[i], kind) if i in words else f"⟨{i}⟩ " for i in ids]
+        rollouts.append(Rollout(run=run, step=0, line=line, pieces=pieces, correct=None, kind=kind))
+    return rollouts
+
+
+def _vocabulary(path: Path, sources: Sources) -> dict[int, str]:
+    """Token of each id, from the first tokenizer that is found; empty if there is none."""
+    for folder in (*_students(path), *(run.path / "model" for run in sources.runs)):
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            return _read_vocabulary(file)
+    return {}
+
+
+def _students(path: Path) -> Sequence[Path]:
+    """Where the bank of a folder says that its student was."""
+    bank = path.with_name(path.name.removesuffix("-gain"))
+    if read_json(path / "manifest.json").get("format") != GAIN:
+        bank = path
+    student = read_json(bank / "sources.json").get("student")
+    return [(bank / student).resolve()] if isinstance(student, str) else []
+
+
+def _read_vocabulary(file: Path) -> dict[int, str]:
+    """From a `tokenizer.json`: its model's vocabulary and its added tokens."""
+    document = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = document.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of the ids.
+        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+    words = {int(index): str(token) for token, index in vocabulary.items()}
+    added = document.get("added_tokens", [])
+    return words | {int(token["id"]): str(token["content"]) for token in added}

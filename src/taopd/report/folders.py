@@ -1,0 +1,153 @@
+"""What a folder holds for the report: runs, studies, banks, gains and diagnostic reports.
+
+Reads files only, tolerates every one that is absent, and imports no torch. A study's or demo's arms are
+runs of their own, below `arms/`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taopd.errors import DataError
+from taopd.records import read_jsonl
+
+BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run. What a file would hold is empty where there is no file."""
+
+    name: str
+    """Unique in the report."""
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    """Every setting of `config.json`; of an arm: the settings that it changes."""
+    changed: dict[str, Any] | None = None
+    """Settings that differ from the defaults; None: not recorded."""
+    env: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    match: str = "auto"
+    """How its completions are graded."""
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of a metric at every line that has it."""
+        return [
+            (line["step"], line[key])
+            for line in self.metrics
+            if isinstance(line.get(key), int | float) and "step" in line
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Arms that are compared: a `results.json` with a list "arms"."""
+
+    name: str
+    path: Path
+    results: dict[str, Any]
+    env: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> list[dict[str, Any]]:
+        """One mapping per arm and seed."""
+        rows = self.results.get("outcomes") or self.results.get("arms", [])
+        return [row for row in rows if isinstance(row, dict) and "accuracy_curve" in row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Everything that the named folders hold."""
+
+    runs: list[Run] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
+    banks: list[Path] = field(default_factory=list)
+    gains: list[Path] = field(default_factory=list)
+    diagnostics: list[Path] = field(default_factory=list)
+
+
+def read_folders(paths: list[Path]) -> Sources:
+    """Find out what every folder is, and read its small files.
+
+    Raises:
+        DataError: a folder that is missing or holds nothing that a report could show.
+    """
+    found = Sources()
+    for path in paths:
+        if not path.is_dir():
+            raise DataError(f"no such folder: {path}")
+        if not _add(path, found):
+            raise DataError(
+                f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json "
+                "with arms, bank, gains or verdicts.json"
+            )
+    return found
+
+
+def _add(path: Path, found: Sources) -> bool:
+    before = sum(map(len, _lists(found)))
+    kind = read_json(path / "manifest.json").get("format")
+    if kind == BANK:
+        found.banks.append(path)
+    elif kind == GAIN:
+        found.gains.append(path)
+    if (path / "verdicts.json").is_file():
+        found.diagnostics.append(path)
+    results = read_json(path / "results.json")
+    arms = [arm for arm in results.get("arms", []) if isinstance(arm, dict)]
+    if arms:
+        env = read_json(path / "env.json")
+        found.studies.append(Study(name=path.name, path=path, results=results, env=env))
+    if arms or (path / "arms").is_dir():
+        for folder in sorted((path / "arms").glob("*/")):
+            if _is_run(folder):
+                found.runs.append(_run(folder, f"{path.name}/{folder.name}", found.runs))
+    elif _is_run(path):
+        found.runs.append(_run(path, path.name, found.runs))
+    return sum(map(len, _lists(found))) > before
+
+
+def _lists(found: Sources) -> tuple[list, ...]:
+    return found.runs, found.studies, found.banks, found.gains, found.diagnostics
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("metrics.jsonl", "rollouts.jsonl"))
+
+
+def _run(path: Path, name: str, others: list[Run]) -> Run:
+    config, arm = read_json(path / "config.json"), read_json(path / "arm.json")
+    changed = config.pop("changed", None)
+    if arm:
+        config = {"seed": arm.get("seed"), **arm.get("config", {})}
+        changed = config
+    taken = {run.name for run in others}
+    unique = name if name not in taken else f"{name} ({len(taken) + 1})"
+    metrics = path / "metrics.jsonl"
+    return Run(
+        name=unique,
+        path=path,
+        config=config,
+        changed=changed,
+        env=read_json(path / "env.json"),
+        results=read_json(path / "results.json"),
+        metrics=read_jsonl(metrics) if metrics.is_file() else [],
+        match=arm.get("match", "auto"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file is missing.
+
+    Raises:
+        DataError: the file is there and cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    return found if isinstance(found, dict) else {}

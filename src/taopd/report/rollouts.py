@@ -1,0 +1,119 @@
+"""The rollouts that the inspector shows: read from run folders, thinned, graded, made readable.
+
+Where there are more than fit, whole generation batches are dropped evenly over the run, the first and
+the last one kept, so that what is left still shows how a run went.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from taopd.errors import DataError, TaopdError
+from taopd.report.folders import Run
+from taopd.report.text import readable, tokenizer_kind
+
+MAX_TOKENS = 200_000
+"""Tokens in one report, of all rollouts together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One logged completion, with the run it is from."""
+
+    run: str
+    step: int
+    line: dict[str, Any]
+    """The line of `rollouts.jsonl`, tokens as the vocabulary writes them."""
+    pieces: list[str]
+    """The tokens readable."""
+    correct: bool | None
+    """None: no answer, or nothing that could be graded."""
+    kind: str
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) -> list[Rollout]:
+    """At most `limit` rollouts, shared evenly among the runs that logged any.
+
+    Args:
+        match: how completions are graded where the run does not say; see `taopd.grading`.
+    """
+    found = [(run, lines) for run in runs if (lines := _lines(run))]
+    rollouts: list[Rollout] = []
+    for index, (run, lines) in enumerate(found):
+        share = (limit - len(rollouts)) // (len(found) - index)
+        chosen = _thin(lines, max(1, share))
+        entries = {token for line in chosen for token in line["tokens"]}
+        for line in chosen:
+            entries.update(line.get("vocabulary", {}).values())
+        kind = tokenizer_kind(token for token in entries if token)
+        grade = _grader(match or run.match)
+        rollouts += [_rollout(run.name, line, kind, grade) for line in chosen]
+    return _within(rollouts)
+
+
+def _within(rollouts: list[Rollout]) -> list[Rollout]:
+    """Drop rollouts from the end of every run until `MAX_TOKENS` hold; one stays."""
+    kept: list[Rollout] = []
+    total = 0
+    for rollout in rollouts:
+        total += len(rollout)
+        if total <= MAX_TOKENS or not kept:
+            kept.append(rollout)
+    return kept
+
+
+def _lines(run: Run) -> list[dict[str, Any]]:
+    """The lines that hold what a page needs; those of an older taopd may lack the lists."""
+    path = run.path / "rollouts.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    with open(path, encoding="utf-8") as stream:
+        for number, text in enumerate(stream, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                if text.endswith("\n"):
+                    raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+                continue  # A crash cut the last line.
+            if line.get("tokens"):
+                lines.append(line)
+    return lines
+
+
+def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    if len(lines) <= limit:
+        return lines
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_step.setdefault(line.get("step", 0), []).append(line)
+    steps = list(by_step)
+    wanted = max(1, limit // max(map(len, by_step.values())))
+    if wanted < len(steps):
+        places = {round(i * (len(steps) - 1) / max(1, wanted - 1)) for i in range(wanted)}
+        steps = [steps[place] for place in sorted(places)]
+    return [line for step in steps for line in by_step[step]][:limit]
+
+
+def _grader(match: str) -> Any:
+    from taopd.grading import Grader
+
+    return Grader(match)
+
+
+def _rollout(run: str, line: dict[str, Any], kind: str, grade: Any) -> Rollout:
+    pieces = [readable(token, kind) for token in line["tokens"]]
+    answer, correct = line.get("answer"), None
+    if isinstance(answer, str | int | float) and answer != "":
+        try:
+            verdict = grade("".join(pieces), str(answer))
+            correct = bool(verdict.correct)
+        except (TaopdError, ValueError):
+            correct = None
+    return Rollout(
+        run=run, step=int(line.get("step", 0)), line=line, pieces=pieces, correct=correct, kind=kind
+    )

@@ -1,0 +1,97 @@
+"""The fixed-context diagnostic: its verdicts in words and its pictures, as its report folder holds them."""
+
+import base64
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from taopd.errors import DataError
+from taopd.report.charts import bars, figure
+from taopd.report.folders import Sources, read_json
+from taopd.report.sections.tables import table
+from taopd.report.text import escape
+
+LEAD = "Measured at frozen contexts, before and after: which tokens gained."
+PICTURES = {
+    "gain_vs_disagreement": "Gain against disagreement, colored by compatibility",
+    "coefficients": "What a unit of learnable and of incompatible disagreement is worth",
+    "matched_top_n": "Mean gain of each selector's tokens at equal budgets",
+    "q3_gap": "Compatible against incompatible tokens where the student is sure and disagrees",
+    "gain_curve": "Gain over the checkpoints",
+}
+MAX_PICTURE = 400_000
+"""Bytes; a larger file is named and not shown."""
+CLASSES = {"holds": "holds", "does not hold": "fails"}
+
+
+def body(sources: Sources) -> str:
+    """Verdicts and pictures of report folders, mean gains of folders of gains, sizes of banks."""
+    parts = [_report(path) for path in sources.diagnostics]
+    parts += [_gains(path) for path in sources.gains]
+    parts += [_bank(path) for path in sources.banks]
+    return "".join(parts)
+
+
+def _report(path: Path) -> str:
+    try:
+        verdicts = json.loads((path / "verdicts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path / 'verdicts.json'}: {error}") from error
+    counts: dict[str, Counter[str]] = {}
+    for verdict in verdicts:
+        counts.setdefault(str(verdict.get("claim")), Counter())[str(verdict.get("verdict"))] += 1
+    names = ("holds", "undecided here", "does not hold")
+    rows = [[claim, *(str(found[name]) for name in names)] for claim, found in counts.items()]
+    sentences = "".join(
+        f'<li><strong class="{CLASSES.get(str(v.get("verdict")), "")}">'
+        f"{escape(v.get('verdict', ''))}</strong> ({escape(v.get('direction', ''))} KL, "
+        f"{escape(v.get('unit', ''))}): {escape(v.get('sentence', ''))}</li>"
+        for v in verdicts
+    )
+    return (
+        f"<h3>{escape(path.name)}</h3>"
+        + table(["claim", *names], rows, numeric=(1, 2, 3))
+        + f"<details><summary>All {len(verdicts)} verdicts in words</summary><ul>{sentences}</ul></details>"
+        + _pictures(path)
+    )
+
+
+def _pictures(path: Path) -> str:
+    found = []
+    for name, words in PICTURES.items():
+        file = path / f"{name}.png"
+        if not file.is_file():
+            continue
+        if file.stat().st_size > MAX_PICTURE:
+            found.append(f'<p class="note">{escape(file.name)} is too large for this page</p>')
+            continue
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        image = f'<img src="data:image/png;base64,{data}" alt="{escape(words)}" loading="lazy">'
+        found.append(figure(words, image))
+    return f'<div class="figures grid">{"".join(found)}</div>' if found else ""
+
+
+def _gains(path: Path) -> str:
+    checkpoints: list[dict[str, Any]] = read_json(path / "manifest.json").get("checkpoints", [])
+    groups = (("mean", "all tokens"), ("learnable", "learnable"), ("incompatible", "incompatible"))
+    charts = []
+    for checkpoint in checkpoints[:6]:
+        rows = [
+            (words, float(value), f"{value:+.3f} nats")
+            for short, words in groups
+            if isinstance(value := checkpoint.get(f"gain_forward_nats/{short}"), int | float)
+        ]
+        if rows:
+            title = str(checkpoint.get("label", "checkpoint"))
+            charts.append(figure(title, bars(title, rows), "mean gain in forward KL"))
+    return (
+        f'<h3>{escape(path.name)}</h3><div class="grid">{"".join(charts)}</div>' if charts else ""
+    )
+
+
+def _bank(path: Path) -> str:
+    manifest = read_json(path / "manifest.json")
+    names = ("num_prompts", "num_completions", "num_tokens", "vocab_size", "k", "temperature")
+    rows = [[name.replace("_", " "), str(manifest[name])] for name in names if name in manifest]
+    return f"<h3>{escape(path.name)}</h3>" + table(["bank", "value"], rows) if rows else ""

@@ -1,0 +1,253 @@
+"""Accuracy of the arms: at the end, over the training, by budget, against tokens and seconds."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from scipy import stats
+
+from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
+from taopd.report.folders import Run, Sources, Study
+from taopd.report.sections.tables import percent, span, table
+from taopd.report.text import escape
+
+LEAD = "Held-out accuracy of every arm, in per cent."
+BUDGET_LEAD = "The share of tokens that trained, and what came of it."
+COST_LEAD = "The same accuracies against what they were paid with."
+
+Outcome = dict[str, Any]
+Groups = dict[str, list[Outcome]]
+
+
+def groups_of(study: Study) -> Groups:
+    """Outcomes by arm, in order of appearance."""
+    groups: Groups = {}
+    for outcome in study.outcomes:
+        groups.setdefault(str(outcome.get("name", "?")), []).append(outcome)
+    return groups
+
+
+def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, float, float] | None:
+    """Mean and 95 % interval: of the mean over seeds (t), for one seed over prompts (Wilson).
+
+    None where neither is known.
+    """
+    mean = sum(values) / len(values)
+    if len(values) > 1:
+        error = float(stats.sem(values))
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+        return mean, max(0.0, mean - half), min(1.0, mean + half)
+    if not num_prompts:
+        return None
+    bounds = stats.binomtest(round(mean * num_prompts), num_prompts).proportion_ci(method="wilson")
+    return mean, float(bounds.low), float(bounds.high)
+
+
+def _estimates(study: Study) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
+    """(mean, low, high) of an arm's accuracies; those of the study's own analysis where it has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, outcomes in groups_of(study).items():
+        for metric in ("greedy", "sampled"):
+            values = [o[f"accuracy_{metric}"] for o in outcomes if f"accuracy_{metric}" in o]
+            if values:
+                known = interval(values, outcomes[0].get("num_test_prompts"))
+                mean = sum(values) / len(values)
+                found.setdefault(name, {})[metric] = known or (mean, None, None)
+    for arm in study.results.get("arms", []):
+        for metric in ("greedy", "sampled"):
+            own = arm.get(metric)
+            if isinstance(own, dict) and isinstance(own.get("mean"), int | float):
+                estimate = (own["mean"], own.get("low"), own.get("high"))
+                found.setdefault(str(arm.get("name", "?")), {})[metric] = estimate
+    return found
+
+
+def interval_words(study: Study) -> str:
+    """What the intervals of a study are."""
+    seeds = len({row.get("seed") for row in study.outcomes})
+    prompts = next(
+        (row["num_test_prompts"] for row in study.outcomes if row.get("num_test_prompts")), 0
+    )
+    held_out = f"{prompts:,} held-out prompts" if prompts else "held-out prompts"
+    if seeds > 1:
+        return f"95 % t interval of the mean over {seeds} training seeds, {held_out}"
+    return f"95 % Wilson interval over {held_out}, one training seed"
+
+
+def body(studies: Sequence[Study]) -> str:
+    """Per study: the interval chart, the table, tests against the controls, accuracy over steps."""
+    return "".join(part for study in studies if (part := _study(study)))
+
+
+def _study(study: Study) -> str:
+    estimates = _estimates(study)
+    if not estimates:
+        return ""
+    groups = groups_of(study)
+    task = study.results.get("task") or study.results.get("name") or study.name
+    before = next((row["base_accuracy"] for row in study.outcomes if "base_accuracy" in row), None)
+    rows, dots = [], []
+    for name, found in estimates.items():
+        outcomes = groups.get(name, [])
+        cells = [name]
+        for metric in ("greedy", "sampled"):
+            mean, low, high = found.get(metric, (None, None, None))
+            cells += [percent(mean), span(low, high)]
+            if metric == "greedy" and mean is not None:
+                scale = [None if v is None else 100 * v for v in (mean, low, high)]
+                dots.append((name, float(scale[0] or 0.0), scale[1], scale[2]))
+        kept = [o["kept_fraction"] for o in outcomes if "kept_fraction" in o]
+        best = [max(y for _, y in o["accuracy_curve"]) for o in outcomes]
+        cells.append(percent(sum(best) / len(best)) if best else "–")
+        cells.append(percent(sum(kept) / len(kept)) if kept else "–")
+        rows.append([*cells, str(len(outcomes) or "–")])
+    heads = ["arm", "greedy", "95 %", "sampled", "95 %", "own best", "kept, %", "seeds"]
+    note = f"{interval_words(study)}; the line is the student before" if before is not None else ""
+    chart = intervals(
+        f"accuracy by arm, {task}",
+        dots,
+        x_label="greedy accuracy at the end, %",
+        reference=None if before is None else 100 * before,
+    )
+    parts = [f"<h3>{escape(str(task))}</h3>"]
+    parts.append(figure("Greedy accuracy at the end", chart, note) if dots else "")
+    parts.append(table(heads, rows, numeric=range(1, 8)))
+    parts.append(_comparisons(study))
+    parts.append(_curves(groups))
+    return "".join(parts)
+
+
+def _comparisons(study: Study) -> str:
+    """Paired differences to the controls, as the study's analysis gives them."""
+    found = [row for row in study.results.get("comparisons", []) if "difference" in row]
+    rows = [
+        [
+            str(row.get("arm", "")),
+            str(row.get("reference", "")),
+            _points(row.get("difference")),
+            f"{_points(row.get('low'))} to {_points(row.get('high'))}",
+            "–" if row.get("p_holm") is None else number(row["p_holm"]),
+        ]
+        for row in found
+    ]
+    if not rows:
+        return ""
+    heads = ["arm", "against", "difference, points", "95 %", "p (Holm)"]
+    return "<h3>Against the controls, same seeds</h3>" + table(heads, rows, numeric=(2, 3, 4))
+
+
+def _points(value: Any) -> str:
+    return "–" if not isinstance(value, int | float) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _curves(groups: Groups) -> str:
+    """Accuracy over steps: one chart for a few arms, one each for many."""
+    series = [
+        s for i, (name, group) in enumerate(groups.items()) if (s := _over_steps(name, group, i))
+    ]
+    if not series:
+        return ""
+    if len(series) <= 4:
+        chart = lines("accuracy over steps", series, to=1.0, size=(620, 280))
+        return key([one.label for one in series]) + figure("Greedy accuracy over steps", chart)
+    charts = [
+        figure(one.label, lines(one.label, [_plain(one)], to=1.0))
+        for one in series[: 3 * NUM_COLORS]
+    ]
+    return f'<h3>Greedy accuracy over steps</h3><div class="grid">{"".join(charts)}</div>'
+
+
+def _plain(one: Series) -> Series:
+    return Series(label=one.label, points=one.points, low=one.low, high=one.high)
+
+
+def _over_steps(name: str, outcomes: list[Outcome], index: int) -> Series | None:
+    """Mean over seeds at the steps that all seeds have, band from the lowest to the highest."""
+    curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not steps:
+        return None
+    at = [[curve[step] for curve in curves] for step in steps]
+    several = len(curves) > 1
+    return Series(
+        label=name,
+        points=[(s, sum(v) / len(v)) for s, v in zip(steps, at, strict=True)],
+        color=index,
+        low=[(s, min(v)) for s, v in zip(steps, at, strict=True)] if several else [],
+        high=[(s, max(v)) for s, v in zip(steps, at, strict=True)] if several else [],
+    )
+
+
+def budget_curve(studies: Sequence[Study]) -> str:
+    """Final greedy accuracy over the kept share, one line per selector with two budgets or more."""
+    parts = []
+    for study in studies:
+        estimates, groups = _estimates(study), groups_of(study)
+        points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
+        for name, outcomes in groups.items():
+            if not outcomes or "greedy" not in estimates.get(name, {}):
+                continue
+            first = outcomes[0]
+            place = first.get("kept_fraction", first.get("budget"))
+            if isinstance(place, int | float):
+                label = str(first.get("selector", name))
+                points.setdefault(label, []).append((100 * place, *estimates[name]["greedy"]))
+        several = {k: sorted(v) for k, v in points.items() if len({p[0] for p in v}) > 1}
+        if not several:
+            continue
+        series = [
+            Series(
+                label=label,
+                points=[(x, mean) for x, mean, _, _ in rows],
+                color=index,
+                low=[(x, low) for x, _, low, _ in rows if low is not None],
+                high=[(x, high) for x, _, _, high in rows if high is not None],
+            )
+            for index, (label, rows) in enumerate(several.items())
+        ]
+        chart = lines("budget", series, x_label="tokens kept, %", to=1.0, size=(620, 280))
+        words = f"{study.name}; {interval_words(study)}"
+        parts.append(
+            key(list(several)) + figure("Greedy accuracy by share of tokens", chart, words)
+        )
+    return "".join(parts)
+
+
+def against_cost(sources: Sources) -> str:
+    """Accuracy over trained tokens and over training seconds, first seed of every arm."""
+    parts = []
+    by_path = {run.path: run for run in sources.runs}
+    for study in sources.studies:
+        tokens: list[Series] = []
+        seconds: list[Series] = []
+        for index, (name, outcomes) in enumerate(groups_of(study).items()):
+            outcome = outcomes[0]
+            run = by_path.get(study.path / "arms" / f"{name}-seed{outcome.get('seed')}")
+            for found, keys, curve in (
+                (tokens, "select/kept_tokens", "selected_tokens_curve"),
+                (seconds, "step_time", "train_seconds_curve"),
+            ):
+                cost = dict(map(tuple, outcome.get(curve) or [])) or _summed(run, keys)
+                pairs = [(cost[s], y) for s, y in outcome["accuracy_curve"] if s in cost]
+                if len(pairs) > 1:
+                    found.append(Series(label=name, points=pairs, color=index))
+        charts = [
+            figure(title, lines(title, found, x_label=label, to=1.0, size=(460, 240)))
+            for title, label, found in (
+                ("Accuracy against trained tokens", "tokens that trained", tokens),
+                ("Accuracy against training time", "seconds, evaluation left out", seconds),
+            )
+            if found
+        ]
+        if charts:
+            names = list(groups_of(study))
+            parts.append(f'{key(names)}<div class="grid">{"".join(charts)}</div>')
+    return "".join(parts)
+
+
+def _summed(run: Run | None, name: str) -> dict[float, float]:
+    """A metric summed up to every step; 0 at the start."""
+    if run is None or not (curve := run.curve(name)):
+        return {}
+    sums = accumulate(value for _, value in curve)
+    return {0: 0.0} | {step: total for (step, _), total in zip(curve, sums, strict=True)}

@@ -1,0 +1,149 @@
+"""What was selected: by place in the completion, token class, quadrant and token text.
+
+From `selection/*.parquet` where a run wrote it (every token), else from the logged rollouts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from taopd.report.charts import bars, figure
+from taopd.report.folders import Run
+from taopd.report.rollouts import Rollout
+from taopd.report.sections.tables import percent, table
+from taopd.report.text import escape, token_class
+
+LEAD = "Share of the tokens of each kind that trained."
+MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
+QUADRANTS = {1: "Q1 H+ D+", 2: "Q2 H+ D−", 3: "Q3 H− D+", 4: "Q4 H− D−"}
+
+
+def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
+    """Per run: four bar charts and the most and least taught tokens."""
+    parts = []
+    # The control by chance last: what it kept says nothing about a selector.
+    for run in sorted(runs, key=lambda run: run.config.get("selector") == "random"):
+        words = _words(run, rollouts)
+        tokens = _every_token(run)
+        source = "every token of the run"
+        if tokens is None:
+            tokens = _of_rollouts(run, rollouts)
+            source = "logged rollouts only"
+        if tokens is None or not len(tokens) or tokens["kept"].all():
+            continue
+        parts.append(_run(run, tokens, words, source))
+        if len(parts) == MAX_RUNS:
+            break
+    return "".join(parts)
+
+
+def _words(run: Run, rollouts: Sequence[Rollout]) -> dict[int, str]:
+    """Readable text of the token ids that the logged rollouts show."""
+    return {
+        token: piece
+        for rollout in rollouts
+        if rollout.run == run.name
+        for token, piece in zip(rollout.line.get("token_ids", []), rollout.pieces, strict=False)
+    }
+
+
+def _every_token(run: Run) -> pd.DataFrame | None:
+    """The selection files, at most `MAX_FILES` of them, evenly over the run."""
+    paths = sorted((run.path / "selection").glob("step-*.parquet"))
+    if not paths:
+        return None
+    places = np.unique(
+        np.linspace(0, len(paths) - 1, min(MAX_FILES, len(paths))).round().astype(int)
+    )
+    columns = ["position", "token_id", "kept", "quadrant"]
+    return pd.concat([pd.read_parquet(paths[p], columns=columns) for p in places])
+
+
+def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:
+    frames = []
+    for rollout in rollouts:
+        line = rollout.line
+        if rollout.run != run.name or "kept" not in line or "token_ids" not in line:
+            continue
+        columns = {
+            "position": range(len(rollout)),
+            "token_id": line["token_ids"],
+            "kept": [bool(kept) for kept in line["kept"]],
+            "quadrant": line.get("quadrant") or [0] * len(rollout),
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames) if frames else None
+
+
+def _run(run: Run, tokens: pd.DataFrame, words: dict[int, str], source: str) -> str:
+    overall = tokens["kept"].mean()
+    known = tokens[tokens["token_id"].isin(words)]
+    classes = known["token_id"].map({token: token_class(word) for token, word in words.items()})
+    charts = [
+        figure(
+            "By place in the completion", _bars(tokens, _places(tokens["position"])), "token number"
+        ),
+        figure("By quadrant", _bars(tokens, tokens["quadrant"].map(QUADRANTS), sort=True)),
+        figure("By token class", _bars(known, classes)),
+    ]
+    tables = _most_and_least(known, words)
+    return (
+        f"<h3>{escape(run.name)}: {percent(overall)} % of {len(tokens):,} tokens, {source}</h3>"
+        f'<div class="grid">{"".join(charts)}{tables}</div>'
+    )
+
+
+def _places(position: pd.Series) -> pd.Series:
+    """Bins of equal count along the completion, named by their first and last token."""
+    last = int(position.max())
+    if last < 2 * NUM_PLACES:
+        return (position + 1).astype(str).str.rjust(len(str(last + 1)))
+    edges = np.unique(np.quantile(position, np.linspace(0, 1, NUM_PLACES + 1)).astype(int))
+    names = [
+        f"{a + 1:,}–{b:,}" if b > a + 1 else f"{b:,}"
+        for a, b in zip(edges[:-1], [*edges[1:-1], last + 1], strict=True)
+    ]
+    return pd.cut(position, [*edges[:-1], last + 1], right=False, labels=names)
+
+
+def _bars(tokens: pd.DataFrame, by: pd.Series, *, sort: bool = True) -> str:
+    """Kept share per group, with the group's share of the kept tokens in words."""
+    groups = tokens.groupby(
+        by.to_numpy() if not isinstance(by.dtype, pd.CategoricalDtype) else by,
+        sort=sort,
+        observed=True,
+    )["kept"]
+    total = max(1, int(tokens["kept"].sum()))
+    rows = [
+        (
+            str(name),
+            float(kept.mean()),
+            f"{percent(kept.mean())} % · {percent(kept.sum() / total, 0)} % of kept",
+        )
+        for name, kept in groups
+    ]
+    return bars("kept share", rows[:16])
+
+
+def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:
+    """Tokens taught most often, and frequent tokens taught least often."""
+    found = tokens.groupby("token_id")["kept"].agg(["size", "sum", "mean"]).reset_index()
+    often = found[found["size"] >= max(5, found["size"].quantile(0.25))]
+    most = often[often["sum"] > 0].sort_values(["mean", "sum"], ascending=False).head(NUM_TOKENS)
+    least = often.sort_values(["mean", "size"], ascending=[True, False]).head(NUM_TOKENS)
+    parts = []
+    for title, rows in (("Most taught tokens", most), ("Least taught tokens", least)):
+        columns = (rows[name].tolist() for name in ("token_id", "mean", "size"))
+        cells = [
+            [_quoted(words[token]), percent(share), f"{seen:,}"]
+            for token, share, seen in zip(*columns, strict=True)
+        ]
+        inner = table(["token", "kept, %", "times seen"], cells, numeric=(1, 2))
+        parts.append(f"<figure><figcaption>{title}</figcaption>{inner}</figure>")
+    return "".join(parts)
+
+
+def _quoted(word: str) -> str:
+    bare = word.removesuffix(" ")
+    return f"␣{bare[1:]}" if bare.startswith(" ") else bare or "␣"

@@ -1,0 +1,42 @@
+"""Tables of the page."""
+
+from collections.abc import Sequence
+
+from taopd.report.text import escape
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()
+) -> str:
+    """An HTML table that scrolls inside itself on a narrow screen; cells are text, and escaped.
+
+    Args:
+        numeric: columns that are set to the right.
+    """
+
+    def cell(tag: str, index: int, text: str) -> str:
+        scope = ' scope="col"' if tag == "th" else ""
+        number = ' class="n"' if index in numeric else ""
+        return f"<{tag}{scope}{number}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", index, text) for index, text in enumerate(heads))
+    body = "".join(
+        f"<tr>{''.join(cell('td', index, text) for index, text in enumerate(row))}</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table: {escape(heads[0])}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent, a dash where it is unknown."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def span(low: float | None, high: float | None, digits: int = 1) -> str:
+    """An interval of shares in per cent, a dash where it is unknown."""
+    if low is None or high is None:
+        return "–"
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"

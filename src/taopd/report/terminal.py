@@ -1,0 +1,199 @@
+"""Rollouts in a terminal: the inspector's heat map with rich, and plain where there is no terminal.
+
+Eight shades of one hue, dark text on light ground and light text on dark, so that neither the terminal's
+own colors nor color vision decide what can be read; kept tokens are underlined, and in plain text they
+stand in [brackets].
+"""
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from taopd.report.rollouts import Rollout
+from taopd.report.text import readable, visible
+
+SIGNALS = {
+    "disagreement": "D, nats",
+    "compatibility": "C, the teacher's mass on the student's top-K",
+    "entropy": "H of the student, nats",
+    "score": "the selector's score",
+    "learnable": "D^L = D~ C~",
+    "incompatible": "D^I = D~ (1 - C~)",
+    "kept": "kept or not",
+}
+BLUES = ("", "#eef5fb", "#dcebf7", "#c3ddf1", "#a5cce9", "#82b7df", "#5d9fd2", "#4590c8")
+ORANGES = ("", "#fef4e8", "#fde6cb", "#fad3a4", "#f5bc79", "#eda552", "#e08f33", "#d27f20")
+MAX_ROLLOUTS = 1_000
+MAX_TOKENS = 4_000
+"""Tokens of one rollout that are printed."""
+
+
+def choose(
+    rollouts: Sequence[Rollout],
+    *,
+    wanted: Sequence[int] | None = None,
+    order: str = "logged",
+    wrong: bool = False,
+    truncated: bool = False,
+) -> list[Rollout]:
+    """The rollouts that are asked for, in the order that is asked for."""
+    found = [rollouts[index] for index in wanted] if wanted else list(rollouts)
+    found = [one for one in found if not wrong or one.correct is False]
+    found = [one for one in found if not truncated or one.line.get("truncated")]
+    if order == "logged":
+        return found
+    name = {"taught": "kept"}.get(order, order)
+    return sorted(found, key=lambda one: -_mean(one, name))
+
+
+def show(
+    rollouts: Sequence[Rollout],
+    scale_from: Sequence[Rollout],
+    *,
+    signal: str,
+    tokens: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Print rollouts with a legend.
+
+    Args:
+        scale_from: whose tokens set the scale, so that two calls on one run shade alike.
+        tokens: also a table of every rollout's kept tokens.
+    """
+    console = console or Console(highlight=False)
+    top = _top(scale_from, signal)
+    console.print(_legend(signal, top, plain=not console.is_terminal))
+    for rollout in rollouts:
+        console.print()
+        console.print(_head(rollout))
+        console.print(Text(str(_visible_prompt(rollout)), style="dim"))
+        console.print(_body(rollout, signal, top, plain=not console.is_terminal))
+        if tokens:
+            console.print(_kept_table(rollout))
+
+
+def _visible_prompt(rollout: Rollout) -> str:
+
+    return visible(str(rollout.line.get("prompt", ""))[:2000])
+
+
+def _values(rollout: Rollout, name: str) -> list[float]:
+    values = rollout.line.get(name) or [math.nan] * len(rollout)
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _mean(rollout: Rollout, name: str) -> float:
+    known = [value for value in _values(rollout, name) if not math.isnan(value)]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _top(rollouts: Sequence[Rollout], signal: str) -> float:
+    """What the darkest shade begins near: the 99th percentile of the signal, 1 for C and kept."""
+    if signal in ("compatibility", "kept"):
+        return 1.0
+    known = sorted(
+        value for one in rollouts for value in _values(one, signal) if not math.isnan(value)
+    )
+    return (known[int(0.99 * (len(known) - 1))] if known else 1.0) or 1.0
+
+
+def _level(value: float, top: float, signal: str) -> int:
+    if math.isnan(value) or value <= 0:
+        return 0
+    if signal == "kept":
+        return 5 if value else 0
+    power = 1.0 if signal == "compatibility" else 0.5
+    return min(7, int(8 * min(1.0, value / top) ** power))
+
+
+def _style(level: int, kept: bool, signal: str) -> str:
+    ramp = ORANGES if signal == "incompatible" else BLUES
+    ground = f"black on {ramp[level]}" if level else ""
+    return f"{ground} {'bold underline' if kept else ''}".strip()
+
+
+def _legend(signal: str, top: float, *, plain: bool) -> Text:
+    text = Text(f"{SIGNALS[signal]}: ")
+    if plain:
+        return text.append("kept tokens in [brackets]")
+    power = 1.0 if signal == "compatibility" else 2.0
+    levels = (0, 5) if signal == "kept" else range(8)
+    for level in levels:
+        words = (
+            {0: "not", 5: "kept"}[level]
+            if signal == "kept"
+            else f"{top * (level / 8) ** power:.2g}"
+        )
+        text.append(f" {words} ", style=_style(level, False, signal))
+    return text.append("  each from its number on; ").append("kept", style="bold underline")
+
+
+def _head(rollout: Rollout) -> Text:
+    kept = rollout.line.get("kept") or []
+    facts = [f"{visible(rollout.run)}, step {rollout.step}", f"{len(rollout):,} tokens"]
+    if kept:
+        facts.append(f"{100 * sum(map(bool, kept)) / len(kept):.1f} % kept")
+    if rollout.correct is not None:
+        facts.append("right" if rollout.correct else "wrong")
+    if rollout.line.get("truncated"):
+        facts.append("truncated")
+    return Text(", ".join(facts), style="bold")
+
+
+def _body(rollout: Rollout, signal: str, top: float, *, plain: bool) -> Text:
+    kept = rollout.line.get("kept") or [False] * len(rollout)
+    text = Text()
+    rows = list(zip(rollout.pieces, _values(rollout, signal), kept, strict=True))
+    for piece, value, is_kept in rows[:MAX_TOKENS]:
+        if plain and is_kept:
+            bare = piece.strip(" ")
+            before, after = (
+                piece[: len(piece) - len(piece.lstrip(" "))],
+                piece[len(piece.rstrip(" ")) :],
+            )
+            text.append(f"{before}[{bare}]{after}")
+        else:
+            text.append(piece, style=_style(_level(value, top, signal), bool(is_kept), signal))
+    if len(rows) > MAX_TOKENS:
+        text.append(f" … {len(rows) - MAX_TOKENS:,} more tokens", style="dim")
+    return text
+
+
+def _kept_table(rollout: Rollout) -> Table:
+    """The kept tokens by rank: signals, and what both models found likeliest."""
+    line = rollout.line
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("token", "rank", "D", "C", "H", "student's best", "teacher's best"):
+        table.add_column(name, justify="left" if name in ("token", *_BESTS) else "right")
+    ranks = line.get("rank") or [0] * len(rollout)
+    order = sorted(
+        (i for i, kept in enumerate(line.get("kept") or []) if kept), key=lambda i: ranks[i]
+    )
+    total = f" of {line['num_valid']:,}" if line.get("num_valid") else ""
+    for i in order[:20]:
+        signals = (
+            f"{_values(rollout, n)[i]:.3g}" for n in ("disagreement", "compatibility", "entropy")
+        )
+        best = (_best(rollout, model, i) for model in ("student", "teacher"))
+        cells = (rollout.pieces[i].strip("\n "), f"{ranks[i] + 1:,}{total}", *signals, *best)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+_BESTS = ("student's best", "teacher's best")
+
+
+def _best(rollout: Rollout, model: str, index: int) -> str:
+
+    top = rollout.line.get(f"{model}_top")
+    if not top or not top["ids"][index]:
+        return ""
+    names = rollout.line.get("vocabulary", {})
+    pairs = zip(top["ids"][index][:3], top["logprobs"][index][:3], strict=True)
+    return ", ".join(
+        f"{readable(names.get(str(token)), rollout.kind).strip()} {100 * math.exp(logprob):.0f} %"
+        for token, logprob in pairs
+    )

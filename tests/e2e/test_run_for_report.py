@@ -1,0 +1,102 @@
+"""A real run, its rollouts, its live tables and its page. Oracle: the scored batch the observers saw."""
+
+import json
+import math
+import types
+
+import pytest
+import torch
+
+from taopd import live
+from taopd.report.page import write_report
+from taopd.rollout_log import LIST_FLOOR
+from tests.e2e.test_trainer import make_trainer
+
+
+@pytest.fixture(scope="module")
+def trained(micro_lab, tmp_path_factory):
+    """A run of two steps, the scored batches, and what a tracker's module was given."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(micro_lab, folder, max_steps=2, log_rollouts=3, budget=0.2)
+    batches, logged = [], []
+    module = types.SimpleNamespace(
+        Table=lambda columns, data: ("table", columns, data),
+        plot=types.SimpleNamespace(line=lambda table, x, y, title: ("line", x, y)),
+        log=logged.append,
+    )
+    tables = live.LiveTables(["wandb"], every=1)
+    trainer.observers += [batches.append, tables]
+    trainer.add_callback(tables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live.importlib, "import_module", lambda name: module)
+        trainer.train()
+    lines = (folder / "run/rollouts.jsonl").read_text().splitlines()
+    return folder / "run", [json.loads(line) for line in lines], batches, logged
+
+
+def test_a_logged_rollout_holds_what_was_scored(trained):
+    _, lines, batches, _ = trained
+    assert [line["step"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    line, scored = lines[1], batches[0]
+    here = (scored.positions.row == line["completion"]).nonzero().squeeze(1)
+    selection = scored.choice.selection
+    assert line["num_valid"] == selection.num_valid and line["cut"] == selection.num_budget
+    assert line["rank"] == selection.ranks[scored.mine][here].tolist()
+    for name, values in (
+        ("disagreement", scored.signals.disagreement),
+        ("learnable", selection.learnable[scored.mine]),
+        ("student_logprob", scored.signals.student_logprobs),
+    ):
+        assert line[name] == pytest.approx(values[here].tolist(), rel=1e-3, abs=1e-9)
+    assert line["answer"] is not None and isinstance(line["truncated"], bool)
+
+
+def test_lists_hold_every_likely_id_of_either_model_and_no_other(trained):
+    _, lines, batches, _ = trained
+    line, signals = lines[1], batches[0].signals
+    here = (batches[0].positions.row == line["completion"]).nonzero().squeeze(1).tolist()
+    tops = {
+        name: [
+            dict(zip(ids.tolist(), p.exp().tolist(), strict=True))
+            for ids, p in zip(a, b, strict=True)
+        ]
+        for name, a, b in (
+            ("student", signals.student_topk_ids[here], signals.student_topk_logprobs[here]),
+            ("teacher", signals.teacher_topk_ids[here], signals.teacher_topk_logprobs[here]),
+        )
+    }
+    for name, other in (("student", "teacher"), ("teacher", "student")):
+        for at, mine in enumerate(tops[name]):
+            expected = [
+                token
+                for token, p in mine.items()
+                if p > LIST_FLOOR or tops[other][at].get(token, 0) > LIST_FLOOR
+            ]
+            assert line[f"{name}_top"]["ids"][at] == expected
+            logprobs = line[f"{name}_top"]["logprobs"][at]
+            assert [math.exp(p) for p in logprobs] == pytest.approx(
+                [mine[t] for t in expected], rel=6e-3
+            )
+            assert all(str(token) in line["vocabulary"] for token in expected)
+
+
+def test_live_tables_of_a_step(trained):
+    _, lines, batches, logged = trained
+    assert [entry["train/global_step"] for entry in logged] == [1, 2]
+    kind, columns, rows = logged[0]["taopd/inspector"]
+    assert kind == "table" and columns == list(live.TOKEN_COLUMNS)
+    assert [row[0] for row in rows] == lines[0]["tokens"] and [row[-1] for row in rows] == lines[0][
+        "kept"
+    ]
+    _, _, budget = logged[0]["taopd/budget"]
+    learnable = batches[0].choice.selection.learnable.double()
+    half = torch.topk(learnable, round(0.5 * len(learnable))).values.sum() / learnable.sum()
+    assert dict(map(tuple, budget))[0.5] == pytest.approx(float(half))
+    assert logged[0]["taopd/budget_plot"][0] == "line"
+
+
+def test_the_page_of_a_real_run(trained, tmp_path):
+    folder, *_ = trained
+    report = write_report([folder], tmp_path / "x.html")
+    assert report.num_rollouts == 6
+    assert {"Token by token", "What was selected", "Over the training"} <= set(report.sections)

@@ -1,0 +1,196 @@
+"""`taopd report` without a browser. Oracles: the page's own bytes, decoded as a browser would; exit codes."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taopd import cli
+from taopd.errors import DataError
+from taopd.report.page import write_report
+from tests.browser import make_pages, synthetic
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    write_report(make_pages.small(root / "runs"), root / "small.html", match="exact")
+    return root
+
+
+def element(page: str, name: str) -> str:
+    return re.search(rf'<script type="[^"]+" id="{name}">(.*?)</script>', page, re.DOTALL)[1]
+
+
+def columns(page: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The page's data, read by the rules that the module's docstring gives."""
+    described = json.loads(element(page, "rollouts"))
+    stream = zlib.decompress(base64.b64decode(element(page, "columns")))
+    found = {}
+    for name, column in described["columns"].items():
+        whole = np.zeros(column["n"], np.int64)
+        for place in range(column["width"]):
+            at = column["at"] + place * column["n"]
+            plane = np.frombuffer(stream, np.uint8, column["n"], at).astype(np.int64)
+            whole += plane << (8 * place)
+        if "low" in column:
+            span = column["high"] - column["low"]
+            found[name] = column["low"] + span * (whole / 1023) ** 2
+        else:
+            found[name] = whole
+    return described, found
+
+
+def test_the_page_holds_what_the_run_logged(small):
+    described, found = columns((small / "small.html").read_text())
+    lines = [
+        json.loads(text) for text in (small / "runs/a/rollouts.jsonl").read_text().splitlines()
+    ]
+    assert [r["n"] for r in described["rollouts"] if r["run"] == "a"] == [
+        len(line["tokens"]) for line in lines
+    ]
+    start = described["rollouts"][2]["start"]
+    line = lines[2]
+    here = slice(start, start + len(line["tokens"]))
+    words = [described["words"][i] for i in found["token"][here]]
+    assert words == [token.replace("Ġ", " ") for token in line["tokens"]]
+    for name in ("disagreement", "compatibility", "learnable"):
+        span = described["columns"][name]["high"] - described["columns"][name]["low"]
+        assert np.abs(found[name][here] - np.array(line[name])).max() < 0.003 * span
+    assert (found["rank"][here] - 1).tolist() == line["rank"]
+    assert (found["flags"][here] & 1).tolist() == [int(kept) for kept in line["kept"]]
+
+
+def test_both_lists_come_back_from_the_stream(small):
+    described, found = columns((small / "small.html").read_text())
+    line = json.loads((small / "runs/a/rollouts.jsonl").read_text().splitlines()[0])
+    student, teacher = 0, 0
+    written = iter(found["teacher_word"])
+    names = {int(i): text.replace("Ġ", " ") for i, text in line["vocabulary"].items()}
+    for token in range(len(line["tokens"])):
+        size, other = found["student_count"][token], found["teacher_count"][token]
+        mine = found["student_word"][student : student + size]
+        assert [described["words"][i] for i in mine] == [
+            names[i] for i in line["student_top"]["ids"][token]
+        ]
+        places = found["teacher_place"][teacher : teacher + other]
+        theirs = [mine[place - 1] if place else next(written) for place in places]
+        assert [described["words"][i] for i in theirs] == [
+            names[i] for i in line["teacher_top"]["ids"][token]
+        ]
+        p = (found["teacher_p"][teacher : teacher + other] / 255) ** 2
+        assert np.abs(p - np.exp(line["teacher_top"]["logprobs"][token])).max() < 0.01
+        student, teacher = student + size, teacher + other
+
+
+def test_the_page_is_self_contained_and_its_policy_fits(small):
+    page = (small / "small.html").read_text()
+    assert not re.search(r'(src|href)="(?!#|data:)', page) and "@import" not in page
+    assert page.count("default-src 'none'") == 1 and "unsafe" not in page
+    assert not re.search(
+        r"\s(on\w+|style)=", re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
+    )
+
+
+def test_hostile_text_stays_inside_its_elements(tmp_path):
+    sources = make_pages.hostile(tmp_path / "runs")
+    write_report(sources, tmp_path / "x.html", match="exact")
+    page = (tmp_path / "x.html").read_text()
+    assert len(re.findall("<script", page)) == 3 and len(re.findall("</script", page)) == 3
+    assert "<!--" not in page and "<img" not in page and "\u202e" not in page
+    assert len(json.loads(element(page, "rollouts"))["rollouts"]) == 2
+
+
+def test_sections_appear_only_with_data(tmp_path):
+    study = synthetic.write_study(tmp_path / "study")
+    assert write_report([study], tmp_path / "x.html").sections == ["Outcome", "Accuracy by budget"]
+    run = tmp_path / "bare"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "step_time": 0.1}\n')
+    assert write_report([run], tmp_path / "x.html").sections == ["Speed and memory"]
+
+
+def test_a_study_of_another_writer_with_absent_keys_is_shown(tmp_path):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    arms = [
+        {"name": "a", "greedy": {"mean": 0.5, "low": 0.4, "high": 0.6}},
+        {"name": "b", "greedy": {"mean": 0.3}},
+    ]
+    rows = [
+        {"arm": "a", "reference": "b", "difference": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.01}
+    ]
+    (folder / "results.json").write_text(json.dumps({"arms": arms, "comparisons": rows}))
+    write_report([folder], tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert "40.0 to 60.0" in page and "+20.0" in page and "+10.0 to +30.0" in page
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["as logged", "whole lists"])
+def test_200_rollouts_of_512_tokens_fit_5_mb(tmp_path, whole):
+    """Measured in docs/report.md; the limit of time is wide because machines differ."""
+    sources = make_pages.large(tmp_path / "runs", whole=whole)
+    started = time.process_time()
+    report = write_report(sources, tmp_path / "x.html", match="exact")
+    assert report.num_rollouts == 200 and report.num_bytes <= 5_000_000
+    assert time.process_time() - started < 30
+
+
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_an_error(tmp_path):
+    run = make_pages.small(tmp_path / "runs")[0]
+    path = run / "rollouts.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-40])
+    assert write_report([run], tmp_path / "x.html", match="exact").num_rollouts == 7
+    path.write_text(whole[:50] + "\n" + whole)
+    with pytest.raises(DataError, match="line 1"):
+        write_report([run], tmp_path / "x.html", match="exact")
+
+
+def test_the_command_writes_a_page_and_refuses_other_folders(tmp_path, capsys):
+    run = make_pages.small(tmp_path / "runs")[0]
+    output = tmp_path / "new" / "page.html"
+    assert cli.main(["report", str(run), "-o", str(output), "--match", "exact"]) == 0
+    assert output.is_file() and "8 rollouts" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "missing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "new")]) == 2
+    assert "nothing to report" in capsys.readouterr().err
+    assert cli.main(["report", "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) <= 24
+
+
+def test_report_and_inspect_load_no_torch(tmp_path):
+    run = make_pages.small(tmp_path / "runs")[0]
+    code = (
+        "import sys; from taopd.cli import main;"
+        f"main(['report', {str(run)!r}, '-o', {str(tmp_path / 'x.html')!r}, '--match', 'exact']);"
+        f"main(['inspect', {str(run)!r}, '--match', 'exact']);"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'trl'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_intervals_match_their_formulas():
+    """Oracles: Wilson's formula as published; the t quantile of a table (3 seeds: 4.303)."""
+    from taopd.report.sections.outcome import interval
+
+    mean, low, high = interval([0.9], 500)
+    z, n = 1.959964, 500
+    middle = (0.9 + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (0.9 * 0.1 / n + z * z / (4 * n * n)) ** 0.5
+    assert mean == 0.9 and (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    mean, low, high = interval([0.5, 0.6, 0.7], None)
+    half = 4.302653 * 0.1 / 3**0.5
+    assert mean == pytest.approx(0.6) and (low, high) == pytest.approx((0.6 - half, 0.6 + half))
+    assert interval([0.5], None) is None

@@ -1,0 +1,91 @@
+"""`taopd inspect` and the lines of a training. Oracles: the text as printed, counted by hand."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from taopd import cli
+from taopd.cli.step_lines import StepLines, step_line
+from taopd.report import terminal
+from taopd.report.folders import read_folders
+from taopd.report.rollouts import read_rollouts
+from tests.browser import make_pages, synthetic
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_pages.small(tmp_path)[0]
+
+
+def rollouts_of(run):
+    return read_rollouts(read_folders([run]).runs, limit=100, match="exact")
+
+
+def test_plain_output_brackets_the_kept_tokens_and_no_other(run, capsys):
+    assert cli.main(["inspect", str(run), "--rollout", "1", "--match", "exact"]) == 0
+    out = capsys.readouterr().out
+    line = json.loads((run / "rollouts.jsonl").read_text().splitlines()[1])
+    assert "\x1b" not in out and out.count("[") - 1 == sum(line["kept"])  # One in the legend.
+    assert line["prompt"] in out
+
+
+def test_a_terminal_gets_shades_and_underlined_tokens(run):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system="truecolor", width=100)
+    rollouts = rollouts_of(run)
+    terminal.show(rollouts[:1], rollouts, signal="learnable", tokens=True, console=console)
+    out = stream.getvalue()
+    kept = sum(rollouts[0].line["kept"])
+    assert kept > 0 and out.count("\x1b[1;4") >= kept and "48;2;" in out
+    assert "student's best" in out and "[/" not in out
+
+
+def test_filters_orders_and_errors(run, capsys):
+    rollouts = rollouts_of(run)
+    assert [one.line["truncated"] for one in terminal.choose(rollouts, truncated=True)] == [
+        True,
+        True,
+    ]
+    ordered = terminal.choose(rollouts, order="disagreement")
+    means = [np.mean(one.line["disagreement"]) for one in ordered]
+    assert means == sorted(means, reverse=True)
+    assert len(terminal.choose(rollouts, wrong=True)) == 8
+    for argv, words in (
+        (["--signal", "learnabel"], "learnable"),
+        (["--rollout", "99"], "there are 8"),
+        (["--limit", "0"], "at least 1"),
+    ):
+        assert cli.main(["inspect", str(run), *argv]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_hostile_text_sends_nothing_to_the_terminal(tmp_path, capsys):
+    (run,) = make_pages.hostile(tmp_path)
+    assert cli.main(["inspect", str(run), "--match", "exact", "--limit", "2", "--tokens"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\u202e" not in out and "⟨U+202E⟩" in out
+
+
+def test_a_run_without_rollouts_says_so(tmp_path, capsys):
+    run = synthetic.write_run(tmp_path / "a", [])
+    assert cli.main(["inspect", str(run)]) == 2
+    assert "logged no rollouts" in capsys.readouterr().err
+
+
+def test_one_line_per_step_with_what_is_known():
+    assert step_line(7, 100, {"loss": 1.25}, 3661) == "step   7/100  loss 1.25  left 1:01:01"
+    stream = io.StringIO()
+
+    class State:
+        is_world_process_zero, global_step, max_steps = True, 0, 4
+
+    lines, state = StepLines(stream), State()
+    lines.on_train_begin(None, state, None)
+    state.global_step = 2
+    lines.on_log(None, state, None, logs={"loss": 0.5, "select/kept_fraction": 0.05})
+    lines.on_log(None, state, None, logs={"train_runtime": 1.0})
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().startswith("step 2/4  loss 0.5  kept 5.0%  left 0:00:0")

@@ -1,0 +1,96 @@
+"""Readable, visible, inert text. Oracles: the standard library's unicodedata, json and html parsers."""
+
+import json
+import unicodedata
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taopd.report.text import embed, escape, readable, token_class, tokenizer_kind, visible
+
+ANY_TEXT = st.text(st.characters(), max_size=60)
+
+
+@given(ANY_TEXT)
+def test_visible_leaves_nothing_that_hides_or_reorders(text):
+    shown = visible(text)
+    for character in shown.replace("\n", "").replace("\t", ""):
+        assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"])))
+def test_visible_leaves_plain_text_alone(text):
+    assert visible(text) == text
+
+
+@given(ANY_TEXT)
+def test_escaped_text_is_one_piece_of_text(text):
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_data(self, data):
+            found.append(data)
+
+        def handle_starttag(self, tag, attrs):
+            assert tag == "p" and attrs == [("title", visible(text))]
+
+    reader = Reader(convert_charrefs=True)
+    reader.feed(f'<p title="{escape(text)}">{escape(text)}</p>')
+    reader.close()
+    assert "".join(found) == visible(text)
+
+
+@given(st.recursive(ANY_TEXT, lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner)))
+def test_embedded_json_is_the_same_and_cannot_leave_its_element(value):
+    text = embed(value)
+    assert json.loads(text) == value
+    assert text.isascii() and not set(text) & set("<>&")
+
+
+def test_byte_level_tokens_round_trip_through_the_published_alphabet():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    split = ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in (" the", "é", "数学", "x = 1", "🙂"):
+        (token, _), *rest = split.pre_tokenize_str(text)
+        assert not rest and readable(token, "bytes") == visible(text)
+    half = split.pre_tokenize_str("数")[0][0][:2]
+    assert readable(half, "bytes") == "⟨E6 95⟩"
+    assert readable("<|im_end|>", "bytes") == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"),
+    [
+        (["a", "Ġb"], "bytes"),
+        (["▁a", "b"], "sentencepiece"),
+        (["<0x0A>"], "sentencepiece"),
+        (["a"], "words"),
+    ],
+)
+def test_kind_of_a_vocabulary(tokens, kind):
+    assert tokenizer_kind(tokens) == kind
+
+
+def test_white_space_long_and_missing_tokens_are_shown():
+    assert readable("Ċ", "bytes") == "⏎\n"
+    assert readable("<0x09>", "sentencepiece") == "⇥\t"
+    assert readable("", "bytes") == "⟨empty⟩" and readable(None, "bytes") == "⟨no such id⟩"
+    assert len(readable("x" * 100_000, "bytes")) < 220
+    assert visible("\u0301" * 9).startswith("◌\u0301") and visible("\u0301" * 9).count("⟨") == 5
+
+
+def test_classes_of_tokens():
+    found = [token_class(text) for text in ("12", " the", "s3 ", "<eos>", "+", ",", "⏎\n", "a,b")]
+    expected = [
+        "number",
+        "word",
+        "word with digits",
+        "special",
+        "operator",
+        "punctuation",
+        "white space",
+    ]
+    assert found == [*expected, "mixed"]
