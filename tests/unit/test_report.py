@@ -194,3 +194,25 @@ def test_intervals_match_their_formulas():
     half = 4.302653 * 0.1 / 3**0.5
     assert mean == pytest.approx(0.6) and (low, high) == pytest.approx((0.6 - half, 0.6 + half))
     assert interval([0.5], None) is None
+
+
+def test_verdicts_and_pictures_of_a_diagnostic_report(tmp_path):
+    folder = ROOT / "docs" / "results" / "diagnostic"
+    (tmp_path / "report").mkdir()
+    verdict = {
+        "claim": "<c>",
+        "verdict": "holds",
+        "direction": "forward",
+        "unit": "nats",
+        "sentence": "0.1 > 0",
+    }
+    (tmp_path / "report/verdicts.json").write_text(json.dumps([verdict]))
+    picture = (folder / "dialect-matched_top_n.png").read_bytes()
+    (tmp_path / "report/matched_top_n.png").write_bytes(picture)
+    assert write_report([tmp_path / "report"], tmp_path / "x.html").sections == [
+        "Which signals were learnable"
+    ]
+    page = (tmp_path / "x.html").read_text()
+    data, width = re.search(r'src="data:image/png;base64,([^"]+)" width="(\d+)"', page).groups()
+    assert base64.b64decode(data) == picture and int(width) > 100
+    assert "&lt;c&gt;" in page and "<c>" not in page

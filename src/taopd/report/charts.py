@@ -202,24 +202,23 @@ def intervals(
     return _svg(title, (width, height), parts)
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]], *, color: int = 0) -> str:
-    """Horizontal bars from 0, label on the left, words on the right."""
-    width, height = 360, 24 * len(rows) + 6
+def bars(title: str, rows: Sequence[tuple[str, float, str]], *, labels: int = 120) -> str:
+    """Horizontal bars from 0, label on the left in `labels` pixels, words on the right."""
+    width, height = 240 + labels, 24 * len(rows) + 6
     largest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
-    scale = Scale(0.0, largest, 120, width - 146)
+    scale = Scale(0.0, largest, labels, width - 146)
     parts = []
     for index, (label, value, words) in enumerate(rows):
         y = 4 + 24 * index
-        short = label if len(label) <= 18 else f"{label[:17]}…"
+        short = label if len(label) <= labels // 7 else f"{label[: labels // 7 - 1]}…"
         parts.append(
-            f'<text x="112" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
+            f'<text x="{labels - 8}" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
         )
-        size = max(1.0, scale(abs(value)) - 120)
+        size = max(1.0, scale(abs(value)) - labels)
         parts.append(
-            f'<rect x="120" y="{y + 2}" width="{size:.1f}" height="14" rx="2" '
-            f'class="f{color % NUM_COLORS}"/>'
+            f'<rect x="{labels}" y="{y + 2}" width="{size:.1f}" height="14" rx="2" class="f0"/>'
         )
-        parts.append(f'<text x="{126 + size:.1f}" y="{y + 13}">{escape(words)}</text>')
+        parts.append(f'<text x="{labels + 6 + size:.1f}" y="{y + 13}">{escape(words)}</text>')
     return _svg(title, (width, height), parts)
 
 

@@ -66,8 +66,13 @@ def _pictures(path: Path) -> str:
         if file.stat().st_size > MAX_PICTURE:
             found.append(f'<p class="note">{escape(file.name)} is too large for this page</p>')
             continue
-        data = base64.b64encode(file.read_bytes()).decode("ascii")
-        image = f'<img src="data:image/png;base64,{data}" alt="{escape(words)}" loading="lazy">'
+        raw = file.read_bytes()
+        # Width and height, from the PNG's header, so that nothing moves when the picture appears.
+        size = [int.from_bytes(raw[place : place + 4], "big") for place in (16, 20)]
+        image = (
+            f'<img src="data:image/png;base64,{base64.b64encode(raw).decode("ascii")}" '
+            f'width="{size[0]}" height="{size[1]}" alt="{escape(words)}">'
+        )
         found.append(figure(words, image))
     return f'<div class="figures grid">{"".join(found)}</div>' if found else ""
 

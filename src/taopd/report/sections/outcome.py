@@ -57,9 +57,14 @@ def _estimates(study: Study) -> dict[str, dict[str, tuple[float, float | None, f
         for metric in ("greedy", "sampled"):
             own = arm.get(metric)
             if isinstance(own, dict) and isinstance(own.get("mean"), int | float):
-                estimate = (own["mean"], own.get("low"), own.get("high"))
+                estimate = (own["mean"], *(_inside(own.get(end)) for end in ("low", "high")))
                 found.setdefault(str(arm.get("name", "?")), {})[metric] = estimate
     return found
+
+
+def _inside(value: float | None) -> float | None:
+    """An end of an interval, cut to what an accuracy can be."""
+    return None if value is None else min(1.0, max(0.0, value))
 
 
 def interval_words(study: Study) -> str:
@@ -188,7 +193,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
             if not outcomes or "greedy" not in estimates.get(name, {}):
                 continue
             first = outcomes[0]
-            place = first.get("kept_fraction", first.get("budget"))
+            place = first.get("budget", first.get("kept_fraction"))
             if isinstance(place, int | float):
                 label = str(first.get("selector", name))
                 points.setdefault(label, []).append((100 * place, *estimates[name]["greedy"]))
@@ -205,7 +210,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
             )
             for index, (label, rows) in enumerate(several.items())
         ]
-        chart = lines("budget", series, x_label="tokens kept, %", to=1.0, size=(620, 280))
+        chart = lines("budget", series, x_label="budget, %", to=1.0, size=(620, 280))
         words = f"{study.name}; {interval_words(study)}"
         parts.append(
             key(list(several)) + figure("Greedy accuracy by share of tokens", chart, words)

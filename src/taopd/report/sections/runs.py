@@ -30,7 +30,8 @@ def body(sources: Sources) -> str:
         parts.append(f'<p class="note">{escape(", ".join(names))}: {text}</p>')
     rows = [[one.name, command] for one in named if (command := _command(one.env))]
     if rows:
-        parts.append(table(["run", "again with"], rows))
+        commands = table(["run", "command"], rows)
+        parts.append(f"<details><summary>How to run it again</summary>{commands}</details>")
     return "".join(parts)
 
 

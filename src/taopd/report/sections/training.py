@@ -86,23 +86,24 @@ def speed(runs: Sequence[Run]) -> str:
             ]
         )
         totals.append((run, total or 0.0))
-    heads = ["run", *(words for _, words in STAGES), "step", "tokens in the forward"]
-    full = next((total for run, total in totals if run.config.get("selector") == "full"), None)
-    compared = [
-        (
-            run.name,
-            total,
-            f"{1000 * total:.0f} ms" + (f", {total / full:.2f} of full" if full else ""),
-        )
-        for run, total in totals[:MAX_RUNS]
-    ]
-    note = "median over the steps, milliseconds"
-    chart = figure("Seconds of a step", bars("seconds of a step", compared), note)
-    return (
-        table(heads, rows, numeric=range(1, 8))
-        + (chart if len(compared) > 1 else "")
-        + _memory(runs)
-    )
+    heads = ["run", *(f"{words}, ms" for _, words in STAGES), "step, ms", "tokens in the forward"]
+    compared = [(run.name, total, _against_full(run, total, totals)) for run, total in totals]
+    note = "median over the steps; full: the same study's run that trains every token"
+    chart = figure("Time of a step", bars("time of a step", compared[:16], labels=230), note)
+    parts = [table(heads, rows, numeric=range(1, 8)), chart if len(compared) > 1 else ""]
+    return "".join([*parts, _memory(runs)])
+
+
+def _against_full(run: Run, total: float, totals: Sequence[tuple[Run, float]]) -> str:
+    """Milliseconds, and the ratio to the `full` run of the same study or of the same folder."""
+    for other, seconds in totals:
+        if (
+            other.config.get("selector") == "full"
+            and other.path.parent == run.path.parent
+            and seconds
+        ):
+            return f"{1000 * total:.0f} ms, {total / seconds:.2f} of full"
+    return f"{1000 * total:.0f} ms"
 
 
 def _memory(runs: Sequence[Run]) -> str:
