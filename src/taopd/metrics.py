@@ -65,6 +65,8 @@ METRICS: dict[str, str] = {
     "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
     "perf/bank_s": "Seconds spent on the bank's measurement.",
     "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
+    "rollout/drift_nats/*": "|log p of the sampler - log p of the scoring pass| of sampled tokens, main "
+    "process: mean, max.",
     "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",
     "completions/mean_length": "TRL's: mean completion length in tokens; also min_, max_, *_terminated_.",
     "entropy": "TRL's key: mean entropy of the student over completion tokens, nats.",

@@ -34,19 +34,12 @@ from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
-from taopd.scoring import (
-    Positions,
-    Scored,
-    Trimmed,
-    head_dtype,
-    read_head,
-    score_positions,
-    trim,
-)
+from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, score_positions, trim
 from taopd.signals import lists_from_exact
 from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
 from taopd.teachers import load_teacher
+from taopd.watch import SamplerWatch
 
 Batch = dict[str, Any]
 
@@ -115,13 +108,16 @@ class TeachabilityTrainer(DistillationTrainer):
             self._reference = ReferenceStudent(self.model, self.accelerator)
         self._recorder = Recorder()
         self._student_states = StudentStates(self.model, self.accelerator, self._recorder, args)
+        self.watch = SamplerWatch(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
-            RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
+            RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
+            self.watch,
         ]
         """Called on the main process after every selection, in training."""
         self._choose = Chooser()
         self.add_callback(self._choose)
         self.add_callback(MetricsWriter())
+        self.add_callback(self.watch)
         if args.log_update_norm or args.match_update_norm is not None:
             self.add_callback(UpdateNorm(self._record, args.match_update_norm))
 
@@ -151,7 +147,8 @@ class TeachabilityTrainer(DistillationTrainer):
         return super()._prepare_inputs(generation_batch)
 
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
-        completions = super()._generate_single_turn(*args, **kwargs)
+        with self.watch.listening():
+            completions = super()._generate_single_turn(*args, **kwargs)
         if not any(completions):
             raise DataError(
                 f"step {self.state.global_step}: every completion is empty, so there is nothing to "

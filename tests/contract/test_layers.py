@@ -30,7 +30,7 @@ LAYERS = (
     {
         *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance"),
         *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
-        *("plan", "remembered", "live"),
+        *("plan", "remembered", "live", "micro_batch", "watch"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},

@@ -1,0 +1,87 @@
+"""One real micro-batch of a trainer that has not begun: sampled, scored, and nothing moved.
+
+Uses the trainer's own sampler and forward, so that what is measured is what will run: the autocast, the
+adapters, the inference engine. The random stream and the models' modes are as before afterwards.
+"""
+
+from typing import Any
+
+from taopd.bank.rollouts import Rollouts
+from taopd.choose import signal_options
+from taopd.errors import ConfigError
+from taopd.generation import undisturbed
+from taopd.preflight import Measured, measure, token_name
+
+MOST_COMPLETIONS = 32
+
+
+def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measured:
+    """Sample for the first prompts of the training set and score the completions with both models.
+
+    Args:
+        trainer: a `TeachabilityTrainer` with a teacher in this process.
+        max_tokens: cut completions here, if it is less than `max_completion_length`.
+
+    Raises:
+        ConfigError: models that are only put together when training begins (FSDP, DeepSpeed).
+        DataError: every completion is empty.
+        NumericsError: NaN or infinite logits.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "sharded models are put together when training begins: check on one device, or watch "
+            "rollout/drift_nats and completions/clipped_ratio in the first steps"
+        )
+    args, tokenizer = trainer.args, trainer._tokenizer
+    size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
+    count = min(size, len(trainer.train_dataset))
+    tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
+    with undisturbed(trainer.model, tokenizer, args.seed):
+        prompts = trainer._tokenize_prompts(trainer.train_dataset[:count]["prompt"])[0]
+        completions = _sample(trainer, prompts, tokens)
+        pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
+        options = signal_options(args, trainer._stop_ids)
+        return measure(
+            trainer._forward,
+            trainer.model_wrapped,
+            trainer.teacher_model,
+            pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device),
+            sampling_logprobs=trainer.watch.logprobs,
+            stops=_named(tokenizer, trainer.eos_token_ids),
+            candidates=_named(tokenizer, _candidates(trainer)),
+            merged_ids=options["stop_ids"],
+            micro_batch_size=size,
+            vocab_size=trainer.vocab_size,
+            k=args.score_top_k,
+            temperature=trainer.temperature,
+            max_tokens=tokens,
+        )
+
+
+def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Completions of at most `tokens` tokens from the trainer's own sampler."""
+    if trainer.use_vllm:
+        holder, name = trainer.vllm_generation, "max_completion_length"
+    else:
+        holder, name = trainer.generation_config, "max_new_tokens"
+    usual = getattr(holder, name)
+    setattr(holder, name, tokens)
+    try:
+        return trainer._generate_single_turn(prompts, None, {})
+    finally:
+        setattr(holder, name, usual)
+
+
+def _candidates(trainer: Any) -> list[int]:
+    """Ids that may end a text: those of the sampler, every special token, those that the teacher stops at."""
+    declared = getattr(trainer.teacher_model, "generation_config", None)
+    teacher = getattr(declared, "eos_token_id", None)
+    also = [teacher] if isinstance(teacher, int) else list(teacher or [])
+    given = trainer.args.stop_token_ids or []
+    unknown = trainer._tokenizer.unk_token_id
+    special = [index for index in trainer._tokenizer.all_special_ids if index != unknown]
+    return sorted({*trainer.eos_token_ids, *special, *also, *given})
+
+
+def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:
+    return {index: token_name(tokenizer, index).rpartition(" (")[0] for index in ids}

@@ -1,0 +1,67 @@
+"""A look before the GPU hours: what is checked, as functions from plain values to verdicts.
+
+Most failed distillation runs die of a mismatch that nobody looked for: end-of-sequence ids, chat template,
+thinking mode, padded vocabulary, a stale adapter in the sampler. Each function here judges one of them.
+
+Not here: how settings become models and samples, which is `taopd.cli.check_items`.
+"""
+
+from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
+from taopd.preflight.rollouts import (
+    DRIFT_WARN,
+    TRUNCATED,
+    Drift,
+    Measured,
+    check_divergence,
+    check_drift,
+    check_kept,
+    check_stops,
+    check_support,
+    check_truncation,
+    drift,
+    drift_cause,
+    measure,
+    truncation_cause,
+)
+from taopd.preflight.tokens import (
+    check_chat_template,
+    check_generation_config,
+    check_special_tokens,
+    check_thinking,
+    check_tokenizers,
+    id_list,
+    token_name,
+)
+from taopd.preflight.verdict import LEVELS, Verdict, guarded, judge
+
+__all__ = [
+    "DRIFT_WARN",
+    "LEVELS",
+    "TRUNCATED",
+    "Drift",
+    "Measured",
+    "Precision",
+    "Verdict",
+    "check_chat_template",
+    "check_context",
+    "check_divergence",
+    "check_drift",
+    "check_generation_config",
+    "check_kept",
+    "check_memory",
+    "check_precision",
+    "check_special_tokens",
+    "check_stops",
+    "check_support",
+    "check_thinking",
+    "check_tokenizers",
+    "check_truncation",
+    "drift",
+    "drift_cause",
+    "guarded",
+    "id_list",
+    "judge",
+    "measure",
+    "token_name",
+    "truncation_cause",
+]

@@ -1,0 +1,125 @@
+"""Does it fit: context, number formats, memory. Plain values in, verdicts out."""
+
+from dataclasses import dataclass
+
+from taopd.preflight.verdict import Problem, Verdict, judge
+
+HALF = ("float16", "bfloat16")
+TIGHT = 0.8
+"""Share of the memory from which a plan, good to 8 % and without the allocator, is a warning."""
+
+
+def check_context(
+    longest_prompt: int, max_completion_length: int, limits: dict[str, int | None]
+) -> Verdict:
+    """Prompt and completion against every model's context, in tokens.
+
+    Args:
+        longest_prompt: tokens of the longest prompt that was looked at.
+        limits: context by whose it is ("student", "teacher", "vllm_max_model_length"); None: no limit.
+    """
+    needed = longest_prompt + max_completion_length
+    problems: list[Problem] = [
+        (
+            "fail",
+            f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
+            f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more.",
+        )
+        for name, limit in limits.items()
+        if limit is not None and needed > limit
+    ]
+    known = {name: limit for name, limit in limits.items() if limit is not None}
+    room = ", ".join(f"{name} {limit}" for name, limit in known.items()) or "no limit known"
+    measured = f"{longest_prompt} + {max_completion_length} tokens; {room}"
+    figures = {"prompt_tokens": longest_prompt, "completion_tokens": max_completion_length}
+    return judge("context", measured, problems, figures=figures | known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """How a model is held and how it attends."""
+
+    dtype: str
+    """Of the weights: "float32", "bfloat16", "float16"."""
+    attention: str
+    """As transformers names it: sdpa, eager, flash_attention_2, ..."""
+
+
+def check_precision(
+    student: Precision, teacher: Precision, *, autocast: str | None, trains_weights: bool
+) -> Verdict:
+    """Number formats and attention of both models.
+
+    Args:
+        autocast: dtype of the matmuls where `bf16` or `fp16` is set.
+        trains_weights: the student's own weights move (no adapters).
+    """
+    problems: list[Problem] = []
+    computes = [autocast or model.dtype for model in (student, teacher)]
+    if computes[0] != computes[1]:
+        problems.append(
+            (
+                "warn",
+                f"The student computes in {computes[0]}, the teacher in {computes[1]}: part of what they "
+                "disagree about is rounding. Load both with one dtype, or set bf16: true for both.",
+            )
+        )
+    if trains_weights and student.dtype in HALF:
+        problems.append(
+            (
+                "warn",
+                f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
+                "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true.",
+            )
+        )
+    if student.attention != teacher.attention:
+        problems.append(
+            (
+                "warn",
+                f"The student attends with {student.attention}, the teacher with {teacher.attention}: name "
+                "one attn_implementation for both.",
+            )
+        )
+    for owner, model, compute in (
+        ("student", student, computes[0]),
+        ("teacher", teacher, computes[1]),
+    ):
+        if model.attention.startswith("flash") and compute not in HALF:
+            problems.append(
+                (
+                    "fail",
+                    f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa.",
+                )
+            )
+    measured = (
+        f"weights {student.dtype} / {teacher.dtype}, matmuls {computes[0]} / {computes[1]}, "
+        f"attention {student.attention} / {teacher.attention}"
+    )
+    figures = {"student": student.dtype, "teacher": teacher.dtype, "matmuls": computes}
+    return judge("precision", measured, problems, figures=figures)
+
+
+def check_memory(
+    peak_mib: float, machine_mib: float, *, device: str, phase: str, sharded: bool
+) -> Verdict:
+    """The planned peak against what the device has, in MiB.
+
+    Args:
+        phase: in which the peak falls.
+        sharded: FSDP or DeepSpeed divide it by something that the plan does not know.
+    """
+    share = peak_mib / machine_mib
+    advice = (
+        "Halve per_device_train_batch_size and double gradient_accumulation_steps, set "
+        "gradient_checkpointing or gradient_window, or lower max_completion_length; `taopd plan` shows the "
+        "parts."
+    )
+    problems: list[Problem] = []
+    if share > 1.0:
+        level: Problem = ("warn" if sharded else "fail", f"It will not fit. {advice}")
+        problems.append(level)
+    elif share > TIGHT:
+        problems.append(("warn", f"It may not fit: buffers are not counted. {advice}"))
+    measured = f"{peak_mib:,.0f} of {machine_mib:,.0f} MiB ({device}), peak in {phase}"
+    figures = {"peak_mib": round(peak_mib, 1), "machine_mib": round(machine_mib, 1)}
+    return judge("memory", measured, problems, figures=figures)

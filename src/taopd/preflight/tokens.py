@@ -1,0 +1,300 @@
+"""Do both models mean the same by a token, an end, a turn? Tokenizers and templates; no weights.
+
+Each function is one item of `taopd check`. A fail is what makes the run wrong, a warning what usually is
+an oversight and can be meant.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from taopd.errors import DataError
+from taopd.preflight.verdict import Problem, Verdict, judge
+from taopd.vocabulary import shared_vocabulary
+
+Tokenizer = PreTrainedTokenizerBase
+THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
+"""Names under which chat templates take their thinking mode."""
+_MERGE = (
+    "Set stop_tokens: merge (all ids that end a completion count as one token, not for tool use)"
+)
+
+
+def id_list(value: Any) -> list[int]:
+    """The ids of an `eos_token_id`, which may be None, one id or several."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def token_name(tokenizer: Tokenizer, index: int | None) -> str:
+    """An id with its token, for a person."""
+    if index is None:
+        return "none"
+    token = tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None
+    return f"{token or 'no token'} ({index})"
+
+
+def check_tokenizers(
+    student: Tokenizer,
+    teacher: Tokenizer,
+    *,
+    student_rows: int,
+    teacher_rows: int,
+    cut_renamed_control_tokens: bool = False,
+) -> Verdict:
+    """Every shared id is the same token, and both heads have a row for each.
+
+    Args:
+        student_rows: rows of the student's head, likewise the teacher's.
+    """
+    item = "tokenizers"
+    shared = shared_vocabulary(
+        student,
+        teacher,
+        student_rows,
+        teacher_rows,
+        cut_renamed_control_tokens=cut_renamed_control_tokens,
+    )
+    problems: list[Problem] = []
+    for owner, tokenizer, rows in (
+        ("student", student, student_rows),
+        ("teacher", teacher, teacher_rows),
+    ):
+        if rows < len(tokenizer):
+            problems.append(
+                (
+                    "fail",
+                    f"The {owner}'s head has {rows} rows for {len(tokenizer)} tokens: it cannot write or "
+                    f"read ids from {rows} on. Its tokenizer belongs to another checkpoint, or the "
+                    "embeddings were not resized after tokens were added.",
+                )
+            )
+    sizes = {"student_rows": student_rows, "teacher_rows": teacher_rows, "shared_ids": shared}
+    measured = f"{shared} shared ids; rows of the heads {student_rows} and {teacher_rows}"
+    return judge(item, measured, problems, figures=sizes)
+
+
+def check_special_tokens(student: Tokenizer, teacher: Tokenizer, *, merged: bool) -> Verdict:
+    """End-of-sequence and padding ids of both tokenizers.
+
+    Args:
+        merged: stop ids already count as one token.
+    """
+    problems: list[Problem] = []
+    if student.eos_token_id is None:
+        problems.append(
+            ("fail", "The student has no end-of-sequence token: set eos_token in its tokenizer.")
+        )
+    elif teacher.eos_token_id != student.eos_token_id and not merged:
+        problems.append(
+            (
+                "warn",
+                f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
+                f"{token_name(teacher, teacher.eos_token_id)}. {_MERGE}.",
+            )
+        )
+    for owner, tokenizer in (("student", student), ("teacher", teacher)):
+        if tokenizer.pad_token_id == tokenizer.eos_token_id and owner == "student":
+            problems.append(
+                (
+                    "warn",
+                    "The student's padding is its end-of-sequence token, or it has none of its own: tools "
+                    "that mask padding would also mask the end. Give the tokenizer a pad_token.",
+                )
+            )
+    names = ("eos_token_id", "pad_token_id", "bos_token_id")
+    figures = {
+        f"{owner}_{name}": getattr(tokenizer, name)
+        for owner, tokenizer in (("student", student), ("teacher", teacher))
+        for name in names
+    }
+    measured = "; ".join(
+        f"{word} {token_name(student, figures[f'student_{name}'])} / "
+        f"{token_name(teacher, figures[f'teacher_{name}'])}"
+        for word, name in (("end", "eos_token_id"), ("padding", "pad_token_id"))
+    )
+    return judge("special tokens", measured, problems, figures=figures)
+
+
+def check_generation_config(
+    student: Tokenizer,
+    student_stops: Sequence[int],
+    teacher: Tokenizer,
+    teacher_stops: Sequence[int],
+    *,
+    merged: bool,
+) -> Verdict:
+    """Where a model stops by its generation config, against its tokenizer's end.
+
+    Args:
+        student_stops: ids of `generation_config.eos_token_id`; none where the config names none.
+        merged: stop ids already count as one token.
+    """
+    problems: list[Problem] = []
+    for owner, tokenizer, stops in (
+        ("student", student, student_stops),
+        ("teacher", teacher, teacher_stops),
+    ):
+        outside = [index for index in stops if index >= len(tokenizer)]
+        if outside:
+            problems.append(
+                (
+                    "fail",
+                    f"The {owner}'s generation config stops at {outside[0]}, which is no token.",
+                )
+            )
+        if stops and tokenizer.eos_token_id not in stops and not merged:
+            names = ", ".join(token_name(tokenizer, index) for index in stops)
+            problems.append(
+                (
+                    "fail" if owner == "student" else "warn",
+                    f"The {owner}'s generation config stops at {names}, its tokenizer ends with "
+                    f"{token_name(tokenizer, tokenizer.eos_token_id)}: one of the two files is of another "
+                    f"model. Mend eos_token_id in generation_config.json, or, if both are ends, "
+                    f"{_MERGE[0].lower()}{_MERGE[1:]}.",
+                )
+            )
+    measured = f"student stops at {list(student_stops)}, teacher at {list(teacher_stops)}"
+    figures = {"student_stop_ids": list(student_stops), "teacher_stop_ids": list(teacher_stops)}
+    return judge("generation config", measured, problems, figures=figures)
+
+
+def check_chat_template(
+    student: Tokenizer, teacher: Tokenizer, prompt: Any, *, options: Mapping[str, Any]
+) -> Verdict:
+    """One prompt rendered by both templates; the teacher will read the student's rendering.
+
+    Args:
+        prompt: text, or a list of messages.
+        options: `chat_template_kwargs`.
+
+    Raises:
+        DataError: messages, and a student without a template.
+    """
+    item = "chat template"
+    if isinstance(prompt, str):
+        return judge(item, "not used: the prompts are plain text", [])
+    if student.chat_template is None:
+        raise DataError(
+            "the prompts are lists of messages, but the student's tokenizer has no chat template: copy the "
+            "chat_template of its instruct version, or use plain text"
+        )
+    if teacher.chat_template is None:
+        problem = (
+            "The teacher has no chat template: it may never have seen these turns. Take an instruct "
+            "teacher, or plain-text prompts."
+        )
+        return judge(item, "the student's only", [("warn", problem)])
+    texts = [_rendered(tokenizer, prompt, options) for tokenizer in (student, teacher)]
+    difference = _difference(*texts)
+    if texts[0] == texts[1]:
+        return judge(item, f"the same {len(texts[0])} characters from both", [])
+    control = [_control_tokens(student, text) for text in texts]
+    problems: list[Problem] = []
+    if control[0] != control[1]:
+        problems.append(
+            (
+                "fail",
+                "The turns are marked by other control tokens: the teacher would score a layout it was not "
+                "trained on. Take the teacher's template for both, or another teacher.",
+            )
+        )
+    else:
+        problems.append(
+            (
+                "warn",
+                "Only ordinary text differs, as a default system prompt would: give both the same system "
+                "message in the prompts.",
+            )
+        )
+    changed = sum(len(text) for owner, text in difference if owner != "both")
+    figures = {"student": texts[0], "teacher": texts[1]}
+    measured = f"{changed} characters differ"
+    return judge(item, measured, problems, figures=figures, difference=difference)
+
+
+def check_thinking(
+    student: Tokenizer, teacher: Tokenizer, prompt: Any, *, options: Mapping[str, Any]
+) -> Verdict:
+    """Thinking mode: which template takes a flag, and whether the rendered prompts open a thought."""
+    item = "thinking mode"
+    if isinstance(prompt, str):
+        return judge(item, "not used: the prompts are plain text", [])
+    flags = [_flags(tokenizer) for tokenizer in (student, teacher)]
+    set_flags = {name: value for name, value in options.items() if name in THINKING_FLAGS}
+    problems: list[Problem] = []
+    for name in sorted(flags[0] ^ flags[1]):
+        owner = "student" if name in flags[0] else "teacher"
+        problems.append(
+            (
+                "fail",
+                f"Only the {owner}'s template takes {name}: one model thinks, the other answers. Choose a "
+                f"pair of one kind, or set chat_template_kwargs: {{{name}: false}} if the {owner} then "
+                "writes as the other does.",
+            )
+        )
+    for name in set_flags:
+        if name not in flags[0]:
+            problems.append(
+                (
+                    "fail",
+                    f"chat_template_kwargs sets {name}, which the student's template ignores: take it out.",
+                )
+            )
+    if student.chat_template is not None and teacher.chat_template is not None:
+        opens = [_opens_thought(_rendered(tok, prompt, options)) for tok in (student, teacher)]
+        if opens[0] != opens[1]:
+            owner = "student" if opens[0] else "teacher"
+            problems.append(
+                (
+                    "fail",
+                    f"Only the {owner}'s rendered prompt ends inside <think>: set its thinking flag.",
+                )
+            )
+    shown = [", ".join(sorted(names)) or "none" for names in flags]
+    chosen = ", ".join(f"{name}={value}" for name, value in set_flags.items()) or "defaults"
+    measured = f"flags: student {shown[0]}, teacher {shown[1]}; {chosen}"
+    return judge(item, measured, problems, figures={"student": shown[0], "teacher": shown[1]})
+
+
+def _rendered(tokenizer: Tokenizer, prompt: Any, options: Mapping[str, Any]) -> str:
+    text = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=False, **options
+    )
+    return str(text)
+
+
+def _flags(tokenizer: Tokenizer) -> set[str]:
+    template = str(tokenizer.chat_template or "")
+    return {name for name in THINKING_FLAGS if re.search(rf"\b{name}\b", template)}
+
+
+def _opens_thought(text: str) -> bool:
+    return text.rfind("<think>") > text.rfind("</think>")
+
+
+def _control_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Added and special tokens in a text, in order; what marks turns."""
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ids = tokenizer(text=text, add_special_tokens=False)["input_ids"]
+    return [index for index in ids if index in control]
+
+
+def _difference(student: str, teacher: str) -> tuple[tuple[str, str], ...]:
+    """Both texts as pieces, cut at words and white space."""
+    left, right = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (student, teacher))
+    pieces: list[tuple[str, str]] = []
+    matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
+    for tag, start, end, other_start, other_end in matcher.get_opcodes():
+        if tag == "equal":
+            pieces.append(("both", "".join(left[start:end])))
+            continue
+        for owner, text in (
+            ("student", left[start:end]),
+            ("teacher", right[other_start:other_end]),
+        ):
+            if text:
+                pieces.append((owner, "".join(text)))
+    return tuple(pieces)

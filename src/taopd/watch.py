@@ -1,0 +1,158 @@
+"""Watches the sampler of a run: drift of its log-probs, truncation, and one warning with the likely cause.
+
+The sampler's log-probs are those at the configured temperature: from vLLM as the engine returns them (TRL
+does not ask for them in distillation), from transformers through a logits processor that sees what the
+sampling loop saw. They are compared with the scoring pass of the same step, so that the figure costs no forward; with
+transformers one [completions, vocabulary] float32 tensor is held while sampling.
+
+Not compared: completions with tool calls, which are sampled in several turns. Figures are those of the main
+process; the share of truncated completions is TRL's, of all ranks.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
+
+from taopd.preflight import DRIFT_WARN, TRUNCATED, drift, drift_cause, truncation_cause
+from taopd.rollout_log import ScoredBatch
+
+logger = logging.getLogger(__name__)
+
+RISE = 0.3
+"""Truncated share, in a run that began below `TRUNCATED`, that is called unlearning."""
+
+
+class SamplerWatch(TrainerCallback):
+    """Hears what a trainer's sampler says of its own tokens; observer and callback.
+
+    Args:
+        trainer: a `TeachabilityTrainer`, made far enough to sample when `listening` is entered.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._warned: set[str] = set()
+        self._began_truncated: bool | None = None
+        self.logprobs: Float[Tensor, "B S"] | None = None
+        """Of the last call, NaN where the sampler gave none."""
+
+    @property
+    def sampler(self) -> str:
+        """Which library samples."""
+        return "vLLM" if self._trainer.use_vllm else "transformers"
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the log-probs of everything that is sampled in the block."""
+        self.logprobs = None
+        trainer = self._trainer
+        engine = (
+            trainer.vllm_generation
+            if trainer.use_vllm
+            else trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        )
+        sample = engine.generate
+        replaced = vars(engine).get("generate")
+        engine.generate = self._ask_vllm if trainer.use_vllm else self._ask_transformers
+        self._sample = sample
+        try:
+            yield
+        finally:
+            if replaced is None:
+                del engine.generate
+            else:
+                engine.generate = replaced
+
+    def _ask_vllm(self, *args: Any, **kwargs: Any) -> Any:
+        engine = self._trainer.vllm_generation
+        asked, engine.logprobs = engine.logprobs, 0  # the sampled token's alone
+        try:
+            result = self._sample(*args, **kwargs)
+        finally:
+            engine.logprobs = asked
+        if result[2] is not None:
+            rows = [[_number(tokens[0]) for tokens in row] for row in result[2]]
+            width = max(map(len, rows), default=0)
+            self.logprobs = torch.tensor(
+                [row + [float("nan")] * (width - len(row)) for row in rows]
+            )
+        return result
+
+    def _ask_transformers(self, *args: Any, **kwargs: Any) -> Any:
+        tap = _Tap(self._trainer.temperature)
+        result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
+        self.logprobs = tap.finish(result)
+        return result
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        """Record the drift of a generation batch."""
+        recomputed, args = scored.signals.student_logprobs, self._trainer.args
+        batch = scored.batch
+        if self.logprobs is None or recomputed is None or "tool_mask" in batch:
+            return
+        merged = self._trainer._stop_ids if args.stop_tokens == "merge" else ()
+        found = drift(
+            self.logprobs, batch["completion_ids"], scored.positions, recomputed, merged_ids=merged
+        )
+        if found is not None:
+            self._trainer._recorder.add("rollout/drift_nats/mean", found.mean)
+            self._trainer._recorder.add("rollout/drift_nats/max", found.largest)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        mean = logs.get("rollout/drift_nats/mean")
+        if mean is not None and mean > DRIFT_WARN:
+            cause = drift_cause(self.sampler)
+            self._warn(
+                "drift", f"drift of {mean:.2g} nats a token at step {state.global_step}: {cause}"
+            )
+        share = logs.get("completions/clipped_ratio")
+        if share is None:
+            return
+        if self._began_truncated is None:
+            self._began_truncated = share > TRUNCATED
+        rising = not self._began_truncated
+        if share > (RISE if rising else TRUNCATED):
+            what = f"{share:.0%} of the completions truncated at step {state.global_step}"
+            self._warn("truncation", f"{what}: {truncation_cause(rising=rising)}")
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s", message)
+
+
+class _Tap(LogitsProcessor):
+    """Changes no logit; remembers what the sampled tokens had."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self._last: Tensor | None = None
+        self._columns: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Look up the newest token in the row before, and keep this row."""
+        self._look_up(input_ids)
+        self._last = (scores.float() / self._temperature).log_softmax(-1)
+        return scores
+
+    def finish(self, output_ids: Tensor) -> Float[Tensor, "B S"] | None:
+        """All columns, the last token's included."""
+        self._look_up(output_ids)
+        self._last = None
+        return torch.stack(self._columns, dim=1) if self._columns else None
+
+    def _look_up(self, ids: Tensor) -> None:
+        if self._last is not None:
+            self._columns.append(self._last.gather(1, ids[:, -1:]).squeeze(1))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
