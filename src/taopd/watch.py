@@ -2,8 +2,8 @@
 
 The sampler's log-probs are those at the configured temperature: from vLLM as the engine returns them (TRL
 does not ask for them in distillation), from transformers through a logits processor that sees what the
-sampling loop saw. They are compared with the scoring pass of the same step, so that the figure costs no forward; with
-transformers one [completions, vocabulary] float32 tensor is held while sampling.
+sampling loop saw. They are compared with the scoring pass of the same step, so that the figure costs no
+forward; with transformers one [completions, vocabulary] float32 tensor is held while sampling.
 
 Not compared: completions with tool calls, which are sampled in several turns. Figures are those of the main
 process; the share of truncated completions is TRL's, of all ranks.

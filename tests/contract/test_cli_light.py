@@ -12,7 +12,7 @@ COMMANDS = (
     ["--version"],
     *(
         [name, "--help"]
-        for name in ("demo", "train", "compare", "evaluate", "plan", "report", "inspect")
+        for name in ("demo", "train", "check", "compare", "evaluate", "plan", "report", "inspect")
     ),
     ["conformance", "--help"],
     *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),

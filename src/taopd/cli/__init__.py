@@ -22,6 +22,7 @@ from taopd.errors import ConfigError, TaopdError, suggest
 COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
+    "check": "a look before the GPU hours: tokenizers, stops, templates, memory, drift",
     "compare": "arms x seeds from one file: which selector, at what budget, with error bars",
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
     "diagnose": "which signals are learnable: freeze, measure, judge",

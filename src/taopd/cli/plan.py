@@ -13,6 +13,7 @@ from taopd.cli import Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from taopd.cli.train_config import TrainSettings
     from taopd.plan import Plan, PlanSettings
 
 _HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
@@ -106,11 +107,27 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli.train_config import parse_settings
-    from taopd.losses import needs_teacher_distribution
-    from taopd.plan import PlanSettings
 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
     parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
+    names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
+    return plan_settings(parsed), str(names[0]), str(names[1])
+
+
+def plan_settings(
+    parsed: "TrainSettings", *, student_dtype: str | None = None, teacher_dtype: str | None = None
+) -> "PlanSettings":
+    """What a plan reads of the settings of a run.
+
+    Args:
+        student_dtype: of the weights, where they are loaded already; likewise the teacher's.
+
+    Raises:
+        ConfigError: an optimizer or a quantization whose memory the plan does not know.
+    """
+    from taopd.losses import needs_teacher_distribution
+    from taopd.plan import PlanSettings
+
     args, model = parsed.training, parsed.model
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer not in _OPTIMIZER_STATES:
@@ -120,8 +137,8 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         )
     if model.load_in_4bit or model.load_in_8bit:
         raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
-    student_dtype = _dtype(args.model_init_kwargs, model.dtype)
-    settings = PlanSettings(
+    student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype)
+    return PlanSettings(
         batch=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
         prompt_length=_DEFAULT_LENGTHS["prompt_length"],
@@ -131,7 +148,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         top_k=args.score_top_k,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
         student_dtype=student_dtype,
-        teacher_dtype=_dtype(args.teacher_model_init_kwargs, model.dtype),
+        teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
         anchor_fraction=args.anchor_fraction if args.anchor_coef > 0 else 0.0,
@@ -139,7 +156,6 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         optimizer_states=_OPTIMIZER_STATES[optimizer],
         update_norm=args.log_update_norm or args.match_update_norm is not None,
     )
-    return settings, str(model.model_name_or_path), str(args.teacher_model_name_or_path)
 
 
 def _dtype(init_kwargs: Any, default: str | None) -> str:

@@ -40,8 +40,8 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
   --max_completion_length 512     tokens per completion
   --max_steps N, --learning_rate 1e-6, --temperature 1, --use_peft, --use_vllm, ...
   --help-all                      every setting with its default
-  --resume                        go on from the newest checkpoint of output_dir
-  --overwrite                     replace the run that output_dir holds
+  --resume, --overwrite           go on from its newest checkpoint; replace the run in output_dir
+  --skip-check                    start without the look that `taopd check` takes (seconds)
   --quiet                         no line per step
 
 example:
@@ -50,7 +50,9 @@ example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Inputs:
+class Inputs:
+    """What a trainer is made of."""
+
     student: Any
     teacher: Any
     tokenizer: Any
@@ -67,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
     own.add_argument("--resume", action="store_true")
     own.add_argument("--overwrite", action="store_true")
     own.add_argument("--quiet", action="store_true")
+    own.add_argument("--skip-check", action="store_true")
     options, flags = own.parse_known_args(argv)
     if options.help:
         print(_HELP, end="")
@@ -81,10 +84,18 @@ def run(argv: Sequence[str]) -> int:
         print(train_config.help_all())
         return 0
     settings = train_config.parse_settings(options.config, flags)
-    return _train(settings, resume=options.resume, overwrite=options.overwrite, quiet=options.quiet)
+    return _train(
+        settings,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+        checked=not options.skip_check,
+    )
 
 
-def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool) -> int:
+def _train(
+    settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
+) -> int:
     from taopd.cli import step_lines
     from taopd.runs import RunFolder, environment, write_json
 
@@ -96,16 +107,22 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: b
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
-    inputs = _load(settings)
+    inputs = load_inputs(settings)
     existed = path.exists()
     try:
-        trainer = _make_trainer(settings, inputs)
+        trainer = make_trainer(settings, inputs)
     except BaseException:
-        # transformers makes the folder as soon as it sees it.
-        if not existed and path.exists() and not any(path.iterdir()):
-            path.rmdir()
+        forget(path, existed)
         raise
     _attach(trainer, quiet)
+    if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
+        from taopd.cli.check import before_training
+
+        try:
+            before_training(settings, inputs, trainer, quiet=quiet)
+        except BaseException:
+            forget(path, existed)
+            raise
     # Every rank has checked the folder before the first one claims it.
     args.distributed_state.wait_for_everyone()
     folder = RunFolder(path=path)
@@ -122,6 +139,12 @@ def _train(settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: b
         )
         print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return INTERRUPTED
+
+
+def forget(path: Path, existed: bool) -> None:
+    """Remove an empty run folder: transformers makes it as soon as it sees its name."""
+    if not existed and path.exists() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
@@ -163,7 +186,7 @@ def _steps_done(checkpoint: Path) -> int:
         raise DataError(f"{checkpoint}/trainer_state.json cannot be read: {error}") from error
 
 
-def _load(settings: "TrainSettings") -> _Inputs:
+def load_inputs(settings: "TrainSettings") -> Inputs:
     """Load and check everything that can be wrong; writes nothing."""
     from trl import get_quantization_config
 
@@ -215,7 +238,7 @@ def _load(settings: "TrainSettings") -> _Inputs:
                 max_completion_length=args.max_completion_length or 1,
                 chat_template_kwargs=_keywords(args.chat_template_kwargs),
             )
-    return _Inputs(
+    return Inputs(
         student=student,
         teacher=teacher,
         tokenizer=tokenizer,
@@ -224,7 +247,12 @@ def _load(settings: "TrainSettings") -> _Inputs:
     )
 
 
-def _make_trainer(settings: "TrainSettings", inputs: _Inputs) -> "TeachabilityTrainer":
+def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrainer":
+    """The trainer of these settings.
+
+    Raises:
+        ConfigError: settings that do not fit together, for TRL or for us.
+    """
     from trl import get_peft_config
 
     from taopd.trainer import TeachabilityTrainer

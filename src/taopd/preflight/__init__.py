@@ -7,22 +7,19 @@ Not here: how settings become models and samples, which is `taopd.cli.check_item
 """
 
 from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
-from taopd.preflight.rollouts import (
+from taopd.preflight.outcomes import (
     DRIFT_WARN,
     TRUNCATED,
-    Drift,
-    Measured,
     check_divergence,
     check_drift,
     check_kept,
     check_stops,
     check_support,
     check_truncation,
-    drift,
     drift_cause,
-    measure,
     truncation_cause,
 )
+from taopd.preflight.rollouts import Drift, Measured, drift, measure
 from taopd.preflight.tokens import (
     check_chat_template,
     check_generation_config,

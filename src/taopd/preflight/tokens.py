@@ -9,13 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
 from taopd.preflight.verdict import Problem, Verdict, judge
 from taopd.vocabulary import shared_vocabulary
 
-Tokenizer = PreTrainedTokenizerBase
 THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
 """Names under which chat templates take their thinking mode."""
 _MERGE = (

@@ -1,0 +1,194 @@
+"""Drift, stops, divergence, truncation, and how much would train: verdicts on a measured micro-batch.
+
+Each function is one item of `taopd check`. Thresholds are about what breaks runs, not about what is good:
+inference engines in bfloat16 drift by 0.01 to 0.03 nats a token from the trainer's forward, other weights by
+tenths.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from taopd.preflight.rollouts import Measured
+from taopd.preflight.verdict import Problem, Verdict, judge
+
+DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
+"""Mean |log p_sampler - log p_recomputed|, nats per token."""
+TRUNCATED = 0.1
+"""Share of completions that did not end."""
+SAME_MODEL = 1e-6
+"""Nats of KL below which teacher and student are one model."""
+OFF_SUPPORT = 0.8
+"""Teacher mass outside the student's top-K."""
+FEW_KEPT = 0.5
+"""Kept tokens per completion."""
+FEW_ENDS = 4
+"""Ended completions below which a stop audit is a guess."""
+STOPS_ELSEWHERE = 0.5
+"""Of the teacher's mass on stop ids at an end, the share on ids where the sampler does not stop."""
+GOES_ON = 0.1
+"""Teacher mass on all stop ids below which it would write on."""
+
+
+def check_drift(measured: Measured, *, sampler: str) -> Verdict:
+    """Sampling log-probs against recomputed ones.
+
+    Args:
+        sampler: "transformers" or "vLLM", for the advice.
+    """
+    item, found = "drift", measured.drift
+    if found is None:
+        problem = "The sampler gave no log-probs to compare; the same figure is logged in training."
+        return judge(item, "not measured", [("warn", problem)])
+    problems: list[Problem] = []
+    if found.mean > DRIFT_WARN:
+        level = "fail" if found.mean > DRIFT_FAIL else "warn"
+        problems.append((level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler)}"))
+    figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
+    text = f"mean {found.mean:.2g}, largest {found.largest:.2g} nats over {found.num_tokens} tokens"
+    return judge(item, text, problems, figures=figures)
+
+
+def drift_cause(sampler: str) -> str:
+    """The likely cause of a large drift and what to do, in words."""
+    if sampler == "vLLM":
+        return (
+            "the sampler holds other weights (a stale adapter, a weight sync that failed) or another dtype. "
+            "Restart the server from this student, and compare its dtype and chat template."
+        )
+    return (
+        "sampling and training forward differ: dropout, a stale adapter, or another dtype in one of them. "
+        "Merge or drop the adapter, and set one dtype."
+    )
+
+
+def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
+    """Both models' mass on every stop id where real rollouts ended.
+
+    Args:
+        handled: ids that `stop_tokens` merges into one or excludes.
+    """
+    item, num_ends = "stop audit", len(measured.teacher_stops)
+    if num_ends == 0:
+        problem = "No completion ended, so nothing is known about the stops: see truncation."
+        return judge(item, "0 ends", [("warn", problem)])
+    student, teacher = measured.student_stops.mean(0), measured.teacher_stops.mean(0)
+    ids = list(measured.candidates)
+    own = torch.tensor([index in measured.stops for index in ids])
+    on_own, on_all = float(teacher[own].sum()), float(teacher.sum())
+    problems: list[Problem] = []
+    best = ids[int(teacher.masked_fill(own, -1.0).argmax())]
+    elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
+    if elsewhere and best not in handled:
+        both = sorted({*measured.stops, best})
+        advice = (
+            f"The teacher ends with {measured.candidates[best]} ({best}), where the sampler does not stop: "
+            f"the student would unlearn its own end. Set stop_tokens: merge and stop_token_ids: {both} (one "
+            "stop class in signals and loss; not for tool use)."
+        )
+        problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
+    elif on_all < GOES_ON:
+        problems.append(
+            (
+                "warn",
+                "The teacher would go on where the student ends: look at a rollout (chat template, length), "
+                "or leave the ends out with stop_tokens: exclude.",
+            )
+        )
+    shown = [
+        (index, measured.candidates[index], float(p), float(q))
+        for index, p, q in zip(ids, student, teacher, strict=True)
+        if index in measured.stops or max(p, q) >= 0.01
+    ]
+    parts = ", ".join(f"{name} ({index}) {p:.2f} / {q:.2f}" for index, name, p, q in shown)
+    figures = {
+        "ends": num_ends,
+        "mass": {
+            name: {"id": index, "student": p, "teacher": q, "stops": index in measured.stops}
+            for index, name, p, q in shown
+        },
+    }
+    return judge(
+        item, f"student / teacher mass at {num_ends} ends: {parts}", problems, figures=figures
+    )
+
+
+def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdict:
+    """Share of completions that reached the length limit without an end."""
+    item, num_rows = "truncation", len(measured.ended)
+    share = 1.0 - float(measured.ended.float().mean())
+    text = (
+        f"{round(share * num_rows)} of {num_rows} without an end after {measured.max_tokens} tokens"
+    )
+    figures = {"truncated_share": share, "completions": num_rows, "tokens": measured.max_tokens}
+    problems: list[Problem] = []
+    if measured.max_tokens < max_completion_length:
+        text += f"; not judged, a run allows {max_completion_length}"
+    elif share > TRUNCATED:
+        problems.append(("warn", truncation_cause(rising=False)))
+    return judge(item, text, problems, figures=figures)
+
+
+def truncation_cause(*, rising: bool) -> str:
+    """The likely cause of many completions without an end and what to do, in words."""
+    if rising:
+        return (
+            "the student is unlearning its end of sequence. See the stop audit of `taopd check`: "
+            "stop_tokens: merge where the teacher ends with another id, else an anchor (anchor_coef: 1)."
+        )
+    return (
+        "Many completions are cut before they end. Raise max_completion_length, unless training on openings "
+        "is meant; if they repeat themselves, the student's stop ids are wrong."
+    )
+
+
+def check_divergence(measured: Measured) -> Verdict:
+    """KL to the teacher in nats per token, both ways."""
+    signals = measured.signals
+    assert signals.forward_kl is not None and signals.reverse_kl is not None
+    forward, reverse = (
+        float(kl.double().mean()) for kl in (signals.forward_kl, signals.reverse_kl)
+    )
+    problems: list[Problem] = []
+    if max(forward, reverse) < SAME_MODEL:
+        problem = "Teacher and student are one model: check both paths."
+        problems.append(("fail", problem))
+    if not math.isfinite(reverse):
+        problem = (
+            "The teacher excludes tokens that the student writes: check its vocabulary and dtype."
+        )
+        problems.append(("fail", problem))
+    figures = {"forward_nats": forward, "reverse_nats": reverse, "tokens": len(signals)}
+    text = (
+        f"KL(student || teacher) {reverse:.2f}, KL(teacher || student) {forward:.2f} nats per token"
+    )
+    return judge("teacher KL", text, problems, figures=figures)
+
+
+def check_support(measured: Measured, *, k: int) -> Verdict:
+    """Teacher mass off the student's top-K: what this student cannot take from this teacher yet."""
+    share = 1.0 - float(measured.signals.compatibility.double().mean())
+    problems: list[Problem] = []
+    if share > OFF_SUPPORT:
+        problem = (
+            "Hardly any of the teacher's mass is on tokens that the student considers. Check tokenizer and "
+            "template, raise score_top_k, or warm the student up on the teacher's texts."
+        )
+        problems.append(("warn", problem))
+    figures = {"off_support_mass": share, "k": k}
+    text = f"{share:.1%} of the teacher's mass outside the student's top {k}"
+    return judge("off support", text, problems, figures=figures)
+
+
+def check_kept(measured: Measured, *, budget: float, min_keep: int) -> Verdict:
+    """Tokens that would train, per completion."""
+    mean = float(measured.lengths.double().mean())
+    kept = max(budget * mean, min(min_keep, mean))
+    problems: list[Problem] = []
+    if kept < FEW_KEPT:
+        problem = "Most completions would train nothing: raise budget, or set min_keep: 1."
+        problems.append(("warn", problem))
+    figures = {"kept_tokens": kept, "mean_length_tokens": mean}
+    text = f"{kept:.1f} of {mean:.1f} tokens per completion at a budget of {budget:g}"
+    return judge("kept tokens", text, problems, figures=figures)
