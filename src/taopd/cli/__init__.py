@@ -47,7 +47,6 @@ options:
   --version    print the version
 
 example:
-  taopd demo
   taopd train --config recipes/tiny.yaml --budget 0.1
 """
 

@@ -159,14 +159,10 @@ def items(subject: Subject) -> Iterator[tuple[str, Callable[[], Verdict]]]:
         ("context", _context),
         ("memory", _memory),
         ("precision", _precision),
-        ("drift", _drift),
-        ("stop audit", _stop_audit),
-        ("truncation", _truncation),
-        ("teacher KL", _divergence),
-        ("off support", _support),
-        ("kept tokens", _kept),
     ):
         yield name, partial(check, subject)
+    for name in _ON_ROLLOUTS:
+        yield name, partial(_on_rollouts, name, subject)
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
@@ -293,34 +289,26 @@ def _precision(subject: Subject) -> Verdict:
     )
 
 
-def _drift(subject: Subject) -> Verdict:
-    subject.need("measured")
-    return look.check_drift(subject.measured, sampler=subject.trainer.watch.sampler)
-
-
-def _stop_audit(subject: Subject) -> Verdict:
-    subject.need("measured")
-    return look.check_stops(subject.measured, handled=subject.handled_stops)
-
-
-def _truncation(subject: Subject) -> Verdict:
-    subject.need("measured")
-    limit = subject.trainer.max_completion_length
-    return look.check_truncation(subject.measured, max_completion_length=limit)
-
-
-def _divergence(subject: Subject) -> Verdict:
-    subject.need("measured")
-    return look.check_divergence(subject.measured)
-
-
-def _support(subject: Subject) -> Verdict:
-    subject.need("measured")
-    return look.check_support(subject.measured, k=subject.settings.training.score_top_k)
-
-
-def _kept(subject: Subject) -> Verdict:
-    subject.need("measured")
+def _kept(subject: Subject, measured: Measured) -> Verdict:
     args = subject.settings.training
     budget = 1.0 if args.selector == "full" else args.budget
-    return look.check_kept(subject.measured, budget=budget, min_keep=args.min_keep)
+    return look.check_kept(measured, budget=budget, min_keep=args.min_keep)
+
+
+_ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
+    "drift": lambda subject, found: look.check_drift(found, sampler=subject.trainer.watch.sampler),
+    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.handled_stops),
+    "truncation": lambda subject, found: look.check_truncation(
+        found, max_completion_length=subject.trainer.max_completion_length
+    ),
+    "teacher KL": lambda _, found: look.check_divergence(found),
+    "off support": lambda subject, found: look.check_support(
+        found, k=subject.settings.training.score_top_k
+    ),
+    "kept tokens": _kept,
+}
+
+
+def _on_rollouts(name: str, subject: Subject) -> Verdict:
+    subject.need("measured")
+    return _ON_ROLLOUTS[name](subject, subject.measured)

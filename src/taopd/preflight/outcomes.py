@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from taopd.preflight.rollouts import Measured
-from taopd.preflight.verdict import Problem, Verdict, judge
+from taopd.preflight.verdict import Level, Problem, Verdict, judge
 
 DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
 """Mean |log p_sampler - log p_recomputed|, nats per token."""
@@ -43,7 +43,7 @@ def check_drift(measured: Measured, *, sampler: str) -> Verdict:
         return judge(item, "not measured", [("warn", problem)])
     problems: list[Problem] = []
     if found.mean > DRIFT_WARN:
-        level = "fail" if found.mean > DRIFT_FAIL else "warn"
+        level: Level = "fail" if found.mean > DRIFT_FAIL else "warn"
         problems.append((level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler)}"))
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = f"mean {found.mean:.2g}, largest {found.largest:.2g} nats over {found.num_tokens} tokens"

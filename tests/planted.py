@@ -1,0 +1,232 @@
+"""Mismatches planted into copies of the tiny lab's files, and what `taopd check` must say of each.
+
+`python -m tests.planted` writes the list in docs/check.md, with the printed results, and its picture.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taopd import cli
+from taopd.tinylab import Lab, build_lab
+
+Settings = dict[str, Any]
+TEMPLATE = (
+    "{% for message in messages %}<bos> {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}={% endif %}"
+)
+"""A turn begins with <bos>, and the answer after "="."""
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def in_json(file: str, **values: Any) -> Callable[[Path, Settings], None]:
+    """Set keys of a JSON file of the lab; None removes one."""
+
+    def plant(folder: Path, settings: Settings) -> None:
+        edit_json(folder / file, lambda content: content.update(values))
+
+    return plant
+
+
+def set_to(**values: Any) -> Callable[[Path, Settings], None]:
+    return lambda folder, settings: settings.update(values)
+
+
+def rename_token(folder: Path, settings: Settings) -> None:
+    def change(content: Any) -> None:
+        vocabulary = content["model"]["vocab"]
+        vocabulary["x3"] = vocabulary.pop("s3")
+
+    edit_json(folder / "teacher" / "tokenizer.json", change)
+
+
+def resize_student(folder: Path, settings: Settings) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "student")
+    model.resize_token_embeddings(47)
+    model.save_pretrained(folder / "student")
+
+
+def scramble_teacher(folder: Path, settings: Settings) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "teacher")
+    generator = torch.Generator().manual_seed(0)
+    weight = model.get_output_embeddings().weight.data
+    weight.copy_(weight[torch.randperm(len(weight), generator=generator)])
+    model.save_pretrained(folder / "teacher")
+
+
+def messages(teacher: str | None = TEMPLATE, student: str | None = TEMPLATE):
+    """Prompts as messages, and a chat template for each model."""
+
+    def plant(folder: Path, settings: Settings) -> None:
+        prompts = [{"prompt": [{"role": "user", "content": f"{i} 2 1 + 4 8 9"}]} for i in range(10)]
+        path = folder / "messages.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+        settings["dataset_name"] = str(path)
+        for owner, template in (("student", student), ("teacher", teacher)):
+            if template is not None:
+                (folder / owner / "chat_template.jinja").write_text(template)
+
+    return plant
+
+
+@contextlib.contextmanager
+def stale_sampler() -> Iterator[None]:
+    """The student has moved on, the sampler still holds the weights of the checkpoint."""
+    import torch
+
+    from taopd.cli import train
+
+    original = train.make_trainer
+
+    def make(*args: Any) -> Any:
+        trainer = original(*args)
+        trainer.model.generate = copy.deepcopy(trainer.model).generate
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                weight += 0.05 * torch.randn(weight.shape, generator=generator)
+        return trainer
+
+    train.make_trainer = make
+    try:
+        yield
+    finally:
+        train.make_trainer = original
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """One mismatch and every item that must not pass."""
+
+    plant: Callable[[Path, Settings], None]
+    caught: dict[str, str]
+    variant: str = "dialect"
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+THINKING = TEMPLATE.replace("%}={% endif", "%}={% if enable_thinking %} <think>{% endif %}{% endif")
+NOT_LOADED = dict.fromkeys(
+    ("drift", "kept tokens", "off support", "precision", "stop audit", "teacher KL", "truncation"),
+    "fail",
+)
+"""What follows where the models are refused."""
+
+PLANTED = {
+    "renamed token": Planted(plant=rename_token, caught={"tokenizers": "fail"} | NOT_LOADED),
+    "head without rows for all tokens": Planted(
+        plant=resize_student, caught={"tokenizers": "fail"}
+    ),
+    "teacher's tokenizer ends with another token": Planted(
+        plant=in_json("teacher/tokenizer_config.json", eos_token="<bos>"),
+        caught={"special tokens": "warn", "generation config": "warn"},
+    ),
+    "no padding token": Planted(
+        plant=in_json("student/tokenizer_config.json", pad_token=None),
+        caught={"special tokens": "warn"},
+    ),
+    "generation config with another end": Planted(
+        plant=in_json("student/generation_config.json", eos_token_id=45),
+        caught={"generation config": "fail"},
+    ),
+    "teacher that ends with another token": Planted(
+        plant=set_to(),
+        caught={"generation config": "warn", "stop audit": "fail"},
+        variant="termination",
+    ),
+    "different chat template": Planted(
+        plant=messages(teacher=TEMPLATE.replace("<bos>", "<eos>")), caught={"chat template": "fail"}
+    ),
+    "default system prompt in one template": Planted(
+        plant=messages(teacher="1 + 1 " + TEMPLATE), caught={"chat template": "warn"}
+    ),
+    "no chat template for messages": Planted(
+        plant=messages(student=None),
+        caught={"chat template": "fail", "context": "fail", "memory": "fail"} | NOT_LOADED,
+    ),
+    "thinking flag on one side": Planted(
+        plant=messages(teacher=THINKING), caught={"thinking mode": "fail"}
+    ),
+    "thinking flag that nobody reads": Planted(
+        plant=lambda folder, settings: (
+            messages()(folder, settings),
+            settings.update(chat_template_kwargs={"enable_thinking": False}),
+        )[1],
+        caught={"thinking mode": "fail"},
+    ),
+    "context too short": Planted(
+        plant=set_to(max_completion_length=60), caught={"context": "fail"} | NOT_LOADED
+    ),
+    "more memory than the machine has": Planted(
+        plant=set_to(per_device_train_batch_size=20_000_000), caught={"memory": "fail"}
+    ),
+    "teacher in another dtype": Planted(
+        plant=set_to(teacher_model_init_kwargs={"dtype": "bfloat16"}), caught={"precision": "warn"}
+    ),
+    "student trained in bfloat16 weights": Planted(
+        plant=set_to(dtype="bfloat16"), caught={"precision": "warn"}
+    ),
+    "stale sampler": Planted(plant=set_to(), caught={"drift": "fail"}, during=stale_sampler),
+    "completions cut short": Planted(
+        plant=set_to(max_completion_length=4),
+        caught={"stop audit": "warn", "truncation": "warn", "kept tokens": "warn"},
+    ),
+    "teacher and student are one model": Planted(
+        plant=lambda folder, settings: settings.update(
+            teacher_model_name_or_path=settings["model_name_or_path"]
+        ),
+        caught={"teacher KL": "fail"},
+    ),
+    "teacher with another tokenizer's head": Planted(
+        plant=scramble_teacher, caught={"off support": "warn", "stop audit": "warn"}
+    ),
+    "budget below one token a completion": Planted(
+        plant=set_to(budget=0.01), caught={"kept tokens": "warn"}
+    ),
+}
+
+
+def write_config(lab: Lab, folder: Path) -> tuple[Path, Settings]:
+    """A copy of the lab below `folder`, and the settings of a run on it."""
+    for name in ("student", "teacher"):
+        shutil.copytree(lab.folder / name, folder / name)
+    recipe = Path(__file__).parents[1] / "recipes" / "tiny.yaml"
+    settings = yaml.safe_load(recipe.read_text()) | {
+        "model_name_or_path": str(folder / "student"),
+        "teacher_model_name_or_path": str(folder / "teacher"),
+        "dataset_name": str(lab.prompts),
+        "output_dir": str(folder / "run"),
+        "max_completion_length": lab.max_completion_length,
+    }
+    return folder / "config.yaml", settings
+
+
+def check(name: str, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and items of `taopd check --json` on a planted mismatch."""
+    planted = PLANTED[name]
+    path, settings = write_config(build_lab(planted.variant), folder)
+    planted.plant(folder, settings)
+    path.write_text(yaml.safe_dump(settings))
+    printed = io.StringIO()
+    with planted.during(), contextlib.redirect_stdout(printed):
+        status = cli.main(["check", str(path), "--json"])
+    return status, json.loads(printed.getvalue())["items"]
