@@ -7,7 +7,9 @@ import contextlib
 import copy
 import io
 import json
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -220,13 +222,54 @@ def write_config(lab: Lab, folder: Path) -> tuple[Path, Settings]:
     return folder / "config.yaml", settings
 
 
-def check(name: str, folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Exit status and items of `taopd check --json` on a planted mismatch."""
+def check(name: str, lab: Lab, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and items of `taopd check --json` on a mismatch planted into a copy of the lab."""
     planted = PLANTED[name]
-    path, settings = write_config(build_lab(planted.variant), folder)
+    path, settings = write_config(lab, folder)
     planted.plant(folder, settings)
     path.write_text(yaml.safe_dump(settings))
     printed = io.StringIO()
     with planted.during(), contextlib.redirect_stdout(printed):
         status = cli.main(["check", str(path), "--json"])
     return status, json.loads(printed.getvalue())["items"]
+
+
+def page_rows() -> list[str]:
+    """One row per planted mismatch, with what is printed for it; items that could not run are left out."""
+    rows = []
+    for name, planted in PLANTED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            _, items = check(name, build_lab(planted.variant), Path(folder))
+        said = [
+            f"**{item['level']}** {item['item']}: {item['measured']}. {item['advice']}"
+            for item in items
+            if item["level"] != "pass" and item["measured"] != "not run"
+        ]
+        text = "<br>".join(line.replace("|", "\\|") for line in said)
+        rows.append(f"| {name} | {re.sub(r'<(?!br>)', '&lt;', text)} |")
+    return rows
+
+
+def main() -> None:
+    """Write the list into docs/check.md and the picture beside it."""
+    from rich.console import Console
+
+    from taopd.cli.check import show
+    from taopd.preflight import Verdict
+
+    page = DOCS / "check.md"
+    table = "\n".join(["| planted | printed |", "|---|---|", *page_rows()])
+    begin, end = "<!-- planted -->", "<!-- end -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}")
+    with tempfile.TemporaryDirectory() as folder:
+        name = "default system prompt in one template"
+        _, items = check(name, build_lab("termination"), Path(folder))
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print("$ taopd check config.yaml", highlight=False)
+    show([Verdict(**item) for item in items], console)
+    console.save_svg(str(DOCS / "check.svg"), title="taopd check")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,30 +8,33 @@ from typing import Any
 
 from taopd.bank.rollouts import Rollouts
 from taopd.choose import signal_options
-from taopd.errors import ConfigError
 from taopd.generation import undisturbed
 from taopd.preflight import Measured, measure, token_name
 
 MOST_COMPLETIONS = 32
+SHARDED = (
+    "Sharded models are put together when training begins: check on one device, or watch rollout/drift_nats "
+    "and completions/clipped_ratio in the first steps."
+)
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether the models are only put together when training begins (FSDP, DeepSpeed)."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measured:
     """Sample for the first prompts of the training set and score the completions with both models.
 
     Args:
-        trainer: a `TeachabilityTrainer` with a teacher in this process.
+        trainer: a `TeachabilityTrainer` with a teacher in this process, whole on this device
+            (not `is_sharded`).
         max_tokens: cut completions here, if it is less than `max_completion_length`.
 
     Raises:
-        ConfigError: models that are only put together when training begins (FSDP, DeepSpeed).
         DataError: every completion is empty.
         NumericsError: NaN or infinite logits.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError(
-            "sharded models are put together when training begins: check on one device, or watch "
-            "rollout/drift_nats and completions/clipped_ratio in the first steps"
-        )
     args, tokenizer = trainer.args, trainer._tokenizer
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     count = min(size, len(trainer.train_dataset))

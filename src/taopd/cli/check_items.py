@@ -19,7 +19,7 @@ from taopd.cli import train
 from taopd.cli.plan import plan_settings
 from taopd.cli.train_config import TrainSettings
 from taopd.errors import ConfigError
-from taopd.micro_batch import measure_micro_batch
+from taopd.micro_batch import SHARDED, is_sharded, measure_micro_batch
 from taopd.plan import MIB, ModelShape, PlanSettings, plan
 from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
 from taopd.stops import stop_ids
@@ -310,5 +310,8 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
 
 
 def _on_rollouts(name: str, subject: Subject) -> Verdict:
+    subject.need("trainer")
+    if is_sharded(subject.trainer):
+        return judge(name, "not measured", [("warn", SHARDED)])
     subject.need("measured")
     return _ON_ROLLOUTS[name](subject, subject.measured)

@@ -1,8 +1,7 @@
 """Drift, stops, divergence, truncation, and how much would train: verdicts on a measured micro-batch.
 
-Each function is one item of `taopd check`. Thresholds are about what breaks runs, not about what is good:
-inference engines in bfloat16 drift by 0.01 to 0.03 nats a token from the trainer's forward, other weights by
-tenths.
+Each function is one item of `taopd check`. Thresholds are judgement, not measurement: they are set for what
+breaks runs, not for what is good. On the tiny lab in float32 a right sampler drifts by 1e-6 nats.
 """
 
 import math

@@ -275,8 +275,10 @@ def _opens_thought(text: str) -> bool:
 
 
 def _control_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Added and special tokens in a text, in order; what marks turns."""
-    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    """Added and special tokens in a text, in order; what marks turns. Not the one for unknown words."""
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {
+        tokenizer.unk_token_id
+    }
     ids = tokenizer(text=text, add_special_tokens=False)["input_ids"]
     return [index for index in ids if index in control]
 
