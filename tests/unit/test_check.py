@@ -149,8 +149,15 @@ def test_the_table_shows_verdict_advice_and_difference(capsys, config):
     assert cli.main(["check", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "{+wrong +}" in shown and "13 pass, 1 warn, 0 fail" in shown
-    assert cli.main(["check", str(path), "--max-tokens", "3"]) == 0
-    assert "not judged" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_cut_cannot_tell_is_not_judged(capsys, config):
+    """As in `taopd train`, where completions are cut: no verdict on lengths that were not seen."""
+    status, found = run_json(capsys, config(), "--max-tokens", "4")
+    items = {item["item"]: item for item in found["items"]}
+    assert (status, not_passed(items.values())) == (0, {"stop audit": "warn"})
+    assert items["truncation"]["measured"].endswith("not judged, a run allows 9")
+    assert items["kept tokens"]["measured"].endswith("at least, completions were cut")
 
 
 def test_bad_arguments(capsys):

@@ -290,9 +290,11 @@ def _precision(subject: Subject) -> Verdict:
 
 
 def _kept(subject: Subject, measured: Measured) -> Verdict:
-    args = subject.settings.training
+    args, limit = subject.settings.training, subject.trainer.max_completion_length
     budget = 1.0 if args.selector == "full" else args.budget
-    return look.check_kept(measured, budget=budget, min_keep=args.min_keep)
+    return look.check_kept(
+        measured, budget=budget, min_keep=args.min_keep, max_completion_length=limit
+    )
 
 
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {

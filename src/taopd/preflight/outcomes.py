@@ -70,7 +70,10 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     """
     item, num_ends = "stop audit", len(measured.teacher_stops)
     if num_ends == 0:
-        problem = "No completion ended, so nothing is known about the stops: see truncation."
+        problem = (
+            f"No completion ended within {measured.max_tokens} tokens, so nothing is known about the "
+            "stops: see truncation."
+        )
         return judge(item, "0 ends", [("warn", problem)])
     student, teacher = measured.student_stops.mean(0), measured.teacher_stops.mean(0)
     ids = list(measured.candidates)
@@ -180,14 +183,19 @@ def check_support(measured: Measured, *, k: int) -> Verdict:
     return judge("off support", text, problems, figures=figures)
 
 
-def check_kept(measured: Measured, *, budget: float, min_keep: int) -> Verdict:
+def check_kept(
+    measured: Measured, *, budget: float, min_keep: int, max_completion_length: int
+) -> Verdict:
     """Tokens that would train, per completion."""
     mean = float(measured.lengths.double().mean())
     kept = max(budget * mean, min(min_keep, mean))
     problems: list[Problem] = []
-    if kept < FEW_KEPT:
+    cut = measured.max_tokens < max_completion_length and not bool(measured.ended.all())
+    if kept < FEW_KEPT and not cut:
         problem = "Most completions would train nothing: raise budget, or set min_keep: 1."
         problems.append(("warn", problem))
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
     text = f"{kept:.1f} of {mean:.1f} tokens per completion at a budget of {budget:g}"
+    if cut:
+        text += "; at least, completions were cut"
     return judge("kept tokens", text, problems, figures=figures)
