@@ -37,7 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
             lab_arm(
                 lab,
                 f"window-{window}",
-                {"selector": "teachability", "anchor_coef": 1.0, "gradient_window": window},
+                {
+                    "selector": "teachability",
+                    "anchor_coef": 1.0,
+                    "anchor_fraction": 0.1,
+                    "anchor_responses": 1.0,
+                    "gradient_window": window,
+                },
                 seed=seed,
                 steps=steps,
             )

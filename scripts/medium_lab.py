@@ -75,6 +75,7 @@ ROLE_DIALECTS = {"teacher": (0, 1, 2, 3), "student": (2, 3, 4, 5)}
 ERROR_SHARE = {"teacher": 0.0, "student": 0.25}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
+    **{f"anchored-{budget:g}": {"budget": budget, "method": "anchored"} for budget in (0.05, 0.1)},
     **{
         f"{name}-{budget:g}": {"selector": selector, "budget": budget}
         for budget in (0.05, 0.1)
@@ -259,6 +260,7 @@ def run_arms(root: Path, sizes: dict[str, Any], deadline: float) -> None:
                     "max_steps": sizes["arm_steps"],
                     "max_completion_length": MAX_COMPLETION,
                     "logging_steps": 1,
+                    "method": "published",
                     **settings,
                 },
                 student=str(root / "student"),

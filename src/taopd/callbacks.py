@@ -37,16 +37,17 @@ class UpdateNorm(TrainerCallback):
     """Measures the L2 norm of each parameter update and hands it to `record(name, value)`.
 
     With a target every update is rescaled to that norm, weight decay included, after the optimizer has moved
-    the weights; its own state does not know. An update of norm 0 stays 0.
+    the weights; its own state does not know. An update of norm 0 stays 0. With `largest` only those above it.
 
     A mean over selected tokens multiplies the gradient by 1/budget and Adam hides it again; arms are only
     comparable when the step they really took is known. Holds one copy of the trainable weights between the
     clipping and the end of the optimizer step.
     """
 
-    def __init__(self, record, target: float | None = None):
+    def __init__(self, record, target: float | None = None, largest: float | None = None):
         self._record = record
         self._target = target
+        self._largest = math.inf if largest is None else largest
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -63,9 +64,10 @@ class UpdateNorm(TrainerCallback):
                 norm = torch.linalg.vector_norm(parameter - before, dtype=torch.float32)
                 total += float(norm.full_tensor() if isinstance(norm, DTensor) else norm) ** 2
             norm = math.sqrt(total)
-            if self._target is not None and norm > 0.0:
+            goal = min(norm, self._largest) if self._target is None else self._target
+            if norm > 0.0 and goal != norm:
                 for parameter, before in self._before:
-                    parameter.copy_(before + (parameter - before) * (self._target / norm))
-                self._record("update/scale", self._target / norm)
+                    parameter.copy_(before + (parameter - before) * (goal / norm))
+                self._record("update/scale", goal / norm)
         self._before = []
         self._record("update/norm", norm)

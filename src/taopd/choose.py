@@ -35,6 +35,8 @@ class Choice:
     """Selection weight over the global denominator; 0 where nothing is trained."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
+    held: Bool[Tensor, " N"]
+    """Unselected tokens at which the initial student is asked: those of the anchor, or of the guard."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -118,6 +120,8 @@ def choose(
             memory=args.budget_memory,
             calibration=calibration,
             position_cost=args.position_cost,
+            floor=args.teachability_floor,
+            replay=args.replay_fraction,
             weighting=args.weighting,
             mean_one=args.weights_mean_one,
         )
@@ -128,13 +132,17 @@ def choose(
         reduction=args.reduction,
         denominator=args.denominator,
     )
-    anchors = torch.zeros_like(weights)
-    if training and args.anchor_coef > 0.0:
-        anchors = anchor_weights(
-            selection.kept,
+    drawn = torch.zeros_like(weights)
+    watched = args.collapse_guard != "off" and step % args.guard_every == 0
+    if training and (args.coef > 0.0 or watched):
+        # Where everything is selected there is nothing to hold, and the guard watches everything.
+        anything = bool((table.valid & ~selection.kept).any()) or args.coef > 0.0
+        drawn = anchor_weights(
+            selection.kept if anything else ~table.valid,
             table.valid,
-            coef=args.anchor_coef,
+            table.response,
             fraction=args.anchor_fraction,
+            responses=args.anchor_responses,
             seed=args.seed,
             step=step,
         )
@@ -143,7 +151,8 @@ def choose(
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=anchors,
+        anchor_weights=drawn * args.coef,
+        held=drawn != 0,
         budget=budget,
         shadows={name: by_settings(selector=name).kept for name in shadows or []},
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from trl import DistillationConfig
 
+from taopd.anchor_settings import AnchorSettings
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
 from taopd.selection_settings import SelectionSettings
@@ -27,10 +28,11 @@ _BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
 
 @dataclass
-class TeachabilityConfig(SelectionSettings, DistillationConfig):
+class TeachabilityConfig(AnchorSettings, SelectionSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig`, and the fields below.
 
-    Schedules, scopes, weights, draws, stop tokens and shadow selectors are in `SelectionSettings`.
+    Schedules, scopes, weights, draws, stop tokens and shadow selectors are in `SelectionSettings`; what
+    holds the unselected tokens is in `AnchorSettings`.
 
     Raises:
         ConfigError: at construction, for a value outside its range or an unknown name (with the nearest one).
@@ -115,17 +117,6 @@ class TeachabilityConfig(SelectionSettings, DistillationConfig):
             "all 'completion' tokens."
         },
     )
-    anchor_coef: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of KL(student || initial student) on unselected tokens. 0 is the published "
-            "method, which can collapse on long runs; 1 held in every run of the tiny lab."
-        },
-    )
-    anchor_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Random share of the unselected tokens that carries the anchor, (0, 1]."},
-    )
     gradient_window: int | None = field(
         default=None,
         metadata={
@@ -209,10 +200,14 @@ class TeachabilityConfig(SelectionSettings, DistillationConfig):
         _require(self.score_top_k >= 1, "score_top_k", self.score_top_k, "at least 1")
         _require(self.min_keep >= 0, "min_keep", self.min_keep, "0 or more tokens")
         _require(0.0 <= self.split_gamma <= 1.0, "split_gamma", self.split_gamma, "in [0, 1]")
-        _require(self.anchor_coef >= 0.0, "anchor_coef", self.anchor_coef, "0 or more")
-        _require(
-            0.0 < self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in (0, 1]"
-        )
+        self.check_anchor()
+        if self.collapse_guard == "restore" and str(self.save_strategy) in (
+            "no",
+            "SaveStrategy.NO",
+        ):
+            raise ConfigError(
+                "collapse_guard='restore' needs checkpoints: set save_strategy='steps'"
+            )
         self._check_gradient_window()
         _require(self.num_generations >= 1, "num_generations", self.num_generations, "at least 1")
         _require(self.num_iterations >= 1, "num_iterations", self.num_iterations, "at least 1")

@@ -23,7 +23,7 @@ EVALUATE_EVERY = 25
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
     "teachability": {"selector": "teachability"},
-    "teachability+anchor": {"selector": "teachability", "anchor_coef": 1.0},
+    "teachability+anchor": {"selector": "teachability", "method": "anchored"},
     "random": {"selector": "random"},
 }
 MORE_ARMS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,8 @@ LAB_CONFIG: dict[str, Any] = {
     "gradient_checkpointing": False,
     "loss": "sampled_reverse_kl",
     "budget": BUDGET,
+    # Arms are the published ones unless they say otherwise.
+    "method": "published",
     "logging_steps": 1,
 }
 

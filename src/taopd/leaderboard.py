@@ -30,7 +30,14 @@ STEPS = 60
 EVALUATE_EVERY = 15
 NUM_TEST_PROMPTS = 200
 STACK_CONFIG: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
-ANCHORED = {"teachability, anchored": {"selector": "teachability", "anchor_coef": 1.0}}
+ANCHORED = {
+    "teachability, anchored": {
+        "selector": "teachability",
+        "method": "anchored",
+        "anchor_fraction": 0.1,
+        "anchor_responses": 1.0,
+    }
+}
 """Entries that are more than a selector."""
 LEFT_OUT = ("q3_", "reverse_kl")
 """Beginnings of selectors that run only when they are named: the paper's ablations of one quadrant."""

@@ -44,8 +44,8 @@ METRICS: dict[str, str] = {
     "steps, first micro-batch, this rank.",
     "sparse/gradient_norm_ratio": "Norm of the windowed over that of the exact gradient, likewise.",
     "update/norm": "L2 norm of the change of all trainable parameters in the optimizer step, before "
-    "match_update_norm.",
-    "update/scale": "match_update_norm: what the change was multiplied by.",
+    "match_update_norm and max_update_norm.",
+    "update/scale": "match_update_norm, max_update_norm: what the change was multiplied by.",
     "perf/sample_s": "Seconds spent sampling completions, per generation batch.",
     "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per batch.",
     "perf/select_s": "Seconds spent on the global selection and the reduction weights.",
@@ -55,6 +55,9 @@ METRICS: dict[str, str] = {
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/reused_tokens": "Positions of the training forward that the scoring pass had already computed: all "
     "of them (one micro-batch a step) or the sparse forward's prefix.",
+    "guard/idle_drift_nats": "Mean idle drift (taopd.signals.idle_drift) of the watched unselected tokens, "
+    "every guard_every steps.",
+    "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "

@@ -82,6 +82,20 @@ class SelectionSettings:
             "above 0 it prefers early tokens, and the forward ends earlier."
         },
     )
+    teachability_floor: float = field(
+        default=0.0,
+        metadata={
+            "help": "Only tokens with D x C of at least this many nats are kept, so that the budget shrinks "
+            "when little is left to teach. 0: the budget is always spent."
+        },
+    )
+    replay_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the budget that goes to random tokens on which the models agree (C >= 0.9, "
+            "D <= 0.1 nats), [0, 1]."
+        },
+    )
     stop_tokens: str = field(
         default="train",
         metadata={
@@ -105,6 +119,13 @@ class SelectionSettings:
         metadata={
             "help": "Rescale every optimizer update to this L2 norm, so that arms differ in direction "
             "alone; the learning rate then only decides the direction's mix with weight decay."
+        },
+    )
+
+    max_update_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "Trust region: larger optimizer updates are scaled down to this L2 norm."
         },
     )
 
@@ -135,6 +156,9 @@ class SelectionSettings:
                 draw_floor=self.draw_floor,
                 draw_clip=self.draw_clip,
                 position_cost=self.position_cost,
+                floor=self.teachability_floor,
+                replay=self.replay_fraction,
+                weighting=self.weighting,
             ),
             resolve_selector(selector),
         )
@@ -150,6 +174,10 @@ class SelectionSettings:
         _require(end is None or 0.0 < end <= 1.0, "budget_end", end, "in (0, 1]")
         _require(steps is None or steps >= 1, "budget_steps", steps, "1 or more")
         _require(norm is None or norm > 0.0, "match_update_norm", norm, "above 0")
+        most = self.max_update_norm
+        _require(most is None or most > 0.0, "max_update_norm", most, "above 0")
+        if most is not None and norm is not None:
+            raise ConfigError("max_update_norm and match_update_norm exclude each other")
         if (self.budget_schedule == "constant") != (end is None):
             raise ConfigError(
                 f"budget_schedule={self.budget_schedule!r} and budget_end={end}: a schedule needs both, "

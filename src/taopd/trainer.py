@@ -23,15 +23,16 @@ from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
 from taopd.choose import local_table, signal_options
+from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError
 from taopd.gather import gather_table
+from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import needs_teacher_distribution, resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
 from taopd.recorder import Recorder
-from taopd.reference import ReferenceStudent
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, score_positions, trim
@@ -102,11 +103,15 @@ class TeachabilityTrainer(DistillationTrainer):
             clip_high=args.ppo_clip_high,
             merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
         )
-        self._anchor_function = resolve_loss("reverse_kl")
-        self._reference = None
-        if args.anchor_coef > 0.0:
-            self._reference = ReferenceStudent(self.model, self.accelerator)
         self._recorder = Recorder()
+        guard = None
+        if args.collapse_guard != "off":
+            sinks = self._record, self._load_from_checkpoint
+            guard = CollapseGuard(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
+            self.add_callback(guard)
+        self._held = HeldTokens(
+            args, self.model, self.accelerator, self._recorder, self._head, guard
+        )
         self._student_states = StudentStates(self.model, self.accelerator, self._recorder, args)
         self.watch = SamplerWatch(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
@@ -118,8 +123,9 @@ class TeachabilityTrainer(DistillationTrainer):
         self.add_callback(self._choose)
         self.add_callback(MetricsWriter())
         self.add_callback(self.watch)
-        if args.log_update_norm or args.match_update_norm is not None:
-            self.add_callback(UpdateNorm(self._record, args.match_update_norm))
+        norms = args.match_update_norm, args.max_update_norm
+        if args.log_update_norm or norms != (None, None):
+            self.add_callback(UpdateNorm(self._record, *norms))
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -237,15 +243,8 @@ class TeachabilityTrainer(DistillationTrainer):
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
-        if training and self._reference is not None:
-            with self._recorder.timed("perf/anchor_s"):
-                out["reference_hidden"] = self._reference.states(
-                    self._forward,
-                    self.model_wrapped,
-                    batch,
-                    out["anchor_weights"] != 0,
-                    self.args.per_device_train_batch_size,
-                )
+        models = self._forward, self.model_wrapped
+        out |= self._held.measure(*models, batch, positions, table, choice, mine, signals, step)
         if training and self.accelerator.is_main_process:
             seen = ScoredBatch(
                 step=step,
@@ -270,9 +269,7 @@ class TeachabilityTrainer(DistillationTrainer):
         active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
         part = trim(inputs, active)
         terms = [Term("loss", "teacher", self._head(self.teacher_model), self._loss_function)]
-        if self._reference is not None and "reference_hidden" in inputs:
-            model = self._reference.copy or unwrapped_student
-            terms.append(Term("anchor", "reference", self._head(model), self._anchor_function))
+        terms += self._held.terms(unwrapped_student, inputs)
         losses = partial(
             loss_terms,
             head=read_head(unwrapped_student, self.vocab_size),
@@ -288,7 +285,7 @@ class TeachabilityTrainer(DistillationTrainer):
         loss, *anchor = losses(hidden)
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
-            self._recorder.add("loss/anchor_nats", term.item() / self.args.anchor_coef)
+            self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
             loss = loss + term
         # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
         loss = loss * self.accelerator.num_processes

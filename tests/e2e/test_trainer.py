@@ -249,10 +249,14 @@ def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_pa
         tmp_path,
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
         anchor_coef=1.0,
+        anchor_fraction=1.0,
+        anchor_responses=1.0,
         max_steps=3,
         learning_rate=1e-2,
     )
-    assert trainer._reference.copy is None, "a second model where the adapter can be switched off"
+    assert trainer._held._reference.copy is None, (
+        "a second model where the adapter can be switched off"
+    )
     before = weights_of(trainer)
     trainer.train()
     changed = {

@@ -199,7 +199,7 @@ def test_the_check_changes_no_number_of_the_run(config, tmp_path):
             ]
         )
     assert found[0] == found[1]
-    drifts = {key: value for key, value in found[0][0].items() if "drift" in key}
+    drifts = {key: value for key, value in found[0][0].items() if key.startswith("rollout/drift")}
     assert drifts.keys() == {"rollout/drift_nats/mean", "rollout/drift_nats/max"}
     assert all(is_documented(key) and value < 1e-4 for key, value in drifts.items())
 

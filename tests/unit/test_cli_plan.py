@@ -59,7 +59,8 @@ def test_a_recipe_and_flags_over_it(capsys):
     assert (settings["prompt_length"], settings["completion_length"]) == (64, 64)
     assert (settings["dtype"], settings["student_dtype"]) == ("bfloat16", "float32")
     assert settings["teacher_dtype"] == "bfloat16" and settings["gradient_checkpointing"]
-    assert settings["anchor_fraction"] == 0.1 and not settings["needs_teacher_distribution"]
+    assert (settings["anchor_fraction"], settings["anchor_responses"]) == (0.05, 0.25)
+    assert settings["guard"] and not settings["needs_teacher_distribution"]
 
 
 def test_the_table_has_every_part(capsys, monkeypatch):

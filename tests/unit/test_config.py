@@ -58,9 +58,13 @@ def test_beta_follows_from_the_loss(loss, beta):
     assert config(loss=loss, beta=beta).beta == beta
 
 
-def test_defaults_are_the_published_method():
+def test_defaults_are_the_published_selection_and_loss_with_the_anchor():
     made = config()
     assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.05, 16)
     assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
-    assert (made.anchor_coef, made.min_keep, made.num_generations) == (0.0, 0, 1)
+    assert (made.min_keep, made.num_generations) == (0, 1)
+    assert (made.method, made.coef, made.collapse_guard) == ("anchored", 1.0, "warn")
+    assert (made.anchor_fraction, made.anchor_responses) == (0.05, 0.25)
+    assert config(method="published").coef == 0.0
+    assert config(method="published", anchor_coef=0.5).coef == 0.5
     assert (made.gradient_window, made.gradient_check_every) == (None, 0)

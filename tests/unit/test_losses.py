@@ -221,7 +221,8 @@ def test_reduction_weights_by_counting():
 def test_anchor_weights_are_unbiased_reproducible_and_off_the_kept_tokens():
     kept = torch.arange(20_000) % 10 == 0
     valid = torch.arange(20_000) % 7 != 0
-    draw = {"coef": 2.0, "fraction": 0.1, "seed": 3}
+    response = torch.arange(20_000) // 50
+    draw = {"response": response, "coef": 2.0, "fraction": 0.1, "seed": 3}
     weights = anchor_weights(kept, valid, step=5, **draw)
     assert torch.equal(weights, anchor_weights(kept, valid, step=5, **draw))
     assert not torch.equal(weights, anchor_weights(kept, valid, step=6, **draw))

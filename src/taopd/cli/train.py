@@ -35,7 +35,7 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
   --budget 0.05                   share of the completion tokens that train
   --selector teachability         or random, full, entropy, ..., a dotted path of your own
   --loss reverse_kl               or sampled_reverse_kl, forward_kl, jsd, topk_reverse_kl
-  --anchor_coef 0                 above 0: hold unselected tokens near the initial student
+  --method anchored               published: unselected tokens are not held, as in the paper
   --num_generations 1             completions per prompt
   --max_completion_length 512     tokens per completion
   --max_steps N, --learning_rate 1e-6, --temperature 1, --use_peft, --use_vllm, ...

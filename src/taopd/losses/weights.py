@@ -7,6 +7,8 @@ only ever sums, and 1 x 64 and 4 x 16 give the same loss.
 Source: token mean, arXiv 2605.26844 eq. 7; sample mean, the released code (METHOD section 3).
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -47,9 +49,11 @@ def reduction_weights(
 def anchor_weights(
     kept: Bool[Tensor, " N"],
     valid: Bool[Tensor, " N"],
+    response: Int[Tensor, " N"],
     *,
-    coef: float,
+    coef: float = 1.0,
     fraction: float,
+    responses: float = 1.0,
     seed: int,
     step: int,
 ) -> Float[Tensor, " N"]:
@@ -57,13 +61,24 @@ def anchor_weights(
 
         w_i = coef / (fraction * number of valid tokens)  on the drawn tokens, 0 elsewhere
 
-    Horvitz-Thompson: in expectation the sum over all unselected tokens, as a mean over completion tokens.
-    Reproducible from (seed, step) whatever the number of ranks.
+    Two stages: a share `responses` of the completions is drawn, and in these enough tokens that every
+    unselected token has the probability `fraction`. The reference's forward runs on the drawn completions
+    alone. Horvitz-Thompson: in expectation the sum over all unselected tokens, as a mean over completion
+    tokens. Reproducible from (seed, step) whatever the number of ranks.
+
+    Args:
+        fraction: at most `responses`.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
-    drawn = torch.rand(kept.shape[0], generator=generator).to(kept.device) < fraction
+    uniform = torch.rand(kept.shape[0], generator=generator).to(kept.device)
+    groups, group = response.unique(return_inverse=True)
+    num_drawn = math.ceil(responses * len(groups))
+    within = uniform < fraction * len(groups) / max(1, num_drawn)
+    if num_drawn < len(groups):
+        order = torch.randperm(len(groups), generator=generator).to(kept.device)
+        within &= order[group] < num_drawn
     num_valid = _nonzero(valid.double().sum())
-    return (drawn & valid & ~kept).double() * coef / (fraction * num_valid)
+    return (within & valid & ~kept).double() * coef / (fraction * num_valid)
 
 
 def _nonzero(count: Tensor) -> Tensor:

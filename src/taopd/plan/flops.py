@@ -41,7 +41,7 @@ class StepCost:
     train_backward: float
     loss_heads: float
     anchor: float
-    """Reference forward and the heads at the anchored positions."""
+    """Reference forward on the drawn completions and the heads at the anchored positions."""
     logit_passes: float
     """Passes over the logits, as matmuls that take as long."""
     select: float = 0.0
@@ -132,7 +132,10 @@ def step_cost(
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
     anchor = 0.0
     if settings.anchor_fraction:
-        anchor = full + settings.anchored_share * (matmuls + 1) * student_head
+        anchor = (
+            full * settings.anchor_responses
+            + settings.anchored_share * (matmuls + 1) * student_head
+        )
     trained = settings.budget + settings.anchored_share
     passes_over_logits = SCORE_LOGIT_FLOPS + trained * LOSS_LOGIT_FLOPS
     return StepCost(

@@ -111,7 +111,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     adapters = 0
     if settings.lora_rank is not None:
         trained = adapters = student.adapter_parameters(settings.lora_rank)
-    copied = settings.anchor_fraction > 0 and settings.lora_rank is None
+    copied = (settings.anchor_fraction > 0 or settings.guard) and settings.lora_rank is None
     return {
         "student_weights": float(stored * (student.num_parameters + adapters)),
         "teacher_weights": float(BYTES[settings.teacher_dtype] * teacher.num_parameters),

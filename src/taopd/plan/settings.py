@@ -47,6 +47,10 @@ class PlanSettings:
     needs_teacher_distribution: bool = True
     anchor_fraction: float = 0.0
     """Share of the unselected tokens that carries the anchor; 0: no anchor."""
+    anchor_responses: float = 1.0
+    """Share of the completions that the anchored tokens lie in: only these need the reference's forward."""
+    guard: bool = False
+    """`collapse_guard` holds the frozen copy of the student that the anchor would hold."""
     lora_rank: int | None = None
     optimizer_states: int = 2
     """Numbers per trained parameter, in the dtype of the weights: 2 for Adam, 0 for plain SGD."""
@@ -60,6 +64,12 @@ class PlanSettings:
         _require(0.0 < self.budget <= 1.0, "budget", self.budget, "in (0, 1]")
         _require(
             0.0 <= self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in [0, 1]"
+        )
+        _require(
+            0.0 < self.anchor_responses <= 1.0,
+            "anchor_responses",
+            self.anchor_responses,
+            "in (0, 1]",
         )
         _require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
         _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")

@@ -99,3 +99,28 @@ def affordable(
         if value > best:
             best, chosen = value, last
     return candidates & (position <= chosen)
+
+
+def within_quota(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
+    """Rows of an order whose place among those of their own response is below the response's quota."""
+    return order[place_in_response(order, response) < quota[order]]
+
+
+def place_in_response(order: Tensor, response: Tensor) -> Tensor:
+    """0-based place of each entry of an order among the entries of the same response."""
+    _, group = response[order].unique(return_inverse=True)
+    by_response = group.argsort(stable=True)
+    sizes = torch.bincount(group)
+    starts = sizes.cumsum(0) - sizes
+    nth = torch.arange(order.shape[0], device=order.device) - starts[group[by_response]]
+    return torch.empty_like(nth).index_put_((by_response,), nth)
+
+
+def top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) -> None:
+    """Add each response's most preferred unkept rows until it has min_keep, or no row left; in
+    place."""
+    groups, group = response.unique(return_inverse=True)
+    num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
+    spare = preference[~kept[preference]]
+    nth = place_in_response(spare, response)
+    kept[spare[nth < min_keep - num_kept[group[spare]]]] = True

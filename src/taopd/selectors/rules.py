@@ -36,6 +36,10 @@ class Rules:
     """None: exactly the budget in every batch. In [0, 1): see `calibration`."""
     position_cost: float = 0.0
     """See `budgets.affordable`."""
+    floor: float = 0.0
+    """Nats: rows with a smaller D C are not kept, so that the budget is not always spent."""
+    replay: float = 0.0
+    """Share of the budget that goes to random agreements; see `replay`."""
     weighting: str = "hard"
     """See `weighting.kept_weights`."""
     mean_one: bool = False
@@ -62,6 +66,8 @@ def check_ranges(how: Rules) -> None:
         ("draw_floor", 0.0, 1.0),
         ("draw_clip", 1.0, math.inf),
         ("position_cost", 0.0, math.inf),
+        ("floor", 0.0, math.inf),
+        ("replay", 0.0, 1.0),
     ):
         if not low <= getattr(how, name) <= high:
             raise ConfigError(f"{name}={getattr(how, name)} must be in [{low}, {high}]")
@@ -88,6 +94,11 @@ def check_settings(how: Rules, chosen: Selector) -> None:
     if how.memory is not None and (how.draw != "top" or how.scope != "global" or chosen.lead):
         raise ConfigError(
             "a remembered threshold (memory) needs draw='top', scope='global' and a selector with one score"
+        )
+    plain = how.draw == "top" and how.scope == "global" and how.weighting == "hard"
+    if how.replay and not (plain and how.memory is None):
+        raise ConfigError(
+            "replay of agreements needs draw='top', scope='global', weighting='hard' and no memory"
         )
     if how.scope == "response" and (chosen.lead is not None or how.position_cost > 0):
         raise ConfigError(

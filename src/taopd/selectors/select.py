@@ -19,10 +19,17 @@ from torch import Tensor
 
 from taopd.errors import NumericsError, ShapeError
 from taopd.selectors import scores as score_functions
-from taopd.selectors.budgets import affordable, budget_count, response_counts
+from taopd.selectors.budgets import (
+    affordable,
+    budget_count,
+    response_counts,
+    top_up,
+    within_quota,
+)
 from taopd.selectors.calibration import Calibration, calibrated_count, updated
 from taopd.selectors.draws import draw_rows, inclusion_probabilities
 from taopd.selectors.registry import Score, Selector
+from taopd.selectors.replay import random_agreements, teachable
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.rules import Rules, check_needs, check_settings
 from taopd.selectors.scores import NormalizedView, normalized_view
@@ -118,9 +125,7 @@ def select(
     if not bool(table.valid.any()):  # R14
         return _empty(view, remembered)
     scores = _scores(chosen, view, how.rules)
-    candidates = table.valid
-    if chosen.candidates is not None:
-        candidates = candidates & _checked(chosen, chosen.candidates(view), view).bool()
+    candidates = _candidates(chosen, view, how.floor)
     quota, num_budget = _quota(how, table)
     if how.position_cost > 0:
         value = unit_scores(chosen, scores, view)
@@ -130,7 +135,8 @@ def select(
     order = _order(chosen, view, scores, candidates, round(how.gamma * num_budget))
     ranks = torch.full_like(table.response, -1, dtype=torch.int64)
     ranks[order] = torch.arange(order.shape[0], device=order.device)
-    probability, num_kept = None, num_budget
+    num_replay = round(how.replay * num_budget)
+    probability, num_kept = None, num_budget - num_replay
     if how.memory is not None and order.shape[0]:
         best = scores[order]
         if remembered is not None:
@@ -149,10 +155,12 @@ def select(
         kept = draw_rows(probability, num_kept, view.generator)
     else:
         kept = torch.zeros_like(table.valid)
-        kept[order[:num_kept] if quota is None else _within(order, quota, table.response)] = True
+        best = order[:num_kept] if quota is None else within_quota(order, quota, table.response)
+        kept[best] = True
         if how.min_keep > 0:
             preference = _preference(chosen, view, scores, candidates, order)
-            _top_up(kept, preference, table.response, how.min_keep)
+            top_up(kept, preference, table.response, how.min_keep)
+        kept |= random_agreements(table, table.valid & ~kept, num_replay, view.generator)
     weights = _weights(how, chosen, scores, ranks, kept, probability, view)
     selection = _selection(view, scores, ranks, kept, weights, num_budget, probability)
     return selection if how.memory is None else replace(selection, calibration=calibration)
@@ -176,26 +184,19 @@ def ranking(
     return index[scores[index].argsort(descending=not ascending, stable=True)]
 
 
+def _candidates(chosen: Selector, view: NormalizedView, floor: float) -> Tensor:
+    """Rows that may be kept."""
+    rows = view.table.valid
+    if chosen.candidates is not None:
+        rows = rows & _checked(chosen, chosen.candidates(view), view).bool()
+    return rows & teachable(view.table, floor) if floor > 0 else rows
+
+
 def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
     """Per row, the rows its response may keep, and the sum; None where only the sum counts."""
     if how.scope == "response":
         return response_counts(how.budget, table)
     return None, budget_count(how.budget, int(table.valid.sum()))
-
-
-def _within(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
-    """Rows of an order whose place among those of their own response is below the response's quota."""
-    return order[_place_in_response(order, response) < quota[order]]
-
-
-def _place_in_response(order: Tensor, response: Tensor) -> Tensor:
-    """0-based place of each entry of an order among the entries of the same response."""
-    _, group = response[order].unique(return_inverse=True)
-    by_response = group.argsort(stable=True)
-    sizes = torch.bincount(group)
-    starts = sizes.cumsum(0) - sizes
-    nth = torch.arange(order.shape[0], device=order.device) - starts[group[by_response]]
-    return torch.empty_like(nth).index_put_((by_response,), nth)
 
 
 def _preference(
@@ -236,16 +237,6 @@ def _order(
     rest = candidates.clone()
     rest[first] = False
     return torch.cat([first, ranking(scores, rest, view.table, ascending=chosen.ascending)])
-
-
-def _top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) -> None:
-    """Add each response's most preferred unkept rows until it has min_keep, or no row left; in
-    place."""
-    groups, group = response.unique(return_inverse=True)
-    num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
-    spare = preference[~kept[preference]]
-    nth = _place_in_response(spare, response)
-    kept[spare[nth < min_keep - num_kept[group[spare]]]] = True
 
 
 def _scores(chosen: Selector, view: NormalizedView, rules: str) -> Tensor:

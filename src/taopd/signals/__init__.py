@@ -9,6 +9,7 @@ from taopd.signals.columns import (
 )
 from taopd.signals.convert import lists_from_exact
 from taopd.signals.exact import concatenate, exact_signals, signals_from_logprobs
+from taopd.signals.idle_drift import at_ids, idle_drift, ids_to_compare
 from taopd.signals.lists import ListMetrics, list_metrics, topk_lists_signals
 from taopd.signals.stop_class import merge_stop_class
 from taopd.signals.tables import (
@@ -29,10 +30,13 @@ __all__ = [
     "ListMetrics",
     "SignalTable",
     "TokenSignals",
+    "at_ids",
     "available_signals",
     "compatibility_proxy",
     "concatenate",
     "exact_signals",
+    "idle_drift",
+    "ids_to_compare",
     "list_metrics",
     "lists_from_exact",
     "merge_stop_class",

@@ -38,6 +38,8 @@ class Job:
     arms: list[Arm]
     about: dict[str, Any]
     """Written next to the results."""
+    trace_every: int = 0
+    """Steps between two rows of `stacked.trace`; 0: none. With it come the guard's warnings."""
 
 
 def run_jobs(
@@ -87,9 +89,17 @@ def run_jobs(
 def run_job(job: Job) -> None:
     """Run one job in this process and write its file."""
     from taopd.stacked.arms import run_stack
+    from taopd.stacked.trace import COLUMNS, Trace
 
     started = time.process_time()
-    rows = run_stack(job.arms, output_dir=str(job.path.parent))
+    trace = Trace(job.arms[0].token_kinds or [], len(job.arms), every=max(1, job.trace_every))
+    observers = [trace] if job.trace_every else []
+    rows = run_stack(job.arms, output_dir=str(job.path.parent), observers=observers)
+    if job.trace_every:
+        for arm, row in enumerate(rows):
+            columns = zip(COLUMNS, zip(*trace.rows[arm], strict=True), strict=True)
+            row["trace"] = {name: [round(v, 5) for v in values] for name, values in columns}
+            row["warned"] = trace.watches[arm].fired
     seconds = round(time.process_time() - started, 1)
     job.path.parent.mkdir(parents=True, exist_ok=True)
     write_json(job.path, job.about | {"cpu_seconds": seconds, "arms": rows})

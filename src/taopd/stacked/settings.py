@@ -16,7 +16,6 @@ FIXED: dict[str, Any] = {
     "temperature": 1.0,
     "signals": "exact",
     "stop_tokens": "train",
-    "match_update_norm": None,
 }
 """What every arm of a stack must be set to."""
 SHARED = (
@@ -30,6 +29,7 @@ SHARED = (
     "max_completion_length",
     "score_top_k",
     "compatibility",
+    "anchor_loss",
 )
 """Settings in which the arms of one stack must agree."""
 SAME_FILES = ("student", "teacher", "prompts", "match", "num_test_prompts")

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from taopd.arms import Arm
-from taopd.choose import Choice, choose, needed_signals
+from taopd.choose import Choice, needed_signals
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
+from taopd.remembered import Chooser
 from taopd.scoring import Positions
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
@@ -47,8 +48,10 @@ class StackStep:
     teacher_logprobs: Float[Tensor, "N V"]
     reference_logprobs: Callable[[], Float[Tensor, "N V"]]
     """The initial student's; computed when asked for."""
+    after_logprobs: Callable[[], Float[Tensor, "N V"]]
+    """The student's on the same contexts after the update; computed when asked for, during the step."""
     update_norms: Float[Tensor, " S"]
-    """L2 norm of every arm's parameter change in this step."""
+    """L2 norm of every arm's parameter change in this step, as the optimizer made it."""
     gradient_norms: Float[Tensor, " S"]
     """Before clipping."""
 
@@ -93,7 +96,8 @@ class Stack:
             resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k)
             for args in self.settings
         ]
-        self._anchor = resolve_loss("reverse_kl")
+        self._anchor = resolve_loss(first.anchor_loss)
+        self._choosers = [Chooser() for _ in arms]
         self._prompts = read_problems(arms[0], "train")[0]
         self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
         self._generators = {
@@ -158,23 +162,25 @@ class Stack:
         tables = self._tables(signals, positions)
         choices = [
             choose(table, args, step=number, training=True)
-            for table, args in zip(tables, self.settings, strict=True)
+            for choose, table, args in zip(self._choosers, tables, self.settings, strict=True)
         ]
 
         def reference() -> Tensor:
             return self._frozen(self.shape, self._initial, ids, positions)[1]
 
+        @torch.no_grad()
+        def after() -> Tensor:
+            moved = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
+            scores = logits(self.weights, moved.reshape(num_arms, -1, moved.shape[-1]))
+            scores = scores.reshape(*completions.shape, -1)
+            return scores[positions.row, positions.column].log_softmax(-1)
+
         losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
         self._optimizer.zero_grad()
         losses.backward()
         gradient_norms = self._clip()
-        before = [weight.detach().clone() for weight in self.weights.values()] if observers else []
-        self._optimizer.step()
+        update_norms = self._move(measured=bool(observers))
         if observers:
-            changes = [
-                (weight.detach() - old).flatten(1).square().sum(1)
-                for weight, old in zip(self.weights.values(), before, strict=True)
-            ]
             seen = StackStep(
                 step=number,
                 token_ids=completions,
@@ -186,7 +192,8 @@ class Stack:
                 student_logprobs=student.detach(),
                 teacher_logprobs=teacher,
                 reference_logprobs=reference,
-                update_norms=torch.stack(changes).sum(0).sqrt(),
+                after_logprobs=after,
+                update_norms=update_norms,
                 gradient_norms=gradient_norms,
             )
             for observer in observers:
@@ -257,13 +264,38 @@ class Stack:
 
     def _anchor_loss(self, student, anchored, targets, ids, positions) -> Float[Tensor, ""]:
         at = anchored.nonzero().squeeze(1)
-        hidden = self._frozen(self.shape, self._initial, ids, positions)[0]
+        rows, index = positions.row[at].unique(return_inverse=True)
+        with torch.no_grad():
+            drawn = ids.flatten(0, 1)[rows].unsqueeze(0)
+            hidden = hidden_states(self.shape, self._initial, drawn)[0]
         against = Targets(
             token_ids=targets[at],
-            teacher_hidden=hidden[at],
+            teacher_hidden=hidden[index, self._prompts.shape[1] - 1 + positions.column[at]],
             teacher_head=Head(weight=self._initial["head"][0].T),
         )
         return (self._anchor(student[at], against) * anchored[at].float()).sum()
+
+    @torch.no_grad()
+    def _move(self, measured: bool) -> Float[Tensor, " S"]:
+        """The optimizer's step, scaled as `UpdateNorm` scales it; norms are zeros if nobody needs them."""
+        limits = [(args.match_update_norm, args.max_update_norm) for args in self.settings]
+        if not measured and all(limit == (None, None) for limit in limits):
+            self._optimizer.step()
+            return torch.zeros(len(self.arms))
+        before = [weight.clone() for weight in self.weights.values()]
+        self._optimizer.step()
+        pairs = list(zip(self.weights.values(), before, strict=True))
+        changes = [(weight - old).flatten(1).square().sum(1) for weight, old in pairs]
+        norms = torch.stack(changes).sum(0).sqrt()
+        goals = [
+            match or min(float(norm), float("inf") if most is None else most)
+            for norm, (match, most) in zip(norms, limits, strict=True)
+        ]
+        factors = torch.tensor(goals) / norms.clamp_min(1e-30)
+        for arm in (factors != 1.0).nonzero().flatten().tolist():
+            for weight, old in pairs:
+                weight[arm] = old[arm] + (weight[arm] - old[arm]) * factors[arm]
+        return norms
 
     def _clip(self) -> Float[Tensor, " S"]:
         """Clip every arm's gradient by its own norm, as `torch.nn.utils.clip_grad_norm_` does."""

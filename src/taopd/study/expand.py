@@ -19,7 +19,8 @@ _SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
 """Settings that change which tokens are kept and nothing else; without effect on random and full."""
 _SELECTION_KEYS = _SELECTOR_KEYS | {
     *("budget", "min_keep", "gradient_window", "gradient_check_every"),
-    *("anchor_coef", "anchor_fraction", "weighting", "weights_mean_one"),
+    *("anchor_coef", "anchor_fraction", "anchor_responses", "anchor_loss"),
+    *("weighting", "weights_mean_one", "teachability_floor", "replay_fraction"),
     *("budget_schedule", "budget_end", "budget_steps", "budget_scope", "budget_memory"),
     *("draw", "draw_floor", "draw_clip", "position_cost", "shadow_selectors"),
 }

@@ -1,0 +1,123 @@
+"""Watches a training run for collapse; warns, stops, or goes back to the last healthy checkpoint.
+
+The numbers are from batches that were scored anyway, and from the initial student's forward on a few
+completions every `guard_every` steps; `collapse_watch` decides. Its memory travels with checkpoints.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from taopd.choose import Choice
+from taopd.collapse_watch import CollapseWatch
+from taopd.records import append_jsonl, write_json
+from taopd.signals import SignalTable
+
+WARNINGS_FILE, STATE_FILE = "warnings.jsonl", "collapse_guard.json"
+BANK_GAIN = "bank/gain_forward_nats/mean"
+
+logger = logging.getLogger("taopd.collapse_guard")
+
+
+class CollapseGuard(TrainerCallback):
+    """Feeds `CollapseWatch` and acts on what it finds.
+
+    Args:
+        action: "warn", "stop" or "restore".
+        record: takes (metric, value).
+        load_checkpoint: puts a checkpoint folder's weights into the model; called at most once.
+    """
+
+    def __init__(
+        self,
+        action: str,
+        output_dir: str,
+        accelerator: Accelerator,
+        record: Callable[[str, float], None],
+        load_checkpoint: Callable[[str], Any],
+    ) -> None:
+        self._action, self._folder = action, Path(output_dir)
+        self._accelerator, self._record = accelerator, record
+        self._load_checkpoint = load_checkpoint
+        self.watch = CollapseWatch()
+
+    def measure(
+        self, step: int, table: SignalTable, choice: Choice, idle_drift: Float[Tensor, " n"]
+    ) -> None:
+        """Add one measurement; the same decision on every rank.
+
+        Args:
+            table: of the whole generation batch; choice: what was selected of it.
+            idle_drift: nats, at the watched tokens of this rank.
+        """
+        sums = torch.stack([idle_drift.sum(), idle_drift.new_tensor(float(idle_drift.numel()))])
+        total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
+        valid, kept = table.valid, choice.selection.kept
+        values = {
+            "entropy": float(table.entropy[valid].double().mean()),
+            "length": float(valid.sum()) / max(1, int(table.response[valid].unique().numel())),
+        }
+        if count:
+            values["idle_drift"] = total / count
+            self._record("guard/idle_drift_nats", total / count)
+        if bool(kept.any()):
+            values["kept_compatibility"] = float(table.compatibility[kept].double().mean())
+        self._tell(step, self.watch.update(step, values))
+
+    def _tell(self, step: int, reasons: list[str]) -> None:
+        if not reasons or not self._accelerator.is_main_process:
+            return
+        for reason in reasons:
+            logger.warning("step %d: the run may be collapsing: %s", step, reason)
+            append_jsonl(self._folder / WARNINGS_FILE, {"step": step, "reason": reason})
+
+    # -- callback ---------------------------------------------------------------------------------
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if BANK_GAIN in (logs or {}):
+            self._tell(
+                state.global_step,
+                self.watch.update(state.global_step, {"bank_gain": logs[BANK_GAIN]}),
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.watch.fired and self._action != "warn":
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.watch.fired or self._action != "restore":
+            return
+        healthy = [
+            (int(path.name.rpartition("-")[2]), path)
+            for path in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        ]
+        healthy = [found for found in sorted(healthy) if found[0] <= self.watch.healthy_step]
+        if not healthy:
+            logger.warning(
+                "no checkpoint is as old as step %d, the last healthy one: the weights stay as they are; "
+                "lower save_steps",
+                self.watch.healthy_step,
+            )
+            return
+        logger.warning("collapse_guard: back to %s", healthy[-1][1])
+        self._load_checkpoint(str(healthy[-1][1]))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch = CollapseWatch()
+        path = self._folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / STATE_FILE
+        if state.global_step and path.exists():
+            self.watch.load(json.loads(path.read_text(encoding="utf-8")))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = self._folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            write_json(folder / STATE_FILE, self.watch.state())

@@ -1,0 +1,114 @@
+"""Decides from a few smoothed numbers whether a run is collapsing; knows no trainer.
+
+    smoothed(x) = exponential moving average with memory `MEMORY`, corrected for its start
+
+Every watch compares a smoothed number with a fixed bound or with the run's own beginning. Idle drift
+(`taopd.signals.idle_drift`) is the first to move in the collapses of the tiny lab; the others are coarse and
+late, and catch what it cannot see: a student that stops ending, a selection that leaves the support.
+"""
+
+from dataclasses import dataclass, field
+
+MEMORY = 0.6
+DRIFT_LIMIT = 0.1
+"""Nats of idle drift per unselected token."""
+NUM_START = 5
+"""Measurements that make a run's own beginning."""
+
+
+@dataclass
+class _Series:
+    total: float = 0.0
+    weight: float = 0.0
+    start: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> float:
+        self.total = MEMORY * self.total + (1.0 - MEMORY) * value
+        self.weight = MEMORY * self.weight + (1.0 - MEMORY)
+        if len(self.start) < NUM_START:
+            self.start.append(value)
+        return self.total / self.weight
+
+    @property
+    def base(self) -> float:
+        return sum(self.start) / len(self.start)
+
+
+class CollapseWatch:
+    """Feed it numbers with `update`; it returns the reasons to worry, each once.
+
+    Numbers it knows, all optional: `idle_drift` (nats), `entropy` (nats), `length` (tokens a completion),
+    `kept_compatibility` in [0, 1], `bank_gain` (nats).
+    """
+
+    def __init__(self) -> None:
+        self._series: dict[str, _Series] = {}
+        self._best_gain = 0.0
+        self.fired: dict[str, int] = {}
+        """Name of the number, step of the warning."""
+        self.healthy_step = 0
+        """The last step with idle drift below half of its limit and no warning so far."""
+
+    def update(self, step: int, values: dict[str, float]) -> list[str]:
+        """The reasons that are new at this step."""
+        smooth = {}
+        for name, value in values.items():
+            smooth[name] = self._series.setdefault(name, _Series()).add(value)
+        found = self._reasons(smooth)
+        new = {name: text for name, text in found.items() if name not in self.fired}
+        self.fired |= dict.fromkeys(new, step)
+        if not self.fired and smooth.get("idle_drift", 0.0) < DRIFT_LIMIT / 2:
+            self.healthy_step = step
+        return list(new.values())
+
+    def _reasons(self, smooth: dict[str, float]) -> dict[str, str]:
+        found: dict[str, str] = {}
+
+        def base(name: str) -> float | None:
+            series = self._series[name]
+            return series.base if len(series.start) == NUM_START else None
+
+        if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT:
+            found["idle_drift"] = (
+                f"unselected tokens have drifted by {now:.2f} nats (limit {DRIFT_LIMIT}) from the initial "
+                "student without coming nearer to the teacher: raise anchor_coef, or stop here"
+            )
+        if "entropy" in smooth and (start := base("entropy")) and smooth["entropy"] > 2.5 * start:
+            found["entropy"] = f"entropy {smooth['entropy']:.2f} nats, {start:.2f} at the start"
+        if "length" in smooth and (start := base("length")):
+            now = smooth["length"]
+            if not 0.5 * start <= now <= 2.0 * start:
+                found["length"] = f"{now:.0f} tokens a completion, {start:.0f} at the start"
+        if "kept_compatibility" in smooth and (start := base("kept_compatibility")):
+            now = smooth["kept_compatibility"]
+            if now < start - 0.25:
+                found["kept_compatibility"] = (
+                    f"C of the selected tokens {now:.2f}, {start:.2f} at the start: what is selected now "
+                    "lies off the student's support"
+                )
+        if "bank_gain" in smooth:
+            now = smooth["bank_gain"]
+            self._best_gain = max(self._best_gain, now)
+            if self._best_gain > 0.05 and now < 0.5 * self._best_gain:
+                found["bank_gain"] = (
+                    f"gain on the bank {now:.2f} nats, {self._best_gain:.2f} at its best"
+                )
+        return found
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        series = {
+            name: [each.total, each.weight, each.start] for name, each in self._series.items()
+        }
+        return {
+            "series": series,
+            "best_gain": self._best_gain,
+            "fired": self.fired,
+            "healthy_step": self.healthy_step,
+        }
+
+    def load(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self._series = {name: _Series(*values) for name, values in state["series"].items()}
+        self._best_gain, self.fired = state["best_gain"], dict(state["fired"])
+        self.healthy_step = state["healthy_step"]

@@ -1,0 +1,128 @@
+"""What happens inside the arms of a stack while they train: drift, interference, what is selected.
+
+An observer of `run_stack`. All divergences are over the full vocabulary, in nats, at the tokens of the step's
+own rollouts; "unselected" is every token where everything is selected.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taopd.collapse_watch import CollapseWatch
+from taopd.signals import SignalTable, idle_drift
+from taopd.signals.tables import TokenSignals
+from taopd.stacked.train import StackStep
+
+KINDS = ("digit", "marker", "end")
+LEFT = 0.01
+"""A token that the initial student gives less than this is where a completion leaves its path."""
+COLUMNS = (
+    *("step", "entropy", "length", "ended", "kept_disagreement", "kept_compatibility"),
+    *("update_norm", "gradient_norm", "drift", "idle_drift", "interference", "derailed"),
+    *(f"drift_{kind}" for kind in KINDS),
+    *(f"kept_{kind}" for kind in KINDS),
+)
+"""entropy, drift, idle_drift: means over (unselected) tokens. interference: change of the unselected tokens'
+drift through this one update, on the same contexts. derailed: share of the batch's D C that lies behind a
+token which the initial student would hardly have written. drift_*: mean drift where such a token was sampled.
+kept_*: their share of the kept tokens."""
+
+
+class Trace:
+    """Rows of `COLUMNS` for every arm, and the steps at which the guard's rules would have warned.
+
+    Args:
+        token_kinds: kind of every token id.
+        every: steps between two rows; the guard looks every `guard_every` steps.
+    """
+
+    def __init__(
+        self, token_kinds: Sequence[str], num_arms: int, *, every: int = 10, guard_every: int = 5
+    ) -> None:
+        self._kinds = torch.tensor(
+            [KINDS.index(kind) if kind in KINDS else -1 for kind in token_kinds]
+        )
+        self._every, self._guard_every = every, guard_every
+        self.rows: list[list[list[float]]] = [[] for _ in range(num_arms)]
+        self.watches = [CollapseWatch() for _ in range(num_arms)]
+
+    def __call__(self, seen: StackStep) -> None:
+        """One step of the stack."""
+        tracing = seen.step % self._every == 0
+        if not tracing and seen.step % self._guard_every:
+            return
+        reference = seen.reference_logprobs()
+        now = seen.student_logprobs
+        idle = _idle(seen.signals, now, reference, seen.teacher_logprobs)
+        drift = _kl(now, reference)
+        moved = _kl(seen.after_logprobs(), reference) - drift if tracing else drift
+        tokens = seen.token_ids[seen.positions.row, seen.positions.column]
+        rare = reference.gather(1, tokens.unsqueeze(1)).squeeze(1).exp() < LEFT
+        start = 0
+        for arm, (table, choice) in enumerate(zip(seen.tables, seen.choices, strict=True)):
+            here = slice(start, start + len(table))
+            start += len(table)
+            kept = choice.selection.kept
+            rest = ~kept if bool((~kept).any()) else kept
+            self._watch(arm, seen.step, table, kept, float(idle[here][rest].mean()))
+            if not tracing:
+                continue
+            kinds = self._kinds[tokens[here]]
+            dc = table.disagreement * table.compatibility
+            num_rows = int(table.response.unique().numel())
+            self.rows[arm].append(
+                [
+                    float(seen.step),
+                    float(table.entropy.mean()),
+                    len(table) / num_rows,
+                    float((kinds == KINDS.index("end")).sum()) / num_rows,
+                    float(table.disagreement[kept].mean()),
+                    float(table.compatibility[kept].mean()),
+                    float(seen.update_norms[arm]),
+                    float(seen.gradient_norms[arm]),
+                    float(drift[here][rest].mean()),
+                    float(idle[here][rest].mean()),
+                    float(moved[here][rest].mean()),
+                    float(dc[_behind(rare[here], table)].sum() / dc.sum().clamp_min(1e-9)),
+                    *(_mean(drift[here][kinds == kind]) for kind in range(len(KINDS))),
+                    *(_mean((kinds[kept] == kind).float()) for kind in range(len(KINDS))),
+                ]
+            )
+
+    def _watch(self, arm: int, step: int, table: SignalTable, kept: Tensor, idle: float) -> None:
+        values = {
+            "idle_drift": idle,
+            "entropy": float(table.entropy.mean()),
+            "length": len(table) / int(table.response.unique().numel()),
+        }
+        if bool(kept.any()):
+            values["kept_compatibility"] = float(table.compatibility[kept].mean())
+        self.watches[arm].update(step, values)
+
+
+def _idle(signals: TokenSignals, now: Tensor, reference: Tensor, teacher: Tensor) -> Tensor:
+    students, teachers = signals.student_topk_ids, signals.teacher_topk_ids
+    return idle_drift(
+        now.gather(1, students),
+        reference.gather(1, students),
+        teacher.gather(1, teachers),
+        now.gather(1, teachers),
+        reference.gather(1, teachers),
+    )
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _behind(rare: Tensor, table: SignalTable) -> Tensor:
+    """Tokens of a completion that come after its first rare one."""
+    first = torch.full((int(table.response.max()) + 1,), 1 << 30)
+    at = table.position[rare].long()
+    first.scatter_reduce_(0, table.response[rare].long(), at, reduce="amin")
+    return table.position.long() > first[table.response.long()]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else 0.0

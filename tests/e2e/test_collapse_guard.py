@@ -1,0 +1,63 @@
+"""The guard in a real run: silent, or stopping it with the reason."""
+
+import json
+
+from accelerate import Accelerator
+from test_trainer import make_trainer
+from transformers import TrainerControl
+
+from taopd import collapse_watch
+from taopd.collapse_guard import CollapseGuard
+
+EVERYWHERE = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "guard_every": 1}
+
+
+def read_warnings(folder):
+    path = folder / "run/warnings.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_short_run_is_watched_and_nothing_is_found(micro_lab, tmp_path):
+    settings = EVERYWHERE | {"collapse_guard": "warn", "budget": 0.2, "max_steps": 4}
+    trainer = make_trainer(micro_lab, tmp_path, **settings)
+    trainer.train()
+    drift = [
+        entry["guard/idle_drift_nats"]
+        for entry in trainer.state.log_history
+        if "guard/idle_drift_nats" in entry
+    ]
+    assert len(drift) == 4 and drift[0] < 1e-5
+    assert read_warnings(tmp_path) == []
+
+
+def test_stop_ends_the_run_with_the_reason(micro_lab, tmp_path, monkeypatch):
+    # A bound that the first update breaks: every step moves the student a little.
+    monkeypatch.setattr(collapse_watch, "DRIFT_LIMIT", 1e-5)
+    settings = EVERYWHERE | {"budget": 0.2, "max_steps": 8, "learning_rate": 1e-2}
+    stopped = make_trainer(micro_lab, tmp_path / "a", collapse_guard="stop", **settings)
+    stopped.train()
+    assert 1 < stopped.state.global_step < 8
+    (warning,) = read_warnings(tmp_path / "a")
+    assert "drifted" in warning["reason"]
+
+
+def test_off_runs_no_reference(micro_lab, tmp_path):
+    trainer = make_trainer(
+        micro_lab, tmp_path, budget=0.2, max_steps=1, method="published", collapse_guard="off"
+    )
+    assert trainer._held._reference is None
+    trainer.train()
+    assert not any("guard/idle_drift_nats" in entry for entry in trainer.state.log_history)
+
+
+def test_restore_loads_the_last_checkpoint_from_before_the_signs(tmp_path):
+    for step in (5, 10, 15):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    loaded = []
+    guard = CollapseGuard("restore", str(tmp_path), Accelerator(cpu=True), print, loaded.append)
+    for step, drift in ((0, 0.0), (5, 0.01), (10, 0.02), (15, 1.0)):
+        guard.watch.update(step, {"idle_drift": drift})
+    control = TrainerControl()
+    guard.on_step_end(None, None, control)
+    guard.on_train_end(None, None, control)
+    assert control.should_training_stop and loaded == [str(tmp_path / "checkpoint-10")]

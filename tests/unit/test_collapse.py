@@ -1,0 +1,101 @@
+"""What holds a run up, and what warns: two-stage anchors, replay, floor, idle drift, the watch."""
+
+import math
+
+import pytest
+import torch
+
+from taopd.collapse_watch import DRIFT_LIMIT, CollapseWatch
+from taopd.errors import ConfigError
+from taopd.losses import anchor_weights
+from taopd.selectors import select
+from taopd.signals import SignalTable, at_ids, idle_drift
+
+
+def table(disagreement, compatibility):
+    count = len(disagreement)
+    return SignalTable(
+        disagreement=torch.tensor(disagreement),
+        compatibility=torch.tensor(compatibility),
+        entropy=torch.zeros(count),
+        response=torch.zeros(count, dtype=torch.long),
+        position=torch.arange(count),
+        valid=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():
+    response = torch.arange(200).repeat_interleave(50)
+    kept = torch.arange(10_000) % 20 == 0
+    valid = torch.ones(10_000, dtype=torch.bool)
+    sums = []
+    for step in range(200):
+        weights = anchor_weights(
+            kept, valid, response, fraction=0.05, responses=0.25, seed=1, step=step
+        )
+        assert response[weights != 0].unique().numel() <= 50
+        assert (weights[kept] == 0).all()
+        sums.append(float(weights.sum()))
+    mean = sum(sums) / len(sums)
+    sigma = math.sqrt(sum((each - mean) ** 2 for each in sums) / len(sums) / len(sums))
+    assert abs(mean - 0.95) < 4 * sigma
+
+
+def test_floor_leaves_the_budget_unspent_when_nothing_is_left_to_teach():
+    batch = table([2.0, 0.04, 0.01, 3.0], [1.0, 1.0, 1.0, 0.0])
+    assert select(batch, budget=0.75).kept.sum() == 3
+    assert select(batch, budget=0.75, floor=0.05).kept.tolist() == [True, False, False, False]
+    assert select(batch, budget=0.75, floor=9.0).kept.sum() == 0
+
+
+def test_replay_spends_its_share_on_agreements_alone():
+    disagreement = [3.0] * 10 + [0.0] * 50 + [4.0] * 40
+    compatibility = [1.0] * 60 + [0.1] * 40
+    chosen = select(table(disagreement, compatibility), budget=0.1, replay=0.4).kept
+    assert chosen[:10].sum() == 6 and chosen[10:60].sum() == 4 and chosen[60:].sum() == 0
+    with pytest.raises(ConfigError, match="replay"):
+        select(table(disagreement, compatibility), budget=0.1, replay=0.4, memory=0.5)
+
+
+def test_idle_drift_counts_moves_that_lead_nowhere_and_not_those_to_the_teacher():
+    start = torch.tensor([[0.98, 0.01, 0.01]]).log()
+    teacher = torch.tensor([[0.01, 0.98, 0.01]]).log()
+    there = torch.tensor([[0.10, 0.89, 0.01]]).log()
+    nowhere = torch.tensor([[0.10, 0.01, 0.89]]).log()
+    assert idle_drift(there, start, teacher, there, start).item() == 0.0
+    kl = float((nowhere.exp() * (nowhere - start)).sum())
+    assert idle_drift(nowhere, start, teacher, nowhere, start).item() == pytest.approx(kl, abs=1e-5)
+    assert idle_drift(start, start, teacher, start, start).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_list_is_read_at_other_ids():
+    ids, logprobs = torch.tensor([[4, 2, -1]]), torch.tensor([[-0.5, -1.0, -torch.inf]])
+    assert at_ids(ids, logprobs, torch.tensor([[2, 3, -1]])).tolist() == [
+        [-1.0, -math.inf, -math.inf]
+    ]
+
+
+def test_the_watch_warns_once_with_the_reason_and_goes_on_after_a_restart():
+    watch = CollapseWatch()
+    for step in range(0, 50, 5):
+        assert watch.update(step, {"idle_drift": 0.02, "length": 9.0, "entropy": 0.4}) == []
+    assert watch.healthy_step == 45
+    other = CollapseWatch()
+    other.load(watch.state())
+    for each in (watch, other):
+        reasons = [each.update(step, {"idle_drift": 4 * DRIFT_LIMIT}) for step in (50, 55, 60)]
+        (text,) = [text for found in reasons for text in found]
+        assert "drifted" in text and "anchor_coef" in text
+        assert each.fired == {"idle_drift": 50} and each.healthy_step == 45
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "then"),
+    [("entropy", 0.4, 2.0), ("length", 100.0, 20.0), ("kept_compatibility", 1.0, 0.3)],
+)
+def test_the_coarse_watches(name, start, then):
+    watch = CollapseWatch()
+    for step in range(8):
+        assert watch.update(step, {name: start}) == []
+    found = [text for step in range(8, 20) for text in watch.update(step, {name: then})]
+    assert len(found) == 1 and list(watch.fired) == [name]
