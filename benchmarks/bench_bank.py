@@ -4,7 +4,7 @@ Measures `score_rollouts` (both backbones, one projection per model and chunk, e
 32) on 300 completions of 192 tokens, a vocabulary of 151,936 ids and width 256, on one CPU thread. Not
 measured: sampling, and backbones of a real depth (two layers here). Compute-bound in the projections.
 
-Peak: the largest resident set of the process (getrusage) less the resident set with both models loaded.
+Peak: the largest resident set of the process less the resident set with both models loaded.
 
 Seen on two shared cores with other work on them: 426 MiB above the models, 23 minutes.
 
@@ -13,15 +13,13 @@ Run: python -m benchmarks.bench_bank [--tiny]
 
 import argparse
 import json
-import os
-import platform
-import resource
 import time
 from dataclasses import asdict, dataclass
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.measuring import status_mib, versions
 from taopd.bank import BANK_TOP_K, MAX_TOKENS, NUM_COMPLETIONS, Rollouts
 from taopd.bank.score import score_rollouts
 
@@ -79,12 +77,6 @@ def make_rollouts(case: Case) -> Rollouts:
     )
 
 
-def resident_mib() -> float:
-    """Resident set of this process now, MiB (Linux)."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def measure(case: Case) -> dict[str, float]:
     """Peak MiB above the models, seconds, and what the run came to."""
     student, teacher = make_model(case, 0), make_model(case, 1)
@@ -95,11 +87,11 @@ def measure(case: Case) -> dict[str, float]:
         "temperature": 1.0,
         "batch_size": case.batch_size,
     }
-    before = resident_mib()
+    before = status_mib("VmRSS")
     started = time.perf_counter()
     columns, _ = score_rollouts(student, teacher, rollouts, settings, None)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = status_mib("VmHWM")
     return {
         "positions": len(columns["token_id"]),
         "models_mib": before,
@@ -130,12 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         **row,
         "limit_mib": LIMIT_MIB,
         "within_limit": row["peak_above_models_mib"] <= LIMIT_MIB,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
-    }
+    } | versions()
     print(json.dumps(document))
     return 0 if document["within_limit"] else 1
 

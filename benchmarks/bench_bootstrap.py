@@ -13,11 +13,7 @@ Run: python -m benchmarks.bench_bootstrap
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -26,6 +22,7 @@ import statsmodels
 import statsmodels.api as sm
 import torch
 
+from benchmarks.measuring import call_seconds, versions
 from taopd.diagnose import decomposition, matched_top_n, q3_gap
 from taopd.diagnose.bootstrap import (
     cluster_bootstrap,
@@ -107,17 +104,6 @@ def check(rows: np.ndarray, codes: np.ndarray, num_clusters: int, kept: np.ndarr
     return worst
 
 
-def seconds(function: Callable[[], object], repeats: int) -> list[float]:
-    """Sorted wall times after one warm-up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return sorted(times)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=300)
@@ -154,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(tokens):,} tokens, {num_clusters} prompts, {settings.resamples} resamples")
     print(f"{'case':<24} {'p20 s':>8} {'p50 s':>8} {'p80 s':>8}")
     for name, function in cases.items():
-        times = seconds(function, settings.repeats)
+        times = call_seconds(function, warmup=1, repeats=settings.repeats)
         row = {
             "case": name,
             "p20_s": times[len(times) // 5],
@@ -174,10 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "statsmodels": statsmodels.__version__,
-        "python": platform.python_version(),
-        "cpu": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
-    }
+    } | versions()
     print(json.dumps(document))
     return 0
 

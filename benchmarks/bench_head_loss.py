@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from benchmarks.measuring import last_number, status_mib, versions
+from benchmarks.measuring import last_line, update_peak_mib, update_seconds, versions
 from taopd.kernels import Head, pair_score
 from taopd.losses import Targets, head_loss, resolve_loss
 
@@ -77,6 +76,7 @@ class Workload:
         self.teacher_weight = 2 * normal(case.vocab_size, case.width) / case.width**0.5
         self.targets = torch.randint(case.vocab_size, (case.num_rows,), generator=generator)
         self.order = torch.randperm(case.num_rows, generator=generator)
+        self.leaves = (self.student, self.weight)
         self.loss = resolve_loss("reverse_kl")
 
     def trl(self, rows: Tensor | None = None) -> Tensor:
@@ -166,11 +166,12 @@ def modes_of(work: Workload) -> dict[str, Callable[[], Tensor]]:
 def check(work: Workload) -> float:
     """Loss and gradients at budget 1 against TRL's on some positions; the largest relative error."""
     rows = work.order[:NUM_CHECKED]
-    inputs = [work.student, work.weight]
     expected, found = work.trl(rows), work.selected(rows)
     errors = [abs(float(found / expected) - 1)]
     for ours, theirs in zip(
-        torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True
+        torch.autograd.grad(found, work.leaves),
+        torch.autograd.grad(expected, work.leaves),
+        strict=True,
     ):
         errors.append(float((ours - theirs).norm() / theirs.norm()))
     for name, peer in work.peers()[0].items():
@@ -181,32 +182,9 @@ def check(work: Workload) -> float:
     return max(errors)
 
 
-def measure(work: Workload, modes: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
-    """Seconds of loss and backward, alternating, after one run of each."""
-    times: dict[str, list[float]] = {name: [] for name in modes}
-    for repeat in range(work.case.repeats + 1):
-        for name, loss in modes.items():
-            work.student.grad = work.weight.grad = None
-            started = time.perf_counter()
-            loss().backward()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
 def peak_mib(case: Case, mode: str) -> float:
     """Peak memory above inputs and gradient buffers, in a process of its own, MiB."""
-    return last_number("benchmarks.bench_head_loss", "--case", case.name, "--peak", mode)
-
-
-def print_peak(case: Case, mode: str) -> None:
-    """The child process of `peak_mib`."""
-    work = Workload(case)
-    for leaf in (work.student, work.weight):
-        leaf.grad = torch.zeros_like(leaf).add_(0.0)
-    before = status_mib("VmRSS")
-    modes_of(work)[mode]().backward()
-    print(status_mib("VmHWM") - before)
+    return float(last_line("benchmarks.bench_head_loss", "--case", case.name, "--peak", mode))
 
 
 def run_case(case: Case) -> dict:
@@ -214,7 +192,7 @@ def run_case(case: Case) -> dict:
     work = Workload(case)
     error = check(work)
     modes = modes_of(work)
-    times = measure(work, modes)
+    times = update_seconds(modes, work.leaves, repeats=case.repeats)
     # One process each; the tiny case leaves memory out.
     peaks = {name: math.nan if case.name == "tiny" else peak_mib(case, name) for name in modes}
     print(f"{case.name}: N = {case.num_rows:,}, V = {case.vocab_size:,}, D = {case.width}")
@@ -255,7 +233,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     names = ["tiny"] if settings.tiny else settings.case or ["head-heavy", "balanced"]
     if settings.peak:
-        print_peak(CASES[names[0]], settings.peak)
+        work = Workload(CASES[names[0]])
+        print(update_peak_mib(modes_of(work)[settings.peak], work.leaves))
         return 0
     document = {
         "name": "bench_head_loss",

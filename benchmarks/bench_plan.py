@@ -11,14 +11,13 @@ Run: python -m benchmarks.bench_plan [--tiny] [--shape NAME]
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import RETURN_BLOCKS, forget_peak, last_line, status_mib, versions
 
 PROMPT = 64
 NUM_STEPS = 4
@@ -53,14 +52,6 @@ SHAPES = {
 TINY = {"layers": 2, "hidden_size": 64, "vocab_size": 2_000, "batch": 2, "completion": 64}
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
 def make_config(sizes: dict):
     """A Qwen3 with grouped keys, feed-forward of three widths and an own head."""
     from transformers import Qwen3Config
@@ -82,8 +73,7 @@ def make_config(sizes: dict):
 
 
 def measure(sizes: dict, case: dict | None) -> dict:
-    """Run the steps in this process; bytes and median CPU seconds, the first step left out."""
-    import torch
+    """Run the steps in this process; MiB and median CPU seconds, the first step left out."""
     import trl
     from datasets import Dataset
     from transformers import Qwen3ForCausalLM, TrainerCallback
@@ -105,12 +95,12 @@ def measure(sizes: dict, case: dict | None) -> dict:
 
     class Meter(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            Path("/proc/self/clear_refs").write_text("5")
-            self.base, self.start = resident("VmRSS"), time.process_time()
+            forget_peak()
+            self.base, self.start = status_mib("VmRSS"), time.process_time()
 
         def on_pre_optimizer_step(self, *args, **kwargs):
             seconds.append(time.process_time() - self.start)
-            peaks.append(resident("VmHWM") - self.base)
+            peaks.append(status_mib("VmHWM") - self.base)
 
     with tempfile.TemporaryDirectory() as folder:
         common = {
@@ -134,23 +124,15 @@ def measure(sizes: dict, case: dict | None) -> dict:
             callbacks=[Meter()],
         )
         trainer.train()
-    return {"peak_bytes": max(peaks[1:]), "cpu_s": statistics.median(seconds[1:])}
+    return {"peak_mib": max(peaks[1:]), "cpu_s": statistics.median(seconds[1:])}
 
 
 def child(sizes: dict, case: dict | None, *, memory: bool) -> dict:
     """`measure` in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if memory:
-        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_plan", "--measure", json.dumps([sizes, case])],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    arguments = ("benchmarks.bench_plan", "--measure", json.dumps([sizes, case]))
+    environment |= RETURN_BLOCKS if memory else {}
+    return json.loads(last_line(*arguments, environment=environment))
 
 
 def expected(sizes: dict, case: dict):
@@ -196,12 +178,12 @@ def compare(sizes: dict) -> list[dict]:
             planned.student, planned.teacher, planned.settings, window=None, shared_forward=False
         )
         ratio = (cost.total - cost.sample) / (planned.full_cost.total - planned.full_cost.sample)
-        memory = child(sizes, case, memory=True)["peak_bytes"]
+        memory = child(sizes, case, memory=True)["peak_mib"]
         seconds = child(sizes, case, memory=False)["cpu_s"]
         rows.append(
             {
                 "case": name,
-                "peak_mib": memory / 2**20,
+                "peak_mib": memory,
                 "planned_peak_mib": peak / 2**20,
                 "planned_phase": max(("score", "train"), key=lambda phase: phases[phase]),
                 "cpu_s": seconds,
@@ -228,11 +210,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="one of the shapes instead of all")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.measure is not None:
         print(json.dumps(measure(*options.measure)))
         return
-    import torch
-
     shapes = {"tiny": TINY} if options.tiny else SHAPES
     shapes = {options.shape: SHAPES[options.shape]} if options.shape else shapes
     results = {}
@@ -243,10 +224,8 @@ def main() -> None:
         "benchmark": "plan",
         "settings": {"prompt": PROMPT, "steps": NUM_STEPS},
         "shapes": results,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
     }
-    print(json.dumps(document))
+    print(json.dumps(document | versions()))
 
 
 if __name__ == "__main__":

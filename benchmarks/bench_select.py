@@ -12,15 +12,13 @@ Run: python -m benchmarks.bench_select
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.measuring import call_seconds, versions
 from taopd.selectors import select
 from taopd.signals import SignalTable, list_metrics, signal_table, topk_lists_signals
 
@@ -104,18 +102,6 @@ def check(lists: tuple[torch.Tensor, ...], k: int) -> float:
     return worst
 
 
-def milliseconds(function, repeats: int) -> list[float]:
-    """Sorted wall times of `repeats` calls after a warm-up."""
-    for _ in range(NUM_WARMUP):
-        function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--responses", type=int, default=8)
@@ -141,13 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     print(f"{'case':<20} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9} {'tokens/s':>12}")
     for name, function in cases.items():
-        times = milliseconds(function, settings.repeats)
-        p50 = statistics.median(times)
+        times = call_seconds(function, warmup=NUM_WARMUP, repeats=settings.repeats)
+        p50 = 1e3 * statistics.median(times)
         row = {
             "case": name,
-            "p20_ms": times[len(times) // 5],
+            "p20_ms": 1e3 * times[len(times) // 5],
             "p50_ms": p50,
-            "p80_ms": times[(4 * len(times)) // 5],
+            "p80_ms": 1e3 * times[(4 * len(times)) // 5],
             "tokens_per_second": num_tokens / (p50 / 1e3),
         }
         rows.append(row)
@@ -160,14 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         "num_tokens": num_tokens,
         "k": settings.k,
         "repeats": settings.repeats,
-        "threads": torch.get_num_threads(),
         "max_rel_err": error,
         "rows": rows,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
-    }
+    } | versions()
     print(json.dumps(document))
     return 0
 

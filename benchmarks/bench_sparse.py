@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from benchmarks.measuring import last_number, status_mib, versions
+from benchmarks.measuring import last_line, update_peak_mib, update_seconds, versions
 from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
 from taopd.selectors import select
@@ -214,19 +214,6 @@ def check(work: Workload) -> float:
     return max(*errors, gradient)
 
 
-def seconds(work: Workload, modes: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
-    """Times of all modes, alternating, after one run of each."""
-    times: dict[str, list[float]] = {name: [] for name in modes}
-    for repeat in range(work.case.repeats + 1):
-        for name, loss in modes.items():
-            work.model.zero_grad(set_to_none=True)
-            started = time.perf_counter()
-            loss().backward()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
 def split(work: Workload, window: int) -> dict[str, float]:
     """Seconds of the parts of one windowed update: medians."""
     parts: dict[str, list[float]] = {}
@@ -250,17 +237,7 @@ def split(work: Workload, window: int) -> dict[str, float]:
 
 def peak_mib(case: Case, mode: str) -> float:
     """Peak memory of one update above model and gradients, in a process of its own, MiB."""
-    return last_number("benchmarks.bench_sparse", "--case", case.name, "--peak", mode)
-
-
-def print_peak(case: Case, mode: str) -> None:
-    """The child process of `peak_mib`."""
-    work = Workload(case)
-    for parameter in work.model.parameters():
-        parameter.grad = torch.zeros_like(parameter).add_(0.0)
-    before = status_mib("VmRSS")
-    work.modes()[mode]().backward()
-    print(status_mib("VmHWM") - before)
+    return float(last_line("benchmarks.bench_sparse", "--case", case.name, "--peak", mode))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -271,13 +248,13 @@ def main(arguments: list[str] | None = None) -> int:
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)
     case = CASES["tiny" if settings.tiny else settings.case]
-    if settings.peak:
-        print_peak(case, settings.peak)
-        return 0
     work = Workload(case)
+    if settings.peak:
+        print(update_peak_mib(work.modes()[settings.peak], work.model.parameters()))
+        return 0
     error = check(work)
     modes = work.modes()
-    times = seconds(work, modes)
+    times = update_seconds(modes, work.model.parameters(), repeats=case.repeats)
     # One process each; the tiny case leaves memory out.
     peaks = {name: math.nan if case.name == "tiny" else peak_mib(case, name) for name in modes}
     rows = []

@@ -13,19 +13,15 @@ Run: python -m benchmarks.bench_topk_score [--case head-heavy-64 ...] [--repeats
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import RETURN_BLOCKS, forget_peak, last_line, status_mib, versions
 from taopd.kernels import Head, TopKScores, chunked, reference
 
 K = 16
@@ -123,12 +119,6 @@ def error_of(function: Callable, arguments: tuple[Tensor, Head, Tensor]) -> floa
     )
 
 
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def measure_peak(case_name: str, impl: str) -> None:
     """Print the extra peak memory of one call, MiB; run in a process of its own."""
     case = CASES[case_name]
@@ -136,18 +126,16 @@ def measure_peak(case_name: str, impl: str) -> None:
     function = implementations(case, case_name == "tiny")[impl]
     hidden, head, targets = arguments
     function(hidden[:16], head.tile(0, 64), targets[:16] % 64)  # load what a first call loads
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the inputs
-    before = peak_memory()
+    forget_peak()  # of making the inputs
+    before = status_mib("VmHWM")
     function(*arguments)
-    print((peak_memory() - before) / 2**20)
+    print(status_mib("VmHWM") - before)
 
 
 def peak_of(case_name: str, impl: str) -> float:
-    """`measure_peak` in a fresh process whose freed blocks go back to the system."""
-    command = [sys.executable, "-m", "benchmarks.bench_topk_score", "--peak", case_name, impl]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    """`measure_peak` in a process of its own."""
+    arguments = ("benchmarks.bench_topk_score", "--peak", case_name, impl)
+    return float(last_line(*arguments, environment=RETURN_BLOCKS))
 
 
 def run_case(name: str, repeats: int, only: str) -> list[dict]:
@@ -212,14 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     document = {
         "name": "bench_topk_score",
         "repeats": settings.repeats,
-        "threads": torch.get_num_threads(),
         "rows": rows,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
         "failed": any("min_ms" not in row for row in rows),
-    }
+    } | versions()
     print(json.dumps(document))
     return int(document["failed"])
 

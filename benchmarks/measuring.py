@@ -1,12 +1,19 @@
-"""What the benchmarks share: memory of this process, and the lines that end their output."""
+"""What the benchmarks share: times, memory of this process, and the lines that end their output."""
 
+import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+RETURN_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Freed blocks of 64 KiB or more go back to the system, so that a peak is not the allocator's."""
 
 
 def status_mib(name: str) -> float:
@@ -15,11 +22,56 @@ def status_mib(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def last_number(*arguments: str) -> float:
-    """Run `python -m ARGUMENTS` and return the number on its last line."""
+def forget_peak() -> None:
+    """Let VmHWM begin anew at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def last_line(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run `python -m ARGUMENTS` with these variables and return the last line of its output."""
     argv = [sys.executable, "-m", *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env=os.environ | (environment or {})
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout.splitlines()[-1]
+
+
+def call_seconds(function: Callable[[], object], *, warmup: int, repeats: int) -> list[float]:
+    """Sorted seconds of `repeats` calls after `warmup` others."""
+    times = []
+    for _ in range(warmup + repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return sorted(times[warmup:])
+
+
+def update_seconds(
+    losses: Mapping[str, Callable[[], Tensor]], leaves: Iterable[Tensor], *, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every loss and its backward, alternating, after one run of each."""
+    leaves = list(leaves)
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for repeat in range(repeats + 1):
+        for name, loss in losses.items():
+            for leaf in leaves:
+                leaf.grad = None
+            started = time.perf_counter()
+            loss().backward()
+            if repeat:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def update_peak_mib(loss: Callable[[], Tensor], leaves: Iterable[Tensor]) -> float:
+    """Peak of one loss and its backward above what is there with gradient buffers, MiB."""
+    for leaf in leaves:
+        leaf.grad = torch.zeros_like(leaf).add_(0.0)
+    before = status_mib("VmRSS")
+    loss().backward()
+    return status_mib("VmHWM") - before
 
 
 def versions() -> dict[str, Any]:
@@ -29,4 +81,5 @@ def versions() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": platform.processor() or platform.machine(),
+        "num_cpus": os.cpu_count(),
     }

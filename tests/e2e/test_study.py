@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_demo import MICRO
 
 from taopd import arm_pool, records
 from taopd.cli import INTERRUPTED, main
@@ -22,14 +23,6 @@ from taopd.errors import DataError
 from taopd.study.file import parse_study_file
 from taopd.study.run import plan_study, run_study
 
-MICRO = {
-    "teacher_steps": 10,
-    "student_steps": 10,
-    "teacher_width": 16,
-    "student_width": 16,
-    "num_train_prompts": 128,
-    "num_test_prompts": 16,
-}
 STUDY = {
     "lab": "dialect",
     "lab_sizes": MICRO,

@@ -52,9 +52,15 @@ example:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are `ConfigError`s, without abbreviated flags."""
+    """An argparse parser whose errors are `ConfigError`s, without abbreviated flags.
 
-    def __init__(self, *, prog: str, description: str, epilog: str) -> None:
+    page: the whole of `--help`; default argparse's own, from description, flags and epilog.
+    """
+
+    def __init__(
+        self, *, prog: str, description: str = "", epilog: str = "", page: str | None = None
+    ) -> None:
+        self._page = page
         super().__init__(
             prog=prog,
             description=description,
@@ -64,6 +70,9 @@ class Parser(argparse.ArgumentParser):
                 prog, max_help_position=26, width=96
             ),
         )
+
+    def format_help(self) -> str:
+        return self._page or super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""

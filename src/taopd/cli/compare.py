@@ -43,9 +43,6 @@ example:
 
 def run(argv: Sequence[str]) -> int:
     """Check, run, analyse, draw; or analyse a folder of finished arms."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
     options = _parser().parse_args(argv)
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: must be at least 1")
@@ -74,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd compare", description="", epilog="")
+    parser = Parser(prog="taopd compare", page=_HELP)
     parser.add_argument("study")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--resume", action="store_true")

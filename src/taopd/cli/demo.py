@@ -1,8 +1,6 @@
 """`taopd demo`: the tiny lab, from nothing to a distilled student, a table and a picture."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from taopd.cli import Parser
@@ -52,7 +50,8 @@ def run(argv: Sequence[str]) -> int:
     from taopd.records import write_text
     from taopd.report.demo import draw, markdown, table
 
-    with _told_where(options.output), CountedProgress() as advance:
+    kept = f"finished arms are kept in {options.output}; go on with --resume"
+    with CountedProgress(kept) as advance:
         results = run_demo(
             output_dir=options.output,
             variant=options.variant,
@@ -71,15 +70,6 @@ def run(argv: Sequence[str]) -> int:
     print(f"picture: {pictures[0]}")
     print(f"student: {options.output / 'best-student'} (arm {results['best_student']})")
     return 0
-
-
-@contextmanager
-def _told_where(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"finished arms are kept in {folder}; go on with --resume", file=sys.stderr)
-        raise
 
 
 def _steps(text: str) -> int:

@@ -89,9 +89,6 @@ def run(argv: Sequence[str]) -> int:
 
 def freeze(argv: Sequence[str]) -> int:
     """Load, sample or read, score, write the bank; print what it holds."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_FREEZE_HELP, end="")
-        return 0
     options = _freeze_parser().parse_args(argv)
     if (options.prompts is None) == (options.completions is None):
         raise ConfigError("give the contexts: either --prompts FILE or --completions FILE")
@@ -134,10 +131,7 @@ def freeze(argv: Sequence[str]) -> int:
 
 def gain(argv: Sequence[str]) -> int:
     """Open the bank, measure every checkpoint, write the folder, print the curve."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_GAIN_HELP, end="")
-        return 0
-    parser = Parser(prog="taopd diagnose gain", description="", epilog="")
+    parser = Parser(prog="taopd diagnose gain", page=_GAIN_HELP)
     parser.add_argument("bank", type=Path)
     parser.add_argument("--after", nargs="+", required=True)
     parser.add_argument("--teacher")
@@ -170,7 +164,7 @@ def gain(argv: Sequence[str]) -> int:
 
 
 def _freeze_parser() -> Parser:
-    parser = Parser(prog="taopd diagnose freeze", description="", epilog="")
+    parser = Parser(prog="taopd diagnose freeze", page=_FREEZE_HELP)
     add = parser.add_argument
     add("--student", required=True)
     add("--teacher", required=True)

@@ -40,9 +40,6 @@ ONE_STEP_FORMAT = "taopd-one-step-1"
 
 def run(argv: Sequence[str]) -> int:
     """Load, sample, step, write the folder, print the summary."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
     options = _parser().parse_args(argv)
 
     import torch
@@ -94,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd diagnose one-step", description="", epilog="")
+    parser = Parser(prog="taopd diagnose one-step", page=_HELP)
     add = parser.add_argument
     add("--student", required=True)
     add("--teacher", required=True)

@@ -34,10 +34,7 @@ example:
 
 def run(argv: Sequence[str]) -> int:
     """Read, analyse, write, draw, print the verdicts."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
-    parser = Parser(prog="taopd diagnose report", description="", epilog="")
+    parser = Parser(prog="taopd diagnose report", page=_HELP)
     parser.add_argument("gains", type=Path)
     parser.add_argument("--k", type=int)
     parser.add_argument("--cluster", choices=("prompt", "completion"), default="prompt")

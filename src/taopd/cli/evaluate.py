@@ -41,9 +41,6 @@ example:
 
 def run(argv: Sequence[str]) -> int:
     """Load, generate, grade, print a table, and write the folder if one is named."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
     options = _parser().parse_args(argv)
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: must be at least 1 problem")
@@ -88,12 +85,13 @@ def run(argv: Sequence[str]) -> int:
         )
     _print_table(options.model, result)
     if options.output is not None:
-        _write(options, result)
+        head = {"model": options.model, "dataset": options.dataset}
+        write_folder(options, result.transcripts, head | result.summary())
     return 0
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd evaluate", description="", epilog="")
+    parser = Parser(prog="taopd evaluate", page=_HELP)
     add = parser.add_argument
     add("model")
     add("--dataset")
@@ -141,15 +139,15 @@ def _plus_minus(error: float | None) -> str:
     return "" if error is None else f" +- {error:.4f}"
 
 
-def _write(options: argparse.Namespace, result: "EvaluationResult") -> None:
+def write_folder(
+    options: argparse.Namespace, transcripts: Sequence[Any], results: dict[str, Any]
+) -> None:
+    """Write settings, environment, transcripts and results into the folder of `--output`."""
     from taopd.runs import RunFolder, environment, write_json, write_jsonl
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path
     write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
     write_json(folder / "env.json", environment(seed=options.seed))
-    write_jsonl(folder / "transcripts.jsonl", result.transcripts)
-    write_json(
-        folder / "results.json",
-        {"model": options.model, "dataset": options.dataset} | result.summary(),
-    )
+    write_jsonl(folder / "transcripts.jsonl", transcripts)
+    write_json(folder / "results.json", results)
     print(f"wrote {folder / 'results.json'} and transcripts.jsonl")

@@ -11,6 +11,7 @@ def run(options: argparse.Namespace) -> int:
     """Check, run, print, and write the folder if one is named."""
     import torch
 
+    from taopd.cli.evaluate import write_folder
     from taopd.harness import SuiteSettings, parse_suite, run_suite
     from taopd.runs import RunFolder
 
@@ -34,7 +35,15 @@ def run(options: argparse.Namespace) -> int:
     )
     _print_table(options.model, result)
     if options.output is not None:
-        _write(options, result)
+        results = {
+            "model": options.model,
+            "suite": options.suite,
+            "tasks": result.tasks,
+            "num_problems": result.num_problems,
+            "versions": result.versions,
+            "settings": result.settings,
+        }
+        write_folder(options, result.samples, results)
     return 0
 
 
@@ -58,24 +67,3 @@ def _print_table(model: str, result: "SuiteResult") -> None:
                 "-" if error is None else f"{error:.4f}",
             )
     Console().print(table)
-
-
-def _write(options: argparse.Namespace, result: "SuiteResult") -> None:
-    from taopd.runs import RunFolder, environment, write_json, write_jsonl
-
-    folder = RunFolder.create(options.output, overwrite=options.overwrite).path
-    write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
-    write_json(folder / "env.json", environment(seed=options.seed))
-    write_jsonl(folder / "transcripts.jsonl", result.samples)
-    write_json(
-        folder / "results.json",
-        {
-            "model": options.model,
-            "suite": options.suite,
-            "tasks": result.tasks,
-            "num_problems": result.num_problems,
-            "versions": result.versions,
-            "settings": result.settings,
-        },
-    )
-    print(f"wrote {folder / 'results.json'} and transcripts.jsonl")

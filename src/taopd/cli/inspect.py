@@ -28,10 +28,7 @@ ORDERS = ("logged", "taught", "disagreement", "incompatible")
 
 def run(argv: Sequence[str]) -> int:
     """Read, filter, order, print."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
-    parser = Parser(prog="taopd inspect", description="", epilog="")
+    parser = Parser(prog="taopd inspect", page=_HELP)
     parser.add_argument("run", type=Path)
     parser.add_argument("--signal", default="learnable")
     parser.add_argument("--rollout", type=int, action="append")

@@ -1,6 +1,5 @@
 """`taopd leaderboard`: every selector on every variant of the tiny lab, ranked."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,22 +52,17 @@ def run(argv: Sequence[str]) -> int:
     from taopd.report.leaderboard import draw, write_page
 
     options.into.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with CountedProgress() as advance:
-            board = run_leaderboard(
-                folder=options.jobs,
-                path=options.into,
-                names=options.selector,
-                variants=options.variant,
-                num_seeds=options.seeds,
-                num_workers=options.workers,
-                progress=advance,
-            )
-    except KeyboardInterrupt:
-        print(
-            f"finished jobs are kept in {options.jobs}; the same command goes on", file=sys.stderr
+    kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
+    with CountedProgress(kept) as advance:
+        board = run_leaderboard(
+            folder=options.jobs,
+            path=options.into,
+            names=options.selector,
+            variants=options.variant,
+            num_seeds=options.seeds,
+            num_workers=options.workers,
+            progress=advance,
         )
-        raise
     picture = options.into.with_suffix(".png")
     draw(board, picture)
     page = options.into.with_suffix(".md")

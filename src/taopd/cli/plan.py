@@ -52,9 +52,6 @@ Random selection; clustered ones cost less."""
 
 def run(argv: Sequence[str]) -> int:
     """Parse, compute, print a table or JSON; the heavy imports come after `--help`."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
     options, rest = _parser().parse_known_args(argv)
     if options.config is None and rest:
         raise ConfigError(f"unknown argument {rest[0]!r}; `taopd plan --help` lists them")
@@ -81,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd plan", description="", epilog="")
+    parser = Parser(prog="taopd plan", page=_HELP)
     add = parser.add_argument
     for name in ("--config", "--student", "--teacher"):
         add(name)

@@ -1,5 +1,6 @@
 """A progress bar on stderr with a row for every kind of work, and the time that is left."""
 
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -8,12 +9,15 @@ class CountedProgress:
     """Shows (what, done, total) calls as bars; a row appears with its first call.
 
     A row starts at the count of its first call, so that work done by an earlier run does not count
-    as speed.
+    as speed. Interrupted work ends with the words `if_interrupted` on stderr.
 
     Example:
         >>> with CountedProgress() as advance:  # doctest: +SKIP
         ...     advance("arms", 10, 300)
     """
+
+    def __init__(self, if_interrupted: str = "") -> None:
+        self._if_interrupted = if_interrupted
 
     def __enter__(self) -> "CountedProgress":
         from rich.console import Console
@@ -51,3 +55,5 @@ class CountedProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+        if kind is KeyboardInterrupt and self._if_interrupted:
+            print(self._if_interrupted, file=sys.stderr)

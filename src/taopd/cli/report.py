@@ -23,10 +23,7 @@ example:
 
 def run(argv: Sequence[str]) -> int:
     """Read the folders, write the page, say how large it is."""
-    if any(text in ("-h", "--help") for text in argv):
-        print(_HELP, end="")
-        return 0
-    parser = Parser(prog="taopd report", description="", epilog="")
+    parser = Parser(prog="taopd report", page=_HELP)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--max-rollouts", type=int, default=200)

@@ -36,7 +36,6 @@ from taopd.diagnose.bootstrap import (
 from taopd.diagnose.features import clusters_of, token_features, winsorize
 from taopd.errors import ConfigError
 
-GROUPS = {3: "thirds", 4: "quartiles"}
 BUCKET_FEATURES = ("c", "learnable", "incompatible")
 SEPARATION = 4.0
 """Distance between completions in the search tree, in diameters of the standardized cloud."""

@@ -4,21 +4,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich import box
 from rich.table import Table
 from scipy import stats
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#6B6B6B", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe-Ito, told apart by colour-blind readers."""
+from taopd.report import drawing
+from taopd.report.drawing import MARKERS
+
+GREY = "#6B6B6B"
+COLORS = (*drawing.COLORS[:3], GREY, *drawing.COLORS[3:])
+"""The fourth arm, random tokens, is grey."""
 STYLES = ("-", "--", "-", ":", "-.", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Line styles and markers also differ, so that the picture survives black and white."""
 HATCHES = {"digit": "", "marker": "///", "end": "...", "other": "xx"}
-KIND_COLORS = {"digit": "#0072B2", "marker": "#E69F00", "end": "#6B6B6B", "other": "#CC79A7"}
+KIND_COLORS = {"digit": "#0072B2", "marker": "#E69F00", "end": GREY, "other": "#CC79A7"}
 
 
 Groups = dict[str, list[dict[str, Any]]]
@@ -94,11 +94,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     """
     groups = by_arm(results)
     figure = _one_panel(results, groups) if len(groups) <= 4 else _panel_each(results, groups)
-    paths = [folder / "accuracy.png", folder / "accuracy.svg"]
-    for path in paths:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-    return paths
+    return drawing.save(figure, folder, "accuracy")
 
 
 def _one_panel(results: dict[str, Any], groups: Groups):
@@ -148,7 +144,6 @@ def _panel_each(results: dict[str, Any], groups: Groups):
 def _frame(axes, results: dict[str, Any]) -> None:
     axes.axhline(results["base_accuracy"], color="#999999", linewidth=1, zorder=0)
     axes.set_ylim(-0.02, 1.02)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(axes, outcomes: list[dict[str, Any]], index: int, *, label: str | None) -> None:
@@ -197,7 +192,6 @@ def _kinds(axes, groups: Groups) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="share of the kept tokens", xlim=(0, 1))
     axes.set_title("what was kept, all steps", fontsize=9, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of the diagnostic share: colors, markers, error bars, words, files.
+"""What the pictures share: colors, markers, error bars, words, files.
 
 Series differ in marker, line style or hatch as well as in color. SVG ids are salted with a constant,
 so that the same table gives the same file.
@@ -21,7 +21,7 @@ from taopd.errors import DataError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe-Ito, told apart by color-blind readers."""
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 UNITS = {"nats": "nats/token", "share": "share of the initial KL"}
 TERMS = {
     "learnable": r"$\beta_L$ (learnable)",

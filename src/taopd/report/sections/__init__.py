@@ -12,54 +12,25 @@ __all__ = ["Section", "all_sections", "warnings"]
 
 def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) -> list[Section]:
     """Every section, empty ones included, in the order of the page."""
+    words = (
+        "Which words the teacher got to teach. Point at a token, or walk with the arrow keys: "
+        "<kbd>n</kbd> and <kbd>p</kbd> jump between kept tokens."
+    )
+    studies, folders = sources.studies, sources.runs
+    parts = (
+        ("settings", "What was run", runs.LEAD, runs.body(sources)),
+        ("outcome", "Outcome", outcome.LEAD, outcome.body(studies)),
+        ("budget", "Accuracy by budget", outcome.BUDGET_LEAD, outcome.budget_curve(studies)),
+        ("cost", "What it cost", outcome.COST_LEAD, outcome.against_cost(sources)),
+        ("tokens", "Token by token", words, inspector),
+        ("selected", "What was selected", selected.LEAD, selected.body(folders, rollouts)),
+        ("training", "Over the training", training.LEAD, training.body(folders)),
+        ("diagnostic", "Which signals were learnable", diagnostic.LEAD, diagnostic.body(sources)),
+        ("speed", "Speed and memory", training.SPEED_LEAD, training.speed(folders)),
+    )
     return [
-        Section(anchor="settings", title="What was run", lead=runs.LEAD, body=runs.body(sources)),
-        Section(
-            anchor="outcome", title="Outcome", lead=outcome.LEAD, body=outcome.body(sources.studies)
-        ),
-        Section(
-            anchor="budget",
-            title="Accuracy by budget",
-            lead=outcome.BUDGET_LEAD,
-            body=outcome.budget_curve(sources.studies),
-        ),
-        Section(
-            anchor="cost",
-            title="What it cost",
-            lead=outcome.COST_LEAD,
-            body=outcome.against_cost(sources),
-        ),
-        Section(
-            anchor="tokens",
-            title="Token by token",
-            lead="Which words the teacher got to teach. Point at a token, or walk with the arrow keys: "
-            "<kbd>n</kbd> and <kbd>p</kbd> jump between kept tokens.",
-            body=inspector,
-        ),
-        Section(
-            anchor="selected",
-            title="What was selected",
-            lead=selected.LEAD,
-            body=selected.body(sources.runs, rollouts),
-        ),
-        Section(
-            anchor="training",
-            title="Over the training",
-            lead=training.LEAD,
-            body=training.body(sources.runs),
-        ),
-        Section(
-            anchor="diagnostic",
-            title="Which signals were learnable",
-            lead=diagnostic.LEAD,
-            body=diagnostic.body(sources),
-        ),
-        Section(
-            anchor="speed",
-            title="Speed and memory",
-            lead=training.SPEED_LEAD,
-            body=training.speed(sources.runs),
-        ),
+        Section(anchor=anchor, title=title, lead=lead, body=body)
+        for anchor, title, lead, body in parts
     ]
 
 
