@@ -23,11 +23,12 @@ PROMPT = 64
 NUM_STEPS = 4
 """The first one builds optimizer states and caches; it is not counted."""
 TRL = "trl"
+PUBLISHED = {"method": "published", "collapse_guard": "off"}
 CASES = {
     "budget 0.05": {"budget": 0.05},
     "budget 1": {"budget": 1.0},
     "budget 0.05, reverse KL sampled": {"budget": 0.05, "loss": "sampled_reverse_kl"},
-    "budget 0.05, anchor": {"budget": 0.05, "anchor_coef": 1.0},
+    "budget 0.05, anchor": {"budget": 0.05, "method": "anchored"},
     "budget 0.05, window 8": {"budget": 0.05, "gradient_window": 8},
     TRL: {},
 }
@@ -114,7 +115,10 @@ def measure(sizes: dict, case: dict | None) -> dict:
         if case is None:
             kind, args = trl.DistillationTrainer, trl.DistillationConfig(beta=1.0, **common)
         else:
-            kind, args = taopd.TeachabilityTrainer, taopd.TeachabilityConfig(**common, **case)
+            kind, args = (
+                taopd.TeachabilityTrainer,
+                taopd.TeachabilityConfig(**common | PUBLISHED | case),
+            )
         trainer = kind(
             model=student,
             teacher_model=teacher,
@@ -155,7 +159,8 @@ def expected(sizes: dict, case: dict):
             padded=False,
             needs_teacher_distribution=needs_teacher_distribution(case.get("loss", "reverse_kl")),
             window=case.get("gradient_window"),
-            anchor_fraction=0.1 if case.get("anchor_coef") else 0.0,
+            anchor_fraction=0.05 if "method" in case else 0.0,
+            anchor_responses=max(0.25, 1 / sizes["batch"]),
         ),
     )
 

@@ -142,7 +142,21 @@ def window_lab(document: dict[str, Any], folder: Path) -> str:
     return "\n".join([*lines, "", "![Accuracy against seconds](results/window_lab.png)"])
 
 
+def anchor(document: dict[str, Any], folder: Path) -> str:
+    """Table of bench_anchor."""
+    lines = [
+        "| update | published, s | anchored, s | ratio |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {row['update']} | {row['published_s']:.2f} | {row['anchored_s']:.2f} | {row['ratio']:.2f} |"
+            for row in document["result"]["rows"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
 SECTIONS = {
+    "anchor": ("Student update: the default's anchors against the published method", anchor),
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
     "sparse": ("Student update: exact and through a gradient window", sparse),
     "sparse_long": ("The same at 8,192 tokens", sparse),

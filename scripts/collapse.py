@@ -51,6 +51,7 @@ CAUSES: dict[str, dict[str, Any]] = {
 }
 ALONE: dict[str, dict[str, Any]] = {
     # Jobs of their own: most change what all arms of one job share.
+    "anchor, in an eighth": ANCHORED | {"anchor_responses": 0.125},
     "anchor, forward KL": ANCHORED | {"anchor_loss": "forward_kl"},
     "Adam epsilon 0.01": {"adam_epsilon": 1e-2},
     "learning rate / 3": {"learning_rate": 1e-4},
