@@ -15,6 +15,7 @@ from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
 from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
+from taopd.teacher_settings import TeacherSettings
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "signals": ("exact", "topk_lists"),
@@ -28,11 +29,11 @@ _BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
 
 @dataclass
-class TeachabilityConfig(AnchorSettings, SelectionSettings, DistillationConfig):
+class TeachabilityConfig(AnchorSettings, TeacherSettings, SelectionSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig`, and the fields below.
 
     Schedules, scopes, weights, draws, stop tokens and shadow selectors are in `SelectionSettings`; what
-    holds the unselected tokens is in `AnchorSettings`.
+    holds the unselected tokens is in `AnchorSettings`, a teacher behind a server in `TeacherSettings`.
 
     Raises:
         ConfigError: at construction, for a value outside its range or an unknown name (with the nearest one).
@@ -201,6 +202,7 @@ class TeachabilityConfig(AnchorSettings, SelectionSettings, DistillationConfig):
         _require(self.min_keep >= 0, "min_keep", self.min_keep, "0 or more tokens")
         _require(0.0 <= self.split_gamma <= 1.0, "split_gamma", self.split_gamma, "in [0, 1]")
         self.check_anchor()
+        self.check_teacher(asked=self.teacher_url is not None)
         if self.collapse_guard == "restore" and str(self.save_strategy) in (
             "no",
             "SaveStrategy.NO",

@@ -29,6 +29,14 @@ class NumericsError(TaopdError):
     """A NaN or an infinity where a finite number belongs."""
 
 
+class TeacherError(TaopdError):
+    """A teacher's server refuses, or answers what cannot be true."""
+
+
+class TeacherUnavailable(TeacherError):
+    """A teacher's server stayed away for longer than it is waited for."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
 

@@ -21,7 +21,8 @@ class Term:
     """`<this>_weights` [B, T] is the whole reduction, coefficient included."""
     states: str
     """`<this>_hidden` are the other model's states at these tokens, one tensor per row; may be absent."""
-    head: Head
+    head: Head | None
+    """None where the other model is asked for log-probs and never read."""
     function: LossFunction
 
 
@@ -86,7 +87,7 @@ def targets_at(
     inputs: Mapping[str, Any],
     chosen: Bool[Tensor, "B T"],
     hidden: list[Tensor] | None,
-    head: Head,
+    head: Head | None,
     temperature: float,
 ) -> Targets:
     """What the student is compared with at the chosen positions of a micro-batch.

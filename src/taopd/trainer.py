@@ -10,7 +10,6 @@ last one, and apply head and loss at the kept positions alone.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,24 +21,23 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
-from taopd.choose import local_table, signal_options
+from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, TeacherUnavailable
 from taopd.gather import gather_table
 from taopd.held import HeldTokens
 from taopd.kernels import Head
-from taopd.losses import needs_teacher_distribution, resolve_loss
+from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
-from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, score_positions, trim
-from taopd.signals import lists_from_exact
+from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
 from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
-from taopd.teachers import load_teacher
+from taopd.teacher_source import TeacherSource, save_before_stopping
 from taopd.watch import SamplerWatch
 
 Batch = dict[str, Any]
@@ -51,7 +49,8 @@ class TeachabilityTrainer(DistillationTrainer):
     Args:
         model: student, a path, a hub id or a `PreTrainedModel`.
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
-            padded to another size; its tokenizer must give every shared id the same token.
+            padded to another size; its tokenizer must give every shared id the same token. Or any
+            `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`.
         args: a `TeachabilityConfig`.
 
     Raises:
@@ -70,9 +69,6 @@ class TeachabilityTrainer(DistillationTrainer):
             raise ConfigError(
                 "args must be a taopd.TeachabilityConfig (extends DistillationConfig)"
             )
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        if teacher_model is None:
-            raise ConfigError("no teacher: pass teacher_model or set teacher_model_name_or_path")
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):
@@ -81,20 +77,14 @@ class TeachabilityTrainer(DistillationTrainer):
             )
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
-        teacher, self.vocab_size = load_teacher(
-            teacher_model,
-            self.model,
-            self._tokenizer,
-            revision=args.teacher_model_revision,
-            init_kwargs=args.teacher_model_init_kwargs,
-            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-        )
-        self.teacher_model = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        parts = self.model, self._tokenizer, self.accelerator
+        self._teacher = TeacherSource(teacher_model, args, *parts)
+        self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
             raise ConfigError(
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
-        self._stop_ids = stop_ids(args, self._tokenizer, self.model, teacher)
+        self._stop_ids = stop_ids(args, self._tokenizer, self.model, self._teacher.plain)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
@@ -192,24 +182,22 @@ class TeachabilityTrainer(DistillationTrainer):
         training = self.model.training
         reuse = self._student_states.start_scoring(training, batch["prompt_mask"], self._forward)
         self.model.train(reuse.keep_student_graph)
-        scored = score_positions(
-            self._forward,
-            self.model_wrapped,
-            self.teacher_model,
-            batch,
-            positions,
-            micro_batch_size=self.args.per_device_train_batch_size,
-            **signal_options(self.args, self._stop_ids),
-            temperature=self.temperature,
-            keep_teacher_hidden=needs_teacher_distribution(self.args.loss),
-            when=f"step {self.state.global_step}",
-            reuse=reuse,
-        )
+        try:
+            scored = self._teacher.score(
+                self._forward,
+                self.model_wrapped,
+                batch,
+                positions,
+                stop_ids=self._stop_ids,
+                temperature=self.temperature,
+                when=f"step {self.state.global_step}",
+                reuse=reuse,
+            )
+        except TeacherUnavailable as error:
+            raise save_before_stopping(self, error) from error
         self.model.train(training)
         self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))
-        if self.args.signals == "topk_lists":
-            scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
 
     def _forward(self, wrapped, part: Trimmed, states=None) -> tuple[Tensor, Head]:
@@ -268,7 +256,9 @@ class TeachabilityTrainer(DistillationTrainer):
         """
         active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
         part = trim(inputs, active)
-        terms = [Term("loss", "teacher", self._head(self.teacher_model), self._loss_function)]
+        # A teacher that is asked has no head here: its losses read log-probs of the sampled tokens alone.
+        teacher = None if self.teacher_model is None else self._head(self.teacher_model)
+        terms = [Term("loss", "teacher", teacher, self._loss_function)]
         terms += self._held.terms(unwrapped_student, inputs)
         losses = partial(
             loss_terms,

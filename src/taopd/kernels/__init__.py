@@ -3,7 +3,7 @@
 from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
 from taopd.kernels.head import CHUNK_ELEMENTS, Head, positions_per_chunk
 from taopd.kernels.reference import pair_from_logprobs
-from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, disagreement
+from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, compare, disagreement
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -12,6 +12,7 @@ __all__ = [
     "PairScores",
     "TopKScores",
     "bhattacharyya",
+    "compare",
     "disagreement",
     "pair_from_logprobs",
     "pair_score",

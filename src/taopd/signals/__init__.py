@@ -8,7 +8,12 @@ from taopd.signals.columns import (
     signal_table,
 )
 from taopd.signals.convert import lists_from_exact
-from taopd.signals.exact import concatenate, exact_signals, signals_from_logprobs
+from taopd.signals.exact import (
+    concatenate,
+    exact_signals,
+    signals_from_logprobs,
+    signals_from_pair,
+)
 from taopd.signals.idle_drift import at_ids, idle_drift, ids_to_compare
 from taopd.signals.lists import ListMetrics, list_metrics, topk_lists_signals
 from taopd.signals.stop_class import merge_stop_class
@@ -43,5 +48,6 @@ __all__ = [
     "prefix_ema",
     "signal_table",
     "signals_from_logprobs",
+    "signals_from_pair",
     "topk_lists_signals",
 ]

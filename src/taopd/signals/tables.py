@@ -28,7 +28,7 @@ class TokenSignals:
     """C in [0, 1], teacher mass on the student's top-K; a lower bound from lists. [eq. 4, 17]"""
     entropy: Float[Tensor, " N"]
     """H of the student, full vocabulary; from lists: of the renormalised list, divided by ln(n)."""
-    teacher_entropy: Float[Tensor, " N"]
+    teacher_entropy: Float[Tensor, " N"] | None
     reverse_disagreement: Float[Tensor, " N"]
     """KL(student || teacher) on the union of supports."""
     bhattacharyya: Float[Tensor, " N"]

@@ -1,0 +1,33 @@
+"""Teachers: a model in this process, or one behind a server.
+
+Teacher            score(token_ids, completion_start, want_ids, top_k) -> TeacherScores
+LocalTeacher       in this process
+connect(url)       vLLM or SGLang over HTTP
+ask_positions      signals of a generation batch from any of them
+"""
+
+from taopd.teachers.asked import as_bound, ask_positions
+from taopd.teachers.connect import connect
+from taopd.teachers.loading import load_teacher
+from taopd.teachers.local import LocalTeacher
+from taopd.teachers.protocol import Teacher, TeacherScores, check_scores, join
+from taopd.teachers.server import ServerTeacher
+from taopd.teachers.sglang import SglangTeacher
+from taopd.teachers.transport import Transport
+from taopd.teachers.vllm import VllmTeacher
+
+__all__ = [
+    "LocalTeacher",
+    "ServerTeacher",
+    "SglangTeacher",
+    "Teacher",
+    "TeacherScores",
+    "Transport",
+    "VllmTeacher",
+    "as_bound",
+    "ask_positions",
+    "check_scores",
+    "connect",
+    "join",
+    "load_teacher",
+]

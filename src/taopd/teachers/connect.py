@@ -1,0 +1,54 @@
+"""Finding out which server answers at a URL."""
+
+from taopd.errors import ConfigError, TeacherError, suggest
+from taopd.teachers.server import ServerTeacher
+from taopd.teachers.sglang import SglangTeacher
+from taopd.teachers.transport import Transport
+from taopd.teachers.vllm import VllmTeacher
+
+KINDS: dict[str, type[VllmTeacher] | type[SglangTeacher]] = {
+    "vllm": VllmTeacher,
+    "sglang": SglangTeacher,
+}
+TELLING = {"vllm": "/version", "sglang": "/get_model_info"}
+"""A path that only this server has."""
+
+
+def connect(
+    url: str,
+    *,
+    vocab_size: int,
+    top_k: int,
+    kind: str = "auto",
+    concurrency: int = 32,
+    timeout_s: float = 120.0,
+    patience_s: float = 600.0,
+) -> ServerTeacher:
+    """The teacher at a URL, asked once so that what it refuses is known now.
+
+    Args:
+        vocab_size: ids that the teacher knows.
+        top_k: entries of its list that will be asked for.
+        kind: "vllm", "sglang", or "auto" to find out.
+        concurrency: requests in flight at most.
+        timeout_s: seconds for one request.
+        patience_s: seconds that the server may stay away, later.
+
+    Raises:
+        TeacherUnavailable: nobody answers. TeacherError: the server is none of these, or refuses.
+        ConfigError: an unknown kind, or what is not a URL.
+    """
+    if kind not in (*KINDS, "auto"):
+        raise ConfigError(f"teacher_server={kind!r} is unknown.{suggest(kind, [*KINDS, 'auto'])}")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
+    transport = Transport(url, timeout_s=timeout_s, patience_s=patience_s, connections=concurrency)
+    if kind == "auto":
+        answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
+        kind = next((name for name, status in answers.items() if status == 200), "")
+        if not kind:
+            raise TeacherError(
+                f"{transport.url} is neither vLLM nor SGLang: "
+                + ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
+            )
+    return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k, concurrency=concurrency)

@@ -1,0 +1,68 @@
+"""A teacher in this process, behind the same protocol as a server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from taopd.kernels import topk_score
+from taopd.scoring import read_head
+from taopd.teachers.protocol import TeacherScores
+
+
+class LocalTeacher:
+    """A `Teacher` that is a model here.
+
+    `TeachabilityTrainer` given the model itself does more: it keeps the teacher's hidden states, which the
+    losses over the full distribution read. This one is what a server's numbers are compared with.
+
+    Args:
+        vocab_size: ids shared with the student; the head is cut to them.
+        batch_size: sequences in one forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, *, batch_size: int = 8) -> None:
+        self._model, self._vocab_size, self._batch_size = model.eval(), vocab_size, batch_size
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and model; always exact."""
+        return {"kind": "local", "model": str(self._model.name_or_path), "exact": True, "why": ""}
+
+    @torch.no_grad()
+    def score(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        completion_start: Sequence[int],
+        want_ids: Int[Tensor, "N W"] | None,
+        top_k: int,
+    ) -> TeacherScores:
+        """See `Teacher.score`."""
+        states, targets = [], []
+        for first in range(0, len(token_ids), self._batch_size):
+            rows = token_ids[first : first + self._batch_size]
+            starts = completion_start[first : first + self._batch_size]
+            padded = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(row) for row in rows], batch_first=True
+            ).to(self._model.device)
+            mask = torch.nn.utils.rnn.pad_sequence(
+                [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
+            ).to(self._model.device)
+            hidden = self._model.get_decoder()(
+                input_ids=padded, attention_mask=mask
+            ).last_hidden_state
+            for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
+                states.append(hidden[row, start - 1 : len(tokens) - 1])
+                targets.append(padded[row, start : len(tokens)])
+        head = read_head(self._model, self._vocab_size)
+        ids = torch.cat(targets)
+        want = None if want_ids is None else want_ids.to(ids.device)
+        scores = topk_score(torch.cat(states), head, ids, k=top_k, want_ids=want)
+        return TeacherScores(
+            logprobs=scores.target_logprobs,
+            topk_ids=scores.topk_ids,
+            topk_logprobs=scores.topk_logprobs,
+            want_logprobs=scores.want_logprobs,
+        )

@@ -1,0 +1,145 @@
+"""What a teacher is asked and what it answers, wherever it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from taopd.errors import TeacherError
+
+TOLERANCE = 1e-3
+"""Nats by which numbers of one answer may contradict each other: servers round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherScores:
+    """A teacher at N completion tokens, in the order (sequence, position). Log-probs in nats, float32."""
+
+    logprobs: Float[Tensor, " N"]
+    """Of the sampled tokens."""
+    topk_ids: Int[Tensor, "N K"]
+    """Best first; -1 where a list is shorter than K."""
+    topk_logprobs: Float[Tensor, "N K"]
+    """Best first; -inf where a list is shorter than K."""
+    want_logprobs: Float[Tensor, "N W"] | None
+    """Of the wanted ids, exact. None: the teacher gives its own list only, so that its mass on other ids is
+    known as a lower bound. All of an answer is one or the other."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the wanted ids were scored."""
+        return self.want_logprobs is not None
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Scores completions token by token. `local`, `vllm` and `sglang` implement it; so can you."""
+
+    def score(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        completion_start: Sequence[int],
+        want_ids: Int[Tensor, "N W"] | None,
+        top_k: int,
+    ) -> TeacherScores:
+        """Score the tokens of every sequence from its `completion_start` on, N in all.
+
+        Args:
+            token_ids: prompt and completion of each sequence, without padding.
+            want_ids: ids to score at each of these tokens; None: none.
+            top_k: entries of the teacher's own list.
+
+        Raises:
+            TeacherError: the teacher cannot, or its answer cannot be true.
+            TeacherUnavailable: it stayed away for too long.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for the log and the run folder; `exact`: whether it scores wanted ids."""
+        ...
+
+
+def join(parts: Sequence[TeacherScores]) -> TeacherScores:
+    """Answers in their order as one; exact if all are."""
+    wanted = [part.want_logprobs for part in parts if part.want_logprobs is not None]
+    return TeacherScores(
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        topk_ids=torch.cat([part.topk_ids for part in parts]),
+        topk_logprobs=torch.cat([part.topk_logprobs for part in parts]),
+        want_logprobs=torch.cat(wanted) if len(wanted) == len(parts) else None,
+    )
+
+
+def check_scores(
+    scores: TeacherScores,
+    token_ids: Int[Tensor, " N"],
+    want_ids: Int[Tensor, "N W"] | None,
+    vocab_size: int,
+) -> None:
+    """Refuse an answer whose numbers cannot be true together.
+
+    Shapes; finite log-probs of at most 0; lists sorted, without repeats, ids in [0, vocab_size), mass of at
+    most 1; a token in the list has the list's log-prob, one that is not has no more than its last.
+
+    Raises:
+        TeacherError: says what is wrong, and at which token of the completion.
+    """
+    count = len(token_ids)
+    ids, logprobs = scores.topk_ids, scores.topk_logprobs
+    for name, value in (("log-probs", scores.logprobs), ("lists", ids), ("lists", logprobs)):
+        if len(value) != count:
+            raise TeacherError(f"{len(value)} {name} for {count} completion tokens")
+    _refuse(~torch.isfinite(scores.logprobs), "log-prob of the sampled token is not finite")
+    _refuse(scores.logprobs > TOLERANCE, "log-prob of the sampled token is above 0")
+    listed = ids >= 0
+    _refuse(~listed[:, :1].any(1), "list is empty")
+    _refuse((listed[:, 1:] & ~listed[:, :-1]).any(1), "list has a gap")
+    _refuse(
+        (ids >= vocab_size).any(1), f"list holds an id outside of the vocabulary of {vocab_size}"
+    )
+    _refuse(
+        (torch.isnan(logprobs) | (logprobs > TOLERANCE)).any(1), "list holds a NaN or is above 0"
+    )
+    _refuse((torch.isinf(logprobs) & listed).any(1), "list holds an infinite log-prob")
+    _refuse((logprobs[:, 1:] > logprobs[:, :-1] + TOLERANCE).any(1), "list is not sorted")
+    ordered = ids.masked_fill(~listed, -1).sort(1).values
+    _refuse(
+        ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1), "list repeats an id"
+    )
+    mass = logprobs.exp().masked_fill(~listed, 0.0).sum(1)
+    _refuse(mass > 1.0 + TOLERANCE, "list has a mass above 1")
+    _fits("sampled token", token_ids.unsqueeze(1), scores.logprobs.unsqueeze(1), scores)
+    if scores.want_logprobs is None:
+        return
+    if want_ids is None or scores.want_logprobs.shape != want_ids.shape:
+        raise TeacherError(
+            f"log-probs of wanted ids have the shape {list(scores.want_logprobs.shape)}"
+        )
+    _refuse(torch.isnan(scores.want_logprobs).any(1), "log-prob of a wanted id is NaN")
+    _refuse((scores.want_logprobs > TOLERANCE).any(1), "log-prob of a wanted id is above 0")
+    _fits("wanted id", want_ids, scores.want_logprobs, scores)
+
+
+def _fits(what: str, ids: Tensor, logprobs: Tensor, scores: TeacherScores) -> None:
+    """Against the list: the same number where it holds the id, at most its last one where it does not."""
+    same = ids.unsqueeze(2) == scores.topk_ids.unsqueeze(1)
+    listed = torch.where(same, scores.topk_logprobs.unsqueeze(1), 0.0).sum(2)
+    last = scores.topk_logprobs.masked_fill(scores.topk_ids < 0, torch.inf).min(1).values
+    inside = same.any(2)
+    _refuse(
+        (inside & ((logprobs - listed).abs() > TOLERANCE)).any(1),
+        f"log-prob of the {what} is not the list's",
+    )
+    _refuse(
+        (~inside & (logprobs > last.unsqueeze(1) + TOLERANCE)).any(1),
+        f"{what} is better than the list's last entry, but not in the list",
+    )
+
+
+def _refuse(wrong: Tensor, what: str) -> None:
+    if bool(wrong.any()):
+        raise TeacherError(f"completion token {int(wrong.nonzero()[0])}: {what}")

@@ -1,0 +1,133 @@
+"""What all teachers behind a server share: one request a sequence, many at once, every answer checked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from taopd.errors import TeacherError
+from taopd.teachers.protocol import TeacherScores, check_scores, join
+from taopd.teachers.transport import Transport
+
+
+class ServerTeacher(ABC):
+    """A `Teacher` over HTTP.
+
+    Args:
+        vocab_size: ids that the teacher knows; an answer with another id is refused.
+        concurrency: requests in flight at most.
+    """
+
+    def __init__(self, transport: Transport, *, vocab_size: int, concurrency: int = 32) -> None:
+        self._transport, self._vocab_size = transport, vocab_size
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher")
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Kind, URL, version, model; `exact`, and why not."""
+
+    @abstractmethod
+    def _can_score(self, want_ids: list[list[list[int]]]) -> bool:
+        """Whether the wanted ids of all these sequences can be asked for."""
+
+    @abstractmethod
+    def _request(
+        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
+    ) -> tuple[str, dict[str, Any]]:
+        """Path and body."""
+
+    @abstractmethod
+    def _read(
+        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
+    ) -> TeacherScores:
+        """The answer; KeyError, TypeError, ValueError and IndexError if it is malformed."""
+
+    def score(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        completion_start: Sequence[int],
+        want_ids: Int[Tensor, "N W"] | None,
+        top_k: int,
+    ) -> TeacherScores:
+        """See `Teacher.score`. Wanted ids are scored for all sequences or for none."""
+        lengths = [len(ids) - at for ids, at in zip(token_ids, completion_start, strict=True)]
+        wanted: list[Any] = [None] * len(lengths)
+        if want_ids is not None:
+            rows = [part.tolist() for part in want_ids.cpu().split(lengths)]
+            if self._can_score(rows):
+                wanted = rows
+        jobs = zip(token_ids, completion_start, wanted, strict=True)
+        futures = [
+            self._threads.submit(self._one, list(tokens), start, want, top_k)
+            for tokens, start, want in jobs
+        ]
+        try:
+            return join([future.result() for future in futures])
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _one(
+        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
+    ) -> TeacherScores:
+        if not 1 <= start < len(tokens):
+            raise TeacherError(
+                f"a sequence of {len(tokens)} tokens, completion from {start} on: both parts need a token"
+            )
+
+        def read(document: Any) -> TeacherScores:
+            try:
+                scores = self._read(document, tokens, start, want, top_k)
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+                IndexError,
+                OverflowError,
+                AttributeError,
+            ) as error:
+                if isinstance(error, TeacherError):
+                    raise
+                raise TeacherError(f"malformed answer ({type(error).__name__}: {error})") from error
+            check_scores(
+                scores,
+                torch.tensor(tokens[start:]),
+                None if want is None else torch.tensor(want),
+                self._vocab_size,
+            )
+            return scores
+
+        path, body = self._request(tokens, start, want, top_k)
+        return self._transport.call(path, body, read)
+
+
+def lists(rows: list[list[tuple[int, float]]], top_k: int) -> tuple[Tensor, Tensor]:
+    """(ids [N, K], log-probs [N, K]) of lists that may be shorter."""
+    ids = torch.full((len(rows), top_k), -1, dtype=torch.long)
+    logprobs = torch.full((len(rows), top_k), -torch.inf)
+    for row, entries in enumerate(rows):
+        if entries:
+            chosen = entries[:top_k]
+            ids[row, : len(chosen)] = torch.tensor([entry[0] for entry in chosen])
+            logprobs[row, : len(chosen)] = torch.tensor([entry[1] for entry in chosen])
+    return ids, logprobs
+
+
+def number(value: Any) -> float:
+    """A JSON number; TypeError for anything else, a string that looks like one included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def token_id(value: Any) -> int:
+    """A token id that fits int64; TypeError or ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a token id")
+    if not 0 <= value < 2**31:
+        raise ValueError(f"{value} is not a token id")
+    return value

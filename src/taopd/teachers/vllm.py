@@ -1,0 +1,113 @@
+"""A teacher behind vLLM.
+
+Log-probs of the sampled token and of the teacher's own list come from `prompt_logprobs` of `/v1/completions`.
+Log-probs of wanted ids come from `prompt_logprob_token_ids` of `/inference/v1/generate`, which vLLM 0.32 has
+with `--enable-scale-out` and its second model runner; one small request finds out.
+"""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import torch
+
+from taopd.errors import TeacherError
+from taopd.teachers.protocol import TeacherScores
+from taopd.teachers.server import ServerTeacher, lists, number, token_id
+from taopd.teachers.transport import Transport
+
+SAMPLING: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
+"""The server insists on a token of its own."""
+COMPLETIONS, GENERATE = "/v1/completions", "/inference/v1/generate"
+
+
+class VllmTeacher(ServerTeacher):
+    """See the module; `top_k` is what the server is probed with."""
+
+    def __init__(
+        self, transport: Transport, *, vocab_size: int, top_k: int, concurrency: int = 32
+    ) -> None:
+        super().__init__(transport, vocab_size=vocab_size, concurrency=concurrency)
+        _, models = transport.get("/v1/models")
+        _, version = transport.get("/version")
+        try:
+            self._model = str(models["data"][0]["id"])
+            self._version = str(version["version"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise TeacherError(
+                f"{transport.url} serves no model that vLLM's /v1/models and /version would name: {models}"
+            ) from error
+        self._exact = False
+        self._one([0, 0], 1, None, top_k)  # Says at once what it would say in the first step.
+        self._exact, self._why = self._probe(top_k)
+
+    def _probe(self, top_k: int) -> tuple[bool, str]:
+        path, body = self._request([0, 0, 0], 1, [[0, 0], [0, 0]], top_k, exact=True)
+        status, answer = self._transport.post(path, body)
+        if status != 200:
+            return False, f"{path} answers {status}: {str(answer)[:300]}"
+        try:
+            scored = self._wanted(answer, 2, 2)
+        except (KeyError, TypeError, ValueError) as error:
+            return False, f"{path} gives no log-probs of wanted ids: {error}"
+        fine = bool(torch.isfinite(scored).all())
+        return fine, "" if fine else f"{path} gives infinite log-probs of wanted ids"
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, URL, version, model; `exact`, and why not."""
+        about = {"kind": "vllm", "url": self._transport.url, "version": self._version}
+        return about | {"model": self._model, "exact": self._exact, "why": self._why}
+
+    def _can_score(self, want_ids: list[list[list[int]]]) -> bool:
+        return self._exact
+
+    def _request(
+        self,
+        tokens: list[int],
+        start: int,
+        want: list[list[int]] | None,
+        top_k: int,
+        *,
+        exact: bool | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        if want is None or not (self._exact if exact is None else exact):
+            asked = {"prompt": tokens, "prompt_logprobs": top_k, "return_token_ids": True}
+            return COMPLETIONS, {"model": self._model} | asked | SAMPLING
+        scored = {"prompt_logprob_token_ids": want, "prompt_logprob_start": start - 1}
+        sampling = SAMPLING | {"prompt_logprobs": top_k} | scored
+        return GENERATE, {"model": self._model, "token_ids": tokens, "sampling_params": sampling}
+
+    def _read(
+        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
+    ) -> TeacherScores:
+        choice = document["choices"][0]
+        holder = choice if want is None else document
+        if want is None and choice["prompt_token_ids"] != tokens:
+            raise TeacherError("the answer is about another sequence")
+        given = holder["prompt_logprobs"]
+        if len(given) != len(tokens):
+            raise TeacherError(f"{len(given)} entries for {len(tokens)} tokens")
+        sampled, rows = [], []
+        for token, entries in zip(tokens[start:], given[start:], strict=True):
+            sampled.append(number(entries[str(token)]["logprob"]))
+            ranked = sorted(
+                (token_id(entry["rank"]), token_id(int(key)), number(entry["logprob"]))
+                for key, entry in entries.items()
+            )
+            rows.append([(key, logprob) for rank, key, logprob in ranked if rank <= top_k])
+        ids, logprobs = lists(rows, top_k)
+        return TeacherScores(
+            logprobs=torch.tensor(sampled),
+            topk_ids=ids,
+            topk_logprobs=logprobs,
+            want_logprobs=None if want is None else self._wanted(document, len(want), len(want[0])),
+        )
+
+    def _wanted(self, document: Any, num_rows: int, num_ids: int) -> torch.Tensor:
+        """[rows, ids] from the `.npy` file, in base64, that the server puts into its answer."""
+        packed = base64.b64decode(document["prompt_token_id_logprobs"], validate=True)
+        values = np.load(io.BytesIO(packed), allow_pickle=False)
+        if values.shape != (num_rows, num_ids) or values.dtype.kind != "f":
+            raise ValueError(f"an array {values.dtype} {list(values.shape)}")
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
