@@ -26,7 +26,7 @@ from taopd.data import load_prompts
 from taopd.errors import DataError
 from taopd.evaluate import evaluate
 from taopd.rollout_log import ScoredBatch
-from taopd.runs import append_jsonl, write_json
+from taopd.runs import append_jsonl, read_jsonl, write_json
 from taopd.trainer import TeachabilityTrainer
 
 
@@ -234,7 +234,8 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started - curve.seconds
     if arm.save_model:
         trainer.save_model(str(folder / "model"))
-    kept = [entry["select/kept_fraction"] for entry in trainer.state.log_history if "loss" in entry]
+    logs = read_jsonl(folder / "metrics.jsonl")
+    kept = [line["select/kept_fraction"] for line in logs if "loss" in line]
     results = {
         "name": arm.name,
         "selector": args.selector,

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records"},
+    {"kernels", "signals", "selectors", "losses", "records", "documents", "run_documents"},
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
@@ -40,7 +40,7 @@ LAYERS = (
     {"report", "cli"},
 )
 APART = ({"selectors", "losses"},)
-TORCH_FREE = {"report", "errors", "records", "arm_pool"}
+TORCH_FREE = {"report", "errors", "records", "documents", "run_documents", "arm_pool"}
 TRL_ONLY = {"config", "trainer", "cli"}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -6,7 +6,6 @@ because `config.json` of the run folder is the run's own.
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -180,10 +179,10 @@ def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> 
 
 def _steps_done(checkpoint: Path) -> int:
     """Optimizer steps of a checkpoint; transformers would take one more if none were left."""
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{checkpoint}/trainer_state.json cannot be read: {error}") from error
+    from taopd.documents import read_document
+    from taopd.run_documents import TRAINER_STATE
+
+    return int(read_document(checkpoint / "trainer_state.json", TRAINER_STATE)["global_step"])
 
 
 def load_inputs(settings: "TrainSettings") -> Inputs:

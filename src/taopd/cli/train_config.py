@@ -12,13 +12,12 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from taopd.config import TeachabilityConfig
+from taopd.documents import read_yaml
 from taopd.errors import ConfigError, suggest
 
 _TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
@@ -86,7 +85,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
             value outside its range, or a required setting that is missing.
     """
     parser = make_parser()
-    config = {} if config_file is None else load_yaml(config_file)
+    config = {} if config_file is None else read_yaml(config_file, "the config file")
     _set_environment(config, config_file)
     _check_names([str(key) for key in config], f"key in {config_file}")
     _check_types(config, config_file)
@@ -110,27 +109,6 @@ def make_parser() -> TrlParser:
         # argparse formats help with %: a bare percent sign would break `--help-all`.
         action.help = re.sub(r"%(?![%(])", "%%", action.help) if action.help else action.help
     return parser
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader.
-
-    Raises:
-        ConfigError: missing, unreadable, not YAML, or not a mapping.
-    """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror or error}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"{path} must hold a YAML mapping (key: value), not {type(loaded).__name__}"
-        )
-    return loaded
 
 
 def known_names() -> list[str]:

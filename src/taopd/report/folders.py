@@ -4,13 +4,14 @@ Reads files only, tolerates every one that is absent, and imports no torch. A st
 runs of their own, below `arms/`.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taopd.documents import NUMBER, read_document
 from taopd.errors import DataError
 from taopd.records import read_jsonl
+from taopd.run_documents import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
 
@@ -37,7 +38,7 @@ class Run:
         return [
             (line["step"], line[key])
             for line in self.metrics
-            if isinstance(line.get(key), int | float) and "step" in line
+            if "step" in line and NUMBER.fits(line.get(key))
         ]
 
 
@@ -88,17 +89,17 @@ def read_folders(paths: list[Path]) -> Sources:
 
 def _add(path: Path, found: Sources) -> bool:
     before = sum(map(len, _lists(found)))
-    kind = read_json(path / "manifest.json").get("format")
+    kind = read_json(path / "manifest.json", MANIFEST).get("format")
     if kind == BANK:
         found.banks.append(path)
     elif kind == GAIN:
         found.gains.append(path)
     if (path / "verdicts.json").is_file():
         found.diagnostics.append(path)
-    results = read_json(path / "results.json")
-    arms = [arm for arm in results.get("arms", []) if isinstance(arm, dict)]
+    results = read_json(path / "results.json", STUDY)
+    arms = results.get("arms", [])
     if arms:
-        env = read_json(path / "env.json")
+        env = read_json(path / "env.json", ENV)
         found.studies.append(Study(name=path.name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
         for folder in sorted((path / "arms").glob("*/")):
@@ -118,7 +119,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
-    config, arm = read_json(path / "config.json"), read_json(path / "arm.json")
+    config, arm = read_json(path / "config.json", CONFIG), read_json(path / "arm.json", ARM)
     changed = config.pop("changed", None)
     if arm:
         config = {"seed": arm.get("seed"), **arm.get("config", {})}
@@ -131,23 +132,17 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         path=path,
         config=config,
         changed=changed,
-        env=read_json(path / "env.json"),
+        env=read_json(path / "env.json", ENV),
         results=read_json(path / "results.json"),
-        metrics=read_jsonl(metrics) if metrics.is_file() else [],
+        metrics=read_jsonl(metrics, METRICS) if metrics.is_file() else [],
         match=arm.get("match", "auto"),
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file is missing.
+def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
+    """A JSON object of a given shape, empty if the file is missing.
 
     Raises:
-        DataError: the file is there and cannot be read.
+        DataError: the file is there and cannot be read, or has another shape.
     """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return read_document(path, shape) if path.is_file() else {}

@@ -61,6 +61,7 @@ def write_report(
     sections = all_sections(sources, rollouts, _inspector(rollouts))
     shown = [section for section in sections if section.body]
     text = _page(_title(sources), shown, warnings(sources), rollouts)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

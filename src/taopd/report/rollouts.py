@@ -4,14 +4,15 @@ Where there are more than fit, whole generation batches are dropped evenly over 
 the last one kept, so that what is left still shows how a run went.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from taopd.errors import DataError, TaopdError
+from taopd.errors import TaopdError
+from taopd.records import read_jsonl
 from taopd.report.folders import Run
 from taopd.report.text import readable, tokenizer_kind
+from taopd.run_documents import check_rollout
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
@@ -71,18 +72,10 @@ def _lines(run: Run) -> list[dict[str, Any]]:
     path = run.path / "rollouts.jsonl"
     if not path.is_file():
         return []
-    lines = []
-    with open(path, encoding="utf-8") as stream:
-        for number, text in enumerate(stream, start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                if text.endswith("\n"):
-                    raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-                continue  # A crash cut the last line.
-            if line.get("tokens"):
-                lines.append(line)
-    return lines
+    lines = read_jsonl(path)
+    for number, line in enumerate(lines, start=1):
+        check_rollout(line, f"{path}, rollout {number}")
+    return [line for line in lines if line.get("tokens")]
 
 
 def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
