@@ -12,7 +12,16 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records", "documents", "run_documents"},
+    {
+        "kernels",
+        "signals",
+        "selectors",
+        "losses",
+        "records",
+        "documents",
+        "run_documents",
+        "tables",
+    },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
