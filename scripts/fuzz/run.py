@@ -27,8 +27,8 @@ from typing import Any
 from scripts.fuzz.fence import Escaped, fence
 from scripts.fuzz.odd import Choices
 
-INPUTS = {"config": 10_000, "study": 15_000, "bank": 10_000, "conformance": 20_000}
-INPUTS |= {"run": 10_000, "teacher": 45_000}
+INPUTS = {"config": 8_000, "study": 12_000, "bank": 8_000, "conformance": 15_000}
+INPUTS |= {"run": 4_000, "teacher": 55_000}
 PACKAGE = "taopd"
 
 
@@ -96,6 +96,7 @@ def run_surface(options: argparse.Namespace) -> None:
     """Fuzz one surface in this process and write its result."""
     warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix=f"fuzz-{options.only}-"))
+    os.environ["MPLCONFIGDIR"] = str(root / "matplotlib")
     if options.engine == "atheris":
         import atheris
 

@@ -207,8 +207,8 @@ def _check_yaml(loaded: dict, place: str) -> None:
             open_ += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, (list, set, tuple)):
             open_ += [(part, depth + 1) for part in value]
-        elif isinstance(value, float) and math.isnan(value):
-            raise ConfigError(f"{place}: .nan is not a setting")
+        elif isinstance(value, (int, float)) and not abs(value) < 2**63 and abs(value) != math.inf:
+            raise ConfigError(f"{place}: {shown(value)} is no setting")
 
 
 def _encodes(text: str) -> bool:

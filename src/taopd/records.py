@@ -37,7 +37,13 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: str | Path, obj: Any) -> None:
-    """Append one JSON document as one line and flush it. Non-finite floats become null."""
+    """Append one JSON document as one line and flush it. Non-finite floats become null.
+
+    Raises:
+        DataError: the path is a symbolic link, which would lead out of the run folder.
+    """
+    if os.path.islink(path):
+        raise DataError(f"{path} is a symbolic link: a run writes into its own folder only")
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(_line(obj))
 

@@ -21,6 +21,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.checkpoints import safe_options
 from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
@@ -69,6 +70,8 @@ class TeachabilityTrainer(DistillationTrainer):
             raise ConfigError(
                 "args must be a taopd.TeachabilityConfig (extends DistillationConfig)"
             )
+        if isinstance(model, str):
+            args.model_init_kwargs = safe_options(args.model_init_kwargs)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):

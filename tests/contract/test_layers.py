@@ -21,6 +21,7 @@ LAYERS = (
         "documents",
         "run_documents",
         "tables",
+        "redaction",
     },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),

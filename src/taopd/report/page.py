@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd import __version__
+from taopd.errors import DataError
 from taopd.records import write_text
 from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
@@ -53,6 +54,9 @@ def write_report(
     Raises:
         DataError: a folder that is missing, damaged, or holds nothing to show.
     """
+    path = Path(output)
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise DataError(f"the page cannot be {output}: give a file that ends in .html")
     sources = read_folders([Path(folder) for folder in folders])
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
@@ -62,9 +66,11 @@ def write_report(
     shown = [section for section in sections if section.body]
     text = _page(_title(sources), shown, warnings(sources), rollouts)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     return Report(
         path=path,
         num_bytes=len(text.encode("utf-8")),

@@ -75,7 +75,9 @@ def _lines(run: Run) -> list[dict[str, Any]]:
     lines = read_jsonl(path)
     for number, line in enumerate(lines, start=1):
         check_rollout(line, f"{path}, rollout {number}")
-    return [line for line in lines if line.get("tokens")]
+    # A column without values is an absent one.
+    known = ({name: value for name, value in line.items() if value is not None} for line in lines)
+    return [line for line in known if line.get("tokens")]
 
 
 def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
     for key in settings:
         if key in _SET_BY_STUDY:
             raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")
-        if key != "name" and key not in known:
+        if key not in known and not (key == "name" and where.startswith("arms")):
             raise ConfigError(f"{where}: unknown key {key!r}.{suggest(str(key), known)}")
 
 

@@ -80,8 +80,11 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         base.setdefault("max_steps", _ENDLESS)
     elif study.lab:
         base.setdefault("max_steps", LAB_STEPS)
-    if int(base.get("max_steps", 0)) < 1:
-        raise ConfigError("config.max_steps is missing: the number of optimizer steps of every arm")
+    steps = base.get("max_steps", 0)
+    if type(steps) is not int or steps < 1:
+        raise ConfigError(
+            f"config.max_steps is missing (it is {steps!r}): the number of optimizer steps of every arm"
+        )
     if not study.lab and "max_completion_length" not in base:
         raise ConfigError("config.max_completion_length is missing: tokens per completion")
     return base
