@@ -15,12 +15,15 @@ import atexit
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,48 +137,57 @@ def main() -> None:
     parser.add_argument("--engine", choices=("atheris", "chance"), default="atheris")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="print each new failure")
+    parser.add_argument("--jobs", type=int, default=2, help="surfaces at a time")
     parser.add_argument("--result", type=Path, help="(of one surface, for the parent)")
     parser.add_argument("--output", type=Path, default=Path("docs/reliability/fuzz.json"))
     options = parser.parse_args()
     if options.result is not None:
         run_surface(options)
         return
-    results = []
-    for name in [options.only] if options.only else INPUTS:
-        result = Path(tempfile.mkdtemp(prefix="fuzz-")) / "result.json"
-        command = [
-            sys.executable,
-            "-m",
-            "scripts.fuzz.run",
-            "--only",
-            name,
-            "--seed",
-            str(options.seed),
-        ]
-        command += ["--inputs", str(options.inputs or INPUTS[name]), "--engine", options.engine]
-        command += ["--result", str(result), *(["--show"] if options.show else [])]
-        done = subprocess.run(command, env=os.environ | {"TMPDIR": str(result.parent)}, check=False)
-        if not result.exists():
-            sys.exit(f"{name}: the fuzzer ended with status {done.returncode} and left no counts")
-        found = json.loads(result.read_text())
-        found["failures"] = found["failures"]
-        results.append(found)
-        print(json.dumps({k: v for k, v in found.items() if k != "examples"}), flush=True)
+    names = [options.only] if options.only else sorted(INPUTS, key=INPUTS.__getitem__)
+    with ThreadPoolExecutor(options.jobs) as threads:
+        results = list(threads.map(partial(_in_a_process, options=options), names))
     _save(options, results)
     sys.exit(int(any(found["failures"] for found in results)))
 
 
+def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    result = folder / "result.json"
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.fuzz.run",
+        "--only",
+        name,
+        "--seed",
+        str(options.seed),
+    ]
+    command += ["--inputs", str(options.inputs or INPUTS[name]), "--engine", options.engine]
+    command += ["--result", str(result), *(["--show"] if options.show else [])]
+    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, check=False)
+    if not result.exists():
+        sys.exit(f"{name}: the fuzzer ended with status {done.returncode} and left no counts")
+    found = json.loads(result.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({k: v for k, v in found.items() if k != "examples"}), flush=True)
+    return found
+
+
 def _save(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Put the counts of these surfaces in place of their earlier ones."""
     from taopd.records import write_json
     from taopd.runs import environment
 
     about = environment(seed=options.seed)
+    before = json.loads(options.output.read_text())["surfaces"] if options.output.exists() else []
+    surfaces = {found["surface"]: found for found in [*before, *results]}
     document = {
         "command": "python -m scripts.fuzz.run",
-        "inputs": sum(found["inputs"] for found in results),
-        "failures": sum(sum(found["failures"].values()) for found in results),
-        "surfaces": results,
-        "env": {name: about[name] for name in ("versions", "git_commit", "git_dirty")},
+        "inputs": sum(found["inputs"] for found in surfaces.values()),
+        "failures": sum(sum(found["failures"].values()) for found in surfaces.values()),
+        "surfaces": list(surfaces.values()),
+        "versions": about["versions"],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, document)
