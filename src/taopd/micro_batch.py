@@ -4,6 +4,8 @@ Uses the trainer's own sampler and forward, so that what is measured is what wil
 adapters, the inference engine. The random stream and the models' modes are as before afterwards.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from taopd.bank.rollouts import Rollouts
@@ -39,7 +41,7 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     count = min(size, len(trainer.train_dataset))
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
-    with undisturbed(trainer.model, tokenizer, args.seed):
+    with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
         prompts = trainer._tokenize_prompts(trainer.train_dataset[:count]["prompt"])[0]
         completions = _sample(trainer, prompts, tokens)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
@@ -59,6 +61,16 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
             temperature=trainer.temperature,
             max_tokens=tokens,
         )
+
+
+@contextmanager
+def _unreported(args: Any) -> Iterator[None]:
+    """No tracker hears of the block: TRL logs how long its methods take, before training has begun."""
+    trackers, args.report_to = args.report_to, []
+    try:
+        yield
+    finally:
+        args.report_to = trackers
 
 
 def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:

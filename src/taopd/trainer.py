@@ -20,7 +20,7 @@ from transformers import ProcessorMixin
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
@@ -112,6 +112,7 @@ class TeachabilityTrainer(DistillationTrainer):
         self._choose = Chooser()
         self.add_callback(self._choose)
         self.add_callback(MetricsWriter())
+        self.add_callback(PeakMemory(self._record))
         self.add_callback(self.watch)
         norms = args.match_update_norm, args.max_update_norm
         if args.log_update_norm or norms != (None, None):

@@ -115,11 +115,12 @@ def _train(
         forget(path, existed)
         raise
     _attach(trainer, quiet)
+    looked: dict[str, Any] | None = None
     if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
         from taopd.cli.check import before_training
 
         try:
-            before_training(settings, inputs, trainer, quiet=quiet)
+            looked = before_training(settings, inputs, trainer, quiet=quiet)
         except BaseException:
             forget(path, existed)
             raise
@@ -130,6 +131,8 @@ def _train(
         folder = RunFolder.create(path, resume=resume, overwrite=overwrite)
         write_json(folder.path / "config.json", {"command": "train"} | config)
         write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
+        if looked is not None:
+            write_json(folder.path / "check.json", looked)
     try:
         return _run(trainer, settings, folder, checkpoint)
     except KeyboardInterrupt:

@@ -8,7 +8,8 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.report.charts import bars, figure
-from taopd.report.folders import Sources, read_json
+from taopd.report.folders import Sources
+from taopd.report.reading import read_json
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from taopd.report.charts import bars, figure
 from taopd.report.folders import Run
+from taopd.report.reading import read_table
 from taopd.report.rollouts import Rollout
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
@@ -57,7 +58,7 @@ def _every_token(run: Run) -> pd.DataFrame | None:
         np.linspace(0, len(paths) - 1, min(MAX_FILES, len(paths))).round().astype(int)
     )
     columns = ["position", "token_id", "kept", "quadrant"]
-    return pd.concat([pd.read_parquet(paths[p], columns=columns) for p in places])
+    return pd.concat([read_table(paths[p], columns) for p in places])
 
 
 def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:
