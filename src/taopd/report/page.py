@@ -63,7 +63,9 @@ def write_report(
     sources = read_folders([Path(folder) for folder in folders])
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
-    rollouts = read_rollouts(sources.runs, limit=for_runs, match=match)
+    # A selector's rollouts first, those of the controls after them.
+    runs = sorted(sources.runs, key=lambda run: run.config.get("selector") in ("full", "random"))
+    rollouts = read_rollouts(runs, limit=for_runs, match=match)
     rollouts += bank_rollouts(sources, limit=max(0, max_rollouts - len(rollouts)))
     sections = all_sections(sources, rollouts, _inspector(rollouts))
     shown = [section for section in sections if section.body]

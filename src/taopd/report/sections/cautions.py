@@ -54,7 +54,12 @@ def _fell(curve: Sequence[Sequence[float]]) -> bool:
 
 
 def _of_run(run: Run) -> list[str]:
-    found = [f"step {line.get('step')}: {line.get('reason')}" for line in run.warned]
+    found = []
+    if run.warned:
+        first, rest = run.warned[0], run.warned[1:]
+        steps = ", ".join(f"{line.get('step')}" for line in rest[:6])
+        more = f" (other signs at step {steps})" if rest else ""
+        found.append(f"collapse guard, step {first.get('step')}: {first.get('reason')}{more}")
     missing = [line for line in run.metrics if "loss" in line and not _finite(line["loss"])]
     if missing:
         found.append(f"the loss was not a number at step {missing[0].get('step')}")

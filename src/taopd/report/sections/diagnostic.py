@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.report.charts import bars, figure
+from taopd.report.charts import figure
 from taopd.report.folders import Sources
 from taopd.report.reading import read_json
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 

@@ -24,8 +24,8 @@ def body(sources: Sources) -> str:
     origins: dict[str, list[str]] = {}
     for one in named:
         origins.setdefault(_origin(one.env), []).append(one.name)
-    for text, names in origins.items():
-        parts.append(f'<p class="note">{escape(", ".join(names))}: {text}</p>')
+    for text, owners in origins.items():
+        parts.append(f'<p class="note">{escape(", ".join(owners))}: {text}</p>')
     for run in sources.runs:
         if run.teacher:
             parts.append(f'<p class="note">{escape(run.name)}: {escape(_teacher(run.teacher))}</p>')
@@ -100,8 +100,11 @@ def _teacher(about: dict[str, Any]) -> str:
     version = f" {about['version']}" if about.get("version") else ""
     where = f" at {about['url']}" if about.get("url") else ""
     why = f" ({about['why']})" if about.get("why") else ""
+    kind_of_c = {"exact": "exact", "lower bound": "a lower bound"}.get(
+        str(about.get("compatibility")), "not known"
+    )
     kind, model = about.get("kind", "asked"), about.get("model") or "not named"
-    return f"teacher {model}, {kind}{version}{where}; C is {about.get('compatibility', 'unknown')}{why}."
+    return f"teacher {model}, {kind}{version}{where}; C is {kind_of_c}{why}."
 
 
 def _check(run: Run) -> str:
