@@ -75,10 +75,11 @@ def number(value: float) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-def figure(title: str, chart: str, note: str = "") -> str:
-    """A chart with its caption."""
+def figure(title: str, chart: str, note: str = "", *, whole_row: bool = False) -> str:
+    """A chart with its caption; alone in its row of a grid if it is much wider than high."""
     small = f" <small>{escape(note)}</small>" if note else ""
-    return f"<figure><figcaption>{escape(title)}{small}</figcaption>{chart}</figure>"
+    row = ' class="row"' if whole_row else ""
+    return f"<figure{row}><figcaption>{escape(title)}{small}</figcaption>{chart}</figure>"
 
 
 def key(labels: Sequence[str]) -> str:

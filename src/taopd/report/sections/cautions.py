@@ -13,7 +13,7 @@ COLLAPSE = 0.2
 """Share of accuracy below its own best at which an arm is named."""
 DRIFT_WARN, TRUNCATED = 0.05, 0.1
 """As in `taopd.preflight`, which needs torch."""
-MAX_SHOWN = 12
+MAX_SHOWN = 6
 
 
 def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:

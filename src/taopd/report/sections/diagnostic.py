@@ -75,7 +75,7 @@ def _pictures(path: Path) -> str:
             f'<img src="data:image/png;base64,{base64.b64encode(raw).decode("ascii")}" '
             f'width="{size[0]}" height="{size[1]}" alt="{escape(words)}">'
         )
-        found.append(figure(words, image))
+        found.append(figure(words, image, whole_row=size[0] > 1.7 * size[1]))
     return f'<div class="figures grid">{"".join(found)}</div>' if found else ""
 
 
