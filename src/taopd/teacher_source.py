@@ -13,19 +13,18 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.checkpoints import load_tokenizer
 from taopd.choose import needed_signals, signal_options
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
+from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.records import write_json
 from taopd.scoring import Forward, Positions, Reuse, Scored, score_positions
-from taopd.signals import lists_from_exact
+from taopd.selectors import SELECTORS
+from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import Teacher, as_bound, ask_positions, connect, load_teacher
 from taopd.vocabulary import shared_vocabulary
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
 """In the run folder: what was asked, and whether C is exact or a lower bound."""
-UNSERVED = frozenset({"teacher_entropy", "forward_kl", "reverse_kl"})
-"""Signals over the teacher's full distribution."""
 
 
 class TeacherSource:
@@ -62,7 +61,12 @@ class TeacherSource:
             args.check_teacher(asked=True)
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
             self._asked = teacher if isinstance(teacher, Teacher) else _connect(args, known)
-            self._check_signals()
+            self._check_signals(self._asked.describe()["exact"])
+            if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
+                raise ConfigError(
+                    f"teacher_patience_s={args.teacher_patience_s:g} must be less than ddp_timeout="
+                    f"{args.ddp_timeout}, after which the other processes give up waiting"
+                )
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if teacher is None:
@@ -146,10 +150,11 @@ class TeacherSource:
         if error is not None:
             raise error
         if not fine:
-            raise TeacherUnavailable("the teacher failed on another process; its message says how")
+            raise TeacherError("the teacher failed on another process, whose message says how")
         assert scored is not None
         self._say(exact)
         if not exact:
+            self._check_signals(exact)
             return _with(scored, as_bound) if scored.signals.compatibility_is_exact else scored
         return _with(scored, lists_from_exact) if self._args.signals == "topk_lists" else scored
 
@@ -169,23 +174,24 @@ class TeacherSource:
             )
         write_json(Path(self._args.output_dir) / FILE, about)
 
-    def _check_signals(self) -> None:
-        """Refuse what the asked teacher's numbers do not hold, before the first step."""
-        assert self._asked is not None
-        args, about = self._args, self._asked.describe()
-        if not about["exact"]:
-            args.check_selection(
-                signals="topk_lists",
-                selector=args.selector,
-                max_steps=args.max_steps,
-                min_keep=max(0, args.min_keep),
-            )
-            return
-        missing = sorted(UNSERVED.intersection(needed_signals(args)))
+    def _check_signals(self, exact: bool) -> None:
+        """Refuse settings that read what the teacher's numbers do not hold.
+
+        Raises:
+            ConfigError: names the signals, and the selectors that do without.
+        """
+        args = self._args
+        given = BOUND_GIVES if not exact else SERVER_GIVES
+        if exact and args.signals == "topk_lists":
+            given = LISTS_GIVE
+        missing = sorted(set(needed_signals(args)) - given)
         if missing:
+            enough = sorted(name for name, rule in SELECTORS.items() if set(rule.needs) <= given)
+            which = "" if exact else " gives its own top list only, and so"
             raise ConfigError(
-                f"selector={args.selector!r} reads {', '.join(missing)}, over the teacher's full "
-                "distribution, which no server sends: choose another, or load the teacher in this process"
+                f"the teacher{which} sends no {', '.join(missing)}, which selector, weighting or "
+                f"shadow_selectors read: choose among {', '.join(enough)}, or load the teacher in this "
+                "process"
             )
 
 
@@ -235,13 +241,3 @@ def _vocabularies(
         cut_renamed_control_tokens=args.cut_renamed_control_tokens,
     )
     return shared, known
-
-
-def save_before_stopping(trainer: Any, error: TeacherUnavailable) -> TeacherUnavailable:
-    """Write a checkpoint of the steps that are done; returns the error that says where it is."""
-    step = trainer.state.global_step
-    if not trainer.model.training or step == 0:
-        return error
-    trainer._save_checkpoint(trainer.model, trial=None)
-    path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    return TeacherUnavailable(f"{error}. {step} steps are saved in {path}: go on with --resume")

@@ -43,12 +43,19 @@ def connect(
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
     transport = Transport(url, timeout_s=timeout_s, patience_s=patience_s, connections=concurrency)
-    if kind == "auto":
-        answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
-        kind = next((name for name, status in answers.items() if status == 200), "")
-        if not kind:
-            raise TeacherError(
-                f"{transport.url} is neither vLLM nor SGLang: "
-                + ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
-            )
-    return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k, concurrency=concurrency)
+    try:
+        kind = _kind(transport) if kind == "auto" else kind
+        return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k)
+    except TeacherError as error:
+        transport.close()
+        advice = f"Is the server of teacher_url={url!r} up, and is it vLLM or SGLang?"
+        raise type(error)(f"{error}. {advice}") from error
+
+
+def _kind(transport: Transport) -> str:
+    answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
+    for name, status in answers.items():
+        if status == 200:
+            return name
+    told = ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
+    raise TeacherError(f"{transport.url} is neither vLLM nor SGLang: {told}")
