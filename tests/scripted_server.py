@@ -143,6 +143,7 @@ class ScriptedServer:
             "request_id": "0",
             "choices": [{"index": 0, "token_ids": [0]}],
             "prompt_logprobs": self._vllm_lists(tokens, sampling["prompt_logprobs"]),
+            "prompt_token_ids": tokens if body.get("return_token_ids") else None,
             "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode(),
         }
 

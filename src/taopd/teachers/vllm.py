@@ -64,13 +64,14 @@ class VllmTeacher(ServerTeacher):
             return COMPLETIONS, {"model": self._model} | asked | SAMPLING
         scored = {"prompt_logprob_token_ids": want, "prompt_logprob_start": start - 1}
         sampling = SAMPLING | {"prompt_logprobs": top_k} | scored
-        return GENERATE, {"model": self._model, "token_ids": tokens, "sampling_params": sampling}
+        asked = {"token_ids": tokens, "sampling_params": sampling, "return_token_ids": True}
+        return GENERATE, {"model": self._model} | asked
 
     def _read(
         self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
     ) -> TeacherScores:
         holder = document["choices"][0] if want is None else document
-        if want is None and holder["prompt_token_ids"] != tokens:
+        if holder["prompt_token_ids"] != tokens:
             raise TeacherError("the answer is about another sequence")
         given = holder["prompt_logprobs"]
         if len(given) != len(tokens):
