@@ -19,7 +19,7 @@ from taopd.records import write_json
 from taopd.scoring import Forward, Positions, Reuse, Scored, score_positions
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
-from taopd.teachers import Teacher, as_bound, ask_positions, connect, load_teacher
+from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
 from taopd.vocabulary import shared_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class TeacherSource:
         accelerator: Accelerator,
     ) -> None:
         self._args, self._accelerator = args, accelerator
-        self._asked: Teacher | None = None
+        self.asked: Teacher | None = None
+        """The teacher, if it is asked."""
         self.plain: PreTrainedModel | None = None
         """The model as it was loaded, if it runs here."""
         self.model: Any = None
@@ -60,8 +61,8 @@ class TeacherSource:
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(asked=True)
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
-            self._asked = teacher if isinstance(teacher, Teacher) else _connect(args, known)
-            self._check_signals(self._asked.describe()["exact"])
+            self.asked = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
+            self._check_signals(self.asked.describe()["exact"])
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
                     f"teacher_patience_s={args.teacher_patience_s:g} must be less than ddp_timeout="
@@ -99,7 +100,7 @@ class TeacherSource:
         args = self._args
         options = signal_options(args, stop_ids)
         size = args.per_device_train_batch_size
-        if self._asked is not None:
+        if self.asked is not None:
             return self._ask(forward, student, batch, positions, size, when, reuse)
         scored = score_positions(
             forward,
@@ -127,12 +128,12 @@ class TeacherSource:
         reuse: Reuse,
     ) -> Scored:
         scored, error = None, None
-        assert self._asked is not None
+        assert self.asked is not None
         try:
             scored = ask_positions(
                 forward,
                 student,
-                self._asked,
+                self.asked,
                 batch,
                 positions,
                 micro_batch_size=size,
@@ -163,8 +164,8 @@ class TeacherSource:
         if exact == self._said or not self._accelerator.is_main_process:
             return
         self._said = exact
-        assert self._asked is not None
-        about = self._asked.describe() | {"compatibility": "exact" if exact else "lower bound"}
+        assert self.asked is not None
+        about = self.asked.describe() | {"compatibility": "exact" if exact else "lower bound"}
         logger.info("teacher: %s", about)
         if not exact:
             logger.warning(
@@ -203,7 +204,8 @@ def _with(scored: Scored, change: Any) -> Scored:
     )
 
 
-def _connect(args: TeachabilityConfig, vocab_size: int) -> Teacher:
+def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher:
+    """The teacher at `args.teacher_url`; see `connect`."""
     assert args.teacher_url is not None
     return connect(
         args.teacher_url,

@@ -24,6 +24,13 @@ class ServerTeacher(ABC):
     def __init__(self, transport: Transport, *, vocab_size: int) -> None:
         self._transport, self._vocab_size = transport, vocab_size
 
+    context_length: int | None = None
+    """Tokens of a sequence at most, where the server says."""
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """Ids of a text by the server's tokenizer, no special ones added; None: it does not say."""
+        return None
+
     def close(self) -> None:
         """Drop what is in flight, and the connections."""
         self._transport.close()

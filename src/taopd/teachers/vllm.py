@@ -48,6 +48,15 @@ class VllmTeacher(ServerTeacher):
         except TeacherError as error:
             self._why = str(error)
 
+    def tokenize(self, text: str) -> list[int] | None:
+        """See `ServerTeacher.tokenize`."""
+        asked = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        status, answer = self._transport.post("/tokenize", asked)
+        try:
+            return [token_id(index) for index in answer["tokens"]] if status == 200 else None
+        except MALFORMED:
+            return None
+
     def describe(self) -> dict[str, Any]:
         """Kind, URL, version, model; `exact`, and why not."""
         about = {"kind": "vllm", "url": self._transport.url, "version": self._version}
