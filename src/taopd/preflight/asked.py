@@ -119,9 +119,9 @@ def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:
     elif surprise > math.log(vocab_size):
         problems.append(
             (
-                "fail",
-                "The teacher does worse on the rollouts than guessing: it has another tokenizer or chat "
-                "template, or the server serves another model.",
+                "warn",
+                "The teacher does worse on the rollouts than guessing would: another tokenizer or chat "
+                "template, another model on the server, or two models with little in common.",
             )
         )
     elif mean + 3 * error < 0:
