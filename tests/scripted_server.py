@@ -1,7 +1,7 @@
 """A teacher's server for tests, on loopback: a real model's numbers in the shapes of vLLM and SGLang.
 
 The numbers are log-softmax of the model's logits, computed here and not by `taopd.teachers`. It misbehaves
-on demand; `tests/vllm` compares the shape with a running vLLM.
+on demand; `tests/server` compares the shape with a running vLLM.
 """
 
 import base64
