@@ -146,8 +146,8 @@ class TeacherSource:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.
         exact = scored is not None and scored.signals.compatibility_is_exact
-        state = torch.tensor([[error is None, exact]], device=self._accelerator.device)
-        fine, exact = self._accelerator.gather(state).all(0).tolist()
+        state = torch.tensor([[int(error is None), int(exact)]], device=self._accelerator.device)
+        fine, exact = self._accelerator.gather(state).bool().all(0).tolist()
         if error is not None:
             raise error
         if not fine:

@@ -197,7 +197,7 @@ class TeachabilityTrainer(DistillationTrainer):
             )
         except TeacherError as error:
             self.model.train(training)
-            raise (self._outage.stop(self, error) if training else error) from error
+            raise (self._outage.stop(self, error) if self.is_in_train else error) from error
         self.model.train(training)
         self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))

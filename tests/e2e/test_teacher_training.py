@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from taopd.data import load_prompts
 from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
 from taopd.teachers import LocalTeacher, transport
 from taopd.trainer import TeachabilityTrainer
+from tests.e2e.test_ranks import launch
 from tests.e2e.test_trainer import CPU, OURS, weights_of
 from tests.scripted_server import ScriptedServer, status
 
@@ -97,6 +99,44 @@ class _Listing(LocalTeacher):
 
     def score(self, *args):
         return replace(super().score(*args), want_logprobs=None)
+
+
+def test_a_rank_that_got_less_makes_all_ranks_take_the_bound(micro_lab, tmp_path, teacher_model):
+    """Another rank, played by the gathered states, has a bound: this one selects as one that has it too."""
+    asked = make_trainer(micro_lab, tmp_path / "a", LocalTeacher(teacher_model, 40))
+    gather = asked.accelerator.gather
+
+    def with_a_poorer_rank(state):
+        return torch.cat([gather(state), torch.tensor([[1, 0]])])
+
+    asked._teacher._accelerator = SimpleNamespace(
+        gather=with_a_poorer_rank, device=torch.device("cpu"), is_main_process=True
+    )
+    found = trained(asked)
+    bound = trained(make_trainer(micro_lab, tmp_path / "b", _Listing(teacher_model, 40)))
+    assert_same_run(found, bound)
+    about = json.loads((tmp_path / "a/run/teacher.json").read_text())
+    assert about["compatibility"] == "lower bound"
+
+
+@pytest.mark.slow
+def test_a_teacher_that_refuses_one_rank_stops_both(micro_lab, tmp_path, teacher_model):
+    """One prompt's sequences are refused: its rank says why, the other does not wait for it."""
+    refused = []
+
+    class Picky(ScriptedServer):
+        def post(self, path, body):
+            if len(body["prompt"]) > 4 and not refused:
+                refused.append(body["prompt"])
+                return 400, {"error": {"message": "not this one"}}
+            return super().post(path, body)
+
+    with Picky(teacher_model) as server:
+        settings = {"teacher_url": server.url, "loss": "sampled_reverse_kl"}
+        # A rank that waits for ever would be a TimeoutExpired.
+        with pytest.raises(AssertionError, match=r"not this one|failed on another process"):
+            launch(micro_lab, tmp_path / "two", 2, settings | {"per_device_train_batch_size": 4})
+    assert refused
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
