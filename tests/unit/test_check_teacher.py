@@ -44,6 +44,12 @@ def server(request, model, micro_lab):
 
 
 @pytest.fixture
+def vllm(model, micro_lab):
+    with Served(model, micro_lab.teacher) as running:
+        yield running
+
+
+@pytest.fixture
 def write(micro_lab, tmp_path):
     """Writes a config and returns its path."""
 
@@ -110,8 +116,8 @@ def test_figures_are_those_of_the_teacher_in_this_process(capsys, write, server,
     assert kl["tokens"] == local["teacher KL"]["figures"]["tokens"]
 
 
-def test_unnamed_files_are_said_item_by_item(capsys, write, server):
-    code, found = check(capsys, write(teacher_url=server.url, teacher_model_name_or_path=None))
+def test_unnamed_files_are_said_item_by_item(capsys, write, vllm):
+    code, found = check(capsys, write(teacher_url=vllm.url, teacher_model_name_or_path=None))
     assert code == 0
     for name in ("tokenizers", "special tokens", "generation config", "chat template"):
         assert found[name]["level"] == "warn" and found[name]["measured"] == "not compared"
@@ -175,12 +181,12 @@ def test_train_says_it_in_one_line_and_leaves_nothing(capsys, write, tmp_path, u
     assert not (tmp_path / "run").exists()
 
 
-def test_train_trains_and_writes_down_who_the_teacher_was(write, server, tmp_path):
-    assert cli.main(["train", "--config", str(write(teacher_url=server.url)), "--quiet"]) == 0
+def test_train_trains_and_writes_down_who_the_teacher_was(write, vllm, tmp_path):
+    assert cli.main(["train", "--config", str(write(teacher_url=vllm.url)), "--quiet"]) == 0
     about = json.loads((tmp_path / "run/teacher.json").read_text())
-    assert about["url"] == server.url and about["model"] == "tiny-teacher"
+    assert about["url"] == vllm.url and about["model"] == "tiny-teacher"
     settings = json.loads((tmp_path / "run/config.json").read_text())
-    assert settings["changed"]["teacher_url"] == server.url
+    assert settings["changed"]["teacher_url"] == vllm.url
 
 
 def test_train_stops_with_a_checkpoint_and_goes_on(capsys, write, model, micro_lab, tmp_path):

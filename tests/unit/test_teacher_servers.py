@@ -100,7 +100,9 @@ def test_what_a_server_does_not_say_is_said_by_the_probe(models, reach):
         why = reach(plain).describe()["why"]
     assert "/inference/v1/generate" in why and "404" in why
     with ScriptedServer(models[1], exact=True) as lying:
-        lying.tamper = lambda answer: {k: v for k, v in answer.items() if "token_id" not in k}
+        lying.tamper = lambda answer: {
+            key: value for key, value in answer.items() if key != "prompt_token_id_logprobs"
+        }
         about = reach(lying).describe()
         assert not about["exact"] and "prompt_token_id_logprobs" in about["why"]
 
@@ -351,6 +353,9 @@ def test_connecting_says_what_is_wrong(models):
     settings = {"vocab_size": VOCAB, "top_k": K}
     with pytest.raises(ConfigError, match="must begin with http"):
         connect("localhost:8000", **settings)
+    with pytest.raises(ConfigError, match=r"TAOPD_TEACHER_KEY") as caught:
+        connect("http://me:secret@localhost:8000", **settings)
+    assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"teacher_server='vlm' is unknown. Did you mean 'vllm'"):
         connect("http://localhost:8000", kind="vlm", **settings)
     with pytest.raises(

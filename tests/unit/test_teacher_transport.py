@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -205,6 +206,30 @@ def test_an_unreachable_server_is_named():
     with pytest.raises(TeacherUnavailable, match=r"http://127\.0\.0\.1:9/version: ConnectError"):
         line.get("/version")
     line.close()
+
+
+def test_the_key_of_the_environment_is_sent_and_written_nowhere(server, connect, monkeypatch):
+    seen = []
+
+    def look(handler, answer):
+        seen.append(handler.headers["Authorization"])
+        handler.send_bytes(401, b'{"error": "Unauthorized"}')
+
+    monkeypatch.setenv(transport.KEY, "s3cret")
+    server.always = look
+    with pytest.raises(TeacherError, match="status 401: Unauthorized") as caught:
+        call(connect(server))
+    assert seen == ["Bearer s3cret"] and "s3cret" not in str(caught.value)
+
+
+def test_closing_cancels_what_waits(server):
+    server.always = slow(30.0)
+    line = Transport(server.url)
+    waiting = line.submit("/score", {}, lambda document: document)
+    time.sleep(0.1)
+    line.close()
+    with pytest.raises(CancelledError):
+        waiting.result(timeout=10)
 
 
 def test_a_process_with_requests_in_flight_ends_at_once(server):

@@ -66,13 +66,17 @@ def _tokenizers(subject: Subject) -> Verdict:
 
 
 def _special_tokens(subject: Subject) -> Verdict:
-    return look.check_special_tokens(*subject.tokenizers, merged=subject.merged)
+    asked, excluded = subject.asked, subject.settings.training.stop_tokens == "exclude"
+    cured = subject.merged or (asked and excluded)
+    return look.check_special_tokens(*subject.tokenizers, merged=cured, asked=asked)
 
 
 def _generation_config(subject: Subject) -> Verdict:
     (student, teacher), configs = subject.tokenizers, subject.generation_configs
     stops = [id_list(config.eos_token_id) for config in configs]
-    return look.check_generation_config(student, stops[0], teacher, stops[1], merged=subject.merged)
+    return look.check_generation_config(
+        student, stops[0], teacher, stops[1], merged=subject.merged, asked=subject.asked
+    )
 
 
 def _chat_template(subject: Subject) -> Verdict:

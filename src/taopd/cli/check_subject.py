@@ -155,5 +155,10 @@ class Subject:
         return dict(self.settings.training.chat_template_kwargs or {})
 
     @property
+    def asked(self) -> bool:
+        """The teacher is behind a server."""
+        return self.settings.training.teacher_url is not None
+
+    @property
     def merged(self) -> bool:
         return self.settings.training.stop_tokens == "merge"

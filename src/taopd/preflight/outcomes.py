@@ -85,10 +85,12 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
     if elsewhere and best not in handled:
         both = sorted({*measured.stops, best})
+        cure = f"merge and stop_token_ids: {both} (one stop class in signals and loss; not for tool use)"
+        if measured.signals.reverse_kl is None:  # a server, which cannot merge
+            cure = f"exclude and stop_token_ids: {both} (no stop trains)"
         advice = (
             f"The teacher ends with {measured.candidates[best]} ({best}), where the sampler does not stop: "
-            f"the student would unlearn its own end. Set stop_tokens: merge and stop_token_ids: {both} (one "
-            "stop class in signals and loss; not for tool use)."
+            f"the student would unlearn its own end. Set stop_tokens: {cure}."
         )
         problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
     elif on_all + measured.teacher_stops_unknown < GOES_ON:

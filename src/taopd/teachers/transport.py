@@ -14,6 +14,7 @@ a process from ending.
 
 import asyncio
 import json
+import os
 import random
 import threading
 import time
@@ -30,6 +31,8 @@ MOST_BYTES = 1 << 30
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 READS = 3
 """How often an answer that cannot be true is asked for."""
+KEY = "TAOPD_TEACHER_KEY"
+"""Environment variable with the server's API key: settings are written into run folders."""
 FAILING = 3
 """Failures in a row, of all requests, after which one at a time tries."""
 
@@ -62,7 +65,13 @@ class Transport:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         # Nothing but this server is asked, whatever proxies the environment names.
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+        key = os.environ.get(KEY)
+        self._client = httpx.AsyncClient(
+            timeout=None,
+            limits=limits,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+        )
         self._slots, self._one_at_a_time = asyncio.Semaphore(connections), asyncio.Lock()
         # What follows is read and written on the loop alone.
         self._failures, self._failing_since, self._tried = 0, 0.0, 0.0
@@ -88,8 +97,16 @@ class Transport:
         return self._start(self._call(path, body, read))
 
     def close(self) -> None:
-        """Close the connections and end the thread; what is in flight is dropped."""
-        self._start(self._client.aclose()).result()
+        """Close the connections and end the thread; what is in flight is cancelled."""
+
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.aclose()
+
+        self._start(end()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
