@@ -4,7 +4,7 @@ Oracle: the model's own scores. What is changed contradicts something that the a
 the vocabulary says; a lie that agrees with itself, as another model's answer would, only `taopd check` can
 see.
 
-The suite draws 60; all of them: TAOPD_FUZZ=1000 python -m pytest -s tests/unit/test_teacher_fuzz.py
+The suite draws 50; all of them: TAOPD_FUZZ=1000 python -m pytest -s tests/unit/test_teacher_fuzz.py
 """
 
 import base64
@@ -29,8 +29,8 @@ from tests import scripted_server as scripted
 from tests.scripted_server import ScriptedServer
 
 VOCAB, K = 40, 5
-EXAMPLES = int(os.environ.get("TAOPD_FUZZ", "60"))
-TIMEOUT_S, PATIENCE_S = 0.2, 0.2
+EXAMPLES = int(os.environ.get("TAOPD_FUZZ", "50"))
+TIMEOUT_S, PATIENCE_S = 0.15, 0.15
 HANG_S = 30.0
 """No call may take longer: three reads of at most a time-out and the patience each, on a busy machine."""
 SEQUENCES, STARTS = [[5, 14, 6, 15, 8, 2], [1, 7, 9]], [4, 1]
@@ -208,7 +208,7 @@ SEEN: Counter = Counter()
     deadline=None,
     max_examples=EXAMPLES,
     database=None,
-    derandomize=EXAMPLES == 60,
+    derandomize=EXAMPLES == 50,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

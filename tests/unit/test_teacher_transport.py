@@ -230,27 +230,3 @@ def test_closing_cancels_what_waits(server):
     line.close()
     with pytest.raises(CancelledError):
         waiting.result(timeout=10)
-
-
-def test_a_process_with_requests_in_flight_ends_at_once(server):
-    """Ctrl-C while the teacher is waited for: the interpreter must not wait for the patience to end."""
-    import signal
-    import subprocess
-    import sys
-
-    server.always = slow(60.0)
-    code = (
-        "from taopd.teachers import Transport\n"
-        f"future = Transport({server.url!r}).submit('/score', {{}}, lambda d: d)\n"
-        "print('waiting', flush=True)\n"
-        "future.result()\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "waiting\n"
-    time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
-    assert child.returncode != 0 and "KeyboardInterrupt" in errors
-    assert "Task was destroyed" not in errors
