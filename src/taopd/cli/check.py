@@ -30,8 +30,8 @@ train`, and its flags are accepted here too. Nothing is trained and nothing is w
 Tokenizers and heads, end-of-sequence and padding ids, generation configs, the chat template of both
 models, thinking flags, context, memory (`taopd plan`), number formats; then one micro-batch is
 sampled and scored: sampling log-probs against recomputed ones, both models' mass on every stop id
-where completions end, truncation, KL to the teacher, mass off the student's top K, kept tokens. With
-teacher_url: who answers there, whether C is exact, and its tokenizer; what no server sends is named.
+where completions end, truncation, KL to the teacher, mass off the student's top K, kept tokens.
+With teacher_url: who answers there, whether C is exact, its tokenizer; what no server sends is named.
 
   --max-tokens N     cut the completions here (default: max_completion_length)
   --json             for machines
