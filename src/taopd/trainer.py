@@ -24,20 +24,21 @@ from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, DataError, TeacherUnavailable
+from taopd.errors import ConfigError, DataError, TeacherError
 from taopd.gather import gather_table
 from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
+from taopd.outage import Outage
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
 from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
-from taopd.teacher_source import TeacherSource, save_before_stopping
+from taopd.teacher_source import TeacherSource
 from taopd.watch import SamplerWatch
 
 Batch = dict[str, Any]
@@ -93,7 +94,7 @@ class TeachabilityTrainer(DistillationTrainer):
             clip_high=args.ppo_clip_high,
             merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
         )
-        self._recorder = Recorder()
+        self._recorder, self._outage = Recorder(), Outage()
         guard = None
         if args.collapse_guard != "off":
             sinks = self._record, self._load_from_checkpoint
@@ -155,6 +156,7 @@ class TeachabilityTrainer(DistillationTrainer):
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        self._outage.before_sampling()
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
@@ -194,8 +196,9 @@ class TeachabilityTrainer(DistillationTrainer):
                 when=f"step {self.state.global_step}",
                 reuse=reuse,
             )
-        except TeacherUnavailable as error:
-            raise save_before_stopping(self, error) from error
+        except TeacherError as error:
+            self.model.train(training)
+            raise (self._outage.stop(self, error) if self.is_in_train else error) from error
         self.model.train(training)
         self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))

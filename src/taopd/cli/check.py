@@ -31,6 +31,7 @@ Tokenizers and heads, end-of-sequence and padding ids, generation configs, the c
 models, thinking flags, context, memory (`taopd plan`), number formats; then one micro-batch is
 sampled and scored: sampling log-probs against recomputed ones, both models' mass on every stop id
 where completions end, truncation, KL to the teacher, mass off the student's top K, kept tokens.
+With teacher_url: who answers, whether C is exact, its tokenizer; what no server sends is named.
 
   --max-tokens N     cut the completions here (default: max_completion_length)
   --json             for machines
