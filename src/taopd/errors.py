@@ -12,6 +12,9 @@ from collections.abc import Iterable
 class TaopdError(ValueError):
     """Base of the errors that are the caller's to mend."""
 
+    together = False
+    """Every process raises it at the same point, so that they can still save a checkpoint."""
+
 
 class ConfigError(TaopdError):
     """A setting that does not exist, or a value outside its range."""
@@ -28,6 +31,13 @@ class DataError(TaopdError):
 class NumericsError(TaopdError):
     """A NaN or an infinity where a finite number belongs."""
 
+    index: int | None = None
+    """Which of the rows that were checked, where the caller can say more about the place."""
+
+
+class ResourceError(TaopdError):
+    """Memory or disk space ran out, or a folder cannot be written."""
+
 
 class TeacherError(TaopdError):
     """A teacher's server refuses, or answers what cannot be true."""
@@ -35,6 +45,8 @@ class TeacherError(TaopdError):
 
 class TeacherUnavailable(TeacherError):
     """A teacher's server stayed away for longer than it is waited for."""
+
+    together = True
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -235,13 +235,3 @@ def _vocabularies(
         cut_renamed_control_tokens=args.cut_renamed_control_tokens,
     )
     return shared, known
-
-
-def save_before_stopping(trainer: Any, error: TeacherUnavailable) -> TeacherUnavailable:
-    """Write a checkpoint of the steps that are done; returns the error that says where it is."""
-    step = trainer.state.global_step
-    if not trainer.model.training or step == 0:
-        return error
-    trainer._save_checkpoint(trainer.model, trial=None)
-    path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    return TeacherUnavailable(f"{error}. {step} steps are saved in {path}: go on with --resume")
