@@ -414,21 +414,6 @@ def test_nan_in_the_teacher_names_model_step_completion_and_position(micro_lab, 
         trainer.train()
 
 
-def test_empty_completions_are_data_unless_all_are(micro_lab, tmp_path, monkeypatch):
-    def sample(empty: int):
-        def generate(self, prompt_ids, *_, **__):
-            return [[] if row < empty else [5, 2] for row in range(len(prompt_ids))]
-
-        return generate
-
-    monkeypatch.setattr(DistillationTrainer, "_generate_single_turn", sample(3))
-    _, seen = train_once(micro_lab, tmp_path / "some")
-    assert len(seen[0].positions) == 3 + 5 * 2
-    monkeypatch.setattr(DistillationTrainer, "_generate_single_turn", sample(8))
-    with pytest.raises(DataError, match="step 0: every completion is empty"):
-        make_trainer(micro_lab, tmp_path / "all").train()
-
-
 def test_missing_teacher_and_plain_config_are_refused(micro_lab, tmp_path):
     config = TeachabilityConfig(output_dir=str(tmp_path), **CPU)
     with pytest.raises(ConfigError, match="no teacher"):

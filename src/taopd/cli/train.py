@@ -6,7 +6,6 @@ because `config.json` of the run folder is the run's own.
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import INTERRUPTED
-from taopd.errors import ConfigError, DataError, TaopdError
+from taopd.errors import ConfigError, TaopdError
 
 if TYPE_CHECKING:
     from taopd.cli.train_config import TrainSettings
@@ -98,14 +97,14 @@ def run(argv: Sequence[str]) -> int:
 def _train(
     settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
 ) -> int:
-    from taopd.cli import step_lines
+    from taopd.cli import step_lines, train_resume
     from taopd.runs import RunFolder, environment, write_json
 
     step_lines.plain(quiet=quiet)
     args = settings.training
     path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
-    checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
-    if checkpoint is not None and 0 < args.max_steps <= _steps_done(checkpoint):
+    checkpoint = train_resume.find(args, path, resume=resume)
+    if checkpoint is not None and train_resume.is_finished(args, path, checkpoint):
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
@@ -144,6 +143,10 @@ def _train(
         )
         print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if (disk := train_resume.disk_error(error, folder.path)) is None:
+            raise
+        raise disk from error
 
 
 def forget(path: Path, existed: bool) -> None:
@@ -159,36 +162,6 @@ def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
 
     step_lines.attach(trainer, quiet=quiet)
     live.attach(trainer)
-
-
-def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> Path | None:
-    """The checkpoint to go on from: `resume_from_checkpoint` if a path, else the newest one."""
-    if isinstance(named, str) and named.lower() not in ("true", "false", "none", ""):
-        if not Path(named).is_dir():
-            raise DataError(f"resume_from_checkpoint: no such folder: {named}")
-        if not resume:
-            raise ConfigError(
-                "resume_from_checkpoint needs --resume, which goes on with the run in output_dir"
-            )
-        return Path(named)
-    if str(named).lower() == "true" and not resume:
-        raise ConfigError("resume_from_checkpoint: true is written --resume here")
-    if not resume:
-        return None
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint is None:
-        raise DataError(
-            f"nothing to resume: {folder.path} has no complete checkpoint; start with --overwrite"
-        )
-    return checkpoint
-
-
-def _steps_done(checkpoint: Path) -> int:
-    """Optimizer steps of a checkpoint; transformers would take one more if none were left."""
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{checkpoint}/trainer_state.json cannot be read: {error}") from error
 
 
 def load_inputs(settings: "TrainSettings") -> Inputs:
@@ -278,12 +251,13 @@ def _run(
     folder: "RunFolder",
     checkpoint: Path | None,
 ) -> int:
+    from taopd.cli import train_resume
     from taopd.runs import MODEL_FOLDER, write_json
 
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    metrics = train_resume.train(trainer, checkpoint)
     seconds = time.perf_counter() - started
-    trainer.save_model(str(folder.path / MODEL_FOLDER))
+    train_resume.save_student(trainer, folder.path)
     if not trainer.is_world_process_zero():
         return 0
     args, logs = settings.training, trainer.state.log_history
@@ -297,7 +271,7 @@ def _run(
         "loss": args.loss,
         "seed": args.seed,
         "model": MODEL_FOLDER,
-        "train": outcome.metrics,
+        "train": metrics,
         "last_log": next((log for log in reversed(logs) if "loss" in log), None),
     }
     write_json(folder.path / "results.json", results)
