@@ -78,6 +78,7 @@ class BadNumbers(TrainerCallback):
     def with_tokens(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
         """False in the rows in which nothing was sampled: TRL was given an end token there to look at."""
         empty, self._empty = self._empty or [False] * len(mask), None
+        self._why = ""
         self._recorder.add("rollout/empty_completions", sum(empty) / len(empty))
         return ~torch.tensor(empty, device=mask.device).unsqueeze(1)
 
@@ -89,7 +90,7 @@ class BadNumbers(TrainerCallback):
         Raises:
             NumericsError: it must, and on_bad_numbers is "stop" or this is an evaluation.
         """
-        self._batch, self._why = {name: batch[name] for name in SEQUENCE}, ""
+        self._batch = {name: batch[name] for name in SEQUENCE}
         if not self._anywhere(problem is not None):
             return False
         self._tell(problem, step, stop=not training)

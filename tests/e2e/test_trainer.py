@@ -30,7 +30,15 @@ CPU = {
 OURS = {"score_top_k": 4, "logging_steps": 1}
 
 
-def make_trainer(micro_lab, tmp_path, cls=TeachabilityTrainer, *, peft_config=None, **settings):
+def make_trainer(
+    micro_lab,
+    tmp_path,
+    cls=TeachabilityTrainer,
+    *,
+    peft_config=None,
+    eval_dataset=None,
+    **settings,
+):
     """A trainer of either class on the micro models, 8 prompts a step, float32."""
     ours = cls is TeachabilityTrainer
     base = CPU | (OURS if ours else {}) | {"per_device_train_batch_size": 8, "max_steps": 1}
@@ -42,6 +50,7 @@ def make_trainer(micro_lab, tmp_path, cls=TeachabilityTrainer, *, peft_config=No
         teacher_model=str(micro_lab.teacher),
         args=config,
         train_dataset=load_prompts(str(micro_lab.prompts), split="train"),
+        eval_dataset=eval_dataset,
         peft_config=peft_config,
     )
 
