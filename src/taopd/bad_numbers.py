@@ -75,6 +75,10 @@ class BadNumbers(TrainerCallback):
         if self._empty is None:
             self._empty = [not ids for ids in completions]
 
+    def forget(self) -> None:
+        """Drop the note of `sampled`, where no batch comes of it."""
+        self._empty = None
+
     def with_tokens(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
         """False in the rows in which nothing was sampled: TRL was given an end token there to look at."""
         empty, self._empty = self._empty or [False] * len(mask), None

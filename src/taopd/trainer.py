@@ -99,8 +99,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.add_callback(self.rank_state)
-        self._numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
-        self.add_callback(self._numbers)
+        self.numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
+        self.add_callback(self.numbers)
         guard = None
         if args.collapse_guard != "off":
             sinks = self._record, self._load_from_checkpoint
@@ -154,7 +154,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.watch.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        self._numbers.sampled(completions)
+        self.numbers.sampled(completions)
         # TRL reads every completion's last token; where nothing was sampled nothing will train either.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
@@ -163,7 +163,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
         mask &= batch.get("tool_mask", mask).bool()
-        mask &= self._numbers.with_tokens(mask)
+        mask &= self.numbers.with_tokens(mask)
         inside = batch["completion_ids"] < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
@@ -203,7 +203,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             problem = error
         finally:
             self.model.train(training)
-        if self._numbers.scored(problem, batch, step, training):
+        if self.numbers.scored(problem, batch, step, training):
             nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
             return self._score(batch, Positions.of(nothing))
         self._student_states.finish_scoring(positions)
@@ -238,7 +238,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             )
             for name, value in selection_metrics(table, choice).items():
                 self._recorder.add(name, value)
-        self._numbers.chosen(choice.loss_weights, choice.anchor_weights)
+        self.numbers.chosen(choice.loss_weights, choice.anchor_weights)
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
@@ -287,7 +287,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         try:
             loss, *anchor = losses(states(when, inputs))
         except NumericsError as error:
-            loss, anchor = self._numbers.loss_failed(error, exact, head), []
+            loss, anchor = self.numbers.loss_failed(error, exact, head), []
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
             self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
@@ -309,7 +309,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step % self.current_gradient_accumulation_steps == 0:
-            self._numbers.end_of_backward(model, self.state.global_step)
+            self.numbers.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
                 self._record(name, value)
         return loss
