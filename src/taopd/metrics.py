@@ -5,11 +5,24 @@ The same key is the same definition everywhere.
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Protocol
 
 from torch import Tensor
 
-from taopd.choose import Choice
+from taopd.selectors import Selection
 from taopd.signals import SignalTable
+
+
+class Chosen(Protocol):
+    """What the metrics read of a choice, be it the trainer's `choose.Choice` or another engine's."""
+
+    @property
+    def selection(self) -> Selection: ...
+    @property
+    def budget(self) -> float: ...
+    @property
+    def shadows(self) -> Mapping[str, Tensor]: ...
+
 
 METRICS: dict[str, str] = {
     "select/nominal_fraction": "The configured budget.",
@@ -84,7 +97,7 @@ def is_documented(key: str) -> bool:
     return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
 
 
-def selection_metrics(table: SignalTable, choice: Choice) -> dict[str, float]:
+def selection_metrics(table: SignalTable, choice: Chosen) -> dict[str, float]:
     """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch."""
     selection = choice.selection
     valid, kept = table.valid, selection.kept

@@ -34,7 +34,7 @@ LAYERS = (
         *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance"),
         *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
         *("plan", "remembered", "live", "micro_batch", "watch", "collapse_guard", "held"),
-        "teacher_source",
+        *("teacher_source", "integrations"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},
