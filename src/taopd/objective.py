@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.losses import LossFunction, Targets, head_loss
 from taopd.scoring import Positions, Scored, Trimmed
@@ -41,6 +42,9 @@ def loss_terms(
         hidden: student's states that predict the part's completion tokens.
         head: the student's.
         inputs: completion_ids and the columns of `scoring.loss_inputs`, on the whole micro-batch.
+
+    Raises:
+        NumericsError: a loss is NaN or infinite; names completion and position.
     """
     losses = []
     for term in terms:
@@ -48,7 +52,14 @@ def loss_terms(
         chosen = weights != 0
         states = hidden[chosen[part.rows, : part.num_completion]]
         targets = targets_at(inputs, chosen, other, term.head, temperature)
-        losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
+        try:
+            losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
+        except NumericsError as error:
+            assert error.index is not None
+            place = Positions.of(chosen)
+            row = int(inputs["batch_row"][place.row[error.index]])
+            where = f"completion {row} of the batch, position {int(place.column[error.index])}"
+            raise NumericsError(f"{term.weights} term: {error} ({where})") from error
     return losses
 
 

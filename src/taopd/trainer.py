@@ -20,30 +20,33 @@ from transformers import ProcessorMixin
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.bad_numbers import BadNumbers
+from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, DataError, TeacherUnavailable
+from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.gather import gather_table
 from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
+from taopd.rank_state import RankState
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
 from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
-from taopd.teacher_source import TeacherSource, save_before_stopping
+from taopd.teacher_source import TeacherSource
 from taopd.watch import SamplerWatch
+from taopd.whole_checkpoints import WholeCheckpoints
 
 Batch = dict[str, Any]
 
 
-class TeachabilityTrainer(DistillationTrainer):
+class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
     """Selective on-policy distillation; takes what `trl.DistillationTrainer` takes.
 
     Args:
@@ -55,8 +58,8 @@ class TeachabilityTrainer(DistillationTrainer):
 
     Raises:
         ConfigError: settings that do not fit each other.
-        DataError: different tokenizers, a multimodal student, or completions that are all empty.
-        NumericsError: NaN or infinite logits or loss; names model, completion and position.
+        DataError: different tokenizers, a multimodal student, or batch after batch without a token.
+        NumericsError: NaN or infinite logits, loss or gradient; see `BadNumbers`.
 
     Source: arXiv 2605.26844.
     """
@@ -94,6 +97,10 @@ class TeachabilityTrainer(DistillationTrainer):
             merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
         )
         self._recorder = Recorder()
+        self.rank_state = RankState(self)
+        self.add_callback(self.rank_state)
+        self._numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
+        self.add_callback(self._numbers)
         guard = None
         if args.collapse_guard != "off":
             sinks = self._record, self._load_from_checkpoint
@@ -110,9 +117,8 @@ class TeachabilityTrainer(DistillationTrainer):
         ]
         """Called on the main process after every selection, in training."""
         self._choose = Chooser()
-        self.add_callback(self._choose)
-        self.add_callback(MetricsWriter())
-        self.add_callback(self.watch)
+        for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
+            self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
         if args.log_update_norm or norms != (None, None):
             self.add_callback(UpdateNorm(self._record, *norms))
@@ -126,7 +132,7 @@ class TeachabilityTrainer(DistillationTrainer):
 
     def _get_train_sampler(self, dataset=None):
         args = self.args
-        return RepeatSampler(
+        sampler = RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=args.num_generations,
             batch_size=self._generation_batch_size() // args.num_generations,
@@ -134,6 +140,9 @@ class TeachabilityTrainer(DistillationTrainer):
             shuffle=self.shuffle_dataset,
             seed=args.seed,
         )
+        if dataset is None or dataset is self.train_dataset:
+            self._sampler = sampler
+        return sampler
 
     def _prepare_inputs(self, generation_batch):
         accumulation = self.args.gradient_accumulation_steps
@@ -145,12 +154,8 @@ class TeachabilityTrainer(DistillationTrainer):
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.watch.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        if not any(completions):
-            raise DataError(
-                f"step {self.state.global_step}: every completion is empty, so there is nothing to "
-                "distill; check the student's end-of-sequence ids and max_completion_length"
-            )
-        # A server may drop the token it stopped at, and TRL reads every completion's last token.
+        self._numbers.sampled(completions)
+        # TRL reads every completion's last token; where nothing was sampled nothing will train either.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
@@ -158,13 +163,14 @@ class TeachabilityTrainer(DistillationTrainer):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
         mask &= batch.get("tool_mask", mask).bool()
+        mask &= self._numbers.with_tokens(mask)
         inside = batch["completion_ids"] < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
         self._recorder.add("perf/sample_tokens", int(mask.sum()))
         positions = Positions.of(mask & inside)
         with self._recorder.timed("perf/score_s"):
-            scored = self._score(batch, positions)
+            positions, scored = self._score(batch, positions)
         asked = batch | {"answers": [row.get("answer") for row in inputs]}
         return batch | self._select(asked, positions, scored)
 
@@ -177,9 +183,9 @@ class TeachabilityTrainer(DistillationTrainer):
             return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
 
     @torch.no_grad()
-    def _score(self, batch: Batch, positions: Positions) -> Scored:
-        """Signals of every valid position, and the states there that the loss will read."""
-        training = self.model.training
+    def _score(self, batch: Batch, positions: Positions) -> tuple[Positions, Scored]:
+        """Signals of every valid position, and the states there that the loss will read; or of none."""
+        training, step, problem = self.model.training, self.state.global_step, None
         reuse = self._student_states.start_scoring(training, batch["prompt_mask"], self._forward)
         self.model.train(reuse.keep_student_graph)
         try:
@@ -190,15 +196,19 @@ class TeachabilityTrainer(DistillationTrainer):
                 positions,
                 stop_ids=self._stop_ids,
                 temperature=self.temperature,
-                when=f"step {self.state.global_step}",
+                when=f"step {step}",
                 reuse=reuse,
             )
-        except TeacherUnavailable as error:
-            raise save_before_stopping(self, error) from error
-        self.model.train(training)
+        except NumericsError as error:
+            problem = error
+        finally:
+            self.model.train(training)
+        if self._numbers.scored(problem, batch, step, training):
+            nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
+            return self._score(batch, Positions.of(nothing))
         self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))
-        return scored
+        return positions, scored
 
     def _forward(self, wrapped, part: Trimmed, states=None) -> tuple[Tensor, Head]:
         """Backbone (or `states`) and head of a model, inside its DDP or FSDP wrapper."""
@@ -228,6 +238,7 @@ class TeachabilityTrainer(DistillationTrainer):
             )
             for name, value in selection_metrics(table, choice).items():
                 self._recorder.add(name, value)
+        self._numbers.chosen(choice.loss_weights, choice.anchor_weights)
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
@@ -260,9 +271,10 @@ class TeachabilityTrainer(DistillationTrainer):
         teacher = None if self.teacher_model is None else self._head(self.teacher_model)
         terms = [Term("loss", "teacher", teacher, self._loss_function)]
         terms += self._held.terms(unwrapped_student, inputs)
+        head = read_head(unwrapped_student, self.vocab_size)
         losses = partial(
             loss_terms,
-            head=read_head(unwrapped_student, self.vocab_size),
+            head=head,
             terms=terms,
             part=part,
             inputs=inputs,
@@ -271,8 +283,11 @@ class TeachabilityTrainer(DistillationTrainer):
         sequences = part.input_ids, part.attention_mask, part.num_completion
         exact = partial(self._get_last_hidden_state, unwrapped_student, *sequences)
         when = self.state.global_step, self._step
-        hidden = self._student_states(unwrapped_student, part, active, exact, losses, when, inputs)
-        loss, *anchor = losses(hidden)
+        states = partial(self._student_states, unwrapped_student, part, active, exact, losses)
+        try:
+            loss, *anchor = losses(states(when, inputs))
+        except NumericsError as error:
+            loss, anchor = self._numbers.loss_failed(error, exact, head), []
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
             self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
@@ -294,6 +309,7 @@ class TeachabilityTrainer(DistillationTrainer):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step % self.current_gradient_accumulation_steps == 0:
+            self._numbers.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
                 self._record(name, value)
         return loss

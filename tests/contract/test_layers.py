@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records"},
+    {"kernels", "signals", "selectors", "losses", "records", "checkpoint_files", "tree_files"},
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
@@ -27,6 +27,7 @@ LAYERS = (
             "reference",
             "anchor_settings",
             "teacher_settings",
+            "reliability_settings",
             "collapse_watch",
         ),
     },
@@ -34,7 +35,8 @@ LAYERS = (
         *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance"),
         *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
         *("plan", "remembered", "live", "micro_batch", "watch", "collapse_guard", "held"),
-        *("teacher_source", "integrations"),
+        *("teacher_source", "integrations", "bad_numbers", "rank_state", "stopping"),
+        "whole_checkpoints",
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},
