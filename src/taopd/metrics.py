@@ -37,6 +37,8 @@ METRICS: dict[str, str] = {
     "select/kept_compatibility": "Mean C of the kept tokens, in [0, 1].",
     "select/kept_entropy_nats": "Mean H of the kept tokens.",
     "select/empty_completions": "Share of completions in which no token was kept.",
+    "select/off_teacher_list": "verl: share of sampled tokens that the teacher's list does not hold.",
+    "select/teacher_list_covers": "verl: share of tokens at which it holds all K ids of the student's list.",
     "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
     "signal/compatibility/*": "C over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",

@@ -1,8 +1,8 @@
 """verl's distillation losses with a weight for every token, registered under names of their own.
 
 `taopd_forward_kl_topk` is verl's KL(teacher || student) on the teacher's list. `taopd_k1` is its log p_S less
-the log p_T of the sampled token, the reward of a policy gradient. verl's teacher sends either the sampled token's
-log-prob or a list; here it is read from the list, so tokens that the list lacks get no weight.
+log p_T of the sampled token, the reward of a policy gradient. verl's teacher sends either the log-prob of the
+sampled token or a list; here it is read from the list, so tokens that the list lacks get no weight.
 """
 
 from typing import Any
