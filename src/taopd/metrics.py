@@ -5,11 +5,24 @@ The same key is the same definition everywhere.
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Protocol
 
 from torch import Tensor
 
-from taopd.choose import Choice
+from taopd.selectors import Selection
 from taopd.signals import SignalTable
+
+
+class Chosen(Protocol):
+    """What the metrics read of a choice, be it the trainer's `choose.Choice` or another engine's."""
+
+    @property
+    def selection(self) -> Selection: ...
+    @property
+    def budget(self) -> float: ...
+    @property
+    def shadows(self) -> Mapping[str, Tensor]: ...
+
 
 METRICS: dict[str, str] = {
     "select/nominal_fraction": "The configured budget.",
@@ -24,6 +37,8 @@ METRICS: dict[str, str] = {
     "select/kept_compatibility": "Mean C of the kept tokens, in [0, 1].",
     "select/kept_entropy_nats": "Mean H of the kept tokens.",
     "select/empty_completions": "Share of completions in which no token was kept.",
+    "select/off_teacher_list": "verl: share of sampled tokens that the teacher's list does not hold.",
+    "select/teacher_list_covers": "verl: share of tokens at which it holds all K ids of the student's list.",
     "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
     "signal/compatibility/*": "C over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",
@@ -88,7 +103,7 @@ def is_documented(key: str) -> bool:
     return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
 
 
-def selection_metrics(table: SignalTable, choice: Choice) -> dict[str, float]:
+def selection_metrics(table: SignalTable, choice: Chosen) -> dict[str, float]:
     """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch."""
     selection = choice.selection
     valid, kept = table.valid, selection.kept
