@@ -165,7 +165,7 @@ def test_choice_loss_and_gradients_equal_those_of_our_trainer(
 
 
 def policy_gradient_columns(data) -> dict[str, torch.Tensor]:
-    """What verl's trainer has written by then; the task's advantages are read even where they do not count."""
+    """What verl's trainer has written by then; advantages are read even where they do not count."""
     old = response_from_nested(data["log_probs"], data["response_mask"])
     return {"old_log_probs": old, "advantages": torch.zeros_like(old)}
 
