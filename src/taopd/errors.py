@@ -42,11 +42,11 @@ class ResourceError(TaopdError):
 class TeacherError(TaopdError):
     """A teacher's server refuses, or answers what cannot be true."""
 
+    together = True
+
 
 class TeacherUnavailable(TeacherError):
     """A teacher's server stayed away for longer than it is waited for."""
-
-    together = True
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

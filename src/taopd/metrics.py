@@ -59,6 +59,8 @@ METRICS: dict[str, str] = {
     "every guard_every steps.",
     "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "perf/peak_memory_mib": "Peak so far: tensors on this rank's GPU; without a GPU the resident set of the "
+    "process, libraries and both models included.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "
     "better. mean; learnable: D at or above the bank's median and C > 0.5; incompatible: C <= 0.5.",

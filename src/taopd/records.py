@@ -61,6 +61,8 @@ def read_jsonl(path: str | Path) -> list[Any]:
         lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text file: {error}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:

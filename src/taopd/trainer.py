@@ -21,7 +21,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.bad_numbers import BadNumbers
-from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.choose import local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
@@ -117,7 +117,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         ]
         """Called on the main process after every selection, in training."""
         self._choose = Chooser()
-        for callback in (self._choose, MetricsWriter(), self.watch):
+        for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
             self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
         if args.log_update_norm or norms != (None, None):

@@ -108,6 +108,11 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
     parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
     names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
+    if names[1] is None:
+        raise ConfigError(
+            "the plan compares with full distillation, for which the teacher runs here: set "
+            "teacher_model_name_or_path too (its config is read, no weights)"
+        )
     return plan_settings(parsed), str(names[0]), str(names[1])
 
 
@@ -146,6 +151,7 @@ def plan_settings(
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
         student_dtype=student_dtype,
         teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
+        teacher_elsewhere=args.teacher_url is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
         anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,

@@ -29,6 +29,7 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
 
   --model_name_or_path X          student, a folder or hub id
   --teacher_model_name_or_path X  teacher with the same tokenizer
+  --teacher_url http://host:8000  or score with this vLLM or SGLang server, see docs/teachers.md
   --dataset_name X                parquet, jsonl, json or csv file, folder or hub id
   --output_dir X                  run folder
   --budget 0.05                   share of the completion tokens that train
@@ -54,6 +55,7 @@ class Inputs:
 
     student: Any
     teacher: Any
+    """None if it is behind a server."""
     tokenizer: Any
     train_dataset: Any
     eval_dataset: Any
@@ -114,11 +116,12 @@ def _train(
         forget(path, existed)
         raise
     _attach(trainer, quiet)
+    looked: dict[str, Any] | None = None
     if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
         from taopd.cli.check import before_training
 
         try:
-            before_training(settings, inputs, trainer, quiet=quiet)
+            looked = before_training(settings, inputs, trainer, quiet=quiet)
         except BaseException:
             forget(path, existed)
             raise
@@ -129,6 +132,8 @@ def _train(
         folder = RunFolder.create(path, resume=resume, overwrite=overwrite)
         write_json(folder.path / "config.json", {"command": "train"} | config)
         write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
+        if looked is not None:
+            write_json(folder.path / "check.json", looked)
     try:
         return _run(trainer, settings, folder, checkpoint)
     except KeyboardInterrupt:
@@ -164,17 +169,11 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     from trl import get_quantization_config
 
     from taopd import data
-    from taopd.vocabulary import shared_vocabulary
+    from taopd.teachers import load_teacher
 
     script, args, chosen = settings.script, settings.training, settings.model
-    student_path, teacher_path = (
-        str(chosen.model_name_or_path),
-        str(args.teacher_model_name_or_path),
-    )
+    student_path = str(chosen.model_name_or_path)
     tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
-    teacher_tokenizer = data.load_tokenizer(
-        teacher_path, revision=args.teacher_model_revision or "main"
-    )
     train_dataset = data.load_prompts(
         str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
     )
@@ -189,31 +188,31 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     if quantization is not None:
         own["quantization_config"] = quantization
     student = data.load_model(student_path, **own)
-    teacher_own = common | {"revision": args.teacher_model_revision or "main"}
-    teacher = data.load_model(
-        teacher_path, **teacher_own | _keywords(args.teacher_model_init_kwargs)
-    )
+    models = [student]
+    if args.teacher_url is None:
+        teacher, _ = load_teacher(
+            str(args.teacher_model_name_or_path),
+            student,
+            tokenizer,
+            revision=args.teacher_model_revision,
+            init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
+            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
+        )
+        models.append(teacher)
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
-    shared_vocabulary(
-        tokenizer,
-        teacher_tokenizer,
-        _vocab_size(student),
-        _vocab_size(teacher),
-        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-    )
     for rows in (train_dataset, eval_dataset):
         if rows is not None:
             data.check_prompt_lengths(
                 rows,
                 tokenizer,
-                context_length=data.context_length(student, teacher),
+                context_length=data.context_length(*models),
                 max_completion_length=args.max_completion_length or 1,
                 chat_template_kwargs=_keywords(args.chat_template_kwargs),
             )
     return Inputs(
         student=student,
-        teacher=teacher,
+        teacher=None if args.teacher_url else models[1],
         tokenizer=tokenizer,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -288,7 +287,3 @@ def _run(
 
 def _keywords(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _vocab_size(model: Any) -> int:
-    return model.get_output_embeddings().weight.shape[0]

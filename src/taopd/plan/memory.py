@@ -114,7 +114,9 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     copied = (settings.anchor_fraction > 0 or settings.guard) and settings.lora_rank is None
     return {
         "student_weights": float(stored * (student.num_parameters + adapters)),
-        "teacher_weights": float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
+        "teacher_weights": 0.0
+        if settings.teacher_elsewhere
+        else float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
         "reference_weights": float(stored * student.num_parameters) if copied else 0.0,
         "gradients": float(stored * trained),
         "optimizer_states": float(stored * settings.optimizer_states * trained),
@@ -124,12 +126,14 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
 
 def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     own = student.hidden_size * BYTES[settings.dtype]
-    other = teacher.hidden_size * BYTES[settings.dtype]
+    other = 0 if settings.teacher_elsewhere else teacher.hidden_size * BYTES[settings.dtype]
     scored, per_batch = settings.num_completion_tokens, settings.batch * settings.length
     kept = other if settings.needs_teacher_distribution else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
+    # A server's answer is compared with the student's states, which wait for it.
+    waiting = scored * own if settings.teacher_elsewhere else 0
     return {
-        "scoring_hidden": float(per_batch * (own + other)),
+        "scoring_hidden": float(per_batch * (own + other) + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
         "teacher_hidden_scored": float(scored * kept),
         "teacher_hidden_kept": scored * kept * settings.budget,

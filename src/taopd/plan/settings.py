@@ -37,6 +37,8 @@ class PlanSettings:
     student_dtype: str = "float32"
     """Of the stored weights; another one than `dtype` means autocast."""
     teacher_dtype: str = "bfloat16"
+    teacher_elsewhere: bool = False
+    """It is behind a server: neither its weights nor its compute are here."""
     device: str = "gpu"
     """"cpu" or "gpu": decides the size of the scoring tiles."""
     gradient_checkpointing: bool = False
