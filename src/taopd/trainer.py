@@ -21,7 +21,7 @@ from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.callbacks import MetricsWriter, UpdateNorm
-from taopd.choose import local_table
+from taopd.choose import check_size, columns_read, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError, TeacherUnavailable
@@ -77,6 +77,7 @@ class TeachabilityTrainer(DistillationTrainer):
             )
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
+        check_size(args, self._generation_batch_size(), self.accelerator.num_processes)
         parts = self.model, self._tokenizer, self.accelerator
         self._teacher = TeacherSource(teacher_model, args, *parts)
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
@@ -220,13 +221,15 @@ class TeachabilityTrainer(DistillationTrainer):
         with self._recorder.timed("perf/select_s"):
             place = positions.row, positions.column
             local = local_table(signals, self.args, *place, self._stop_ids)
-            table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
+            which = {"limit": self.args.gather_limit, "columns": columns_read(self.args)}
+            num_rows = positions.shape[0]
+            part, table, mine = gather_table(self.accelerator, local, num_rows=num_rows, **which)
             choice = self._choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)
             )
-            for name, value in selection_metrics(table, choice).items():
+            for name, value in selection_metrics(table, choice, part).items():
                 self._recorder.add(name, value)
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records"},
+    {"kernels", "signals", "selectors", "losses", "records", "ranks"},
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
