@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Bool
 from torch import Tensor
 
 from taopd.ranks import Ranks
@@ -73,6 +74,22 @@ def gather_table(
     whole = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
     start = sum(sizes[:rank])
     return Gathered(part, _unpacked(whole, names, dtypes), slice(start, start + len(part)))
+
+
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it is true on any rank; a collective."""
+    return bool(accelerator.reduce(torch.tensor([int(flag)], device=accelerator.device)) > 0)
+
+
+def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+    """False in the rows with which accelerate fills up the last batch of an evaluation.
+
+    They make ranks even, repeat the first prompts, and come after all others in the order of the ranks.
+    """
+    state, num_rows = accelerator.gradient_state, mask.shape[0]
+    rows = torch.arange(num_rows, device=mask.device) + accelerator.process_index * num_rows
+    uneven = accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0
+    return (rows < state.remainder if uneven else rows >= 0)[:, None]
 
 
 def _all_reduce(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ METRICS: dict[str, str] = {
     "bank/gain_reverse_share/*": "The same for KL(student || teacher).",
     "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
     "perf/bank_s": "Seconds spent on the bank's measurement.",
-    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
+    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; neither they nor what "
+    "follows them in the completion trains.",
     "rollout/drift_nats/*": "|log p of the sampler - log p of the scoring pass| of sampled tokens, main "
     "process: mean, max.",
     "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",

@@ -25,7 +25,7 @@ from taopd.choose import check_size, columns_read, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError, TeacherUnavailable
-from taopd.gather import gather_table
+from taopd.gather import any_rank, gather_table, is_not_repeated
 from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
@@ -146,24 +146,32 @@ class TeachabilityTrainer(DistillationTrainer):
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.watch.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        if not any(completions):
-            raise DataError(
-                f"step {self.state.global_step}: every completion is empty, so there is nothing to "
-                "distill; check the student's end-of-sequence ids and max_completion_length"
-            )
+        self._sampled |= any(completions)
         # A server may drop the token it stopped at, and TRL reads every completion's last token.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        self._sampled = False
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
+        if not any_rank(self.accelerator, self._sampled):
+            raise DataError(
+                f"step {self.state.global_step}: every completion is empty, so there is nothing to "
+                "distill; check the student's end-of-sequence ids and max_completion_length"
+            )
         mask = batch["completion_mask"].bool()
+        if not self.model.training:
+            mask &= is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
         inside = batch["completion_ids"] < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
         self._recorder.add("perf/sample_tokens", int(mask.sum()))
-        positions = Positions.of(mask & inside)
+        # One model cannot read such a token, nor judge what follows it.
+        batch["completion_ids"] = batch["completion_ids"].where(
+            inside, self._tokenizer.pad_token_id
+        )
+        positions = Positions.of(mask & inside.long().cummin(1).values.bool())
         with self._recorder.timed("perf/score_s"):
             scored = self._score(batch, positions)
         asked = batch | {"answers": [row.get("answer") for row in inputs]}
@@ -265,7 +273,7 @@ class TeachabilityTrainer(DistillationTrainer):
         terms += self._held.terms(unwrapped_student, inputs)
         losses = partial(
             loss_terms,
-            head=read_head(unwrapped_student, self.vocab_size),
+            read_head=partial(read_head, unwrapped_student, self.vocab_size),
             terms=terms,
             part=part,
             inputs=inputs,
@@ -302,6 +310,7 @@ class TeachabilityTrainer(DistillationTrainer):
         return loss
 
     def prediction_step(self, *args, **kwargs):
-        result = super().prediction_step(*args, **kwargs)
+        loss, *rest = super().prediction_step(*args, **kwargs)
         self._recorder.flush()
-        return result
+        # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
+        return (self.accelerator.reduce(loss, reduction="mean"), *rest)
