@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from taopd.arm_pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
+from taopd.data import load_model, load_prompts, load_tokenizer
 from taopd.errors import DataError
 from taopd.evaluate import evaluate
 from taopd.rollout_log import ScoredBatch
-from taopd.runs import append_jsonl, write_json
+from taopd.runs import append_jsonl, read_jsonl, write_json
 from taopd.trainer import TeachabilityTrainer
 
 
@@ -212,12 +212,12 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
     }
     args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | arm.config)
-    tokenizer = AutoTokenizer.from_pretrained(arm.student, padding_side="left")
+    tokenizer = load_tokenizer(arm.student)
     tokens = TokenCount()
     curve = AccuracyCurve(arm, tokenizer, tokens, folder)
     stop = StopRule(arm, tokens, curve)
     trainer = TeachabilityTrainer(
-        model=AutoModelForCausalLM.from_pretrained(arm.student, dtype=torch.float32),
+        model=load_model(arm.student, dtype=torch.float32),
         teacher_model=arm.teacher,
         args=args,
         train_dataset=load_prompts(arm.prompts, split="train"),
@@ -234,7 +234,8 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started - curve.seconds
     if arm.save_model:
         trainer.save_model(str(folder / "model"))
-    kept = [entry["select/kept_fraction"] for entry in trainer.state.log_history if "loss" in entry]
+    logs = read_jsonl(folder / "metrics.jsonl")
+    kept = [line["select/kept_fraction"] for line in logs if "loss" in line]
     results = {
         "name": arm.name,
         "selector": args.selector,

@@ -10,6 +10,10 @@ from transformers import TrainerCallback
 
 from taopd.records import append_jsonl, rewind_jsonl
 
+KEPT_LOGS = 500
+"""Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
+write them again with every checkpoint. All of them are in `metrics.jsonl`."""
+
 
 class MetricsWriter(TrainerCallback):
     """Appends every log to `<output_dir>/metrics.jsonl`, one JSON object per line, non-finite as null.
@@ -28,6 +32,7 @@ class MetricsWriter(TrainerCallback):
         rewind_jsonl(path, state.global_step + 1 if state.global_step > 0 else 0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        del state.log_history[:-KEPT_LOGS]
         if not state.is_world_process_zero or not logs:
             return
         append_jsonl(Path(args.output_dir) / "metrics.jsonl", {"step": state.global_step} | logs)

@@ -7,6 +7,8 @@ says what, where and what to do.
 Remote code is never run, and weights are read from safetensors only: no pickles.
 """
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from taopd.documents import TEXT, read_document, shown
 from taopd.errors import DataError
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -33,6 +36,9 @@ UNREADABLE = (
     AttributeError,
     safetensors.SafetensorError,
 )
+_SAFE = {"trust_remote_code": False, "use_safetensors": True}
+_LONGEST_NAME = 96
+"""Characters of a hub id."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -53,8 +59,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(
             name,
             **(
-                {"padding_side": "left", "truncation_side": "left", "trust_remote_code": False}
+                {"padding_side": "left", "truncation_side": "left"}
                 | kwargs
+                | {"trust_remote_code": False}
             ),
         )
     except UNREADABLE as error:
@@ -78,9 +85,9 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """
     name = str(name_or_path)
     _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _WEIGHTS):
-        raise DataError(f"{name} has no weights: none of {', '.join(_WEIGHTS)} is there")
-    options = {"trust_remote_code": False, "use_safetensors": True} | kwargs
+    if Path(name).is_dir():
+        _check_weights(Path(name))
+    options = safe_options(kwargs)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, **options
@@ -94,6 +101,28 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"{missing[0]}; save or download the checkpoint again"
         )
     return model
+
+
+def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that run no code and read no pickle.
+
+    Raises:
+        DataError: an option that asks for either.
+    """
+    options = dict(options or {})
+    for name, safe in _SAFE.items():
+        if options.setdefault(name, safe) != safe:
+            raise DataError(
+                f"{name}={options[name]!r}: taopd runs no code of a model repository and reads weights "
+                "from safetensors only"
+            )
+    attention = str(options.get("attn_implementation") or "")
+    if "/" in attention or options.get("use_kernels"):
+        raise DataError(
+            f"attn_implementation={attention!r}: kernels from a hub are code, and are never run; use "
+            "eager, sdpa or flash_attention_2"
+        )
+    return options
 
 
 def context_length(*models: PreTrainedModel) -> int | None:
@@ -118,12 +147,26 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def _check_weights(folder: Path) -> None:
+    """Weights in safetensors, all of them files of this folder."""
+    if not any((folder / file).is_file() for file in _WEIGHTS):
+        raise DataError(
+            f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there; pickles (.bin, .pt) are "
+            "never read, save it again with safetensors"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        for shard in read_document(index, {"weight_map": {...: TEXT}})["weight_map"].values():
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise DataError(f"{index} names {shown(shard)}, no safetensors file of this folder")
+
+
 def _check_model_folder(name: str, kind: str, one_of: tuple[str, ...]) -> None:
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         raise DataError(f"{name} is a file; a {kind} is a folder with {one_of[0]}")
-    if not path.exists():
-        if looks_local(name):
+    if not os.path.exists(path):  # also a name that no file can have
+        if looks_local(name) or "\0" in name or len(name) > _LONGEST_NAME:
             raise DataError(f"no such {kind} folder: {name} (looked in {Path.cwd()})")
         return
     if not any((path / file).is_file() for file in one_of):

@@ -13,6 +13,7 @@ from trl import DistillationConfig
 from taopd.anchor_settings import AnchorSettings
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
+from taopd.redaction import redact_document
 from taopd.reliability_settings import ReliabilitySettings
 from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
@@ -224,6 +225,10 @@ class TeachabilityConfig(
         _require(self.log_rollouts >= 0, "log_rollouts", self.log_rollouts, "0 or more")
         self.beta = self._beta()
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting as JSON has it, secrets masked: what trackers and run folders are given."""
+        return redact_document(super().to_dict())
 
     def check_generation_batch(self, size: int, *, streaming: bool) -> None:
         """Refuse a generation batch of `size` completions that cannot be divided into groups.

@@ -6,11 +6,13 @@ request, an `answer` column; `encode_prompts` turns prompts into ids exactly as 
 `load_model` and `load_tokenizer` come from `checkpoints` and are named here too.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
@@ -61,9 +63,9 @@ def load_prompts(
             a row whose prompt is empty.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # false also for a name that no file can have
         rows = _load_file(path, split)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         rows = _pick_split(name, _load_folder(path), split)
     elif looks_local(name):
         raise DataError(f"no such dataset: {name} (looked in {Path.cwd()})")
@@ -108,13 +110,19 @@ def encode_prompts(
             "the prompts are lists of messages but the tokenizer has no chat template; use plain "
             "text"
         )
-    encoded = tokenizer.apply_chat_template(
-        list(prompts),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **(chat_template_kwargs or {}),
-    )
+    try:
+        encoded = tokenizer.apply_chat_template(
+            list(prompts),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(chat_template_kwargs or {}),
+        )
+    except (
+        jinja2.TemplateError,
+        *_UNREADABLE,
+    ) as error:  # the sandbox's refusals are TemplateErrors
+        raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
     return encoded["input_ids"]
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from taopd.arm_pool import logged_steps, run_pool
 from taopd.arms import Arm, write_arm
+from taopd.data import load_tokenizer
 from taopd.runs import RunFolder, environment, write_json
 from taopd.tinylab import Lab, build_lab, token_kinds
 
@@ -77,7 +76,7 @@ def lab_arm(
         match=f"regex:{lab.answer_pattern}",
         evaluate_every=EVALUATE_EVERY,
         num_test_prompts=lab.manifest["spec"]["num_test_prompts"],
-        token_kinds=list(token_kinds(AutoTokenizer.from_pretrained(lab.student))),
+        token_kinds=list(token_kinds(load_tokenizer(lab.student))),
         save_model=save_model,
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from taopd.documents import ANY, fit, parse_json, read_text
 from taopd.errors import DataError
 
 
@@ -39,7 +40,12 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
     """Append one JSON document as one line and flush it. Non-finite floats become null.
 
     What cannot be written in full (a full disk) is taken back before the error goes on.
+
+    Raises:
+        DataError: the path is a symbolic link, which would lead out of the run folder.
     """
+    if os.path.islink(path):
+        raise DataError(f"{path} is a symbolic link: a run writes into its own folder only")
     rest = _line(obj).encode("utf-8")
     with open(path, "ab", buffering=0) as stream:  # a buffer would be written again on closing
         before = stream.tell()
@@ -51,27 +57,30 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
             raise
 
 
-def read_jsonl(path: str | Path) -> list[Any]:
+def read_jsonl(path: str | Path, shape: Any = ANY) -> list[Any]:
     """Return the documents of a JSON-lines file; an unfinished last line (a crash) is left out.
 
+    Args:
+        shape: of every line; see `taopd.documents`.
+
     Raises:
-        DataError: the file is missing, or a line other than the last is not JSON.
+        DataError: the file is missing or no text, or a line other than the last is not JSON or has
+            another shape.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text file: {error}") from error
+    lines = read_text(Path(path)).removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
+        place = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = parse_json(line, place)
+        except DataError:
             if number < len(lines):
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+                raise
+            continue
+        fit(row, shape, place)
+        rows.append(row)
     return rows
 
 
@@ -102,11 +111,17 @@ def cut_lines(path: str | Path, num_lines: int) -> None:
         _replace(path, "".join(kept))
 
 
-def _replace(path: Path, text: str) -> None:
+def thin_jsonl(path: str | Path, every: int) -> None:
+    """Keep the lines of a log whose "step" is a multiple of `every`; line by line, written whole."""
+    with open(path, encoding="utf-8") as stream:
+        _replace(Path(path), (line for line in stream if json.loads(line)["step"] % every == 0))
+
+
+def _replace(path: Path, text: str | Iterable[str]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines([text] if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp gives 0600; a result is as readable as any other file the user writes.

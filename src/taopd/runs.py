@@ -19,7 +19,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 from taopd.checkpoint_files import PARTIAL, newest_whole
 from taopd.errors import ConfigError, DataError
 from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
+from taopd.redaction import redact_command
 
 __all__ = [
     "MARKER",
@@ -95,7 +95,6 @@ _PACKAGES = (
     "safetensors",
     "numpy",
 )
-_SECRET_FLAG = re.compile(r"token|secret|password|api[-_]?key|credential", re.IGNORECASE)
 _GIT_TIMEOUT_SECONDS = 5
 
 
@@ -124,10 +123,13 @@ class RunFolder:
                 "resume and overwrite exclude each other: go on with the run, or start it anew"
             )
         folder = Path(path).expanduser().absolute()
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"{path} is a file; the output must be a folder")
-        evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
-        ours = (folder / MARKER).exists()
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise DataError(f"{path} is a file; the output must be a folder")
+            evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
+            ours = (folder / MARKER).exists()
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise DataError(f"cannot use {path}: {error.strerror or error}") from error
         if evidence and not ours:
             raise DataError(
                 f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's "
@@ -190,8 +192,7 @@ class RunFolder:
 def environment(**seeds: int | None) -> dict[str, Any]:
     """Return what `env.json` holds: versions, commit, seeds, device, command line, UTC time.
 
-    Environment variables are never recorded, and the value of a flag that names a token, key,
-    secret or password is replaced by "***".
+    Environment variables are never recorded; a secret (`taopd.redaction`) is replaced by "***".
 
     Example:
         >>> environment(seed=0)["seeds"]
@@ -213,7 +214,7 @@ def environment(**seeds: int | None) -> dict[str, Any]:
         "seeds": dict(seeds),
         "devices": devices,
         "platform": platform.platform(),
-        "argv": _without_secrets(sys.argv),
+        "argv": redact_command(sys.argv),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -265,19 +266,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _without_secrets(argv: Sequence[str]) -> list[str]:
-    cleaned: list[str] = []
-    hide_next = False
-    for argument in argv:
-        flag, equals, _ = argument.partition("=")
-        secret = flag.startswith("--") and _SECRET_FLAG.search(flag) is not None
-        if hide_next and not argument.startswith("--"):
-            cleaned.append("***")
-        elif secret and equals:
-            cleaned.append(f"{flag}=***")
-        else:
-            cleaned.append(argument)
-        hide_next = secret and not equals
-    return cleaned

@@ -22,6 +22,7 @@ from trl.trainer.utils import RepeatSampler
 
 from taopd.bad_numbers import BadNumbers
 from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
+from taopd.checkpoints import safe_options
 from taopd.choose import check_size, gather_options, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
@@ -69,15 +70,13 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
 
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
-            raise ConfigError(
-                "args must be a taopd.TeachabilityConfig (extends DistillationConfig)"
-            )
+            raise ConfigError("args must be a taopd.TeachabilityConfig (a DistillationConfig)")
+        if isinstance(model, str):
+            args.model_init_kwargs = safe_options(args.model_init_kwargs)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):
-            raise DataError(
-                "multimodal students are not supported: pass a text model and its tokenizer"
-            )
+            raise DataError("multimodal students are not supported: pass a text model")
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
         check_size(args, self._generation_batch_size(), self.accelerator.num_processes)

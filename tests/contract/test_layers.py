@@ -21,6 +21,10 @@ LAYERS = (
         "ranks",
         "checkpoint_files",
         "tree_files",
+        "documents",
+        "run_documents",
+        "tables",
+        "redaction",
     },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
@@ -51,7 +55,7 @@ LAYERS = (
     {"report", "cli"},
 )
 APART = ({"selectors", "losses"},)
-TORCH_FREE = {"report", "errors", "records", "arm_pool"}
+TORCH_FREE = {"report", "errors", "records", "documents", "run_documents", "arm_pool"}
 TRL_ONLY = {"config", "trainer", "cli"}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

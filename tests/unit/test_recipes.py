@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from taopd.cli.train_config import load_yaml, parse_settings
+from taopd.cli.train_config import parse_settings
+from taopd.documents import read_yaml
 from taopd.study.expand import expand
 from taopd.study.file import load_study_file
 from taopd.study.run import base_config
@@ -28,7 +29,7 @@ def test_there_are_no_other_recipes():
 def test_every_recipe_loads_and_every_key_arrives(path):
     settings = parse_settings(str(path), ["--use_cpu", "true"])
     resolved = settings.resolved()
-    for key, value in load_yaml(path).items():
+    for key, value in read_yaml(path, "the recipe").items():
         # transformers turns report_to: none into an empty list; use_cpu is this test's own flag.
         if key not in ("use_cpu", "report_to"):
             assert str(getattr(resolved[key], "value", resolved[key])) == str(value), key
@@ -77,7 +78,7 @@ def test_published_studies(name):
     expected = {f"{s}@{b}%" for s in selectors for b in (5, 10, 30, 50)} | {"full"}
     assert {arm.name for arm in expand(study, base_config(study))} == expected
     assert len(study.seeds) >= 3
-    recipe = load_yaml(RECIPES / f"{name}.yaml")
+    recipe = read_yaml(RECIPES / f"{name}.yaml", "the recipe")
     assert (study.teacher, study.student) == PUBLISHED[name]
     assert study.prompts == recipe["dataset_name"]
     for key, value in study.config.items():

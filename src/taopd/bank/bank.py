@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.bank.features import BANK_TOP_K
 from taopd.bank.files import (
+    MANIFEST,
     check_destination,
     read_manifest,
     write_manifest,
@@ -44,12 +43,23 @@ from taopd.bank.forward import bare
 from taopd.bank.rollouts import Rollouts
 from taopd.bank.score import locate, score_rollouts
 from taopd.data import context_length
+from taopd.documents import ANY, Some, fit, number, whole
 from taopd.errors import ConfigError, DataError
+from taopd.scoring import SEQUENCE
+from taopd.tables import read_table
 from taopd.vocabulary import shared_vocabulary
 
 BANK_FORMAT = "taopd-bank-1"
 _TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"
 _PACKAGES = ("taopd", "torch", "transformers", "safetensors", "pyarrow")
+_PLACES = ("prompt", "completion", "position", "token_id")
+_SHAPE = {
+    "vocab_size": whole(1),
+    "k": Some(whole(1)),
+    "temperature": number(1e-6),
+    "rollouts": {...: ANY},
+    "fingerprints": {role: {...: ANY} for role in ("student", "teacher", "tokenizer")},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +158,15 @@ class FixedContextBank:
         """
         path = Path(folder).expanduser().absolute()
         manifest = read_manifest(path, BANK_FORMAT)
+        fit(manifest, _SHAPE, str(path / MANIFEST))
+        tokens = read_table(path / _TOKENS, _PLACES)
         try:
-            tokens = pq.read_table(path / _TOKENS).to_pandas()
             batch, topk = load_file(path / _ROLLOUTS), load_file(path / _TEACHER)
-        except (OSError, pa.ArrowException, safetensors.SafetensorError) as error:
+        except (OSError, safetensors.SafetensorError) as error:
             raise DataError(f"cannot read the bank {path}: {error}") from error
         if tokens.empty:
             raise DataError(f"the bank {path} is empty: no completion token to measure on")
+        _check_tensors(path, len(tokens), batch, topk)
         return cls(
             folder=path,
             tokens=tokens,
@@ -207,6 +219,23 @@ class FixedContextBank:
     def locate(self, row: int) -> str:
         """Where a row of `tokens` is, in words."""
         return locate(self.tokens["completion"], self.tokens["position"], row)
+
+
+def _check_tensors(path: Path, num_tokens: int, *parts: dict[str, Tensor]) -> None:
+    """The tensors that a bank has, and none whose size does not fit the others'."""
+    batch, topk = parts
+    if set(batch) != set(SEQUENCE) or set(topk) != {"ids", "logprobs"}:
+        raise DataError(f"{path}: its tensors are {sorted(batch)} and {sorted(topk)}")
+    shapes = [
+        *(
+            (batch[f"{name}_ids"].shape, batch[f"{name}_mask"].shape)
+            for name in ("prompt", "completion")
+        ),
+        (topk["ids"].shape, topk["logprobs"].shape),
+    ]
+    fitting = all(len(one) == 2 and one == other for one, other in shapes)
+    if not fitting or shapes[0][0][0] != shapes[1][0][0] or shapes[2][0][0] != num_tokens:
+        raise DataError(f"{path}: its tensors have shapes {shapes} for {num_tokens} tokens")
 
 
 def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from taopd.documents import ANY, TEXT, WHOLE, fit, read_document, shown
 from taopd.errors import DataError
 from taopd.records import write_json
 
@@ -26,6 +27,7 @@ SOURCES = "sources.json"
 """Where the models were when a bank was frozen, relative to it: a hint beside the bank and no part of it, so
 that the bank's own bytes do not depend on where it lies."""
 _BLOCK_BYTES = 2**20
+_SHAPE = {"format": ANY, "sha256": TEXT, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
 
 
 def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
@@ -83,7 +85,12 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         raise DataError(
             f"{folder / MANIFEST} was edited: its own sha256 does not fit; make it anew"
         )
+    fit(manifest, _SHAPE, str(folder / MANIFEST))
     for name, expected in manifest["files"].items():
+        if Path(name).name != name:
+            raise DataError(
+                f"{folder / MANIFEST} names {shown(name)}, which is no file of this folder"
+            )
         _check_file(folder / name, expected, what)
     return manifest
 
@@ -175,14 +182,12 @@ def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path.parent} is no {what}: it has no readable {path.name}")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path.parent} is no {what}: it has no readable {path.name}") from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); the {what} was truncated or edited"
-        ) from error
+        document = read_document(path)
+    except DataError as error:
+        raise DataError(f"{error}; the {what} was truncated or edited") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} is no manifest: expected a JSON object")
     return document

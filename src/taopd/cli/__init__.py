@@ -12,12 +12,14 @@ parser knows.
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from taopd import __version__
 from taopd.errors import ConfigError, TaopdError, suggest
+from taopd.redaction import RedactingFormatter, redact
 
 COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",
@@ -96,10 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     _log_to_stderr()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
-        print(f"taopd {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"taopd {command}: interrupted", file=sys.stderr)
@@ -115,6 +118,6 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("taopd")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(name)s: %(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -12,19 +12,20 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from taopd.config import TeachabilityConfig
+from taopd.documents import read_yaml
 from taopd.errors import ConfigError, suggest
+from taopd.redaction import redact_document
 
 _TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
 # Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored
 # helps nobody.
 _REFUSED = {
+    "hub_token": "nothing is uploaded; for private models set the environment variable HF_TOKEN",
     "dataset_streaming": "load the dataset in full, or use TeachabilityTrainer from Python",
     "ignore_bias_buffers": "it is a debug switch of other trainers",
     "push_to_hub": "upload <output_dir>/model afterwards, for instance with `hf upload`",
@@ -55,8 +56,8 @@ class TrainSettings:
     model: ModelConfig
 
     def resolved(self) -> dict[str, Any]:
-        """Return every setting, defaults included, for `config.json`; transformers masks tokens."""
-        return asdict(self.script) | self.training.to_dict() | asdict(self.model)
+        """Return every setting, defaults included, for `config.json`; secrets are masked."""
+        return redact_document(asdict(self.script) | self.training.to_dict() | asdict(self.model))
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, for the report."""
@@ -86,7 +87,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
             value outside its range, or a required setting that is missing.
     """
     parser = make_parser()
-    config = {} if config_file is None else load_yaml(config_file)
+    config = {} if config_file is None else read_yaml(config_file, "the config file")
     _set_environment(config, config_file)
     _check_names([str(key) for key in config], f"key in {config_file}")
     _check_types(config, config_file)
@@ -112,27 +113,6 @@ def make_parser() -> TrlParser:
     return parser
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader.
-
-    Raises:
-        ConfigError: missing, unreadable, not YAML, or not a mapping.
-    """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the config file {path}: {error.strerror or error}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"{path} must hold a YAML mapping (key: value), not {type(loaded).__name__}"
-        )
-    return loaded
-
-
 def known_names() -> list[str]:
     """Return every setting that `taopd train` knows."""
     return sorted({field.name for kind in _TYPES for field in fields(kind) if field.init})
@@ -143,6 +123,9 @@ def _set_environment(config: dict[str, Any], config_file: str | None) -> None:
     variables = config.pop("env", {})
     if not isinstance(variables, dict):
         raise ConfigError(f"{config_file}: env must be a mapping of environment variables")
+    for name in variables:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
+            raise ConfigError(f"{config_file}: env: {name!r} is no name of an environment variable")
     os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
@@ -215,6 +198,10 @@ def _check_required(settings: TrainSettings, given: set[str], flags: Sequence[st
         raise ConfigError(
             f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE"
         )
+    for name in ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"):
+        value = getattr(settings.training, name)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{name}={value!r}: must be a mapping (key: value)")
     for name, instead in _REFUSED.items():
         holders = (settings.script, settings.training, settings.model)
         if any(getattr(holder, name, False) for holder in holders):

@@ -8,21 +8,24 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from taopd.bank import FixedContextBank
 from taopd.bank.files import (
+    MANIFEST,
     check_destination,
     read_manifest,
     write_manifest,
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.gain import CheckpointGain
+from taopd.diagnose.gain import GAIN_COLUMNS, CheckpointGain
+from taopd.documents import TEXT, WHOLE, Maybe, Some, fit, shown
 from taopd.errors import DataError
+from taopd.tables import read_table
 
 GAIN_FORMAT = "taopd-gain-1"
 _TOKENS = "tokens.parquet"
+_SHAPE = {"checkpoints": Some({"file": TEXT, "label": TEXT, "step": Maybe(WHOLE)})}
 
 
 def write_gains(
@@ -71,18 +74,18 @@ def read_gains(folder: str | Path) -> list[CheckpointGain]:
     """
     path = Path(folder)
     manifest = read_manifest(path, GAIN_FORMAT)
-    try:
-        tokens = pq.read_table(path / _TOKENS).to_pandas()
-        return [
-            CheckpointGain(
-                label=entry["label"],
-                step=entry["step"],
-                tokens=pd.concat([tokens, pq.read_table(path / entry["file"]).to_pandas()], axis=1),
-            )
-            for entry in manifest["checkpoints"]
-        ]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read the gains {path}: {error}") from error
+    fit(manifest, _SHAPE, str(path / MANIFEST))
+    tokens = read_table(path / _TOKENS)
+    gains = []
+    for entry in manifest["checkpoints"]:
+        if entry["file"] not in manifest["files"]:
+            raise DataError(f"{path / MANIFEST} does not hold the file {shown(entry['file'])}")
+        columns = read_table(path / entry["file"], GAIN_COLUMNS)
+        if len(columns) != len(tokens) or set(columns) & set(tokens):
+            raise DataError(f"{path / entry['file']} does not fit the tokens of these gains")
+        both = pd.concat([tokens, columns], axis=1)
+        gains.append(CheckpointGain(label=entry["label"], step=entry["step"], tokens=both))
+    return gains
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, pa.Array]:

@@ -7,6 +7,8 @@ from taopd.errors import ConfigError
 
 SHARDINGS = ("ddp", "fsdp2", "zero3")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOST = 10**7
+"""Of a count or a length: a plan beyond it is a slip, and its loops would not end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,9 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         for name in ("batch", "completion_length", "micro_batches", "top_k", "num_ranks"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.prompt_length >= 0, "prompt_length", self.prompt_length, "0 or more")
+            value = getattr(self, name)
+            _require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
+        _require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
         _require(0.0 < self.budget <= 1.0, "budget", self.budget, "in (0, 1]")
         _require(
             0.0 <= self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in [0, 1]"

@@ -7,6 +7,7 @@ Known: dense decoders of the families in `FAMILIES`, and Qwen3-MoE as a teacher 
 active ones computed). Any other architecture is a `ConfigError`: a guess would look like a number.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,7 +223,7 @@ def load_shape(name: str) -> ModelShape:
         DataError: a config.json that cannot be read.
     """
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):  # false also for a name that no file can have
         from transformers import AutoConfig
 
         try:
@@ -233,7 +234,7 @@ def load_shape(name: str) -> ModelShape:
             ) from error
         return ModelShape.from_config(config, name=name)
     public = SHAPES.get(name.rpartition("/")[2])
-    if public is None or folder.is_dir():
+    if public is None or os.path.isdir(folder):
         raise ConfigError(
             f"{name} is no folder with a config.json and no model of the built-in table: "
             f"{', '.join(SHAPES)}"

@@ -5,19 +5,27 @@ side by side are two rollouts with the same completion. The words are those of t
 the same report, or of the student that the bank's `sources.json` names; without one, ids are shown.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from taopd.documents import ANY, TEXT, WHOLE, WORD, fit, read_document
 from taopd.errors import DataError
 from taopd.report.folders import GAIN, Sources
-from taopd.report.reading import read_json, read_table
+from taopd.report.reading import read_json
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
+from taopd.run_documents import ROLLOUT
+from taopd.tables import read_table
 
 GAINS = ("gain_forward", "gain_forward_nats")
+_GAINS = {"checkpoints?": [{"file": TEXT}]}
+_PLACES = ("completion", "token_id")
+_TOKENIZER = {"model": {"vocab": ANY}, "added_tokens?": [{"id": WHOLE, "content": WORD}]}
 
 
 def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
@@ -25,18 +33,18 @@ def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
     found: list[Rollout] = []
     for path in sources.gains:
         words = _vocabulary(path, sources)
-        checkpoints = read_json(path / "manifest.json").get("checkpoints", [])[:6]
-        tokens = read_table(path / "tokens.parquet")
+        checkpoints = read_json(path / "manifest.json", _GAINS).get("checkpoints", [])[:6]
+        tokens = read_table(path / "tokens.parquet", _PLACES)
         each = (limit - len(found)) // max(1, len(checkpoints))
         for checkpoint in checkpoints:
-            gains = read_table(path / str(checkpoint["file"]))
+            gains = read_table(path / Path(checkpoint["file"]).name)
             column = next((name for name in GAINS if name in gains), None)
             gain = None if column is None else gains[column]
             label = f"{path.name}, {checkpoint.get('label', 'checkpoint')}"
             found += _rollouts(tokens, gain, words, path.name, label, each)
     for path in sources.banks:
         if limit > len(found) and not sources.gains:
-            tokens = read_table(path / "tokens.parquet")
+            tokens = read_table(path / "tokens.parquet", _PLACES)
             words = _vocabulary(path, sources)
             found += _rollouts(tokens, None, words, path.name, path.name, limit - len(found))
     return found
@@ -51,13 +59,10 @@ def _rollouts(
     limit: int,
 ) -> list[Rollout]:
     """The first `limit` completions, with the features of the largest K not above 16."""
-    sizes = sorted(
-        int(name.removeprefix("disagreement_k"))
-        for name in tokens.columns
-        if name.startswith("disagreement_k")
-    )
-    if not sizes or "completion" not in tokens or "token_id" not in tokens:
-        raise DataError(f"{run}: tokens.parquet lacks the columns of a bank")
+    found = (re.fullmatch(r"disagreement_k(\d{1,6})", str(name)) for name in tokens.columns)
+    sizes = sorted(int(match[1]) for match in found if match)
+    if not sizes or (gain is not None and len(gain) != len(tokens)):
+        raise DataError(f"{run}: its tables are not those of a bank")
     k = max([size for size in sizes if size <= 16], default=sizes[0])
     columns = {
         "disagreement": f"disagreement_k{k}",
@@ -74,14 +79,19 @@ def _rollouts(
         line: dict[str, Any] = {
             "prompt": f"completion {completion} of the bank (K = {k})",
             "token_ids": ids,
-            **{name: rows[c].tolist() for name, c in columns.items() if c in rows},
+            **{name: _numbers(rows[c]) for name, c in columns.items() if c in rows},
         }
         if gain is not None:
-            line["gain"] = gain.loc[rows.index].tolist()
+            line["gain"] = _numbers(gain.loc[rows.index])
+        fit(line, ROLLOUT, f"{run}, completion {completion}")
         line["label"] = f"{label}, completion {completion}"
         pieces = [readable(words[i], kind) if i in words else f"⟨{i}⟩ " for i in ids]
         rollouts.append(Rollout(run=run, step=0, line=line, pieces=pieces, correct=None, kind=kind))
     return rollouts
+
+
+def _numbers(column: pd.Series) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column.tolist()]
 
 
 def _vocabulary(path: Path, sources: Sources) -> dict[int, str]:
@@ -104,10 +114,12 @@ def _students(path: Path) -> Sequence[Path]:
 
 def _read_vocabulary(file: Path) -> dict[int, str]:
     """From a `tokenizer.json`: its model's vocabulary and its added tokens."""
-    document = read_json(file)
-    vocabulary = document.get("model", {}).get("vocab", {})
+    document = read_document(file, _TOKENIZER)
+    vocabulary = document["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of the ids.
-        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-    words = {int(index): str(token) for token, index in vocabulary.items()}
-    added = document.get("added_tokens", [])
-    return words | {int(token["id"]): str(token["content"]) for token in added}
+        fit(vocabulary, [[ANY]], str(file))
+        words = {index: str(entry[0]) for index, entry in enumerate(vocabulary) if entry}
+    else:
+        fit(vocabulary, {...: WHOLE}, str(file))
+        words = {index: token for token, index in vocabulary.items()}
+    return words | {token["id"]: token["content"] for token in document.get("added_tokens", [])}

@@ -4,13 +4,14 @@ Reads files only, tolerates every one that is absent, and imports no torch. A st
 runs of their own, below `arms/`.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taopd.documents import NUMBER
 from taopd.errors import DataError
 from taopd.report.reading import is_torn, read_json, read_lines
+from taopd.run_documents import ARM, CONFIG, ENV, MANIFEST, METRICS, STUDY
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
 _LOGS = ("metrics.jsonl", "rollouts.jsonl")
@@ -46,7 +47,7 @@ class Run:
         return [
             (line["step"], line[key])
             for line in self.metrics
-            if _is_number(line.get(key)) and _is_number(line.get("step"))
+            if "step" in line and NUMBER.fits(line.get(key))
         ]
 
 
@@ -77,10 +78,6 @@ class Sources:
     diagnostics: list[Path] = field(default_factory=list)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def read_folders(paths: list[Path]) -> Sources:
     """Find out what every folder is, and read its small files.
 
@@ -101,17 +98,17 @@ def read_folders(paths: list[Path]) -> Sources:
 
 def _add(path: Path, found: Sources) -> bool:
     before = sum(map(len, _lists(found)))
-    kind = read_json(path / "manifest.json").get("format")
+    kind = read_json(path / "manifest.json", MANIFEST).get("format")
     if kind == BANK:
         found.banks.append(path)
     elif kind == GAIN:
         found.gains.append(path)
     if (path / "verdicts.json").is_file():
         found.diagnostics.append(path)
-    results = read_json(path / "results.json")
-    arms = [arm for arm in results.get("arms", []) if isinstance(arm, dict)]
+    results = read_json(path / "results.json", STUDY)
+    arms = results.get("arms", [])
     if arms:
-        env = read_json(path / "env.json")
+        env = read_json(path / "env.json", ENV)
         found.studies.append(Study(name=path.name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
         for folder in sorted((path / "arms").glob("*/")):
@@ -131,7 +128,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
-    config, arm = read_json(path / "config.json"), read_json(path / "arm.json")
+    config, arm = read_json(path / "config.json", CONFIG), read_json(path / "arm.json", ARM)
     changed = config.pop("changed", None)
     if arm:
         config = {"seed": arm.get("seed"), **arm.get("config", {})}
@@ -144,9 +141,9 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         path=path,
         config=config,
         changed=changed,
-        env=read_json(path / "env.json"),
+        env=read_json(path / "env.json", ENV),
         results=read_json(path / "results.json"),
-        metrics=read_lines(path / "metrics.jsonl"),
+        metrics=read_lines(path / "metrics.jsonl", METRICS),
         warned=read_lines(path / "warnings.jsonl"),
         teacher=read_json(path / "teacher.json"),
         check=[item for item in check if isinstance(item, dict)],

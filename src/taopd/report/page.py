@@ -56,10 +56,8 @@ def write_report(
             written.
     """
     path = Path(output)
-    if path.is_dir():
-        raise DataError(
-            f"{output} is a folder; name the file to write, as in {path / 'report.html'}"
-        )
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise DataError(f"the page cannot be {output}: give a file that ends in .html")
     sources = read_folders([Path(folder) for folder in folders])
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
@@ -74,6 +72,7 @@ def write_report(
             f"{', '.join(map(str, folders))}: nothing was logged yet that a report could show"
         )
     text = _page(_title(sources), shown, warnings(sources, rollouts), rollouts)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from taopd.errors import DataError, TaopdError
+from taopd.errors import TaopdError
 from taopd.report.folders import Run
 from taopd.report.reading import read_lines
 from taopd.report.text import readable, tokenizer_kind
+from taopd.run_documents import check_rollout
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
@@ -84,22 +85,10 @@ def _lines(run: Run) -> list[dict[str, Any]]:
     path = run.path / "rollouts.jsonl"
     lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
-        _check(line, f"{path}, line {number}")
-    return [line for line in lines if line.get("tokens")]
-
-
-def _check(line: dict[str, Any], where: str) -> None:
-    """Raise `DataError` unless every list of the line is as long as its tokens."""
-    tokens = line.get("tokens", [])
-    if not isinstance(tokens, list):
-        raise DataError(f'{where}: "tokens" is no list; no taopd run wrote this')
-    columns = {name: line[name] for name in PER_TOKEN if line.get(name)}
-    for model in ("student_top", "teacher_top"):
-        columns |= {f"{model}.{name}": values for name, values in (line.get(model) or {}).items()}
-    for name, values in columns.items():
-        size = len(values) if isinstance(values, list) else 0
-        if size != len(tokens):
-            raise DataError(f"{where}: {name} has {size} values for {len(tokens)} tokens")
+        check_rollout(line, f"{path}, line {number}")
+    # A column without values is an absent one.
+    known = ({name: value for name, value in line.items() if value is not None} for line in lines)
+    return [line for line in known if line.get("tokens")]
 
 
 def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

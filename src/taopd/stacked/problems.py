@@ -3,10 +3,9 @@
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from taopd.arms import Arm
-from taopd.data import load_prompts
+from taopd.data import load_prompts, load_tokenizer
 from taopd.errors import DataError
 from taopd.grading import Grader
 from taopd.stacked.model import Shape, Weights, generate
@@ -23,7 +22,7 @@ def read_problems(arm: Arm, split: str) -> tuple[Int[Tensor, "N P"], list[str]]:
     """
     rows = list(load_prompts(arm.prompts, split=split, require_answer=True))
     rows = rows[: arm.num_test_prompts] if split == "test" else rows
-    tokenizer = AutoTokenizer.from_pretrained(arm.student)
+    tokenizer = load_tokenizer(arm.student)
     ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
     if len({len(prompt) for prompt in ids}) != 1:
         raise DataError(f"{arm.prompts}: a stack needs prompts of one length")
@@ -37,7 +36,7 @@ class Exam:
         self._prompts, self._answers = read_problems(arm, "test")
         self._length = arm.config["max_completion_length"]
         self._grade = Grader(arm.match)
-        self._tokenizer = AutoTokenizer.from_pretrained(arm.student)
+        self._tokenizer = load_tokenizer(arm.student)
         self._words = self._tokenizer.convert_ids_to_tokens(range(len(self._tokenizer)))
         self._special = set(self._tokenizer.all_special_ids)
 

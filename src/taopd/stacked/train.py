@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from taopd.arms import Arm
 from taopd.choose import Choice, needed_signals
+from taopd.data import load_model
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.remembered import Chooser
@@ -75,8 +75,7 @@ class Stack:
         self.settings = stack_settings(arms, output_dir)
         first = self.settings[0]
         student, teacher = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-            for path in (arms[0].student, arms[0].teacher)
+            load_model(path, dtype=torch.float32) for path in (arms[0].student, arms[0].teacher)
         )
         self.shape, self.weights = stack(student, len(arms))
         self._initial = stack(student, 1)[1]

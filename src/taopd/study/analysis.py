@@ -12,14 +12,15 @@ Tests: every arm against its full and its random control on the primary metric, 
 of them. The other metric is described, not tested.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taopd.documents import fit, read_document
 from taopd.errors import DataError
+from taopd.run_documents import OUTCOME, QUESTION
 from taopd.study import noise
 from taopd.study.statistics import Estimate, holm, median, t_estimate
 
@@ -67,21 +68,24 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
 
 def read_question(folder: Path) -> tuple["Question", Controls | None]:
     """The question and the controls that a study left in its `config.json`; defaults without one."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return Question(**config["question"]), config["controls"]
-    except FileNotFoundError:
+    path = folder / "config.json"
+    if not path.is_file():
         return Question(), None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}/config.json is not that of a study: {error}") from error
+    config = read_document(path)
+    try:
+        fit(config, QUESTION, "it")
+    except DataError as error:
+        raise DataError(f"{path} is not that of a study: {error}") from error
+    asked = config["question"]
+    if asked["metric"] not in METRICS:
+        raise DataError(f"{path}, question, metric: expected one of {', '.join(METRICS)}")
+    names = ("equal", "amount", "metric", "collapse_points")
+    return Question(**{name: asked[name] for name in names}), config["controls"]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    missing = [key for key in NEEDED if not isinstance(outcome, dict) or key not in outcome]
+    outcome = read_document(path, OUTCOME)
+    missing = [key for key in NEEDED if key not in outcome]
     if missing:
         raise DataError(f"{path} is not the result of an arm: it has no {', '.join(missing)}")
     return outcome

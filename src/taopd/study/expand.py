@@ -5,6 +5,7 @@ the same loss; arms of the file that already are these controls are used as they
 """
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from typing import Any
 
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
+from taopd.redaction import redact_document
 from taopd.study.file import StudyFile, number, settings_hints
 
+MOST_ARMS = 10_000
+MOST_BYTES = 200
+"""Of a name; file systems take 255, and "-seed0" is added."""
 _NAME = re.compile(r"[\w.@%+,=-]+")
 _SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
 """Settings that change which tokens are kept and nothing else; without effect on random and full."""
@@ -68,6 +73,11 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
             if "name" not in entry and named[name] == settings:
                 continue  # `full` once per budget of a grid is one arm.
             raise ConfigError(f"two arms are called {name!r}: give one of them another name")
+        twin = next((other for other in named if other.casefold() == name.casefold()), None)
+        if twin is not None:  # one folder on a file system that does not tell them apart
+            raise ConfigError(
+                f"arms {twin!r} and {name!r} differ in case alone: rename one of them"
+            )
         named[name] = settings
     own = set(named)
     controls = {name: _controls(name, named, study, base) for name in list(named)}
@@ -94,6 +104,12 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigError: names the arm.
     """
+    secret = redact_document(dict(settings)) != {**settings}
+    if secret or settings.get("push_to_hub"):
+        raise ConfigError(
+            f"{where}: a study writes its settings down, so none may hold a token or a password (set it in "
+            "the environment), and nothing is uploaded (push_to_hub)"
+        )
     try:
         # Without a device: a study may be checked where it does not run.
         TeachabilityConfig(
@@ -110,6 +126,9 @@ def _grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, column in zip(grid, columns, strict=True):
         if not column:
             raise ConfigError(f"grid: {key} has no values")
+    count = math.prod(map(len, columns))
+    if count > MOST_ARMS:
+        raise ConfigError(f"grid: {count:,} arms; at most {MOST_ARMS:,}")
     return [dict(zip(grid, row, strict=True)) for row in itertools.product(*columns)]
 
 
@@ -132,6 +151,10 @@ def _check_budget(budget: Any) -> None:
 
 
 def _check_name(name: str) -> None:
+    if len(name.encode()) > MOST_BYTES:
+        raise ConfigError(
+            f"arm {name[:40]!r}...: a name is a folder and has at most {MOST_BYTES} bytes; give it a name"
+        )
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise ConfigError(
             f"arm {name!r}: a name is a folder; use letters, digits and . @ % + , = _ - only"
@@ -152,6 +175,7 @@ def _controls(
             more = {k: v for k, v in settings.items() if k not in dropped}
             added = {"selector": kind} | more
             control = _derived_name(added, base)
+            _check_name(control)
             if control in named:
                 raise ConfigError(
                     f"the {kind} control of {name!r} would be called {control!r}, which is another "

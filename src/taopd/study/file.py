@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taopd.config import TeachabilityConfig
+from taopd.documents import read_yaml
 from taopd.errors import ConfigError, suggest
 from taopd.study.analysis import COLLAPSE_POINTS, METRICS
 
@@ -79,15 +78,7 @@ def load_study_file(path: str | Path) -> StudyFile:
     Raises:
         ConfigError: missing, not YAML, an unknown key, or a value of the wrong type or range.
     """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the study {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} must hold a YAML mapping (key: value)")
-    return parse_study_file(loaded)
+    return parse_study_file(read_yaml(path, "the study"))
 
 
 def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
@@ -141,7 +132,7 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
     for key in settings:
         if key in _SET_BY_STUDY:
             raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")
-        if key != "name" and key not in known:
+        if key not in known and not (key == "name" and where.startswith("arms")):
             raise ConfigError(f"{where}: unknown key {key!r}.{suggest(str(key), known)}")
 
 

@@ -23,7 +23,9 @@ from taopd.arm_pool import run_pool
 from taopd.arms import Arm, load_problems, write_arm
 from taopd.data import load_prompts, load_tokenizer
 from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
+from taopd.documents import read_document
 from taopd.errors import ConfigError, DataError
+from taopd.run_documents import OBJECT, OUTCOME
 from taopd.runs import RunFolder, environment, write_json
 from taopd.study.analysis import Question, analyse, timings
 from taopd.study.expand import StudyArm, expand
@@ -78,8 +80,11 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         base.setdefault("max_steps", _ENDLESS)
     elif study.lab:
         base.setdefault("max_steps", LAB_STEPS)
-    if int(base.get("max_steps", 0)) < 1:
-        raise ConfigError("config.max_steps is missing: the number of optimizer steps of every arm")
+    steps = base.get("max_steps", 0)
+    if type(steps) is not int or steps < 1:
+        raise ConfigError(
+            f"config.max_steps is missing (it is {steps!r}): the number of optimizer steps of every arm"
+        )
     if not study.lab and "max_completion_length" not in base:
         raise ConfigError("config.max_completion_length is missing: tokens per completion")
     return base
@@ -151,8 +156,7 @@ def run_study(
 def conclude(plan: StudyPlan, folder: Path) -> dict[str, Any]:
     """Analyse the finished arms of a plan; write `results.json` and `timings.json`."""
     outcomes = [
-        json.loads((plan.folder_of(run, folder) / "results.json").read_text(encoding="utf-8"))
-        for run in plan.runs
+        read_document(plan.folder_of(run, folder) / "results.json", OUTCOME) for run in plan.runs
     ]
     controls = {arm.name: arm.controls for arm in plan.arms}
     results = {"title": _title(plan.study)} | analyse(
@@ -227,7 +231,7 @@ def _check_inputs(run: Arm) -> None:
 def _prepare(run: Arm, place: Path) -> None:
     """Write `arm.json`; keep a finished arm that is the same, clear an unfinished one."""
     if (place / "results.json").exists():
-        before = json.loads((place / "arm.json").read_text(encoding="utf-8"))
+        before = read_document(place / "arm.json", OBJECT)
         now = json.loads(json.dumps(asdict(run)))
         changed = sorted(key for key in now if before.get(key) != now[key])
         if changed:

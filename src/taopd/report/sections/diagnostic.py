@@ -1,18 +1,18 @@
 """The fixed-context diagnostic: its verdicts in words and its pictures, as its report folder holds them."""
 
 import base64
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from taopd.errors import DataError
+from taopd.documents import read_document
 from taopd.report.charts import figure
 from taopd.report.folders import Sources
 from taopd.report.reading import read_json
 from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
+from taopd.run_documents import MANIFEST, VERDICTS
 
 LEAD = "Measured at frozen contexts, before and after: which tokens gained."
 PICTURES = {
@@ -36,10 +36,7 @@ def body(sources: Sources) -> str:
 
 
 def _report(path: Path) -> str:
-    try:
-        verdicts = json.loads((path / "verdicts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path / 'verdicts.json'}: {error}") from error
+    verdicts = read_document(path / "verdicts.json", VERDICTS)
     counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         counts.setdefault(str(verdict.get("claim")), Counter())[str(verdict.get("verdict"))] += 1
@@ -80,7 +77,9 @@ def _pictures(path: Path) -> str:
 
 
 def _gains(path: Path) -> str:
-    checkpoints: list[dict[str, Any]] = read_json(path / "manifest.json").get("checkpoints", [])
+    checkpoints: list[dict[str, Any]] = read_json(path / "manifest.json", MANIFEST).get(
+        "checkpoints", []
+    )
     groups = (("mean", "all tokens"), ("learnable", "learnable"), ("incompatible", "incompatible"))
     charts = []
     for checkpoint in checkpoints[:6]:

@@ -10,11 +10,11 @@ import pandas as pd
 
 from taopd.report.charts import figure
 from taopd.report.folders import Run
-from taopd.report.reading import read_table
 from taopd.report.rollouts import Rollout
 from taopd.report.row_charts import bars
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
+from taopd.tables import read_table
 
 LEAD = (
     "Of the tokens of each kind, the share that trained, and what part of all kept tokens that is. The thin "
@@ -62,7 +62,7 @@ def _every_token(run: Run) -> pd.DataFrame | None:
         np.linspace(0, len(paths) - 1, min(MAX_FILES, len(paths))).round().astype(int)
     )
     columns = ["position", "token_id", "kept", "quadrant"]
-    return pd.concat([read_table(paths[p], columns) for p in places])
+    return pd.concat([read_table(paths[p], columns, only=True) for p in places])
 
 
 def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:

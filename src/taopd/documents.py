@@ -1,0 +1,219 @@
+"""Documents that somebody else may have written: read once, their shape checked once, one message if not.
+
+A shape is written as the document looks: `{"seed": WHOLE, "loss?": TEXT}` (? = may be absent, other keys are
+free), `[NUMBER]`, `(WHOLE, NUMBER)` for a list of exactly these, `{...: TEXT}` for an object of anything.
+What has passed can be read without a second thought; a reader checks no types of its own.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from taopd.errors import ConfigError, DataError
+
+MOST_NODES = 100_000
+"""Values of a YAML file with its aliases written out: a few lines of them can stand for billions."""
+LIMIT = 1e30
+"""What is larger is no measurement, and overflows where it is squared."""
+
+
+class Leaf(NamedTuple):
+    """A single value: what it must be in words, and the test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+class Maybe(NamedTuple):
+    """A shape, or null."""
+
+    shape: Any
+
+
+class Some(NamedTuple):
+    """A list of at least one."""
+
+    shape: Any
+
+
+def number(low: float = -LIMIT, high: float = LIMIT) -> Leaf:
+    """A finite number in [low, high]; true and false are none."""
+    inside = "" if high == LIMIT else f" from {low:g} to {high:g}"
+    return Leaf(f"a number{inside}", lambda v: type(v) in (int, float) and low <= v <= high)
+
+
+def whole(low: int = 0, high: int = 2**53) -> Leaf:
+    """A whole number in [low, high]."""
+    return Leaf(f"a whole number of at least {low}", lambda v: type(v) is int and low <= v <= high)
+
+
+ANY = Leaf("anything", lambda v: True)
+FLAG = Leaf("true or false", lambda v: isinstance(v, bool))
+NUMBER, SHARE, WHOLE = number(), number(0.0, 1.0), whole()
+TEXT = Leaf("text", lambda v: isinstance(v, str) and _encodes(v))
+WORD = Leaf("text", lambda v: isinstance(v, str))
+"""Text of a model's, lone surrogates and all: for what is made visible before it is shown."""
+
+
+def fit(value: Any, shape: Any, place: str) -> None:
+    """Check a value against a shape.
+
+    Raises:
+        DataError: at the first place that differs: which, what is expected, what is there.
+
+    Example:
+        >>> fit({"steps": [1, 2]}, {"steps": [WHOLE], "loss?": NUMBER}, "x.json")
+    """
+    if isinstance(shape, Maybe):
+        if value is not None:
+            fit(value, shape.shape, place)
+    elif isinstance(shape, Leaf):
+        if not shape.fits(value):
+            raise DataError(f"{place}: expected {shape.words}, got {shown(value)}")
+    elif isinstance(shape, dict):
+        _fit_object(value, shape, place)
+    else:
+        _fit_list(value, shape, place)
+
+
+def _fit_object(value: Any, shape: dict, place: str) -> None:
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: expected an object, got {shown(value)}")
+    for key, inner in shape.items():
+        if key is ...:
+            for name, held in value.items():
+                fit(held, inner, f"{place}, {shown(name)}")
+            continue
+        name = key.removesuffix("?")
+        if name in value:
+            fit(value[name], inner, f"{place}, {name}")
+        elif name == key:
+            raise DataError(f"{place}: {name!r} is missing")
+
+
+def _fit_list(value: Any, shape: Any, place: str) -> None:
+    if not isinstance(value, list):
+        raise DataError(f"{place}: expected a list, got {shown(value)}")
+    if isinstance(shape, Some) and not value:
+        raise DataError(f"{place}: expected a list of at least one, got []")
+    if isinstance(shape, tuple) and not isinstance(shape, Some):
+        if len(value) != len(shape):
+            raise DataError(f"{place}: expected {len(shape)} values, got {shown(value)}")
+        shapes: Any = shape
+    else:
+        inner = shape.shape if isinstance(shape, Some) else shape[0]
+        if isinstance(inner, Leaf) and all(map(inner.fits, value)):
+            return
+        shapes = [inner] * len(value)
+    for index, (held, inner) in enumerate(zip(value, shapes, strict=True)):
+        fit(held, inner, f"{place}[{index}]")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, short, in characters that any terminal takes."""
+    text = ascii(value) if not isinstance(value, (list, dict)) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_document(path: Path, shape: Any = ANY) -> Any:
+    """A JSON document of a given shape.
+
+    Raises:
+        DataError: unreadable, not JSON, nested too deeply, or of another shape.
+    """
+    document = parse_json(read_text(path), str(path))
+    fit(document, shape, str(path))
+    return document
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def parse_json(text: str, place: str) -> Any:
+    """A JSON text; `place` opens the message.
+
+    Raises:
+        DataError: not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{place}: not JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON ({error})") from error
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """A YAML mapping, by the safe loader: no tags that make Python objects.
+
+    Raises:
+        ConfigError: unreadable, not YAML, not a mapping, or one whose aliases unfold without end.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    # The loader's constructors answer an impossible date or number with whatever Python raised.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+    ) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"{path} must hold a YAML mapping (key: value), not {type(loaded).__name__}"
+        )
+    _check_yaml(loaded, str(path))
+    return loaded
+
+
+def _check_yaml(loaded: dict, place: str) -> None:
+    """Names are text; text can be encoded and has no NUL; aliases unfold to a bounded number of values."""
+    open_: list[tuple[Any, int]] = [(loaded, 0)]
+    count = 0
+    while open_:
+        value, depth = open_.pop()
+        count += 1
+        if count > MOST_NODES or depth > 100:
+            raise ConfigError(f"{place}: too many values, or aliases that contain themselves")
+        if isinstance(value, str):
+            if "\0" in value or not _encodes(value):
+                raise ConfigError(f"{place}: {shown(value)} holds a character that no text has")
+        elif isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise ConfigError(f"{place}: the key {shown(key)} is not text; quote it")
+            open_ += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, (list, set, tuple)):
+            open_ += [(part, depth + 1) for part in value]
+        elif isinstance(value, (int, float)) and not abs(value) < 2**63 and abs(value) != math.inf:
+            raise ConfigError(f"{place}: {shown(value)} is no setting")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""The shapes of what a run folder holds, as far as anything reads it. See `taopd.documents`.
+
+Keys that are absent are absent: a run may be young, old, or of another writer. What is there must be what it
+says it is.
+"""
+
+from typing import Any
+
+from taopd.documents import ANY, NUMBER, SHARE, TEXT, WHOLE, WORD, Maybe, Some, fit, shown, whole
+from taopd.errors import DataError
+
+OBJECT = {...: ANY}
+_CURVE = Some((NUMBER, SHARE))
+_ESTIMATE = {"mean?": NUMBER, "low?": Maybe(NUMBER), "high?": Maybe(NUMBER)}
+
+CONFIG = {"changed?": Maybe(OBJECT)}
+ENV = {
+    "versions?": OBJECT,
+    "git_commit?": Maybe(TEXT),
+    "devices?": [ANY],
+}
+ARM = {"seed?": Maybe(whole()), "config?": OBJECT, "match?": TEXT}
+METRICS = {"step?": WHOLE}
+OUTCOME = {
+    "name?": TEXT,
+    "selector?": TEXT,
+    "loss?": Maybe(TEXT),
+    "budget?": SHARE,
+    "seed?": Maybe(WHOLE),
+    "base_accuracy?": SHARE,
+    "accuracy_greedy?": SHARE,
+    "accuracy_sampled?": SHARE,
+    "accuracy_curve?": _CURVE,
+    "accuracy_sampled_curve?": _CURVE,
+    "num_test_prompts?": Maybe(WHOLE),
+    "kept_fraction?": SHARE,
+    "steps?": WHOLE,
+    "stopped_by?": TEXT,
+    "selected_tokens?": WHOLE,
+    "selected_tokens_curve?": [(WHOLE, WHOLE)],
+    "train_seconds?": NUMBER,
+    "train_seconds_curve?": [(WHOLE, NUMBER)],
+    "prompt_digests?": [(WHOLE, TEXT)],
+}
+"""One arm and seed, as `taopd.arms.run_arm` leaves it."""
+STUDY = {
+    "arms?": [OUTCOME | {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}],
+    "outcomes?": Maybe([OUTCOME]),
+    "comparisons?": [
+        {
+            "difference?": NUMBER,
+            "low?": Maybe(NUMBER),
+            "high?": Maybe(NUMBER),
+            "p_holm?": Maybe(NUMBER),
+        }
+    ],
+}
+TRAINER_STATE = {"global_step": WHOLE}
+QUESTION = {
+    "question": {
+        "equal": TEXT,
+        "amount": Maybe(NUMBER),
+        "metric": TEXT,
+        "collapse_points": NUMBER,
+    },
+    "controls": {...: {...: Maybe(TEXT)}},
+}
+VERDICTS = [{...: ANY}]
+MANIFEST = {
+    "format?": ANY,
+    "checkpoints?": [OBJECT],
+}
+_TOP = {"ids": [[WHOLE]], "logprobs": [[NUMBER]]}
+ROLLOUT = {
+    "step?": WHOLE,
+    "tokens?": Maybe([Maybe(WORD)]),
+    "token_ids?": [WHOLE],
+    "truncated?": ANY,
+    "num_valid?": Maybe(WHOLE),
+    "cut?": Maybe(WHOLE),
+    "rank?": Maybe([whole(-1, 2**31)]),
+    "kept?": Maybe([ANY]),
+    "anchored?": Maybe([ANY]),
+    "quadrant?": Maybe([whole(0, 4)]),
+    **{
+        f"{name}?": Maybe([Maybe(NUMBER)])
+        for name in (
+            *("disagreement", "compatibility", "entropy", "score", "learnable", "incompatible"),
+            *("gain", "student_logprob", "teacher_logprob"),
+        )
+    },
+    "student_top?": Maybe(_TOP),
+    "teacher_top?": Maybe(_TOP),
+    "vocabulary?": {...: Maybe(WORD)},
+}
+_PER_TOKEN = tuple(
+    key.removesuffix("?")
+    for key, shape in ROLLOUT.items()
+    if isinstance(shape, Maybe) and isinstance(shape.shape, list)
+)
+"""Columns of a rollout that have one entry for each of its tokens."""
+
+
+def check_rollout(line: Any, place: str) -> None:
+    """A line of `rollouts.jsonl`: its shape, and columns and lists that fit its tokens.
+
+    Raises:
+        DataError: names the field.
+    """
+    fit(line, ROLLOUT, place)
+    size = len(line.get("tokens") or [])
+    for name in (*_PER_TOKEN, "token_ids"):
+        if line.get(name) and len(line[name]) != size:
+            raise DataError(f"{place}, {name}: {len(line[name])} entries for {size} tokens")
+    for name in ("student_top", "teacher_top"):
+        lists = line.get(name)
+        if not lists:
+            continue
+        lengths = [[len(row) for row in lists[key]] for key in ("ids", "logprobs")]
+        if len(lengths[0]) != size or lengths[0] != lengths[1]:
+            raise DataError(f"{place}, {name}: the lists do not fit its {size} tokens")
+    for token in line.get("vocabulary", {}):
+        if not (token.isascii() and token.isdigit()):
+            raise DataError(f"{place}, vocabulary: {shown(token)} is no token id")

@@ -1,0 +1,35 @@
+"""Parquet files of numbers that somebody else may have written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taopd.documents import shown
+from taopd.errors import DataError
+
+
+def read_table(path: Path, columns: Sequence[str] = (), *, only: bool = False) -> pd.DataFrame:
+    """Every column of a Parquet file, all of them numbers.
+
+    Args:
+        columns: must be there.
+        only: read no others.
+
+    Raises:
+        DataError: unreadable, a column is missing, or one holds anything but numbers.
+    """
+    try:
+        table = pq.read_table(path, columns=list(columns) if only else None).to_pandas()
+    except (OSError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(f"{path} has no column {', '.join(missing)}")
+    for name in table:
+        if table[name].dtype.kind not in "biuf":
+            kind = table[name].dtype
+            raise DataError(f"{path}, column {shown(name)}: expected numbers, got {kind}")
+    return table
