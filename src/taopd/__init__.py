@@ -10,6 +10,7 @@ Source of the method: "Not All Disagreement Is Learnable: Token Teachability in 
 arXiv 2605.26844.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from taopd.trainer import TeachabilityTrainer
 
 __version__ = "0.1.0"
+
+# The libraries below report every trainer and every data set to their makers, unless they are told otherwise
+# before they are imported. A caller's own setting stays.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 _HOME = {
     "FixedContextBank": "taopd.bank",

@@ -28,6 +28,10 @@ QUADRANT_NAMES = {
     "Q4_lowH_lowD": 4,
 }
 INTEGER_COLUMNS = ("reach_t1", "target_student_rank", "target_teacher_rank")
+LARGEST = 1e300
+"""Of a number that must be finite."""
+MOST_ENTRIES = 2**18
+"""Of a list: more than any vocabulary has."""
 DEFAULT_GAMMA = 0.5
 """Used where neither batch nor selection names gamma. [METHOD section 6]"""
 
@@ -90,7 +94,7 @@ def pick(container: dict[str, Json], key: str, place: str, kind: type) -> Json:
     value = container[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     good = {
-        float: number and math.isfinite(value),
+        float: number and -LARGEST <= value <= LARGEST,
         int: number and isinstance(value, int),
     }.get(kind, isinstance(value, kind))
     if not good:
@@ -134,8 +138,10 @@ def table_of(batch: Batch, metrics: ListMetrics, compatibility: Tensor) -> Signa
 
 def _batch(raw: dict[str, Json], place: str) -> Batch:
     k = pick(raw, "K", place, int)
-    if k < 1:
-        raise DataError(f"{place}, K: expected a whole number >= 1, got {k}")
+    if not 1 <= k <= MOST_ENTRIES:
+        raise DataError(
+            f"{place}, K: expected a whole number from 1 to {MOST_ENTRIES}, got {_shown(k)}"
+        )
     gamma_key = next((key for key in ("gamma", "split_gamma") if key in raw), None)
     samples = pick(raw, "samples", place, list)
     rows: list[tuple[Json, ...]] = []
@@ -236,7 +242,8 @@ def _entries(entries: Json, place: str) -> list[tuple[float, int]]:
         if not isinstance(entry, list) or len(entry) != 2:
             raise DataError(f"{place}: expected [logprob, token id], got {_shown(entry)}")
         logprob, token = entry
-        if isinstance(logprob, bool) or not isinstance(logprob, int | float | None):
+        wide = isinstance(logprob, int) and abs(logprob) > LARGEST
+        if wide or isinstance(logprob, bool) or not isinstance(logprob, int | float | None):
             raise DataError(f"{place}: expected a log-prob in nats, got {_shown(logprob)}")
         checked.append((math.nan if logprob is None else float(logprob), _token_id(token, place)))
     return checked

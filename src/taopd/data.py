@@ -118,10 +118,8 @@ def encode_prompts(
             return_dict=True,
             **(chat_template_kwargs or {}),
         )
-    except (
-        jinja2.TemplateError,
-        *_UNREADABLE,
-    ) as error:  # the sandbox's refusals are TemplateErrors
+    # The sandbox refuses with a TemplateError, ranges beyond its limit with an OverflowError.
+    except (jinja2.TemplateError, ArithmeticError, LookupError, *_UNREADABLE) as error:
         raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
     return encoded["input_ids"]
 

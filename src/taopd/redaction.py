@@ -12,7 +12,7 @@ from typing import Any
 
 HIDDEN = "***"
 SECRET_NAME = re.compile(
-    r"(^|[-_.])((hub|hf|access|auth|bearer|private|api|session|wandb)[-_]?(token|key)s?|token)$"
+    r"(^|[-_.])((hub|hf|access|auth|bearer|private|api|session|wandb)[-_]?(token|key)s?)$|^token$"
     r"|secret|passw|credential",
     re.IGNORECASE,
 )

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.checkpoint_files import PARTIAL, newest_whole
+from taopd.documents import shown
 from taopd.errors import ConfigError, DataError
 from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
 from taopd.redaction import redact_command
@@ -124,12 +125,16 @@ class RunFolder:
             )
         folder = Path(path).expanduser().absolute()
         try:
-            if folder.exists() and not folder.is_dir():
-                raise DataError(f"{path} is a file; the output must be a folder")
+            a_file = folder.exists() and not folder.is_dir()
             evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
             ours = (folder / MARKER).exists()
-        except OSError as error:  # a name that is too long, a folder that may not be read
-            raise DataError(f"cannot use {path}: {error.strerror or error}") from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a name that no folder can have, or one out of bounds
+            raise DataError(f"cannot use {shown(str(path))}: {error}") from error
+        if a_file:
+            raise DataError(f"{path} is a file; the output must be a folder")
         if evidence and not ours:
             raise DataError(
                 f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's "
@@ -173,8 +178,9 @@ class RunFolder:
                 _empty(folder, (*_OWNED, *also_owns))
             _tidy(folder)
             write_json(folder / MARKER, {"taopd": _version("taopd")})
-        except OSError as error:
-            raise DataError(f"cannot write to {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
         return cls(path=folder)
 
     def newest_checkpoint(self, *, sharded: bool = False) -> Path | None:

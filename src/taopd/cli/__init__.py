@@ -12,7 +12,6 @@ parser knows.
 import argparse
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -98,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     _log_to_stderr()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
