@@ -158,7 +158,7 @@ def _draw(
 ) -> list[tuple[str, int, float]]:
     """(kind, step that must be saved first, delay), in the order of the steps."""
     steps = sorted(draw.randrange(0, num_steps - 2) for _ in range(num_kills - 1))
-    longest = {"start": 4 * step_seconds, "step": step_seconds, "saving": 0.02}
+    longest = {"start": 1.5 * step_seconds, "step": step_seconds, "saving": 0.02}
     moments = []
     for number, step in enumerate(steps):
         where = ("saving", "step", "saving", "step", "start")[number % 5]
@@ -178,7 +178,7 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
 
     def reached() -> bool | None:
         if _ended(process) is not None:
-            raise RuntimeError(f"it ended by itself before {where} {step}; see its log")
+            raise RuntimeError(f"it ended by itself before {where} {step}: {_log(run)}")
         steps = (step_of(path) or 0 for path in checkpoints(run))
         return True if step == 0 or max(steps, default=0) >= step else None
 
@@ -190,7 +190,7 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if not os.WIFSIGNALED(status):
-        raise RuntimeError(f"it ended by itself at {where} {step}; see its log")
+        raise RuntimeError(f"it ended by itself at {where} {step}: {_log(run)}")
     found = {path: problem_of(path) for path in checkpoints(run)}
     whole = [step_of(path) or 0 for path, problem in found.items() if problem is None]
     torn = {
@@ -209,6 +209,10 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
     )
     print(kill, flush=True)
     return kill
+
+
+def _log(run: Path) -> str:
+    return (run.parent / f"{run.name}.log").read_text(encoding="utf-8")[-2000:]
 
 
 def _start(config: Path, run: Path, flag: str) -> int:

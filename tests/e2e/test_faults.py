@@ -263,7 +263,7 @@ def test_an_output_folder_below_a_file_is_refused_before_anything_runs(config, t
 
 
 def test_three_kills_change_nothing(tmp_path):
-    """SIGKILL while saving, within a step and while the student is written; the script compares the folders."""
+    """SIGKILL while saving, within a step, while the student is written; the script compares the folders."""
     command = [sys.executable, "-m", "scripts.reliability.kill_runs", "--kills", "3", "--seed", "5"]
     save = ["--steps", "6", "--save", str(tmp_path / "kills.json")]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
