@@ -12,7 +12,16 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records", "checkpoint_files", "tree_files"},
+    {
+        "kernels",
+        "signals",
+        "selectors",
+        "losses",
+        "records",
+        "ranks",
+        "checkpoint_files",
+        "tree_files",
+    },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
@@ -35,7 +44,8 @@ LAYERS = (
         *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance"),
         *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
         *("plan", "remembered", "live", "micro_batch", "watch", "collapse_guard", "held"),
-        *("teacher_source", "bad_numbers", "rank_state", "stopping", "whole_checkpoints"),
+        *("teacher_source", "integrations", "bad_numbers", "rank_state", "stopping"),
+        "whole_checkpoints",
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},
