@@ -35,11 +35,9 @@ from taopd.records import read_jsonl, write_json
 
 WHERE = ("start", "step", "saving", "student")
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps")
-STEPS = 32
 TIMEOUT_S = 240.0
 SETTINGS = {
     "max_completion_length": 8,
-    "max_steps": STEPS,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 4,
     "num_iterations": 2,
@@ -90,13 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--save", type=Path)
     options = parser.parse_args(argv)
     import taopd.cli.train_config
     import taopd.trainer  # noqa: F401  (imported once, before the forks)
 
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.kills, options.seed)
+        result = measure(Path(folder), options.kills, options.seed, options.steps)
     print(json.dumps({name: value for name, value in result.items() if name != "kills"}, indent=2))
     if options.save is not None:
         options.save.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if result["identical"] and result["broken"] == 0 else 1
 
 
-def measure(root: Path, num_kills: int, seed: int) -> dict[str, Any]:
+def measure(root: Path, num_kills: int, seed: int, num_steps: int) -> dict[str, Any]:
     """Run once untouched and once with kills; the comparison as plain values."""
     write_lab(root / "lab")
     config = root / "config.yaml"
@@ -113,20 +112,21 @@ def measure(root: Path, num_kills: int, seed: int) -> dict[str, Any]:
         "teacher_model_name_or_path": str(root / "lab/teacher"),
         "dataset_name": str(root / "lab/prompts.parquet"),
     }
-    config.write_text(yaml.safe_dump(SETTINGS | paths))
+    config.write_text(yaml.safe_dump(SETTINGS | paths | {"max_steps": num_steps}))
     started = time.perf_counter()
     untouched, killed = root / "untouched", root / "killed"
     if (code := _wait(_start(config, untouched, "--overwrite"))) != 0:
         raise RuntimeError(f"the untouched run ended with {code}")
-    step_seconds = (time.perf_counter() - started) / STEPS
-    moments = _draw(num_kills, random.Random(seed), step_seconds)
+    step_seconds = (time.perf_counter() - started) / num_steps
+    moments = _draw(num_kills, num_steps, random.Random(seed), step_seconds)
     kills = [_kill(config, killed, *moment) for moment in moments]
     if (code := _wait(_start(config, killed, _flag(killed)))) != 0:
         raise RuntimeError(f"the killed run could not be finished: exit code {code}")
-    same = compare(untouched, killed)
+    same = compare(untouched, killed, num_steps)
     return {
-        "command": f"python -m scripts.reliability.kill_runs --kills {num_kills} --seed {seed}",
-        "steps": STEPS,
+        "command": "python -m scripts.reliability.kill_runs "
+        f"--kills {num_kills} --seed {seed} --steps {num_steps}",
+        "steps": num_steps,
         "settings": SETTINGS,
         "num_kills": len(kills),
         "by_moment": {where: sum(kill.where == where for kill in kills) for where in WHERE},
@@ -138,9 +138,9 @@ def measure(root: Path, num_kills: int, seed: int) -> dict[str, Any]:
     }
 
 
-def compare(one: Path, other: Path) -> dict[str, bool]:
+def compare(one: Path, other: Path, num_steps: int) -> dict[str, bool]:
     """What two finished run folders have in common."""
-    last = f"checkpoint-{STEPS}"
+    last = f"checkpoint-{num_steps}"
     return {
         "student": _bytes(one / "model/model.safetensors")
         == _bytes(other / "model/model.safetensors"),
@@ -153,15 +153,17 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
     }
 
 
-def _draw(num_kills: int, draw: random.Random, step_seconds: float) -> list[tuple[str, int, float]]:
+def _draw(
+    num_kills: int, num_steps: int, draw: random.Random, step_seconds: float
+) -> list[tuple[str, int, float]]:
     """(kind, step that must be saved first, delay), in the order of the steps."""
-    steps = sorted(draw.randrange(0, STEPS - 2) for _ in range(num_kills - 1))
-    longest = {"start": 4 * step_seconds, "step": step_seconds, "saving": 0.02}
+    steps = sorted(draw.randrange(0, num_steps - 2) for _ in range(num_kills - 1))
+    longest = {"start": 1.5 * step_seconds, "step": step_seconds, "saving": 0.02}
     moments = []
     for number, step in enumerate(steps):
         where = ("saving", "step", "saving", "step", "start")[number % 5]
         moments.append((where, 0 if where == "start" else step, draw.uniform(0.0, longest[where])))
-    return [*moments, ("student", STEPS - 2, draw.uniform(0.0, 0.002))]
+    return [*moments, ("student", num_steps - 2, draw.uniform(0.0, 0.002))]
 
 
 def _flag(run: Path) -> str:
@@ -176,7 +178,7 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
 
     def reached() -> bool | None:
         if _ended(process) is not None:
-            raise RuntimeError(f"it ended by itself before {where} {step}; see its log")
+            raise RuntimeError(f"it ended by itself before {where} {step}: {_log(run)}")
         steps = (step_of(path) or 0 for path in checkpoints(run))
         return True if step == 0 or max(steps, default=0) >= step else None
 
@@ -188,7 +190,7 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if not os.WIFSIGNALED(status):
-        raise RuntimeError(f"it ended by itself at {where} {step}; see its log")
+        raise RuntimeError(f"it ended by itself at {where} {step}: {_log(run)}")
     found = {path: problem_of(path) for path in checkpoints(run)}
     whole = [step_of(path) or 0 for path, problem in found.items() if problem is None]
     torn = {
@@ -207,6 +209,10 @@ def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
     )
     print(kill, flush=True)
     return kill
+
+
+def _log(run: Path) -> str:
+    return (run.parent / f"{run.name}.log").read_text(encoding="utf-8")[-2000:]
 
 
 def _start(config: Path, run: Path, flag: str) -> int:

@@ -75,6 +75,10 @@ class BadNumbers(TrainerCallback):
         if self._empty is None:
             self._empty = [not ids for ids in completions]
 
+    def forget(self) -> None:
+        """Drop the note of `sampled`, where no batch comes of it."""
+        self._empty = None
+
     def with_tokens(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
         """False in the rows in which nothing was sampled: TRL was given an end token there to look at."""
         empty, self._empty = self._empty or [False] * len(mask), None
@@ -97,20 +101,20 @@ class BadNumbers(TrainerCallback):
         self._why = "bad numbers"
         return True
 
-    def chosen(self, weights: Tensor, anchors: Tensor) -> None:
-        """Take note of a batch's weights, those of all processes: with none there is no update."""
-        self._void = not bool((weights != 0).any() or (anchors != 0).any())
+    def chosen(self, trains: bool) -> None:
+        """Take note of whether any token trains, on any process: with none there is no update."""
+        self._void = not trains
         if self._void and not self._why:
             self._why = "no token to train on"
 
     def loss_failed(
-        self, problem: NumericsError, states: Callable[[], Tensor], head: Head
+        self, problem: NumericsError, states: Callable[[], Tensor], read_head: Callable[[], Head]
     ) -> Float[Tensor, ""]:
         """Take note of a bad loss; the step goes on to its end, where all processes decide.
 
         Args:
             states: runs the student.
-            head: its head.
+            read_head: gives its head; see `objective.loss_terms`.
 
         Returns:
             A loss of 0 through the whole student, so that the backward meets the other processes'.
@@ -118,7 +122,9 @@ class BadNumbers(TrainerCallback):
         if self._deepspeed or not torch.is_grad_enabled():
             raise problem
         self._problem = self._problem or problem
-        parts = [states(), head.weight] + ([] if head.bias is None else [head.bias])
+        parts = [states()]
+        head = read_head()
+        parts += [head.weight] + ([] if head.bias is None else [head.bias])
         return torch.stack([part.float().sum() for part in parts]).sum() * 0.0
 
     def end_of_backward(self, model: torch.nn.Module, step: int) -> None:

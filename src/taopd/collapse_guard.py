@@ -64,16 +64,20 @@ class CollapseGuard(TrainerCallback):
         """
         sums = torch.stack([idle_drift.sum(), idle_drift.new_tensor(float(idle_drift.numel()))])
         total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
-        valid, kept = table.valid, choice.selection.kept
+        valid, kept, ranks = table.valid, choice.selection.kept, table.ranks
+        num_valid, num_kept = choice.selection.num_valid, choice.selection.num_kept
+        found = (table.entropy[valid].double().sum(), table.compatibility[kept].double().sum())
+        entropy, compatibility = ranks.sums(torch.stack(found)).tolist()
+        num_responses = ranks.total(table.response[valid].unique().numel())
         values = {
-            "entropy": float(table.entropy[valid].double().mean()),
-            "length": float(valid.sum()) / max(1, int(table.response[valid].unique().numel())),
+            "entropy": entropy / max(1, num_valid),
+            "length": num_valid / max(1, num_responses),
         }
         if count:
             values["idle_drift"] = total / count
             self._record("guard/idle_drift_nats", total / count)
-        if bool(kept.any()):
-            values["kept_compatibility"] = float(table.compatibility[kept].double().mean())
+        if num_kept:
+            values["kept_compatibility"] = compatibility / num_kept
         self._tell(step, self.watch.update(step, values))
 
     def _tell(self, step: int, reasons: list[str]) -> None:

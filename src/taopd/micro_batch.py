@@ -87,7 +87,9 @@ def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[in
     usual = getattr(holder, name)
     setattr(holder, name, tokens)
     try:
-        return trainer._generate_single_turn(prompts, None, {})
+        completions = trainer._generate_single_turn(prompts, None, {})
+        trainer.numbers.forget()  # These rollouts are of no batch that trains.
+        return completions
     finally:
         setattr(holder, name, usual)
 

@@ -40,11 +40,12 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
 
     What cannot be written in full (a full disk) is taken back before the error goes on.
     """
-    with open(path, "ab") as stream:
+    rest = _line(obj).encode("utf-8")
+    with open(path, "ab", buffering=0) as stream:  # a buffer would be written again on closing
         before = stream.tell()
         try:
-            stream.write(_line(obj).encode("utf-8"))
-            stream.flush()
+            while rest:
+                rest = rest[stream.write(rest) :]
         except OSError:
             os.truncate(path, before)
             raise

@@ -20,7 +20,7 @@ class Chooser(TrainerCallback):
     def __call__(
         self, table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool
     ) -> Choice:
-        """`choose` with the calibration of the batches so far."""
+        """`choose` with the calibration of the batches so far; a collective where the table is spread."""
         choice = choose(table, args, step=step, training=training, calibration=self.calibration)
         if training:
             self.calibration = choice.selection.calibration

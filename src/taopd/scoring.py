@@ -122,6 +122,11 @@ class Trimmed:
     """Completion columns kept; the last one holds the last active position of any row."""
     rows: Int[Tensor, " b"]
 
+    @property
+    def sequences(self) -> tuple[Tensor, Tensor, int]:
+        """What a backbone is called with: input ids, attention mask, number of completion columns."""
+        return self.input_ids, self.attention_mask, self.num_completion
+
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 """Names of a padded batch's tensors: prompts [B, P] padded on the left, completions [B, T] on the right."""

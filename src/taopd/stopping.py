@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 _DISK = {
     number: os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+    for number in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    )
 }
 _LOWER = (
     "lower per_device_train_batch_size (raise gradient_accumulation_steps by the same factor), "

@@ -22,11 +22,11 @@ from trl.trainer.utils import RepeatSampler
 
 from taopd.bad_numbers import BadNumbers
 from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
-from taopd.choose import local_table
+from taopd.choose import check_size, gather_options, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError, NumericsError
-from taopd.gather import gather_table
+from taopd.gather import gather_table, is_not_repeated
 from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
@@ -80,6 +80,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             )
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
+        check_size(args, self._generation_batch_size(), self.accelerator.num_processes)
         parts = self.model, self._tokenizer, self.accelerator
         self._teacher = TeacherSource(teacher_model, args, *parts)
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
@@ -99,8 +100,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.add_callback(self.rank_state)
-        self._numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
-        self.add_callback(self._numbers)
+        self.numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
+        self.add_callback(self.numbers)
         guard = None
         if args.collapse_guard != "off":
             sinks = self._record, self._load_from_checkpoint
@@ -154,7 +155,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.watch.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        self._numbers.sampled(completions)
+        self.numbers.sampled(completions)
         # TRL reads every completion's last token; where nothing was sampled nothing will train either.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
@@ -162,13 +163,17 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
+        mask &= self.model.training | is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
-        mask &= self._numbers.with_tokens(mask)
-        inside = batch["completion_ids"] < self.vocab_size
+        mask &= self.numbers.with_tokens(mask)
+        ids, pad = batch["completion_ids"], self._tokenizer.pad_token_id
+        inside = ids < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
         self._recorder.add("perf/sample_tokens", int(mask.sum()))
-        positions = Positions.of(mask & inside)
+        # One model cannot read such a token, nor judge what follows it.
+        batch["completion_ids"] = ids.where(inside, pad)
+        positions = Positions.of(mask & inside.long().cummin(1).values.bool())
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
         asked = batch | {"answers": [row.get("answer") for row in inputs]}
@@ -203,7 +208,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             problem = error
         finally:
             self.model.train(training)
-        if self._numbers.scored(problem, batch, step, training):
+        if self.numbers.scored(problem, batch, step, training):
             nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
             return self._score(batch, Positions.of(nothing))
         self._student_states.finish_scoring(positions)
@@ -218,8 +223,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             hidden = (states or self._get_last_hidden_state)(unwrapped, *inputs)
             return hidden, read_head(unwrapped, self.vocab_size)
 
-        inputs = (part.input_ids, part.attention_mask, part.num_completion)
-        return self._forward_redirection(wrapped, unwrapped, forward, *inputs)
+        return self._forward_redirection(wrapped, unwrapped, forward, *part.sequences)
 
     # -- selection --------------------------------------------------------------------------------
 
@@ -230,15 +234,16 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         with self._recorder.timed("perf/select_s"):
             place = positions.row, positions.column
             local = local_table(signals, self.args, *place, self._stop_ids)
-            table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
+            which = {"num_rows": positions.shape[0], **gather_options(self.args)}
+            part, table, mine = gather_table(self.accelerator, local, **which)
             choice = self._choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)
             )
-            for name, value in selection_metrics(table, choice).items():
+            for name, value in selection_metrics(table, choice, part).items():
                 self._recorder.add(name, value)
-        self._numbers.chosen(choice.loss_weights, choice.anchor_weights)
+        self.numbers.chosen(table.ranks.any(choice.trains))
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
@@ -271,23 +276,17 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         teacher = None if self.teacher_model is None else self._head(self.teacher_model)
         terms = [Term("loss", "teacher", teacher, self._loss_function)]
         terms += self._held.terms(unwrapped_student, inputs)
-        head = read_head(unwrapped_student, self.vocab_size)
+        head = partial(read_head, unwrapped_student, self.vocab_size)
         losses = partial(
-            loss_terms,
-            head=head,
-            terms=terms,
-            part=part,
-            inputs=inputs,
-            temperature=self.temperature,
+            loss_terms, head, terms=terms, part=part, inputs=inputs, temperature=self.temperature
         )
-        sequences = part.input_ids, part.attention_mask, part.num_completion
-        exact = partial(self._get_last_hidden_state, unwrapped_student, *sequences)
+        exact = partial(self._get_last_hidden_state, unwrapped_student, *part.sequences)
         when = self.state.global_step, self._step
         states = partial(self._student_states, unwrapped_student, part, active, exact, losses)
         try:
             loss, *anchor = losses(states(when, inputs))
         except NumericsError as error:
-            loss, anchor = self._numbers.loss_failed(error, exact, head), []
+            loss, anchor = self.numbers.loss_failed(error, exact, head), []
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
             self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
@@ -309,12 +308,13 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step % self.current_gradient_accumulation_steps == 0:
-            self._numbers.end_of_backward(model, self.state.global_step)
+            self.numbers.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
                 self._record(name, value)
         return loss
 
     def prediction_step(self, *args, **kwargs):
-        result = super().prediction_step(*args, **kwargs)
+        loss, *rest = super().prediction_step(*args, **kwargs)
         self._recorder.flush()
-        return result
+        # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
+        return (self.accelerator.reduce(loss, reduction="mean"), *rest)

@@ -44,7 +44,8 @@ def load_tree(path: str | Path) -> Any:
     try:
         with safe_open(path, framework="pt") as stored:
             skeleton = json.loads((stored.metadata() or {})[_KEY])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            # Copies: what is read otherwise stays mapped to the file for as long as it is used.
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
         return _unpack(skeleton, tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error

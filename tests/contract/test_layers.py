@@ -12,7 +12,16 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records", "checkpoint_files", "tree_files"},
+    {
+        "kernels",
+        "signals",
+        "selectors",
+        "losses",
+        "records",
+        "ranks",
+        "checkpoint_files",
+        "tree_files",
+    },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(

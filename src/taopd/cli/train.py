@@ -227,6 +227,7 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
     """
     from trl import get_peft_config
 
+    from taopd.cli import train_resume
     from taopd.trainer import TeachabilityTrainer
 
     try:
@@ -241,6 +242,11 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
         )
     except TaopdError:
         raise
+    except OSError as error:  # transformers makes the output folder
+        disk = train_resume.disk_error(error, Path(str(settings.training.output_dir)))
+        if disk is None:
+            raise
+        raise disk from error
     except ValueError as error:  # how TRL and peft refuse settings
         raise ConfigError(f"these settings do not fit together: {error}") from error
 

@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 
 from taopd.checkpoint_files import STATE, problem_of
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.runs import MODEL_FOLDER, MODEL_PARTIAL, RunFolder
+from taopd.runs import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
 from taopd.stopping import cannot_write
 from taopd.whole_checkpoints import replace_folder
 
@@ -102,9 +102,8 @@ def disk_error(error: Exception, path: Path) -> ResourceError | None:
     what = cannot_write(error)
     if what is None:
         return None
-    return ResourceError(
-        f"cannot write {what} in {path}. Make room or mend the folder, and go on with --resume"
-    )
+    then = "go on with --resume" if (path / MARKER).exists() else "start again"
+    return ResourceError(f"cannot write {what} in {path}. Make room or mend the folder, and {then}")
 
 
 def _steps_done(checkpoint: Path) -> int:
