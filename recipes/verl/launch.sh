@@ -33,7 +33,7 @@ settings=(
     distillation.distillation_loss.loss_max_clamp=null
 
     # What the scores need of verl's own pass for the old log-probs.
-    actor_rollout_ref.actor.strategy=fsdp
+    actor_rollout_ref.actor.strategy=fsdp2
     actor_rollout_ref.actor.loss_agg_mode=token-mean
     actor_rollout_ref.model.use_fused_kernels=false
     actor_rollout_ref.model.use_remove_padding=true

@@ -199,6 +199,19 @@ def test_micro_batches_change_neither_choice_nor_gradient(micro_lab, worker, row
         assert relative_error(found[1][name], truth[1][name]) < 1e-5, name
 
 
+def test_packed_batches_equal_padded_ones(micro_lab, worker, rows):
+    """verl's `use_remove_padding` and `use_dynamic_bsz`: a number of tokens as one sequence, reordered."""
+    settings, config = VerlSettings(budget=0.3, score_top_k=4), verl_config(micro_lab)
+    expected, _ = choose_weights(scored(worker, rows), settings, step=0)
+    weights, _ = choose_weights(scored(worker, rows, packed=True), settings, step=0)
+    assert kept_positions(weights) == kept_positions(expected)
+    truth = gradients(worker, config, rows, **{WEIGHTS: expected})
+    found = gradients(worker, config, rows, packed=True, **{WEIGHTS: weights})
+    assert found[0] == pytest.approx(truth[0], abs=1e-6)
+    for name in truth[1]:
+        assert relative_error(found[1][name], truth[1][name]) < 1e-5, name
+
+
 def test_shards_scored_apart_give_the_choice_of_the_whole(worker, rows):
     whole = scored(worker, rows)
     shards = [scored(worker, part) for part in (rows[:2], rows[2:])]
@@ -323,8 +336,16 @@ def test_a_batch_without_our_columns_is_refused(worker, rows):
         scored(worker, bare)
 
 
-def test_verls_registries_know_the_trainer_and_the_losses():
+def test_verls_registries_know_the_trainer_and_the_losses(micro_lab):
     assert get_trainer_cls("taopd_sync") is adapter.SelectiveTrainer
+    trainer = adapter.SelectiveTrainer.__new__(adapter.SelectiveTrainer)
+    trainer.config = verl_config(micro_lab)
+    trainer._init_resource_pool_mgr()
+    workers = {
+        str(role): cls.__ray_actor_class__ for role, cls in trainer.role_worker_mapping.items()
+    }
+    assert workers["actor_rollout"] is adapter.SelectiveWorker
+    assert len([cls for cls in workers.values() if cls is adapter.SelectiveWorker]) == 1
     assert set(adapter.LOSS_MODES) <= set(DISTILLATION_LOSS_REGISTRY)
 
 

@@ -140,7 +140,13 @@ def random_rows(micro_lab, *, num_rows=8, topk=VOCABULARY) -> list[dict]:
     return verl_rows(prompts, completions, teacher, topk=topk)
 
 
-def scored(worker, rows, *, k=4, exact=False, micro=2) -> TensorDict:
+def layout(packed: bool) -> dict:
+    """Padded micro-batches of a number of rows, or packed ones of up to 24 tokens, as in launch.sh."""
+    sizes = {"use_dynamic_bsz": packed, "use_remove_padding": packed}
+    return sizes | ({"max_token_len_per_gpu": 24} if packed else {})
+
+
+def scored(worker, rows, *, k=4, exact=False, micro=2, packed=False) -> TensorDict:
     """The batch's columns, by the worker's pass for the old log-probs."""
     batch = list_of_dict_to_tensordict(rows)
     tu.assign_non_tensor(
@@ -150,6 +156,7 @@ def scored(worker, rows, *, k=4, exact=False, micro=2) -> TensorDict:
         calculate_entropy=True,
         temperature=1.0,
         micro_batch_size_per_gpu=micro,
+        **layout(packed),
     )
     out = worker.compute_log_prob(batch)
     columns = {name: out[name] for name in out.keys() if name in FIELDS or name == "log_probs"}  # noqa: SIM118
@@ -157,7 +164,7 @@ def scored(worker, rows, *, k=4, exact=False, micro=2) -> TensorDict:
     return TensorDict(columns | masks, batch_size=len(rows))
 
 
-def gradients(worker, config, rows, *, micro=2, **columns):
+def gradients(worker, config, rows, *, micro=2, packed=False, **columns):
     """Loss and gradients of one mini-batch through verl's engine and loss, without the optimizer's step."""
     batch = list_of_dict_to_tensordict(rows)
     for name, values in columns.items():
@@ -170,9 +177,8 @@ def gradients(worker, config, rows, *, micro=2, **columns):
         distillation_only=not loss.use_policy_gradient,
         global_batch_size=len(rows),
         temperature=1.0,
-        use_dynamic_bsz=False,
         micro_batch_size_per_gpu=micro,
-        use_remove_padding=False,
+        **layout(packed),
         use_fused_kernels=False,
     )
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
