@@ -95,6 +95,18 @@ def make_rows(num_rows: int, split: str) -> list[dict[str, str]]:
     return rows
 
 
+def make_checkpoint(run: Path, step: int) -> Path:
+    """A sealed folder in the place of a checkpoint, for whoever only looks for one."""
+    from taopd.checkpoint_files import OPTIMIZER, STATE, seal
+
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir()
+    for name in (STATE, OPTIMIZER):
+        (folder / name).write_text(f'{{"global_step": {step}}}')
+    seal(folder, step=step, num_processes=1, sharded=False)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def micro_lab(tmp_path_factory) -> MicroLab:
     """The micro models and prompts, made once per session. Treat as read-only."""

@@ -45,6 +45,11 @@ class Choice:
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
     """What each shadow selector would have kept of the same table at the same budget."""
 
+    @property
+    def trains(self) -> Bool[Tensor, " N"]:
+        """Tokens that enter the loss."""
+        return (self.loss_weights != 0) | (self.anchor_weights != 0)
+
 
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
     """Further signals that selector, weighting and shadow selectors read, sorted."""
@@ -53,12 +58,15 @@ def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
     return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
 
 
-def columns_read(args: TeachabilityConfig) -> tuple[str, ...] | None:
-    """Further signals that choosing reads; None: unknown, since a selector may read more than it declares."""
+def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
+    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that choosing reads.
+
+    All of them where a selector may read more than it declares.
+    """
     chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
     weighting = resolve_weighting(args.weighting)
     declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
-    return needed_signals(args) if declared else None
+    return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
 
 
 def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:

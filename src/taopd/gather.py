@@ -76,11 +76,6 @@ def gather_table(
     return Gathered(part, _unpacked(whole, names, dtypes), slice(start, start + len(part)))
 
 
-def any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether it is true on any rank; a collective."""
-    return bool(accelerator.reduce(torch.tensor([int(flag)], device=accelerator.device)) > 0)
-
-
 def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
     """False in the rows with which accelerate fills up the last batch of an evaluation.
 

@@ -61,6 +61,8 @@ METRICS: dict[str, str] = {
     "every guard_every steps.",
     "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "perf/peak_memory_mib": "Peak so far: tensors on this rank's GPU; without a GPU the resident set of the "
+    "process, libraries and both models included.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "
     "better. mean; learnable: D at or above the bank's median and C > 0.5; incompatible: C <= 0.5.",
@@ -69,6 +71,8 @@ METRICS: dict[str, str] = {
     "bank/gain_reverse_share/*": "The same for KL(student || teacher).",
     "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
     "perf/bank_s": "Seconds spent on the bank's measurement.",
+    "numerics/skipped": "Share of the steps that made no update: bad numbers, or no token to train on.",
+    "rollout/empty_completions": "Share of completions in which nothing was sampled, this process.",
     "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; neither they nor what "
     "follows them in the completion trains.",
     "rollout/drift_nats/*": "|log p of the sampler - log p of the scoring pass| of sampled tokens, main "

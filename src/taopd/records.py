@@ -36,9 +36,18 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: str | Path, obj: Any) -> None:
-    """Append one JSON document as one line and flush it. Non-finite floats become null."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(_line(obj))
+    """Append one JSON document as one line and flush it. Non-finite floats become null.
+
+    What cannot be written in full (a full disk) is taken back before the error goes on.
+    """
+    with open(path, "ab") as stream:
+        before = stream.tell()
+        try:
+            stream.write(_line(obj).encode("utf-8"))
+            stream.flush()
+        except OSError:
+            os.truncate(path, before)
+            raise
 
 
 def read_jsonl(path: str | Path) -> list[Any]:
@@ -51,6 +60,8 @@ def read_jsonl(path: str | Path) -> list[Any]:
         lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text file: {error}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -80,6 +91,14 @@ def rewind_jsonl(path: str | Path, step: int) -> None:
         except (ValueError, KeyError):
             break
     _replace(path, "".join(f"{line}\n" for line in kept))
+
+
+def cut_lines(path: str | Path, num_lines: int) -> None:
+    """Keep the first lines of a log, for a run that goes on from there; without a file nothing is done."""
+    path = Path(path)
+    if path.exists():
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines]
+        _replace(path, "".join(kept))
 
 
 def _replace(path: Path, text: str) -> None:

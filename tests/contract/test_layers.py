@@ -12,7 +12,16 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 LAYERS = (
     {"errors", ""},
-    {"kernels", "signals", "selectors", "losses", "records", "ranks"},
+    {
+        "kernels",
+        "signals",
+        "selectors",
+        "losses",
+        "records",
+        "ranks",
+        "checkpoint_files",
+        "tree_files",
+    },
     {
         *("scoring", "sparse", "teachers", "bank", "preflight", "vocabulary", "runs", "data"),
         *(
@@ -27,6 +36,7 @@ LAYERS = (
             "reference",
             "anchor_settings",
             "teacher_settings",
+            "reliability_settings",
             "collapse_watch",
         ),
     },
@@ -34,7 +44,7 @@ LAYERS = (
         *("config", "trainer", "diagnose", "evaluate", "harness", "callbacks", "conformance"),
         *("choose", "metrics", "rollout_log", "student_states", "selection_settings", "stops"),
         *("plan", "remembered", "live", "micro_batch", "watch", "collapse_guard", "held"),
-        "teacher_source",
+        *("teacher_source", "bad_numbers", "rank_state", "stopping", "whole_checkpoints"),
     },
     {"study", "tinylab", "demo", "arms", "arm_pool", "stacked", "leaderboard"},
     {"report", "cli"},

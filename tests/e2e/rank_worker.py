@@ -61,11 +61,11 @@ def completion_of(prompt_ids: list[int]) -> list[int]:
 
 
 def generate(kind: str):
-    """In place of sampling: "plain"; "empty" or "outside" in the later half of the generation batch."""
+    """In place of sampling: "plain"; "empty", "stop" or "outside" in the later half of the batch."""
 
     def completions(trainer, prompts, *_, **__):
         first = trainer.accelerator.process_index * len(prompts)
-        instead = {"empty": [], "outside": [45, 46]}
+        instead = {"empty": [], "stop": [2], "outside": [45, 46]}
         late = [kind in instead and first + index >= NUM_ROWS // 2 for index in range(len(prompts))]
         return [
             instead[kind] if other else completion_of(prompt)

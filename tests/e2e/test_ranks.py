@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from taopd.plan import PlanSettings, load_shape, plan
+from taopd.plan.communication import ROW_BYTES, SPREAD_PLACES
+from taopd.ranks import BYTES_PER_PLACE
+
 WORKER = Path(__file__).parent / "rank_worker.py"
 ANCHORED = {"budget": 0.2, "anchor_coef": 0.5, "anchor_fraction": 0.3, "anchor_responses": 0.6}
 SPREAD = {"gather_limit": 0}
@@ -37,8 +41,9 @@ CASES = [
     {
         "name": "none_valid",
         "settings": ANCHORED | {"stop_tokens": "exclude"},
-        "sampling": "empty",
+        "sampling": "stop",
     },
+    {"name": "empty", "settings": ANCHORED, "sampling": "empty"},
     {
         "name": "no_position",
         "settings": ANCHORED | SPREAD,
@@ -114,9 +119,64 @@ def test_a_rank_may_select_nothing_or_have_nothing(runs, way, world):
     for case in ("none_selected", "no_position"):
         ranks, _ = by_rank(runs, case, way, world)
         assert ranks[0]["kept"][0] and not ranks[-1]["kept"][0], case
-    ranks, _ = by_rank(runs, "no_position", way, world)
-    assert ranks[-1]["num_local"] == [0] and ranks[0]["num_local"][0] > 0
+    for case in ("no_position", "empty"):
+        ranks, _ = by_rank(runs, case, way, world)
+        assert ranks[-1]["num_local"] == [0] and ranks[0]["num_local"][0] > 0, case
     ranks, _ = by_rank(runs, "none_valid", way, world)
     assert ranks[-1]["num_local"][0] > 0 == ranks[-1]["num_local_valid"][0]
     ranks, _ = by_rank(runs, "uneven", way, world)
     assert len(ranks[0]["kept"]) == 2
+
+
+def plan_of(micro_lab, world, way, **settings):
+    """What `taopd plan` says of the case "adamw"; the lengths decide nothing that is compared."""
+    student, teacher = (load_shape(str(path)) for path in (micro_lab.student, micro_lab.teacher))
+    known = {"dtype": "float32", "student_dtype": "float32", "teacher_dtype": "float32"}
+    lengths = {"prompt_length": 5, "completion_length": 6, "batch": 8 // world}
+    return plan(
+        student,
+        teacher,
+        PlanSettings(num_ranks=world, sharding=way, **known, **lengths, **settings),
+    )
+
+
+@pytest.mark.parametrize(("way", "world"), WORLDS)
+def test_what_a_rank_holds_is_what_plan_says(runs, micro_lab, way, world):
+    """Oracle: the bytes of parameters, teacher and Adam's states that each rank had. Exact: sizes divide."""
+    parts = plan_of(micro_lab, world, way).memory.parts
+    for rank in by_rank(runs, "adamw", way, world)[0]:
+        assert rank["weights_bytes"] == parts["student_weights"]
+        assert rank["teacher_bytes"] == parts["teacher_weights"]
+        assert rank["optimizer_bytes"] == parts["optimizer_states"]
+
+
+@pytest.mark.parametrize(("way", "world"), WORLDS)
+@pytest.mark.parametrize(("case", "steps"), [("adamw", 1), ("accumulated", 2)])
+def test_what_ranks_move_is_what_plan_says(runs, micro_lab, way, world, case, steps):
+    """Oracle: the bytes given to collectives, counted as they are called."""
+    moved = plan_of(micro_lab, world, way, micro_batches=steps).communication.moved
+    for rank in by_rank(runs, case, way, world)[0]:
+        counted = rank["traffic"]["other"]
+        if way == "ddp":
+            assert counted["c10d.allreduce_.default"] == pytest.approx(moved["gradients"], rel=0.01)
+            continue
+        # The counter sees the whole and the own part of it.
+        both = 1 + 1 / world
+        assert counted["c10d._allgather_base_.default"] / both == pytest.approx(
+            moved["parameters"], rel=1e-3
+        )
+        assert counted["c10d._reduce_scatter_base_.default"] / both == pytest.approx(
+            moved["gradients"], rel=1e-3
+        )
+
+
+@pytest.mark.parametrize(("way", "world"), WORLDS)
+def test_a_selection_moves_what_plan_says(runs, way, world):
+    """Oracle: the counted bytes; rows are padded to the longest rank, and counts add a few hundred bytes."""
+    ranks, _ = by_rank(runs, "anchored", way, world)
+    sent = max(rank["num_local"][0] for rank in ranks) * ROW_BYTES
+    facts = 5 * 8
+    assert ranks[0]["traffic"]["select"]["c10d.allgather_.default"] == (sent + facts) * (1 + world)
+    ranks, _ = by_rank(runs, "none_selected", way, world)
+    spread = ranks[0]["traffic"]["select"]["c10d.allreduce_.default"]
+    assert spread == pytest.approx(SPREAD_PLACES * BYTES_PER_PLACE, rel=0.05)

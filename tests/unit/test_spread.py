@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taopd.choose import check_size, choose, columns_read
+from taopd.choose import check_size, choose, gather_options
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.metrics import selection_metrics
@@ -201,9 +201,9 @@ def test_a_run_that_may_outgrow_the_limit_is_refused_before_it_starts():
 
 
 def test_only_declared_columns_travel():
-    assert columns_read(make_args()) == ()
-    assert columns_read(make_args(selector="dial", weighting="pw")) == (
+    assert gather_options(make_args())["columns"] == ()
+    assert gather_options(make_args(selector="dial", weighting="pw"))["columns"] == (
         "student_logprobs",
         "teacher_logprobs",
     )
-    assert columns_read(make_args(selector="fire")) is None
+    assert gather_options(make_args(selector="fire"))["columns"] is None

@@ -5,14 +5,15 @@ side by side are two rollouts with the same completion. The words are those of t
 the same report, or of the student that the bank's `sources.json` names; without one, ids are shown.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from taopd.report.folders import GAIN, Sources, read_json
+from taopd.errors import DataError
+from taopd.report.folders import GAIN, Sources
+from taopd.report.reading import read_json, read_table
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
 
@@ -25,17 +26,17 @@ def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
     for path in sources.gains:
         words = _vocabulary(path, sources)
         checkpoints = read_json(path / "manifest.json").get("checkpoints", [])[:6]
-        tokens = pd.read_parquet(path / "tokens.parquet")
+        tokens = read_table(path / "tokens.parquet")
         each = (limit - len(found)) // max(1, len(checkpoints))
         for checkpoint in checkpoints:
-            gains = pd.read_parquet(path / str(checkpoint["file"]))
+            gains = read_table(path / str(checkpoint["file"]))
             column = next((name for name in GAINS if name in gains), None)
             gain = None if column is None else gains[column]
             label = f"{path.name}, {checkpoint.get('label', 'checkpoint')}"
             found += _rollouts(tokens, gain, words, path.name, label, each)
     for path in sources.banks:
         if limit > len(found) and not sources.gains:
-            tokens = pd.read_parquet(path / "tokens.parquet")
+            tokens = read_table(path / "tokens.parquet")
             words = _vocabulary(path, sources)
             found += _rollouts(tokens, None, words, path.name, path.name, limit - len(found))
     return found
@@ -55,6 +56,8 @@ def _rollouts(
         for name in tokens.columns
         if name.startswith("disagreement_k")
     )
+    if not sizes or "completion" not in tokens or "token_id" not in tokens:
+        raise DataError(f"{run}: tokens.parquet lacks the columns of a bank")
     k = max([size for size in sizes if size <= 16], default=sizes[0])
     columns = {
         "disagreement": f"disagreement_k{k}",
@@ -101,7 +104,7 @@ def _students(path: Path) -> Sequence[Path]:
 
 def _read_vocabulary(file: Path) -> dict[int, str]:
     """From a `tokenizer.json`: its model's vocabulary and its added tokens."""
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = read_json(file)
     vocabulary = document.get("model", {}).get("vocab", {})
     if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of the ids.
         vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}

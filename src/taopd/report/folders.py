@@ -4,15 +4,16 @@ Reads files only, tolerates every one that is absent, and imports no torch. A st
 runs of their own, below `arms/`.
 """
 
-import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.records import read_jsonl
+from taopd.report.reading import is_torn, read_json, read_lines
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
+_LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,14 @@ class Run:
     env: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    warned: list[dict[str, Any]] = field(default_factory=list)
+    """`warnings.jsonl`: what the collapse guard saw, with the step."""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """`teacher.json`: a teacher that was asked over the network."""
+    check: list[dict[str, Any]] = field(default_factory=list)
+    """The verdicts of `check.json`, the look before the first step."""
+    torn: list[str] = field(default_factory=list)
+    """Files whose last line is cut."""
     match: str = "auto"
     """How its completions are graded."""
 
@@ -37,7 +46,7 @@ class Run:
         return [
             (line["step"], line[key])
             for line in self.metrics
-            if isinstance(line.get(key), int | float) and "step" in line
+            if _is_number(line.get(key)) and _is_number(line.get("step"))
         ]
 
 
@@ -54,7 +63,7 @@ class Study:
     def outcomes(self) -> list[dict[str, Any]]:
         """One mapping per arm and seed."""
         rows = self.results.get("outcomes") or self.results.get("arms", [])
-        return [row for row in rows if isinstance(row, dict) and "accuracy_curve" in row]
+        return [row for row in rows if isinstance(row, dict) and row.get("accuracy_curve")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,10 @@ class Sources:
     banks: list[Path] = field(default_factory=list)
     gains: list[Path] = field(default_factory=list)
     diagnostics: list[Path] = field(default_factory=list)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_folders(paths: list[Path]) -> Sources:
@@ -114,7 +127,7 @@ def _lists(found: Sources) -> tuple[list, ...]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("metrics.jsonl", "rollouts.jsonl"))
+    return any((path / name).is_file() for name in _LOGS)
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
@@ -125,7 +138,7 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         changed = config
     taken = {run.name for run in others}
     unique = name if name not in taken else f"{name} ({len(taken) + 1})"
-    metrics = path / "metrics.jsonl"
+    check = read_json(path / "check.json").get("items", [])
     return Run(
         name=unique,
         path=path,
@@ -133,21 +146,10 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         changed=changed,
         env=read_json(path / "env.json"),
         results=read_json(path / "results.json"),
-        metrics=read_jsonl(metrics) if metrics.is_file() else [],
+        metrics=read_lines(path / "metrics.jsonl"),
+        warned=read_lines(path / "warnings.jsonl"),
+        teacher=read_json(path / "teacher.json"),
+        check=[item for item in check if isinstance(item, dict)],
+        torn=[name for name in _LOGS if is_torn(path / name)],
         match=arm.get("match", "auto"),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file is missing.
-
-    Raises:
-        DataError: the file is there and cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    return found if isinstance(found, dict) else {}

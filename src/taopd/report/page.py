@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd import __version__
+from taopd.errors import DataError
 from taopd.records import write_text
 from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
@@ -51,19 +52,33 @@ def write_report(
         match: how logged completions are graded; see `taopd.grading`.
 
     Raises:
-        DataError: a folder that is missing, damaged, or holds nothing to show.
+        DataError: a folder that is missing, damaged, or holds nothing to show; an output that cannot be
+            written.
     """
+    path = Path(output)
+    if path.is_dir():
+        raise DataError(
+            f"{output} is a folder; name the file to write, as in {path / 'report.html'}"
+        )
     sources = read_folders([Path(folder) for folder in folders])
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
-    rollouts = read_rollouts(sources.runs, limit=for_runs, match=match)
+    # A selector's rollouts first, those of the controls after them.
+    runs = sorted(sources.runs, key=lambda run: run.config.get("selector") in ("full", "random"))
+    rollouts = read_rollouts(runs, limit=for_runs, match=match)
     rollouts += bank_rollouts(sources, limit=max(0, max_rollouts - len(rollouts)))
     sections = all_sections(sources, rollouts, _inspector(rollouts))
     shown = [section for section in sections if section.body]
-    text = _page(_title(sources), shown, warnings(sources), rollouts)
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    if not shown:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: nothing was logged yet that a report could show"
+        )
+    text = _page(_title(sources), shown, warnings(sources, rollouts), rollouts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror or error}") from error
     return Report(
         path=path,
         num_bytes=len(text.encode("utf-8")),

@@ -4,17 +4,30 @@ Where there are more than fit, whole generation batches are dropped evenly over 
 the last one kept, so that what is left still shows how a run went.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from taopd.errors import DataError, TaopdError
 from taopd.report.folders import Run
+from taopd.report.reading import read_lines
 from taopd.report.text import readable, tokenizer_kind
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
+
+PER_TOKEN = (
+    *(
+        "token_ids",
+        "disagreement",
+        "compatibility",
+        "entropy",
+        "score",
+        "learnable",
+        "incompatible",
+    ),
+    *("student_logprob", "teacher_logprob", "rank", "kept", "anchored", "quadrant"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,20 +82,24 @@ def _within(rollouts: list[Rollout]) -> list[Rollout]:
 def _lines(run: Run) -> list[dict[str, Any]]:
     """The lines that hold what a page needs; those of an older taopd may lack the lists."""
     path = run.path / "rollouts.jsonl"
-    if not path.is_file():
-        return []
-    lines = []
-    with open(path, encoding="utf-8") as stream:
-        for number, text in enumerate(stream, start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                if text.endswith("\n"):
-                    raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-                continue  # A crash cut the last line.
-            if line.get("tokens"):
-                lines.append(line)
-    return lines
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        _check(line, f"{path}, line {number}")
+    return [line for line in lines if line.get("tokens")]
+
+
+def _check(line: dict[str, Any], where: str) -> None:
+    """Raise `DataError` unless every list of the line is as long as its tokens."""
+    tokens = line.get("tokens", [])
+    if not isinstance(tokens, list):
+        raise DataError(f'{where}: "tokens" is no list; no taopd run wrote this')
+    columns = {name: line[name] for name in PER_TOKEN if line.get(name)}
+    for model in ("student_top", "teacher_top"):
+        columns |= {f"{model}.{name}": values for name, values in (line.get(model) or {}).items()}
+    for name, values in columns.items():
+        size = len(values) if isinstance(values, list) else 0
+        if size != len(tokens):
+            raise DataError(f"{where}: {name} has {size} values for {len(tokens)} tokens")
 
 
 def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
