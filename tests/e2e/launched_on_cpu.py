@@ -1,4 +1,4 @@
-"""`taopd` under `accelerate launch` with an FSDP2 config, on CPUs; accelerate has it for accelerators only.
+"""`taopd` under `accelerate launch` with an FSDP2 config, on CPUs: accelerate has FSDP2 for GPUs only.
 
 Arguments: those of `taopd`. The one change is that several CPU processes call themselves GPU processes.
 """

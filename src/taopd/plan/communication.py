@@ -8,8 +8,8 @@ message of M bytes among R ranks
 
     gradients     ddp: one all-reduce a step. fsdp2: one reduce-scatter a step, at its last backward. zero3:
                   one a backward.
-    parameters    fsdp2: the student's for every forward (scoring, training) and again for the backward, but
-                  for the last norm and the head, which stay. zero3: for every forward and backward.
+    parameters    the student's for every forward (scoring, training) and again for the backward. fsdp2: last
+                  norm and head stay once they are there, until the next backward.
     selection     up to gather_limit tokens their rows, `ROW_BYTES` each; above it counts (`taopd.ranks`)
 
 Teacher and reference student are whole on every rank and move nothing. Not counted: generation (its forwards
@@ -95,6 +95,8 @@ def _gradients(student: ModelShape, settings: PlanSettings) -> float:
 def _parameters(student: ModelShape, settings: PlanSettings) -> float:
     if settings.sharding == "ddp":
         return 0.0
-    whole, passes = student.num_parameters, settings.micro_batches
-    again = whole - (tail_parameters(student) if settings.sharding == "fsdp2" else 0)
-    return float(BYTES[settings.dtype] * passes * (2 * whole + again))
+    passes, tail = settings.micro_batches, tail_parameters(student)
+    gathered = 3 * passes * student.num_parameters
+    if settings.sharding == "fsdp2":
+        gathered -= (3 * passes - (passes + 1)) * tail
+    return float(BYTES[settings.dtype] * gathered)
