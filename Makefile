@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo picture test test-browser check bench clean
+.PHONY: demo picture test test-vllm test-verl test-browser check bench clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -20,6 +20,30 @@ picture: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# A teacher behind a real vLLM on the CPU, in an environment of its own.
+VLLM := .venv-vllm
+test-vllm: $(READY) $(VLLM)/.ready
+	TAOPD_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest tests/server
+
+$(VLLM)/.ready: constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	touch $@
+
+# The adapter against the installed verl on the CPU, in an environment of its own that holds this project too.
+VERL := .venv-verl
+test-verl: $(VERL)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(VERL)/bin/python -m pytest -p no:warnings tests/integrations
+
+$(VERL)/.ready: constraints-verl.txt
+	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --quiet --upgrade pip
+	$(VERL)/bin/python -m pip install --quiet torch==2.13.0
+	$(VERL)/bin/python -m pip install --quiet --no-deps --requirement constraints-verl.txt
+	touch $@
 
 # The report in headless Chromium (CHROMIUM=path; Debian: apt install chromium) with node 20 or newer.
 test-browser: $(READY) tests/browser/node_modules
@@ -45,4 +69,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(VERL) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -142,6 +142,18 @@ def window_lab(document: dict[str, Any], folder: Path) -> str:
     return "\n".join([*lines, "", "![Accuracy against seconds](results/window_lab.png)"])
 
 
+def teacher(document: dict[str, Any], folder: Path) -> str:
+    """Table of bench_teacher."""
+    result = document["result"]
+    lines = ["| call | p50 s |", "|---|---:|"]
+    lines += [f"| {row['call']} | {row['p50_s']:.2f} |" for row in result["rows"]]
+    ratios = (
+        f"score over raw: {result['score_over_raw']:.2f}. step over student + score: "
+        f"{result['step_over_sum']:.2f}."
+    )
+    return "\n".join(lines) + f"\n\n{ratios}"
+
+
 def anchor(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_anchor."""
     lines = [
@@ -156,6 +168,7 @@ def anchor(document: dict[str, Any], folder: Path) -> str:
 
 
 SECTIONS = {
+    "teacher": ("A teacher behind a server against the server's own time", teacher),
     "anchor": ("Student update: the default's anchors against the published method", anchor),
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
     "sparse": ("Student update: exact and through a gradient window", sparse),

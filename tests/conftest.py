@@ -52,7 +52,14 @@ def make_tokenizer(words=WORDS):
     )
 
 
-def make_model(*, seed: int, hidden_size: int = 16, vocab_size: int = len(WORDS), layers: int = 2):
+def make_model(
+    *,
+    seed: int,
+    hidden_size: int = 16,
+    vocab_size: int = len(WORDS),
+    layers: int = 2,
+    tie_word_embeddings: bool = False,
+):
     """A randomly initialised Qwen3 with a context of 64 tokens."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -66,7 +73,7 @@ def make_model(*, seed: int, hidden_size: int = 16, vocab_size: int = len(WORDS)
         num_key_value_heads=1,
         head_dim=8,
         max_position_embeddings=64,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tie_word_embeddings,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -86,6 +93,18 @@ def make_rows(num_rows: int, split: str) -> list[dict[str, str]]:
             {"prompt": f"{lead}{left} + {right} =", "answer": str(left + right), "split": split}
         )
     return rows
+
+
+def make_checkpoint(run: Path, step: int) -> Path:
+    """A sealed folder in the place of a checkpoint, for whoever only looks for one."""
+    from taopd.checkpoint_files import OPTIMIZER, STATE, seal
+
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir()
+    for name in (STATE, OPTIMIZER):
+        (folder / name).write_text(f'{{"global_step": {step}}}')
+    seal(folder, step=step, num_processes=1, sharded=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ class TokenCount:
         self._prompts = hashlib.sha256()
 
     def __call__(self, scored: ScoredBatch) -> None:
-        self.total += int(scored.choice.selection.kept.sum())
+        self.total += scored.choice.selection.num_kept
         ids, mask = (scored.batch[name].cpu() for name in ("prompt_ids", "prompt_mask"))
         for row, kept in zip(ids, mask.bool(), strict=True):
             self._prompts.update(json.dumps(row[kept].tolist()).encode())

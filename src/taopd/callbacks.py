@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics, and the size of every update."""
+"""What a run writes while it trains: metrics, the peak of memory, and the size of every update."""
 
 import math
 from pathlib import Path
@@ -36,6 +36,33 @@ class MetricsWriter(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         append_jsonl(Path(args.output_dir) / "metrics.jsonl", {"step": state.global_step} | logs)
+
+
+class PeakMemory(TrainerCallback):
+    """Hands the peak of memory so far to `record(name, value)`, in MiB, after every optimizer step.
+
+    On a GPU what this rank's tensors took of it; without one the largest resident set of the process, with
+    libraries, both models and whatever else it has done, where the system tells (Linux).
+    """
+
+    def __init__(self, record):
+        self._record = record
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if (peak := _peak_mib(args.device)) is not None:
+            self._record("perf/peak_memory_mib", peak)
+
+
+def _peak_mib(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    # Not getrusage: there a child begins with the peak of its parent.
+    kib = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(kib[0]) / 2**10 if kib else None
 
 
 class UpdateNorm(TrainerCallback):

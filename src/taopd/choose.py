@@ -1,7 +1,8 @@
 """From signals and the settings to what every position weighs in the loss; any engine can call this.
 
 `local_table` on every rank, gather the tables, then `choose` once on the whole: a pure function of the
-table, the settings and the step, so that all ranks get the same answer.
+table, the settings and the step, so that all ranks get the same answer. A table too large to gather stays
+in parts (`table.ranks`): then every rank calls `choose` on its own, and gets its part of that answer.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from taopd.config import TeachabilityConfig
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.selectors import (
     Calibration,
+    Rules,
     Selection,
+    check_spread,
     resolve_selector,
     resolve_weighting,
     scheduled_budget,
@@ -28,7 +31,7 @@ from taopd.signals import SignalTable, TokenSignals, signal_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The fate of the N positions of a whole generation batch."""
+    """The fate of the N positions of a whole generation batch, or of the part of it on this rank."""
 
     selection: Selection
     loss_weights: Float[Tensor, " N"]
@@ -42,12 +45,45 @@ class Choice:
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
     """What each shadow selector would have kept of the same table at the same budget."""
 
+    @property
+    def trains(self) -> Bool[Tensor, " N"]:
+        """Tokens that enter the loss."""
+        return (self.loss_weights != 0) | (self.anchor_weights != 0)
+
 
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
     """Further signals that selector, weighting and shadow selectors read, sorted."""
     selectors = [resolve_selector(args.selector), resolve_weighting(args.weighting)]
     selectors += [resolve_selector(name) for name in args.shadow_selectors or []]
     return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
+
+
+def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
+    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that choosing reads.
+
+    All of them where a selector may read more than it declares.
+    """
+    chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
+    weighting = resolve_weighting(args.weighting)
+    declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
+    return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
+
+
+def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
+    """Refuse settings that would fail at the first generation batch too large to gather.
+
+    Args:
+        num_rows: completions of a generation batch, all ranks.
+
+    Raises:
+        ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
+    """
+    if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
+        return
+    rules = Rules(draw=args.draw, position_cost=args.position_cost, weighting=args.weighting)
+    check_spread(rules, resolve_selector(args.selector))
+    for name in args.shadow_selectors or []:
+        check_spread(Rules(), resolve_selector(name))
 
 
 def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
@@ -131,12 +167,13 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
+        ranks=table.ranks,
     )
     drawn = torch.zeros_like(weights)
     watched = args.collapse_guard != "off" and step % args.guard_every == 0
     if training and (args.coef > 0.0 or watched):
         # Where everything is selected there is nothing to hold, and the guard watches everything.
-        anything = bool((table.valid & ~selection.kept).any()) or args.coef > 0.0
+        anything = table.ranks.any(table.valid & ~selection.kept) or args.coef > 0.0
         drawn = anchor_weights(
             selection.kept if anything else ~table.valid,
             table.valid,
@@ -145,6 +182,7 @@ def choose(
             responses=args.anchor_responses,
             seed=args.seed,
             step=step,
+            ranks=table.ranks,
         )
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None

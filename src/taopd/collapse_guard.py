@@ -4,7 +4,6 @@ The numbers are from batches that were scored anyway, and from the initial stude
 completions every `guard_every` steps; `collapse_watch` decides. Its memory travels with checkpoints.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +11,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from taopd.checkpoint_files import checkpoints, problem_of, step_of
 from taopd.choose import Choice
 from taopd.collapse_watch import CollapseWatch
-from taopd.records import append_jsonl, write_json
+from taopd.records import append_jsonl, cut_lines
 from taopd.signals import SignalTable
 
-WARNINGS_FILE, STATE_FILE = "warnings.jsonl", "collapse_guard.json"
+WARNINGS_FILE = "warnings.jsonl"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 BANK_GAIN = "bank/gain_forward_nats/mean"
 
 logger = logging.getLogger("taopd.collapse_guard")
@@ -48,7 +49,9 @@ class CollapseGuard(TrainerCallback):
         self._action, self._folder = action, Path(output_dir)
         self._accelerator, self._record = accelerator, record
         self._load_checkpoint = load_checkpoint
+        self._sharded = accelerator.distributed_type in SHARDED
         self.watch = CollapseWatch()
+        self._num_warnings = 0
 
     def measure(
         self, step: int, table: SignalTable, choice: Choice, idle_drift: Float[Tensor, " n"]
@@ -61,16 +64,20 @@ class CollapseGuard(TrainerCallback):
         """
         sums = torch.stack([idle_drift.sum(), idle_drift.new_tensor(float(idle_drift.numel()))])
         total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
-        valid, kept = table.valid, choice.selection.kept
+        valid, kept, ranks = table.valid, choice.selection.kept, table.ranks
+        num_valid, num_kept = choice.selection.num_valid, choice.selection.num_kept
+        found = (table.entropy[valid].double().sum(), table.compatibility[kept].double().sum())
+        entropy, compatibility = ranks.sums(torch.stack(found)).tolist()
+        num_responses = ranks.total(table.response[valid].unique().numel())
         values = {
-            "entropy": float(table.entropy[valid].double().mean()),
-            "length": float(valid.sum()) / max(1, int(table.response[valid].unique().numel())),
+            "entropy": entropy / max(1, num_valid),
+            "length": num_valid / max(1, num_responses),
         }
         if count:
             values["idle_drift"] = total / count
             self._record("guard/idle_drift_nats", total / count)
-        if bool(kept.any()):
-            values["kept_compatibility"] = float(table.compatibility[kept].double().mean())
+        if num_kept:
+            values["kept_compatibility"] = compatibility / num_kept
         self._tell(step, self.watch.update(step, values))
 
     def _tell(self, step: int, reasons: list[str]) -> None:
@@ -79,6 +86,7 @@ class CollapseGuard(TrainerCallback):
         for reason in reasons:
             logger.warning("step %d: the run may be collapsing: %s", step, reason)
             append_jsonl(self._folder / WARNINGS_FILE, {"step": step, "reason": reason})
+            self._num_warnings += 1
 
     # -- callback ---------------------------------------------------------------------------------
 
@@ -96,28 +104,34 @@ class CollapseGuard(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.watch.fired or self._action != "restore":
             return
+        known = [(step_of(path) or 0, path) for path in checkpoints(self._folder)]
         healthy = [
-            (int(path.name.rpartition("-")[2]), path)
-            for path in self._folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+            path
+            for step, path in known
+            if step <= self.watch.healthy_step and problem_of(path, sharded=self._sharded) is None
         ]
-        healthy = [found for found in sorted(healthy) if found[0] <= self.watch.healthy_step]
         if not healthy:
             logger.warning(
-                "no checkpoint is as old as step %d, the last healthy one: the weights stay as they are; "
-                "lower save_steps",
+                "no whole checkpoint is as old as step %d, the last healthy one: the weights stay as they "
+                "are; lower save_steps",
                 self.watch.healthy_step,
             )
             return
-        logger.warning("collapse_guard: back to %s", healthy[-1][1])
-        self._load_checkpoint(str(healthy[-1][1]))
+        logger.warning("collapse_guard: back to %s", healthy[0])
+        self._load_checkpoint(str(healthy[0]))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watch = CollapseWatch()
-        path = self._folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / STATE_FILE
-        if state.global_step and path.exists():
-            self.watch.load(json.loads(path.read_text(encoding="utf-8")))
+        self.watch, self._num_warnings = CollapseWatch(), 0
+        if state.global_step == 0 and self._accelerator.is_main_process:
+            cut_lines(self._folder / WARNINGS_FILE, 0)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = self._folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / STATE_FILE, self.watch.state())
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Memory of the watch, and how many warnings are on file."""
+        return {"watch": self.watch.state(), "num_warnings": self._num_warnings}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from `checkpoint_state()`; later warnings are taken off the file."""
+        self.watch.load(state["watch"])
+        self._num_warnings = state["num_warnings"]
+        if self._accelerator.is_main_process:
+            cut_lines(self._folder / WARNINGS_FILE, self._num_warnings)

@@ -98,17 +98,20 @@ class CollapseWatch:
     def state(self) -> dict:
         """What a checkpoint keeps."""
         series = {
-            name: [each.total, each.weight, each.start] for name, each in self._series.items()
+            name: [each.total, each.weight, list(each.start)] for name, each in self._series.items()
         }
         return {
             "series": series,
             "best_gain": self._best_gain,
-            "fired": self.fired,
+            "fired": dict(self.fired),
             "healthy_step": self.healthy_step,
         }
 
     def load(self, state: dict) -> None:
         """Go on from `state()`."""
-        self._series = {name: _Series(*values) for name, values in state["series"].items()}
+        self._series = {
+            name: _Series(total, weight, list(start))
+            for name, (total, weight, start) in state["series"].items()
+        }
         self._best_gain, self.fired = state["best_gain"], dict(state["fired"])
         self.healthy_step = state["healthy_step"]

@@ -14,6 +14,7 @@ from taopd.anchor_settings import AnchorSettings
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
 from taopd.redaction import redact_document
+from taopd.reliability_settings import ReliabilitySettings
 from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
 from taopd.teacher_settings import TeacherSettings
@@ -30,11 +31,14 @@ _BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
 
 @dataclass
-class TeachabilityConfig(AnchorSettings, TeacherSettings, SelectionSettings, DistillationConfig):
+class TeachabilityConfig(
+    AnchorSettings, TeacherSettings, ReliabilitySettings, SelectionSettings, DistillationConfig
+):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig`, and the fields below.
 
     Schedules, scopes, weights, draws, stop tokens and shadow selectors are in `SelectionSettings`; what
-    holds the unselected tokens is in `AnchorSettings`, a teacher behind a server in `TeacherSettings`.
+    holds the unselected tokens is in `AnchorSettings`, a teacher behind a server in `TeacherSettings`, steps
+    with bad numbers or without a token in `ReliabilitySettings`.
 
     Raises:
         ConfigError: at construction, for a value outside its range or an unknown name (with the nearest one).
@@ -203,6 +207,7 @@ class TeachabilityConfig(AnchorSettings, TeacherSettings, SelectionSettings, Dis
         _require(self.min_keep >= 0, "min_keep", self.min_keep, "0 or more tokens")
         _require(0.0 <= self.split_gamma <= 1.0, "split_gamma", self.split_gamma, "in [0, 1]")
         self.check_anchor()
+        self.check_reliability()
         self.check_teacher(asked=self.teacher_url is not None)
         if self.collapse_guard == "restore" and str(self.save_strategy) in (
             "no",

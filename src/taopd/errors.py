@@ -12,6 +12,9 @@ from collections.abc import Iterable
 class TaopdError(ValueError):
     """Base of the errors that are the caller's to mend."""
 
+    together = False
+    """Every process raises it at the same point, so that they can still save a checkpoint."""
+
 
 class ConfigError(TaopdError):
     """A setting that does not exist, or a value outside its range."""
@@ -28,9 +31,18 @@ class DataError(TaopdError):
 class NumericsError(TaopdError):
     """A NaN or an infinity where a finite number belongs."""
 
+    index: int | None = None
+    """Which of the rows that were checked, where the caller can say more about the place."""
+
+
+class ResourceError(TaopdError):
+    """Memory or disk space ran out, or a folder cannot be written."""
+
 
 class TeacherError(TaopdError):
     """A teacher's server refuses, or answers what cannot be true."""
+
+    together = True
 
 
 class TeacherUnavailable(TeacherError):

@@ -1,57 +1,124 @@
-"""One table of signals from all ranks, so that 1 rank and 8 ranks choose the same positions."""
+"""One table of signals over all ranks, so that 1 rank and 8 ranks choose the same positions.
+
+Up to `limit` tokens every rank gets all rows, as bytes: 8 for response, position and validity, 4 for a column
+that float32 holds without loss (every rank says so with its counts), else 8. Above it no row leaves its rank:
+the part stays where it is, with `Ranks` to ask the others for counts and order statistics. No pickle.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Bool
+from torch import Tensor
 
+from taopd.ranks import Ranks
 from taopd.signals import SignalTable
+
+PLACE_BYTES = 8
+"""Response, position and validity of a row in one int64."""
+_POSITION_BITS = 31
+_COLUMNS = ("disagreement", "compatibility", "entropy")
+
+
+class Gathered(NamedTuple):
+    """What a rank knows of the generation batch."""
+
+    part: SignalTable
+    """This rank's rows, with every column; responses numbered over all ranks."""
+    table: SignalTable
+    """What to choose from: the rows of all ranks in the order of one big batch, or `part` itself."""
+    mine: slice
+    """Where this rank's rows are in `table`."""
 
 
 def gather_table(
-    accelerator: Accelerator, local: SignalTable, *, num_rows: int
-) -> tuple[SignalTable, slice]:
-    """The table of all ranks on the CPU, in the order of one big batch, and this rank's rows of it.
-
-    Plain tensors travel, 8 bytes per column and position, padded to the longest rank; nothing is pickled.
+    accelerator: Accelerator,
+    local: SignalTable,
+    *,
+    num_rows: int,
+    limit: int,
+    columns: Collection[str] | None = None,
+) -> Gathered:
+    """Bring the ranks' tables together, on the CPU.
 
     Args:
         num_rows: completions on this rank, so that responses are numbered across ranks.
+        limit: tokens of all ranks up to which rows travel.
+        columns: further signals that `table` needs; default all.
     """
-    on_cpu = SignalTable(
-        disagreement=local.disagreement.cpu(),
-        compatibility=local.compatibility.cpu(),
-        entropy=local.entropy.cpu(),
-        response=local.response.cpu(),
-        position=local.position.cpu(),
-        valid=local.valid.cpu(),
-        extra={name: column.cpu() for name, column in local.extra.items()},
-    )
+    part = _to_cpu(local)
     if accelerator.num_processes == 1:
-        return on_cpu, slice(0, len(local))
-    device, rank = accelerator.device, accelerator.process_index
-    counts = accelerator.gather(torch.tensor([[num_rows, len(local)]], device=device)).cpu()
-    names = sorted(local.extra)
-    columns = [
-        on_cpu.disagreement,
-        on_cpu.compatibility,
-        on_cpu.entropy,
-        on_cpu.response.double() + float(counts[:rank, 0].sum()),
-        on_cpu.position.double(),
-        on_cpu.valid.double(),
-        *(on_cpu.extra[name] for name in names),
-    ]
-    stacked = torch.stack(columns, dim=1)
-    padding = stacked.new_zeros((int(counts[:, 1].max()) - len(local), len(columns)))
-    gathered = accelerator.gather(torch.cat([stacked, padding]).unsqueeze(0).to(device)).cpu()
-    sizes = counts[:, 1].tolist()
-    full = torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
-    table = SignalTable(
-        disagreement=full[:, 0],
-        compatibility=full[:, 1],
-        entropy=full[:, 2],
-        response=full[:, 3].long(),
-        position=full[:, 4].long(),
-        valid=full[:, 5].bool(),
-        extra={name: full[:, 6 + index] for index, name in enumerate(names)},
+        return Gathered(part, part, slice(0, len(part)))
+    names = sorted(part.extra if columns is None else set(part.extra) & set(columns))
+    values = [getattr(part, name) for name in _COLUMNS] + [part.extra[name] for name in names]
+    exact = [int(torch.equal(value, value.float().double())) for value in values]
+    facts = torch.tensor([[num_rows, len(part), *exact]], device=accelerator.device)
+    facts = accelerator.gather(facts).cpu()
+    rank, sizes = accelerator.process_index, facts[:, 1].tolist()
+    ranks = Ranks(
+        rank=rank,
+        size=accelerator.num_processes,
+        all_reduce=partial(_all_reduce, accelerator),
     )
+    part = replace(part, response=part.response + facts[:rank, 0].sum(), ranks=ranks)
+    if sum(sizes) > limit:
+        return Gathered(part, part, slice(0, len(part)))
+    dtypes = [torch.float32 if all(flags) else torch.float64 for flags in facts[:, 2:].T.tolist()]
+    rows = _packed(part, [value.to(dtype) for value, dtype in zip(values, dtypes, strict=True)])
+    padding = rows.new_zeros(max(sizes) - len(part), rows.shape[1])
+    gathered = accelerator.gather(torch.cat([rows, padding])[None].to(accelerator.device)).cpu()
+    whole = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
     start = sum(sizes[:rank])
-    return table, slice(start, start + len(local))
+    return Gathered(part, _unpacked(whole, names, dtypes), slice(start, start + len(part)))
+
+
+def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+    """False in the rows with which accelerate fills up the last batch of an evaluation.
+
+    They make ranks even, repeat the first prompts, and come after all others in the order of the ranks.
+    """
+    state, num_rows = accelerator.gradient_state, mask.shape[0]
+    rows = torch.arange(num_rows, device=mask.device) + accelerator.process_index * num_rows
+    uneven = accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0
+    return (rows < state.remainder if uneven else rows >= 0)[:, None]
+
+
+def _all_reduce(accelerator: Accelerator, values: Tensor) -> Tensor:
+    return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
+
+
+def _to_cpu(table: SignalTable) -> SignalTable:
+    names = (*_COLUMNS, "response", "position", "valid")
+    moved = {name: getattr(table, name).cpu() for name in names}
+    return SignalTable(**moved, extra={name: value.cpu() for name, value in table.extra.items()})
+
+
+def _packed(part: SignalTable, values: list[Tensor]) -> Tensor:
+    """uint8 [rows, bytes]."""
+    place = part.response.long() << (_POSITION_BITS + 1)
+    place |= (part.position.long() << 1) | part.valid.long()
+    return torch.cat(
+        [column[:, None].contiguous().view(torch.uint8) for column in (place, *values)], 1
+    )
+
+
+def _unpacked(rows: Tensor, names: list[str], dtypes: list[torch.dtype]) -> SignalTable:
+    sizes = [PLACE_BYTES, *(dtype.itemsize for dtype in dtypes)]
+    pieces = [piece.contiguous() for piece in rows.split(sizes, dim=1)]
+    place = pieces[0].view(torch.int64)[:, 0]
+    values = [
+        piece.view(dtype)[:, 0].double() for piece, dtype in zip(pieces[1:], dtypes, strict=True)
+    ]
+    return SignalTable(
+        disagreement=values[0],
+        compatibility=values[1],
+        entropy=values[2],
+        response=place >> (_POSITION_BITS + 1),
+        position=(place >> 1) & (2**_POSITION_BITS - 1),
+        valid=(place & 1).bool(),
+        extra=dict(zip(names, values[3:], strict=True)),
+    )

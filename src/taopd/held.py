@@ -61,10 +61,10 @@ class HeldTokens:
         """Run the initial student where it is needed; returns what the anchor's loss reads.
 
         Args:
-            table: of the generation batch on all ranks, `mine` this rank's rows of it.
+            table: what was chosen from, `mine` this rank's rows of it.
             signals: of this rank's positions.
         """
-        if self._reference is None or not bool(choice.held.any()):
+        if self._reference is None or not table.ranks.any(choice.held):
             return {}
         held = choice.held[mine].to(positions.row.device)
         size = self._args.per_device_train_batch_size

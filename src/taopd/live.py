@@ -10,6 +10,7 @@ Not here: pictures of the whole run; `taopd report` makes those from the run fol
 import importlib
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -92,7 +93,23 @@ def _log(tracker: str, tables: dict[str, tuple[list[str], list[list[Any]]]], ste
             import pandas as pd
 
             made[f"taopd/{name}"] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
+            if name == "budget":
+                made["taopd/budget_plot"] = module.Image(_budget_picture(columns, rows))
     module.log(made)
+
+
+def _budget_picture(columns: list[str], rows: list[list[Any]]) -> np.ndarray:
+    """The budget curve as pixels [height, width, 3], for a tracker that draws no lines of a table."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*rows, strict=True), marker="o", markersize=3)
+    axes.set(xlabel=columns[0], ylabel=columns[1], xlim=(0, 1), ylim=(0, 1.05))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def attach(trainer: Any, *, every: int = 50) -> None:

@@ -5,11 +5,26 @@ The same key is the same definition everywhere.
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from taopd.choose import Choice
+from taopd.ranks import ALONE, Ranks, order_statistics
+from taopd.selectors import Selection
 from taopd.signals import SignalTable
+
+
+class Chosen(Protocol):
+    """What the metrics read of a choice, be it the trainer's `choose.Choice` or another engine's."""
+
+    @property
+    def selection(self) -> Selection: ...
+    @property
+    def budget(self) -> float: ...
+    @property
+    def shadows(self) -> Mapping[str, Tensor]: ...
+
 
 METRICS: dict[str, str] = {
     "select/nominal_fraction": "The configured budget.",
@@ -24,6 +39,8 @@ METRICS: dict[str, str] = {
     "select/kept_compatibility": "Mean C of the kept tokens, in [0, 1].",
     "select/kept_entropy_nats": "Mean H of the kept tokens.",
     "select/empty_completions": "Share of completions in which no token was kept.",
+    "select/off_teacher_list": "verl: share of sampled tokens that the teacher's list does not hold.",
+    "select/teacher_list_covers": "verl: share of tokens at which it holds all K ids of the student's list.",
     "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
     "signal/compatibility/*": "C over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",
@@ -59,6 +76,8 @@ METRICS: dict[str, str] = {
     "every guard_every steps.",
     "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "perf/peak_memory_mib": "Peak so far: tensors on this rank's GPU; without a GPU the resident set of the "
+    "process, libraries and both models included.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",
     "bank/gain_forward_nats/*": "Fall of KL(teacher || student) on the bank since it was frozen; > 0 is "
     "better. mean; learnable: D at or above the bank's median and C > 0.5; incompatible: C <= 0.5.",
@@ -67,7 +86,10 @@ METRICS: dict[str, str] = {
     "bank/gain_reverse_share/*": "The same for KL(student || teacher).",
     "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
     "perf/bank_s": "Seconds spent on the bank's measurement.",
-    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; they never train.",
+    "numerics/skipped": "Share of the steps that made no update: bad numbers, or no token to train on.",
+    "rollout/empty_completions": "Share of completions in which nothing was sampled, this process.",
+    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; neither they nor what "
+    "follows them in the completion trains.",
     "rollout/drift_nats/*": "|log p of the sampler - log p of the scoring pass| of sampled tokens, main "
     "process: mean, max.",
     "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",
@@ -84,26 +106,33 @@ def is_documented(key: str) -> bool:
     return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
 
 
-def selection_metrics(table: SignalTable, choice: Choice) -> dict[str, float]:
-    """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch."""
-    selection = choice.selection
+def selection_metrics(
+    table: SignalTable, choice: Chosen, part: SignalTable | None = None
+) -> dict[str, float]:
+    """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch.
+
+    Args:
+        part: this rank's rows with every signal, which are more than `table` may hold; default `table`.
+    """
+    selection, ranks = choice.selection, table.ranks
     valid, kept = table.valid, selection.kept
     metrics = {
         "select/nominal_fraction": choice.budget,
         "select/kept_fraction": selection.kept_fraction,
-        "select/kept_tokens": float(kept.sum()),
+        "select/kept_tokens": float(selection.num_kept),
         "select/valid_tokens": float(selection.num_valid),
-        "select/mean_weight": _mean(selection.weights[kept]),
-        "select/kept_disagreement_nats": _mean(table.disagreement[kept]),
-        "select/kept_compatibility": _mean(table.compatibility[kept]),
-        "select/kept_entropy_nats": _mean(table.entropy[kept]),
     }
-    num_responses = table.response[valid].unique().numel()
-    num_taught = table.response[kept].unique().numel()
+    num_responses = ranks.total(table.response[valid].unique().numel())
+    num_taught = ranks.total(table.response[kept].unique().numel())
     metrics["select/empty_completions"] = 1.0 - num_taught / max(1, num_responses)
+    averaged = {
+        "select/mean_weight": selection.weights[kept],
+        "select/kept_disagreement_nats": table.disagreement[kept],
+        "select/kept_compatibility": table.compatibility[kept],
+        "select/kept_entropy_nats": table.entropy[kept],
+    }
     for quadrant in (1, 2, 3, 4):
-        share = _mean((selection.quadrant[valid] == quadrant).double())
-        metrics[f"select/quadrant_q{quadrant}"] = share
+        averaged[f"select/quadrant_q{quadrant}"] = selection.quadrant[valid] == quadrant
     for name, column in (
         ("signal/disagreement_nats", table.disagreement),
         ("signal/compatibility", table.compatibility),
@@ -111,41 +140,64 @@ def selection_metrics(table: SignalTable, choice: Choice) -> dict[str, float]:
         ("signal/teachability", selection.learnable),
         ("signal/incompatible", selection.incompatible),
     ):
-        metrics |= _distribution(name, column[valid])
-    extra = {name: column[valid] for name, column in table.extra.items()}
-    if "mass" in extra:
-        metrics["signal/off_support_mass"] = 1.0 - _mean(extra["mass"])
-    if "teacher_entropy" in extra:
-        metrics["signal/teacher_entropy_nats"] = _mean(extra["teacher_entropy"])
-    if "student_logprobs" in extra and "teacher_logprobs" in extra:
-        gap = extra["student_logprobs"] - extra["teacher_logprobs"]
-        metrics["signal/sampled_reverse_kl_nats"] = _mean(gap)
-    return metrics | shadow_metrics(kept, choice.shadows)
+        metrics |= _percentiles(name, column[valid], selection.num_valid, ranks)
+        if selection.num_valid:
+            averaged[f"{name}/mean"] = column[valid]
+    part = table if part is None else part
+    return (
+        metrics
+        | _means(averaged, ranks)
+        | _means(_sampled(part), part.ranks)
+        | shadow_metrics(kept, choice.shadows, ranks)
+    )
 
 
-def shadow_metrics(kept: Tensor, shadows: Mapping[str, Tensor]) -> dict[str, float]:
+def shadow_metrics(
+    kept: Tensor, shadows: Mapping[str, Tensor], ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Jaccard index of every shadow selector's mask with the active one, and of every pair of shadows."""
-    metrics = {f"shadow/jaccard/{name}": jaccard(kept, mask) for name, mask in shadows.items()}
+    metrics = {
+        f"shadow/jaccard/{name}": jaccard(kept, mask, ranks) for name, mask in shadows.items()
+    }
     for (one, mask), (other, another) in combinations(shadows.items(), 2):
-        metrics[f"shadow/jaccard_between/{one} & {other}"] = jaccard(mask, another)
+        metrics[f"shadow/jaccard_between/{one} & {other}"] = jaccard(mask, another, ranks)
     return metrics
 
 
-def jaccard(one: Tensor, other: Tensor) -> float:
+def jaccard(one: Tensor, other: Tensor, ranks: Ranks = ALONE) -> float:
     """|A and B| / |A or B| of two masks; 1 where both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
+    union = ranks.total((one | other).sum())
+    return ranks.total((one & other).sum()) / union if union else 1.0
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean()) if values.numel() else 0.0
+def _sampled(part: SignalTable) -> dict[str, Tensor]:
+    """Signals that no selection of the paper reads, at the valid tokens."""
+    extra, found = {name: column[part.valid] for name, column in part.extra.items()}, {}
+    if "mass" in extra:
+        found["signal/off_support_mass"] = 1.0 - extra["mass"]
+    if "teacher_entropy" in extra:
+        found["signal/teacher_entropy_nats"] = extra["teacher_entropy"]
+    if "student_logprobs" in extra and "teacher_logprobs" in extra:
+        gap = extra["student_logprobs"] - extra["teacher_logprobs"]
+        found["signal/sampled_reverse_kl_nats"] = gap
+    return found
 
 
-def _distribution(name: str, values: Tensor) -> dict[str, float]:
-    """Mean, p10, p50 and p90; order statistics by nearest rank, so that no interpolation is implied."""
-    if values.numel() == 0:
+def _means(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Mean over all ranks of each column; 0 where it is empty."""
+    sums = [(values.double().sum(), float(values.numel())) for values in columns.values()]
+    total = ranks.sums(torch.tensor(sums, dtype=torch.float64).reshape(-1, 2)).tolist()
+    return {
+        name: value / count if count else 0.0
+        for name, (value, count) in zip(columns, total, strict=True)
+    }
+
+
+def _percentiles(name: str, values: Tensor, num_valid: int, ranks: Ranks) -> dict[str, float]:
+    """p10, p50 and p90 by nearest rank, so that no interpolation is implied."""
+    if num_valid == 0:
         return {}
-    ascending = values.sort().values
-    last = ascending.numel() - 1
-    ranks = {f"{name}/p{q}": float(ascending[round(q / 100 * last)]) for q in (10, 50, 90)}
-    return {f"{name}/mean": _mean(values)} | ranks
+    percents = (10, 50, 90)
+    places = [round(q / 100 * (num_valid - 1)) for q in percents]
+    found = order_statistics(values.sort().values, places, ranks)
+    return {f"{name}/p{q}": value for q, value in zip(percents, found, strict=True)}

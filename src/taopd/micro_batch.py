@@ -4,12 +4,14 @@ Uses the trainer's own sampler and forward, so that what is measured is what wil
 adapters, the inference engine. The random stream and the models' modes are as before afterwards.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from taopd.bank.rollouts import Rollouts
 from taopd.choose import signal_options
 from taopd.generation import undisturbed
-from taopd.preflight import Measured, measure, token_name
+from taopd.preflight import Measured, measure, measure_asked, token_name
 
 MOST_COMPLETIONS = 32
 SHARDED = (
@@ -27,38 +29,53 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
     """Sample for the first prompts of the training set and score the completions with both models.
 
     Args:
-        trainer: a `TeachabilityTrainer` with a teacher in this process, whole on this device
-            (not `is_sharded`).
+        trainer: a `TeachabilityTrainer`, whole on this device (not `is_sharded`).
         max_tokens: cut completions here, if it is less than `max_completion_length`.
 
     Raises:
         DataError: every completion is empty.
         NumericsError: NaN or infinite logits.
+        TeacherError: a teacher that is asked does not answer.
     """
     args, tokenizer = trainer.args, trainer._tokenizer
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     count = min(size, len(trainer.train_dataset))
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
-    with undisturbed(trainer.model, tokenizer, args.seed):
+    with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
         prompts = trainer._tokenize_prompts(trainer.train_dataset[:count]["prompt"])[0]
         completions = _sample(trainer, prompts, tokens)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
-        options = signal_options(args, trainer._stop_ids)
+        batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
+        common: dict[str, Any] = {
+            "sampling_logprobs": trainer.watch.logprobs,
+            "stops": _named(tokenizer, trainer.eos_token_ids),
+            "candidates": _named(tokenizer, _candidates(trainer)),
+            "micro_batch_size": size,
+            "vocab_size": trainer.vocab_size,
+            "k": args.score_top_k,
+            "max_tokens": tokens,
+        }
+        student = trainer._forward, trainer.model_wrapped
+        if trainer.teacher_model is None:
+            return measure_asked(*student, trainer._teacher.asked, batch, **common)
         return measure(
-            trainer._forward,
-            trainer.model_wrapped,
+            *student,
             trainer.teacher_model,
-            pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device),
-            sampling_logprobs=trainer.watch.logprobs,
-            stops=_named(tokenizer, trainer.eos_token_ids),
-            candidates=_named(tokenizer, _candidates(trainer)),
-            merged_ids=options["stop_ids"],
-            micro_batch_size=size,
-            vocab_size=trainer.vocab_size,
-            k=args.score_top_k,
+            batch,
+            merged_ids=signal_options(args, trainer._stop_ids)["stop_ids"],
             temperature=trainer.temperature,
-            max_tokens=tokens,
+            **common,
         )
+
+
+@contextmanager
+def _unreported(args: Any) -> Iterator[None]:
+    """No tracker hears of the block: TRL logs how long its methods take, before training has begun."""
+    trackers, args.report_to = args.report_to, []
+    try:
+        yield
+    finally:
+        args.report_to = trackers
 
 
 def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
@@ -70,7 +87,9 @@ def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[in
     usual = getattr(holder, name)
     setattr(holder, name, tokens)
     try:
-        return trainer._generate_single_turn(prompts, None, {})
+        completions = trainer._generate_single_turn(prompts, None, {})
+        trainer.numbers.forget()  # These rollouts are of no batch that trains.
+        return completions
     finally:
         setattr(holder, name, usual)
 

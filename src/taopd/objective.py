@@ -1,6 +1,6 @@
 """The terms of a micro-batch's loss: what they read, and their values from the student's states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.losses import LossFunction, Targets, head_loss
 from taopd.scoring import Positions, Scored, Trimmed
@@ -27,9 +28,9 @@ class Term:
 
 
 def loss_terms(
+    read_head: Callable[[], Head],
     hidden: Float[Tensor, "b n D"],
     *,
-    head: Head,
     terms: list[Term],
     part: Trimmed,
     inputs: Mapping[str, Any],
@@ -38,17 +39,28 @@ def loss_terms(
     """Head and loss of each term at its tokens alone.
 
     Args:
+        read_head: gives the student's. Read after its states, so that the backward reaches the head before
+            the backbone: FSDP2 reduces the head's gradient together with the last norm's, and would miss it.
         hidden: student's states that predict the part's completion tokens.
-        head: the student's.
         inputs: completion_ids and the columns of `scoring.loss_inputs`, on the whole micro-batch.
+
+    Raises:
+        NumericsError: a loss is NaN or infinite; names completion and position.
     """
-    losses = []
+    losses, head = [], read_head()
     for term in terms:
         weights, other = inputs[f"{term.weights}_weights"], inputs.get(f"{term.states}_hidden")
         chosen = weights != 0
         states = hidden[chosen[part.rows, : part.num_completion]]
         targets = targets_at(inputs, chosen, other, term.head, temperature)
-        losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
+        try:
+            losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
+        except NumericsError as error:
+            assert error.index is not None
+            place = Positions.of(chosen)
+            row = int(inputs["batch_row"][place.row[error.index]])
+            where = f"completion {row} of the batch, position {int(place.column[error.index])}"
+            raise NumericsError(f"{term.weights} term: {error} ({where})") from error
     return losses
 
 

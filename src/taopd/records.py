@@ -39,13 +39,22 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 def append_jsonl(path: str | Path, obj: Any) -> None:
     """Append one JSON document as one line and flush it. Non-finite floats become null.
 
+    What cannot be written in full (a full disk) is taken back before the error goes on.
+
     Raises:
         DataError: the path is a symbolic link, which would lead out of the run folder.
     """
     if os.path.islink(path):
         raise DataError(f"{path} is a symbolic link: a run writes into its own folder only")
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(_line(obj))
+    rest = _line(obj).encode("utf-8")
+    with open(path, "ab", buffering=0) as stream:  # a buffer would be written again on closing
+        before = stream.tell()
+        try:
+            while rest:
+                rest = rest[stream.write(rest) :]
+        except OSError:
+            os.truncate(path, before)
+            raise
 
 
 def read_jsonl(path: str | Path, shape: Any = ANY) -> list[Any]:
@@ -92,6 +101,14 @@ def rewind_jsonl(path: str | Path, step: int) -> None:
         except (ValueError, KeyError):
             break
     _replace(path, "".join(f"{line}\n" for line in kept))
+
+
+def cut_lines(path: str | Path, num_lines: int) -> None:
+    """Keep the first lines of a log, for a run that goes on from there; without a file nothing is done."""
+    path = Path(path)
+    if path.exists():
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines]
+        _replace(path, "".join(kept))
 
 
 def thin_jsonl(path: str | Path, every: int) -> None:

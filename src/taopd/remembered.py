@@ -1,19 +1,14 @@
 """`choose` with a memory: what one generation batch tells the next, kept with every checkpoint."""
 
-import json
-import logging
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 from transformers import TrainerCallback
 
 from taopd.choose import Choice, choose
 from taopd.config import TeachabilityConfig
-from taopd.records import write_json
 from taopd.selectors import Calibration
 from taopd.signals import SignalTable
-
-FILE = "calibration.json"
 
 
 class Chooser(TrainerCallback):
@@ -25,7 +20,7 @@ class Chooser(TrainerCallback):
     def __call__(
         self, table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool
     ) -> Choice:
-        """`choose` with the calibration of the batches so far."""
+        """`choose` with the calibration of the batches so far; a collective where the table is spread."""
         choice = choose(table, args, step=step, training=training, calibration=self.calibration)
         if training:
             self.calibration = choice.selection.calibration
@@ -33,22 +28,11 @@ class Chooser(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.calibration = None
-        if args.budget_memory is None or state.global_step == 0:
-            return
-        path = _folder(args, state) / FILE
-        if not path.exists():
-            logging.getLogger(__name__).warning(
-                "no %s: the remembered threshold starts anew with the next batch", path
-            )
-            return
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        scales = {name: (low, high) for name, (low, high) in stored["scales"].items()}
-        self.calibration = Calibration(scales=scales, threshold=stored["threshold"])
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.calibration is not None and state.is_world_process_zero:
-            write_json(_folder(args, state) / FILE, self.calibration)
+    def checkpoint_state(self) -> dict[str, Any] | None:
+        """What the next batch would be told."""
+        return None if self.calibration is None else dataclasses.asdict(self.calibration)
 
-
-def _folder(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def load_checkpoint_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from `checkpoint_state()`."""
+        self.calibration = None if state is None else Calibration(**state)

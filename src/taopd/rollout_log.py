@@ -85,14 +85,10 @@ class RolloutLog:
         columns = _columns(scored)
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._begun:
-            rewind_jsonl(self._folder / "rollouts.jsonl", scored.step)
+            self._rewind(scored.step)
             self._begun = True
         if self._every_token:
-            path = self._folder / "selection" / f"step-{scored.step:06d}.parquet"
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            pq.write_table(pa.table(columns), partial)
-            partial.replace(path)
+            self._write_tokens(columns, scored.step)
         if self._num_rollouts > 0 and scored.step % self._every == 0:
             path = self._folder / "rollouts.jsonl"
             for row in range(min(self._num_rollouts, scored.positions.shape[0])):
@@ -109,6 +105,24 @@ class RolloutLog:
                 MAX_BYTES >> 20,
                 self._every,
             )
+
+    def _rewind(self, step: int) -> None:
+        """Drop what an interrupted run wrote of this step and later ones."""
+        rewind_jsonl(self._folder / "rollouts.jsonl", step)
+        for path in (self._folder / "selection").glob("step-*"):
+            if path.suffix != ".parquet" or int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
+    def _write_tokens(self, columns: dict[str, list], step: int) -> None:
+        path = self._folder / "selection" / f"step-{step:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        try:
+            pq.write_table(pa.table(columns), partial)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
 
 
 def _columns(scored: ScoredBatch) -> dict[str, list]:

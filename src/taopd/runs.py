@@ -19,7 +19,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from taopd.checkpoint_files import PARTIAL, newest_whole
 from taopd.documents import shown
 from taopd.errors import ConfigError, DataError
 from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
@@ -47,7 +47,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MARKER = ".taopd-run"
-MODEL_FOLDER = "model"
+MODEL_FOLDER, MODEL_PARTIAL = "model", ".model-partial"
 # What makes a folder "hold a run", whoever made it.
 _EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
 # What a run writes, and so what `overwrite` may remove: the run's own files, then Hugging Face's
@@ -58,8 +58,14 @@ _OWNED = (
     "env.json",
     "metrics.jsonl",
     "rollouts.jsonl",
+    "warnings.jsonl",
+    "teacher.json",
+    "check.json",
     "results.json",
     "transcripts.jsonl",
+    "warnings.jsonl",
+    "teacher.json",
+    "bad_numbers",
     "selection.parquet",
     "selection",
     "checkpoint-*",
@@ -170,30 +176,23 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite and (folder / MARKER).exists():
                 _empty(folder, (*_OWNED, *also_owns))
+            _tidy(folder)
             write_json(folder / MARKER, {"taopd": _version("taopd")})
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
         return cls(path=folder)
 
-    def newest_checkpoint(self) -> Path | None:
-        """Return the complete checkpoint with the highest step, or None.
+    def newest_checkpoint(self, *, sharded: bool = False) -> Path | None:
+        """Return the whole checkpoint with the highest step, or None; newer ones are named in the log.
 
-        A checkpoint without `trainer_state.json`, which is written last, was cut short: it is
-        skipped and named in the log.
+        Args:
+            sharded: of an FSDP or DeepSpeed run.
         """
-        numbered = [
-            (int(match.group(1)), found)
-            for found in self.path.glob("checkpoint-*")
-            if (match := re.fullmatch(r"checkpoint-(\d+)", found.name))
-        ]
-        for _, checkpoint in sorted(numbered, reverse=True):
-            if (checkpoint / "trainer_state.json").is_file():
-                return checkpoint
-            logger.warning(
-                "%s is incomplete (no trainer_state.json); looking for an earlier one", checkpoint
-            )
-        return None
+        found, passed_over = newest_whole(self.path, sharded=sharded)
+        for line in passed_over:
+            logger.warning("%s: %s", self.path, line)
+        return found
 
 
 def environment(**seeds: int | None) -> dict[str, Any]:
@@ -238,6 +237,15 @@ def _empty(folder: Path, patterns: Sequence[str]) -> None:
     foreign = sorted(found.name for found in folder.iterdir())
     if foreign:
         logger.warning("%s: left in place, no run writes them: %s", folder, ", ".join(foreign))
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a killed run left unfinished; nobody reads it."""
+    for pattern in (PARTIAL, MODEL_PARTIAL, ".checkpoint-*-old", ".model-old"):
+        for found in folder.glob(pattern):
+            shutil.rmtree(found, ignore_errors=True)
+    for found in folder.glob(".*.tmp"):
+        found.unlink(missing_ok=True)
 
 
 def _is_model_card(path: Path) -> bool:

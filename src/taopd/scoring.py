@@ -4,6 +4,7 @@ Knows transformers models and padding; knows no trainer, selector or loss. How a
 which wrapper) is the caller's `Forward`.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
@@ -99,6 +101,17 @@ class Positions:
         return list(values[chosen].split(counts.tolist()))
 
 
+def located(message: str) -> tuple[int, int] | None:
+    """(completion, position) of a message that `Positions.describe` closed, None without one.
+
+    Example:
+        >>> located("the loss is NaN at step 3, completion 1 of the batch, position 17")
+        (1, 17)
+    """
+    match = re.search(r"completion (\d+) of the batch, position (\d+)", message)
+    return None if match is None else (int(match.group(1)), int(match.group(2)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trimmed:
     """The part of a padded batch that a masked loss depends on; exact, because attention is causal."""
@@ -108,6 +121,11 @@ class Trimmed:
     num_completion: int
     """Completion columns kept; the last one holds the last active position of any row."""
     rows: Int[Tensor, " b"]
+
+    @property
+    def sequences(self) -> tuple[Tensor, Tensor, int]:
+        """What a backbone is called with: input ids, attention mask, number of completion columns."""
+        return self.input_ids, self.attention_mask, self.num_completion
 
 
 SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -248,11 +266,12 @@ def score_positions(
         states_at(forward, teacher, *sizes),
         strict=True,
     )
+    problem = None
     for (rows, mask), (hidden, head), teacher_states in passes:
         describe = partial(Positions.of(mask).describe, first_row=rows.start, when=when)
         targets = batch["completion_ids"][rows][mask]
-        signals.append(
-            exact_signals(
+        try:
+            found = exact_signals(
                 hidden.detach(),
                 head,
                 *teacher_states,
@@ -263,11 +282,17 @@ def score_positions(
                 stop_ids=stop_ids,
                 locate=describe,
             )
-        )
+        except NumericsError as error:
+            # Other processes are in the same forwards: none may leave before the last one.
+            problem = problem or error
+            continue
+        signals.append(found)
         if reuse.keep_student_graph:
             of_student.append(hidden)
         if keep_teacher_hidden:
             of_teacher.append(teacher_states[0])
+    if problem is not None:
+        raise problem
     with torch.set_grad_enabled(reuse.keep_student_graph):
         student_hidden = torch.cat(of_student) if of_student else None
     return Scored(

@@ -75,6 +75,13 @@ class SelectionSettings:
         default=10.0,
         metadata={"help": "Largest weight of a drawn token, as a multiple of the mean one; >= 1."},
     )
+    gather_limit: int = field(
+        default=10_000_000,
+        metadata={
+            "help": "Several processes: completion tokens of a generation batch up to which every process "
+            "gets the signals of all of them (some 20 bytes a token). Above, only counts travel; same tokens."
+        },
+    )
     position_cost: float = field(
         default=0.0,
         metadata={
@@ -172,6 +179,7 @@ class SelectionSettings:
     def _check_numbers(self, max_steps: int) -> None:
         end, steps, norm = self.budget_end, self.budget_steps, self.match_update_norm
         _require(end is None or 0.0 < end <= 1.0, "budget_end", end, "in (0, 1]")
+        _require(self.gather_limit >= 0, "gather_limit", self.gather_limit, "0 or more tokens")
         _require(steps is None or steps >= 1, "budget_steps", steps, "1 or more")
         _require(norm is None or norm > 0.0, "match_update_norm", norm, "above 0")
         most = self.max_update_norm

@@ -13,19 +13,18 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.checkpoints import load_tokenizer
 from taopd.choose import needed_signals, signal_options
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
+from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.records import write_json
 from taopd.scoring import Forward, Positions, Reuse, Scored, score_positions
-from taopd.signals import lists_from_exact
-from taopd.teachers import Teacher, as_bound, ask_positions, connect, load_teacher
+from taopd.selectors import SELECTORS
+from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
+from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
 from taopd.vocabulary import shared_vocabulary
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
 """In the run folder: what was asked, and whether C is exact or a lower bound."""
-UNSERVED = frozenset({"teacher_entropy", "forward_kl", "reverse_kl"})
-"""Signals over the teacher's full distribution."""
 
 
 class TeacherSource:
@@ -50,7 +49,8 @@ class TeacherSource:
         accelerator: Accelerator,
     ) -> None:
         self._args, self._accelerator = args, accelerator
-        self._asked: Teacher | None = None
+        self.asked: Teacher | None = None
+        """The teacher, if it is asked."""
         self.plain: PreTrainedModel | None = None
         """The model as it was loaded, if it runs here."""
         self.model: Any = None
@@ -61,8 +61,13 @@ class TeacherSource:
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(asked=True)
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
-            self._asked = teacher if isinstance(teacher, Teacher) else _connect(args, known)
-            self._check_signals()
+            self.asked = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
+            self._check_signals(self.asked.describe()["exact"])
+            if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
+                raise ConfigError(
+                    f"teacher_patience_s={args.teacher_patience_s:g} must be less than ddp_timeout="
+                    f"{args.ddp_timeout}, after which the other processes give up waiting"
+                )
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if teacher is None:
@@ -95,7 +100,7 @@ class TeacherSource:
         args = self._args
         options = signal_options(args, stop_ids)
         size = args.per_device_train_batch_size
-        if self._asked is not None:
+        if self.asked is not None:
             return self._ask(forward, student, batch, positions, size, when, reuse)
         scored = score_positions(
             forward,
@@ -123,12 +128,12 @@ class TeacherSource:
         reuse: Reuse,
     ) -> Scored:
         scored, error = None, None
-        assert self._asked is not None
+        assert self.asked is not None
         try:
             scored = ask_positions(
                 forward,
                 student,
-                self._asked,
+                self.asked,
                 batch,
                 positions,
                 micro_batch_size=size,
@@ -141,15 +146,16 @@ class TeacherSource:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.
         exact = scored is not None and scored.signals.compatibility_is_exact
-        state = torch.tensor([[error is None, exact]], device=self._accelerator.device)
-        fine, exact = self._accelerator.gather(state).all(0).tolist()
+        state = torch.tensor([[int(error is None), int(exact)]], device=self._accelerator.device)
+        fine, exact = self._accelerator.gather(state).bool().all(0).tolist()
         if error is not None:
             raise error
         if not fine:
-            raise TeacherUnavailable("the teacher failed on another process; its message says how")
+            raise TeacherError("the teacher failed on another process, whose message says how")
         assert scored is not None
         self._say(exact)
         if not exact:
+            self._check_signals(exact)
             return _with(scored, as_bound) if scored.signals.compatibility_is_exact else scored
         return _with(scored, lists_from_exact) if self._args.signals == "topk_lists" else scored
 
@@ -158,8 +164,8 @@ class TeacherSource:
         if exact == self._said or not self._accelerator.is_main_process:
             return
         self._said = exact
-        assert self._asked is not None
-        about = self._asked.describe() | {"compatibility": "exact" if exact else "lower bound"}
+        assert self.asked is not None
+        about = self.asked.describe() | {"compatibility": "exact" if exact else "lower bound"}
         logger.info("teacher: %s", about)
         if not exact:
             logger.warning(
@@ -169,23 +175,24 @@ class TeacherSource:
             )
         write_json(Path(self._args.output_dir) / FILE, about)
 
-    def _check_signals(self) -> None:
-        """Refuse what the asked teacher's numbers do not hold, before the first step."""
-        assert self._asked is not None
-        args, about = self._args, self._asked.describe()
-        if not about["exact"]:
-            args.check_selection(
-                signals="topk_lists",
-                selector=args.selector,
-                max_steps=args.max_steps,
-                min_keep=max(0, args.min_keep),
-            )
-            return
-        missing = sorted(UNSERVED.intersection(needed_signals(args)))
+    def _check_signals(self, exact: bool) -> None:
+        """Refuse settings that read what the teacher's numbers do not hold.
+
+        Raises:
+            ConfigError: names the signals, and the selectors that do without.
+        """
+        args = self._args
+        given = BOUND_GIVES if not exact else SERVER_GIVES
+        if exact and args.signals == "topk_lists":
+            given = LISTS_GIVE
+        missing = sorted(set(needed_signals(args)) - given)
         if missing:
+            enough = sorted(name for name, rule in SELECTORS.items() if set(rule.needs) <= given)
+            which = "" if exact else " gives its own top list only, and so"
             raise ConfigError(
-                f"selector={args.selector!r} reads {', '.join(missing)}, over the teacher's full "
-                "distribution, which no server sends: choose another, or load the teacher in this process"
+                f"the teacher{which} sends no {', '.join(missing)}, which selector, weighting or "
+                f"shadow_selectors read: choose among {', '.join(enough)}, or load the teacher in this "
+                "process"
             )
 
 
@@ -197,7 +204,8 @@ def _with(scored: Scored, change: Any) -> Scored:
     )
 
 
-def _connect(args: TeachabilityConfig, vocab_size: int) -> Teacher:
+def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher:
+    """The teacher at `args.teacher_url`; see `connect`."""
     assert args.teacher_url is not None
     return connect(
         args.teacher_url,
@@ -235,13 +243,3 @@ def _vocabularies(
         cut_renamed_control_tokens=args.cut_renamed_control_tokens,
     )
     return shared, known
-
-
-def save_before_stopping(trainer: Any, error: TeacherUnavailable) -> TeacherUnavailable:
-    """Write a checkpoint of the steps that are done; returns the error that says where it is."""
-    step = trainer.state.global_step
-    if not trainer.model.training or step == 0:
-        return error
-    trainer._save_checkpoint(trainer.model, trial=None)
-    path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    return TeacherUnavailable(f"{error}. {step} steps are saved in {path}: go on with --resume")

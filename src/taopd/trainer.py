@@ -20,31 +20,34 @@ from transformers import ProcessorMixin
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from taopd.callbacks import MetricsWriter, UpdateNorm
+from taopd.bad_numbers import BadNumbers
+from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.checkpoints import safe_options
-from taopd.choose import local_table
+from taopd.choose import check_size, gather_options, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
-from taopd.errors import ConfigError, DataError, TeacherUnavailable
-from taopd.gather import gather_table
+from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.gather import gather_table, is_not_repeated
 from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
 from taopd.objective import Term, loss_inputs, loss_terms
+from taopd.rank_state import RankState
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
 from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
 from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
-from taopd.teacher_source import TeacherSource, save_before_stopping
+from taopd.teacher_source import TeacherSource
 from taopd.watch import SamplerWatch
+from taopd.whole_checkpoints import WholeCheckpoints
 
 Batch = dict[str, Any]
 
 
-class TeachabilityTrainer(DistillationTrainer):
+class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
     """Selective on-policy distillation; takes what `trl.DistillationTrainer` takes.
 
     Args:
@@ -56,8 +59,8 @@ class TeachabilityTrainer(DistillationTrainer):
 
     Raises:
         ConfigError: settings that do not fit each other.
-        DataError: different tokenizers, a multimodal student, or completions that are all empty.
-        NumericsError: NaN or infinite logits or loss; names model, completion and position.
+        DataError: different tokenizers, a multimodal student, or batch after batch without a token.
+        NumericsError: NaN or infinite logits, loss or gradient; see `BadNumbers`.
 
     Source: arXiv 2605.26844.
     """
@@ -67,19 +70,16 @@ class TeachabilityTrainer(DistillationTrainer):
 
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
-            raise ConfigError(
-                "args must be a taopd.TeachabilityConfig (extends DistillationConfig)"
-            )
+            raise ConfigError("args must be a taopd.TeachabilityConfig (a DistillationConfig)")
         if isinstance(model, str):
             args.model_init_kwargs = safe_options(args.model_init_kwargs)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):
-            raise DataError(
-                "multimodal students are not supported: pass a text model and its tokenizer"
-            )
+            raise DataError("multimodal students are not supported: pass a text model")
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
+        check_size(args, self._generation_batch_size(), self.accelerator.num_processes)
         parts = self.model, self._tokenizer, self.accelerator
         self._teacher = TeacherSource(teacher_model, args, *parts)
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
@@ -97,6 +97,10 @@ class TeachabilityTrainer(DistillationTrainer):
             merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
         )
         self._recorder = Recorder()
+        self.rank_state = RankState(self)
+        self.add_callback(self.rank_state)
+        self.numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
+        self.add_callback(self.numbers)
         guard = None
         if args.collapse_guard != "off":
             sinks = self._record, self._load_from_checkpoint
@@ -113,9 +117,8 @@ class TeachabilityTrainer(DistillationTrainer):
         ]
         """Called on the main process after every selection, in training."""
         self._choose = Chooser()
-        self.add_callback(self._choose)
-        self.add_callback(MetricsWriter())
-        self.add_callback(self.watch)
+        for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
+            self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
         if args.log_update_norm or norms != (None, None):
             self.add_callback(UpdateNorm(self._record, *norms))
@@ -129,7 +132,7 @@ class TeachabilityTrainer(DistillationTrainer):
 
     def _get_train_sampler(self, dataset=None):
         args = self.args
-        return RepeatSampler(
+        sampler = RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=args.num_generations,
             batch_size=self._generation_batch_size() // args.num_generations,
@@ -137,6 +140,9 @@ class TeachabilityTrainer(DistillationTrainer):
             shuffle=self.shuffle_dataset,
             seed=args.seed,
         )
+        if dataset is None or dataset is self.train_dataset:
+            self._sampler = sampler
+        return sampler
 
     def _prepare_inputs(self, generation_batch):
         accumulation = self.args.gradient_accumulation_steps
@@ -148,26 +154,27 @@ class TeachabilityTrainer(DistillationTrainer):
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.watch.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        if not any(completions):
-            raise DataError(
-                f"step {self.state.global_step}: every completion is empty, so there is nothing to "
-                "distill; check the student's end-of-sequence ids and max_completion_length"
-            )
-        # A server may drop the token it stopped at, and TRL reads every completion's last token.
+        self.numbers.sampled(completions)
+        # TRL reads every completion's last token; where nothing was sampled nothing will train either.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"].bool()
+        mask &= self.model.training | is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
-        inside = batch["completion_ids"] < self.vocab_size
+        mask &= self.numbers.with_tokens(mask)
+        ids, pad = batch["completion_ids"], self._tokenizer.pad_token_id
+        inside = ids < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         self._recorder.add("rollout/outside_vocabulary", float(outside))
         self._recorder.add("perf/sample_tokens", int(mask.sum()))
-        positions = Positions.of(mask & inside)
+        # One model cannot read such a token, nor judge what follows it.
+        batch["completion_ids"] = ids.where(inside, pad)
+        positions = Positions.of(mask & inside.long().cummin(1).values.bool())
         with self._recorder.timed("perf/score_s"):
-            scored = self._score(batch, positions)
+            positions, scored = self._score(batch, positions)
         asked = batch | {"answers": [row.get("answer") for row in inputs]}
         return batch | self._select(asked, positions, scored)
 
@@ -180,9 +187,9 @@ class TeachabilityTrainer(DistillationTrainer):
             return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
 
     @torch.no_grad()
-    def _score(self, batch: Batch, positions: Positions) -> Scored:
-        """Signals of every valid position, and the states there that the loss will read."""
-        training = self.model.training
+    def _score(self, batch: Batch, positions: Positions) -> tuple[Positions, Scored]:
+        """Signals of every valid position, and the states there that the loss will read; or of none."""
+        training, step, problem = self.model.training, self.state.global_step, None
         reuse = self._student_states.start_scoring(training, batch["prompt_mask"], self._forward)
         self.model.train(reuse.keep_student_graph)
         try:
@@ -193,15 +200,19 @@ class TeachabilityTrainer(DistillationTrainer):
                 positions,
                 stop_ids=self._stop_ids,
                 temperature=self.temperature,
-                when=f"step {self.state.global_step}",
+                when=f"step {step}",
                 reuse=reuse,
             )
-        except TeacherUnavailable as error:
-            raise save_before_stopping(self, error) from error
-        self.model.train(training)
+        except NumericsError as error:
+            problem = error
+        finally:
+            self.model.train(training)
+        if self.numbers.scored(problem, batch, step, training):
+            nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
+            return self._score(batch, Positions.of(nothing))
         self._student_states.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))
-        return scored
+        return positions, scored
 
     def _forward(self, wrapped, part: Trimmed, states=None) -> tuple[Tensor, Head]:
         """Backbone (or `states`) and head of a model, inside its DDP or FSDP wrapper."""
@@ -211,8 +222,7 @@ class TeachabilityTrainer(DistillationTrainer):
             hidden = (states or self._get_last_hidden_state)(unwrapped, *inputs)
             return hidden, read_head(unwrapped, self.vocab_size)
 
-        inputs = (part.input_ids, part.attention_mask, part.num_completion)
-        return self._forward_redirection(wrapped, unwrapped, forward, *inputs)
+        return self._forward_redirection(wrapped, unwrapped, forward, *part.sequences)
 
     # -- selection --------------------------------------------------------------------------------
 
@@ -223,14 +233,16 @@ class TeachabilityTrainer(DistillationTrainer):
         with self._recorder.timed("perf/select_s"):
             place = positions.row, positions.column
             local = local_table(signals, self.args, *place, self._stop_ids)
-            table, mine = gather_table(self.accelerator, local, num_rows=positions.shape[0])
+            which = {"num_rows": positions.shape[0], **gather_options(self.args)}
+            part, table, mine = gather_table(self.accelerator, local, **which)
             choice = self._choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)
             )
-            for name, value in selection_metrics(table, choice).items():
+            for name, value in selection_metrics(table, choice, part).items():
                 self._recorder.add(name, value)
+        self.numbers.chosen(table.ranks.any(choice.trains))
         out = loss_inputs(positions, scored, weights, anchors)
         if self.args.num_iterations == 1:
             out.pop("sampling_logprobs")  # The student still is the policy that sampled.
@@ -263,19 +275,17 @@ class TeachabilityTrainer(DistillationTrainer):
         teacher = None if self.teacher_model is None else self._head(self.teacher_model)
         terms = [Term("loss", "teacher", teacher, self._loss_function)]
         terms += self._held.terms(unwrapped_student, inputs)
+        head = partial(read_head, unwrapped_student, self.vocab_size)
         losses = partial(
-            loss_terms,
-            head=read_head(unwrapped_student, self.vocab_size),
-            terms=terms,
-            part=part,
-            inputs=inputs,
-            temperature=self.temperature,
+            loss_terms, head, terms=terms, part=part, inputs=inputs, temperature=self.temperature
         )
-        sequences = part.input_ids, part.attention_mask, part.num_completion
-        exact = partial(self._get_last_hidden_state, unwrapped_student, *sequences)
+        exact = partial(self._get_last_hidden_state, unwrapped_student, *part.sequences)
         when = self.state.global_step, self._step
-        hidden = self._student_states(unwrapped_student, part, active, exact, losses, when, inputs)
-        loss, *anchor = losses(hidden)
+        states = partial(self._student_states, unwrapped_student, part, active, exact, losses)
+        try:
+            loss, *anchor = losses(states(when, inputs))
+        except NumericsError as error:
+            loss, anchor = self.numbers.loss_failed(error, exact, head), []
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
             self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
@@ -297,11 +307,13 @@ class TeachabilityTrainer(DistillationTrainer):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step % self.current_gradient_accumulation_steps == 0:
+            self.numbers.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
                 self._record(name, value)
         return loss
 
     def prediction_step(self, *args, **kwargs):
-        result = super().prediction_step(*args, **kwargs)
+        loss, *rest = super().prediction_step(*args, **kwargs)
         self._recorder.flush()
-        return result
+        # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
+        return (self.accelerator.reduce(loss, reduction="mean"), *rest)

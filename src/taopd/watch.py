@@ -104,6 +104,15 @@ class SamplerWatch(TrainerCallback):
             self._trainer._recorder.add("rollout/drift_nats/mean", found.mean)
             self._trainer._recorder.add("rollout/drift_nats/max", found.largest)
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What was warned about, and how the run began."""
+        return {"warned": sorted(self._warned), "began_truncated": self._began_truncated}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from `checkpoint_state()`."""
+        self._warned = set(state["warned"])
+        self._began_truncated = state["began_truncated"]
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return

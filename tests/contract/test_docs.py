@@ -30,7 +30,7 @@ def test_the_readme_example_trains(micro_lab, tmp_path, monkeypatch):
     namespace: dict = {}
     exec(example, namespace)
     assert namespace["trainer"].state.global_step == 2
-    assert len(example.splitlines()) <= 13
+    assert len(example.splitlines()) <= 12
 
 
 def test_the_guides_selector_registers_and_selects(monkeypatch):

@@ -1,18 +1,56 @@
-"""One rank of `test_ranks.py`: a step on fixed completions; rank 0 saves what was kept and the step taken.
+"""The ranks of `test_ranks.py`: every case under 1, 2 and 4 processes, DDP and FSDP2, in one launch.
 
-Run as: torchrun --nproc-per-node N rank_worker.py MICRO_LAB_FOLDER OUTPUT_FOLDER SETTINGS_JSON
+Run as: python rank_worker.py MICRO_LAB_FOLDER OUTPUT_FOLDER CASES_JSON. Imports once, then forks each world's
+ranks, which join over gloo; rank r of a world writes OUTPUT_FOLDER/CASE-WAY-WORLD-r.json (and rank 0 the
+gradients). accelerate starts FSDP2 on accelerators only; `open_fsdp_to_cpu` lets it start here.
 """
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, TrainerCallback
+from trl import DistillationTrainer
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
+from taopd.selectors import register_selector
 from taopd.trainer import TeachabilityTrainer
+from tests.conftest import make_model
+from tests.e2e.traffic import Traffic
+
+FIXED = {
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "max_completion_length": 6,
+    "lr_scheduler_type": "constant",
+    "score_top_k": 4,
+    "logging_steps": 1,
+    "optim": "sgd",
+    "learning_rate": 1e3,
+    "max_grad_norm": 0.0,
+}
+NUM_ROWS = 8
+"""Completions of a generation batch, all ranks."""
+
+
+@register_selector("first_responses", local=True)
+def first_responses(view):
+    """The first completions of the batch: with a small budget most ranks select nothing."""
+    return -view.table.response.double()
 
 
 def completion_of(prompt_ids: list[int]) -> list[int]:
@@ -22,45 +60,198 @@ def completion_of(prompt_ids: list[int]) -> list[int]:
     return [*torch.randint(4, 40, (length,), generator=generator).tolist(), 2]
 
 
-def main() -> None:
-    """Train one step and save."""
-    lab, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+def generate(kind: str):
+    """In place of sampling: "plain"; "empty", "stop" or "outside" in the later half of the batch."""
+
+    def completions(trainer, prompts, *_, **__):
+        first = trainer.accelerator.process_index * len(prompts)
+        instead = {"empty": [], "stop": [2], "outside": [45, 46]}
+        late = [kind in instead and first + index >= NUM_ROWS // 2 for index in range(len(prompts))]
+        return [
+            instead[kind] if other else completion_of(prompt)
+            for prompt, other in zip(prompts, late, strict=True)
+        ]
+
+    return completions
+
+
+def open_fsdp_to_cpu(args: TeachabilityConfig) -> None:
+    """accelerate turns several GPU processes into FSDP, and several CPU processes not: call them GPU ones."""
+    assert args.device.type == "cpu"
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+class Gradients(TrainerCallback):
+    """The whole gradients of the last optimizer step."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.found = {
+            name.removeprefix("module."): whole(p.grad).clone()
+            for name, p in model.named_parameters()
+            if p.grad is not None
+        }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_bytes(tensors) -> int:
+    """What this rank holds of them."""
+    parts = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> TeachabilityTrainer:
+    settings = dict(case["settings"])
+    steps = settings.pop("accumulation", 1)
+    if way == "fsdp2":
+        settings |= {
+            "fsdp": True,
+            "fsdp_config": {"transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]},
+        }
+    size = NUM_ROWS // world
     args = TeachabilityConfig(
-        output_dir=str(out / "run"),
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        max_completion_length=6,
-        lr_scheduler_type="constant",
-        score_top_k=4,
-        logging_steps=1,
-        max_steps=1,
-        optim="sgd",
-        learning_rate=1e3,
-        max_grad_norm=0.0,
-        **settings,
+        output_dir=str(folder / f"run-{way}-{world}"),
+        per_device_train_batch_size=size // steps,
+        per_device_eval_batch_size=size,
+        gradient_accumulation_steps=steps,
+        **(FIXED | {"max_steps": 1} | settings),
     )
-    trainer = TeachabilityTrainer(
-        model=str(lab / "student"),
+    if way == "fsdp2":
+        open_fsdp_to_cpu(args)
+    model: object = str(lab / "student")
+    if "student" in case:
+        model = make_model(seed=0, **case["student"])
+    lora = None
+    if case.get("lora"):
+        from peft import LoraConfig
+
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    rows = {
+        name: load_prompts(str(lab / "prompts.parquet"), split=name) for name in ("train", "test")
+    }
+    return TeachabilityTrainer(
+        model=model,
         teacher_model=str(lab / "teacher"),
         args=args,
-        train_dataset=load_prompts(str(lab / "prompts.parquet"), split="train"),
+        train_dataset=rows["train"].select(range(case.get("prompts", 24))),
+        eval_dataset=rows["test"].select(range(7)),
+        processing_class=AutoTokenizer.from_pretrained(lab / "student"),
+        peft_config=lora,
     )
-    trainer._generate_single_turn = lambda ids, *_, **__: [completion_of(prompt) for prompt in ids]
-    seen = []
-    trainer.observers.append(seen.append)
-    trainer.train()
-    if trainer.accelerator.is_main_process:
-        state = {
-            f"model.{name}": p.detach().contiguous() for name, p in trainer.model.named_parameters()
-        }
-        choice = seen[0].choice
-        state |= {"kept": choice.selection.kept.int(), "anchors": choice.anchor_weights}
-        save_file(state, out / "state.safetensors")
-        (out / "loss.json").write_text(json.dumps(trainer.state.log_history[0]))
+
+
+def watch_rows(measure, found: list):
+    """`HeldTokens.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
+
+    def watched(forward, student, batch, positions, table, choice, mine, *rest):
+        found.append((len(table.valid[mine]), int(table.valid[mine].sum())))
+        return measure(forward, student, batch, positions, table, choice, mine, *rest)
+
+    return watched
+
+
+def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
+    """Train, and write what this rank knows."""
+    DistillationTrainer._generate_single_turn = generate(case.get("sampling", "plain"))
+    trainer = make_trainer(lab, out / case["name"], case, way, world)
+    rank, kept, anchored, local = trainer.accelerator.process_index, [], [], []
+    choose = trainer._choose.__call__
+    trainer._held.measure = watch_rows(trainer._held.measure, local)
+
+    def watched(table, *args, **kwargs):
+        choice = choose(table, *args, **kwargs)
+        if kwargs["training"]:
+            for flags, places in ((choice.selection.kept, kept), (choice.held, anchored)):
+                pairs = torch.stack([table.response, table.position], 1)[flags]
+                places.append(pairs.tolist())
+        return choice
+
+    trainer._choose = watched
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    with Traffic(trainer) as traffic:
+        trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found = {
+        "kept": kept,
+        "anchored": anchored,
+        "num_local": [num for num, _ in local],
+        "num_local_valid": [num for _, num in local],
+        "log": log,
+        "traffic": traffic.found,
+        "type": str(trainer.accelerator.distributed_type),
+        "weights_bytes": local_bytes(trainer.model.parameters()),
+        "teacher_bytes": local_bytes(trainer.teacher_model.parameters()),
+        "optimizer_bytes": local_bytes(
+            value
+            for state in trainer.optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value) and value.ndim
+        ),
+    }
+    if case.get("evaluate"):
+        found["eval_loss"] = trainer.evaluate()["eval_loss"]
+    name = f"{case['name']}-{way}-{world}"
+    (out / f"{name}-{rank}.json").write_text(json.dumps(found))
+    if rank == 0:
+        save_file(gradients.found, out / f"{name}.safetensors")
+
+
+def run_rank(lab: Path, out: Path, cases: list[dict], world: int, rank: int, port: int) -> None:
+    """One process of a world, through all cases."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with (out / f"stderr-{world}-{rank}.txt").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    for way in ("ddp", "fsdp2") if world > 1 else ("ddp",):
+        for case in cases:
+            if way in case.get("ways", ("ddp", "fsdp2")) and world in case.get("worlds", (1, 2, 4)):
+                run_case(lab, out, case, way, world)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Fork every world's ranks and wait for them; fails if one of them failed."""
+    lab, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    for world in (1, 2, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(world):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    run_rank(lab, out, cases, world, rank, port)
+                    status = 0
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+                    raise
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            children.append(child)
+        failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1] != 0]
+        if failed:
+            text = (out / f"stderr-{world}-{failed[0]}.txt").read_text()
+            sys.exit(f"world of {world}: ranks {failed} failed\n{text[-3000:]}")
 
 
 if __name__ == "__main__":

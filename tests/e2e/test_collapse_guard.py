@@ -7,7 +7,9 @@ from test_trainer import make_trainer
 from transformers import TrainerControl
 
 from taopd import collapse_watch
+from taopd.checkpoint_files import STATE
 from taopd.collapse_guard import CollapseGuard
+from tests.conftest import make_checkpoint
 
 EVERYWHERE = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "guard_every": 1}
 
@@ -50,9 +52,10 @@ def test_off_runs_no_reference(micro_lab, tmp_path):
     assert not any("guard/idle_drift_nats" in entry for entry in trainer.state.log_history)
 
 
-def test_restore_loads_the_last_checkpoint_from_before_the_signs(tmp_path):
-    for step in (5, 10, 15):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+def test_restore_loads_the_last_whole_checkpoint_from_before_the_signs(tmp_path):
+    for step in (5, 9, 10, 15):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-10" / STATE).write_text("torn")
     loaded = []
     guard = CollapseGuard("restore", str(tmp_path), Accelerator(cpu=True), print, loaded.append)
     for step, drift in ((0, 0.0), (5, 0.01), (10, 0.02), (15, 1.0)):
@@ -60,4 +63,4 @@ def test_restore_loads_the_last_checkpoint_from_before_the_signs(tmp_path):
     control = TrainerControl()
     guard.on_step_end(None, None, control)
     guard.on_train_end(None, None, control)
-    assert control.should_training_stop and loaded == [str(tmp_path / "checkpoint-10")]
+    assert control.should_training_stop and loaded == [str(tmp_path / "checkpoint-9")]

@@ -4,10 +4,12 @@ import json
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 
 from taopd import live
+from taopd.micro_batch import measure_micro_batch
 from taopd.report.page import write_report
 from taopd.rollout_log import LIST_FLOOR
 from tests.e2e.test_trainer import make_trainer
@@ -100,3 +102,36 @@ def test_the_page_of_a_real_run(trained, tmp_path):
     report = write_report([folder], tmp_path / "x.html")
     assert report.num_rollouts == 6
     assert {"Token by token", "What was selected", "Over the training"} <= set(report.sections)
+
+
+def test_no_tracker_hears_of_the_look_before_training(micro_lab, tmp_path, monkeypatch):
+    """trackio raises on a log before its run has begun, and TRL times every method into it."""
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    trainer.args.report_to = ["trackio"]
+    heard, generate = [], trainer._generate_single_turn
+
+    def listen(*args):
+        heard.append(list(trainer.args.report_to))
+        return generate(*args)
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", listen)
+    measure_micro_batch(trainer)
+    assert heard == [[]] and trainer.args.report_to == ["trackio"]
+
+
+def test_a_tracker_without_lines_gets_the_budget_as_a_picture():
+    """Oracle: a curve along the diagonal is drawn below left and above right, not above left."""
+    picture = live._budget_picture(["budget", "share"], [[x / 10, x / 10] for x in range(11)])
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    colored = np.ptp(picture.astype(int), axis=2) > 60
+    height, width = colored.shape
+    upper, lower = colored[: height // 3], colored[-height // 2 :]
+    assert upper[:, -width // 3 :].any() and not upper[:, : width // 3].any()
+    assert lower[:, : width // 2].any()
+
+
+def test_a_run_logs_the_peak_of_its_memory(trained):
+    folder, *_ = trained
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    peaks = [line["perf/peak_memory_mib"] for line in lines if "perf/peak_memory_mib" in line]
+    assert len(peaks) == 2 and 0 < peaks[0] <= peaks[1]

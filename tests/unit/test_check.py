@@ -92,10 +92,10 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
     """Oracle: both models over the same completions in one whole forward, as transformers loads them."""
     from transformers import AutoModelForCausalLM
 
-    from taopd.cli import check_items
+    from taopd.cli import check_subject
 
     seen = {}
-    original = check_items.measure_micro_batch
+    original = check_subject.measure_micro_batch
 
     def spy(trainer, **kwargs):
         generate = trainer._generate_single_turn
@@ -107,7 +107,7 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
         trainer._generate_single_turn = keep
         return original(trainer, **kwargs)
 
-    monkeypatch.setattr(check_items, "measure_micro_batch", spy)
+    monkeypatch.setattr(check_subject, "measure_micro_batch", spy)
     path = config(temperature=0.7)
     _, found = run_json(capsys, path)
     figures = {item["item"]: item["figures"] for item in found["items"]}

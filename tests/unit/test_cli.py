@@ -11,7 +11,7 @@ import yaml
 from taopd import __version__, cli, report  # noqa: F401 (`fake` finds report in sys.modules)
 from taopd.cli.train_config import known_names, parse_settings
 from taopd.errors import ConfigError, DataError
-from tests.conftest import WORDS, make_tokenizer
+from tests.conftest import WORDS, make_checkpoint, make_tokenizer
 
 TINY = {
     "use_cpu": True,
@@ -314,8 +314,7 @@ def test_an_interrupted_run_says_where_its_state_is(monkeypatch, capsys, config,
     from taopd.cli import train
 
     def interrupt(trainer, settings, folder, checkpoint):
-        (folder.path / "checkpoint-1").mkdir()
-        (folder.path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+        make_checkpoint(folder.path, 1)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_run", interrupt)

@@ -25,7 +25,7 @@ def test_flags_arrive_in_the_plan(capsys):
         *("--completion-length", "900", "--budget", "0.1", "--window", "6", "--top-k", "8"),
         *("--dtype", "float32", "--student-dtype", "float32", "--teacher-dtype", "float16"),
         *("--anchor-fraction", "0.2", "--lora-rank", "4", "--gradient-checkpointing"),
-        *("--recompute-prefix", "--no-padding"),
+        *("--recompute-prefix", "--no-padding", "--num-ranks", "8", "--sharding", "fsdp2"),
     )
     settings = PlanSettings(
         batch=2,
@@ -42,6 +42,8 @@ def test_flags_arrive_in_the_plan(capsys):
         gradient_checkpointing=True,
         keep_prefix=False,
         padded=False,
+        num_ranks=8,
+        sharding="fsdp2",
     )
     expected = plan(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], settings).as_dict()
     assert found == json.loads(json.dumps(expected))
@@ -65,9 +67,16 @@ def test_a_recipe_and_flags_over_it(capsys):
 
 def test_the_table_has_every_part(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert cli.main(["plan", *PAIR, "--window", "4"]) == 0
+    assert cli.main(["plan", *PAIR, "--window", "4", "--num-ranks", "8"]) == 0
     out = capsys.readouterr().out
-    for words in ("student weights", "key value prefix", "score teacher", "student update", "MiB"):
+    for words in (
+        "student weights",
+        "key value prefix",
+        "score teacher",
+        "student update",
+        "MiB",
+        "sent by one",
+    ):
         assert words in out
     assert max(map(len, out.splitlines())) <= 80
 
@@ -77,6 +86,7 @@ def test_the_table_has_every_part(capsys, monkeypatch):
     [
         ((), "--student and --teacher"),
         ((*PAIR, "--bugdet", "1"), "'--bugdet'"),
+        ((*PAIR, "--sharding", "fsdp1"), "sharding='fsdp1': must be ddp or fsdp2 or zero3"),
         ((*PAIR, "--budget", "7"), "budget=7.0: must be in (0, 1]"),
         ((*PAIR, "--batch", "x"), "invalid int value"),
         (("--student", "nothing", "--teacher", "Qwen3-4B"), "built-in table"),

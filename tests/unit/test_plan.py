@@ -20,6 +20,7 @@ from transformers import (
 
 from taopd.errors import ConfigError, DataError
 from taopd.plan import SHAPES, ModelShape, PlanSettings, gradient_share, load_shape, plan
+from taopd.plan.communication import step_communication
 from taopd.plan.flops import (
     LOSS_LOGIT_FLOPS,
     SCORE_LOGIT_FLOPS,
@@ -271,3 +272,30 @@ def test_an_unknown_architecture_is_named():
 def test_settings_outside_their_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         replace(SETTINGS, **wrong)
+
+
+def test_ranks_divide_what_is_sharded_and_nothing_else():
+    alone = step_memory(STUDENT, STUDENT, replace(SETTINGS, anchor_fraction=0.1)).parts
+    many = replace(SETTINGS, anchor_fraction=0.1, num_ranks=8, sharding="fsdp2")
+    sharded = step_memory(STUDENT, STUDENT, many).parts
+    for name in ("student_weights", "gradients", "optimizer_states", "update_norm_copy"):
+        assert sharded[name] == alone[name] / 8, name
+    for name in ("teacher_weights", "reference_weights", "scoring_logits"):
+        assert sharded[name] == alone[name], name
+    assert 0 < sharded["gathered_weights"] < alone["student_weights"]
+    ddp = step_memory(STUDENT, STUDENT, replace(many, sharding="ddp")).parts
+    assert ddp["gradient_buckets"] == ddp["gradients"] == alone["gradients"]
+
+
+@pytest.mark.parametrize(("sharding", "factor"), [("ddp", 2), ("fsdp2", 1), ("zero3", 1)])
+def test_rings_send_all_but_the_own_part(sharding, factor):
+    """Oracle: the ring algorithms, all-reduce as reduce-scatter and all-gather."""
+    settings = replace(SETTINGS, num_ranks=8, sharding=sharding, gather_limit=0)
+    volume = step_communication(STUDENT, settings)
+    assert volume.sent["gradients"] == pytest.approx(factor * 7 / 8 * volume.moved["gradients"])
+    assert volume.sent["parameters"] == pytest.approx(7 / 8 * volume.moved["parameters"])
+    assert volume.moved["selection"] == 37 * 16 * 1024
+    longer = replace(settings, completion_length=10 * settings.completion_length)
+    assert step_communication(STUDENT, longer).moved["selection"] == volume.moved["selection"]
+    rows = step_communication(STUDENT, replace(settings, gather_limit=10**7))
+    assert rows.moved["selection"] == 20 * 8 * settings.num_completion_tokens

@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 def test_there_are_no_other_recipes():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, "tiny"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, "teacher-server", "tiny"}
     assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == {"paper", "studies"}
     assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
 

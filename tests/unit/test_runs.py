@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from taopd.checkpoint_files import SEAL
 from taopd.errors import ConfigError, DataError
 from taopd.runs import (
     MARKER,
@@ -20,6 +21,7 @@ from taopd.runs import (
     write_json,
     write_jsonl,
 )
+from tests.conftest import make_checkpoint
 
 
 def names(folder):
@@ -92,19 +94,25 @@ def test_bad_targets(tmp_path):
     assert names(tmp_path) == {"file"}
 
 
-def test_newest_checkpoint_is_by_number_and_complete(tmp_path):
+def test_newest_checkpoint_is_by_number_and_whole(tmp_path, caplog):
     folder = RunFolder.create(tmp_path)
     assert folder.newest_checkpoint() is None
-    for name, complete in (
-        ("checkpoint-9", True),
-        ("checkpoint-10", True),
-        ("checkpoint-11", False),
-    ):
-        (tmp_path / name).mkdir()
-        if complete:
-            (tmp_path / name / "trainer_state.json").write_text("{}")
+    for step in (9, 10, 11):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-11" / SEAL).unlink()
     (tmp_path / "checkpoint-best").mkdir()
     assert folder.newest_checkpoint() == tmp_path / "checkpoint-10"
+    assert "checkpoint-11 is passed over: it has no taopd.json" in caplog.text
+
+
+def test_resume_clears_away_what_a_kill_left(tmp_path):
+    RunFolder.create(tmp_path)
+    for name in (".checkpoint-partial", ".model-partial", ".checkpoint-4-old"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    (tmp_path / ".metrics.jsonl.x1.tmp").write_text("half")
+    (tmp_path / "metrics.jsonl").write_text("")
+    RunFolder.create(tmp_path, resume=True)
+    assert names(tmp_path) == {MARKER, "metrics.jsonl"}
 
 
 def test_write_json_is_plain_json_with_null_for_non_finite(tmp_path):

@@ -31,6 +31,7 @@ Tokenizers and heads, end-of-sequence and padding ids, generation configs, the c
 models, thinking flags, context, memory (`taopd plan`), number formats; then one micro-batch is
 sampled and scored: sampling log-probs against recomputed ones, both models' mass on every stop id
 where completions end, truncation, KL to the teacher, mass off the student's top K, kept tokens.
+With teacher_url: who answers, whether C is exact, its tokenizer; what no server sends is named.
 
   --max-tokens N     cut the completions here (default: max_completion_length)
   --json             for machines
@@ -136,8 +137,8 @@ def show(found: Sequence["Verdict"], console: "Console") -> None:
 
 def before_training(
     settings: "TrainSettings", inputs: "Inputs", trainer: Any, *, quiet: bool
-) -> None:
-    """The look at the start of a run: warnings and fails on stderr.
+) -> dict[str, Any]:
+    """The look at the start of a run: warnings and fails on stderr; returns what `--json` prints.
 
     Raises:
         ConfigError: an item failed.
@@ -146,10 +147,10 @@ def before_training(
 
     subject = Subject(settings=settings, max_tokens=QUICK_TOKENS)
     subject.inputs, subject.trainer = inputs, trainer
-    found = [verdict for verdict in verdicts(subject) if verdict.level != "pass"]
+    found = list(verdicts(subject))
     failed = [verdict for verdict in found if verdict.level == "fail"]
     if settings.training.process_index == 0:
-        for verdict in failed if quiet else found:
+        for verdict in failed if quiet else [v for v in found if v.level != "pass"]:
             line = f"check {verdict.level}: {verdict.item}: {verdict.measured}. {verdict.advice}"
             print(line, file=sys.stderr)
     if failed:
@@ -158,3 +159,4 @@ def before_training(
             f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all of it, "
             "--skip-check trains all the same"
         )
+    return as_dict(found)

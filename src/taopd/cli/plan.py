@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
 
 What one optimizer step on one device will cost: memory by part, FLOPs of matmuls by stage, and the
-ratio to full distillation in TRL, from configs alone. Not counted: softmax and other elementwise
-work, allocator and kernel buffers, sharding; sequences are at full length, selection is random.
+ratio to full distillation in TRL, from configs alone; of several ranks, what one of them holds
+and sends. Not counted: elementwise work, allocator and kernel buffers; sequences are at full
+length, selection is random.
 
   --config FILE          YAML of `taopd train`; its flags are accepted here too
   --student X            folder with config.json, or a public name (Qwen3-0.6B, 1.7B, 4B, 8B, 14B,
@@ -30,6 +31,7 @@ work, allocator and kernel buffers, sharding; sequences are at full length, sele
   --budget 0.05, --window W, --top-k K  share that trains; gradient window (none); lists (16)
   --dtype D              of the matmuls (bfloat16); --student-dtype, --teacher-dtype: of the weights
   --anchor-fraction F, --lora-rank R, --gradient-checkpointing, --recompute-prefix
+  --num-ranks N, --sharding ddp|fsdp2|zero3     processes (1, ddp); batches are those of one
   --no-padding           all sequences equally long: attention needs no mask
   --json                 for machines
 
@@ -39,7 +41,7 @@ example:
 _OVERRIDES = (
     *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
     *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
-    *("gradient_checkpointing", "keep_prefix", "padded"),
+    *("gradient_checkpointing", "keep_prefix", "padded", "num_ranks", "sharding"),
 )
 _DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
 _OPTIMIZER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
@@ -87,7 +89,8 @@ def _parser() -> Parser:
     add("--budget", type=float)
     add("--window", type=int)
     add("--top-k", type=int)
-    for name in ("--dtype", "--student-dtype", "--teacher-dtype", "--device"):
+    add("--num-ranks", type=int)
+    for name in ("--dtype", "--student-dtype", "--teacher-dtype", "--device", "--sharding"):
         add(name)
     add("--anchor-fraction", type=float)
     add("--lora-rank", type=int)
@@ -108,6 +111,11 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
     parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
     names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
+    if names[1] is None:
+        raise ConfigError(
+            "the plan compares with full distillation, for which the teacher runs here: set "
+            "teacher_model_name_or_path too (its config is read, no weights)"
+        )
     return plan_settings(parsed), str(names[0]), str(names[1])
 
 
@@ -143,9 +151,11 @@ def plan_settings(
         budget=1.0 if args.selector == "full" else args.budget,
         window=getattr(args, "gradient_window", None),
         top_k=args.score_top_k,
+        gather_limit=args.gather_limit,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
         student_dtype=student_dtype,
         teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
+        teacher_elsewhere=args.teacher_url is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
         anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,
@@ -192,6 +202,12 @@ def _print(result: "Plan") -> None:
     for name, size in answer["phase_mib"].items():
         memory.add_row(f"peak in {name.replace('_', ' ')}", f"{size:,.0f}")
     console.print(memory)
+    if settings.num_ranks > 1:
+        title = f"Sent in a step, {settings.num_ranks} ranks, {settings.sharding}"
+        volume = table(title, "what", "moved, MiB", "sent by one rank, MiB")
+        for name, size in answer["moved_mib"].items():
+            volume.add_row(name, f"{size:,.4g}", f"{answer['sent_mib'][name]:,.4g}")
+        console.print(volume)
     stages = table("Compute of one step, TFLOP", "stage", "taopd", "full (TRL)")
     for name, cost in answer["tflop"].items():
         if name == "update":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import INTERRUPTED
-from taopd.errors import ConfigError, DataError, TaopdError
+from taopd.errors import ConfigError, TaopdError
 
 if TYPE_CHECKING:
     from taopd.cli.train_config import TrainSettings
@@ -29,6 +29,7 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
 
   --model_name_or_path X          student, a folder or hub id
   --teacher_model_name_or_path X  teacher with the same tokenizer
+  --teacher_url http://host:8000  or score with this vLLM or SGLang server, see docs/teachers.md
   --dataset_name X                parquet, jsonl, json or csv file, folder or hub id
   --output_dir X                  run folder
   --budget 0.05                   share of the completion tokens that train
@@ -54,6 +55,7 @@ class Inputs:
 
     student: Any
     teacher: Any
+    """None if it is behind a server."""
     tokenizer: Any
     train_dataset: Any
     eval_dataset: Any
@@ -95,14 +97,14 @@ def run(argv: Sequence[str]) -> int:
 def _train(
     settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
 ) -> int:
-    from taopd.cli import step_lines
+    from taopd.cli import step_lines, train_resume
     from taopd.runs import RunFolder, environment, write_json
 
     step_lines.plain(quiet=quiet)
     args = settings.training
     path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
-    checkpoint = _checkpoint(RunFolder(path=path), args.resume_from_checkpoint, resume)
-    if checkpoint is not None and 0 < args.max_steps <= _steps_done(checkpoint):
+    checkpoint = train_resume.find(args, path, resume=resume)
+    if checkpoint is not None and train_resume.is_finished(args, path, checkpoint):
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
@@ -114,11 +116,12 @@ def _train(
         forget(path, existed)
         raise
     _attach(trainer, quiet)
+    looked: dict[str, Any] | None = None
     if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
         from taopd.cli.check import before_training
 
         try:
-            before_training(settings, inputs, trainer, quiet=quiet)
+            looked = before_training(settings, inputs, trainer, quiet=quiet)
         except BaseException:
             forget(path, existed)
             raise
@@ -129,6 +132,8 @@ def _train(
         folder = RunFolder.create(path, resume=resume, overwrite=overwrite)
         write_json(folder.path / "config.json", {"command": "train"} | config)
         write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
+        if looked is not None:
+            write_json(folder.path / "check.json", looked)
     try:
         return _run(trainer, settings, folder, checkpoint)
     except KeyboardInterrupt:
@@ -138,6 +143,10 @@ def _train(
         )
         print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if (disk := train_resume.disk_error(error, folder.path)) is None:
+            raise
+        raise disk from error
 
 
 def forget(path: Path, existed: bool) -> None:
@@ -155,52 +164,16 @@ def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
     live.attach(trainer)
 
 
-def _checkpoint(folder: "RunFolder", named: str | bool | None, resume: bool) -> Path | None:
-    """The checkpoint to go on from: `resume_from_checkpoint` if a path, else the newest one."""
-    if isinstance(named, str) and named.lower() not in ("true", "false", "none", ""):
-        if not Path(named).is_dir():
-            raise DataError(f"resume_from_checkpoint: no such folder: {named}")
-        if not resume:
-            raise ConfigError(
-                "resume_from_checkpoint needs --resume, which goes on with the run in output_dir"
-            )
-        return Path(named)
-    if str(named).lower() == "true" and not resume:
-        raise ConfigError("resume_from_checkpoint: true is written --resume here")
-    if not resume:
-        return None
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint is None:
-        raise DataError(
-            f"nothing to resume: {folder.path} has no complete checkpoint; start with --overwrite"
-        )
-    return checkpoint
-
-
-def _steps_done(checkpoint: Path) -> int:
-    """Optimizer steps of a checkpoint; transformers would take one more if none were left."""
-    from taopd.documents import read_document
-    from taopd.run_documents import TRAINER_STATE
-
-    return int(read_document(checkpoint / "trainer_state.json", TRAINER_STATE)["global_step"])
-
-
 def load_inputs(settings: "TrainSettings") -> Inputs:
     """Load and check everything that can be wrong; writes nothing."""
     from trl import get_quantization_config
 
     from taopd import data
-    from taopd.vocabulary import shared_vocabulary
+    from taopd.teachers import load_teacher
 
     script, args, chosen = settings.script, settings.training, settings.model
-    student_path, teacher_path = (
-        str(chosen.model_name_or_path),
-        str(args.teacher_model_name_or_path),
-    )
+    student_path = str(chosen.model_name_or_path)
     tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
-    teacher_tokenizer = data.load_tokenizer(
-        teacher_path, revision=args.teacher_model_revision or "main"
-    )
     train_dataset = data.load_prompts(
         str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
     )
@@ -215,31 +188,31 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     if quantization is not None:
         own["quantization_config"] = quantization
     student = data.load_model(student_path, **own)
-    teacher_own = common | {"revision": args.teacher_model_revision or "main"}
-    teacher = data.load_model(
-        teacher_path, **teacher_own | _keywords(args.teacher_model_init_kwargs)
-    )
+    models = [student]
+    if args.teacher_url is None:
+        teacher, _ = load_teacher(
+            str(args.teacher_model_name_or_path),
+            student,
+            tokenizer,
+            revision=args.teacher_model_revision,
+            init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
+            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
+        )
+        models.append(teacher)
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
-    shared_vocabulary(
-        tokenizer,
-        teacher_tokenizer,
-        _vocab_size(student),
-        _vocab_size(teacher),
-        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-    )
     for rows in (train_dataset, eval_dataset):
         if rows is not None:
             data.check_prompt_lengths(
                 rows,
                 tokenizer,
-                context_length=data.context_length(student, teacher),
+                context_length=data.context_length(*models),
                 max_completion_length=args.max_completion_length or 1,
                 chat_template_kwargs=_keywords(args.chat_template_kwargs),
             )
     return Inputs(
         student=student,
-        teacher=teacher,
+        teacher=None if args.teacher_url else models[1],
         tokenizer=tokenizer,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -254,6 +227,7 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
     """
     from trl import get_peft_config
 
+    from taopd.cli import train_resume
     from taopd.trainer import TeachabilityTrainer
 
     try:
@@ -268,6 +242,11 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
         )
     except TaopdError:
         raise
+    except OSError as error:  # transformers makes the output folder
+        disk = train_resume.disk_error(error, Path(str(settings.training.output_dir)))
+        if disk is None:
+            raise
+        raise disk from error
     except ValueError as error:  # how TRL and peft refuse settings
         raise ConfigError(f"these settings do not fit together: {error}") from error
 
@@ -278,12 +257,13 @@ def _run(
     folder: "RunFolder",
     checkpoint: Path | None,
 ) -> int:
+    from taopd.cli import train_resume
     from taopd.runs import MODEL_FOLDER, write_json
 
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    metrics = train_resume.train(trainer, checkpoint)
     seconds = time.perf_counter() - started
-    trainer.save_model(str(folder.path / MODEL_FOLDER))
+    train_resume.save_student(trainer, folder.path)
     if not trainer.is_world_process_zero():
         return 0
     args, logs = settings.training, trainer.state.log_history
@@ -297,7 +277,7 @@ def _run(
         "loss": args.loss,
         "seed": args.seed,
         "model": MODEL_FOLDER,
-        "train": outcome.metrics,
+        "train": metrics,
         "last_log": next((log for log in reversed(logs) if "loss" in log), None),
     }
     write_json(folder.path / "results.json", results)
@@ -307,7 +287,3 @@ def _run(
 
 def _keywords(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
-
-
-def _vocab_size(model: Any) -> int:
-    return model.get_output_embeddings().weight.shape[0]

@@ -192,6 +192,8 @@ def _check_required(settings: TrainSettings, given: set[str], flags: Sequence[st
     }
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
+    if settings.training.teacher_url is not None:
+        missing = [name for name in missing if name != "teacher_model_name_or_path"]
     if missing:
         raise ConfigError(
             f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE"

@@ -110,6 +110,14 @@ class BankCallback(TrainerCallback):
                 self._record(name, value)
         self._record("perf/bank_s", time.perf_counter() - started)
 
+    def checkpoint_state(self) -> list[tuple[int, dict[str, float]]]:
+        """The curve so far."""
+        return [(step, dict(values)) for step, values in self.curve]
+
+    def load_checkpoint_state(self, state: list[tuple[int, dict[str, float]]]) -> None:
+        """Go on from `checkpoint_state()`."""
+        self.curve = list(state)
+
     def _values(self, gain: CheckpointGain) -> dict[str, float]:
         measured = gain.measured
         values = {f"bank/{name}": value for name, value in summarize(measured, k=self._k).items()}

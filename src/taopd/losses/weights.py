@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError
+from taopd.ranks import ALONE, Ranks, uniform_part
 
 
 def reduction_weights(
@@ -23,8 +24,10 @@ def reduction_weights(
     *,
     reduction: str = "token_mean",
     denominator: str = "selected",
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
-    """Divide selection weights by the global denominator; N runs over the whole generation batch.
+    """Divide selection weights by the global denominator; N runs over the whole generation batch, or over
+    the part of it that is on this rank.
 
         token_mean:  w_i / sum_j w_j                 (denominator="selected")
                      w_i / number of valid tokens    (denominator="completion")
@@ -39,11 +42,10 @@ def reduction_weights(
         raise ConfigError(f"denominator={denominator!r}: must be 'selected' or 'completion'")
     counted = weights if denominator == "selected" else valid.to(weights.dtype)
     if reduction == "token_mean":
-        return weights / _nonzero(counted.sum())
-    _, index = torch.unique(response, return_inverse=True)
-    num_responses = int(index.max()) + 1 if index.numel() else 1
-    totals = counted.new_zeros(num_responses).index_add_(0, index, counted)
-    return weights / _nonzero(totals)[index] / num_responses
+        return weights / _nonzero(ranks.sums(counted.sum()))
+    groups, index = torch.unique(response, return_inverse=True)
+    totals = counted.new_zeros(len(groups)).index_add_(0, index, counted)
+    return weights / _nonzero(totals)[index] / max(1, ranks.total(len(groups)))
 
 
 def anchor_weights(
@@ -56,6 +58,7 @@ def anchor_weights(
     responses: float = 1.0,
     seed: int,
     step: int,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Weights of the anchor KL(student || reference student) on a random share of the unselected tokens.
 
@@ -70,14 +73,16 @@ def anchor_weights(
         fraction: at most `responses`.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
-    uniform = torch.rand(kept.shape[0], generator=generator).to(kept.device)
+    uniform = uniform_part(kept.shape[0], generator, ranks, torch.float32).to(kept.device)
     groups, group = response.unique(return_inverse=True)
-    num_drawn = math.ceil(responses * len(groups))
-    within = uniform < fraction * len(groups) / max(1, num_drawn)
-    if num_drawn < len(groups):
-        order = torch.randperm(len(groups), generator=generator).to(kept.device)
-        within &= order[group] < num_drawn
-    num_valid = _nonzero(valid.double().sum())
+    counts = ranks.counts(len(groups))
+    num_groups, first = sum(counts), sum(counts[: ranks.rank])
+    num_drawn = math.ceil(responses * num_groups)
+    within = uniform < fraction * num_groups / max(1, num_drawn)
+    if num_drawn < num_groups:
+        order = torch.randperm(num_groups, generator=generator).to(kept.device)
+        within &= order[first + group] < num_drawn
+    num_valid = _nonzero(ranks.sums(valid.double().sum()))
     return (within & valid & ~kept).double() * coef / (fraction * num_valid)
 
 

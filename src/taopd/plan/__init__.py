@@ -19,6 +19,7 @@ cluster, share their windows and cost less.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from taopd.plan.communication import Communication, step_communication
 from taopd.plan.flops import StepCost, step_cost, trl_cost
 from taopd.plan.memory import Memory, step_memory
 from taopd.plan.settings import PlanSettings, gradient_share
@@ -26,6 +27,7 @@ from taopd.plan.shapes import SHAPES, ModelShape, load_shape
 
 __all__ = [
     "SHAPES",
+    "Communication",
     "Memory",
     "ModelShape",
     "Plan",
@@ -71,6 +73,7 @@ class Plan:
     full_cost: StepCost
     """Of TRL's full distillation, TFLOP."""
     windows: tuple[WindowRatio, ...]
+    communication: Communication
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, units in the names."""
@@ -84,6 +87,8 @@ class Plan:
             "tflop": asdict(self.cost) | {"update": self.cost.update, "total": self.cost.total},
             "full_tflop": asdict(self.full_cost)
             | {"update": self.full_cost.update, "total": self.full_cost.total},
+            "moved_mib": {name: size / MIB for name, size in self.communication.moved.items()},
+            "sent_mib": {name: size / MIB for name, size in self.communication.sent.items()},
             "windows": [asdict(row) for row in self.windows],
         }
 
@@ -128,8 +133,9 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
             teacher,
             settings,
             window=settings.window,
-            shared_forward=settings.micro_batches == 1,
+            shared_forward=settings.shared_forward,
         ),
         full_cost=full,
         windows=tuple(rows),
+        communication=step_communication(student, settings),
     )

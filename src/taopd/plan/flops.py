@@ -125,7 +125,8 @@ def step_cost(
     )
     scored = settings.num_completion_tokens
     student_head = head_flops(student, vocab_size, scored)
-    teacher_head = head_flops(teacher, vocab_size, scored)
+    here = not settings.teacher_elsewhere
+    teacher_head = here * head_flops(teacher, vocab_size, scored)
     matmuls = STUDENT_LOSS_MATMULS - frozen
     loss_heads = matmuls * student_head
     if settings.needs_teacher_distribution:
@@ -141,7 +142,7 @@ def step_cost(
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
         score_student=full / TERA,
-        score_teacher=forward_flops(teacher, tokens, length) / TERA,
+        score_teacher=here * forward_flops(teacher, tokens, length) / TERA,
         score_heads=(student_head + teacher_head) / TERA,
         train_forward=(passes + (0.0 if window is None else sparse)) / TERA,
         train_backward=backward / TERA,

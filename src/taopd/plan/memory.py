@@ -16,14 +16,18 @@ and under autocast once a copy of every linear weight in c. Gradient checkpointi
 and one layer's activations.
 
 Not counted: the allocator's fragmentation and the CUDA context, buffers of kernels, the forward's temporary
-tensors (about one layer's feed-forward), transients of generation, LoRA's own activations, sharding over
-devices.
+tensors (about one layer's feed-forward), transients of generation, LoRA's own activations.
+
+Several ranks: FSDP2 and ZeRO-3 hold a part of the student's weights, gradients and optimizer states each, and
+gather for a moment two layers (one computes, one comes) and the head; teacher and reference are whole. DDP
+holds all of it, and the gradients once more in its buckets.
 """
 
 from dataclasses import dataclass
 
 from taopd.kernels import positions_per_chunk
 from taopd.kernels.chunked import TILES
+from taopd.plan.communication import tail_parameters, trained_parameters
 from taopd.plan.settings import BYTES, PlanSettings, gradient_share
 from taopd.plan.shapes import ModelShape
 
@@ -95,7 +99,9 @@ def activation_bytes(
         layers = shape.num_layers * shape.hidden_size * stream + layer
     norm = shape.hidden_size * (FLOAT32 + stream) + FLOAT32
     rotation = 2 * shape.head_dim * stream * settings.length
-    casts = BYTES[settings.dtype] * shape.linear_weights if settings.autocast else 0
+    # Sharded weights are gathered in the compute dtype, and let go after each layer.
+    cast = settings.autocast and settings.shards == 1
+    casts = BYTES[settings.dtype] * shape.linear_weights if cast else 0
     return tokens * (layers + norm + INT64) + rotation + casts
 
 
@@ -107,29 +113,36 @@ def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int) -> flo
 
 def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     stored = BYTES[settings.student_dtype]
-    trained = student.num_parameters
-    adapters = 0
-    if settings.lora_rank is not None:
-        trained = adapters = student.adapter_parameters(settings.lora_rank)
+    trained, shards = trained_parameters(student, settings), settings.shards
+    adapters = 0 if settings.lora_rank is None else trained
+    buckets = settings.sharding == "ddp" and settings.num_ranks > 1
+    layers = 2 * student.body_parameters / student.num_layers
+    gathered = BYTES[settings.dtype] * (layers + tail_parameters(student))
     copied = (settings.anchor_fraction > 0 or settings.guard) and settings.lora_rank is None
     return {
-        "student_weights": float(stored * (student.num_parameters + adapters)),
-        "teacher_weights": float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
+        "student_weights": stored * (student.num_parameters + adapters) / shards,
+        "gathered_weights": gathered if shards > 1 else 0.0,
+        "teacher_weights": 0.0
+        if settings.teacher_elsewhere
+        else float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
         "reference_weights": float(stored * student.num_parameters) if copied else 0.0,
-        "gradients": float(stored * trained),
-        "optimizer_states": float(stored * settings.optimizer_states * trained),
-        "update_norm_copy": float(stored * trained) if settings.update_norm else 0.0,
+        "gradients": stored * trained / shards,
+        "gradient_buckets": float(stored * trained) if buckets else 0.0,
+        "optimizer_states": stored * settings.optimizer_states * trained / shards,
+        "update_norm_copy": stored * trained / shards if settings.update_norm else 0.0,
     }
 
 
 def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     own = student.hidden_size * BYTES[settings.dtype]
-    other = teacher.hidden_size * BYTES[settings.dtype]
+    other = 0 if settings.teacher_elsewhere else teacher.hidden_size * BYTES[settings.dtype]
     scored, per_batch = settings.num_completion_tokens, settings.batch * settings.length
     kept = other if settings.needs_teacher_distribution else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
+    # A server's answer is compared with the student's states, which wait for it.
+    waiting = scored * own if settings.teacher_elsewhere else 0
     return {
-        "scoring_hidden": float(per_batch * (own + other)),
+        "scoring_hidden": float(per_batch * (own + other) + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
         "teacher_hidden_scored": float(scored * kept),
         "teacher_hidden_kept": scored * kept * settings.budget,
@@ -185,7 +198,9 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     def total(*names: str) -> float:
         return sum(parts[name] for name in names)
 
-    weights = total("student_weights", "teacher_weights", "reference_weights", "optimizer_states")
+    held = "student_weights", "teacher_weights", "reference_weights", "optimizer_states"
+    weights = total(*held, "gradient_buckets")
+    gathered = parts["gathered_weights"]
     kept = total("teacher_hidden_kept", "reference_hidden_kept", "key_value_prefix")
     # The lists of chunks and what they are joined into exist together for a moment.
     scored = total("scoring_outputs", "teacher_hidden_scored")
@@ -197,15 +212,15 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     # The first backward of a step makes gradients while it frees activations; later ones find them there.
     train = forward + gradients if settings.micro_batches > 1 else max(forward, gradients)
     score = scored + max(scored, chunk)
-    # With one micro-batch and no window the scoring pass is the training forward.
-    shared = settings.micro_batches == 1 and settings.window is None
+    shared = settings.shared_forward and settings.window is None
     recorded = total("activations", "training_hidden") if shared else 0.0
     return {
-        "sample": weights + total("generation_cache", "sampling_logits"),
+        "sample": weights + gathered + total("generation_cache", "sampling_logits"),
         "score": weights
+        + gathered
         + score
         + recorded
         + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),
-        "train": weights + kept + train,
+        "train": weights + gathered + kept + train,
         "optimizer_step": weights + kept + total("gradients", "update_norm_copy"),
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from taopd.errors import ConfigError
 
+SHARDINGS = ("ddp", "fsdp2", "zero3")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOST = 10**7
 """Of a count or a length: a plan beyond it is a slip, and its loops would not end."""
@@ -39,6 +40,8 @@ class PlanSettings:
     student_dtype: str = "float32"
     """Of the stored weights; another one than `dtype` means autocast."""
     teacher_dtype: str = "bfloat16"
+    teacher_elsewhere: bool = False
+    """It is behind a server: neither its weights nor its compute are here."""
     device: str = "gpu"
     """"cpu" or "gpu": decides the size of the scoring tiles."""
     gradient_checkpointing: bool = False
@@ -59,8 +62,16 @@ class PlanSettings:
     update_norm: bool = True
     """`log_update_norm` holds a copy of the trained weights in the optimizer step."""
 
+    num_ranks: int = 1
+    """Processes; batch and micro_batches are those of one of them."""
+    sharding: str = "ddp"
+    """"ddp": everything on every rank. "fsdp2", "zero3": weights, gradients and optimizer states of the
+    student in parts."""
+    gather_limit: int = 10_000_000
+    """Tokens of all ranks up to which the selection table travels."""
+
     def __post_init__(self) -> None:
-        for name in ("batch", "completion_length", "micro_batches", "top_k"):
+        for name in ("batch", "completion_length", "micro_batches", "top_k", "num_ranks"):
             value = getattr(self, name)
             _require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
         _require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
@@ -76,6 +87,8 @@ class PlanSettings:
         )
         _require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
         _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
+        if self.sharding not in SHARDINGS:
+            raise ConfigError(f"sharding={self.sharding!r}: must be {' or '.join(SHARDINGS)}")
         if self.device not in ("cpu", "gpu"):
             raise ConfigError(f"device={self.device!r}: must be 'cpu' or 'gpu'")
         for name in ("dtype", "student_dtype", "teacher_dtype"):
@@ -110,6 +123,16 @@ class PlanSettings:
     def wanted_share(self) -> float:
         """Share of the completion tokens whose hidden state the loss reads."""
         return self.budget + self.anchored_share
+
+    @property
+    def shared_forward(self) -> bool:
+        """Without a window the scoring pass is the training forward; see `taopd.student_states`."""
+        return self.micro_batches == 1 and self.num_ranks == 1
+
+    @property
+    def shards(self) -> int:
+        """Parts that the student's weights, gradients and optimizer states are in."""
+        return 1 if self.sharding == "ddp" else self.num_ranks
 
     @property
     def autocast(self) -> bool:

@@ -3,9 +3,16 @@
 Most failed distillation runs die of a mismatch that nobody looked for: end-of-sequence ids, chat template,
 thinking mode, padded vocabulary, a stale adapter in the sampler. Each function here judges one of them.
 
-Not here: how settings become models and samples, which is `taopd.cli.check_items`.
+Not here: how settings become models and samples, which is `taopd.cli.check_subject`.
 """
 
+from taopd.preflight.asked import (
+    TEXTS,
+    check_sampled_divergence,
+    check_server,
+    check_tokens,
+    measure_asked,
+)
 from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
 from taopd.preflight.outcomes import (
     DRIFT_WARN,
@@ -34,6 +41,7 @@ from taopd.preflight.verdict import LEVELS, Verdict, guarded, judge
 __all__ = [
     "DRIFT_WARN",
     "LEVELS",
+    "TEXTS",
     "TRUNCATED",
     "Drift",
     "Measured",
@@ -47,11 +55,14 @@ __all__ = [
     "check_kept",
     "check_memory",
     "check_precision",
+    "check_sampled_divergence",
+    "check_server",
     "check_special_tokens",
     "check_stops",
     "check_support",
     "check_thinking",
     "check_tokenizers",
+    "check_tokens",
     "check_truncation",
     "drift",
     "drift_cause",
@@ -59,6 +70,7 @@ __all__ = [
     "id_list",
     "judge",
     "measure",
+    "measure_asked",
     "token_name",
     "truncation_cause",
 ]

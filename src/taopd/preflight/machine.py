@@ -46,21 +46,23 @@ class Precision:
 
 
 def check_precision(
-    student: Precision, teacher: Precision, *, autocast: str | None, trains_weights: bool
+    student: Precision, teacher: Precision | None, *, autocast: str | None, trains_weights: bool
 ) -> Verdict:
     """Number formats and attention of both models.
 
     Args:
+        teacher: None if it is behind a server, which does not say.
         autocast: dtype of the matmuls where `bf16` or `fp16` is set.
         trains_weights: the student's own weights move (no adapters).
     """
     problems: list[Problem] = []
-    computes = [autocast or model.dtype for model in (student, teacher)]
-    if computes[0] != computes[1]:
+    held = [student] if teacher is None else [student, teacher]
+    computes = [autocast or model.dtype for model in held]
+    if computes[0] != computes[-1]:
         problems.append(
             (
                 "warn",
-                f"The student computes in {computes[0]}, the teacher in {computes[1]}: part of what they "
+                f"The student computes in {computes[0]}, the teacher in {computes[-1]}: part of what they "
                 "disagree about is rounding. Load both with one dtype, or set bf16: true for both.",
             )
         )
@@ -72,18 +74,15 @@ def check_precision(
                 "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true.",
             )
         )
-    if student.attention != teacher.attention:
+    if student.attention != held[-1].attention:
         problems.append(
             (
                 "warn",
-                f"The student attends with {student.attention}, the teacher with {teacher.attention}: name "
+                f"The student attends with {student.attention}, the teacher with {held[-1].attention}: name "
                 "one attn_implementation for both.",
             )
         )
-    for owner, model, compute in (
-        ("student", student, computes[0]),
-        ("teacher", teacher, computes[1]),
-    ):
+    for owner, model, compute in zip(("student", "teacher"), held, computes, strict=False):
         if model.attention.startswith("flash") and compute not in HALF:
             problems.append(
                 (
@@ -92,10 +91,12 @@ def check_precision(
                 )
             )
     measured = (
-        f"weights {student.dtype} / {teacher.dtype}, matmuls {computes[0]} / {computes[1]}, "
-        f"attention {student.attention} / {teacher.attention}"
+        f"weights {' / '.join(model.dtype for model in held)}, matmuls {' / '.join(computes)}, "
+        f"attention {' / '.join(model.attention for model in held)}"
     )
-    figures = {"student": student.dtype, "teacher": teacher.dtype, "matmuls": computes}
+    if teacher is None:
+        measured += "; the teacher's server does not say its own"
+    figures = {"student": student.dtype, "teacher": teacher and teacher.dtype, "matmuls": computes}
     return judge("precision", measured, problems, figures=figures)
 
 

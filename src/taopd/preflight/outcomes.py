@@ -6,6 +6,7 @@ breaks runs, not for what is good. On the tiny lab in float32 a right sampler dr
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -84,13 +85,15 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
     if elsewhere and best not in handled:
         both = sorted({*measured.stops, best})
+        cure = f"merge and stop_token_ids: {both} (one stop class in signals and loss; not for tool use)"
+        if measured.signals.reverse_kl is None:  # a server, which cannot merge
+            cure = f"exclude and stop_token_ids: {both} (no stop trains)"
         advice = (
             f"The teacher ends with {measured.candidates[best]} ({best}), where the sampler does not stop: "
-            f"the student would unlearn its own end. Set stop_tokens: merge and stop_token_ids: {both} (one "
-            "stop class in signals and loss; not for tool use)."
+            f"the student would unlearn its own end. Set stop_tokens: {cure}."
         )
         problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
-    elif on_all < GOES_ON:
+    elif on_all + measured.teacher_stops_unknown < GOES_ON:
         problems.append(
             (
                 "warn",
@@ -104,16 +107,18 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
         if index in measured.stops or max(p, q) >= 0.01
     ]
     parts = ", ".join(f"{name} ({index}) {p:.2f} / {q:.2f}" for index, name, p, q in shown)
-    figures = {
+    figures: dict[str, Any] = {
         "ends": num_ends,
         "mass": {
             name: {"id": index, "student": p, "teacher": q, "stops": index in measured.stops}
             for index, name, p, q in shown
         },
     }
-    return judge(
-        item, f"student / teacher mass at {num_ends} ends: {parts}", problems, figures=figures
-    )
+    text = f"student / teacher mass at {num_ends} ends: {parts}"
+    if measured.teacher_stops_unknown > 0:
+        figures["unknown_mass"] = measured.teacher_stops_unknown
+        text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.2f} more"
+    return judge(item, text, problems, figures=figures)
 
 
 def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdict:
@@ -171,6 +176,7 @@ def check_divergence(measured: Measured) -> Verdict:
 def check_support(measured: Measured, *, k: int) -> Verdict:
     """Teacher mass off the student's top-K: what this student cannot take from this teacher yet."""
     share = 1.0 - float(measured.signals.compatibility.double().mean())
+    at_most = "" if measured.signals.compatibility_is_exact else "at most "
     problems: list[Problem] = []
     if share > OFF_SUPPORT:
         problem = (
@@ -179,7 +185,7 @@ def check_support(measured: Measured, *, k: int) -> Verdict:
         )
         problems.append(("warn", problem))
     figures = {"off_support_mass": share, "k": k}
-    text = f"{share:.1%} of the teacher's mass outside the student's top {k}"
+    text = f"{at_most}{share:.1%} of the teacher's mass outside the student's top {k}"
     return judge("off support", text, problems, figures=figures)
 
 

@@ -3,7 +3,7 @@
 The figures; `outcomes` judges them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,31 @@ class Measured:
     teacher_stops: Float[Tensor, "E M"]
     max_tokens: int
     """At which sampling was cut for this measurement."""
+    teacher_stops_unknown: float = 0.0
+    """Mean mass on the candidates that `teacher_stops` may lack, where it is read off a list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Where B completions ended, E of them with a stop id."""
+
+    lengths: Int[Tensor, " B"]
+    ended: Bool[Tensor, " B"]
+    positions: Positions
+    """Of the E last tokens."""
+
+
+def read_ends(batch: Mapping[str, Tensor], stops: Iterable[int]) -> Ends:
+    """Ends of the completions of a padded batch, each of at least one token."""
+    ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
+    lengths = mask.sum(1)
+    rows = torch.arange(len(ids), device=ids.device)
+    last = ids[rows, lengths - 1]
+    ended = torch.isin(last, last.new_tensor(list(stops)))
+    positions = Positions(
+        row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1])
+    )
+    return Ends(lengths=lengths, ended=ended, positions=positions)
 
 
 @torch.no_grad()
@@ -107,14 +132,10 @@ def measure(
         full_kl=True,
         stop_ids=merged_ids,
     )
-    lengths = mask.sum(1)
-    rows = torch.arange(len(ids), device=ids.device)
-    last = ids[rows, lengths - 1]
-    ended = torch.isin(last, last.new_tensor(list(stops)))
-    ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=positions.shape)
+    found = read_ends(batch, stops)
     wanted = [token for token in candidates if token < vocab_size]
     masses = [
-        _masses(forward, model, batch, ends, micro_batch_size, wanted, temperature)
+        stop_masses(forward, model, batch, found.positions, micro_batch_size, wanted, temperature)
         for model in (student, teacher)
     ]
     compared = None
@@ -123,8 +144,8 @@ def measure(
         compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged_ids)
     return Measured(
         signals=scored.signals,
-        lengths=lengths,
-        ended=ended,
+        lengths=found.lengths,
+        ended=found.ended,
         drift=compared,
         stops=stops,
         candidates={token: candidates[token] for token in wanted},
@@ -134,7 +155,7 @@ def measure(
     )
 
 
-def _masses(
+def stop_masses(
     forward: Forward,
     model,
     batch: Mapping[str, Tensor],

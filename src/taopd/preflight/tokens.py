@@ -20,6 +20,9 @@ THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
 _MERGE = (
     "Set stop_tokens: merge (all ids that end a completion count as one token, not for tool use)"
 )
+_EXCLUDE = (
+    "Set stop_tokens: exclude (no id that ends a completion trains; a server cannot merge them)"
+)
 
 
 def id_list(value: Any) -> list[int]:
@@ -75,11 +78,14 @@ def check_tokenizers(
     return judge(item, measured, problems, figures=sizes)
 
 
-def check_special_tokens(student: Tokenizer, teacher: Tokenizer, *, merged: bool) -> Verdict:
+def check_special_tokens(
+    student: Tokenizer, teacher: Tokenizer, *, merged: bool, asked: bool = False
+) -> Verdict:
     """End-of-sequence and padding ids of both tokenizers.
 
     Args:
         merged: stop ids already count as one token.
+        asked: the teacher is behind a server.
     """
     problems: list[Problem] = []
     if student.eos_token_id is None:
@@ -91,7 +97,7 @@ def check_special_tokens(student: Tokenizer, teacher: Tokenizer, *, merged: bool
             (
                 "warn",
                 f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
-                f"{token_name(teacher, teacher.eos_token_id)}. {_MERGE}.",
+                f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if asked else _MERGE}.",
             )
         )
     for owner, tokenizer in (("student", student), ("teacher", teacher)):
@@ -124,13 +130,16 @@ def check_generation_config(
     teacher_stops: Sequence[int],
     *,
     merged: bool,
+    asked: bool = False,
 ) -> Verdict:
     """Where a model stops by its generation config, against its tokenizer's end.
 
     Args:
         student_stops: ids of `generation_config.eos_token_id`; none where the config names none.
         merged: stop ids already count as one token.
+        asked: the teacher is behind a server.
     """
+    cure = _EXCLUDE if asked else _MERGE
     problems: list[Problem] = []
     for owner, tokenizer, stops in (
         ("student", student, student_stops),
@@ -152,7 +161,7 @@ def check_generation_config(
                     f"The {owner}'s generation config stops at {names}, its tokenizer ends with "
                     f"{token_name(tokenizer, tokenizer.eos_token_id)}: one of the two files is of another "
                     f"model. Mend eos_token_id in generation_config.json, or, if both are ends, "
-                    f"{_MERGE[0].lower()}{_MERGE[1:]}.",
+                    f"{cure[0].lower()}{cure[1:]}.",
                 )
             )
     measured = f"student stops at {list(student_stops)}, teacher at {list(teacher_stops)}"

@@ -15,7 +15,8 @@ import pandas as pd
 
 from taopd.documents import ANY, TEXT, WHOLE, WORD, fit, read_document
 from taopd.errors import DataError
-from taopd.report.folders import GAIN, Sources, read_json
+from taopd.report.folders import GAIN, Sources
+from taopd.report.reading import read_json
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
 from taopd.run_documents import ROLLOUT

@@ -33,14 +33,27 @@ class Scale:
     high: float
     start: float
     end: float
+    log: bool = False
+    """Equal ratios are equally far apart; both ends must be above 0."""
 
     def __call__(self, value: float) -> float:
         """Pixels of a value."""
-        span = self.high - self.low or 1.0
-        return round(self.start + (value - self.low) / span * (self.end - self.start), 1)
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        share = (value - low) / (high - low or 1.0)
+        return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, count: int = 4) -> list[float]:
         """Round numbers inside the range, about `count` of them."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for factors in ((1,), (1, 3), (1, 2, 5)):
+                found = [f * 10.0**power for power in powers for f in factors]
+                found = [tick for tick in found if self.low <= tick <= self.high]
+                if len(found) > 1:
+                    break
+            return found
         span = self.high - self.low
         if not span > 0:
             return [self.low]
@@ -62,10 +75,11 @@ def number(value: float) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-def figure(title: str, svg: str, note: str = "") -> str:
-    """A chart with its caption."""
+def figure(title: str, chart: str, note: str = "", *, whole_row: bool = False) -> str:
+    """A chart with its caption; alone in its row of a grid if it is much wider than high."""
     small = f" <small>{escape(note)}</small>" if note else ""
-    return f"<figure><figcaption>{escape(title)}{small}</figcaption>{svg}</figure>"
+    row = ' class="row"' if whole_row else ""
+    return f"<figure{row}><figcaption>{escape(title)}{small}</figcaption>{chart}</figure>"
 
 
 def key(labels: Sequence[str]) -> str:
@@ -86,9 +100,17 @@ def lines(
     x_label: str = "step",
     from_zero: bool = True,
     to: float | None = None,
+    limit: float | None = None,
+    log_x: bool = False,
     size: tuple[int, int] = (360, 190),
 ) -> str:
-    """Lines over a common x axis, the last value of each written at its end where there are few."""
+    """Lines over a common x axis, the last value of each written at its end where there are few.
+
+    Args:
+        to: the y axis reaches at least this far.
+        limit: a horizontal line, drawn if the values come near it.
+        log_x: the x axis is logarithmic; every x must be above 0.
+    """
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in [*one.points, *one.low, *one.high]]
     width, height = size
@@ -98,9 +120,16 @@ def lines(
     high = high if to is None else max(high, to)
     if high == low:
         high = low + (abs(low) or 1.0)
-    x_scale = Scale(min(xs), max(xs), 46, width - 48)
+    near = limit is not None and max(ys) > 0.5 * limit
+    high = max(high, limit or 0.0) if near else high
+    x_scale = Scale(min(xs), max(xs), 46, width - 48, log=log_x)
     y_scale = Scale(low, high, height - 30, 10)
     parts = [_axes(x_scale, y_scale, x_label, size)]
+    if near:
+        y = y_scale(limit or 0.0)
+        parts.append(
+            f'<line x1="{x_scale.start}" x2="{x_scale.end}" y1="{y}" y2="{y}" class="limit"/>'
+        )
     for one in series:
         color = one.color % NUM_COLORS
         if one.low and one.high:
@@ -114,7 +143,7 @@ def lines(
             x, y = one.points[0]
             parts.append(f'<circle cx="{x_scale(x)}" cy="{y_scale(y)}" r="3" class="f{color}"/>')
     parts += _last_values(series, x_scale, y_scale)
-    return _svg(title, size, parts)
+    return svg(title, size, parts)
 
 
 def _last_values(series: Sequence[Series], x_scale: Scale, y_scale: Scale) -> list[str]:
@@ -122,13 +151,46 @@ def _last_values(series: Sequence[Series], x_scale: Scale, y_scale: Scale) -> li
     if len(series) > 4:
         return []
     ends = sorted(((y_scale(one.points[-1][1]), one) for one in series), key=lambda pair: pair[0])
-    parts, above = [], -math.inf
-    for place, one in ends:
-        above = max(place, above + 13)
-        text = number(one.points[-1][1])
+    parts = []
+    for y, (_, one) in zip(_apart([place for place, _ in ends], y_scale.start), ends, strict=True):
         x = x_scale(one.points[-1][0]) + 6
-        parts.append(f'<text x="{x}" y="{above + 4}" class="ink">{text}</text>')
+        parts.append(f'<text x="{x}" y="{y + 4}" class="ink">{number(one.points[-1][1])}</text>')
     return parts
+
+
+def _apart(places: Sequence[float], bottom: float, pitch: float = 13) -> list[float]:
+    """Ascending heights of labels, at least `pitch` apart and none below `bottom`."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + pitch) if moved else place)
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], bottom - pitch * (len(moved) - 1 - index))
+    return moved
+
+
+def areas(title: str, series: Sequence[Series], *, x_label: str = "step") -> str:
+    """Shares that add up to one, stacked from below, each named with its last value in per cent."""
+    size = (360, 190)
+    xs = [x for x, _ in series[0].points]
+    x_scale = Scale(min(xs), max(xs) if len(xs) > 1 else min(xs) + 1, 46, size[0] - 92)
+    y_scale = Scale(0.0, 100.0, size[1] - 30, 10)
+    parts, labels = [], []
+    below: Points = [(x, 0.0) for x in xs]
+    for one in series:
+        pairs = zip(below, one.points, strict=True)
+        above = [(x, low + 100 * share) for (x, low), (_, share) in pairs]
+        corners = [*thin(above), *reversed(thin(below))]
+        path = " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in corners)
+        name = f"<title>{escape(one.label)}</title>"
+        parts.append(f'<polygon points="{path}" class="area f{one.color}">{name}</polygon>')
+        last = f"{one.label.partition(':')[0]} {100 * one.points[-1][1]:.0f} %"
+        labels.append((y_scale((above[-1][1] + below[-1][1]) / 2), last))
+        below = above
+    labels.sort()
+    places = _apart([place for place, _ in labels], y_scale.start)
+    for y, (_, text) in zip(places, labels, strict=True):
+        parts.append(f'<text x="{x_scale.end + 6}" y="{y + 4}" class="ink">{escape(text)}</text>')
+    return svg(title, size, [_axes(x_scale, y_scale, x_label, size), *parts])
 
 
 def thin(points: Points, limit: int = 240) -> Points:
@@ -159,72 +221,11 @@ def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -
     return "".join(parts)
 
 
-def intervals(
-    title: str,
-    rows: Sequence[tuple[str, float, float | None, float | None]],
-    *,
-    x_label: str,
-    reference: float | None = None,
-    bounds: tuple[float, float] | None = None,
-) -> str:
-    """One row per label: a dot at the value, a line over its interval; hollow without one."""
-    width, height = 560, 30 * len(rows) + 44
-    values = [v for _, *numbers in rows for v in numbers if v is not None]
-    values += [] if reference is None else [reference]
-    low, high = bounds or (min(values), max(values))
-    margin = 0.0 if bounds else 0.06 * (high - low or 1.0)
-    scale = Scale(low - margin, high + margin, 190, width - 14)
-    parts = []
-    for tick in scale.ticks(5):
-        x = scale(tick)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="4" y2="{height - 38}" class="axis"/>')
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{number(tick)}</text>')
-    if reference is not None:
-        x = scale(reference)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{height - 38}" class="line k3"/>')
-    for index, (label, value, start, end) in enumerate(rows):
-        y = 20 + 30 * index
-        short = label if len(label) <= 27 else f"{label[:26]}…"
-        parts.append(
-            f'<text x="180" y="{y + 4}" text-anchor="end" class="ink">{escape(short)}'
-            f"<title>{escape(label)}</title></text>"
-        )
-        if start is not None and end is not None:
-            ends = f'x1="{scale(start)}" x2="{scale(end)}" y1="{y}" y2="{y}"'
-            parts.append(f'<line {ends} class="line k0"/>')
-            parts.append(f'<circle cx="{scale(value)}" cy="{y}" r="4.5" class="f0"/>')
-        else:
-            dot = f'cx="{scale(value)}" cy="{y}" r="4"'
-            parts.append(f'<circle {dot} fill="none" class="line k0"/>')
-    parts.append(
-        f'<text x="{width - 14}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>'
-    )
-    return _svg(title, (width, height), parts)
-
-
-def bars(title: str, rows: Sequence[tuple[str, float, str]], *, labels: int = 120) -> str:
-    """Horizontal bars from 0, label on the left in `labels` pixels, words on the right."""
-    width, height = 240 + labels, 24 * len(rows) + 6
-    largest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
-    scale = Scale(0.0, largest, labels, width - 146)
-    parts = []
-    for index, (label, value, words) in enumerate(rows):
-        y = 4 + 24 * index
-        short = label if len(label) <= labels // 7 else f"{label[: labels // 7 - 1]}…"
-        parts.append(
-            f'<text x="{labels - 8}" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
-        )
-        size = max(1.0, scale(abs(value)) - labels)
-        parts.append(
-            f'<rect x="{labels}" y="{y + 2}" width="{size:.1f}" height="14" rx="2" class="f0"/>'
-        )
-        parts.append(f'<text x="{labels + 6 + size:.1f}" y="{y + 13}">{escape(words)}</text>')
-    return _svg(title, (width, height), parts)
-
-
-def _svg(title: str, size: tuple[int, int], parts: Sequence[str]) -> str:
+def svg(title: str, size: tuple[int, int], parts: Sequence[str]) -> str:
+    """An image of a size, named for screen readers."""
     width, height = size
+    wide = ' class="wide"' if width > 400 else ""
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'<svg{wide} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )

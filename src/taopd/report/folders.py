@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import NUMBER, read_document
+from taopd.documents import NUMBER
 from taopd.errors import DataError
-from taopd.records import read_jsonl
-from taopd.run_documents import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
+from taopd.report.reading import is_torn, read_json, read_lines
+from taopd.run_documents import ARM, CONFIG, ENV, MANIFEST, METRICS, STUDY
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
+_LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,14 @@ class Run:
     env: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    warned: list[dict[str, Any]] = field(default_factory=list)
+    """`warnings.jsonl`: what the collapse guard saw, with the step."""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """`teacher.json`: a teacher that was asked over the network."""
+    check: list[dict[str, Any]] = field(default_factory=list)
+    """The verdicts of `check.json`, the look before the first step."""
+    torn: list[str] = field(default_factory=list)
+    """Files whose last line is cut."""
     match: str = "auto"
     """How its completions are graded."""
 
@@ -55,7 +64,7 @@ class Study:
     def outcomes(self) -> list[dict[str, Any]]:
         """One mapping per arm and seed."""
         rows = self.results.get("outcomes") or self.results.get("arms", [])
-        return [row for row in rows if isinstance(row, dict) and "accuracy_curve" in row]
+        return [row for row in rows if isinstance(row, dict) and row.get("accuracy_curve")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +124,7 @@ def _lists(found: Sources) -> tuple[list, ...]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("metrics.jsonl", "rollouts.jsonl"))
+    return any((path / name).is_file() for name in _LOGS)
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
@@ -126,7 +135,7 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         changed = config
     taken = {run.name for run in others}
     unique = name if name not in taken else f"{name} ({len(taken) + 1})"
-    metrics = path / "metrics.jsonl"
+    check = read_json(path / "check.json").get("items", [])
     return Run(
         name=unique,
         path=path,
@@ -134,15 +143,10 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         changed=changed,
         env=read_json(path / "env.json", ENV),
         results=read_json(path / "results.json"),
-        metrics=read_jsonl(metrics, METRICS) if metrics.is_file() else [],
+        metrics=read_lines(path / "metrics.jsonl", METRICS),
+        warned=read_lines(path / "warnings.jsonl"),
+        teacher=read_json(path / "teacher.json"),
+        check=[item for item in check if isinstance(item, dict)],
+        torn=[name for name in _LOGS if is_torn(path / name)],
         match=arm.get("match", "auto"),
     )
-
-
-def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
-    """A JSON object of a given shape, empty if the file is missing.
-
-    Raises:
-        DataError: the file is there and cannot be read, or has another shape.
-    """
-    return read_document(path, shape) if path.is_file() else {}

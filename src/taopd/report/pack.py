@@ -78,6 +78,7 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
     tokens = np.array([words.of(piece) for rollout in rollouts for piece in rollout.pieces])
     lists = {model: _entries(rollouts, model, words) for model in ("student", "teacher")}
     order, listed = words.by_frequency([tokens, lists["student"].word, lists["teacher"].word])
+    _note_others(lists, len(listed))
     fixed = Packer()
     fixed.integers("token", order[tokens])
     _pack_signals(fixed, rollouts)
@@ -141,7 +142,7 @@ class _Words:
         return places, [listed[place] for place in first]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Entries:
     """All entries of one model's lists, token after token."""
 
@@ -150,6 +151,8 @@ class _Entries:
     word: np.ndarray
     logprob: np.ndarray
     num_tokens: int
+    best: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """The larger of both models' log-probs of this word, as far as the lists say."""
 
 
 def _entries(rollouts: Sequence[Rollout], model: str, words: _Words) -> _Entries:
@@ -177,6 +180,21 @@ def _entries(rollouts: Sequence[Rollout], model: str, words: _Words) -> _Entries
     )
 
 
+def _note_others(lists: dict[str, _Entries], num_words: int) -> None:
+    """Fill in `best`: once, because every floor that is tried asks for it."""
+    for model, other in (("student", "teacher"), ("teacher", "student")):
+        one, two = lists[model], lists[other]
+        one.best = one.logprob.copy()
+        if not len(two.word):
+            continue
+        names = two.token * num_words + two.word
+        order = np.lexsort((two.logprob, names))  # The last of equal names is the likeliest.
+        wanted = one.token * num_words + one.word
+        at = order[np.searchsorted(names[order], wanted, side="right") - 1]
+        theirs = np.where(names[at] == wanted, two.logprob[at], -np.inf)
+        np.maximum(one.best, theirs, out=one.best)
+
+
 def _pack_lists(
     packer: Packer, lists: dict[str, _Entries], order: np.ndarray, floor: float
 ) -> None:
@@ -187,10 +205,7 @@ def _pack_lists(
     size = len(order)
     least = np.log(floor) if floor else -np.inf
     names = {model: one.token * size + one.word for model, one in lists.items()}
-    kept: dict[str, np.ndarray] = {}
-    for model, other in (("student", "teacher"), ("teacher", "student")):
-        likely = names[other][lists[other].logprob > least]
-        kept[model] = np.isin(names[model], likely) | (lists[model].logprob > least)
+    kept = {model: one.best > least for model, one in lists.items()}
     for model, one in lists.items():
         mask = kept[model]
         packer.integers(f"{model}_count", np.bincount(one.token[mask], minlength=one.num_tokens))

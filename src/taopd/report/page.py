@@ -52,7 +52,8 @@ def write_report(
         match: how logged completions are graded; see `taopd.grading`.
 
     Raises:
-        DataError: a folder that is missing, damaged, or holds nothing to show.
+        DataError: a folder that is missing, damaged, or holds nothing to show; an output that cannot be
+            written.
     """
     path = Path(output)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
@@ -60,17 +61,23 @@ def write_report(
     sources = read_folders([Path(folder) for folder in folders])
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
-    rollouts = read_rollouts(sources.runs, limit=for_runs, match=match)
+    # A selector's rollouts first, those of the controls after them.
+    runs = sorted(sources.runs, key=lambda run: run.config.get("selector") in ("full", "random"))
+    rollouts = read_rollouts(runs, limit=for_runs, match=match)
     rollouts += bank_rollouts(sources, limit=max(0, max_rollouts - len(rollouts)))
     sections = all_sections(sources, rollouts, _inspector(rollouts))
     shown = [section for section in sections if section.body]
-    text = _page(_title(sources), shown, warnings(sources), rollouts)
+    if not shown:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: nothing was logged yet that a report could show"
+        )
+    text = _page(_title(sources), shown, warnings(sources, rollouts), rollouts)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot write {output}: {error.strerror or error}") from error
     return Report(
         path=path,
         num_bytes=len(text.encode("utf-8")),

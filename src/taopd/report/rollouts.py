@@ -9,13 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from taopd.errors import TaopdError
-from taopd.records import read_jsonl
 from taopd.report.folders import Run
+from taopd.report.reading import read_lines
 from taopd.report.text import readable, tokenizer_kind
 from taopd.run_documents import check_rollout
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
+
+PER_TOKEN = (
+    *(
+        "token_ids",
+        "disagreement",
+        "compatibility",
+        "entropy",
+        "score",
+        "learnable",
+        "incompatible",
+    ),
+    *("student_logprob", "teacher_logprob", "rank", "kept", "anchored", "quadrant"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +83,9 @@ def _within(rollouts: list[Rollout]) -> list[Rollout]:
 def _lines(run: Run) -> list[dict[str, Any]]:
     """The lines that hold what a page needs; those of an older taopd may lack the lists."""
     path = run.path / "rollouts.jsonl"
-    if not path.is_file():
-        return []
-    lines = read_jsonl(path)
+    lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
-        check_rollout(line, f"{path}, rollout {number}")
+        check_rollout(line, f"{path}, line {number}")
     # A column without values is an absent one.
     known = ({name: value for name, value in line.items() if value is not None} for line in lines)
     return [line for line in known if line.get("tokens")]

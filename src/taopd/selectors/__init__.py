@@ -12,6 +12,7 @@ from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.rules import DRAWS, Rules, check_needs, check_settings
 from taopd.selectors.scores import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.select import Selection, select
+from taopd.selectors.spread import check_spread
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Selector",
     "check_needs",
     "check_settings",
+    "check_spread",
     "normalized_view",
     "register_selector",
     "resolve_selector",

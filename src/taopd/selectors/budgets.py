@@ -30,14 +30,14 @@ def budget_count(budget: float, num_valid: int) -> int:
 def response_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " N"], int]:
     """Per row, what the budget pays for in its response, by the rule of `budget_count`; and the sum.
 
-    A response without a valid row counts 0.
+    A response without a valid row counts 0. The sum is over all ranks.
     """
     responses, group = table.response.unique(return_inverse=True)
     num_valid = torch.zeros(len(responses), dtype=torch.int64, device=group.device)
     num_valid.index_add_(0, group, table.valid.long())
     counts = torch.tensor([budget_count(budget, n) for n in num_valid.tolist()], dtype=torch.int64)
     counts = counts.to(group.device)
-    return counts[group], int(counts.sum())
+    return counts[group], table.ranks.total(counts.sum())
 
 
 def scheduled_budget(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from taopd.ranks import ALONE, Ranks
+
 LARGEST_CHANGE = 4
 """A batch keeps at least a quarter of its budget and at most four times as much."""
 
@@ -29,12 +31,17 @@ class Calibration:
 
 
 def calibrated_count(
-    best: Float[Tensor, " M"], calibration: Calibration, num_budget: int, *, ascending: bool
+    scores: Float[Tensor, " M"],
+    calibration: Calibration,
+    num_budget: int,
+    *,
+    ascending: bool,
+    ranks: Ranks = ALONE,
 ) -> int:
-    """How many of the candidates' scores, best first, reach the threshold; see `LARGEST_CHANGE`."""
-    reached = best <= calibration.threshold if ascending else best >= calibration.threshold
+    """How many of the candidates' scores reach the threshold; see `LARGEST_CHANGE`."""
+    reached = scores <= calibration.threshold if ascending else scores >= calibration.threshold
     fewest = -(-num_budget // LARGEST_CHANGE)
-    return min(max(int(reached.sum()), fewest), LARGEST_CHANGE * num_budget)
+    return min(max(ranks.total(reached.sum()), fewest), LARGEST_CHANGE * num_budget)
 
 
 def updated(

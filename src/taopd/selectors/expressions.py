@@ -67,7 +67,9 @@ def parse_expression(text: str) -> Selector:
         if not parser.used:
             raise ConfigError(f"selector {text!r} names no score.{suggest('', SELECTORS)}")
         needs = {need for selector in parser.used for need in selector.needs} | parser.needs
-        selector = Selector(name=text, scores=partial(_evaluate, term), needs=tuple(sorted(needs)))
+        local = not parser.ranks and all(used.local for used in parser.used)
+        scores = partial(_evaluate, term)
+        selector = Selector(name=text, scores=scores, needs=tuple(sorted(needs)), local=local)
     _probe(selector)
     return selector
 
@@ -125,6 +127,7 @@ class _Parser:
         self.text = text
         self.used: list[Selector] = []
         self.needs: set[str] = set()
+        self.ranks = False
 
     def term(self, node: ast.expr, *, raw: bool = False) -> Term:
         """`raw`: a name stands for its score as it is."""
@@ -171,6 +174,7 @@ class _Parser:
         if node.keywords:
             raise self._error(f"{name} has no parameters")
         ranks = name == "rank" or name in _RANK_FOLDS
+        self.ranks |= ranks
         terms = [self.term(argument, raw=ranks) for argument in node.args]
         if len(terms) < (1 if name == "rank" else 2) or (name == "rank" and len(terms) > 1):
             raise self._error(f"{name} takes {'one score' if name == 'rank' else 'two or more'}")

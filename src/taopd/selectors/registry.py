@@ -14,6 +14,7 @@ and then `select(table, selector="sharp")`; unregistered ones are named by path,
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -48,6 +49,10 @@ class Selector:
     """Further signals it reads (`taopd.signals.KNOWN_SIGNALS`); a table without them is refused."""
     bounded: bool = False
     """Scores lie in [0, 1]: an expression takes them as they are and normalizes all others."""
+    local: bool = False
+    """A score reads its row and its response alone, and no further signal than `needs`: ranks can score
+    their own rows, which a generation batch above `gather_limit` asks for. The view's columns, quadrants,
+    `normalized` and `uniform` are of the whole batch in any case."""
 
     @property
     def plain(self) -> bool:
@@ -91,6 +96,7 @@ def register_selector(
     weights: Score | None = None,
     needs: tuple[str, ...] = (),
     bounded: bool = False,
+    local: bool = False,
 ) -> Callable[[Score], Score]:
     """Decorator: make a function of a `NormalizedView` selectable as `name`; options as in
     `Selector`.
@@ -120,6 +126,7 @@ def register_selector(
             weights=weights,
             needs=tuple(needs),
             bounded=bounded,
+            local=local,
         )
         return function
 
@@ -131,47 +138,48 @@ def _origin(function: Score) -> str:
     return f"{module}:{getattr(function, '__qualname__', repr(function))}"
 
 
+# Not local: iw (a running sum over the batch), fire and dash (a maximum, a mean of the batch).
+_builtin = partial(register_selector, local=True)
+
 # METHOD section 3
-register_selector("teachability", bounded=True)(scores.teachability)
-register_selector(
+_builtin("teachability", bounded=True)(scores.teachability)
+_builtin(
     "teachability+entropy",
     reference_scores=scores.teachability_entropy_reference,
     bounded=True,
 )(scores.teachability_entropy)
-register_selector("tip", bounded=True)(scores.tip)
-register_selector("entropy", bounded=True)(scores.entropy)
-register_selector("divergence", bounded=True)(scores.divergence)
-register_selector("compatibility", bounded=True)(scores.compatibility)
-register_selector("incompatible", bounded=True)(scores.incompatible)
-register_selector("random", bounded=True)(scores.random)
-register_selector("full", bounded=True)(scores.full)
-register_selector("split", lead=scores.entropy)(scores.low_entropy_teachability)
-register_selector("q3", candidates=scores.in_q3)(scores.low_entropy_teachability)
-register_selector("q3_high_c", candidates=scores.in_q3)(scores.compatibility)
-register_selector("q3_low_c", candidates=scores.in_q3, ascending=True)(scores.compatibility)
-register_selector("q3_teachability_high", candidates=scores.in_q3)(scores.teachability)
-register_selector("q3_teachability_low", candidates=scores.in_q3, ascending=True)(
-    scores.teachability
-)
-register_selector("q3_incompatible_high", candidates=scores.in_q3)(scores.incompatible)
+_builtin("tip", bounded=True)(scores.tip)
+_builtin("entropy", bounded=True)(scores.entropy)
+_builtin("divergence", bounded=True)(scores.divergence)
+_builtin("compatibility", bounded=True)(scores.compatibility)
+_builtin("incompatible", bounded=True)(scores.incompatible)
+_builtin("random", bounded=True)(scores.random)
+_builtin("full", bounded=True)(scores.full)
+_builtin("split", lead=scores.entropy)(scores.low_entropy_teachability)
+_builtin("q3", candidates=scores.in_q3)(scores.low_entropy_teachability)
+_builtin("q3_high_c", candidates=scores.in_q3)(scores.compatibility)
+_builtin("q3_low_c", candidates=scores.in_q3, ascending=True)(scores.compatibility)
+_builtin("q3_teachability_high", candidates=scores.in_q3)(scores.teachability)
+_builtin("q3_teachability_low", candidates=scores.in_q3, ascending=True)(scores.teachability)
+_builtin("q3_incompatible_high", candidates=scores.in_q3)(scores.incompatible)
 
 # Work around the paper, and controls
 _SAMPLED = ("student_logprobs", "teacher_logprobs")
-register_selector("bottom", ascending=True)(scores.teachability)
-register_selector("prefix")(beyond.prefix)
-register_selector("compatible", bounded=True)(beyond.compatible)
-register_selector("pgt", needs=("log_ratio_variance",))(beyond.pgt)
-register_selector("ier", needs=("ier",))(beyond.ier)
-register_selector("corrective", needs=("corrective_mass",), bounded=True)(beyond.corrective)
-register_selector("reverse_kl", needs=("reverse_kl",))(beyond.reverse_kl)
-register_selector("dial", needs=_SAMPLED)(beyond.dial)
-register_selector("opsa", needs=("student_logprobs",))(beyond.opsa)
-register_selector(
+_builtin("bottom", ascending=True)(scores.teachability)
+_builtin("prefix")(beyond.prefix)
+_builtin("compatible", bounded=True)(beyond.compatible)
+_builtin("pgt", needs=("log_ratio_variance",))(beyond.pgt)
+_builtin("ier", needs=("ier",))(beyond.ier)
+_builtin("corrective", needs=("corrective_mass",), bounded=True)(beyond.corrective)
+_builtin("reverse_kl", needs=("reverse_kl",))(beyond.reverse_kl)
+_builtin("dial", needs=_SAMPLED)(beyond.dial)
+_builtin("opsa", needs=("student_logprobs",))(beyond.opsa)
+_builtin(
     "selectkd", needs=("student_top1_accepted",), weights=beyond.selectkd_weight, bounded=True
 )(beyond.selectkd)
 register_selector("iw", needs=_SAMPLED, weighted=True)(beyond.iw)
-register_selector("pw", weighted=True, bounded=True)(beyond.pw)
+_builtin("pw", weighted=True, bounded=True)(beyond.pw)
 register_selector("fire", needs=("teacher_entropy", "teacher_logprobs"), weighted=True)(beyond.fire)
-register_selector("sure", needs=("student_logprobs",), weighted=True)(beyond.sure)
-register_selector("bellman", needs=_SAMPLED, bounded=True)(beyond.bellman_teachability)
+_builtin("sure", needs=("student_logprobs",), weighted=True)(beyond.sure)
+_builtin("bellman", needs=_SAMPLED, bounded=True)(beyond.bellman_teachability)
 register_selector("dash", needs=_SAMPLED)(beyond.dash)

@@ -29,9 +29,11 @@ def agreements(table: SignalTable) -> Bool[Tensor, " N"]:
 def random_agreements(
     table: SignalTable, free: Bool[Tensor, " N"], count: int, generator: torch.Generator
 ) -> Bool[Tensor, " N"]:
-    """`count` random agreements among the free rows, or all of them if there are fewer."""
+    """`count` random agreements among the free rows of all ranks, or all of them if there are fewer."""
     rows = (free & agreements(table)).nonzero().squeeze(1)
-    order = torch.randperm(rows.shape[0], generator=generator).to(rows.device)
+    counts, rank = table.ranks.counts(rows.shape[0]), table.ranks.rank
+    order = torch.randperm(sum(counts), generator=generator)[:count].to(rows.device)
+    own = order - sum(counts[:rank])
     drawn = torch.zeros_like(free)
-    drawn[rows[order[:count]]] = True
+    drawn[rows[own[(own >= 0) & (own < rows.shape[0])]]] = True
     return drawn

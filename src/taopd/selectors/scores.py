@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.ranks import ALONE, Ranks, order_statistics, uniform_part
 from taopd.signals import SignalTable
 
 EPSILON = 1e-12
@@ -78,18 +79,24 @@ class NormalizedView:
         """Any values scaled to [0, 1] as H, D and C are."""
         everything = torch.ones_like(self.table.valid)
         population = self.table.valid if self.rules == "paper" else everything
-        return normalize(values, population, normalization=self.normalization, rules=self.rules)
+        return normalize(
+            values,
+            population,
+            normalization=self.normalization,
+            rules=self.rules,
+            ranks=self.table.ranks,
+        )
 
     def uniform(self) -> Float[Tensor, " N"]:
         """One draw on [0, 1) per row of the global table."""
-        draws = torch.rand(len(self.table), generator=self.generator, dtype=torch.float64)
+        draws = uniform_part(len(self.table), self.generator, self.table.ranks)
         return draws.to(self.h.device)
 
 
 def interpolated_quantile(
-    ascending: Float[Tensor, " M"], q: float, *, rules: str = "paper"
+    ascending: Float[Tensor, " M"], q: float, *, rules: str = "paper", ranks: Ranks = ALONE
 ) -> float:
-    """Quantile of sorted values: linear interpolation at place q (M - 1). [METHOD R9]
+    """Quantile of sorted values of all ranks: linear interpolation at place q (M - 1). [METHOD R9]
 
     Between two equal values the paper's rules return exactly that value; the released code's
     weighted sum may be off in the last bit, which "reference" keeps.
@@ -98,11 +105,11 @@ def interpolated_quantile(
         >>> interpolated_quantile(torch.arange(5.0), 0.05)
         0.2
     """
-    place = q * (ascending.shape[0] - 1)
+    last = ranks.total(ascending.shape[0]) - 1
+    place = q * last
     low = math.floor(place)
     weight = place - low
-    below = float(ascending[low])
-    above = float(ascending[min(low + 1, ascending.shape[0] - 1)])
+    below, above = order_statistics(ascending, [low, min(low + 1, last)], ranks)
     if rules == "paper" and below == above:
         return below
     return below * (1 - weight) + above * weight
@@ -114,17 +121,20 @@ def scale_of(
     *,
     normalization: str = "quantile",
     rules: str = "paper",
+    ranks: Ranks = ALONE,
 ) -> Scale | None:
-    """The two values that `normalize` maps to 0 and 1; None where nothing is finite."""
+    """The two values that `normalize` maps to 0 and 1; None where nothing is finite on any rank."""
     ascending = values[population & values.isfinite()].sort().values
-    if ascending.shape[0] == 0:
+    last = ranks.total(ascending.shape[0]) - 1
+    if last < 0:
         return None
     if normalization == "quantile":
-        low, high = (interpolated_quantile(ascending, q, rules=rules) for q in QUANTILES)
+        low, high = (
+            interpolated_quantile(ascending, q, rules=rules, ranks=ranks) for q in QUANTILES
+        )
         return low, high
-    if normalization == "minmax":
-        return float(ascending[0]), float(ascending[-1])
-    return 0.0, max(float(ascending[-1]), EPSILON)
+    smallest, largest = order_statistics(ascending, [0, last], ranks)
+    return (smallest, largest) if normalization == "minmax" else (0.0, max(largest, EPSILON))
 
 
 def normalize(
@@ -134,6 +144,7 @@ def normalize(
     normalization: str = "quantile",
     rules: str = "paper",
     scale: Scale | None = None,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Scale values to [0, 1] by the spread of the finite values of the population. [eq. 11; R8-R10]
 
@@ -146,9 +157,10 @@ def normalize(
 
     Args:
         scale: these two values in place of the population's own.
+        ranks: who holds the rest of the population.
     """
     if scale is None:
-        scale = scale_of(values, population, normalization=normalization, rules=rules)
+        scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
     usable, (low, high) = population & values.isfinite(), scale
@@ -162,14 +174,17 @@ def normalize(
 
 
 def quadrants(
-    h: Float[Tensor, " N"], d: Float[Tensor, " N"], population: Bool[Tensor, " N"]
+    h: Float[Tensor, " N"],
+    d: Float[Tensor, " N"],
+    population: Bool[Tensor, " N"],
+    ranks: Ranks = ALONE,
 ) -> Int[Tensor, " N"]:
     """Quadrant 1..4 (int8) by the medians of H~ and D~; on the median counts as high. [METHOD
     R11]"""
-    if not bool(population.any()):
+    if not ranks.any(population):
         return torch.zeros_like(h, dtype=torch.int8)
-    high_h = h >= interpolated_quantile(h[population].sort().values, 0.5)
-    high_d = d >= interpolated_quantile(d[population].sort().values, 0.5)
+    high_h = h >= interpolated_quantile(h[population].sort().values, 0.5, ranks=ranks)
+    high_d = d >= interpolated_quantile(d[population].sort().values, 0.5, ranks=ranks)
     number = 4 - 2 * high_h.to(torch.int8) - high_d.to(torch.int8)  # HH 1, HL 2, LH 3, LL 4
     return number.masked_fill_(~population, 0)
 
@@ -212,16 +227,24 @@ def normalized_view(
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
     columns["dc"] = columns["d"] * columns["c"]
-    how = {"normalization": normalization, "rules": rules}
-    own = {name: scale_of(column, population, **how) for name, column in columns.items()}
+    own = {
+        name: scale_of(
+            column, population, normalization=normalization, rules=rules, ranks=table.ranks
+        )
+        for name, column in columns.items()
+    }
     used = own | dict(scales or {})
     scaled = {
-        name: normalize(column, population, scale=used[name], **how)
+        name: torch.zeros_like(column)
+        if used[name] is None
+        else normalize(
+            column, population, scale=used[name], normalization=normalization, rules=rules
+        )
         for name, column in columns.items()
     }
     return NormalizedView(
         **scaled,
-        quadrant=quadrants(scaled["h"], scaled["d"], population),
+        quadrant=quadrants(scaled["h"], scaled["d"], population, table.ranks),
         table=table,
         generator=torch.Generator() if generator is None else generator,
         normalization=normalization,

@@ -9,7 +9,6 @@ Not here: the loss and its denominator. They see `Selection.weights` only.
 Source: METHOD section 3 (budget, min_keep), R12-R18.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.errors import NumericsError, ShapeError
 from taopd.selectors import scores as score_functions
 from taopd.selectors.budgets import (
     affordable,
@@ -27,12 +25,15 @@ from taopd.selectors.budgets import (
     within_quota,
 )
 from taopd.selectors.calibration import Calibration, calibrated_count, updated
-from taopd.selectors.draws import draw_rows, inclusion_probabilities
+from taopd.selectors.checked import checked, checked_scores
+from taopd.selectors.cuts import best_rows, ranking, score_at
+from taopd.selectors.draws import draw_rows, inclusion_probabilities, seeded_generator
 from taopd.selectors.registry import Score, Selector
 from taopd.selectors.replay import random_agreements, teachable
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.rules import Rules, check_needs, check_settings
 from taopd.selectors.scores import NormalizedView, normalized_view
+from taopd.selectors.spread import check_spread
 from taopd.selectors.weighting import kept_weights, mean_one, unit_scores
 from taopd.signals import SignalTable
 
@@ -55,8 +56,11 @@ class Selection:
     scores: Float[Tensor, " N"]
     """float64, as the selector gave them; 0 where there was no valid row at all."""
     ranks: Int[Tensor, " N"]
-    """0-based place in the order of selection; -1 for a row that was no candidate."""
+    """0-based place in the order of selection; -1 for a row that was no candidate, and where the table is
+    spread over ranks: a place there is known only of the cut."""
     num_valid: int
+    """On all ranks, as are `num_kept`, `num_budget` and `kept_fraction`."""
+    num_kept: int
     num_budget: int
     """n by the budget rule; `min_keep` adds to it, a lack of candidates leaves part of it
     unused."""
@@ -78,13 +82,6 @@ class Selection:
     """memory: what the next batch should be given."""
 
 
-def seeded_generator(seed: int, step: int) -> torch.Generator:
-    """CPU generator for one step, the same on every rank; neighboring seeds and steps share
-    nothing."""
-    digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-
-
 def select(
     table: SignalTable,
     *,
@@ -96,6 +93,9 @@ def select(
     **rules: Any,
 ) -> Selection:
     """Keep the best max(1, ceil(budget N)) of the N valid rows of a whole rollout batch.
+
+    A table that is one rank's part (`table.ranks`) gives this rank's part of the same selection; then every
+    rank must call it.
 
     Ties: smaller position in the response, then earlier response (ascending selectors: larger
     position). `budget=1.0` keeps every valid row whatever the selector, which is plain distillation
@@ -114,6 +114,8 @@ def select(
     chosen = resolve_selector(selector)
     check_settings(how, chosen)
     check_needs(chosen, table)
+    if not table.ranks.alone:
+        check_spread(how, chosen)
     remembered = calibration if how.memory is not None else None
     view = normalized_view(
         table,
@@ -122,9 +124,9 @@ def select(
         generator=seeded_generator(seed, step),
         scales=None if remembered is None else remembered.scales,
     )
-    if not bool(table.valid.any()):  # R14
+    if not table.ranks.any(table.valid):  # R14
         return _empty(view, remembered)
-    scores = _scores(chosen, view, how.rules)
+    scores = checked_scores(chosen, view, how.rules)
     candidates = _candidates(chosen, view, how.floor)
     quota, num_budget = _quota(how, table)
     if how.position_cost > 0:
@@ -132,17 +134,13 @@ def select(
         candidates = affordable(
             value, candidates, table.position, num_budget=num_budget, cost=how.position_cost
         )
-    order = _order(chosen, view, scores, candidates, round(how.gamma * num_budget))
-    ranks = torch.full_like(table.response, -1, dtype=torch.int64)
-    ranks[order] = torch.arange(order.shape[0], device=order.device)
+    first = _first(chosen, view, candidates, round(how.gamma * num_budget))
+    order = _order(chosen, view, scores, candidates, first)
     num_replay = round(how.replay * num_budget)
     probability, num_kept = None, num_budget - num_replay
-    if how.memory is not None and order.shape[0]:
-        best = scores[order]
-        if remembered is not None:
-            num_kept = calibrated_count(best, remembered, num_budget, ascending=chosen.ascending)
-        calibration = updated(
-            remembered, view.scales, float(best[:num_budget][-1]), memory=how.memory
+    if how.memory is not None and table.ranks.total(order.shape[0]):
+        num_kept, calibration = _calibrated(
+            how.memory, chosen, view, scores, candidates, num_budget, remembered
         )
     if chosen.name == "full" or how.budget >= 1:  # R12
         kept = table.valid.clone()
@@ -154,41 +152,50 @@ def select(
         )
         kept = draw_rows(probability, num_kept, view.generator)
     else:
-        kept = torch.zeros_like(table.valid)
-        best = order[:num_kept] if quota is None else within_quota(order, quota, table.response)
-        kept[best] = True
+        kept = _best(chosen, view, scores, candidates, first, order, num_kept, quota)
         if how.min_keep > 0:
             preference = _preference(chosen, view, scores, candidates, order)
             top_up(kept, preference, table.response, how.min_keep)
         kept |= random_agreements(table, table.valid & ~kept, num_replay, view.generator)
-    weights = _weights(how, chosen, scores, ranks, kept, probability, view)
-    selection = _selection(view, scores, ranks, kept, weights, num_budget, probability)
+    places = _places(order, table)
+    weights = _weights(how, chosen, scores, places, kept, probability, view)
+    selection = _selection(view, scores, places, kept, weights, num_budget, probability)
     return selection if how.memory is None else replace(selection, calibration=calibration)
 
 
-def ranking(
-    scores: Float[Tensor, " N"],
-    rows: Bool[Tensor, " N"],
-    table: SignalTable,
-    *,
-    ascending: bool = False,
-) -> Int[Tensor, " M"]:
-    """Indices of the M flagged rows, best first, in the total order of METHOD R15."""
-    index = rows.nonzero()[:, 0]
-    if index.shape[0] == 0:
-        return index
-    position, response = table.position[index].long(), table.response[index].long()
-    place = position.max() - position if ascending else position
-    ties = place * (response.max() + 1) + response
-    index = index[ties.argsort(stable=True)]
-    return index[scores[index].argsort(descending=not ascending, stable=True)]
+def _places(order: Tensor, table: SignalTable) -> Tensor:
+    places = torch.full_like(table.response, -1, dtype=torch.int64)
+    if table.ranks.alone:
+        places[order] = torch.arange(order.shape[0], device=order.device)
+    return places
+
+
+def _calibrated(
+    memory: float,
+    chosen: Selector,
+    view: NormalizedView,
+    scores: Tensor,
+    candidates: Tensor,
+    num_budget: int,
+    remembered: Calibration | None,
+) -> tuple[int, Calibration]:
+    """How many rows reach the remembered threshold, and what the next batch should be given."""
+    ranks, num_kept, ascending = view.table.ranks, num_budget, chosen.ascending
+    if remembered is not None:
+        num_kept = calibrated_count(
+            scores[candidates], remembered, num_budget, ascending=ascending, ranks=ranks
+        )
+    place = min(num_budget, ranks.total(candidates.sum())) - 1
+    sign = 1 if ascending else -1
+    threshold = score_at(scores, candidates, view.table, place, sign=sign)
+    return num_kept, updated(remembered, view.scales, threshold, memory=memory)
 
 
 def _candidates(chosen: Selector, view: NormalizedView, floor: float) -> Tensor:
     """Rows that may be kept."""
     rows = view.table.valid
     if chosen.candidates is not None:
-        rows = rows & _checked(chosen, chosen.candidates(view), view).bool()
+        rows = rows & checked(chosen, chosen.candidates(view), view).bool()
     return rows & teachable(view.table, floor) if floor > 0 else rows
 
 
@@ -196,7 +203,7 @@ def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
     """Per row, the rows its response may keep, and the sum; None where only the sum counts."""
     if how.scope == "response":
         return response_counts(how.budget, table)
-    return None, budget_count(how.budget, int(table.valid.sum()))
+    return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
 
 
 def _preference(
@@ -214,87 +221,92 @@ def _weights(
     how: Rules,
     chosen: Selector,
     scores: Tensor,
-    ranks: Tensor,
+    places: Tensor,
     kept: Tensor,
     probability: Tensor | None,
     view: NormalizedView,
 ) -> Tensor:
-    weights = kept_weights(how.weighting, chosen, scores, ranks, kept, view)
+    weights = kept_weights(how.weighting, chosen, scores, places, kept, view)
     if probability is not None:
         largest = how.draw_clip * float((probability > 0).sum()) / max(1.0, float(kept.sum()))
         inverse = (1.0 / torch.where(kept, probability, 1.0)).clamp_max(largest)
         weights = weights * inverse
-    return mean_one(weights, kept) if how.mean_one else weights
+    return mean_one(weights, kept, view.table.ranks) if how.mean_one else weights
+
+
+def _first(
+    chosen: Selector, view: NormalizedView, candidates: Tensor, num_lead: int
+) -> tuple[Tensor, Tensor]:
+    """The selector's other score, and the rows that are taken by it before all others."""
+    if chosen.lead is None:
+        return torch.zeros_like(view.h), torch.zeros_like(candidates)
+    lead = checked(chosen, chosen.lead(view), view)
+    return lead, best_rows(lead, candidates, view.table, num_lead)
 
 
 def _order(
-    chosen: Selector, view: NormalizedView, scores: Tensor, candidates: Tensor, num_lead: int
+    chosen: Selector,
+    view: NormalizedView,
+    scores: Tensor,
+    candidates: Tensor,
+    first: tuple[Tensor, Tensor],
 ) -> Tensor:
-    if chosen.lead is None:
-        return ranking(scores, candidates, view.table, ascending=chosen.ascending)
-    lead = _checked(chosen, chosen.lead(view), view)
-    first = ranking(lead, candidates, view.table)[:num_lead]
-    rest = candidates.clone()
-    rest[first] = False
-    return torch.cat([first, ranking(scores, rest, view.table, ascending=chosen.ascending)])
+    """This rank's candidates, best first."""
+    lead, rows = first
+    rest = ranking(scores, candidates & ~rows, view.table, ascending=chosen.ascending)
+    return torch.cat([ranking(lead, rows, view.table), rest])
 
 
-def _scores(chosen: Selector, view: NormalizedView, rules: str) -> Tensor:
-    function = chosen.scores
-    if rules == "reference" and chosen.reference_scores is not None:
-        function = chosen.reference_scores
-    scores = _checked(chosen, function(view), view).double()
-    bad = ~scores.isfinite() & view.table.valid
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise NumericsError(
-            f"selector {chosen.name!r}: score of row {row} is {float(scores[row])}; scores of "
-            "valid rows must be finite (pass `candidates` to leave rows out)"
-        )
-    if chosen.weighted and bool(((scores < 0) & view.table.valid).any()):
-        row = int(((scores < 0) & view.table.valid).nonzero()[0])
-        raise NumericsError(
-            f"selector {chosen.name!r}: weight of row {row} is {float(scores[row])}; "
-            "a weighted selector's scores must be >= 0"
-        )
-    return scores
-
-
-def _checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
-    if not isinstance(values, Tensor) or values.shape != view.h.shape:
-        got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ShapeError(
-            f"selector {chosen.name!r}: expected a tensor of shape {list(view.h.shape)}, one "
-            f"value per row, got {got}"
-        )
-    return values.detach().to(view.h.device)
+def _best(
+    chosen: Selector,
+    view: NormalizedView,
+    scores: Tensor,
+    candidates: Tensor,
+    first: tuple[Tensor, Tensor],
+    order: Tensor,
+    num_kept: int,
+    quota: Tensor | None,
+) -> Tensor:
+    """This rank's part of the first `num_kept` rows in the order of all ranks, or of each response's."""
+    if quota is not None or view.table.ranks.alone:
+        response = view.table.response
+        best = order[:num_kept] if quota is None else within_quota(order, quota, response)
+        return torch.zeros_like(candidates).index_fill_(0, best, True)
+    lead, rows = first
+    num_first = view.table.ranks.total(rows.sum())
+    if num_kept <= num_first:
+        return best_rows(lead, rows, view.table, num_kept)
+    left, end = candidates & ~rows, chosen.ascending
+    return rows | best_rows(scores, left, view.table, num_kept - num_first, ascending=end)
 
 
 def _empty(view: NormalizedView, calibration: Calibration | None) -> Selection:
     nothing = torch.zeros_like(view.h)
-    ranks = torch.full_like(view.table.response, -1, dtype=torch.int64)
-    selection = _selection(view, nothing, ranks, view.table.valid.clone(), nothing, 0, None)
+    places = torch.full_like(view.table.response, -1, dtype=torch.int64)
+    selection = _selection(view, nothing, places, view.table.valid.clone(), nothing, 0, None)
     return replace(selection, calibration=calibration)
 
 
 def _selection(
     view: NormalizedView,
     scores: Tensor,
-    ranks: Tensor,
+    places: Tensor,
     kept: Tensor,
     weights: Tensor,
     num_budget: int,
     probability: Tensor | None,
 ) -> Selection:
-    num_valid = int(view.table.valid.sum())
+    ranks = view.table.ranks
+    num_valid, num_kept = ranks.total(view.table.valid.sum()), ranks.total(kept.sum())
     return Selection(
         weights=weights,
         kept=kept,
         scores=scores,
-        ranks=ranks,
+        ranks=places,
         num_valid=num_valid,
+        num_kept=num_kept,
         num_budget=num_budget,
-        kept_fraction=int(kept.sum()) / num_valid if num_valid else 0.0,
+        kept_fraction=num_kept / num_valid if num_valid else 0.0,
         h=view.h,
         d=view.d,
         c=view.c,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError
+from taopd.ranks import ALONE, Ranks
 from taopd.selectors.registry import Selector
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.scores import NormalizedView
@@ -82,10 +83,12 @@ def kept_weights(
     return torch.where(kept, weights, 0.0)
 
 
-def mean_one(weights: Float[Tensor, " N"], kept: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Weights scaled to a mean of 1 over the kept rows; unchanged where all are 0."""
-    total = weights[kept].sum()
-    return weights * (int(kept.sum()) / total) if bool(total > 0) else weights
+def mean_one(
+    weights: Float[Tensor, " N"], kept: Bool[Tensor, " N"], ranks: Ranks = ALONE
+) -> Float[Tensor, " N"]:
+    """Weights scaled to a mean of 1 over the kept rows of all ranks; unchanged where all are 0."""
+    total = ranks.sums(weights[kept].sum())
+    return weights * (ranks.total(kept.sum()) / total) if bool(total > 0) else weights
 
 
 def _rank_weights(ranks: Tensor, kept: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from taopd.signals.arithmetic import LIBM, TORCH, Arithmetic
 from taopd.signals.columns import (
+    BOUND_GIVES,
     KNOWN_SIGNALS,
     LISTS_GIVE,
+    SERVER_GIVES,
     available_signals,
     signal_table,
 )
@@ -26,10 +28,12 @@ from taopd.signals.tables import (
 )
 
 __all__ = [
+    "BOUND_GIVES",
     "COMPATIBILITIES",
     "KNOWN_SIGNALS",
     "LIBM",
     "LISTS_GIVE",
+    "SERVER_GIVES",
     "TORCH",
     "Arithmetic",
     "ListMetrics",

@@ -50,6 +50,7 @@ def union_logprobs(
     assert signals.student_at_teacher_ids is not None
     assert signals.teacher_at_student_ids is not None
     only_teacher = ~(teacher_ids.unsqueeze(2) == student_ids.unsqueeze(1)).any(2)
+    only_teacher &= teacher_ids >= 0
     log_p = [signals.student_topk_logprobs, signals.student_at_teacher_ids]
     log_q = [signals.teacher_at_student_ids, signals.teacher_topk_logprobs]
     counts = [torch.ones_like(only_teacher), only_teacher]
@@ -138,18 +139,27 @@ COMPUTED: dict[str, tuple[Callable[[TokenSignals], Tensor], tuple[str, ...]]] = 
 KNOWN_SIGNALS = tuple(sorted((*ALWAYS, "mass", *COMPUTED)))
 """Every name that a table's `extra` may hold."""
 
-LISTS_GIVE = frozenset(KNOWN_SIGNALS) - {"forward_kl", "reverse_kl", "ier", "log_ratio_variance"}
-"""What `lists_from_exact` leaves; a bare pair of lists may give less."""
+_READS = {name: (name,) for name in ALWAYS} | {name: reads for name, (_, reads) in COMPUTED.items()}
+
+
+def _without(*fields_of_signals: str) -> frozenset[str]:
+    absent = set(fields_of_signals)
+    return frozenset({name for name, reads in _READS.items() if not absent & set(reads)} | {"mass"})
+
+
+LISTS_GIVE = _without("forward_kl", "reverse_kl", "student_at_teacher_ids")
+"""What `lists_from_exact` leaves."""
+BOUND_GIVES = _without("forward_kl", "reverse_kl", *_CROSS)
+"""What two lists leave where nobody scored the student's ids with the teacher."""
+SERVER_GIVES = _without("forward_kl", "reverse_kl", "teacher_entropy")
+"""What a teacher leaves that sends its list and the log-probs asked for, not its full distribution."""
 
 
 def available_signals(signals: TokenSignals) -> frozenset[str]:
     """The further signals that these positions' source can give."""
-    fields_of = {name: (name,) for name in ALWAYS} | {
-        n: reads for n, (_, reads) in COMPUTED.items()
-    }
     given = {
         name
-        for name, reads in fields_of.items()
+        for name, reads in _READS.items()
         if all(getattr(signals, read) is not None for read in reads)
     }
     return frozenset(given | {"mass"})

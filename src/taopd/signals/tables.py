@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, ShapeError, suggest
+from taopd.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,8 @@ class SignalTable:
     """May train. Rows that may not are kept because the released code lets them set the scale (R8)."""
     extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
     """Further named signals; see `signals.columns`."""
+    ranks: Ranks = ALONE
+    """Who holds the other rows, if this is one rank's part of a table: whole responses, by rank."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.disagreement.shape)

@@ -1,9 +1,12 @@
 """Teachers: a model in this process, or one behind a server.
 
 Teacher            score(token_ids, completion_start, want_ids, top_k) -> TeacherScores
-LocalTeacher       in this process
-connect(url)       vLLM or SGLang over HTTP
+LocalTeacher       in this process; what a server's numbers are compared with
+connect(url)       a VllmTeacher or SglangTeacher over HTTP, probed for what it gives
 ask_positions      signals of a generation batch from any of them
+load_teacher       the model itself, for losses over its distribution
+
+Which numbers a server gives, and what C is then: docs/teachers.md.
 """
 
 from taopd.teachers.asked import as_bound, ask_positions

@@ -6,17 +6,18 @@ the exact ones, but for those that read its full distribution; else they are tho
 the lower bound of C. A batch is one or the other: bounds and exact values never share a normalization.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, compare, topk_score
-from taopd.scoring import Forward, Positions, Reuse, Scored, micro_batches, states_at
+from taopd.scoring import SEQUENCE, Forward, Positions, Reuse, Scored, micro_batches, states_at
 from taopd.signals import (
     TokenSignals,
     concatenate,
@@ -52,7 +53,6 @@ def ask_positions(
         NumericsError: on NaN or infinite logits of the student.
     """
     reuse = Reuse() if reuse is None else reuse
-    asked: list[tuple[TopKScores, Tensor, Head, Future[TeacherScores]]] = []
     states = states_at(
         reuse.student_forward or forward,
         student,
@@ -62,31 +62,33 @@ def ask_positions(
         with_graph=reuse.keep_student_graph,
         first_column=reuse.first_column,
     )
-    hiddens = []
-    with ThreadPoolExecutor() as threads:
-        for (rows, mask), (hidden, head) in zip(
-            micro_batches(positions, micro_batch_size), states, strict=True
-        ):
-            targets = batch["completion_ids"][rows][mask]
-            own = topk_score(hidden.detach(), head, targets, k=k)
-            _check_finite(own, Positions.of(mask), rows.start, when)
-            part = {name: value[rows] for name, value in _sequences(batch).items()}
-            answer = threads.submit(_ask, teacher, part, mask, own.topk_ids, k)
-            asked.append((own, hidden, head, answer))
-            hiddens.append(hidden)
-        answers = [answer.result() for *_, answer in asked]
+    parts = []
+    for (rows, mask), (hidden, head) in zip(
+        micro_batches(positions, micro_batch_size), states, strict=True
+    ):
+        targets = batch["completion_ids"][rows][mask]
+        own = topk_score(hidden.detach(), head, targets, k=k)
+        _check_finite(own, Positions.of(mask), rows.start, when)
+        sequences = {name: batch[name][rows] for name in SEQUENCE}
+        answer = _in_background(_question(teacher, sequences, mask, own.topk_ids, k))
+        parts.append(_Part(own=own, hidden=hidden, head=head, targets=targets, answer=answer))
+    answers = [_shared(part.answer.result(), vocab_size, part.hidden.device) for part in parts]
     exact = all(answer.exact for answer in answers)
-    signals = [
-        _signals(
-            own, hidden.detach(), head, _shared(answer, vocab_size, hidden.device), mask_ids, exact
-        )
-        for (own, hidden, head, _), answer, mask_ids in zip(
-            asked, answers, _targets(batch, positions, micro_batch_size), strict=True
-        )
-    ]
+    signals = [_signals(part, answer, exact) for part, answer in zip(parts, answers, strict=True)]
     with torch.set_grad_enabled(reuse.keep_student_graph):
-        kept = torch.cat(hiddens) if reuse.keep_student_graph else None
+        kept = torch.cat([part.hidden for part in parts]) if reuse.keep_student_graph else None
     return Scored(signals=concatenate(signals), teacher_hidden=None, student_hidden=kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A micro-batch of n positions that the student has scored and the teacher is scoring."""
+
+    own: TopKScores
+    hidden: Float[Tensor, "n D"]
+    head: Head
+    targets: Int[Tensor, " n"]
+    answer: Future[TeacherScores]
 
 
 def as_bound(signals: TokenSignals) -> TokenSignals:
@@ -101,100 +103,98 @@ def as_bound(signals: TokenSignals) -> TokenSignals:
     )
 
 
-def _sequences(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: batch[name]
-        for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    }
+def _in_background(call: Callable[[], TeacherScores]) -> Future[TeacherScores]:
+    """A thread that keeps no process from ending: who interrupts a run must not wait for a server."""
+    future: Future[TeacherScores] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="teacher-score", daemon=True).start()
+    return future
 
 
-def _targets(batch: Mapping[str, Tensor], positions: Positions, size: int) -> list[Tensor]:
-    return [batch["completion_ids"][rows][mask] for rows, mask in micro_batches(positions, size)]
+def _question(
+    teacher: Teacher,
+    batch: Mapping[str, Tensor],
+    mask: Bool[Tensor, "b T"],
+    want: Int[Tensor, "n K"],
+    k: int,
+) -> Callable[[], TeacherScores]:
+    """The call that asks for the scores at `mask`: every completion up to its last position there.
 
-
-def _ask(
-    teacher: Teacher, part: Mapping[str, Tensor], mask: Bool[Tensor, "b T"], want: Tensor, k: int
-) -> TeacherScores:
-    """The teacher's scores at `mask`; it scores every token of the completions up to the last one."""
-    keep = mask.any(1)
-    # A row without a position of ours is not asked for; tokens skipped inside a row are scored with it.
+    Rows without such a position are not asked for; tokens skipped inside a row are scored with it.
+    """
     tokens, starts, places = [], [], []
-    for row in keep.nonzero().flatten().tolist():
-        prompt = part["prompt_ids"][row][part["prompt_mask"][row].bool()]
-        inside = part["completion_mask"][row].bool()
+    for row in mask.any(1).nonzero().flatten().tolist():
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         length = int(mask[row].nonzero().max()) + 1
-        completion = part["completion_ids"][row, :length][inside[:length]]
+        inside = batch["completion_mask"][row, :length].bool()
+        completion = batch["completion_ids"][row, :length][inside]
         tokens.append([*prompt.tolist(), *completion.tolist()])
         starts.append(len(prompt))
-        places.append(mask[row, :length][inside[:length]])
+        places.append(mask[row, :length][inside])
     if not tokens:
-        empty = want.new_zeros(0)
-        return TeacherScores(
-            logprobs=empty.float(),
-            topk_ids=want[:0],
-            topk_logprobs=want[:0].float(),
-            want_logprobs=want[:0].float(),
+        return lambda: TeacherScores(
+            logprobs=torch.zeros(0),
+            topk_ids=torch.zeros(0, k, dtype=torch.long),
+            topk_logprobs=torch.zeros(0, k),
+            want_logprobs=torch.zeros(0, k),
         )
     chosen = torch.cat(places)
-    wanted = want.new_zeros(len(chosen), want.shape[1])
+    # A skipped token's first wanted ids are as good as any: what is scored there is dropped.
+    wanted = want[:1].expand(len(chosen), -1).clone()
     wanted[chosen] = want
-    scores = teacher.score(tokens, starts, wanted, k)
-    chosen = chosen.to(scores.logprobs.device)
-    return TeacherScores(
-        logprobs=scores.logprobs[chosen],
-        topk_ids=scores.topk_ids[chosen],
-        topk_logprobs=scores.topk_logprobs[chosen],
-        want_logprobs=None if scores.want_logprobs is None else scores.want_logprobs[chosen],
-    )
+
+    def ask() -> TeacherScores:
+        scores = teacher.score(tokens, starts, wanted, k)
+        here = chosen.to(scores.logprobs.device)
+        return TeacherScores(
+            logprobs=scores.logprobs[here],
+            topk_ids=scores.topk_ids[here],
+            topk_logprobs=scores.topk_logprobs[here],
+            want_logprobs=None if scores.want_logprobs is None else scores.want_logprobs[here],
+        )
+
+    return ask
 
 
 def _shared(scores: TeacherScores, vocab_size: int, device: torch.device) -> TeacherScores:
     """Lists without ids that the student lacks, shorter where one was among them; on the student's device."""
-    foreign = scores.topk_ids >= vocab_size
-    logprobs = scores.topk_logprobs.masked_fill(foreign, -torch.inf)
-    order = (
-        (scores.topk_ids.masked_fill(foreign, -1) < 0).to(torch.int8).argsort(dim=1, stable=True)
-    )
-    ids = scores.topk_ids.masked_fill(foreign, -1).gather(1, order)
+    ids = scores.topk_ids.masked_fill(scores.topk_ids >= vocab_size, -1)
+    order = (ids < 0).to(torch.int8).argsort(dim=1, stable=True)
+    logprobs = scores.topk_logprobs.masked_fill(ids < 0, -torch.inf)
     want = scores.want_logprobs
     return TeacherScores(
         logprobs=scores.logprobs.to(device),
-        topk_ids=ids.to(device),
+        topk_ids=ids.gather(1, order).to(device),
         topk_logprobs=logprobs.gather(1, order).to(device),
         want_logprobs=None if want is None else want.to(device),
     )
 
 
-def _signals(
-    own: TopKScores,
-    hidden: Tensor,
-    head: Head,
-    teacher: TeacherScores,
-    targets: Int[Tensor, " n"],
-    exact: bool,
-) -> TokenSignals:
+def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
+    own, k = part.own, part.own.topk_ids.shape[1]
     if not exact:
         lists = topk_lists_signals(
-            own.topk_ids,
-            own.topk_logprobs,
-            teacher.topk_ids,
-            teacher.topk_logprobs,
-            k=own.topk_ids.shape[1],
+            own.topk_ids, own.topk_logprobs, teacher.topk_ids, teacher.topk_logprobs, k=k
         )
         return replace(
             lists,
-            token_ids=targets,
+            token_ids=part.targets,
             student_logprobs=own.target_logprobs,
             teacher_logprobs=teacher.logprobs,
         )
     missing = teacher.topk_ids < 0
-    asked = topk_score(
-        hidden, head, targets, k=1, want_ids=teacher.topk_ids.clamp_min(0)
-    ).want_logprobs
-    assert asked is not None
-    finite = torch.ones_like(targets, dtype=torch.bool)
+    ids = teacher.topk_ids.clamp_min(0)
+    asked = topk_score(part.hidden.detach(), part.head, part.targets, k=1, want_ids=ids)
+    assert asked.want_logprobs is not None
+    finite = torch.ones_like(part.targets, dtype=torch.bool)
     pair = compare(
-        own._replace(want_logprobs=asked.masked_fill(missing, -torch.inf)),
+        own._replace(want_logprobs=asked.want_logprobs.masked_fill(missing, -torch.inf)),
         TopKScores(
             target_logprobs=teacher.logprobs,
             topk_logprobs=teacher.topk_logprobs,
@@ -207,7 +207,7 @@ def _signals(
         teacher_finite=finite,
     )
     # The teacher's entropy is over a distribution that nobody sent.
-    return replace(signals_from_pair(pair, targets), teacher_entropy=None)
+    return replace(signals_from_pair(pair, part.targets), teacher_entropy=None)
 
 
 def _check_finite(own: TopKScores, positions: Positions, first_row: int, when: str) -> None:

@@ -3,7 +3,7 @@
 from taopd.errors import ConfigError, TeacherError, suggest
 from taopd.teachers.server import ServerTeacher
 from taopd.teachers.sglang import SglangTeacher
-from taopd.teachers.transport import Transport
+from taopd.teachers.transport import KEY, Transport
 from taopd.teachers.vllm import VllmTeacher
 
 KINDS: dict[str, type[VllmTeacher] | type[SglangTeacher]] = {
@@ -36,19 +36,30 @@ def connect(
 
     Raises:
         TeacherUnavailable: nobody answers. TeacherError: the server is none of these, or refuses.
-        ConfigError: an unknown kind, or what is not a URL.
+        ConfigError: an unknown kind, what is not a URL, or one with a password.
     """
     if kind not in (*KINDS, "auto"):
         raise ConfigError(f"teacher_server={kind!r} is unknown.{suggest(kind, [*KINDS, 'auto'])}")
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
+    if "@" in url:
+        raise ConfigError(
+            f"teacher_url holds a name or password, which logs would show: set {KEY} instead"
+        )
     transport = Transport(url, timeout_s=timeout_s, patience_s=patience_s, connections=concurrency)
-    if kind == "auto":
-        answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
-        kind = next((name for name, status in answers.items() if status == 200), "")
-        if not kind:
-            raise TeacherError(
-                f"{transport.url} is neither vLLM nor SGLang: "
-                + ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
-            )
-    return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k, concurrency=concurrency)
+    try:
+        kind = _kind(transport) if kind == "auto" else kind
+        return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k)
+    except TeacherError as error:
+        transport.close()
+        advice = f"Is the server of teacher_url={url!r} up, and is it vLLM or SGLang?"
+        raise type(error)(f"{error}. {advice}") from error
+
+
+def _kind(transport: Transport) -> str:
+    answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
+    for name, status in answers.items():
+        if status == 200:
+            return name
+    told = ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
+    raise TeacherError(f"{transport.url} is neither vLLM nor SGLang: {told}")

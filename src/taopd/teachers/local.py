@@ -1,5 +1,6 @@
 """A teacher in this process, behind the same protocol as a server."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class LocalTeacher:
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, *, batch_size: int = 8) -> None:
         self._model, self._vocab_size, self._batch_size = model.eval(), vocab_size, batch_size
+        self._one_at_a_time = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
         """Kind and model; always exact."""
@@ -40,6 +42,16 @@ class LocalTeacher:
         top_k: int,
     ) -> TeacherScores:
         """See `Teacher.score`."""
+        with self._one_at_a_time:
+            return self._score(token_ids, completion_start, want_ids, top_k)
+
+    def _score(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        completion_start: Sequence[int],
+        want_ids: Int[Tensor, "N W"] | None,
+        top_k: int,
+    ) -> TeacherScores:
         states, targets = [], []
         for first in range(0, len(token_ids), self._batch_size):
             rows = token_ids[first : first + self._batch_size]

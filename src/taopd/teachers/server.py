@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores, check_scores, join
-from taopd.teachers.transport import Transport
+from taopd.teachers.transport import Transport, message
 
 
 class ServerTeacher(ABC):
@@ -19,12 +19,21 @@ class ServerTeacher(ABC):
 
     Args:
         vocab_size: ids that the teacher knows; an answer with another id is refused.
-        concurrency: requests in flight at most.
     """
 
-    def __init__(self, transport: Transport, *, vocab_size: int, concurrency: int = 32) -> None:
+    def __init__(self, transport: Transport, *, vocab_size: int) -> None:
         self._transport, self._vocab_size = transport, vocab_size
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="teacher")
+
+    context_length: int | None = None
+    """Tokens of a sequence at most, where the server says."""
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """Ids of a text by the server's tokenizer, no special ones added; None: it does not say."""
+        return None
+
+    def close(self) -> None:
+        """Drop what is in flight, and the connections."""
+        self._transport.close()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -44,7 +53,7 @@ class ServerTeacher(ABC):
     def _read(
         self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
     ) -> TeacherScores:
-        """The answer; KeyError, TypeError, ValueError and IndexError if it is malformed."""
+        """The answer; one of `MALFORMED` if it is malformed."""
 
     def score(
         self,
@@ -61,59 +70,74 @@ class ServerTeacher(ABC):
             if self._can_score(rows):
                 wanted = rows
         jobs = zip(token_ids, completion_start, wanted, strict=True)
-        futures = [
-            self._threads.submit(self._one, list(tokens), start, want, top_k)
-            for tokens, start, want in jobs
-        ]
+        futures = [self._submit(list(tokens), start, want, top_k) for tokens, start, want in jobs]
         try:
             return join([future.result() for future in futures])
         finally:
             for future in futures:
                 future.cancel()
 
-    def _one(
+    def _submit(
         self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> TeacherScores:
+    ) -> Future[TeacherScores]:
         if not 1 <= start < len(tokens):
             raise TeacherError(
                 f"a sequence of {len(tokens)} tokens, completion from {start} on: both parts need a token"
             )
-
-        def read(document: Any) -> TeacherScores:
-            try:
-                scores = self._read(document, tokens, start, want, top_k)
-            except (
-                KeyError,
-                TypeError,
-                ValueError,
-                IndexError,
-                OverflowError,
-                AttributeError,
-            ) as error:
-                if isinstance(error, TeacherError):
-                    raise
-                raise TeacherError(f"malformed answer ({type(error).__name__}: {error})") from error
-            check_scores(
-                scores,
-                torch.tensor(tokens[start:]),
-                None if want is None else torch.tensor(want),
-                self._vocab_size,
-            )
-            return scores
-
         path, body = self._request(tokens, start, want, top_k)
-        return self._transport.call(path, body, read)
+        return self._transport.submit(
+            path, body, lambda document: self._checked(document, tokens, start, want, top_k)
+        )
+
+    def _checked(
+        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
+    ) -> TeacherScores:
+        """The answer; TeacherError if it is malformed or cannot be true."""
+        try:
+            scores = self._read(document, tokens, start, want, top_k)
+        except TeacherError:
+            raise
+        except MALFORMED as error:
+            raise TeacherError(f"malformed answer ({type(error).__name__}: {error})") from error
+        wanted = None if want is None else torch.tensor(want)
+        check_scores(scores, torch.tensor(tokens[start:]), wanted, self._vocab_size)
+        # A shorter list would pass for a teacher with less mass on the student's ids.
+        if bool((scores.topk_ids[:, : min(top_k, self._vocab_size)] < 0).any()):
+            raise TeacherError(f"a list of fewer than the {top_k} entries that were asked for")
+        return scores
+
+    def _try(self, tokens: list[int], want: list[list[int]] | None, top_k: int) -> None:
+        """Score all but the first token, in one request that is not repeated.
+
+        Raises:
+            TeacherError: the server refuses, or answers what cannot be true.
+            TeacherUnavailable: nobody answers.
+        """
+        path, body = self._request(tokens, 1, want, top_k)
+        status, answer = self._transport.post(path, body)
+        where = f"{self._transport.url}{path}"
+        if status != 200:
+            raise TeacherError(f"{where} refuses with status {status}: {message(answer)}")
+        try:
+            self._checked(answer, tokens, 1, want, top_k)
+        except TeacherError as error:
+            raise TeacherError(f"{where}: {error}") from error
+
+
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
+"""What reading JSON of another shape raises."""
 
 
 def lists(rows: list[list[tuple[int, float]]], top_k: int) -> tuple[Tensor, Tensor]:
     """(ids [N, K], log-probs [N, K]) of lists that may be shorter."""
     ids = torch.full((len(rows), top_k), -1, dtype=torch.long)
-    logprobs = torch.full((len(rows), top_k), -torch.inf)
+    logprobs = torch.full((len(rows), top_k), -torch.inf, dtype=torch.float32)
     for row, entries in enumerate(rows):
-        if entries:
-            chosen = entries[:top_k]
-            ids[row, : len(chosen)] = torch.tensor([entry[0] for entry in chosen])
-            logprobs[row, : len(chosen)] = torch.tensor([entry[1] for entry in chosen])
+        chosen = entries[:top_k]
+        ids[row, : len(chosen)] = torch.tensor([entry[0] for entry in chosen], dtype=torch.long)
+        logprobs[row, : len(chosen)] = torch.tensor(
+            [entry[1] for entry in chosen], dtype=torch.float32
+        )
     return ids, logprobs
 
 

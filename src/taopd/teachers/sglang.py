@@ -21,17 +21,15 @@ MOST_IDS = 2048
 class SglangTeacher(ServerTeacher):
     """See the module."""
 
-    def __init__(
-        self, transport: Transport, *, vocab_size: int, top_k: int, concurrency: int = 32
-    ) -> None:
-        super().__init__(transport, vocab_size=vocab_size, concurrency=concurrency)
+    def __init__(self, transport: Transport, *, vocab_size: int, top_k: int) -> None:
+        super().__init__(transport, vocab_size=vocab_size)
         status, about = transport.get("/get_model_info")
         if status != 200 or not isinstance(about, dict):
             raise TeacherError(
                 f"{transport.url}/get_model_info answers {status}: {str(about)[:300]}"
             )
         self._model = str(about.get("model_path", "unnamed"))
-        self._one([0, 0], 1, [[0]], top_k)  # Says at once what it would say in the first step.
+        self._try([0, 0], [[0]], top_k)
 
     def describe(self) -> dict[str, Any]:
         """Kind, URL, model; exact up to `MOST_IDS`."""
@@ -74,11 +72,12 @@ class SglangTeacher(ServerTeacher):
         wanted = None
         if want is not None:
             scored = [{token_id(e[1]): number(e[0]) for e in entries} for entries in columns[2]]
-            wanted = torch.tensor(
-                [[given[index] for index in row] for given, row in zip(scored, want, strict=True)]
-            )
+            chosen = [
+                [given[index] for index in row] for given, row in zip(scored, want, strict=True)
+            ]
+            wanted = torch.tensor(chosen, dtype=torch.float32)
         return TeacherScores(
-            logprobs=torch.tensor([number(entry[0]) for entry in columns[0]]),
+            logprobs=torch.tensor([number(e[0]) for e in columns[0]], dtype=torch.float32),
             topk_ids=ids,
             topk_logprobs=logprobs,
             want_logprobs=wanted,

@@ -1,18 +1,25 @@
 """Requests to a server that may be slow, away or broken: time-outs, retries, a circuit breaker.
 
-    attempt n waits min(10 s, 0.5 s * 2^n) * uniform(0.5, 1) after a failure
-    since the last success anywhere more than `patience_s` ago: open, every request fails at once
+    after failure n of a request it waits min(10 s, 0.5 s * 2^n) * uniform(0.5, 1)
+    every request of the last `patience_s` failed: open, what waits fails, what is new is tried every 10 s
 
 Connection errors, time-outs, 429 and 5xx are tried again until the patience is over; while a server fails,
 one request at a time tries it, so that it is not run over when it comes back. An answer that cannot be true
 is asked for three times. Any other status is the caller's to mend, and is not tried again.
+
+All of it runs on one event loop in a thread of its own: a time-out holds whatever the server does (headers
+that drip are as late as none), a caller who stops waiting cancels what is in flight, and nothing of it keeps
+a process from ending.
 """
 
+import asyncio
 import json
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import httpx2 as httpx
@@ -24,6 +31,8 @@ MOST_BYTES = 1 << 30
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 READS = 3
 """How often an answer that cannot be true is asked for."""
+KEY = "TAOPD_TEACHER_KEY"
+"""Environment variable with the server's API key: settings are written into run folders."""
 FAILING = 3
 """Failures in a row, of all requests, after which one at a time tries."""
 
@@ -41,7 +50,7 @@ class Transport:
         url: of the server, with or without a path, without `/v1`.
         timeout_s: of one attempt, from its first byte to its last.
         patience_s: how long a server may stay away; 0: the first failure is the last.
-        connections: kept open at most.
+        connections: requests in flight at most.
     """
 
     def __init__(
@@ -54,126 +63,163 @@ class Transport:
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._timeout_s, self._patience_s = timeout_s, patience_s
-        limits = httpx.Limits(max_connections=connections)
         # Nothing but this server is asked, whatever proxies the environment names.
-        self._client = httpx.Client(timeout=timeout_s, limits=limits, trust_env=False)
-        self._lock, self._one_at_a_time = threading.Lock(), threading.Lock()
-        self._failures, self._failing_since, self._status = 0, 0.0, "no request yet"
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        key = os.environ.get(KEY)
+        self._client = httpx.AsyncClient(
+            timeout=None,
+            limits=limits,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+        )
+        self._slots, self._one_at_a_time = asyncio.Semaphore(connections), asyncio.Lock()
+        # What follows is read and written on the loop alone.
+        self._failures, self._failing_since, self._tried = 0, 0.0, 0.0
+        self._status = "no request yet"
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True).start()
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and document of one attempt; TeacherUnavailable if there is no answer."""
-        try:
-            return self._send("GET", path, None)
-        except _Failed as error:
-            raise TeacherUnavailable(f"{self.url}{path}: {error}") from error
+        return self._once("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and document of one attempt; TeacherUnavailable if there is no answer."""
-        try:
-            return self._send("POST", path, body)
-        except _Failed as error:
-            raise TeacherUnavailable(f"{self.url}{path}: {error}") from error
+        return self._once("POST", path, body)
 
-    def call(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> Future[T]:
         """`read` of the document that the server answers with, tried again as the module says.
 
-        Raises:
+        Raises (from `result()`):
             TeacherUnavailable: names the URL, for how long it failed, and the last status.
             TeacherError: the server refuses the request, or `read` refused the answer three times.
         """
+        return self._start(self._call(path, body, read))
+
+    def close(self) -> None:
+        """Close the connections and end the thread; what is in flight is cancelled."""
+
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.aclose()
+
+        self._start(end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        try:
+            return self._start(self._send(method, path, body)).result()
+        except _Failed as error:
+            raise TeacherUnavailable(f"{self.url}{path}: {error}") from error
+
+    async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
         attempt = refused = 0
         while True:
-            self._raise_if_open(path)
             try:
-                document = self._attempt(path, body)
-                return read(document)
-            except _Failed as error:
-                self._failed(str(error))
+                async with self._slots:
+                    self._raise_if_open(path)
+                    status, document = await self._attempt(path, body)
+                    if status != 200:
+                        said = f"refuses with status {status}: {message(document)}"
+                        raise _Refused(f"{self.url}{path} {said}")
+                    return await asyncio.to_thread(read, document)
+            except _Failed:
+                self._raise_if_open(path)
+            except (_Refused, TeacherUnavailable):
+                raise
             except TeacherError as error:
-                if isinstance(error, _Refused):
-                    raise
                 refused += 1
                 if refused == READS:
                     raise TeacherError(
                         f"{self.url}{path} answers what cannot be true, {READS} times: {error}"
                     ) from error
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 8)) * random.uniform(
-                0.5, 1.0
-            )
-            time.sleep(min(wait, max(0.01, self._patience_s / 4)))
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 8))
+            await asyncio.sleep(min(wait * random.uniform(0.5, 1.0), max(0.01, self._time_left())))
             attempt += 1
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+    async def _attempt(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if self._failures >= FAILING:
+            async with self._one_at_a_time:
+                if self._failures >= FAILING:  # Else it came back while this one waited.
+                    self._raise_if_open(path)
+                    return await self._answered(path, body)
+        return await self._answered(path, body)
 
-    def _attempt(self, path: str, body: dict[str, Any]) -> Any:
-        if self._failures < FAILING:
-            return self._succeeded(path, *self._send("POST", path, body))
-        with self._one_at_a_time:
-            self._raise_if_open(path)
-            return self._succeeded(path, *self._send("POST", path, body))
+    async def _answered(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        try:
+            answer = await self._send("POST", path, body)
+        except _Failed as error:
+            now = time.monotonic()
+            self._failing_since = self._failing_since if self._failures else now
+            self._failures += 1
+            self._tried, self._status = now, str(error)
+            raise
+        self._failures = 0
+        return answer
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
-        """One attempt, within `timeout_s` in all: a server that drips is as late as one that sleeps."""
-        deadline = time.monotonic() + self._timeout_s
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        """Status and document of one attempt, within `timeout_s` in all."""
         chunks, size = [], 0
         try:
-            with self._client.stream(method, self.url + path, json=body) as response:
-                for chunk in response.iter_bytes():
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream(method, self.url + path, json=body) as response,
+            ):
+                async for chunk in response.aiter_bytes():
                     chunks.append(chunk)
                     size += len(chunk)
-                    if time.monotonic() > deadline:
-                        raise _Failed(f"no whole answer within {self._timeout_s:g} s")
                     if size > MOST_BYTES:
                         raise _Failed(f"an answer of more than {MOST_BYTES >> 20} MiB")
-        except httpx.TimeoutException as error:
-            raise _Failed(f"no answer within {self._timeout_s:g} s") from error
+        except TimeoutError as error:
+            raise _Failed(f"no whole answer within {self._timeout_s:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Failed(f"{type(error).__name__}: {error}") from error
         status, text = response.status_code, b"".join(chunks)
         if status == 429 or status >= 500:
             raise _Failed(f"status {status}: {_short(text)}")
-        try:
-            return status, json.loads(text)
-        except ValueError as error:
-            if status == 200:
-                raise _Failed(f"status 200, but no JSON: {_short(text)}") from error
-            return status, {"error": _short(text)}
+        # Not on the loop, where the time-outs of other requests would wait for it.
+        return status, await asyncio.to_thread(_document, status, text)
 
-    def _succeeded(self, path: str, status: int, document: Any) -> Any:
-        if status != 200:
-            raise _Refused(f"{self.url}{path} refuses with status {status}: {_message(document)}")
-        with self._lock:
-            self._failures = 0
-        return document
-
-    def _failed(self, status: str) -> None:
-        with self._lock:
-            if self._failures == 0:
-                self._failing_since = time.monotonic()
-            self._failures += 1
-            self._status = status
+    def _time_left(self) -> float:
+        """Seconds of patience."""
+        if self._failures == 0:
+            return self._patience_s
+        return self._failing_since + self._patience_s - time.monotonic()
 
     def _raise_if_open(self, path: str) -> None:
-        with self._lock:
-            away = time.monotonic() - self._failing_since if self._failures else -1.0
-            if away >= self._patience_s:
-                raise TeacherUnavailable(
-                    f"the teacher at {self.url}{path} has failed for {away:.0f} s "
-                    f"(teacher_patience_s={self._patience_s:g}); last: {self._status}"
-                )
+        now = time.monotonic()
+        if self._failures and self._time_left() <= 0 and now - self._tried < LONGEST_WAIT_S:
+            raise TeacherUnavailable(
+                f"the teacher at {self.url}{path} has failed for {now - self._failing_since:.0f} s "
+                f"(teacher_patience_s={self._patience_s:g}); last: {self._status}"
+            )
 
 
 class _Refused(TeacherError):
     """A status that will not change by asking again."""
 
 
+def _document(status: int, text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if status == 200:
+            raise _Failed(f"status 200, but no JSON: {_short(text)}") from error
+        return {"error": _short(text)}
+
+
 def _short(text: bytes) -> str:
     return " ".join(text[:300].decode(errors="replace").split())
 
 
-def _message(document: Any) -> str:
+def message(document: Any) -> str:
+    """What a server says in the document of a refusal, in at most 500 characters."""
     error = document.get("error", document) if isinstance(document, dict) else document
     if isinstance(error, dict):
         error = error.get("message", error)

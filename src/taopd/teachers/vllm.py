@@ -14,7 +14,7 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores
-from taopd.teachers.server import ServerTeacher, lists, number, token_id
+from taopd.teachers.server import MALFORMED, ServerTeacher, lists, number, token_id
 from taopd.teachers.transport import Transport
 
 SAMPLING: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
@@ -23,67 +23,64 @@ COMPLETIONS, GENERATE = "/v1/completions", "/inference/v1/generate"
 
 
 class VllmTeacher(ServerTeacher):
-    """See the module; `top_k` is what the server is probed with."""
+    """See the module.
 
-    def __init__(
-        self, transport: Transport, *, vocab_size: int, top_k: int, concurrency: int = 32
-    ) -> None:
-        super().__init__(transport, vocab_size=vocab_size, concurrency=concurrency)
+    Args:
+        top_k: what the server is tried with, so that it refuses now what it would refuse later.
+    """
+
+    def __init__(self, transport: Transport, *, vocab_size: int, top_k: int) -> None:
+        super().__init__(transport, vocab_size=vocab_size)
         _, models = transport.get("/v1/models")
         _, version = transport.get("/version")
         try:
-            self._model = str(models["data"][0]["id"])
+            served = models["data"][0]
+            self._model, self.context_length = str(served["id"]), served.get("max_model_len")
             self._version = str(version["version"])
-        except (KeyError, TypeError, IndexError) as error:
+        except MALFORMED as error:
             raise TeacherError(
-                f"{transport.url} serves no model that vLLM's /v1/models and /version would name: {models}"
+                f"{transport.url} names no model at /v1/models, as vLLM does: {str(models)[:300]}"
             ) from error
-        self._exact = False
-        self._one([0, 0], 1, None, top_k)  # Says at once what it would say in the first step.
-        self._exact, self._why = self._probe(top_k)
-
-    def _probe(self, top_k: int) -> tuple[bool, str]:
-        path, body = self._request([0, 0, 0], 1, [[0, 0], [0, 0]], top_k, exact=True)
-        status, answer = self._transport.post(path, body)
-        if status != 200:
-            return False, f"{path} answers {status}: {str(answer)[:300]}"
+        self._try([0, 0], None, top_k)
+        self._why = ""
         try:
-            scored = self._wanted(answer, 2, 2)
-        except (KeyError, TypeError, ValueError) as error:
-            return False, f"{path} gives no log-probs of wanted ids: {error}"
-        fine = bool(torch.isfinite(scored).all())
-        return fine, "" if fine else f"{path} gives infinite log-probs of wanted ids"
+            self._try([0, 0, 0], [list(range(top_k))] * 2, top_k)
+        except TeacherError as error:
+            self._why = str(error)
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """See `ServerTeacher.tokenize`."""
+        asked = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        status, answer = self._transport.post("/tokenize", asked)
+        try:
+            return [token_id(index) for index in answer["tokens"]] if status == 200 else None
+        except MALFORMED:
+            return None
 
     def describe(self) -> dict[str, Any]:
         """Kind, URL, version, model; `exact`, and why not."""
         about = {"kind": "vllm", "url": self._transport.url, "version": self._version}
-        return about | {"model": self._model, "exact": self._exact, "why": self._why}
+        return about | {"model": self._model, "exact": not self._why, "why": self._why}
 
     def _can_score(self, want_ids: list[list[list[int]]]) -> bool:
-        return self._exact
+        return not self._why
 
     def _request(
-        self,
-        tokens: list[int],
-        start: int,
-        want: list[list[int]] | None,
-        top_k: int,
-        *,
-        exact: bool | None = None,
+        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
     ) -> tuple[str, dict[str, Any]]:
-        if want is None or not (self._exact if exact is None else exact):
+        if want is None:
             asked = {"prompt": tokens, "prompt_logprobs": top_k, "return_token_ids": True}
             return COMPLETIONS, {"model": self._model} | asked | SAMPLING
         scored = {"prompt_logprob_token_ids": want, "prompt_logprob_start": start - 1}
         sampling = SAMPLING | {"prompt_logprobs": top_k} | scored
-        return GENERATE, {"model": self._model, "token_ids": tokens, "sampling_params": sampling}
+        asked = {"token_ids": tokens, "sampling_params": sampling, "return_token_ids": True}
+        return GENERATE, {"model": self._model} | asked
 
     def _read(
         self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
     ) -> TeacherScores:
-        choice = document["choices"][0]
-        holder = choice if want is None else document
-        if want is None and choice["prompt_token_ids"] != tokens:
+        holder = document["choices"][0] if want is None else document
+        if holder["prompt_token_ids"] != tokens:
             raise TeacherError("the answer is about another sequence")
         given = holder["prompt_logprobs"]
         if len(given) != len(tokens):
@@ -98,16 +95,17 @@ class VllmTeacher(ServerTeacher):
             rows.append([(key, logprob) for rank, key, logprob in ranked if rank <= top_k])
         ids, logprobs = lists(rows, top_k)
         return TeacherScores(
-            logprobs=torch.tensor(sampled),
+            logprobs=torch.tensor(sampled, dtype=torch.float32),
             topk_ids=ids,
             topk_logprobs=logprobs,
-            want_logprobs=None if want is None else self._wanted(document, len(want), len(want[0])),
+            want_logprobs=None if want is None else _wanted(document, len(want), len(want[0])),
         )
 
-    def _wanted(self, document: Any, num_rows: int, num_ids: int) -> torch.Tensor:
-        """[rows, ids] from the `.npy` file, in base64, that the server puts into its answer."""
-        packed = base64.b64decode(document["prompt_token_id_logprobs"], validate=True)
-        values = np.load(io.BytesIO(packed), allow_pickle=False)
-        if values.shape != (num_rows, num_ids) or values.dtype.kind != "f":
-            raise ValueError(f"an array {values.dtype} {list(values.shape)}")
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+def _wanted(document: Any, num_rows: int, num_ids: int) -> torch.Tensor:
+    """[rows, ids] from the `.npy` file, in base64, that the server puts into its answer."""
+    packed = base64.b64decode(document["prompt_token_id_logprobs"], validate=True)
+    values = np.load(io.BytesIO(packed), allow_pickle=False)
+    if values.shape != (num_rows, num_ids) or values.dtype.kind != "f":
+        raise ValueError(f"an array {values.dtype} {list(values.shape)}")
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

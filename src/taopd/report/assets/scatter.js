@@ -119,7 +119,7 @@ T.setBrush = function (brush) {
   for (let i = 0; brush && i < rollout.n; i += 1) inside += T.inBrush(rollout.start + i) ? 1 : 0;
   document.getElementById("brushed").textContent = brush
     ? `${T.whole(inside)} of ${T.whole(rollout.n)} tokens, bright in the text`
-    : "Drag over the picture, or fill in numbers.";
+    : "Squares: kept. Drag over the picture, or fill in numbers.";
   T.draw();
   T.reshade();
 };

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import diagnostic, outcome, runs, selected, training
+from taopd.report.sections import cautions, diagnostic, outcome, runs, selected, training
 from taopd.report.sections.section import Section
 
 __all__ = ["Section", "all_sections", "warnings"]
@@ -34,6 +34,6 @@ def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) 
     ]
 
 
-def warnings(sources: Sources) -> str:
+def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
     """What a reader should know before the first number."""
-    return runs.warnings(sources)
+    return cautions.warnings(sources, rollouts)

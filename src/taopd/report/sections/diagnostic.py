@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from taopd.documents import read_document
-from taopd.report.charts import bars, figure
-from taopd.report.folders import Sources, read_json
+from taopd.report.charts import figure
+from taopd.report.folders import Sources
+from taopd.report.reading import read_json
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 from taopd.run_documents import MANIFEST, VERDICTS
@@ -70,7 +72,7 @@ def _pictures(path: Path) -> str:
             f'<img src="data:image/png;base64,{base64.b64encode(raw).decode("ascii")}" '
             f'width="{size[0]}" height="{size[1]}" alt="{escape(words)}">'
         )
-        found.append(figure(words, image))
+        found.append(figure(words, image, whole_row=size[0] > 1.7 * size[1]))
     return f'<div class="figures grid">{"".join(found)}</div>' if found else ""
 
 

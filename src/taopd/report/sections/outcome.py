@@ -6,14 +6,17 @@ from typing import Any
 
 from scipy import stats
 
-from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
+from taopd.report.charts import NUM_COLORS, Series, figure, key, lines, number
 from taopd.report.folders import Run, Sources, Study
+from taopd.report.row_charts import intervals
 from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
 BUDGET_LEAD = "The share of tokens that trained, and what came of it."
 COST_LEAD = "The same accuracies against what they were paid with."
+
+WIDE = (460, 240)
 
 Outcome = dict[str, Any]
 Groups = dict[str, list[Outcome]]
@@ -106,7 +109,7 @@ def _study(study: Study) -> str:
         cells.append(percent(sum(best) / len(best)) if best else "–")
         cells.append(percent(sum(kept) / len(kept)) if kept else "–")
         rows.append([*cells, str(len(outcomes) or "–")])
-    heads = ["arm", "greedy", "95 %", "sampled", "95 %", "own best", "kept, %", "seeds"]
+    heads = ["arm", "greedy, %", "95 %", "sampled, %", "95 %", "own best, %", "kept, %", "seeds"]
     note = f"{interval_words(study)}; the line is the student before" if before is not None else ""
     chart = intervals(
         f"accuracy by arm, {task}",
@@ -115,10 +118,10 @@ def _study(study: Study) -> str:
         reference=None if before is None else 100 * before,
     )
     parts = [f"<h3>{escape(str(task))}</h3>"]
-    parts.append(figure("Greedy accuracy at the end", chart, note) if dots else "")
+    ends = figure("Greedy accuracy at the end, %", chart, note) if dots else ""
+    parts.append(f'<div class="figures grid">{ends}{_curves(groups)}</div>')
     parts.append(table(heads, rows, numeric=range(1, 8)))
     parts.append(_comparisons(study))
-    parts.append(_curves(groups))
     return "".join(parts)
 
 
@@ -152,14 +155,15 @@ def _curves(groups: Groups) -> str:
     ]
     if not series:
         return ""
+    band = "; band: lowest and highest seed" if series[0].low else ""
     if len(series) <= 4:
-        chart = lines("accuracy over steps", series, to=1.0, size=(620, 280))
-        return key([one.label for one in series]) + figure("Greedy accuracy over steps", chart)
-    charts = [
-        figure(one.label, lines(one.label, [_plain(one)], to=1.0))
-        for one in series[: 3 * NUM_COLORS]
-    ]
-    return f'<h3>Greedy accuracy over steps</h3><div class="grid">{"".join(charts)}</div>'
+        chart = lines("accuracy over steps", series, to=100.0, size=WIDE)
+        chart = key([one.label for one in series]) + chart
+        return figure("Greedy accuracy over steps, %", chart, band.removeprefix("; "))
+    shown = series[: 3 * NUM_COLORS]
+    charts = [figure(one.label, lines(one.label, [_plain(one)], to=100.0)) for one in shown]
+    title = f"Greedy accuracy over steps, %{band}"
+    return f'</div><h3>{title}</h3><div class="grid">{"".join(charts)}'
 
 
 def _plain(one: Series) -> Series:
@@ -172,7 +176,7 @@ def _over_steps(name: str, outcomes: list[Outcome], index: int) -> Series | None
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not steps:
         return None
-    at = [[curve[step] for curve in curves] for step in steps]
+    at = [[100 * curve[step] for curve in curves] for step in steps]
     several = len(curves) > 1
     return Series(
         label=name,
@@ -196,7 +200,9 @@ def budget_curve(studies: Sequence[Study]) -> str:
             place = first.get("budget", first.get("kept_fraction"))
             if isinstance(place, int | float):
                 label = str(first.get("selector", name))
-                points.setdefault(label, []).append((100 * place, *estimates[name]["greedy"]))
+                mean, *ends = estimates[name]["greedy"]
+                low, high = (None if end is None else 100 * end for end in ends)
+                points.setdefault(label, []).append((100 * place, 100 * mean, low, high))
         several = {k: sorted(v) for k, v in points.items() if len({p[0] for p in v}) > 1}
         if not several:
             continue
@@ -210,10 +216,14 @@ def budget_curve(studies: Sequence[Study]) -> str:
             )
             for index, (label, rows) in enumerate(several.items())
         ]
-        chart = lines("budget", series, x_label="budget, %", to=1.0, size=(620, 280))
+        full = next(
+            (100 * found["greedy"][0] for name, found in estimates.items() if name == "full"), None
+        )
+        chart = lines("budget", series, x_label="budget, %", to=100.0, limit=full, size=WIDE)
         words = f"{study.name}; {interval_words(study)}"
+        words += "" if full is None else f"; the level line is full distillation, {full:.1f} %"
         parts.append(
-            key(list(several)) + figure("Greedy accuracy by share of tokens", chart, words)
+            key(list(several)) + figure("Greedy accuracy by share of tokens, %", chart, words)
         )
     return "".join(parts)
 
@@ -233,21 +243,34 @@ def against_cost(sources: Sources) -> str:
                 (seconds, "step_time", "train_seconds_curve"),
             ):
                 cost = dict(map(tuple, outcome.get(curve) or [])) or _summed(run, keys)
-                pairs = [(cost[s], y) for s, y in outcome["accuracy_curve"] if s in cost]
+                pairs = [(cost[s], 100 * y) for s, y in outcome["accuracy_curve"] if s in cost]
                 if len(pairs) > 1:
                     found.append(Series(label=name, points=pairs, color=index))
         charts = [
-            figure(title, lines(title, found, x_label=label, to=1.0, size=(460, 240)))
+            _cost_chart(title, label, found)
             for title, label, found in (
-                ("Accuracy against trained tokens", "tokens that trained", tokens),
-                ("Accuracy against training time", "seconds, evaluation left out", seconds),
+                ("Accuracy against trained tokens, %", "tokens that trained", tokens),
+                ("Accuracy against training time, %", "seconds, evaluation left out", seconds),
             )
             if found
         ]
         if charts:
             names = list(groups_of(study))
-            parts.append(f'{key(names)}<div class="grid">{"".join(charts)}</div>')
+            parts.append(f'{key(names)}<div class="figures grid">{"".join(charts)}</div>')
     return "".join(parts)
+
+
+def _cost_chart(title: str, label: str, series: list[Series]) -> str:
+    """A logarithmic axis where one arm pays several times what another pays; it has no 0."""
+    paid = [one.points[-1][0] for one in series]
+    log = max(paid) > 4 * min(paid) > 0
+    if log:
+        series = [
+            Series(label=one.label, points=[p for p in one.points if p[0] > 0], color=one.color)
+            for one in series
+        ]
+        label = f"{label} (logarithmic)"
+    return figure(title, lines(title, series, x_label=label, to=100.0, log_x=log, size=WIDE))
 
 
 def _summed(run: Run | None, name: str) -> dict[float, float]:

@@ -1,7 +1,7 @@
-"""What was run, how to run it again, and what to be wary of."""
+"""What was run, and how to run it again."""
 
-import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +12,6 @@ from taopd.report.text import escape
 LEAD = "Settings that differ from the defaults; everything else is as the version below has it."
 _MAIN = ("selector", "budget", "loss", "score_top_k", "anchor_coef", "gradient_window", "max_steps")
 _HIDDEN = {"output_dir", "run_name", "logging_dir"}
-COLLAPSE = 0.2
-"""Share of accuracy below its own best at which an arm is named in the warnings."""
 
 
 def body(sources: Sources) -> str:
@@ -26,8 +24,15 @@ def body(sources: Sources) -> str:
     origins: dict[str, list[str]] = {}
     for one in named:
         origins.setdefault(_origin(one.env), []).append(one.name)
-    for text, names in origins.items():
-        parts.append(f'<p class="note">{escape(", ".join(names))}: {text}</p>')
+    for text, owners in origins.items():
+        parts.append(f'<p class="note">{escape(", ".join(owners))}: {text}</p>')
+    for run in sources.runs:
+        if run.teacher:
+            parts.append(f'<p class="note">{escape(run.name)}: {escape(_teacher(run.teacher))}</p>')
+    looks = [(run, text) for run in sources.runs if (text := _check(run))]
+    for text in dict.fromkeys(text for _, text in looks):
+        names = ", ".join(run.name for run, other in looks if other == text)
+        parts.append(f'<p class="note">{escape(names)}: {escape(text)}</p>')
     rows = [[one.name, command] for one in named if (command := _command(one.env))]
     if rows:
         commands = table(["run", "command"], rows)
@@ -90,58 +95,29 @@ def _origin(env: dict[str, Any]) -> str:
     return f"{escape(known)}; {where}; {escape(devices)}; {escape(str(env.get('utc', ''))[:10])}."
 
 
+def _teacher(about: dict[str, Any]) -> str:
+    """Who was asked, and what C therefore is."""
+    version = f" {about['version']}" if about.get("version") else ""
+    where = f" at {about['url']}" if about.get("url") else ""
+    why = f" ({about['why']})" if about.get("why") else ""
+    kind_of_c = {"exact": "exact", "lower bound": "a lower bound"}.get(
+        str(about.get("compatibility")), "not known"
+    )
+    kind, model = about.get("kind", "asked"), about.get("model") or "not named"
+    return f"teacher {model}, {kind}{version}{where}; C is {kind_of_c}{why}."
+
+
+def _check(run: Run) -> str:
+    """The look before the first step, in one line; what did not pass is in the warnings."""
+    counts = Counter(str(item.get("level")) for item in run.check)
+    if not counts:
+        return ""
+    words = (f"{counts[level]} {level}" for level in ("pass", "warn", "fail") if counts[level])
+    return f"checked before training: {', '.join(words)}."
+
+
 def _command(env: dict[str, Any]) -> str:
     argv = env.get("argv")
     if not isinstance(argv, list) or len(argv) < 2:
         return ""
     return shlex.join(["taopd", *map(str, argv[1:])])
-
-
-def warnings(sources: Sources) -> str:
-    """What a reader should know before the first number, as a list; empty if there is nothing."""
-    found = [text for run in sources.runs for text in _run_warnings(run)]
-    for study in sources.studies:
-        seeds = {row.get("seed") for row in study.outcomes}
-        if len(seeds) == 1:
-            found.append(f"{study.name}: one training seed; its intervals are over prompts only")
-        fallen = [row for row in study.outcomes if _fell(row["accuracy_curve"])]
-        if fallen:
-            words = ", ".join(f"{row['name']} (seed {row.get('seed')})" for row in fallen[:6])
-            found.append(f"{study.name}: collapsed, far below its own best at the end: {words}")
-    found = list(dict.fromkeys(found))
-    if not found:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in found[:12])
-    more = f"<li>and {len(found) - 12} more</li>" if len(found) > 12 else ""
-    return f'<div class="warnings" role="note"><ul>{items}{more}</ul></div>'
-
-
-def _fell(curve: Sequence[Sequence[float]]) -> bool:
-    return bool(curve) and max(y for _, y in curve) - curve[-1][1] > COLLAPSE
-
-
-def _run_warnings(run: Run) -> list[str]:
-    found = []
-    if run.env.get("git_dirty"):
-        found.append(f"{run.name}: the work tree had uncommitted changes")
-    clipped = [value for _, value in run.curve("completions/clipped_ratio")]
-    if clipped and clipped[-1] > 0.2:
-        found.append(
-            f"{run.name}: {100 * clipped[-1]:.0f} % of the last completions were truncated at "
-            "max_completion_length"
-        )
-    outside = [value for _, value in run.curve("rollout/outside_vocabulary")]
-    if outside and max(outside) > 0.01:
-        found.append(f"{run.name}: up to {100 * max(outside):.1f} % of the tokens never train")
-    missing = [line["step"] for line in run.metrics if "loss" in line and not _finite(line["loss"])]
-    if missing:
-        found.append(f"{run.name}: the loss was not a number at step {missing[0]}")
-    wanted = run.config.get("max_steps")
-    done = max((line.get("step", 0) for line in run.metrics), default=0)
-    if isinstance(wanted, int) and 0 < done < wanted and not run.results:
-        found.append(f"{run.name}: has done {done:,} of its {wanted:,} steps, and no results yet")
-    return found
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -8,16 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from taopd.report.charts import bars, figure
+from taopd.report.charts import figure
 from taopd.report.folders import Run
 from taopd.report.rollouts import Rollout
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
 from taopd.tables import read_table
 
-LEAD = "Share of the tokens of each kind that trained."
+LEAD = (
+    "Of the tokens of each kind, the share that trained, and what part of all kept tokens that is. The thin "
+    "line is the share of all tokens."
+)
 MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
-QUADRANTS = {1: "Q1 H+ D+", 2: "Q2 H+ D−", 3: "Q3 H− D+", 4: "Q4 H− D−"}
+QUADRANTS = {1: "high H, high D", 2: "high H, low D", 3: "low H, high D", 4: "low H, low D"}
 
 
 def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
@@ -27,10 +31,10 @@ def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
     for run in sorted(runs, key=lambda run: run.config.get("selector") == "random"):
         words = _words(run, rollouts)
         tokens = _every_token(run)
-        source = "every token of the run"
+        source = "from every token of the run"
         if tokens is None:
             tokens = _of_rollouts(run, rollouts)
-            source = "logged rollouts only"
+            source = "from the logged rollouts"
         if tokens is None or not len(tokens) or tokens["kept"].all():
             continue
         parts.append(_run(run, tokens, words, source))
@@ -85,12 +89,13 @@ def _run(run: Run, tokens: pd.DataFrame, words: dict[int, str], source: str) -> 
         figure(
             "By place in the completion", _bars(tokens, _places(tokens["position"])), "token number"
         ),
-        figure("By quadrant", _bars(tokens, tokens["quadrant"].map(QUADRANTS), sort=True)),
+        figure("By entropy H and disagreement D", _bars(tokens, tokens["quadrant"].map(QUADRANTS))),
         figure("By token class", _bars(known, classes)),
     ]
     tables = _most_and_least(known, words)
     return (
-        f"<h3>{escape(run.name)}: {percent(overall)} % of {len(tokens):,} tokens, {source}</h3>"
+        f"<h3>{escape(run.name)}: {percent(overall)} % of {len(tokens):,} tokens kept</h3>"
+        f'<p class="note">{source[0].upper()}{source[1:]}.</p>'
         f'<div class="grid">{"".join(charts)}{tables}</div>'
     )
 
@@ -124,7 +129,7 @@ def _bars(tokens: pd.DataFrame, by: pd.Series, *, sort: bool = True) -> str:
         )
         for name, kept in groups
     ]
-    return bars("kept share", rows[:16])
+    return bars("kept share", rows[:16], reference=float(tokens["kept"].mean()))
 
 
 def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:

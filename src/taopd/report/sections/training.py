@@ -1,24 +1,40 @@
 """Metrics over the training steps, and what the steps cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from taopd.report.charts import Series, bars, figure, key, lines, number
+from taopd.collapse_watch import DRIFT_LIMIT
+from taopd.report.charts import Series, areas, figure, key, lines, number
 from taopd.report.folders import Run
+from taopd.report.row_charts import bars
+from taopd.report.sections.cautions import DRIFT_WARN, TRUNCATED
 from taopd.report.sections.tables import table
 
 LEAD = "Every logging step, averaged where there are more points than pixels."
-SPEED_LEAD = "Where a step's time goes, and how it compares with training every token."
+SPEED_LEAD = "Where a step's time and memory go, against training every token."
 MAX_RUNS = 8
 CHARTS = (
     ("Loss on the kept tokens", "loss/selected_nats", "nats"),
-    ("Kept share of the tokens", "select/kept_fraction", ""),
+    ("Kept share of the tokens", "select/kept_fraction", "%"),
     ("Disagreement D, mean", "signal/disagreement_nats/mean", "nats"),
-    ("Compatibility C, mean", "signal/compatibility/mean", ""),
+    ("Compatibility C, mean", "signal/compatibility/mean", "0 to 1"),
     ("Student's entropy H, mean", "signal/entropy_nats/mean", "nats"),
+    ("Learnable disagreement, mean", "signal/teachability/mean", "0 to 1"),
     ("D of the kept tokens", "select/kept_disagreement_nats", "nats"),
-    ("C of the kept tokens", "select/kept_compatibility", ""),
+    ("C of the kept tokens", "select/kept_compatibility", "0 to 1"),
     ("Completion length", "completions/mean_length", "tokens"),
     ("Size of the update", "update/norm", "L2"),
+)
+GUARDS = (
+    ("Drift of the tokens that nobody teaches", "guard/idle_drift_nats", "nats", DRIFT_LIMIT),
+    ("Anchor: KL to the initial student", "loss/anchor_nats", "nats", None),
+    ("Sampler against the scoring pass", "rollout/drift_nats/mean", "nats a token", DRIFT_WARN),
+    ("Truncated completions", "completions/clipped_ratio", "%", 100 * TRUNCATED),
+    ("Gain on the bank", "bank/gain_forward_nats/mean", "nats", None),
+)
+"""What a run watches itself by; the last entry is the limit that it warns at."""
+GUARD_WORDS = (
+    "Drift is how far the unselected tokens moved from the initial student without coming nearer to the "
+    "teacher. The level line, where there is one, is the limit at which a run warns."
 )
 QUADRANTS = (
     ("q1", "Q1: high H, high D"),
@@ -36,84 +52,114 @@ STAGES = (
 
 
 def body(runs: Sequence[Run]) -> str:
-    """Small charts of one metric each, all runs in every chart; then quadrants of the first runs."""
+    """Small charts of one metric each, all runs in every chart; then guards and quadrants."""
     logged = [run for run in runs if run.metrics][:MAX_RUNS]
-    if not logged:
+    charts = [chart for one in CHARTS if (chart := _chart(logged, *one))]
+    guards = [chart for *one, limit in GUARDS if (chart := _chart(logged, *one, limit=limit))]
+    if not charts and not guards:
         return ""
-    charts = []
-    for title, name, unit in CHARTS:
-        series = [
-            Series(label=run.name, points=points, color=index)
-            for index, run in enumerate(logged)
-            if (points := run.curve(name))
-        ]
-        if series:
-            charts.append(figure(title, lines(title, series), unit))
-    quadrants = [_quadrants(run) for run in logged[:4]]
     legend = key([run.name for run in logged]) if len(logged) > 1 else ""
-    parts = [legend, f'<div class="grid">{"".join(charts)}</div>' if charts else ""]
+    more = len([run for run in runs if run.metrics]) - len(logged)
+    note = (
+        f'<p class="note">The first {MAX_RUNS} runs; {more} more are left out.</p>' if more else ""
+    )
+    parts = [note, legend, f'<div class="grid">{"".join(charts)}</div>']
+    if guards:
+        parts.append(f'<h3>Does it hold?</h3><p class="note">{GUARD_WORDS}</p>')
+        parts.append(f'{legend}<div class="grid">{"".join(guards)}</div>')
+    quadrants = [_quadrants(run) for run in logged[:4]]
     if any(quadrants):
-        parts.append("<h3>Quadrants of entropy and disagreement, share of the tokens</h3>")
-        parts.append(key([words for _, words in QUADRANTS]))
+        parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
+        words = ", ".join(words for _, words in QUADRANTS)
+        parts.append(f'<p class="note">{words}; high is above the median of the batch.</p>')
         parts.append(f'<div class="grid">{"".join(quadrants)}</div>')
-    return "".join(parts) if charts else ""
+    return "".join(parts)
+
+
+def _chart(
+    runs: Sequence[Run], title: str, name: str, unit: str, *, limit: float | None = None
+) -> str:
+    """One metric of all runs; nothing where none logged it, or a watched one hardly moved."""
+    factor = 100.0 if unit == "%" else 1.0
+    series = [
+        Series(label=run.name, points=[(x, factor * y) for x, y in points], color=index)
+        for index, run in enumerate(runs)
+        if (points := run.curve(name))
+    ]
+    largest = max((abs(y) for one in series for _, y in one.points), default=0.0)
+    # A watched number that stays far below its limit, or at 0, says nothing as a picture.
+    watched = {name for _, name, *_ in GUARDS}
+    if not series or (name in watched and largest <= 0.01 * (limit or 0.0)):
+        return ""
+    return figure(title, lines(title, series, limit=limit), unit)
 
 
 def _quadrants(run: Run) -> str:
+    curves = [(words, run.curve(f"select/quadrant_{short}")) for short, words in QUADRANTS]
+    if len({len(points) for _, points in curves}) > 1 or not curves[0][1]:
+        return ""
     series = [
         Series(label=words, points=points, color=index)
-        for index, (short, words) in enumerate(QUADRANTS)
-        if (points := run.curve(f"select/quadrant_{short}"))
+        for index, (words, points) in enumerate(curves)
     ]
-    return figure(run.name, lines(run.name, series)) if series else ""
+    return figure(run.name, areas(f"quadrants of {run.name}", series))
 
 
 def speed(runs: Sequence[Run]) -> str:
-    """A table of seconds by stage per run, and bars of the whole step against the `full` run."""
+    """A table of time by stage and of memory per run, and bars of both against the `full` run."""
     timed = [run for run in runs if run.curve("step_time")]
     if not timed:
         return ""
-    rows, totals = [], []
+    steps = {run.name: median([v for _, v in run.curve("step_time")]) or 0.0 for run in timed}
+    peaks = {
+        run.name: max(v for _, v in points)
+        for run in timed
+        if (points := run.curve("perf/peak_memory_mib"))
+    }
+    rows = []
     for run in timed:
         stages = [median([v for _, v in run.curve(name)]) for name, _ in STAGES]
-        total = median([v for _, v in run.curve("step_time")])
         tokens = median([v for _, v in run.curve("perf/train_tokens")])
-        rows.append(
-            [
-                run.name,
-                *(_ms(value) for value in (*stages, total)),
-                number(tokens) if tokens else "–",
-            ]
-        )
-        totals.append((run, total or 0.0))
-    heads = ["run", *(f"{words}, ms" for _, words in STAGES), "step, ms", "tokens in the forward"]
-    compared = [(run.name, total, _against_full(run, total, totals)) for run, total in totals]
-    note = "median over the steps; full: the same study's run that trains every token"
-    chart = figure("Time of a step", bars("time of a step", compared[:16], labels=230), note)
-    parts = [table(heads, rows, numeric=range(1, 8)), chart if len(compared) > 1 else ""]
-    return "".join([*parts, _memory(runs)])
-
-
-def _against_full(run: Run, total: float, totals: Sequence[tuple[Run, float]]) -> str:
-    """Milliseconds, and the ratio to the `full` run of the same study or of the same folder."""
-    for other, seconds in totals:
-        if (
-            other.config.get("selector") == "full"
-            and other.path.parent == run.path.parent
-            and seconds
-        ):
-            return f"{1000 * total:.0f} ms, {total / seconds:.2f} of full"
-    return f"{1000 * total:.0f} ms"
-
-
-def _memory(runs: Sequence[Run]) -> str:
-    """Peak memory, where a run logged it."""
-    rows = [
-        [run.name, f"{max(v for _, v in points):,.0f}"]
-        for run in runs
-        if (points := run.curve("perf/peak_memory_mib"))
+        peak = peaks.get(run.name)
+        times = [_ms(value) for value in (*stages, steps[run.name])]
+        rows.append([run.name, *times, _whole(tokens), _whole(peak)])
+    heads = ["run", *(f"{words}, ms" for _, words in STAGES), "step, ms"]
+    heads += ["forward tokens", "peak, MiB"]
+    charts = [
+        _against_full("Time of a step", "median over the steps", timed, steps, 1000.0, "ms"),
+        _against_full("Peak memory", PEAK_WORDS, timed, peaks, 1.0, "MiB"),
     ]
-    return table(["run", "peak memory, MiB"], rows, numeric=(1,)) if rows else ""
+    shown = "".join(charts) if len(timed) > 1 else ""
+    return table(heads, rows, numeric=range(1, 9)) + f'<div class="figures grid">{shown}</div>'
+
+
+PEAK_WORDS = (
+    "tensors on the GPU; without one all of the process, libraries and both models included"
+)
+
+
+def _against_full(
+    title: str,
+    note: str,
+    runs: Sequence[Run],
+    values: Mapping[str, float],
+    factor: float,
+    unit: str,
+) -> str:
+    """Bars, with the ratio to the `full` run of the same study or of the same folder."""
+    rows = []
+    for run in runs:
+        value = values.get(run.name)
+        if value is None:
+            continue
+        full = next((values[o.name] for o in runs if _is_full(o, run) and values.get(o.name)), None)
+        ratio = "" if full is None else f", {value / full:.2f} of full"
+        rows.append((run.name, value, f"{factor * value:,.0f} {unit}{ratio}"))
+    return figure(title, bars(title, rows[:16], labels=210), note) if rows else ""
+
+
+def _is_full(other: Run, run: Run) -> bool:
+    return other.config.get("selector") == "full" and other.path.parent == run.path.parent
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -124,3 +170,7 @@ def median(values: Sequence[float]) -> float | None:
 
 def _ms(value: float | None) -> str:
     return "–" if value is None else f"{1000 * value:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else number(round(value))

@@ -1,0 +1,293 @@
+"""Kills a training run over and over, resumes it, and compares its end with a run that was never touched.
+
+    python -m scripts.reliability.kill_runs --kills 20 --seed 0 --save docs/reliability/kills.json
+
+What is compared, byte by byte or value by value: the student's weights, the last checkpoint's optimizer and
+random state, every line of `metrics.jsonl` (less clocks, and less the closing summary, which is of the last
+process) and of `rollouts.jsonl`, and every per-token table in `selection/`.
+
+How: `taopd train` runs in a process of its own and gets SIGKILL. The moments are drawn from a seed: at
+start-up, within a step, while a checkpoint is written (a random moment after the partial folder appears) and,
+the last one, while the student is written. Then `taopd train --resume`, or `--overwrite` where no checkpoint
+was whole yet. The process is forked from one that has imported everything, so that a start costs a fraction
+of a second; nothing else is shared.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.reliability.tiny_models import write_lab
+from taopd.checkpoint_files import PARTIAL, checkpoints, problem_of, step_of
+from taopd.records import read_jsonl, write_json
+
+WHERE = ("start", "step", "saving", "student")
+CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps")
+TIMEOUT_S = 240.0
+SETTINGS = {
+    "max_completion_length": 8,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_iterations": 2,
+    "score_top_k": 4,
+    "budget": 0.3,
+    "budget_memory": 0.8,
+    "guard_every": 2,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 2,
+    "log_selection": True,
+    "log_rollouts": 2,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """One kill, as it happened."""
+
+    where: str
+    """"start", "step", "saving" or "student"."""
+    from_step: int
+    """The step that was to be saved before the moment was awaited."""
+    after_s: float
+    """Delay that was drawn, from there, or from the appearance of the partial folder."""
+    partial_left: bool
+    """Half a checkpoint, or a student half-written, lay there afterwards."""
+    whole: list[int]
+    """Steps whose checkpoint was whole afterwards."""
+    broken: list[str]
+    """Newer checkpoint folders that are not whole; must stay empty."""
+    half_deleted: list[str]
+    """Older ones that `save_total_limit` was deleting."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print a line per kill, and save; 1 if anything differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args(argv)
+    import taopd.cli.train_config
+    import taopd.trainer  # noqa: F401  (imported once, before the forks)
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), options.kills, options.seed, options.steps)
+    print(json.dumps({name: value for name, value in result.items() if name != "kills"}, indent=2))
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.save, result)
+    return 0 if result["identical"] and result["broken"] == 0 else 1
+
+
+def measure(root: Path, num_kills: int, seed: int, num_steps: int) -> dict[str, Any]:
+    """Run once untouched and once with kills; the comparison as plain values."""
+    write_lab(root / "lab")
+    config = root / "config.yaml"
+    paths = {
+        "model_name_or_path": str(root / "lab/student"),
+        "teacher_model_name_or_path": str(root / "lab/teacher"),
+        "dataset_name": str(root / "lab/prompts.parquet"),
+    }
+    config.write_text(yaml.safe_dump(SETTINGS | paths | {"max_steps": num_steps}))
+    started = time.perf_counter()
+    untouched, killed = root / "untouched", root / "killed"
+    if (code := _wait(_start(config, untouched, "--overwrite"))) != 0:
+        raise RuntimeError(f"the untouched run ended with {code}")
+    step_seconds = (time.perf_counter() - started) / num_steps
+    moments = _draw(num_kills, num_steps, random.Random(seed), step_seconds)
+    kills = [_kill(config, killed, *moment) for moment in moments]
+    if (code := _wait(_start(config, killed, _flag(killed)))) != 0:
+        raise RuntimeError(f"the killed run could not be finished: exit code {code}")
+    same = compare(untouched, killed, num_steps)
+    return {
+        "command": "python -m scripts.reliability.kill_runs "
+        f"--kills {num_kills} --seed {seed} --steps {num_steps}",
+        "steps": num_steps,
+        "settings": SETTINGS,
+        "num_kills": len(kills),
+        "by_moment": {where: sum(kill.where == where for kill in kills) for where in WHERE},
+        "partial_left": sum(kill.partial_left for kill in kills),
+        "broken": sum(len(kill.broken) for kill in kills),
+        "same": same,
+        "identical": all(same.values()),
+        "kills": [asdict(kill) for kill in kills],
+    }
+
+
+def compare(one: Path, other: Path, num_steps: int) -> dict[str, bool]:
+    """What two finished run folders have in common."""
+    last = f"checkpoint-{num_steps}"
+    return {
+        "student": _bytes(one / "model/model.safetensors")
+        == _bytes(other / "model/model.safetensors"),
+        "optimizer": _bytes(one / last / "optimizer.safetensors")
+        == _bytes(other / last / "optimizer.safetensors"),
+        "random_state": _states(one / last) == _states(other / last),
+        "metrics": _lines(one / "metrics.jsonl") == _lines(other / "metrics.jsonl"),
+        "rollouts": _lines(one / "rollouts.jsonl") == _lines(other / "rollouts.jsonl"),
+        "selection": _tables(one / "selection") == _tables(other / "selection"),
+    }
+
+
+def _draw(
+    num_kills: int, num_steps: int, draw: random.Random, step_seconds: float
+) -> list[tuple[str, int, float]]:
+    """(kind, step that must be saved first, delay), in the order of the steps."""
+    steps = sorted(draw.randrange(0, num_steps - 2) for _ in range(num_kills - 1))
+    longest = {"start": 1.5 * step_seconds, "step": step_seconds, "saving": 0.02}
+    moments = []
+    for number, step in enumerate(steps):
+        where = ("saving", "step", "saving", "step", "start")[number % 5]
+        moments.append((where, 0 if where == "start" else step, draw.uniform(0.0, longest[where])))
+    return [*moments, ("student", num_steps - 2, draw.uniform(0.0, 0.002))]
+
+
+def _flag(run: Path) -> str:
+    whole = any(problem_of(path) is None for path in checkpoints(run))
+    return "--resume" if whole else "--overwrite"
+
+
+def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
+    """Start or resume the run and kill it at one moment."""
+    process = _start(config, run, _flag(run))
+    awaited = run / (".model-partial" if where == "student" else PARTIAL)
+
+    def reached() -> bool | None:
+        if _ended(process) is not None:
+            raise RuntimeError(f"it ended by itself before {where} {step}: {_log(run)}")
+        steps = (step_of(path) or 0 for path in checkpoints(run))
+        return True if step == 0 or max(steps, default=0) >= step else None
+
+    if _until(reached) is None:
+        raise TimeoutError(f"step {step} was not reached")
+    if where in ("saving", "student"):
+        _until(lambda: True if awaited.exists() or _ended(process) is not None else None)
+    time.sleep(delay)
+    os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    if not os.WIFSIGNALED(status):
+        raise RuntimeError(f"it ended by itself at {where} {step}: {_log(run)}")
+    found = {path: problem_of(path) for path in checkpoints(run)}
+    whole = [step_of(path) or 0 for path, problem in found.items() if problem is None]
+    torn = {
+        f"{path.name}: {problem}": (step_of(path) or 0) > max(whole, default=0)
+        for path, problem in found.items()
+        if problem
+    }
+    kill = Kill(
+        where=where,
+        from_step=step,
+        after_s=delay,
+        partial_left=any((run / name).exists() for name in (PARTIAL, ".model-partial")),
+        whole=whole,
+        broken=[text for text, newer in torn.items() if newer],
+        half_deleted=[text for text, newer in torn.items() if not newer],
+    )
+    print(kill, flush=True)
+    return kill
+
+
+def _log(run: Path) -> str:
+    return (run.parent / f"{run.name}.log").read_text(encoding="utf-8")[-2000:]
+
+
+def _start(config: Path, run: Path, flag: str) -> int:
+    """Fork a process that runs `taopd train` and return its id."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        from taopd.cli import main as taopd
+
+        log = os.open(run.parent / f"{run.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        arguments = ["--config", str(config), "--output_dir", str(run)]
+        code = taopd(["train", *arguments, "--skip-check", "--quiet", flag])
+    finally:
+        os._exit(code)
+
+
+def _wait(process: int) -> int:
+    code = _until(lambda: _ended(process))
+    if code is None:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise TimeoutError(f"no end after {TIMEOUT_S:.0f} s")
+    return code
+
+
+_CODES: dict[int, int] = {}
+
+
+def _ended(process: int) -> int | None:
+    """Exit code of a child, None while it runs."""
+    if process not in _CODES:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if not found:
+            return None
+        _CODES[process] = os.waitstatus_to_exitcode(status)
+    return _CODES[process]
+
+
+def _until(holds: Callable[[], Any]) -> Any:
+    end = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < end:
+        if (value := holds()) is not None:
+            return value
+        time.sleep(0.001)
+    return None
+
+
+def _bytes(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _states(checkpoint: Path) -> str:
+    """Random state and memories; the metrics that are summed up for the next line hold clocks."""
+    from taopd.tree_files import load_tree
+
+    state = load_tree(checkpoint / "rank-0.safetensors")
+    kept = {name: state[name] for name in ("random", "callbacks", "tokens")}
+    return json.dumps(kept, default=lambda tensor: tensor.tolist())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_jsonl(path) if "train_runtime" not in row]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
+
+
+def _tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted(folder.iterdir())}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""NaN and infinity in a run: found before the update, saved for inspection, and a stop or a skipped step.
+
+    logits of student or teacher   the scoring pass; the whole generation batch is left out
+    loss                           every micro-batch
+    gradient                       after the last backward of a step, before clipping
+
+All processes decide together: one that stopped alone would leave the others waiting. A step is skipped by
+taking the gradients away, which every torch optimizer reads as "leave this parameter as it is": no momentum,
+no weight decay. Schedule, data and step count go on. The same happens to a batch in which no token trains:
+it is data, not an error. Not here: fp16 overflow, which the gradient scaler treats by itself.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from taopd.config import TeachabilityConfig
+from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.kernels import Head
+from taopd.recorder import Recorder
+from taopd.records import write_json
+from taopd.scoring import SEQUENCE, located
+from taopd.tree_files import save_tree
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "bad_numbers"
+_NAMED = 10
+"""Parameters that a report names."""
+
+
+class BadNumbers(TrainerCallback):
+    """Watches one trainer's numbers.
+
+    Args:
+        tokenizer: writes the rollouts out.
+
+    Raises:
+        ConfigError: steps cannot be skipped under DeepSpeed, which updates within the backward.
+    """
+
+    def __init__(
+        self, args: TeachabilityConfig, accelerator: Accelerator, tokenizer: Any, recorder: Recorder
+    ) -> None:
+        self._args, self._accelerator = args, accelerator
+        self._tokenizer, self._recorder = tokenizer, recorder
+        self._deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._deepspeed and args.on_bad_numbers == "skip":
+            raise ConfigError(
+                "on_bad_numbers='skip' does not work under DeepSpeed, which updates within the backward"
+            )
+        self._empty: list[bool] | None = None
+        self._batch: Mapping[str, Any] = {}
+        self._void = False
+        """Nothing of the generation batch trains."""
+        self._why = ""
+        self._problem: NumericsError | None = None
+        """Of this process, in the step that runs."""
+        self._skips = False
+        self._in_a_row = self._skipped = 0
+
+    # -- what the trainer tells -------------------------------------------------------------------
+
+    def sampled(self, completions: list[list[int]]) -> None:
+        """Take note of what was sampled; of several turns the first counts."""
+        if self._empty is None:
+            self._empty = [not ids for ids in completions]
+
+    def forget(self) -> None:
+        """Drop the note of `sampled`, where no batch comes of it."""
+        self._empty = None
+
+    def with_tokens(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+        """False in the rows in which nothing was sampled: TRL was given an end token there to look at."""
+        empty, self._empty = self._empty or [False] * len(mask), None
+        self._why = ""
+        self._recorder.add("rollout/empty_completions", sum(empty) / len(empty))
+        return ~torch.tensor(empty, device=mask.device).unsqueeze(1)
+
+    def scored(
+        self, problem: NumericsError | None, batch: Mapping[str, Any], step: int, training: bool
+    ) -> bool:
+        """Whether the generation batch must be left out, on any process.
+
+        Raises:
+            NumericsError: it must, and on_bad_numbers is "stop" or this is an evaluation.
+        """
+        self._batch = {name: batch[name] for name in SEQUENCE}
+        if not self._anywhere(problem is not None):
+            return False
+        self._tell(problem, step, stop=not training)
+        self._why = "bad numbers"
+        return True
+
+    def chosen(self, trains: bool) -> None:
+        """Take note of whether any token trains, on any process: with none there is no update."""
+        self._void = not trains
+        if self._void and not self._why:
+            self._why = "no token to train on"
+
+    def loss_failed(
+        self, problem: NumericsError, states: Callable[[], Tensor], read_head: Callable[[], Head]
+    ) -> Float[Tensor, ""]:
+        """Take note of a bad loss; the step goes on to its end, where all processes decide.
+
+        Args:
+            states: runs the student.
+            read_head: gives its head; see `objective.loss_terms`.
+
+        Returns:
+            A loss of 0 through the whole student, so that the backward meets the other processes'.
+        """
+        if self._deepspeed or not torch.is_grad_enabled():
+            raise problem
+        self._problem = self._problem or problem
+        parts = [states()]
+        head = read_head()
+        parts += [head.weight] + ([] if head.bias is None else [head.bias])
+        return torch.stack([part.float().sum() for part in parts]).sum() * 0.0
+
+    def end_of_backward(self, model: torch.nn.Module, step: int) -> None:
+        """Look at the gradients of a step, before they are clipped.
+
+        Raises:
+            NumericsError: loss or gradient is bad and on_bad_numbers is "stop".
+        """
+        self._skips = self._void
+        problem, self._problem = self._problem, None
+        if not self._deepspeed and not self._void:
+            if problem is None and self._accelerator.scaler is None:
+                problem = _gradient_problem(model, step)
+            if self._anywhere(problem is not None):
+                self._tell(problem, step)
+                self._why, self._skips = "bad numbers", True
+        self._recorder.add("numerics/skipped", float(self._skips))
+
+    def _anywhere(self, found: bool) -> bool:
+        flag = torch.tensor([float(found)], device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flag, reduction="sum").item())
+
+    def _tell(self, problem: NumericsError | None, step: int, *, stop: bool = False) -> None:
+        """Save and warn; or save and raise, the same on every process."""
+        where = "the process that found it has saved its batch"
+        if problem is not None:
+            where = f"the batch is in {self._save(problem, step)}"
+        text = str(problem or "NaN or infinity on another process; its message says where")
+        if stop or self._args.on_bad_numbers == "stop":
+            error = NumericsError(f"{text}; no update was made; {where}")
+            error.together = True
+            raise error
+        logger.warning("step %d makes no update: %s; %s", step, text, where)
+
+    def _save(self, problem: NumericsError, step: int) -> Path:
+        """Write the generation batch and what is known about the place."""
+        folder = Path(self._args.output_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        process = self._accelerator.process_index
+        name = f"step-{step:06d}" + (f"-rank-{process}" if process else "")
+        place = located(str(problem))
+        rows = range(len(self._batch["completion_ids"])) if place is None else [place[0]]
+        about = {
+            "step": step,
+            "process": process,
+            "problem": str(problem),
+            "completion": None if place is None else place[0],
+            "position": None if place is None else place[1],
+            "rollouts": [self._rollout(row) for row in rows],
+            "tensors": f"{name}.safetensors",
+        }
+        save_tree(folder / f"{name}.safetensors", dict(self._batch))
+        write_json(folder / f"{name}.json", about)
+        return folder / f"{name}.json"
+
+    def _rollout(self, row: int) -> dict[str, Any]:
+        texts: dict[str, Any] = {"completion_index": row}
+        for part in ("prompt", "completion"):
+            ids = self._batch[f"{part}_ids"][row][self._batch[f"{part}_mask"][row].bool()].tolist()
+            texts |= {part: self._tokenizer.decode(ids), f"{part}_ids": ids}
+        return texts
+
+    # -- callback ---------------------------------------------------------------------------------
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if self._skips:
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._skips:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._skipped += 1
+        if state.is_world_process_zero:
+            logger.warning(
+                "step %d made no update (%s); %d so far",
+                state.global_step,
+                self._why,
+                self._skipped,
+            )
+        if self._in_a_row >= self._args.max_skipped_steps:
+            count, self._in_a_row = self._in_a_row, 0
+            raise self._too_many(count, state.global_step)
+
+    def _too_many(self, count: int, step: int) -> DataError | NumericsError:
+        text = (
+            f"step {step}: {count} steps in a row made no update (max_skipped_steps), the last for "
+        )
+        error: DataError | NumericsError
+        if self._why == "bad numbers":
+            error = NumericsError(f"{text}NaN or infinity; see {self._args.output_dir}/{FOLDER}")
+        else:
+            error = DataError(
+                f"{text}want of a token to train on: the completions are empty, or masked throughout; "
+                "check the student's end-of-sequence ids, max_completion_length and the tool mask"
+            )
+        error.together = True
+        return error
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Counts, and what the generation batch was found to be."""
+        counts = {"in_a_row": self._in_a_row, "skipped": self._skipped}
+        return counts | {"void": self._void, "why": self._why}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from `checkpoint_state()`."""
+        self._in_a_row, self._skipped = state["in_a_row"], state["skipped"]
+        self._void, self._why = state["void"], state["why"]
+
+
+def _gradient_problem(model: torch.nn.Module, step: int) -> NumericsError | None:
+    """None if the norm of all gradients is finite; else an error that names the parameters."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not gradients or bool(_whole(torch.nn.utils.get_total_norm(gradients)).isfinite()):
+        return None
+    bad = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and not bool(_whole(p.grad.isfinite().all()))
+    ]
+    what = f"{len(bad)} parameters, first {', '.join(bad[:_NAMED])}" if bad else "their norm alone"
+    return NumericsError(f"step {step}: the gradient is NaN or infinite ({what})")
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,0 +1,116 @@
+"""Which checkpoints of a run are whole: a seal in each, and the newest one whose files match it.
+
+`taopd.json` is written last, into a folder that is renamed only then. It lists every file with size and
+SHA-256, so that a checkpoint that was cut short, truncated or altered by a failing disk is noticed before
+anything is loaded, and the one before it is taken. It guards against damage. Against malice guards that
+nothing but safetensors and JSON is ever parsed: a checkpoint that holds a pickle is not opened.
+"""
+
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from taopd.records import write_json
+
+SEAL = "taopd.json"
+PREFIX = "checkpoint-"
+PARTIAL = ".checkpoint-partial"
+"""Folder beside the checkpoints in which one is written."""
+STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.safetensors"
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".distcp"})
+_NUM_THREADS = 4
+"""Hashing lets go of the interpreter; one thread does about a gigabyte a second."""
+
+
+def seal(folder: Path, *, step: int, num_processes: int, sharded: bool) -> None:
+    """Flush every file of a finished checkpoint to disk and write its seal.
+
+    Args:
+        sharded: optimizer and random state are in accelerate's distributed format.
+    """
+    files = {}
+    names = sorted(_names(folder))
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        digests = pool.map(lambda name: _digest(folder / name, flush=True), names)
+        for name, digest in zip(names, digests, strict=True):
+            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    about = {"format": 1, "step": step, "num_processes": num_processes, "sharded": sharded}
+    write_json(folder / SEAL, about | {"files": files})
+
+
+def problem_of(folder: Path, *, sharded: bool = False) -> str | None:
+    """Why a run cannot go on from this checkpoint, or None.
+
+    Args:
+        sharded: this process trains with FSDP or DeepSpeed, whose own formats may hold pickles.
+    """
+    try:
+        about = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files = {
+            str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in about["files"].items()
+        }
+        of_shards, step = bool(about["sharded"]), int(about["step"])
+    except FileNotFoundError:
+        return f"it has no {SEAL}: it was cut short, or another tool wrote it"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {SEAL} cannot be read ({type(error).__name__})"
+    found = _names(folder)
+    if of_shards != sharded:
+        return f"it is {'' if of_shards else 'not '}of a sharded run (FSDP, DeepSpeed), this run is otherwise"
+    pickles = sorted(name for name in found if Path(name).suffix.lower() in _PICKLES)
+    if pickles and not sharded:
+        return f"it holds {pickles[0]}, a pickle, which taopd neither writes nor reads"
+    if missing := sorted(files.keys() - found):
+        return f"{missing[0]} is missing"
+    if STATE not in files or not (sharded or OPTIMIZER in files):
+        return "it holds the model alone (save_only_model)"
+    for name, (size, _) in files.items():
+        actual = (folder / name).stat().st_size
+        if actual != size:
+            return f"{name} has {actual} bytes instead of {size}"
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        digests = pool.map(lambda name: _digest(folder / name), files)
+        for (name, (_, expected)), digest in zip(files.items(), digests, strict=True):
+            if digest != expected:
+                return f"{name} is damaged: its bytes are not those that were saved"
+    return None if step == step_of(folder) else f"it is step {step} under another name"
+
+
+def step_of(folder: Path) -> int | None:
+    """N of `checkpoint-N`, None for another name."""
+    match = re.fullmatch(rf"{PREFIX}(\d+)", folder.name)
+    return int(match.group(1)) if match else None
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not, newest step first."""
+    numbered = [(step_of(path), path) for path in run_folder.glob(f"{PREFIX}*") if path.is_dir()]
+    return [path for step, path in sorted(numbered, key=lambda n: n[0] or 0, reverse=True) if step]
+
+
+def newest_whole(run_folder: Path, *, sharded: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line about each newer one that is not."""
+    passed_over: list[str] = []
+    for path in checkpoints(run_folder):
+        problem = problem_of(path, sharded=sharded)
+        if problem is None:
+            return path, passed_over
+        passed_over.append(f"{path.name} is passed over: {problem}")
+    return None, passed_over
+
+
+def _names(folder: Path) -> set[str]:
+    """Files below a folder, relative, without the seal; links are followed by nobody."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix() for path in found} - {SEAL}
+
+
+def _digest(path: Path, *, flush: bool = False) -> str:
+    with path.open("rb") as stream:
+        if flush:
+            os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest()

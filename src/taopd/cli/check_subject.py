@@ -1,0 +1,164 @@
+"""What `taopd check` looks at: settings, tokenizers, models and a micro-batch, each made on first use."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from taopd import data
+from taopd.cli import check_teacher, train
+from taopd.cli.train_config import TrainSettings
+from taopd.micro_batch import measure_micro_batch
+from taopd.preflight import Measured
+
+MOST_PROMPTS = 2000
+"""Prompts whose length is looked at for the figures, evenly over the dataset; `train` looks at all."""
+
+
+_PARTS = {
+    "inputs": "both models",
+    "trainer": "a trainer with these settings",
+    "measured": "a sampled micro-batch",
+}
+
+
+class Missing(Exception):
+    """Something that an earlier item has already reported."""
+
+
+class Unnamed(Exception):
+    """The files of a teacher behind a server, where no setting names them."""
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """What is checked; every part is made on first use."""
+
+    settings: TrainSettings
+    max_tokens: int | None = None
+    """Completions of the micro-batch are cut here; None: at `max_completion_length`."""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The student's."""
+        model = self.settings.model
+        return data.load_tokenizer(str(model.model_name_or_path), revision=model.model_revision)
+
+    @cached_property
+    def tokenizers(self) -> tuple[Any, Any]:
+        """Of student and teacher."""
+        revision = self.settings.training.teacher_model_revision or "main"
+        return self.tokenizer, data.load_tokenizer(self.teacher_name, revision=revision)
+
+    @property
+    def teacher_name(self) -> str:
+        """Where the teacher's files are; a teacher behind a server may have none."""
+        name = self.settings.training.teacher_model_name_or_path
+        if name is None:
+            raise Unnamed
+        return str(name)
+
+    @cached_property
+    def server(self) -> Any:
+        """The teacher behind `teacher_url`."""
+        return check_teacher.connected(self)
+
+    @cached_property
+    def prompts(self) -> Any:
+        """The training set."""
+        script = self.settings.script
+        return data.load_prompts(
+            str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
+        )
+
+    @cached_property
+    def student_config(self) -> Any:
+        """Of the model if it loads, else from the files: a mismatch must not hide the next one."""
+        return self._read("student", "config", AutoConfig)
+
+    @cached_property
+    def configs(self) -> tuple[Any, Any]:
+        """Of student and teacher, likewise."""
+        return self.student_config, self._read("teacher", "config", AutoConfig)
+
+    @cached_property
+    def known_configs(self) -> dict[str, Any]:
+        """By whose they are; the teacher's only where its files are named."""
+        named = self.settings.training.teacher_model_name_or_path is not None
+        both = self.configs if named else (self.student_config,)
+        return dict(zip(("student", "teacher"), both, strict=False))
+
+    @cached_property
+    def generation_configs(self) -> tuple[Any, Any]:
+        """Likewise."""
+        owners = "student", "teacher"
+        student, teacher = (self._read(o, "generation_config", GenerationConfig) for o in owners)
+        return student, teacher
+
+    @cached_property
+    def inputs(self) -> Any:
+        """Models, tokenizer and data, as `taopd train` loads them."""
+        return train.load_inputs(self.settings)
+
+    @cached_property
+    def trainer(self) -> Any:
+        """A trainer that never trains."""
+        self.need("inputs")
+        return train.make_trainer(self.settings, self.inputs)
+
+    @cached_property
+    def measured(self) -> Measured:
+        """One scored micro-batch."""
+        self.need("trainer")
+        return measure_micro_batch(self.trainer, max_tokens=self.max_tokens)
+
+    def has(self, name: str) -> bool:
+        """Whether a part can be made; tried once, and the error is kept for the first item in need of it."""
+        if name not in self._errors:
+            try:
+                getattr(self, name)
+            except Exception as error:
+                self._errors[name] = error
+        return name not in self._errors
+
+    def need(self, name: str) -> None:
+        """Make a part, or raise what prevents it: the error to the first who asks, `Missing` afterwards."""
+        if not self.has(name):
+            error = self._errors[name]
+            self._errors[name] = Missing(f"Needs {_PARTS[name]}: see above.")
+            raise error
+
+    @cached_property
+    def _errors(self) -> dict[str, Exception]:
+        return {}
+
+    def _read(self, owner: str, attribute: str, kind: Any) -> Any:
+        model = getattr(self.inputs, owner) if self.has("inputs") else None
+        if model is not None:
+            return getattr(model, attribute)
+        name = self.settings.model.model_name_or_path if owner == "student" else self.teacher_name
+        return kind.from_pretrained(name)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens, of at most `MOST_PROMPTS` prompts."""
+        step = max(1, len(self.prompts) // MOST_PROMPTS)
+        some = self.prompts.select(range(0, len(self.prompts), step))["prompt"]
+        encoded = data.encode_prompts(
+            self.tokenizer, list(some), chat_template_kwargs=self.template_options
+        )
+        return max(map(len, encoded))
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        return dict(self.settings.training.chat_template_kwargs or {})
+
+    @property
+    def asked(self) -> bool:
+        """The teacher is behind a server."""
+        return self.settings.training.teacher_url is not None
+
+    @property
+    def merged(self) -> bool:
+        return self.settings.training.stop_tokens == "merge"

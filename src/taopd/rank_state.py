@@ -1,0 +1,178 @@
+"""What a checkpoint keeps of one process besides weights and optimizer: a resumed run is the same run.
+
+    random generators (Python, NumPy, torch, the accelerator's), the callbacks' memories, the metrics that are
+    summed up for the next log line, and the generation batch while further steps will use it
+
+It is noted at the start of every step: a step that fails half-way (memory, teacher, bad numbers) can then be
+saved as if it had never begun.
+"""
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from transformers import TrainerCallback
+
+from taopd.checkpoint_files import STATE
+from taopd.errors import ConfigError
+from taopd.tree_files import load_tree, save_tree
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A callback whose memory travels with checkpoints: numbers, texts, tensors in lists and dictionaries."""
+
+    def checkpoint_state(self) -> Any:
+        """What to keep; never changed afterwards."""
+
+    def load_checkpoint_state(self, state: Any) -> None:
+        """Go on from `checkpoint_state()` of the same step."""
+
+
+class RankState(TrainerCallback):
+    """Notes and restores the state of this process.
+
+    Args:
+        trainer: a `TeachabilityTrainer`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._noted: dict[str, Any] | None = None
+        """At the start of the step that runs, None between steps."""
+        self.updating = False
+        """The optimizer is at work: the weights are of no step."""
+
+    def save(self, folder: Path) -> None:
+        """Write this process's file of a checkpoint; inside a step, as it was when the step began."""
+        trainer = self._trainer
+        state = dict(self._noted or self._take())
+        state["num_processes"] = trainer.args.world_size
+        state["division"] = self._division()
+        if trainer.state.global_step % trainer.args.num_iterations:
+            state["buffer"] = trainer._buffered_inputs
+        trainer.state.num_input_tokens_seen = state["tokens"]
+        save_tree(folder / _file(trainer.args.process_index), state)
+
+    def restore(self, folder: Path) -> None:
+        """Go on as the process that wrote the checkpoint would have.
+
+        Raises:
+            DataError: the file is damaged. ConfigError: the checkpoint is in the middle of a generation batch
+                that these settings divide otherwise.
+        """
+        trainer = self._trainer
+        own = folder / _file(trainer.args.process_index)
+        state = load_tree(own if own.exists() else folder / _file(0))
+        self._load_callbacks(state["callbacks"], folder)
+        if state["num_processes"] != trainer.args.world_size:
+            logger.warning(
+                "%s is of %d processes, this run has %d: it goes on with other random draws",
+                folder,
+                state["num_processes"],
+                trainer.args.world_size,
+            )
+            return
+        _set_random_state(state["random"], trainer.args.device)
+        metrics = trainer._metrics["train"]
+        metrics.clear()
+        metrics.update(state["metrics"])
+        trainer._tr_loss = state["loss"].to(trainer.args.device)
+        trainer._globalstep_last_logged = state["last_logged"]
+        trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
+        self._restore_buffer(state, folder)
+        self._noted = state
+
+    def _restore_buffer(self, state: dict[str, Any], folder: Path) -> None:
+        trainer = self._trainer
+        if "buffer" in state and state["division"] != self._division():
+            raise ConfigError(
+                f"{folder} is in the middle of a generation batch, divided into "
+                f"{state['division'][0]} micro-batches for {state['division'][1]} steps: resume it with "
+                "the same gradient_accumulation_steps and num_iterations"
+            )
+        trainer._buffered_inputs = send_to_device(state.pop("buffer", None), trainer.args.device)
+
+    def _division(self) -> list[int]:
+        args = self._trainer.args
+        return [args.gradient_accumulation_steps, args.num_iterations]
+
+    def _take(self) -> dict[str, Any]:
+        trainer = self._trainer
+        return {
+            "random": _random_state(trainer.args.device),
+            "callbacks": {name: each.checkpoint_state() for name, each in self._remembering()},
+            "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+            "loss": trainer._tr_loss.detach().clone(),
+            "last_logged": trainer._globalstep_last_logged,
+            "tokens": trainer.state.num_input_tokens_seen,
+        }
+
+    def _remembering(self) -> Iterator[tuple[str, Remembering]]:
+        seen: dict[str, int] = {}
+        for callback in self._trainer.callback_handler.callbacks:
+            if isinstance(callback, Remembering):
+                name = type(callback).__name__
+                seen[name] = seen.get(name, -1) + 1
+                yield f"{name}-{seen[name]}", callback
+
+    def _load_callbacks(self, states: dict[str, Any], folder: Path) -> None:
+        for name, callback in self._remembering():
+            if name in states:
+                callback.load_checkpoint_state(states[name])
+            else:
+                logger.warning("%s has no state of %s: it starts anew", folder / STATE, name)
+
+    # -- callback ---------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._noted, self.updating = None, False
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The data loader's iterator, made next, draws a number; a resumed epoch draws it again.
+        self._noted = self._take()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._noted is None:
+            self._noted = self._take()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.updating = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._noted, self.updating = None, False
+
+
+def _file(process_index: int) -> str:
+    return f"rank-{process_index}.safetensors"
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    inner = numpy["state"]
+    state = {
+        "python": random.getstate(),
+        "numpy": numpy | {"state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}},
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    key = np.array(inner["key"], dtype=np.uint32)
+    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": inner["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"], device)

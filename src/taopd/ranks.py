@@ -1,0 +1,137 @@
+"""What ranks know together of rows that are spread over them, from small sums alone.
+
+Each rank holds some of the rows; `Ranks.all_reduce` adds a small tensor over all of them and is all that is
+asked of a backend. From it come counts, sums, and exact order statistics (quantiles, medians, the n-th best)
+without any value leaving its rank.
+
+Why not gather: the scores of all tokens on every rank are bytes in proportion to tokens times ranks. Here an
+order statistic costs `BYTES_PER_PLACE`, however many rows there are.
+
+How: a float64 is mapped to an int64 of the same order. Its 256 possible first bytes cut all numbers into as
+many parts; every rank counts what it has below each border, the sum says in which part the wanted place lies,
+and the next byte is looked for there. After eight bytes the number is known, bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BITS = 8
+"""Found per round; 2^BITS counts travel."""
+BYTES_PER_PLACE = (64 // BITS) * 2**BITS * 8
+"""That one order statistic sends: 8 rounds of 256 counts of 8 bytes, 16 KiB."""
+DRAWS_AT_ONCE = 2**20
+"""Random numbers of other ranks that are made and dropped at a time."""
+
+
+def _unchanged(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """A rank among others; the default is one that has everything.
+
+    Every method but the properties is a collective: all ranks call it, with what they have.
+    """
+
+    rank: int = 0
+    size: int = 1
+    all_reduce: Callable[[Tensor], Tensor] = _unchanged
+    """Sum over ranks of an int64 or float64 tensor; the same result on every rank."""
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    def total(self, count: int | Tensor) -> int:
+        """Sum of a whole number over ranks."""
+        return int(self.all_reduce(torch.tensor([int(count)], dtype=torch.int64)))
+
+    def any(self, flags: Tensor) -> bool:
+        """Whether any entry is true on any rank."""
+        return self.total(bool(flags.any())) > 0
+
+    def sums(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Entry by entry, in float64."""
+        device = values.device
+        return values if self.alone else self.all_reduce(values.double().cpu()).to(device)
+
+    def counts(self, count: int) -> list[int]:
+        """This number of every rank."""
+        mine = torch.zeros(self.size, dtype=torch.int64)
+        mine[self.rank] = count
+        return self.all_reduce(mine).tolist()
+
+    def before(self, count: int) -> int:
+        """Sum of this number over the ranks before this one."""
+        return sum(self.counts(count)[: self.rank])
+
+
+ALONE = Ranks()
+
+
+def order_statistics(
+    ascending: Float[Tensor, " M"] | Int[Tensor, " M"], places: Sequence[int], ranks: Ranks = ALONE
+) -> list[float] | list[int]:
+    """Values at these 0-based places in the ascending order of all ranks' values; exact.
+
+    Sends `BYTES_PER_PLACE` per place and rank.
+
+    Args:
+        ascending: this rank's values, sorted, without NaN; may be empty. float64 or int64.
+        places: below the number of values on all ranks.
+
+    Example:
+        >>> order_statistics(torch.tensor([1.0, 2.0, 5.0]), [0, 2])
+        [1.0, 5.0]
+    """
+    if ranks.alone:
+        return [ascending[place].item() for place in places]
+    keys, wanted = _sortable(ascending.cpu()), torch.tensor(places)[:, None]
+    found = torch.zeros(len(places), 1, dtype=torch.int64)
+    parts = torch.arange(2**BITS)
+    for shift in range(64 - BITS, -1, -BITS):
+        # The first byte holds the sign.
+        digits = parts - 2 ** (BITS - 1) if shift == 64 - BITS else parts
+        last = found + (digits << shift) + ((1 << shift) - 1)
+        below = ranks.all_reduce(torch.searchsorted(keys, last, right=True))
+        part = (below <= wanted).sum(1, keepdim=True)
+        found += digits[part] << shift
+    return _values(found[:, 0], ascending.dtype).tolist()
+
+
+def uniform_part(
+    num_rows: int, generator: torch.Generator, ranks: Ranks, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, " N"]:
+    """This rank's part of one `torch.rand` over the rows of all ranks, which is what `generator` gives.
+
+    Numbers are drawn one after the other, so those of the other ranks are drawn and dropped.
+    """
+    counts = ranks.counts(num_rows)
+    own = torch.empty(0, dtype=dtype)
+    for rank, count in enumerate(counts):
+        if rank == ranks.rank:
+            own = torch.rand(count, generator=generator, dtype=dtype)
+            continue
+        for start in range(0, count, DRAWS_AT_ONCE):
+            torch.rand(min(DRAWS_AT_ONCE, count - start), generator=generator, dtype=dtype)
+    return own
+
+
+def _sortable(values: Tensor) -> Int[Tensor, " M"]:
+    """int64 in the order of the values; -0.0 and 0.0 are one."""
+    if not values.is_floating_point():
+        return values.long()
+    bits = (values.double() + 0.0).view(torch.int64)
+    return torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
+
+
+def _values(keys: Int[Tensor, " q"], dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point:
+        return keys
+    bits = torch.where(keys < 0, keys ^ torch.iinfo(torch.int64).max, keys)
+    return bits.view(torch.float64)

@@ -1,0 +1,121 @@
+"""What a reader should be wary of, on top of the page: every warning that the files themselves give."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from taopd.report.folders import Run, Sources, Study
+from taopd.report.rollouts import Rollout
+from taopd.report.sections.tables import percent
+from taopd.report.text import escape
+
+COLLAPSE = 0.2
+"""Share of accuracy below its own best at which an arm is named."""
+DRIFT_WARN, TRUNCATED = 0.05, 0.1
+"""As in `taopd.preflight`, which needs torch."""
+MAX_SHOWN = 6
+
+
+def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
+    """A list, the gravest first; empty if there is nothing to say."""
+    found = [text for study in sources.studies for text in _of_study(study)]
+    found += [f"{run.name}: {text}" for run in sources.runs for text in _of_run(run)]
+    if sources.runs and not rollouts:
+        found.append("No rollouts were logged (log_rollouts: 0), so no token can be looked at")
+    found = list(dict.fromkeys(found))
+    if not found:
+        return ""
+    items = [f"<li>{escape(text)}</li>" for text in found]
+    shown, rest = "".join(items[:MAX_SHOWN]), "".join(items[MAX_SHOWN:])
+    more = f"<details><summary>{len(items) - MAX_SHOWN} more</summary><ul>{rest}</ul></details>"
+    return (
+        '<div class="warnings" role="note" aria-label="warnings"><strong>Before you read on</strong>'
+        f"<ul>{shown}</ul>{more if rest else ''}</div>"
+    )
+
+
+def _of_study(study: Study) -> list[str]:
+    found = []
+    fallen = [row for row in study.outcomes if _fell(row["accuracy_curve"])]
+    if fallen:
+        words = ", ".join(f"{row.get('name')} (seed {row.get('seed')})" for row in fallen[:6])
+        more = f" and {len(fallen) - 6} more" if len(fallen) > 6 else ""
+        found.append(
+            f"{study.name}: collapsed, at the end {100 * COLLAPSE:.0f} points or more below their own "
+            f"best: {words}{more}"
+        )
+    if len({row.get("seed") for row in study.outcomes}) == 1:
+        found.append(f"{study.name}: one training seed; its intervals are over prompts only")
+    return found
+
+
+def _fell(curve: Sequence[Sequence[float]]) -> bool:
+    return max(y for _, y in curve) - curve[-1][1] > COLLAPSE
+
+
+def _of_run(run: Run) -> list[str]:
+    found = []
+    if run.warned:
+        first, rest = run.warned[0], run.warned[1:]
+        steps = ", ".join(f"{line.get('step')}" for line in rest[:6])
+        more = f" (other signs at step {steps})" if rest else ""
+        found.append(f"collapse guard, step {first.get('step')}: {first.get('reason')}{more}")
+    missing = [line for line in run.metrics if "loss" in line and not _finite(line["loss"])]
+    if missing:
+        found.append(f"the loss was not a number at step {missing[0].get('step')}")
+    found += _sampling(run)
+    found += [
+        f"check before training, {item.get('item')}: {item.get('measured')}. {item.get('advice')}"
+        for item in run.check
+        if item.get("level") != "pass"
+    ]
+    if run.teacher.get("compatibility") == "lower bound":
+        found.append("the teacher gave its own top K only: C is a lower bound, D is of two lists")
+    found += _unfinished(run)
+    if run.env.get("git_dirty"):
+        found.append("the work tree had uncommitted changes")
+    return found
+
+
+def _sampling(run: Run) -> list[str]:
+    """What the sampler and the vocabulary did to the tokens."""
+    found = []
+    apart = [(step, v) for step, v in run.curve("rollout/drift_nats/mean") if v > DRIFT_WARN]
+    if apart:
+        step, drift = apart[0]
+        found.append(
+            f"the sampler's log-probs and the scoring pass differ by {drift:.2g} nats a token from step "
+            f"{step:,} on (limit {DRIFT_WARN})"
+        )
+    clipped = [value for _, value in run.curve("completions/clipped_ratio")]
+    if clipped and clipped[-1] > TRUNCATED:
+        found.append(
+            f"{percent(clipped[-1], 0)} % of the last completions were truncated at "
+            "max_completion_length"
+        )
+    outside = [value for _, value in run.curve("rollout/outside_vocabulary")]
+    if outside and max(outside) > 0.01:
+        found.append(
+            f"up to {percent(max(outside))} % of the tokens are outside the shared vocabulary and never train"
+        )
+    return found
+
+
+def _unfinished(run: Run) -> list[str]:
+    found = [
+        f"the last line of {name} is cut: a run that was killed, or goes on" for name in run.torn
+    ]
+    if not run.metrics:
+        return [*found, "no step was logged yet"]
+    wanted, done = run.config.get("max_steps"), max(step for step, _ in _steps(run))
+    if isinstance(wanted, int) and 0 < done < wanted and not run.results:
+        found.append(f"has done {done:,} of its {wanted:,} steps, and no results yet")
+    return found
+
+
+def _steps(run: Run) -> list[tuple[float, float]]:
+    return run.curve("step") or [(0, 0)]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,99 @@
+"""How a run ends that cannot go on: one message, and the state from which `--resume` will."""
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from taopd.checkpoint_files import newest_whole
+from taopd.errors import NumericsError, ResourceError, TaopdError
+
+logger = logging.getLogger(__name__)
+
+_DISK = {
+    number: os.strerror(number)
+    for number in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    )
+}
+_LOWER = (
+    "lower per_device_train_batch_size (raise gradient_accumulation_steps by the same factor), "
+    "max_completion_length or prefix_memory_mib, or set gradient_window or gradient_checkpointing; "
+    "`taopd plan` says what a step needs"
+)
+
+
+def stopped(trainer: Any, error: Exception) -> TaopdError | None:
+    """The error to end a training run with, after saving what can be saved; None for a bug.
+
+    A checkpoint is written only where all processes stop together and no update is half done.
+    """
+    step = trainer.state.global_step
+    if is_out_of_memory(error):
+        where = _save(trainer, together=False)
+        return ResourceError(
+            f"out of memory in step {step + 1} ({_first_line(error)}): {_LOWER}. {where}"
+        )
+    if (what := cannot_write(error)) is not None:
+        return ResourceError(
+            f"step {step + 1}: cannot write {what}. Nothing is left half-written; make room or mend the "
+            f"folder. {_newest(trainer)}"
+        )
+    if isinstance(error, NumericsError) or (isinstance(error, TaopdError) and error.together):
+        return type(error)(f"{error}. {_save(trainer, together=error.together)}")
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on an accelerator or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+
+
+def cannot_write(error: BaseException) -> str | None:
+    """What could not be written and why, if a full, limited or read-only disk is the reason."""
+    if isinstance(error, SafetensorError):
+        return f"weights ({_first_line(error)})"
+    if not isinstance(error, OSError):
+        return None
+    text = _first_line(error)
+    if error.errno not in _DISK and not any(words in text for words in _DISK.values()):
+        return None
+    return f"{error.filename or 'a file'} ({error.strerror or text})"
+
+
+def _save(trainer: Any, *, together: bool) -> str:
+    step = trainer.state.global_step
+    if step == 0:
+        return _newest(trainer)
+    if trainer.rank_state.updating or not (together or trainer.args.world_size == 1):
+        return _newest(trainer)
+    try:
+        trainer.model_wrapped.zero_grad()
+        trainer._save_checkpoint(trainer.model, trial=None)
+    except Exception as problem:
+        if not (cannot_write(problem) or is_out_of_memory(problem)):
+            raise
+        logger.warning("the state could not be saved: %s", _first_line(problem))
+        return _newest(trainer)
+    path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    return f"{step} steps are saved in {path}: go on with --resume"
+
+
+def _newest(trainer: Any) -> str:
+    found, passed_over = newest_whole(Path(trainer.args.output_dir), sharded=trainer._sharded)
+    for line in passed_over:
+        logger.warning("%s", line)
+    if found is None:
+        return "There is no checkpoint yet: start anew (--overwrite)"
+    return f"The newest checkpoint is {found}: go on with --resume"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,93 @@
+"""Nested state (optimizers, random generators, buffers) as one safetensors file: no pickle.
+
+Tensors are stored as such; what they hang in (dictionaries, lists, tuples, numbers, texts, None) travels as
+JSON in the file's header. Reading it back gives equal values of equal types, and cannot run code.
+
+    tensor -> {"tensor": name}    dict -> {"dict": [[key, value], ...]}    tuple -> {"tuple": [...]}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from taopd.errors import DataError
+
+_KEY = "taopd_tree"
+
+
+def save_tree(path: str | Path, tree: Any) -> None:
+    """Write a tree of plain values and tensors.
+
+    Raises:
+        DataError: a value of another kind; says where it hangs.
+        OSError: it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(tree, tensors, "")
+    try:
+        save_file(tensors, path, metadata={_KEY: json.dumps(skeleton)})
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def load_tree(path: str | Path) -> Any:
+    """Read what `save_tree` wrote; tensors are on the CPU.
+
+    Raises:
+        DataError: missing, damaged, or another kind of file.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            skeleton = json.loads((stored.metadata() or {})[_KEY])
+            # Copies: what is read otherwise stays mapped to the file for as long as it is used.
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+        return _unpack(skeleton, tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = _own(value, tensors)
+        return {"tensor": name}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        if not all(isinstance(key, (int, str)) for key in value):
+            raise DataError(f"cannot be saved without pickle: the keys of {where or 'the state'}")
+        return {"dict": [[key, _pack(value[key], tensors, f"{where}/{key}")] for key in value]}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, tensors, f"{where}/{i}") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    raise DataError(f"cannot be saved without pickle: {where} is a {type(value).__name__}")
+
+
+def _own(value: Tensor, others: dict[str, Tensor]) -> Tensor:
+    """On the CPU, in memory of its own: safetensors refuses views and tensors that share."""
+    value = value.detach().to("cpu")
+    storage = value.untyped_storage()
+    shared = any(
+        storage.data_ptr() == other.untyped_storage().data_ptr() for other in others.values()
+    )
+    if shared or not value.is_contiguous() or storage.nbytes() != value.nbytes:
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
+def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(skeleton, list):
+        return [_unpack(item, tensors) for item in skeleton]
+    if not isinstance(skeleton, dict):
+        return skeleton
+    ((kind, content),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(_unpack(item, tensors) for item in content)
+    return {key: _unpack(item, tensors) for key, item in content}

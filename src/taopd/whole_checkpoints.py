@@ -1,0 +1,207 @@
+"""Checkpoints that are whole or absent, hold no pickle, and bring a run back to the bit.
+
+Why not transformers' own: it writes into the folder that a resumed run will look at, so that a kill leaves
+half a checkpoint; it deletes the older one before the newer is known to be good; and it pickles optimizer,
+scheduler, random state and settings. Here a checkpoint is written beside the others, sealed
+(`checkpoint_files`) and renamed; older ones are deleted after that.
+
+Sharded runs (FSDP, DeepSpeed) keep accelerate's distributed formats for model and optimizer, which only
+accelerate can read; they are sealed and renamed like the rest. All processes must see one folder.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from taopd.checkpoint_files import (
+    OPTIMIZER,
+    PARTIAL,
+    PREFIX,
+    STATE,
+    newest_whole,
+    problem_of,
+    seal,
+)
+from taopd.errors import DataError
+from taopd.rank_state import RankState
+from taopd.stopping import stopped
+from taopd.tree_files import load_tree, save_tree
+
+logger = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(Trainer):
+    """Mixin over `transformers.Trainer`; `TeachabilityTrainer` sets `rank_state` when it is made."""
+
+    rank_state: RankState
+    checked: Path | None = None
+    """A checkpoint that was found whole a moment ago; `train` does not read it a second time."""
+    _sampler: Any = None
+    """TRL's, of the training prompts; None for a stream."""
+    _partial: str | None = None
+    """Where a checkpoint is being written."""
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; a step that cannot be done ends the run with one message and a state to resume from.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
+
+        Raises:
+            DataError: the checkpoint is damaged or of another kind.
+            ResourceError: memory or disk ran out. NumericsError, TeacherUnavailable: see the trainer.
+        """
+        try:
+            checkpoint = self._whole(resume_from_checkpoint)
+            return super().train(checkpoint, *args, **kwargs)
+        except Exception as error:
+            failure = stopped(self, error)
+            if failure is None:
+                raise
+            raise failure from error
+        finally:
+            self._partial = None
+
+    def _whole(self, named: Any) -> str | None:
+        if named is None or named is False:
+            return None
+        folder = Path(self.args.output_dir) if named is True else Path(named)
+        if self.checked == folder:
+            return str(folder)
+        found: list[Any] = [None, []]
+        if self.args.process_index == 0:
+            if named is True:
+                found = list(newest_whole(folder, sharded=self._sharded))
+            else:
+                problem = problem_of(folder, sharded=self._sharded)
+                found = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
+        if self.args.world_size > 1:
+            broadcast_object_list(found)
+        for line in found[1]:
+            logger.warning("%s", line)
+        if found[0] is None:
+            why = "; ".join(found[1]) or f"{folder} has no checkpoint"
+            raise DataError(f"nothing to resume from: {why}")
+        return str(found[0])
+
+    @property
+    def _sharded(self) -> bool:
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._partial or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run, name = super()._get_output_dir(trial), f"{PREFIX}{self.state.global_step}"
+        self._partial = os.path.join(run, PARTIAL)
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._partial, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process has written its part
+            if self.args.should_save:
+                self._publish(Path(self._partial) / name, Path(run) / name)
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(run, self.args.save_total_limit, best, use_mtime=True)
+            self.accelerator.wait_for_everyone()
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+        finally:
+            self._partial = None
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        """Seal a checkpoint and give it its name."""
+        if self.state.best_model_checkpoint == str(partial):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(partial / STATE))
+        seal(
+            partial,
+            step=self.state.global_step,
+            num_processes=self.args.world_size,
+            sharded=self._sharded,
+        )
+        replace_folder(partial, final)
+        partial.parent.rmdir()
+
+    def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # A pickle of the settings that nothing reads; config.json of the run has them.
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            scaler = self.accelerator.scaler
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.lr_scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            save_tree(Path(output_dir) / OPTIMIZER, state)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_scaler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # A process may come here before the first one has made the folder.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        self.rank_state.save(Path(output_dir))
+
+    # -- resuming ---------------------------------------------------------------------------------
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._replay_epochs()
+        if self._sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = load_tree(Path(checkpoint) / OPTIMIZER)
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self._sharded:
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.rank_state.restore(Path(checkpoint))
+
+    def _replay_epochs(self) -> None:
+        """Shuffle as often as the run has; the sampler draws the next epoch's order from where it is."""
+        sampler = self._sampler
+        for _ in range(int(self.state.epoch or 0) if sampler and sampler.shuffle else 0):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Rename a finished folder, in place of one of that name if there is one; on disk when it returns."""
+    old = final.with_name(f".{final.name}-old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    partial.rename(final)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""Broken and half-written folders, and what the page warns of. Oracles: exit codes, messages, files."""
+
+import json
+
+import pytest
+
+from taopd import cli, preflight
+from taopd.report.charts import Series, areas
+from taopd.report.page import write_report
+from taopd.report.sections import cautions
+from tests.browser import make_pages, synthetic
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_pages.small(tmp_path / "runs")[0]
+
+
+BROKEN = {
+    "list in the log": ("metrics.jsonl", b"[1]\n", "metrics.jsonl, line 1: not an object"),
+    "bytes": ("metrics.jsonl", bytes(range(256)), "metrics.jsonl is no text file"),
+    "config": ("config.json", b'{"a":', "cannot read"),
+    "tokens": ("rollouts.jsonl", b'{"tokens": 5}\n', 'line 1: "tokens" is no list'),
+    "columns": ("rollouts.jsonl", b'{"tokens": ["a"], "kept": [1, 0]}\n', "line 1: kept has 2"),
+    "selection": ("selection/step-000000.parquet", b"PAR1", "cannot read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_line_and_no_page(run, tmp_path, capsys, name):
+    file, content, message = BROKEN[name]
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).write_bytes(content)
+    assert cli.main(["report", str(run), "-o", str(tmp_path / "x.html")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.glob("*.html")) and not list(tmp_path.glob(".*"))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for output, message in ((tmp_path, "is a folder"), (tmp_path / "file/x.html", "cannot write")):
+        assert cli.main(["report", str(run), "-o", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "runs"}
+
+
+def test_a_killed_and_an_empty_run_are_shown_with_a_warning(run, tmp_path):
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        text = (run / name).read_text()
+        (run / name).write_text(text[:-40])
+    write_report([run], tmp_path / "x.html", match="exact")
+    page = (tmp_path / "x.html").read_text()
+    assert "the last line of metrics.jsonl is cut" in page and "rollouts.jsonl is cut" in page
+    empty = synthetic.write_run(tmp_path / "empty", [])
+    (empty / "metrics.jsonl").write_text("")
+    assert write_report([empty], tmp_path / "y.html").sections == ["What was run"]
+    page = (tmp_path / "y.html").read_text()
+    assert "no step was logged yet" in page and "No rollouts were logged" in page
+
+
+def test_guard_check_teacher_and_sampler_are_on_the_page(run, tmp_path):
+    def write(name, value):
+        (run / name).write_text(json.dumps(value) + "\n")
+
+    write("warnings.jsonl", {"step": 35, "reason": "unselected tokens have drifted"})
+    passed = {"item": "context", "level": "pass", "measured": "8 of 64", "advice": ""}
+    warned = {"item": "memory", "level": "warn", "measured": "85 %", "advice": "Halve the batch."}
+    write("check.json", {"items": [passed, warned]})
+    about = {"kind": "vllm", "model": "T", "url": "http://x:1", "compatibility": "lower bound"}
+    write("teacher.json", about)
+    metrics = [
+        {"step": step, "guard/idle_drift_nats": 0.2 * step, "rollout/drift_nats/mean": 0.5}
+        for step in (1, 2)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    write_report([run], tmp_path / "x.html", match="exact")
+    page = (tmp_path / "x.html").read_text()
+    for text in (
+        "collapse guard, step 35: unselected tokens have drifted",
+        "check before training, memory: 85 %. Halve the batch.",
+        "checked before training: 1 pass, 1 warn.",
+        "teacher T, vllm at http://x:1; C is a lower bound",
+        "C is a lower bound, D is of two lists",
+        "differ by 0.5 nats a token from step 1",
+        "Drift of the tokens that nobody teaches",
+    ):
+        assert text in page, text
+
+
+def test_the_pages_limits_are_those_of_the_run():
+    assert cautions.DRIFT_WARN == preflight.DRIFT_WARN
+    assert cautions.TRUNCATED == preflight.TRUNCATED
+
+
+def test_stacked_shares_fill_the_height_and_name_their_end():
+    """Oracle: four shares that add up to one reach from 0 to 100 %, by hand."""
+    shares = (0.1, 0.2, 0.3, 0.4)
+    series = [
+        Series(label=f"q{i}: x", points=[(0, 0.25), (1, share)], color=i)
+        for i, share in enumerate(shares)
+    ]
+    chart = areas("x", series)
+    assert [f"q{i} {100 * share:.0f} %" in chart for i, share in enumerate(shares)] == [True] * 4
+    corners = [part.split('"')[1] for part in chart.split("<polygon ")[1:]]
+    heights = {float(pair.split(",")[1]) for path in corners for pair in path.split()}
+    assert (min(heights), max(heights)) == (10.0, 160.0)
