@@ -214,9 +214,9 @@ class Handler(BaseHTTPRequestHandler):
         if behaviour is not None:
             behaviour(self, json.dumps(document).encode())
             return
+        owner.answered += status == 200  # before the client can look
         self.send_json(status, document)
         owner.spans.append((began, time.monotonic()))
-        owner.answered += status == 200
 
     def send_json(self, status: int, document: Any) -> None:
         self.send_bytes(status, json.dumps(document).encode())

@@ -17,11 +17,13 @@ PUBLISHED = {
     "qwen3-14b-to-4b": ("Qwen/Qwen3-14B", "Qwen/Qwen3-4B"),
     "r1-distill-14b-to-qwen2.5-3b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "Qwen/Qwen2.5-3B"),
 }
+FOLDERS = {"accelerate", "paper", "studies", "verl"}
+STUDIES = sorted(path for name in ("paper", "studies") for path in (RECIPES / name).glob("*.yaml"))
 
 
 def test_there_are_no_other_recipes():
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, "teacher-server", "tiny"}
-    assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == {"paper", "studies"}
+    assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == FOLDERS
     assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
 
 
@@ -61,7 +63,7 @@ def test_published_settings(name):
     assert "The paper does not give" in " ".join(head.replace("#", " ").split())
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_expands_and_says_its_command(path):
     study = load_study_file(path)
     arms = expand(study, base_config(study))

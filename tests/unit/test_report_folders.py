@@ -17,11 +17,11 @@ def run(tmp_path):
 
 
 BROKEN = {
-    "list in the log": ("metrics.jsonl", b"[1]\n", "metrics.jsonl, line 1: not an object"),
-    "bytes": ("metrics.jsonl", bytes(range(256)), "metrics.jsonl is no text file"),
-    "config": ("config.json", b'{"a":', "cannot read"),
-    "tokens": ("rollouts.jsonl", b'{"tokens": 5}\n', 'line 1: "tokens" is no list'),
-    "columns": ("rollouts.jsonl", b'{"tokens": ["a"], "kept": [1, 0]}\n', "line 1: kept has 2"),
+    "list in the log": ("metrics.jsonl", b"[1]\n", "metrics.jsonl, line 1: expected an object"),
+    "bytes": ("metrics.jsonl", bytes(range(256)), "metrics.jsonl is no text"),
+    "config": ("config.json", b'{"a":', "config.json: not JSON"),
+    "tokens": ("rollouts.jsonl", b'{"tokens": 5}\n', "line 1, tokens: expected a list"),
+    "columns": ("rollouts.jsonl", b'{"tokens": ["a"], "kept": [1, 0]}\n', "line 1, kept: 2 entries for 1"),
     "selection": ("selection/step-000000.parquet", b"PAR1", "cannot read"),
 }  # fmt: skip
 
@@ -39,7 +39,10 @@ def test_a_broken_file_is_one_line_and_no_page(run, tmp_path, capsys, name):
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for output, message in ((tmp_path, "is a folder"), (tmp_path / "file/x.html", "cannot write")):
+    for output, message in (
+        (tmp_path, "give a file that ends in .html"),
+        (tmp_path / "file/x.html", "cannot write"),
+    ):
         assert cli.main(["report", str(run), "-o", str(output)]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1

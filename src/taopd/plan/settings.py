@@ -7,7 +7,7 @@ from taopd.errors import ConfigError
 
 SHARDINGS = ("ddp", "fsdp2", "zero3")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-MOST = 10**7
+MOST = 10**8
 """Of a count or a length: a plan beyond it is a slip, and its loops would not end."""
 
 
