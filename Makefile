@@ -58,6 +58,7 @@ check: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider tests/contract
+	$(BIN)/python -m scripts.audit
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -4,11 +4,13 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from taopd.checkpoint_files import OPTIMIZER, seal
 from taopd.records import write_json
 from tests.browser import synthetic
 from tests.conftest import make_model, make_rows, make_tokenizer
@@ -83,7 +85,8 @@ def _checkpoint(folder: Path) -> None:
     checkpoint = folder / "checkpoint-2"
     checkpoint.mkdir()
     write_json(checkpoint / "trainer_state.json", {"global_step": 2, "log_history": []})
-    write_json(checkpoint / "collapse_guard.json", {})
+    (checkpoint / OPTIMIZER).write_bytes(b"")
+    seal(checkpoint, step=2, num_processes=1, sharded=False)
 
 
 class Server:
@@ -103,10 +106,15 @@ class Server:
         """The answer to a probe."""
         return (200, self._answer(path, body)) if path in self._answers else (404, {"error": "no"})
 
-    def call(self, path: str, body: dict[str, Any], read: Callable[[Any], Any]) -> Any:
-        """The damaged answer, as JSON brings it."""
-        answer = self.damage(self._answer(path, body))
-        return read(json.loads(json.dumps(answer, default=str)))
+    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], Any]) -> Future[Any]:
+        """What is read of the damaged answer, as JSON brings it."""
+        done: Future[Any] = Future()
+        try:
+            answer = self.damage(self._answer(path, body))
+            done.set_result(read(json.loads(json.dumps(answer, default=str))))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def _answer(self, path: str, body: dict[str, Any]) -> Any:
         return self._answers[path](body)
@@ -169,7 +177,8 @@ def _vllm_generate(body: dict[str, Any]) -> Any:
     file = io.BytesIO()
     np.save(file, np.array(wanted, np.float32), allow_pickle=False)
     packed = base64.b64encode(file.getvalue()).decode()
-    return {"prompt_logprobs": _vllm_prompt(tokens), "prompt_token_id_logprobs": packed}
+    answer = {"prompt_token_ids": tokens, "prompt_logprobs": _vllm_prompt(tokens)}
+    return answer | {"prompt_token_id_logprobs": packed}
 
 
 def vllm_teacher(*, exact: bool) -> tuple[Any, Server, Callable[[], Any]]:
@@ -186,7 +195,7 @@ def vllm_teacher(*, exact: bool) -> tuple[Any, Server, Callable[[], Any]]:
 def _teacher(kind: Any, server: Server, *, want: bool) -> tuple[Any, Server, Callable[[], Any]]:
     import torch
 
-    made = kind(server, vocab_size=VOCABULARY, top_k=TOP_K, concurrency=1)
+    made = kind(server, vocab_size=VOCABULARY, top_k=TOP_K)
     if made.describe()["exact"] != want:
         raise AssertionError(f"the seed answer is not read as it should be: {made.describe()}")
     wanted = torch.tensor([[3, 4], [4, 0], [6, 5]]) if want else None

@@ -7,12 +7,13 @@ nothing but safetensors and JSON is ever parsed: a checkpoint that holds a pickl
 """
 
 import hashlib
-import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from taopd.documents import FLAG, TEXT, WHOLE, read_document
+from taopd.errors import DataError
 from taopd.records import write_json
 
 SEAL = "taopd.json"
@@ -22,6 +23,7 @@ PARTIAL = ".checkpoint-partial"
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".distcp"})
+_SEAL = {"step": WHOLE, "sharded": FLAG, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
 _NUM_THREADS = 4
 """Hashing lets go of the interpreter; one thread does about a gigabyte a second."""
 
@@ -48,16 +50,14 @@ def problem_of(folder: Path, *, sharded: bool = False) -> str | None:
     Args:
         sharded: this process trains with FSDP or DeepSpeed, whose own formats may hold pickles.
     """
-    try:
-        about = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        files = {
-            str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in about["files"].items()
-        }
-        of_shards, step = bool(about["sharded"]), int(about["step"])
-    except FileNotFoundError:
+    if not (folder / SEAL).is_file():
         return f"it has no {SEAL}: it was cut short, or another tool wrote it"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its {SEAL} cannot be read ({type(error).__name__})"
+    try:
+        about = read_document(folder / SEAL, _SEAL)
+    except DataError as error:
+        return f"its {SEAL} cannot be read: {error}"
+    files = {name: (f["bytes"], f["sha256"]) for name, f in about["files"].items()}
+    of_shards, step = about["sharded"], about["step"]
     found = _names(folder)
     if of_shards != sharded:
         return f"it is {'' if of_shards else 'not '}of a sharded run (FSDP, DeepSpeed), this run is otherwise"

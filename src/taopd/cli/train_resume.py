@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from taopd.checkpoint_files import STATE, problem_of
+from taopd.documents import read_document
 from taopd.errors import ConfigError, DataError, ResourceError
+from taopd.run_documents import TRAINER_STATE
 from taopd.runs import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
 from taopd.stopping import cannot_write
 from taopd.whole_checkpoints import replace_folder
@@ -107,7 +109,4 @@ def disk_error(error: Exception, path: Path) -> ResourceError | None:
 
 
 def _steps_done(checkpoint: Path) -> int:
-    try:
-        return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{checkpoint}/{STATE} cannot be read: {error}") from error
+    return int(read_document(checkpoint / STATE, TRAINER_STATE)["global_step"])
