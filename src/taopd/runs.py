@@ -63,8 +63,6 @@ _OWNED = (
     "check.json",
     "results.json",
     "transcripts.jsonl",
-    "warnings.jsonl",
-    "teacher.json",
     "bad_numbers",
     "selection.parquet",
     "selection",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ class TeacherSource:
             reuse=reuse,
             **options,
         )
-        return _with(scored, lists_from_exact) if args.signals == "topk_lists" else scored
+        if args.signals == "topk_lists":
+            scored = replace(scored, signals=lists_from_exact(scored.signals))
+        return scored
 
     def _ask(
         self,
@@ -156,8 +159,11 @@ class TeacherSource:
         self._say(exact)
         if not exact:
             self._check_signals(exact)
-            return _with(scored, as_bound) if scored.signals.compatibility_is_exact else scored
-        return _with(scored, lists_from_exact) if self._args.signals == "topk_lists" else scored
+            if scored.signals.compatibility_is_exact:
+                scored = replace(scored, signals=as_bound(scored.signals))
+        elif self._args.signals == "topk_lists":
+            scored = replace(scored, signals=lists_from_exact(scored.signals))
+        return scored
 
     def _say(self, exact: bool) -> None:
         """Log and write down what C is, when it is known and whenever it changes."""
@@ -194,14 +200,6 @@ class TeacherSource:
                 f"shadow_selectors read: choose among {', '.join(enough)}, or load the teacher in this "
                 "process"
             )
-
-
-def _with(scored: Scored, change: Any) -> Scored:
-    return Scored(
-        signals=change(scored.signals),
-        teacher_hidden=scored.teacher_hidden,
-        student_hidden=scored.student_hidden,
-    )
 
 
 def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher:

@@ -41,10 +41,6 @@ class Communication:
     sent: Volume
     """By one rank."""
 
-    @property
-    def total_sent(self) -> float:
-        return sum(self.sent.values())
-
 
 def step_communication(student: ModelShape, settings: PlanSettings) -> Communication:
     """Volume of one step of `settings.num_ranks` ranks under `settings.sharding`.

@@ -13,6 +13,7 @@ from taopd.signals.convert import lists_from_exact
 from taopd.signals.exact import (
     concatenate,
     exact_signals,
+    signals_from_answer,
     signals_from_logprobs,
     signals_from_pair,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "merge_stop_class",
     "prefix_ema",
     "signal_table",
+    "signals_from_answer",
     "signals_from_logprobs",
     "signals_from_pair",
     "topk_lists_signals",

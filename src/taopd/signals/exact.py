@@ -12,13 +12,14 @@ Source: arXiv 2605.26844, eq. 3, 4, 9, 10, 14.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
-from taopd.kernels import Head, PairScores, pair_from_logprobs, pair_score
+from taopd.kernels import Head, PairScores, TopKScores, compare, pair_from_logprobs, pair_score
 from taopd.kernels.scores import logits_at
 from taopd.signals.stop_class import merge_stop_class, scan_width
 from taopd.signals.tables import TokenSignals
@@ -50,6 +51,35 @@ def signals_from_pair(pair: PairScores, token_ids: Int[Tensor, " N"]) -> TokenSi
         student_at_teacher_ids=pair.student.want_logprobs,
         teacher_at_student_ids=pair.teacher.want_logprobs,
     )
+
+
+def signals_from_answer(
+    student: TopKScores,
+    token_ids: Int[Tensor, " N"],
+    *,
+    target_logprobs: Float[Tensor, " N"],
+    topk_ids: Int[Tensor, "N K"],
+    topk_logprobs: Float[Tensor, "N K"],
+    want_logprobs: Float[Tensor, "N K"],
+) -> TokenSignals:
+    """Exact signals where the teacher was asked: all but those over its full distribution, which are None.
+
+    Args:
+        student: finite, with log-probs at the teacher's list as `want_logprobs`.
+        target_logprobs: the teacher's, like all that follows; `want_logprobs` are at the student's list.
+    """
+    unsent = torch.zeros_like(target_logprobs)
+    teacher = TopKScores(
+        target_logprobs=target_logprobs,
+        topk_logprobs=topk_logprobs,
+        topk_ids=topk_ids,
+        logsumexp=unsent,
+        entropy=unsent,
+        want_logprobs=want_logprobs,
+    )
+    finite = torch.ones_like(token_ids, dtype=torch.bool)
+    pair = compare(student, teacher, student_finite=finite, teacher_finite=finite)
+    return replace(signals_from_pair(pair, token_ids), teacher_entropy=None)
 
 
 def signals_from_logprobs(

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
-from taopd.kernels import Head, TopKScores, compare, topk_score
+from taopd.kernels import Head, TopKScores, topk_score
 from taopd.scoring import SEQUENCE, Forward, Positions, Reuse, Scored, micro_batches, states_at
 from taopd.signals import (
     TokenSignals,
     concatenate,
     lists_from_exact,
-    signals_from_pair,
+    signals_from_answer,
     topk_lists_signals,
 )
 from taopd.teachers.protocol import Teacher, TeacherScores
@@ -192,22 +192,15 @@ def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
     ids = teacher.topk_ids.clamp_min(0)
     asked = topk_score(part.hidden.detach(), part.head, part.targets, k=1, want_ids=ids)
     assert asked.want_logprobs is not None
-    finite = torch.ones_like(part.targets, dtype=torch.bool)
-    pair = compare(
+    assert teacher.want_logprobs is not None
+    return signals_from_answer(
         own._replace(want_logprobs=asked.want_logprobs.masked_fill(missing, -torch.inf)),
-        TopKScores(
-            target_logprobs=teacher.logprobs,
-            topk_logprobs=teacher.topk_logprobs,
-            topk_ids=teacher.topk_ids,
-            logsumexp=torch.zeros_like(teacher.logprobs),
-            entropy=torch.zeros_like(teacher.logprobs),
-            want_logprobs=teacher.want_logprobs,
-        ),
-        student_finite=finite,
-        teacher_finite=finite,
+        part.targets,
+        target_logprobs=teacher.logprobs,
+        topk_ids=teacher.topk_ids,
+        topk_logprobs=teacher.topk_logprobs,
+        want_logprobs=teacher.want_logprobs,
     )
-    # The teacher's entropy is over a distribution that nobody sent.
-    return replace(signals_from_pair(pair, part.targets), teacher_entropy=None)
 
 
 def _check_finite(own: TopKScores, positions: Positions, first_row: int, when: str) -> None:

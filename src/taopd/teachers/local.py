@@ -43,38 +43,29 @@ class LocalTeacher:
     ) -> TeacherScores:
         """See `Teacher.score`."""
         with self._one_at_a_time:
-            return self._score(token_ids, completion_start, want_ids, top_k)
-
-    def _score(
-        self,
-        token_ids: Sequence[Sequence[int]],
-        completion_start: Sequence[int],
-        want_ids: Int[Tensor, "N W"] | None,
-        top_k: int,
-    ) -> TeacherScores:
-        states, targets = [], []
-        for first in range(0, len(token_ids), self._batch_size):
-            rows = token_ids[first : first + self._batch_size]
-            starts = completion_start[first : first + self._batch_size]
-            padded = torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(row) for row in rows], batch_first=True
-            ).to(self._model.device)
-            mask = torch.nn.utils.rnn.pad_sequence(
-                [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
-            ).to(self._model.device)
-            hidden = self._model.get_decoder()(
-                input_ids=padded, attention_mask=mask
-            ).last_hidden_state
-            for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
-                states.append(hidden[row, start - 1 : len(tokens) - 1])
-                targets.append(padded[row, start : len(tokens)])
-        head = read_head(self._model, self._vocab_size)
-        ids = torch.cat(targets)
-        want = None if want_ids is None else want_ids.to(ids.device)
-        scores = topk_score(torch.cat(states), head, ids, k=top_k, want_ids=want)
-        return TeacherScores(
-            logprobs=scores.target_logprobs,
-            topk_ids=scores.topk_ids,
-            topk_logprobs=scores.topk_logprobs,
-            want_logprobs=scores.want_logprobs,
-        )
+            states, targets = [], []
+            for first in range(0, len(token_ids), self._batch_size):
+                rows = token_ids[first : first + self._batch_size]
+                starts = completion_start[first : first + self._batch_size]
+                padded = torch.nn.utils.rnn.pad_sequence(
+                    [torch.tensor(row) for row in rows], batch_first=True
+                ).to(self._model.device)
+                mask = torch.nn.utils.rnn.pad_sequence(
+                    [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
+                ).to(self._model.device)
+                hidden = self._model.get_decoder()(
+                    input_ids=padded, attention_mask=mask
+                ).last_hidden_state
+                for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
+                    states.append(hidden[row, start - 1 : len(tokens) - 1])
+                    targets.append(padded[row, start : len(tokens)])
+            head = read_head(self._model, self._vocab_size)
+            ids = torch.cat(targets)
+            want = None if want_ids is None else want_ids.to(ids.device)
+            scores = topk_score(torch.cat(states), head, ids, k=top_k, want_ids=want)
+            return TeacherScores(
+                logprobs=scores.target_logprobs,
+                topk_ids=scores.topk_ids,
+                topk_logprobs=scores.topk_logprobs,
+                want_logprobs=scores.want_logprobs,
+            )

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.kernels import TopKScores, compare
+from taopd.kernels import TopKScores
 from taopd.kernels.scores import select_top
-from taopd.signals import TokenSignals, signals_from_pair, topk_lists_signals
+from taopd.signals import TokenSignals, signals_from_answer, topk_lists_signals
 
 PREFIX = "taopd_"
 """Of every column that the adapter adds to verl's batch."""
@@ -77,26 +77,22 @@ def _block(
     ids, logprobs = ids[:, :k], logprobs[:, :k]
     if exact:
         entropy = torch.special.entr(student.exp()).sum(-1)
-        unread = torch.zeros_like(entropy)
         own = TopKScores(
             target_logprobs=student_next,
             topk_logprobs=own_logprobs,
             topk_ids=own_ids,
-            logsumexp=unread,
+            logsumexp=torch.zeros_like(entropy),  # nothing reads it
             entropy=entropy,
             want_logprobs=student.gather(1, ids),
         )
-        teacher = TopKScores(
+        signals: TokenSignals = signals_from_answer(
+            own,
+            next_ids,
             target_logprobs=of_next,
-            topk_logprobs=logprobs,
             topk_ids=ids,
-            logsumexp=unread,
-            entropy=unread,
+            topk_logprobs=logprobs,
             want_logprobs=at_own,
         )
-        anywhere = torch.ones_like(next_ids, dtype=torch.bool)
-        pair = compare(own, teacher, student_finite=anywhere, teacher_finite=anywhere)
-        signals: TokenSignals = signals_from_pair(pair, next_ids)
     else:
         signals = topk_lists_signals(own_ids, own_logprobs, ids, logprobs, k=k)
     columns = {name: getattr(signals, name) for name in SIGNAL_COLUMNS}
