@@ -7,7 +7,7 @@ What has passed can be read without a second thought; a reader checks no types o
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,8 @@ def _fit_object(value: Any, shape: dict, place: str) -> None:
         raise DataError(f"{place}: expected an object, got {shown(value)}")
     for key, inner in shape.items():
         if key is ...:
+            if _all_fit(value.values(), inner):
+                continue
             for name, held in value.items():
                 fit(held, inner, f"{place}, {shown(name)}")
             continue
@@ -106,11 +108,26 @@ def _fit_list(value: Any, shape: Any, place: str) -> None:
         shapes: Any = shape
     else:
         inner = shape.shape if isinstance(shape, Some) else shape[0]
-        if isinstance(inner, Leaf) and all(map(inner.fits, value)):
+        if _all_fit(value, inner):
             return
         shapes = [inner] * len(value)
     for index, (held, inner) in enumerate(zip(value, shapes, strict=True)):
         fit(held, inner, f"{place}[{index}]")
+
+
+def _all_fit(values: Iterable[Any], shape: Any) -> bool:
+    """Whether many values surely fit: plain ones, null or not, and lists of such.
+
+    Logs hold millions; only where one does not fit is it worth the words that say which. False: look closer.
+    """
+    if isinstance(shape, Leaf):
+        return all(map(shape.fits, values))
+    if isinstance(shape, Maybe) and isinstance(shape.shape, Leaf):
+        fits = shape.shape.fits
+        return all(value is None or fits(value) for value in values)
+    if type(shape) is list:
+        return all(isinstance(value, list) and _all_fit(value, shape[0]) for value in values)
+    return False
 
 
 def shown(value: Any) -> str:
