@@ -103,7 +103,7 @@ def make_checkpoint(run: Path, step: int) -> Path:
     folder.mkdir()
     for name in (STATE, OPTIMIZER):
         (folder / name).write_text(f'{{"global_step": {step}}}')
-    seal(folder, step=step, num_processes=1, sharded=False)
+    seal(folder, step=step, num_processes=1)
     return folder
 
 

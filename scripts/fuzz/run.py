@@ -1,13 +1,15 @@
 """Fuzz the readers and keep the counts.
 
     python -m scripts.fuzz.run                                   # every surface, docs/reliability/fuzz.json
-    python -m scripts.fuzz.run --only study --inputs 20000 --show
-    python -m scripts.fuzz.run --engine chance                   # without atheris (pip install atheris)
+    python -m scripts.fuzz.run --only study --engine atheris --inputs 20000 --show
 
-Engine `atheris`: coverage-guided (libFuzzer) over the whole package; `chance`: the same harnesses on random
-bytes. An input counts as read, as refused (a `TaopdError`), or as a failure: any other exception, anything
-touched outside the folder, half a file. Failures are grouped by exception and place, and one input of each
-kept in `--found` as hexadecimal. Each surface runs in a process of its own.
+Engine `atheris` (pip install atheris): coverage-guided (libFuzzer) over the whole package; `hypothesis`: the
+same harnesses on what hypothesis draws. An input counts as read, as refused (a `TaopdError`), or as a
+failure: any other exception, anything touched outside the folder, half a file. Failures are grouped by
+exception and place, with one input of each as hexadecimal.
+
+Each surface runs in a process of its own, which writes its counts down every thousand inputs; what has ended
+stands in the output file at once. A run that is killed loses no more than that.
 """
 
 import argparse
@@ -19,32 +21,38 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.fuzz.fence import Escaped, fence
 from scripts.fuzz.odd import Choices
 
-INPUTS = {"config": 8_000, "study": 12_000, "bank": 8_000, "conformance": 15_000}
-INPUTS |= {"run": 4_000, "teacher": 55_000}
+INPUTS = {
+    "atheris": {"config": 20_000, "study": 20_000, "bank": 15_000, "conformance": 20_000}
+    | {"run": 12_000, "teacher": 30_000},
+    "hypothesis": {"config": 2_000, "study": 2_000, "bank": 2_000, "conformance": 2_000}
+    | {"run": 1_000, "teacher": 5_000},
+}
+SURFACES = sorted(INPUTS["atheris"])
+SAVE_EVERY = 1000
 PACKAGE = "taopd"
 
 
 class Count:
     """One surface in this process: reads inputs, counts outcomes, keeps the first of every failure."""
 
-    def __init__(self, name: str, root: Path, target: int, *, show: bool) -> None:
+    def __init__(self, options: argparse.Namespace, root: Path) -> None:
         from scripts.fuzz.surfaces import SURFACES
 
-        self.name, self.target, self.root, self._show = name, target, root, show
+        self.name, self.root, self._options = options.only, root, options
         work = root / "work"
         work.mkdir()
-        self._read = SURFACES[name](work)
+        self._read = SURFACES[self.name](work)
         self.num_read = self.num_refused = 0
         self.failures: dict[str, list[Any]] = {}
         self._began = time.perf_counter()
@@ -68,16 +76,19 @@ class Count:
             place = _place(error)
             if place not in self.failures:
                 self.failures[place] = [0, data.hex()]
-                if self._show:
+                if self._options.show:
                     print(f"--- {self.name}: {place}", data.hex(), flush=True)
                     traceback.print_exc()
             self.failures[place][0] += 1
+        if self.total % SAVE_EVERY == 0:
+            self.save()
 
-    def result(self, engine: str) -> dict[str, Any]:
-        """What is saved."""
-        return {
+    def save(self) -> None:
+        """Put the counts so far in the result file."""
+        result = {
             "surface": self.name,
-            "engine": engine,
+            "engine": self._options.engine,
+            "seed": self._options.seed,
             "inputs": self.total,
             "read": self.num_read,
             "refused": self.num_refused,
@@ -85,6 +96,9 @@ class Count:
             "examples": {place: found[1] for place, found in self.failures.items()},
             "seconds": round(time.perf_counter() - self._began, 1),
         }
+        partial = self._options.result.with_suffix(".partial")
+        partial.write_text(json.dumps(result))
+        partial.replace(self._options.result)
 
 
 def _place(error: BaseException) -> str:
@@ -96,28 +110,42 @@ def _place(error: BaseException) -> str:
 
 
 def run_surface(options: argparse.Namespace) -> None:
-    """Fuzz one surface in this process and write its result."""
+    """Fuzz one surface in this process and write its counts."""
     warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix=f"fuzz-{options.only}-"))
     os.environ["MPLCONFIGDIR"] = str(root / "matplotlib")
-    if options.engine == "atheris":
-        import atheris
+    {"atheris": _by_atheris, "hypothesis": _by_hypothesis}[options.engine](options, root)
 
-        with atheris.instrument_imports(include=[PACKAGE]):
-            count = Count(options.only, root, options.inputs, show=options.show)
-    else:
-        count = Count(options.only, root, options.inputs, show=options.show)
 
-    def save() -> None:
-        options.result.write_text(json.dumps(count.result(options.engine)))
+def _by_hypothesis(options: argparse.Namespace, root: Path) -> None:
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis import strategies as st
 
-    if options.engine == "chance":
-        source = random.Random(options.seed)
-        while count.total < options.inputs:
-            count.one(source.randbytes(source.choice((8, 24, 64, 200))))
-        save()
-        return
-    atexit.register(save)
+    count = Count(options, root)
+    while count.total < options.inputs:  # in rounds: hypothesis remembers all that it drew
+
+        @seed(options.seed + count.total)
+        @settings(
+            max_examples=min(1000, options.inputs - count.total),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.binary(max_size=256))
+        def round_of_inputs(data: bytes) -> None:
+            count.one(data)
+
+        round_of_inputs()
+    count.save()
+
+
+def _by_atheris(options: argparse.Namespace, root: Path) -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=[PACKAGE]):
+        count = Count(options, root)
+    atexit.register(count.save)
     flags = [f"-atheris_runs={options.inputs}", "-max_len=256", "-len_control=0", "-timeout=120"]
     flags += [f"-seed={options.seed + 1}", "-print_final_stats=0", "-verbosity=0"]
     corpus = root / "corpus"
@@ -130,11 +158,11 @@ def run_surface(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the surfaces one after the other and save their counts."""
+    """Run the surfaces, two at a time, and save their counts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=sorted(INPUTS))
-    parser.add_argument("--inputs", type=int)
-    parser.add_argument("--engine", choices=("atheris", "chance"), default="atheris")
+    parser.add_argument("--only", choices=SURFACES)
+    parser.add_argument("--engine", choices=sorted(INPUTS), help="default: both")
+    parser.add_argument("--inputs", type=int, help="of each surface and engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="print each new failure")
     parser.add_argument("--jobs", type=int, default=2, help="surfaces at a time")
@@ -144,50 +172,54 @@ def main() -> None:
     if options.result is not None:
         run_surface(options)
         return
-    names = [options.only] if options.only else sorted(INPUTS, key=INPUTS.__getitem__)
+    jobs = [
+        (engine, name)
+        for engine in ([options.engine] if options.engine else INPUTS)
+        for name in ([options.only] if options.only else SURFACES)
+    ]
+    writing = threading.Lock()
+
+    def run(job: tuple[str, str]) -> dict[str, Any]:
+        found = _in_a_process(*job, options)
+        with writing:
+            _save(options, found)
+        return found
+
     with ThreadPoolExecutor(options.jobs) as threads:
-        results = list(threads.map(partial(_in_a_process, options=options), names))
-    _save(options, results)
+        results = list(threads.map(run, jobs))
     sys.exit(int(any(found["failures"] for found in results)))
 
 
-def _in_a_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def _in_a_process(engine: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     result = folder / "result.json"
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.fuzz.run",
-        "--only",
-        name,
-        "--seed",
-        str(options.seed),
-    ]
-    command += ["--inputs", str(options.inputs or INPUTS[name]), "--engine", options.engine]
-    command += ["--result", str(result), *(["--show"] if options.show else [])]
+    inputs = options.inputs or INPUTS[engine][name]
+    command = [sys.executable, "-m", "scripts.fuzz.run", "--only", name, "--engine", engine]
+    command += ["--seed", str(options.seed), "--inputs", str(inputs), "--result", str(result)]
+    command += ["--show"] if options.show else []
     done = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder)}, check=False)
     if not result.exists():
         sys.exit(f"{name}: the fuzzer ended with status {done.returncode} and left no counts")
-    found = json.loads(result.read_text())
+    found = json.loads(result.read_text()) | {"status": done.returncode}
     shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({k: v for k, v in found.items() if k != "examples"}), flush=True)
     return found
 
 
-def _save(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Put the counts of these surfaces in place of their earlier ones."""
+def _save(options: argparse.Namespace, new: dict[str, Any]) -> None:
+    """Put the counts of a surface in place of its earlier ones by the same engine and seed."""
     from taopd.records import write_json
     from taopd.runs import environment
 
-    about = environment(seed=options.seed)
-    before = json.loads(options.output.read_text())["surfaces"] if options.output.exists() else []
-    surfaces = {found["surface"]: found for found in [*before, *results]}
+    before = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
+    key = ("engine", "surface", "seed")
+    runs = {tuple(run[name] for name in key): run for run in [*before, new]}
     document = {
         "command": "python -m scripts.fuzz.run",
-        "inputs": sum(found["inputs"] for found in surfaces.values()),
-        "failures": sum(sum(found["failures"].values()) for found in surfaces.values()),
-        "surfaces": list(surfaces.values()),
-        "versions": about["versions"],
+        "inputs": sum(run["inputs"] for run in runs.values()),
+        "failures": sum(sum(run["failures"].values()) for run in runs.values()),
+        "runs": list(runs.values()),
+        "versions": environment()["versions"],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, document)

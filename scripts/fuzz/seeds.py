@@ -86,7 +86,7 @@ def _checkpoint(folder: Path) -> None:
     checkpoint.mkdir()
     write_json(checkpoint / "trainer_state.json", {"global_step": 2, "log_history": []})
     (checkpoint / OPTIMIZER).write_bytes(b"")
-    seal(checkpoint, step=2, num_processes=1, sharded=False)
+    seal(checkpoint, step=2, num_processes=1)
 
 
 class Server:

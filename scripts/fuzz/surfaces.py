@@ -283,7 +283,7 @@ def run_reader(root: Path) -> Read:
         checkpoint = RunFolder.check(folder, resume=True) / "checkpoint-2"
         newest_whole(folder)
         if choices.below(2) == 0:  # a seal that fits what was changed
-            seal(checkpoint, step=2, num_processes=1, sharded=False)
+            seal(checkpoint, step=2, num_processes=1)
         newest, _ = newest_whole(folder)
         if newest is not None:
             _steps_done(newest)

@@ -3,7 +3,8 @@
 `taopd.json` is written last, into a folder that is renamed only then. It lists every file with size and
 SHA-256, so that a checkpoint that was cut short, truncated or altered by a failing disk is noticed before
 anything is loaded, and the one before it is taken. It guards against damage. Against malice guards that
-nothing but safetensors and JSON is ever parsed: a checkpoint that holds a pickle is not opened.
+nothing but safetensors and JSON is ever parsed: a checkpoint that holds a pickle is not opened. DeepSpeed's
+own files are the exception: only DeepSpeed can write and read them, and they are pickles.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
-from taopd.documents import FLAG, TEXT, WHOLE, read_document
+from taopd.documents import TEXT, WHOLE, read_document, shown
 from taopd.errors import DataError
 from taopd.records import write_json
 
@@ -22,34 +24,39 @@ PARTIAL = ".checkpoint-partial"
 """Folder beside the checkpoints in which one is written."""
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
+Layout = Literal["replicated", "sharded", "deepspeed"]
+"""Where the state lies: whole on every process (one, or DDP), in a file a process (FSDP2, `taopd.shards`), or
+in DeepSpeed's own files."""
+_NEEDED = {
+    "replicated": (OPTIMIZER,),
+    "sharded": ("shard-0.safetensors", "optimizer-0.safetensors"),
+    "deepspeed": (),
+}
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".distcp"})
-_SEAL = {"step": WHOLE, "sharded": FLAG, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
+_SEAL = {
+    "step": WHOLE,
+    "num_processes": WHOLE,
+    "layout": TEXT,
+    "files": {...: {"bytes": WHOLE, "sha256": TEXT}},
+}
 _NUM_THREADS = 4
 """Hashing lets go of the interpreter; one thread does about a gigabyte a second."""
 
 
-def seal(folder: Path, *, step: int, num_processes: int, sharded: bool) -> None:
-    """Flush every file of a finished checkpoint to disk and write its seal.
-
-    Args:
-        sharded: optimizer and random state are in accelerate's distributed format.
-    """
+def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "replicated") -> None:
+    """Flush every file of a finished checkpoint to disk and write its seal."""
     files = {}
     names = sorted(_names(folder))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         digests = pool.map(lambda name: _digest(folder / name, flush=True), names)
         for name, digest in zip(names, digests, strict=True):
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
-    about = {"format": 1, "step": step, "num_processes": num_processes, "sharded": sharded}
+    about = {"format": 1, "step": step, "num_processes": num_processes, "layout": layout}
     write_json(folder / SEAL, about | {"files": files})
 
 
-def problem_of(folder: Path, *, sharded: bool = False) -> str | None:
-    """Why a run cannot go on from this checkpoint, or None.
-
-    Args:
-        sharded: this process trains with FSDP or DeepSpeed, whose own formats may hold pickles.
-    """
+def problem_of(folder: Path, layout: Layout = "replicated") -> str | None:
+    """Why a run of this layout cannot go on from a checkpoint, or None."""
     if not (folder / SEAL).is_file():
         return f"it has no {SEAL}: it was cut short, or another tool wrote it"
     try:
@@ -57,16 +64,17 @@ def problem_of(folder: Path, *, sharded: bool = False) -> str | None:
     except DataError as error:
         return f"its {SEAL} cannot be read: {error}"
     files = {name: (f["bytes"], f["sha256"]) for name, f in about["files"].items()}
-    of_shards, step = about["sharded"], about["step"]
     found = _names(folder)
-    if of_shards != sharded:
-        return f"it is {'' if of_shards else 'not '}of a sharded run (FSDP, DeepSpeed), this run is otherwise"
+    if about["layout"] != layout:
+        return (
+            f"it is of a {shown(about['layout'])} run, this one is {layout} (DDP, FSDP2, DeepSpeed)"
+        )
     pickles = sorted(name for name in found if Path(name).suffix.lower() in _PICKLES)
-    if pickles and not sharded:
+    if pickles and layout != "deepspeed":
         return f"it holds {pickles[0]}, a pickle, which taopd neither writes nor reads"
     if missing := sorted(files.keys() - found):
         return f"{missing[0]} is missing"
-    if STATE not in files or not (sharded or OPTIMIZER in files):
+    if STATE not in files or any(name not in files for name in _NEEDED[layout]):
         return "it holds the model alone (save_only_model)"
     for name, (size, _) in files.items():
         actual = (folder / name).stat().st_size
@@ -77,7 +85,13 @@ def problem_of(folder: Path, *, sharded: bool = False) -> str | None:
         for (name, (_, expected)), digest in zip(files.items(), digests, strict=True):
             if digest != expected:
                 return f"{name} is damaged: its bytes are not those that were saved"
-    return None if step == step_of(folder) else f"it is step {step} under another name"
+    same = about["step"] == step_of(folder)
+    return None if same else f"it is step {about['step']} under another name"
+
+
+def num_processes_of(folder: Path) -> int:
+    """How many processes wrote a whole checkpoint."""
+    return read_document(folder / SEAL, _SEAL)["num_processes"]
 
 
 def step_of(folder: Path) -> int | None:
@@ -92,11 +106,11 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return [path for step, path in sorted(numbered, key=lambda n: n[0] or 0, reverse=True) if step]
 
 
-def newest_whole(run_folder: Path, *, sharded: bool = False) -> tuple[Path | None, list[str]]:
+def newest_whole(run_folder: Path, layout: Layout = "replicated") -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and a line about each newer one that is not."""
     passed_over: list[str] = []
     for path in checkpoints(run_folder):
-        problem = problem_of(path, sharded=sharded)
+        problem = problem_of(path, layout)
         if problem is None:
             return path, passed_over
         passed_over.append(f"{path.name} is passed over: {problem}")

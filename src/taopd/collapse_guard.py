@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
@@ -20,10 +19,10 @@ from taopd.checkpoint_files import checkpoints, problem_of, step_of
 from taopd.choose import Choice
 from taopd.collapse_watch import CollapseWatch
 from taopd.records import append_jsonl, cut_lines
+from taopd.shards import layout_of
 from taopd.signals import SignalTable
 
 WARNINGS_FILE = "warnings.jsonl"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 BANK_GAIN = "bank/gain_forward_nats/mean"
 
 logger = logging.getLogger("taopd.collapse_guard")
@@ -49,7 +48,7 @@ class CollapseGuard(TrainerCallback):
         self._action, self._folder = action, Path(output_dir)
         self._accelerator, self._record = accelerator, record
         self._load_checkpoint = load_checkpoint
-        self._sharded = accelerator.distributed_type in SHARDED
+        self._layout = layout_of(accelerator)
         self.watch = CollapseWatch()
         self._num_warnings = 0
 
@@ -108,7 +107,7 @@ class CollapseGuard(TrainerCallback):
         healthy = [
             path
             for step, path in known
-            if step <= self.watch.healthy_step and problem_of(path, sharded=self._sharded) is None
+            if step <= self.watch.healthy_step and problem_of(path, self._layout) is None
         ]
         if not healthy:
             logger.warning(

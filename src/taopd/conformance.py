@@ -256,7 +256,7 @@ def run(paths: Sequence[str | Path]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     reports = [check_file(path) for path in paths]
     table = Table(title="Conformance with the released selector")
     table.add_column("file", overflow="fold")

@@ -6,7 +6,20 @@ says it is.
 
 from typing import Any
 
-from taopd.documents import ANY, NUMBER, SHARE, TEXT, WHOLE, WORD, Maybe, Some, fit, shown, whole
+from taopd.documents import (
+    ANY,
+    MARK,
+    NUMBER,
+    SHARE,
+    TEXT,
+    WHOLE,
+    WORD,
+    Maybe,
+    Some,
+    fit,
+    shown,
+    whole,
+)
 from taopd.errors import DataError
 
 OBJECT = {...: ANY}
@@ -79,8 +92,8 @@ ROLLOUT = {
     "num_valid?": Maybe(WHOLE),
     "cut?": Maybe(WHOLE),
     "rank?": Maybe([whole(-1, 2**31)]),
-    "kept?": Maybe([ANY]),
-    "anchored?": Maybe([ANY]),
+    "kept?": Maybe([Maybe(MARK)]),
+    "anchored?": Maybe([Maybe(MARK)]),
     "quadrant?": Maybe([whole(0, 4)]),
     **{
         f"{name}?": Maybe([Maybe(NUMBER)])

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from taopd.checkpoint_files import PARTIAL, newest_whole
+from taopd.checkpoint_files import PARTIAL, Layout, newest_whole
 from taopd.documents import shown
 from taopd.errors import ConfigError, DataError
 from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
@@ -181,13 +181,9 @@ class RunFolder:
             raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
         return cls(path=folder)
 
-    def newest_checkpoint(self, *, sharded: bool = False) -> Path | None:
-        """Return the whole checkpoint with the highest step, or None; newer ones are named in the log.
-
-        Args:
-            sharded: of an FSDP or DeepSpeed run.
-        """
-        found, passed_over = newest_whole(self.path, sharded=sharded)
+    def newest_checkpoint(self, layout: Layout = "replicated") -> Path | None:
+        """Return the whole checkpoint with the highest step, or None; newer ones are named in the log."""
+        found, passed_over = newest_whole(self.path, layout)
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found

@@ -87,7 +87,7 @@ def _save(trainer: Any, *, together: bool) -> str:
 
 
 def _newest(trainer: Any) -> str:
-    found, passed_over = newest_whole(Path(trainer.args.output_dir), sharded=trainer._sharded)
+    found, passed_over = newest_whole(Path(trainer.args.output_dir), trainer.layout)
     for line in passed_over:
         logger.warning("%s", line)
     if found is None:

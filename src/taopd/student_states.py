@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.recorder import Recorder
 from taopd.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
+from taopd.shards import layout_of
 from taopd.sparse import (
     KeyValuePrefix,
     backbone_of,
@@ -34,7 +34,6 @@ from taopd.sparse import (
     sparse_states,
 )
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +50,7 @@ class StudentStates:
     def __init__(
         self, student: Any, accelerator: Accelerator, recorder: Recorder, args: TeachabilityConfig
     ) -> None:
-        sharded = accelerator.distributed_type in SHARDED
+        sharded = layout_of(accelerator) != "replicated"
         if args.gradient_window is not None:
             check_backbone(backbone_of(student))
         if args.gradient_check_every and sharded:

@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 from taopd.documents import shown
 from taopd.errors import DataError
 
+PLACES = ("prompt", "completion", "position", "token_id")
+"""Columns that say where a row is; whole numbers wherever they occur."""
+
 
 def read_table(path: Path, columns: Sequence[str] = (), *, only: bool = False) -> pd.DataFrame:
     """Every column of a Parquet file, all of them numbers.
@@ -29,7 +32,9 @@ def read_table(path: Path, columns: Sequence[str] = (), *, only: bool = False) -
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}")
     for name in table:
-        if table[name].dtype.kind not in "biuf":
-            kind = table[name].dtype
-            raise DataError(f"{path}, column {shown(name)}: expected numbers, got {kind}")
+        kind = table[name].dtype
+        whole = name in PLACES
+        if kind.kind not in ("iu" if whole else "biuf"):
+            what = "whole numbers" if whole else "numbers"
+            raise DataError(f"{path}, column {shown(name)}: expected {what}, got {kind}")
     return table

@@ -4,9 +4,11 @@ Tensors are stored as such; what they hang in (dictionaries, lists, tuples, numb
 JSON in the file's header. Reading it back gives equal values of equal types, and cannot run code.
 
     tensor -> {"tensor": name}    dict -> {"dict": [[key, value], ...]}    tuple -> {"tuple": [...]}
+    block of a larger tensor -> {"block": [name, shape of the whole, where the block begins in it]}
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,22 @@ from taopd.errors import DataError
 _KEY = "taopd_tree"
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of a larger tensor that several processes hold."""
+
+    values: Tensor | None
+    """None if the file was read without them."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    start: tuple[int, ...]
+    """Index of the block's first element in it."""
+    size: tuple[int, ...]
+    """Shape of the block."""
+
+
 def save_tree(path: str | Path, tree: Any) -> None:
-    """Write a tree of plain values and tensors.
+    """Write a tree of plain values, tensors and blocks.
 
     Raises:
         DataError: a value of another kind; says where it hangs.
@@ -35,8 +51,11 @@ def save_tree(path: str | Path, tree: Any) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
-def load_tree(path: str | Path) -> Any:
+def load_tree(path: str | Path, *, blocks: bool = True) -> Any:
     """Read what `save_tree` wrote; tensors are on the CPU.
+
+    Args:
+        blocks: read the values of blocks; without them a file of many gigabytes tells its shapes at once.
 
     Raises:
         DataError: missing, damaged, or another kind of file.
@@ -44,9 +63,7 @@ def load_tree(path: str | Path) -> Any:
     try:
         with safe_open(path, framework="pt") as stored:
             skeleton = json.loads((stored.metadata() or {})[_KEY])
-            # Copies: what is read otherwise stays mapped to the file for as long as it is used.
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
-        return _unpack(skeleton, tensors)
+            return _unpack(skeleton, stored, blocks=blocks)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error
 
@@ -56,6 +73,10 @@ def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
         name = str(len(tensors))
         tensors[name] = _own(value, tensors)
         return {"tensor": name}
+    if isinstance(value, Block):
+        assert value.values is not None
+        name = _pack(value.values, tensors, where)["tensor"]
+        return {"block": [name, list(value.shape), list(value.start)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
@@ -80,14 +101,22 @@ def _own(value: Tensor, others: dict[str, Tensor]) -> Tensor:
     return value
 
 
-def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(skeleton: Any, stored: Any, *, blocks: bool) -> Any:
     if isinstance(skeleton, list):
-        return [_unpack(item, tensors) for item in skeleton]
+        return [_unpack(item, stored, blocks=blocks) for item in skeleton]
     if not isinstance(skeleton, dict):
         return skeleton
     ((kind, content),) = skeleton.items()
     if kind == "tensor":
-        return tensors[content]
+        # A copy: what is read otherwise stays mapped to the file for as long as it is used.
+        return stored.get_tensor(content).clone()
+    if kind == "block":
+        name, shape, start = content
+        size = tuple(stored.get_slice(name).get_shape())
+        if not len(size) == len(shape) == len(start):
+            raise ValueError(f"block {name} has {len(size)} dimensions, its tensor {len(shape)}")
+        values = stored.get_tensor(name).clone() if blocks else None
+        return Block(values, tuple(shape), tuple(start), size)
     if kind == "tuple":
-        return tuple(_unpack(item, tensors) for item in content)
-    return {key: _unpack(item, tensors) for key, item in content}
+        return tuple(_unpack(item, stored, blocks=blocks) for item in content)
+    return {key: _unpack(item, stored, blocks=blocks) for key, item in content}

@@ -5,8 +5,8 @@ half a checkpoint; it deletes the older one before the newer is known to be good
 scheduler, random state and settings. Here a checkpoint is written beside the others, sealed
 (`checkpoint_files`) and renamed; older ones are deleted after that.
 
-Sharded runs (FSDP, DeepSpeed) keep accelerate's distributed formats for model and optimizer, which only
-accelerate can read; they are sealed and renamed like the rest. All processes must see one folder.
+Under FSDP2 every process writes its own part (`shards`). DeepSpeed keeps its own files, which only DeepSpeed
+can read; they are sealed and renamed like the rest. All processes must see one folder.
 """
 
 import logging
@@ -25,12 +25,15 @@ from taopd.checkpoint_files import (
     PARTIAL,
     PREFIX,
     STATE,
+    Layout,
     newest_whole,
+    num_processes_of,
     problem_of,
     seal,
 )
 from taopd.errors import DataError
 from taopd.rank_state import RankState
+from taopd.shards import layout_of, load_optimizer, load_weights, save_optimizer, save_weights
 from taopd.stopping import stopped
 from taopd.tree_files import load_tree, save_tree
 
@@ -78,9 +81,9 @@ class WholeCheckpoints(Trainer):
         found: list[Any] = [None, []]
         if self.args.process_index == 0:
             if named is True:
-                found = list(newest_whole(folder, sharded=self._sharded))
+                found = list(newest_whole(folder, self.layout))
             else:
-                problem = problem_of(folder, sharded=self._sharded)
+                problem = problem_of(folder, self.layout)
                 found = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
         if self.args.world_size > 1:
             broadcast_object_list(found)
@@ -92,8 +95,15 @@ class WholeCheckpoints(Trainer):
         return str(found[0])
 
     @property
-    def _sharded(self) -> bool:
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+    def layout(self) -> Layout:
+        """How this run's state is divided over its processes."""
+        return layout_of(self.accelerator)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was killed after its last step is resumed for its student alone; transformers would
+        # take one more step.
+        if not 0 < self.state.max_steps <= self.state.global_step:
+            super()._run_epoch(*args, **kwargs)
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -130,7 +140,7 @@ class WholeCheckpoints(Trainer):
             partial,
             step=self.state.global_step,
             num_processes=self.args.world_size,
-            sharded=self._sharded,
+            layout=self.layout,
         )
         replace_folder(partial, final)
         partial.parent.rmdir()
@@ -141,21 +151,37 @@ class WholeCheckpoints(Trainer):
             # A pickle of the settings that nothing reads; config.json of the run has them.
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole student; under FSDP2 it is gathered first.
+
+        Within a checkpoint of a run with `fsdp_state_dict_type: SHARDED_STATE_DICT` there are shards alone.
+        """
+        if self.layout == "sharded" and not _internal_call:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._sharded:
+        if self.layout == "deepspeed":
             super()._save_optimizer_and_scheduler(output_dir)
+            return
+        scaler = self.accelerator.scaler
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        others = {
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        folder = Path(output_dir)
+        if self.layout == "sharded":
+            folder.mkdir(parents=True, exist_ok=True)
+            rank = self.args.process_index
+            save_weights(folder, self.model, rank, trained_only=self._has_adapters)
+            save_optimizer(folder, self.optimizer, rank, others)
         elif self.args.should_save:
-            scaler = self.accelerator.scaler
-            assert self.optimizer is not None and self.lr_scheduler is not None
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.lr_scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-            }
-            save_tree(Path(output_dir) / OPTIMIZER, state)
+            save_tree(folder / OPTIMIZER, {"optimizer": self.optimizer.state_dict()} | others)
 
     def _save_scaler(self, output_dir: str) -> None:
-        if self._sharded:
+        if self.layout == "deepspeed":
             super()._save_scaler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -167,18 +193,43 @@ class WholeCheckpoints(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self._replay_epochs()
-        if self._sharded or checkpoint is None:
+        if self.layout == "deepspeed" or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        state = load_tree(Path(checkpoint) / OPTIMIZER)
         assert self.optimizer is not None and self.lr_scheduler is not None
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.layout == "sharded":
+            state = load_optimizer(Path(checkpoint), self.optimizer, *self._processes(checkpoint))
+        else:
+            state = load_tree(Path(checkpoint) / OPTIMIZER)
+            self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.layout != "sharded":
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        where = Path(resume_from_checkpoint), self.model
+        load_weights(*where, *self._processes(where[0]), trained_only=self._has_adapters)
+
+    def _load_best_model(self) -> None:
+        if self.layout == "sharded":
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _processes(self, checkpoint: str | Path) -> tuple[int, int, int]:
+        """This one, how many wrote the checkpoint, and how many there are."""
+        saved = num_processes_of(Path(checkpoint))
+        return self.args.process_index, saved, self.args.world_size
+
+    @property
+    def _has_adapters(self) -> bool:
+        return hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if self._sharded:
+        if self.layout == "deepspeed":
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -35,6 +35,7 @@ LAYERS = (
             "gather",
             "generation",
             "grading",
+            "shards",
             "recorder",
             "objective",
             "reference",

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "remote code": r"trust_remote_code[\"']?\s*[=:]\s*True",
     "eval or exec": r"(?<![\w.])(eval|exec)\(",
     "shell": r"shell=True|os\.system\(",
+    "text of others as markup": r"\bConsole\((?!.*markup=False)",
     "open end": r"\b(TODO|FIXME|XXX)\b",
 }
 

@@ -9,6 +9,8 @@ import json
 import os
 import socket
 import sys
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -203,56 +205,55 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
         save_file(gradients.found, out / f"{name}.safetensors")
 
 
-def run_rank(lab: Path, out: Path, cases: list[dict], world: int, rank: int, port: int) -> None:
+def run_cases(lab: Path, out: Path, cases: list[dict], world: int) -> None:
     """One process of a world, through all cases."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    with (out / f"stderr-{world}-{rank}.txt").open("w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
     for way in ("ddp", "fsdp2") if world > 1 else ("ddp",):
         for case in cases:
             if way in case.get("ways", ("ddp", "fsdp2")) and world in case.get("worlds", (1, 2, 4)):
                 run_case(lab, out, case, way, world)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
-def main() -> None:
-    """Fork every world's ranks and wait for them; fails if one of them failed."""
-    lab, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    for world in (1, 2, 4):
+def fork_ranks(out: Path, worlds: Sequence[int], run: Callable[[int, int], None]) -> None:
+    """Fork every world's ranks, `run(world, rank)` in each, and wait; fails if one of them failed."""
+    for world in worlds:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        children = []
-        for rank in range(world):
-            child = os.fork()
-            if child == 0:
-                status = 1
-                try:
-                    run_rank(lab, out, cases, world, rank, port)
-                    status = 0
-                except BaseException:
-                    import traceback
-
-                    traceback.print_exc()
-                    raise
-                finally:
-                    sys.stderr.flush()
-                    os._exit(status)
-            children.append(child)
+        children = [_fork(out, world, rank, port, run) for rank in range(world)]
         failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1] != 0]
         if failed:
             text = (out / f"stderr-{world}-{failed[0]}.txt").read_text()
             sys.exit(f"world of {world}: ranks {failed} failed\n{text[-3000:]}")
 
 
+def _fork(out: Path, world: int, rank: int, port: int, run: Callable[[int, int], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        with (out / f"stderr-{world}-{rank}.txt").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        run(world, rank)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    main()
+    lab, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    fork_ranks(out, (1, 2, 4), lambda world, rank: run_cases(lab, out, cases, world))

@@ -3,10 +3,13 @@
 Found by `python -m scripts.fuzz.run`; a short run of the same harnesses closes the file.
 """
 
+import base64
 import json
 import random
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -14,16 +17,17 @@ from hypothesis import strategies as st
 
 from scripts.fuzz.fence import fence
 from scripts.fuzz.odd import Choices
-from scripts.fuzz.seeds import make_bank, make_runs
+from scripts.fuzz.seeds import make_bank, make_runs, vllm_teacher
 from scripts.fuzz.surfaces import STUDY, SURFACES, TRAIN
 from taopd.bank import FixedContextBank
-from taopd.bank.files import write_manifest
+from taopd.bank.files import write_manifest, write_parquet
 from taopd.checkpoint_files import newest_whole, seal
 from taopd.cli.train_config import parse_settings
 from taopd.cli.train_resume import _steps_done
 from taopd.conformance import check_file
-from taopd.errors import TaopdError
+from taopd.errors import TaopdError, TeacherError
 from taopd.report.page import write_report
+from taopd.study.analysis import Question, analyse
 from taopd.study.expand import expand
 from taopd.study.file import load_study_file
 from taopd.study.run import base_config
@@ -90,6 +94,20 @@ def test_manifests_of_banks_whose_hashes_fit(key, value, bank):
     FixedContextBank.open(bank)
 
 
+@pytest.mark.parametrize("name", ["completion", "position", "token_id"])
+def test_places_in_banks_are_whole_numbers(name, bank, tmp_path):
+    folder = tmp_path / "bank"
+    shutil.copytree(bank, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    frame = pq.read_table(folder / "tokens.parquet").to_pandas()
+    frame[name] = float("nan")
+    write_parquet(folder / "tokens.parquet", {str(key): frame[key].to_numpy() for key in frame})
+    content = {n: v for n, v in manifest.items() if n not in ("format", "files", "sha256")}
+    write_manifest(folder, "taopd-bank-1", content)
+    with pytest.raises(TaopdError, match=f"column '{name}': expected whole numbers"):
+        FixedContextBank.open(folder)
+
+
 @pytest.mark.parametrize(
     "change", [{"K": HUGE}, {"K": 2**40}, {"gamma": HUGE}], ids=lambda v: str(v)[:8]
 )
@@ -112,6 +130,9 @@ def runs(tmp_path) -> list[Path]:
         ("rollouts.jsonl", "[1]\n"),
         ("rollouts.jsonl", '{"tokens": ["a"], "rank": [1, 2]}\n'),
         ("rollouts.jsonl", '{"tokens": [1]}\n'),
+        ("rollouts.jsonl", '{"tokens": ["a"], "kept": ["False"]}\n'),
+        ("rollouts.jsonl", '{"tokens": ["a"], "anchored": [{}]}\n'),
+        ("rollouts.jsonl", json.dumps({"tokens": ["a"], "kept": [HUGE]}) + "\n"),
         ("rollouts.jsonl", '{"tokens": ["a"], "vocabulary": {"x": "y"}}\n'),
         ("rollouts.jsonl", '{"tokens": ["a"], "student_top": {"ids": [[1]], "logprobs": [[]]}}\n'),
         ("metrics.jsonl", "null\n"),
@@ -135,6 +156,36 @@ def test_files_of_run_folders(file, text, runs, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+OUTCOME = {
+    "name": "[/]",
+    "selector": "entropy",
+    "budget": 0.1,
+    "seed": 0,
+    "accuracy_greedy": 0.5,
+    "accuracy_curve": [[0, 0.1], [5, 0.5]],
+    "accuracy_sampled": 0.4,
+    "accuracy_sampled_curve": [[0, 0.1], [5, 0.4]],
+}
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(capsys, tmp_path):
+    from taopd.cli import compare
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/results.json").write_text(json.dumps(OUTCOME))
+    compare.run([str(tmp_path)])
+    assert "[/]" in capsys.readouterr().out
+
+
+def test_an_accuracy_that_one_seed_lacks():
+    other = OUTCOME | {"seed": 1}
+    del other["accuracy_sampled"]
+    arms = analyse([OUTCOME, other])["arms"]
+    assert "greedy" in arms[0] and "sampled" not in arms[0]
+    with pytest.raises(TaopdError, match="seed 1: it has no accuracy_sampled"):
+        analyse([OUTCOME, other], question=Question(metric="sampled"))
+
+
 def test_bytes_that_are_no_text_and_columns_of_null(runs, tmp_path):
     line = {"tokens": ["a"], "token_ids": [1], "kept": None, "rank": None}
     (runs[0] / "rollouts.jsonl").write_text(json.dumps(line) + "\n")
@@ -150,11 +201,31 @@ def test_bytes_that_are_no_text_and_columns_of_null(runs, tmp_path):
 def test_the_state_of_a_checkpoint(text, runs):
     checkpoint = runs[0] / "checkpoint-2"
     (checkpoint / "trainer_state.json").write_text(text)
-    seal(checkpoint, step=2, num_processes=1, sharded=False)
+    seal(checkpoint, step=2, num_processes=1)
     with pytest.raises(TaopdError):
         _steps_done(checkpoint)
     (checkpoint / "taopd.json").write_text(text)
     assert newest_whole(runs[0])[0] is None
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999999, 99999), }\n",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (3, 2), }\n",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }\n1234",
+    ],
+    ids=["empty", "magic", "huge", "objects", "short"],
+)
+def test_arrays_in_answers_of_vllm(array):
+    _, transport, score = vllm_teacher(exact=True)
+    assert score().want_logprobs.shape == (3, 2)
+    packed = base64.b64encode(array).decode()
+    transport.damage = lambda answer: answer | {"prompt_token_id_logprobs": packed}
+    with pytest.raises(TeacherError):
+        score()
 
 
 # -- the harnesses themselves, shortly -----------------------------------------------------------

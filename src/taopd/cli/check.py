@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(as_dict(found), indent=2, allow_nan=True))
     else:
-        show(found, Console())
+        show(found, Console(markup=False, emoji=False))
     return int(any(verdict.level == "fail" for verdict in found))
 
 

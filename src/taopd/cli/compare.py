@@ -137,7 +137,7 @@ def _show(results: dict[str, Any], output: Path) -> None:
     from taopd.report.study import markdown, table
     from taopd.report.study_pictures import draw
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table(results))
     console.print(results["noise_floor"]["words"], highlight=False)
     seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))

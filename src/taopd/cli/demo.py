@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
         )
     from rich.console import Console
 
-    Console().print(table(results))
+    Console(markup=False, emoji=False).print(table(results))
     pictures = draw(results, options.output)
     write_text(options.output / "summary.md", markdown(results))
     print(f"results: {options.output / 'results.json'}")

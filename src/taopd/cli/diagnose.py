@@ -249,7 +249,7 @@ def _print_bank(bank: "FixedContextBank") -> None:
     for k in bank.k:
         mean = tokens[f"compatibility_k{k}"].mean()
         table.add_row(f"mean compatibility, K = {k}", f"{mean:.4f}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
@@ -270,7 +270,7 @@ def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
             ]
             excluded = f"{summary['num_excluded']} of {summary['num_tokens']}"
             table.add_row(measured.label, direction, *cells, excluded)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _gain_cell(summary: dict[str, Any], direction: str, group: str) -> str:

@@ -174,7 +174,7 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
             row = shown[(shown["selector"] == selector) & (shown["measure"] == measure)]
             cells.append("-" if row.empty else _interval(row.iloc[0], unit))
         table.add_row(selector, *cells)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _interval(row: "pd.Series", unit: float) -> str:

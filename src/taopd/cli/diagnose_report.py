@@ -118,4 +118,4 @@ def _print(analysis: "Analysis") -> None:
         table.add_column(name, justify="right")
     for claim, found in counts.items():
         table.add_row(claim, *(str(found[name]) for name in names))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -132,7 +132,7 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
     table.add_row("truncated", f"{result.num_truncated} of {completions}")
     table.add_row("nothing to grade", f"{result.num_unparsed} of {completions}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _plus_minus(error: float | None) -> str:

@@ -66,4 +66,4 @@ def _print_table(model: str, result: "SuiteResult") -> None:
                 f"{found['value']:.4f}",
                 "-" if error is None else f"{error:.4f}",
             )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -176,7 +176,11 @@ def _print(result: "Plan") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    answer, settings, console = result.as_dict(), result.settings, Console()
+    answer, settings, console = (
+        result.as_dict(),
+        result.settings,
+        Console(markup=False, emoji=False),
+    )
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left")

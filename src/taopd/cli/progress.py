@@ -31,12 +31,12 @@ class CountedProgress:
 
         self._rows: dict[str, Any] = {}
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, markup=False, emoji=False),
             transient=True,
         )
         self._bars.start()

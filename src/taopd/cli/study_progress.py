@@ -43,7 +43,7 @@ class StudyProgress:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False, emoji=False)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._started = time.monotonic()
         self._share_at_start: float | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 
-from taopd.checkpoint_files import STATE, problem_of
+from taopd.checkpoint_files import STATE, Layout, problem_of
 from taopd.documents import read_document
 from taopd.errors import ConfigError, DataError, ResourceError
 from taopd.run_documents import TRAINER_STATE
@@ -43,11 +43,11 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
         return None
     found: list[Any] = [None, None]
     if args.process_index == 0:
-        sharded = _sharded(args)
+        layout = _layout(args)
         if by_name:
-            found = [Path(str(named)), problem_of(Path(str(named)), sharded=sharded)]
+            found = [Path(str(named)), problem_of(Path(str(named)), layout)]
         else:
-            found[0] = RunFolder(path=path).newest_checkpoint(sharded=sharded)
+            found[0] = RunFolder(path=path).newest_checkpoint(layout)
     if args.world_size > 1:
         broadcast_object_list(found)
     checkpoint, problem = found
@@ -60,9 +60,16 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
     return checkpoint
 
 
-def _sharded(args: "TeachabilityConfig") -> bool:
-    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
-    return bool(args.fsdp or args.deepspeed) or any(value.lower() == "true" for value in launched)
+def _layout(args: "TeachabilityConfig") -> Layout:
+    """What the trainer will have, which is not made yet."""
+
+    def asked(name: str) -> bool:
+        launched = os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+        return bool(launched or getattr(args, name.lower()))
+
+    if asked("DEEPSPEED"):
+        return "deepspeed"
+    return "sharded" if asked("FSDP") else "replicated"
 
 
 def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> bool:
@@ -80,12 +87,6 @@ def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, 
     """Train what is left, if anything, and return the closing metrics."""
     if checkpoint is None:
         return trainer.train().metrics
-    done = _steps_done(checkpoint)
-    if 0 < trainer.args.max_steps <= done and not trainer._sharded:
-        # Killed between its last checkpoint and its student; transformers would take one more step.
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = type(trainer.state).load_from_json(str(checkpoint / STATE))
-        return {}
     trainer.checked = checkpoint
     return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics
 

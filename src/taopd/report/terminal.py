@@ -63,7 +63,7 @@ def show(
         scale_from: whose tokens set the scale, so that two calls on one run shade alike.
         tokens: also a table of every rollout's kept tokens.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False, emoji=False)
     top = _top(scale_from, signal)
     console.print(_legend(signal, top, plain=not console.is_terminal))
     for rollout in rollouts:

@@ -104,10 +104,14 @@ def analyse(
             the full arm of the same loss.
 
     Raises:
-        DataError: no outcomes, or one arm and seed twice.
+        DataError: no outcomes, one arm and seed twice, or one without the accuracy that is asked for.
     """
     question = question or Question()
     groups = by_arm(outcomes)
+    asked = (f"accuracy_{question.metric}", _curve_of(question.metric))
+    for outcome in outcomes:
+        if missing := [key for key in asked if key not in outcome]:
+            raise DataError(f"{outcome['name']}, seed {outcome['seed']}: it has no {missing[0]}")
     controls = find_controls(groups) if controls is None else controls
     arms = [_describe(name, group, question) for name, group in groups.items()]
     comparisons = _compare(groups, controls, question)
@@ -171,9 +175,13 @@ def find_controls(groups: Groups) -> dict[str, dict[str, str | None]]:
 
 def collapsed(outcome: Outcome, points: float, metric: str = "greedy") -> bool:
     """Whether the final accuracy lies more than `points` below the best one of its own curve."""
-    curve = outcome["accuracy_curve" if metric == "greedy" else "accuracy_sampled_curve"]
+    curve = outcome[_curve_of(metric)]
     best = max(accuracy for _, accuracy in curve)
     return bool(100 * (best - curve[-1][1]) > points)
+
+
+def _curve_of(metric: str) -> str:
+    return "accuracy_curve" if metric == "greedy" else "accuracy_sampled_curve"
 
 
 def _accuracy(outcome: Outcome, metric: str) -> float:
@@ -191,7 +199,7 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
         "base_accuracy": first.get("base_accuracy", first["accuracy_curve"][0][1]),
     }
     for metric in METRICS:
-        if f"accuracy_{metric}" not in first:
+        if any(f"accuracy_{metric}" not in outcome for outcome in group.values()):
             continue
         values = [_accuracy(outcome, metric) for outcome in group.values()]
         estimate = t_estimate(values)

@@ -69,7 +69,7 @@ def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:
     frames = []
     for rollout in rollouts:
         line = rollout.line
-        if rollout.run != run.name or "kept" not in line or "token_ids" not in line:
+        if rollout.run != run.name or not line.get("kept") or not line.get("token_ids"):
             continue
         columns = {
             "position": range(len(rollout)),

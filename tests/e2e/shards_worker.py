@@ -1,0 +1,140 @@
+"""The ranks of `test_shards.py`: FSDP2 runs on CPUs, saved, resumed by as many processes and by more.
+
+Run as: python shards_worker.py MICRO_LAB_FOLDER OUTPUT_FOLDER. Rank r of a world writes WORLD-r.json there.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from taopd.config import TeachabilityConfig
+from taopd.data import load_prompts
+from taopd.errors import ResourceError
+from taopd.trainer import TeachabilityTrainer
+from tests.e2e.rank_worker import fork_ranks, open_fsdp_to_cpu
+
+NUM_ROWS = 4
+"""Completions of a generation batch, all ranks."""
+
+
+def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings: Any) -> Any:
+    """A trainer whose checkpoints are whole (a model file beside the shards) or shards alone."""
+    kind = "SHARDED_STATE_DICT" if lora else "FULL_STATE_DICT"
+    args = TeachabilityConfig(
+        **{
+            "output_dir": str(folder),
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "max_completion_length": 6,
+            "score_top_k": 4,
+            "per_device_train_batch_size": NUM_ROWS // world,
+            "budget": 0.3,
+            "budget_memory": 0.8,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "cosine",
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "max_steps": 4,
+            "fsdp": True,
+            "fsdp_config": {
+                "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"],
+                "state_dict_type": kind,
+            },
+        }
+        | settings
+    )
+    open_fsdp_to_cpu(args)
+    adapters = None
+    if lora:
+        from peft import LoraConfig
+
+        torch.manual_seed(0)
+        adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return TeachabilityTrainer(
+        model=str(lab / "student"),
+        teacher_model=str(lab / "teacher"),
+        args=args,
+        train_dataset=load_prompts(str(lab / "prompts.parquet"), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(lab / "student"),
+        peft_config=adapters,
+    )
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of the bytes of a whole tensor."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return hashlib.sha256(whole.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def state(trainer: Any) -> dict[str, Any]:
+    """What must be the same: weights, the optimizer's state, the logged losses."""
+    return {
+        "weights": [digest(p) for p in trainer.model.parameters()],
+        "optimizer": [
+            digest(value)
+            for values in trainer.optimizer.state_dict()["state"].values()
+            for value in values.values()
+        ],
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def run_two(lab: Path, out: Path) -> dict[str, Any]:
+    """Two processes: untouched, resumed, resumed when done, out of disk, LoRA."""
+    found: dict[str, Any] = {}
+    for name, lora in (("full", False), ("lora", True)):
+        whole = make(lab, out / name, 2, lora=lora)
+        whole.train()
+        found[name] = {"whole": state(whole)}
+        part = make(lab, out / name, 2, lora=lora)
+        part.train(resume_from_checkpoint=str(out / name / "checkpoint-2"))
+        found[name]["resumed"] = state(part)
+        part.save_model(str(out / name / "model"))
+        done = make(lab, out / name, 2, lora=lora)
+        done.train(resume_from_checkpoint=True)
+        found[name]["done"] = state(done) | {"steps": done.state.global_step}
+
+    torn = make(lab, out / "torn", 2)
+    publish = torn._publish
+
+    def full_disk(partial: Path, final: Path) -> None:
+        if torn.state.global_step == 3:
+            raise OSError(28, "No space left on device", str(final))
+        publish(partial, final)
+
+    torn._publish = full_disk
+    try:
+        torn.train()
+    except (ResourceError, RuntimeError) as error:
+        found["torn"] = str(error)
+    return found
+
+
+def run_four(lab: Path, out: Path) -> dict[str, Any]:
+    """Four processes read what two wrote: the last checkpoint as it is, an earlier one to go on from."""
+    same = make(lab, out / "same", 4)
+    same.train(resume_from_checkpoint=str(out / "full" / "checkpoint-4"))
+    further = make(lab, out / "further", 4)
+    further.train(resume_from_checkpoint=str(out / "full" / "checkpoint-2"))
+    return {"same": state(same), "further": state(further)}
+
+
+def main(lab: Path, out: Path, world: int, rank: int) -> None:
+    """One process."""
+    found = run_two(lab, out) if world == 2 else run_four(lab, out)
+    (out / f"{world}-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    lab, out = Path(sys.argv[1]), Path(sys.argv[2])
+    fork_ranks(out, (2, 4), lambda world, rank: main(lab, out, world, rank))
