@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo picture test test-vllm test-verl test-browser check bench clean
+.PHONY: demo picture test test-vllm test-verl test-deepspeed test-browser check bench clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -45,6 +45,16 @@ $(VERL)/.ready: constraints-verl.txt
 	$(VERL)/bin/python -m pip install --quiet --no-deps --requirement constraints-verl.txt
 	touch $@
 
+# DeepSpeed with two CPU processes; it lies beside the environment, which nothing else needs it in.
+ZERO := .deepspeed
+test-deepspeed: $(READY) $(ZERO)/.ready
+	PATH=$(abspath $(ZERO))/bin:$$PATH PYTHONPATH=$(ZERO) $(BIN)/python -m pytest tests/deepspeed
+
+$(ZERO)/.ready: $(READY) constraints-deepspeed.txt
+	rm -rf $(ZERO)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ZERO) --requirement constraints-deepspeed.txt
+	touch $@
+
 # The report in headless Chromium (CHROMIUM=path; Debian: apt install chromium) with node 20 or newer.
 test-browser: $(READY) tests/browser/node_modules
 	cd tests/browser && PYTHON=$(abspath $(BIN)/python) PYTHONPATH=$(CURDIR) npm test
@@ -70,4 +80,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(VERL) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(VERL) $(ZERO) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

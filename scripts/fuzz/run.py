@@ -34,7 +34,7 @@ from scripts.fuzz.odd import Choices
 
 INPUTS = {
     "atheris": {"config": 20_000, "study": 20_000, "bank": 15_000, "conformance": 20_000}
-    | {"run": 12_000, "teacher": 30_000},
+    | {"run": 5_000, "teacher": 30_000},
     "hypothesis": {"config": 2_000, "study": 2_000, "bank": 2_000, "conformance": 2_000}
     | {"run": 1_000, "teacher": 5_000},
 }

@@ -1,41 +1,39 @@
 """Kills a training run over and over, resumes it, and compares its end with a run that was never touched.
 
     python -m scripts.reliability.kill_runs --kills 20 --seed 0 --save docs/reliability/kills.json
+    python -m scripts.reliability.kill_runs --processes 2 --save docs/reliability/kills-fsdp2.json
 
 What is compared, byte by byte or value by value: the student's weights, the last checkpoint's optimizer and
 random state, every line of `metrics.jsonl` (less clocks, and less the closing summary, which is of the last
 process) and of `rollouts.jsonl`, and every per-token table in `selection/`.
 
-How: `taopd train` runs in a process of its own and gets SIGKILL. The moments are drawn from a seed: at
+How: `taopd train` runs in a process of its own, or in several under FSDP2, and gets SIGKILL (one of several
+first, the others a moment later, as launchers do). The moments are drawn from a seed: at
 start-up, within a step, while a checkpoint is written (a random moment after the partial folder appears) and,
 the last one, while the student is written. Then `taopd train --resume`, or `--overwrite` where no checkpoint
-was whole yet. The process is forked from one that has imported everything, so that a start costs a fraction
-of a second; nothing else is shared.
+was whole yet.
 """
 
 import argparse
 import hashlib
 import json
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from scripts.reliability.forked import FSDP2, ForkedRun, until
 from scripts.reliability.tiny_models import write_lab
-from taopd.checkpoint_files import PARTIAL, checkpoints, problem_of, step_of
+from taopd.checkpoint_files import PARTIAL, Layout, checkpoints, problem_of, step_of
 from taopd.records import read_jsonl, write_json
 
 WHERE = ("start", "step", "saving", "student")
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps")
-TIMEOUT_S = 240.0
 SETTINGS = {
     "max_completion_length": 8,
     "per_device_train_batch_size": 2,
@@ -89,13 +87,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=1, help="more than one: FSDP2")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args(argv)
     import taopd.cli.train_config
     import taopd.trainer  # noqa: F401  (imported once, before the forks)
 
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.kills, options.seed, options.steps)
+        result = measure(
+            Path(folder), options.kills, options.seed, options.steps, options.processes
+        )
     print(json.dumps({name: value for name, value in result.items() if name != "kills"}, indent=2))
     if options.save is not None:
         options.save.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if result["identical"] and result["broken"] == 0 else 1
 
 
-def measure(root: Path, num_kills: int, seed: int, num_steps: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How all runs of a comparison are started."""
+
+    config: Path
+    num_processes: int
+
+    @property
+    def layout(self) -> Layout:
+        return "replicated" if self.num_processes == 1 else "sharded"
+
+    def start(self, run: Path, flag: str | None = None, *, hold: bool = False) -> ForkedRun:
+        """Resume the run, or begin it anew where no checkpoint is whole."""
+        whole = any(problem_of(path, self.layout) is None for path in checkpoints(run))
+        arguments = ["train", "--config", str(self.config), "--output_dir", str(run)]
+        arguments += ["--skip-check", "--quiet", flag or ("--resume" if whole else "--overwrite")]
+        log = run.parent / f"{run.name}.log"
+        return ForkedRun(arguments, log, self.num_processes, hold_student=hold)
+
+
+def measure(
+    root: Path, num_kills: int, seed: int, num_steps: int, num_processes: int = 1
+) -> dict[str, Any]:
     """Run once untouched and once with kills; the comparison as plain values."""
     write_lab(root / "lab")
     config = root / "config.yaml"
@@ -112,22 +135,25 @@ def measure(root: Path, num_kills: int, seed: int, num_steps: int) -> dict[str, 
         "teacher_model_name_or_path": str(root / "lab/teacher"),
         "dataset_name": str(root / "lab/prompts.parquet"),
     }
-    config.write_text(yaml.safe_dump(SETTINGS | paths | {"max_steps": num_steps}))
+    settings = SETTINGS | (FSDP2 if num_processes > 1 else {})
+    config.write_text(yaml.safe_dump(settings | paths | {"max_steps": num_steps}))
+    setup = Setup(config=config, num_processes=num_processes)
     started = time.perf_counter()
     untouched, killed = root / "untouched", root / "killed"
-    if (code := _wait(_start(config, untouched, "--overwrite"))) != 0:
-        raise RuntimeError(f"the untouched run ended with {code}")
+    if (code := setup.start(untouched, "--overwrite").wait()) != 0:
+        raise RuntimeError(f"the untouched run ended with {code}: {_log(untouched)}")
     step_seconds = (time.perf_counter() - started) / num_steps
     moments = _draw(num_kills, num_steps, random.Random(seed), step_seconds)
-    kills = [_kill(config, killed, *moment) for moment in moments]
-    if (code := _wait(_start(config, killed, _flag(killed)))) != 0:
-        raise RuntimeError(f"the killed run could not be finished: exit code {code}")
+    kills = [_kill(setup, killed, number, *moment) for number, moment in enumerate(moments)]
+    if (code := setup.start(killed).wait()) != 0:
+        raise RuntimeError(f"the killed run ended with exit code {code}: {_log(killed)}")
     same = compare(untouched, killed, num_steps)
+    command = "python -m scripts.reliability.kill_runs"
+    command += f" --kills {num_kills} --seed {seed} --steps {num_steps}"
     return {
-        "command": "python -m scripts.reliability.kill_runs "
-        f"--kills {num_kills} --seed {seed} --steps {num_steps}",
+        "command": command + (f" --processes {num_processes}" if num_processes > 1 else ""),
         "steps": num_steps,
-        "settings": SETTINGS,
+        "settings": settings,
         "num_kills": len(kills),
         "by_moment": {where: sum(kill.where == where for kill in kills) for where in WHERE},
         "partial_left": sum(kill.partial_left for kill in kills),
@@ -140,15 +166,14 @@ def measure(root: Path, num_kills: int, seed: int, num_steps: int) -> dict[str, 
 
 def compare(one: Path, other: Path, num_steps: int) -> dict[str, bool]:
     """What two finished run folders have in common."""
-    last = f"checkpoint-{num_steps}"
+    ends = one / f"checkpoint-{num_steps}", other / f"checkpoint-{num_steps}"
+    logs = ("metrics", "rollouts")
     return {
-        "student": _bytes(one / "model/model.safetensors")
-        == _bytes(other / "model/model.safetensors"),
-        "optimizer": _bytes(one / last / "optimizer.safetensors")
-        == _bytes(other / last / "optimizer.safetensors"),
-        "random_state": _states(one / last) == _states(other / last),
-        "metrics": _lines(one / "metrics.jsonl") == _lines(other / "metrics.jsonl"),
-        "rollouts": _lines(one / "rollouts.jsonl") == _lines(other / "rollouts.jsonl"),
+        "student": _bytes(one / "model", "model") == _bytes(other / "model", "model"),
+        "weights": _bytes(ends[0], "model", "shard") == _bytes(ends[1], "model", "shard"),
+        "optimizer": _bytes(ends[0], "optimizer") == _bytes(ends[1], "optimizer"),
+        "random_state": _states(ends[0]) == _states(ends[1]),
+        **{name: _lines(one / f"{name}.jsonl") == _lines(other / f"{name}.jsonl") for name in logs},
         "selection": _tables(one / "selection") == _tables(other / "selection"),
     }
 
@@ -166,32 +191,25 @@ def _draw(
     return [*moments, ("student", num_steps - 2, draw.uniform(0.0, 0.002))]
 
 
-def _flag(run: Path) -> str:
-    whole = any(problem_of(path) is None for path in checkpoints(run))
-    return "--resume" if whole else "--overwrite"
-
-
-def _kill(config: Path, run: Path, where: str, step: int, delay: float) -> Kill:
+def _kill(setup: Setup, run: Path, number: int, where: str, step: int, delay: float) -> Kill:
     """Start or resume the run and kill it at one moment."""
-    process = _start(config, run, _flag(run))
+    process = setup.start(run, hold=where == "student")
     awaited = run / (".model-partial" if where == "student" else PARTIAL)
 
     def reached() -> bool | None:
-        if _ended(process) is not None:
+        if process.code() is not None:
             raise RuntimeError(f"it ended by itself before {where} {step}: {_log(run)}")
         steps = (step_of(path) or 0 for path in checkpoints(run))
         return True if step == 0 or max(steps, default=0) >= step else None
 
-    if _until(reached) is None:
+    if until(reached) is None:
         raise TimeoutError(f"step {step} was not reached")
     if where in ("saving", "student"):
-        _until(lambda: True if awaited.exists() or _ended(process) is not None else None)
+        until(lambda: True if awaited.exists() or process.code() is not None else None)
     time.sleep(delay)
-    os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    if not os.WIFSIGNALED(status):
+    if not process.kill(number):
         raise RuntimeError(f"it ended by itself at {where} {step}: {_log(run)}")
-    found = {path: problem_of(path) for path in checkpoints(run)}
+    found = {path: problem_of(path, setup.layout) for path in checkpoints(run)}
     whole = [step_of(path) or 0 for path, problem in found.items() if problem is None]
     torn = {
         f"{path.name}: {problem}": (step_of(path) or 0) > max(whole, default=0)
@@ -215,66 +233,19 @@ def _log(run: Path) -> str:
     return (run.parent / f"{run.name}.log").read_text(encoding="utf-8")[-2000:]
 
 
-def _start(config: Path, run: Path, flag: str) -> int:
-    """Fork a process that runs `taopd train` and return its id."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    code = 70
-    try:
-        from taopd.cli import main as taopd
-
-        log = os.open(run.parent / f"{run.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        arguments = ["--config", str(config), "--output_dir", str(run)]
-        code = taopd(["train", *arguments, "--skip-check", "--quiet", flag])
-    finally:
-        os._exit(code)
-
-
-def _wait(process: int) -> int:
-    code = _until(lambda: _ended(process))
-    if code is None:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        raise TimeoutError(f"no end after {TIMEOUT_S:.0f} s")
-    return code
-
-
-_CODES: dict[int, int] = {}
-
-
-def _ended(process: int) -> int | None:
-    """Exit code of a child, None while it runs."""
-    if process not in _CODES:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if not found:
-            return None
-        _CODES[process] = os.waitstatus_to_exitcode(status)
-    return _CODES[process]
-
-
-def _until(holds: Callable[[], Any]) -> Any:
-    end = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < end:
-        if (value := holds()) is not None:
-            return value
-        time.sleep(0.001)
-    return None
-
-
-def _bytes(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _bytes(folder: Path, *kinds: str) -> dict[str, str]:
+    """Hashes of the weight files of these kinds; there must be some."""
+    paths = sorted(p for kind in kinds for p in folder.glob(f"{kind}*.safetensors"))
+    assert paths, f"{folder} has no {kinds}"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _states(checkpoint: Path) -> str:
     """Random state and memories; the metrics that are summed up for the next line hold clocks."""
     from taopd.tree_files import load_tree
 
-    state = load_tree(checkpoint / "rank-0.safetensors")
-    kept = {name: state[name] for name in ("random", "callbacks", "tokens")}
+    states = [load_tree(path) for path in sorted(checkpoint.glob("rank-*.safetensors"))]
+    kept = [{name: state[name] for name in ("random", "callbacks", "tokens")} for state in states]
     return json.dumps(kept, default=lambda tensor: tensor.tolist())
 
 

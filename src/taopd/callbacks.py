@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from taopd.records import append_jsonl, rewind_jsonl
+from taopd.bounded_log import BoundedLog
 
 KEPT_LOGS = 500
 """Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
@@ -18,24 +18,35 @@ write them again with every checkpoint. All of them are in `metrics.jsonl`."""
 class MetricsWriter(TrainerCallback):
     """Appends every log to `<output_dir>/metrics.jsonl`, one JSON object per line, non-finite as null.
 
+    The file is bounded (`taopd.bounded_log`); evaluations and the closing line stay in it.
+
     A resumed run keeps the lines up to the checkpoint it resumes from and drops later ones, so that the
     file reads as if the run had never stopped.
     """
 
+    def __init__(self):
+        self._log = None
+
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
+        log = self._open(args)
+        # A run that starts anew keeps nothing, not even what was logged at step 0.
+        log.rewind(state.global_step + 1 if state.global_step > 0 else 0)
+
+    def _open(self, args):
         path = Path(args.output_dir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        # A run that starts anew keeps nothing, not even what was logged at step 0.
-        rewind_jsonl(path, state.global_step + 1 if state.global_step > 0 else 0)
+        self._log = BoundedLog(path, stays=lambda line: "loss" not in line)
+        return self._log
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         del state.log_history[:-KEPT_LOGS]
         if not state.is_world_process_zero or not logs:
             return
-        append_jsonl(Path(args.output_dir) / "metrics.jsonl", {"step": state.global_step} | logs)
+        # Before training: an evaluation.
+        (self._log or self._open(args)).append({"step": state.global_step} | logs)
 
 
 class PeakMemory(TrainerCallback):
@@ -73,7 +84,8 @@ class UpdateNorm(TrainerCallback):
 
     A mean over selected tokens multiplies the gradient by 1/budget and Adam hides it again; arms are only
     comparable when the step they really took is known. Holds one copy of the trainable weights between the
-    clipping and the end of the optimizer step.
+    clipping and the end of the optimizer step. Nothing is measured under DeepSpeed, which updates within the
+    backward.
     """
 
     def __init__(self, record, target: float | None = None, largest: float | None = None):
@@ -83,6 +95,8 @@ class UpdateNorm(TrainerCallback):
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if args.deepspeed_plugin is not None:
+            return
         self._before = [
             (parameter, parameter.detach().clone())
             for parameter in model.parameters()
@@ -90,6 +104,8 @@ class UpdateNorm(TrainerCallback):
         ]
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        if not self._before:
+            return
         total = 0.0
         with torch.no_grad():
             for parameter, before in self._before:

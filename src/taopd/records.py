@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,15 @@ def cut_lines(path: str | Path, num_lines: int) -> None:
         _replace(path, "".join(kept))
 
 
-def thin_jsonl(path: str | Path, every: int) -> None:
-    """Keep the lines of a log whose "step" is a multiple of `every`; line by line, written whole."""
+def thin_jsonl(path: str | Path, every: int, stays: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the lines of a log whose "step" is a multiple of `every`, and those that stay; written whole."""
+
+    def kept(line: str) -> bool:
+        row = json.loads(line)
+        return row["step"] % every == 0 or stays(row)
+
     with open(path, encoding="utf-8") as stream:
-        _replace(Path(path), (line for line in stream if json.loads(line)["step"] % every == 0))
+        _replace(Path(path), filter(kept, stream))
 
 
 def _replace(path: Path, text: str | Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.scoring import Forward, Positions, states_at
+from taopd.zero3 import gathered, prepare_frozen
 
 
 class ReferenceStudent:
@@ -27,8 +28,9 @@ class ReferenceStudent:
         self.copy: Any = None
         """The prepared copy, or None where the adapter is switched off instead."""
         if not is_peft_model(student):
-            frozen = copy.deepcopy(student).requires_grad_(False)
-            self.copy = accelerator.prepare_model(frozen, evaluation_mode=True)
+            with gathered(student.parameters()):
+                frozen = copy.deepcopy(student).requires_grad_(False)
+            self.copy = prepare_frozen(accelerator, frozen)
 
     @torch.no_grad()
     def states(

@@ -9,12 +9,9 @@ Why compact: a token with two whole top-16 lists takes 400 bytes of JSON. Number
 digits, log-probs to 0.01 nats) and an id is written only where one of the two models gives it at least
 `LIST_FLOOR`; the signals beside them come from the whole lists.
 
-Why thinned: a long run would fill the disk with what nobody reads. At `MAX_BYTES` every second logged step
-is taken out of `rollouts.jsonl`, and from then on every second one is written, and so on: the file stays
-between half the limit and the limit, and shows the whole run evenly. It says so in the log.
+`rollouts.jsonl` is bounded (`taopd.bounded_log`).
 """
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +23,14 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from taopd.bounded_log import BoundedLog
 from taopd.choose import Choice
-from taopd.records import append_jsonl, rewind_jsonl, thin_jsonl
 from taopd.scoring import Positions
 from taopd.signals import TokenSignals
 
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
-MAX_BYTES = 256 * 2**20
-"""Of `rollouts.jsonl`; 200 rollouts of 512 tokens are 40 MB."""
 _SIGNALS = ("disagreement", "compatibility", "entropy", "score")
-
-logger = logging.getLogger("taopd.rollout_log")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +69,7 @@ class RolloutLog:
         self._num_rollouts = num_rollouts
         self._every_token = every_token
         self._begun = False
-        self._every = 1
+        self._log = BoundedLog(self._folder / "rollouts.jsonl")
 
     def __call__(self, scored: ScoredBatch) -> None:
         """Write what is asked for of one generation batch."""
@@ -89,26 +82,13 @@ class RolloutLog:
             self._begun = True
         if self._every_token:
             self._write_tokens(columns, scored.step)
-        if self._num_rollouts > 0 and scored.step % self._every == 0:
-            path = self._folder / "rollouts.jsonl"
+        if scored.step % self._log.every == 0:
             for row in range(min(self._num_rollouts, scored.positions.shape[0])):
-                append_jsonl(path, _rollout(row, scored, columns))
-            self._bound(path, scored.step)
-
-    def _bound(self, path: Path, step: int) -> None:
-        while path.stat().st_size > MAX_BYTES and self._every <= step:
-            self._every *= 2
-            thin_jsonl(path, self._every)
-            logger.warning(
-                "%s reached %d MiB: only steps that are multiples of %d are kept in it",
-                path,
-                MAX_BYTES >> 20,
-                self._every,
-            )
+                self._log.append(_rollout(row, scored, columns))
 
     def _rewind(self, step: int) -> None:
         """Drop what an interrupted run wrote of this step and later ones."""
-        rewind_jsonl(self._folder / "rollouts.jsonl", step)
+        self._log.rewind(step)
         for path in (self._folder / "selection").glob("step-*"):
             if path.suffix != ".parquet" or int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()

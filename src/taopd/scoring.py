@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.signals import TokenSignals, concatenate, exact_signals
+from taopd.zero3 import in_parts, whole
 
 
 def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """The model's output projection over the first `vocab_size` ids, as its forward would apply it.
 
-    A sharded (FSDP2) weight is gathered here, once, and not per chunk. Scale and soft cap are read from the
-    text config under the names that the model families use.
+    A sharded weight (FSDP2, ZeRO-3) is gathered here, once, and not per chunk. Scale and soft cap are read
+    from the text config under the names that the model families use.
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -39,6 +40,8 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
 
 
 def _plain(value: Tensor) -> Tensor:
+    if in_parts(value):
+        return whole(value)
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

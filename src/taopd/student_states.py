@@ -50,10 +50,15 @@ class StudentStates:
     def __init__(
         self, student: Any, accelerator: Accelerator, recorder: Recorder, args: TeachabilityConfig
     ) -> None:
-        sharded = layout_of(accelerator) != "replicated"
+        layout = layout_of(accelerator)
+        if layout == "deepspeed" and (args.match_update_norm or args.max_update_norm):
+            raise ConfigError(
+                "match_update_norm and max_update_norm: DeepSpeed updates within the backward, where no "
+                "update can be scaled"
+            )
         if args.gradient_window is not None:
             check_backbone(backbone_of(student))
-        if args.gradient_check_every and sharded:
+        if args.gradient_check_every and layout != "replicated":
             raise ConfigError(
                 "gradient_check_every: gradients of sharded parameters cannot be taken aside (FSDP, "
                 "DeepSpeed): set it to 0, or measure on one device"

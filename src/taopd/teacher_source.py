@@ -22,6 +22,7 @@ from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
 from taopd.vocabulary import shared_vocabulary
+from taopd.zero3 import prepare_frozen
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
@@ -83,7 +84,7 @@ class TeacherSource:
             init_kwargs=args.teacher_model_init_kwargs,
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
-        self.model = accelerator.prepare_model(self.plain, evaluation_mode=True)
+        self.model = prepare_frozen(accelerator, self.plain)
 
     def score(
         self,

@@ -36,6 +36,8 @@ LAYERS = (
             "generation",
             "grading",
             "shards",
+            "zero3",
+            "bounded_log",
             "recorder",
             "objective",
             "reference",

@@ -1,8 +1,9 @@
 """The ranks of `test_ranks.py`: every case under 1, 2 and 4 processes, DDP and FSDP2, in one launch.
 
-Run as: python rank_worker.py MICRO_LAB_FOLDER OUTPUT_FOLDER CASES_JSON. Imports once, then forks each world's
-ranks, which join over gloo; rank r of a world writes OUTPUT_FOLDER/CASE-WAY-WORLD-r.json (and rank 0 the
-gradients). accelerate starts FSDP2 on accelerators only; `open_fsdp_to_cpu` lets it start here.
+Run as: python rank_worker.py MICRO_LAB_FOLDER OUTPUT_FOLDER CASES_JSON [zero2 zero3]; with ways of DeepSpeed
+one process, and two of each way. Imports once, then forks each world's ranks, which join over gloo; rank r of
+a world writes OUTPUT_FOLDER/CASE-WAY-WORLD-r.json (and rank 0 the gradients). accelerate starts FSDP2 and
+DeepSpeed on accelerators only; `open_fsdp_to_cpu` and `open_deepspeed_to_cpu` let them start here.
 """
 
 import json
@@ -27,6 +28,7 @@ from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
 from taopd.selectors import register_selector
 from taopd.trainer import TeachabilityTrainer
+from taopd.zero3 import gathered
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
 
@@ -77,6 +79,24 @@ def generate(kind: str):
     return completions
 
 
+def open_deepspeed_to_cpu() -> None:
+    """accelerate starts DeepSpeed on accelerators only: let it take gloo for their backend."""
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    make = PartialState.__init__
+    PartialState.__init__ = lambda self, cpu=False, **kwargs: make(self, False, **kwargs)
+    PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+
+def deepspeed_settings(stage: int) -> dict:
+    """A config in which even small weights are in parts."""
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    zero["stage3_gather_16bit_weights_on_model_save"] = stage == 3
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    config = {"zero_optimization": zero, "zero_allow_untested_optimizer": True}
+    return {"deepspeed": config | dict.fromkeys(auto, "auto")}
+
+
 def open_fsdp_to_cpu(args: TeachabilityConfig) -> None:
     """accelerate turns several GPU processes into FSDP, and several CPU processes not: call them GPU ones."""
     assert args.device.type == "cpu"
@@ -97,6 +117,14 @@ class Gradients(TrainerCallback):
         }
 
 
+def weights_of(model) -> dict[str, torch.Tensor]:
+    """Copies of the whole weights."""
+    with gathered(model.parameters()):
+        return {
+            name.removeprefix("module."): p.detach().clone() for name, p in model.named_parameters()
+        }
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -110,6 +138,8 @@ def local_bytes(tensors) -> int:
 def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> TeachabilityTrainer:
     settings = dict(case["settings"])
     steps = settings.pop("accumulation", 1)
+    if way.startswith("zero"):
+        settings |= deepspeed_settings(int(way[-1]))
     if way == "fsdp2":
         settings |= {
             "fsdp": True,
@@ -177,8 +207,14 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     trainer._choose = watched
     gradients = Gradients()
     trainer.add_callback(gradients)
+    deepspeed = way.startswith("zero")
+    before = weights_of(trainer.model) if deepspeed else {}
     with Traffic(trainer) as traffic:
         trainer.train()
+    if deepspeed:  # whose gradients are gone when the step is done: of SGD, from what it moved
+        moved = weights_of(trainer.model)
+        rate = trainer.args.learning_rate
+        gradients.found = {n: (before[n] - moved[n]) / rate for n in moved}
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     found = {
         "kept": kept,
@@ -205,11 +241,13 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
         save_file(gradients.found, out / f"{name}.safetensors")
 
 
-def run_cases(lab: Path, out: Path, cases: list[dict], world: int) -> None:
+def run_cases(lab: Path, out: Path, cases: list[dict], world: int, ways: Sequence[str]) -> None:
     """One process of a world, through all cases."""
-    for way in ("ddp", "fsdp2") if world > 1 else ("ddp",):
+    if world > 1 and any(way.startswith("zero") for way in ways):
+        open_deepspeed_to_cpu()
+    for way in ways if world > 1 else ("ddp",):
         for case in cases:
-            if way in case.get("ways", ("ddp", "fsdp2")) and world in case.get("worlds", (1, 2, 4)):
+            if way in case.get("ways", (way,)) and world in case.get("worlds", (1, 2, 4)):
                 run_case(lab, out, case, way, world)
 
 
@@ -256,4 +294,6 @@ def _fork(out: Path, world: int, rank: int, port: int, run: Callable[[int, int],
 
 if __name__ == "__main__":
     lab, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    fork_ranks(out, (1, 2, 4), lambda world, rank: run_cases(lab, out, cases, world))
+    ways = sys.argv[4:] or ["ddp", "fsdp2"]
+    worlds = (1, 2) if sys.argv[4:] else (1, 2, 4)
+    fork_ranks(out, worlds, lambda world, rank: run_cases(lab, out, cases, world, ways))

@@ -24,9 +24,16 @@ NUM_ROWS = 4
 """Completions of a generation batch, all ranks."""
 
 
+def fsdp2_settings(kind: str) -> dict[str, Any]:
+    """`kind`: FULL_STATE_DICT (a whole model beside the shards) or SHARDED_STATE_DICT."""
+    wrap = {"transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"], "state_dict_type": kind}
+    return {"fsdp": True, "fsdp_config": wrap}
+
+
 def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings: Any) -> Any:
-    """A trainer whose checkpoints are whole (a model file beside the shards) or shards alone."""
-    kind = "SHARDED_STATE_DICT" if lora else "FULL_STATE_DICT"
+    """A trainer under FSDP2, or under DeepSpeed where the settings have it."""
+    if "deepspeed" not in settings:
+        settings |= fsdp2_settings("SHARDED_STATE_DICT" if lora else "FULL_STATE_DICT")
     args = TeachabilityConfig(
         **{
             "output_dir": str(folder),
@@ -45,15 +52,11 @@ def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings:
             "save_strategy": "steps",
             "save_steps": 1,
             "max_steps": 4,
-            "fsdp": True,
-            "fsdp_config": {
-                "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"],
-                "state_dict_type": kind,
-            },
         }
         | settings
     )
-    open_fsdp_to_cpu(args)
+    if args.fsdp:
+        open_fsdp_to_cpu(args)
     adapters = None
     if lora:
         from peft import LoraConfig

@@ -177,6 +177,25 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(capsys, tmp_path):
     assert "[/]" in capsys.readouterr().out
 
 
+def test_an_outcome_without_a_seed(tmp_path):
+    from taopd.cli import compare
+
+    for number, seed in enumerate((None, 0)):
+        (tmp_path / f"arm-{number}").mkdir()
+        text = json.dumps(OUTCOME | {"seed": seed})
+        (tmp_path / f"arm-{number}/results.json").write_text(text)
+    with pytest.raises(TaopdError, match="it has no seed"):
+        compare.run([str(tmp_path)])
+
+
+def test_a_min_keep_beyond_every_tensor(tmp_path):
+    golden = json.loads((Path(__file__).parents[1] / "golden/topk_lists.json").read_text())[:1]
+    selection = golden[0]["selections"][0]
+    golden[0]["selections"] = [selection | {"min_keep": 2**70}]
+    (tmp_path / "x.json").write_text(json.dumps(golden))
+    check_file(tmp_path / "x.json")
+
+
 def test_an_accuracy_that_one_seed_lacks():
     other = OUTCOME | {"seed": 1}
     del other["accuracy_sampled"]

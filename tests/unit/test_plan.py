@@ -31,6 +31,7 @@ from taopd.plan.flops import (
     step_cost,
 )
 from taopd.plan.memory import activation_bytes, step_memory
+from taopd.plan.settings import BYTES
 from tests.conftest import make_model
 
 SIZES = {
@@ -283,6 +284,11 @@ def test_ranks_divide_what_is_sharded_and_nothing_else():
     for name in ("teacher_weights", "reference_weights", "scoring_logits"):
         assert sharded[name] == alone[name], name
     assert 0 < sharded["gathered_weights"] < alone["student_weights"]
+    zero3 = step_memory(STUDENT, STUDENT, replace(many, sharding="zero3")).parts
+    for name in ("teacher_weights", "gradients"):
+        assert zero3[name] == pytest.approx(alone[name] / 8), name
+    dtypes = BYTES[SETTINGS.dtype] / BYTES[SETTINGS.student_dtype]
+    assert zero3["reference_weights"] == alone["reference_weights"] * dtypes / 8
     ddp = step_memory(STUDENT, STUDENT, replace(many, sharding="ddp")).parts
     assert ddp["gradient_buckets"] == ddp["gradients"] == alone["gradients"]
 
@@ -291,11 +297,13 @@ def test_ranks_divide_what_is_sharded_and_nothing_else():
 def test_rings_send_all_but_the_own_part(sharding, factor):
     """Oracle: the ring algorithms, all-reduce as reduce-scatter and all-gather."""
     settings = replace(SETTINGS, num_ranks=8, sharding=sharding, gather_limit=0)
-    volume = step_communication(STUDENT, settings)
+    volume = step_communication(STUDENT, STUDENT, settings)
     assert volume.sent["gradients"] == pytest.approx(factor * 7 / 8 * volume.moved["gradients"])
     assert volume.sent["parameters"] == pytest.approx(7 / 8 * volume.moved["parameters"])
     assert volume.moved["selection"] == 37 * 16 * 1024
     longer = replace(settings, completion_length=10 * settings.completion_length)
-    assert step_communication(STUDENT, longer).moved["selection"] == volume.moved["selection"]
-    rows = step_communication(STUDENT, replace(settings, gather_limit=10**7))
+    assert (
+        step_communication(STUDENT, STUDENT, longer).moved["selection"] == volume.moved["selection"]
+    )
+    rows = step_communication(STUDENT, STUDENT, replace(settings, gather_limit=10**7))
     assert rows.moved["selection"] == 20 * 8 * settings.num_completion_tokens

@@ -137,5 +137,5 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
         ),
         full_cost=full,
         windows=tuple(rows),
-        communication=step_communication(student, settings),
+        communication=step_communication(student, teacher, settings),
     )

@@ -9,12 +9,13 @@ message of M bytes among R ranks
     gradients     ddp: one all-reduce a step. fsdp2: one reduce-scatter a step, at its last backward. zero3:
                   one a backward.
     parameters    the student's for every forward (scoring, training) and again for the backward. fsdp2: last
-                  norm and head stay once they are there, until the next backward.
+                  norm and head stay once they are there, until the next backward. zero3: also those of the
+                  teacher and of the reference, once for every forward.
     selection     up to gather_limit tokens their rows, `ROW_BYTES` each; above it counts (`taopd.ranks`)
 
-Teacher and reference student are whole on every rank and move nothing. Not counted: generation (its forwards
-gather an fsdp2 or zero3 student once a token, unless vLLM samples), the weights at the start, evaluation,
-TRL's own metrics (some hundred bytes). ZeRO-3 is a formula that was never measured.
+Under ddp and fsdp2 teacher and reference student are whole on every rank and move nothing. Not counted:
+generation (an fsdp2 student is gathered once a token, a zero3 student once a batch, unless vLLM samples), the
+weights at the start, evaluation, TRL's own metrics (some hundred bytes).
 """
 
 from dataclasses import dataclass
@@ -42,13 +43,15 @@ class Communication:
     """By one rank."""
 
 
-def step_communication(student: ModelShape, settings: PlanSettings) -> Communication:
+def step_communication(
+    student: ModelShape, teacher: ModelShape, settings: PlanSettings
+) -> Communication:
     """Volume of one step of `settings.num_ranks` ranks under `settings.sharding`.
 
     Example:
         >>> from taopd.plan import SHAPES
         >>> settings = PlanSettings(batch=1, prompt_length=9, completion_length=9, num_ranks=8)
-        >>> step_communication(SHAPES["Qwen3-1.7B"], settings).moved["parameters"]
+        >>> step_communication(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], settings).moved["parameters"]
         0.0
     """
     ranks = settings.num_ranks
@@ -57,7 +60,7 @@ def step_communication(student: ModelShape, settings: PlanSettings) -> Communica
     spread = tokens > settings.gather_limit
     moved = {
         "gradients": _gradients(student, settings),
-        "parameters": _parameters(student, settings),
+        "parameters": _parameters(student, teacher, settings),
         "selection": float(SPREAD_PLACES * BYTES_PER_PLACE if spread else ROW_BYTES * tokens),
     }
     reduced = 2 * share
@@ -88,11 +91,16 @@ def _gradients(student: ModelShape, settings: PlanSettings) -> float:
     return float(BYTES[dtype] * trained_parameters(student, settings) * backwards)
 
 
-def _parameters(student: ModelShape, settings: PlanSettings) -> float:
+def _parameters(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> float:
     if settings.sharding == "ddp":
         return 0.0
     passes, tail = settings.micro_batches, tail_parameters(student)
     gathered = 3 * passes * student.num_parameters
     if settings.sharding == "fsdp2":
         gathered -= (3 * passes - (passes + 1)) * tail
+        return float(BYTES[settings.dtype] * gathered)
+    if not settings.teacher_elsewhere:
+        gathered += passes * teacher.num_parameters
+    if settings.holds_reference:
+        gathered += passes * student.num_parameters
     return float(BYTES[settings.dtype] * gathered)

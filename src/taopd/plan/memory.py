@@ -19,8 +19,9 @@ Not counted: the allocator's fragmentation and the CUDA context, buffers of kern
 tensors (about one layer's feed-forward), transients of generation, LoRA's own activations.
 
 Several ranks: FSDP2 and ZeRO-3 hold a part of the student's weights, gradients and optimizer states each, and
-gather for a moment two layers (one computes, one comes) and the head; teacher and reference are whole. DDP
-holds all of it, and the gradients once more in its buckets.
+gather for a moment two layers (one computes, one comes) and the head; teacher and reference are whole under
+FSDP2, in parts under ZeRO-3, which computes in weights of its own beside the float32 ones. DDP holds all of
+it, and the gradients once more in its buckets.
 """
 
 from dataclasses import dataclass
@@ -111,21 +112,27 @@ def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int) -> flo
     return float(num_rows * settings.length * per_token)
 
 
+def _gathered(shape: ModelShape) -> float:
+    """Weights of a model in parts that are whole at a time."""
+    return 2 * shape.body_parameters / shape.num_layers + tail_parameters(shape)
+
+
 def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     stored = BYTES[settings.student_dtype]
     trained, shards = trained_parameters(student, settings), settings.shards
     adapters = 0 if settings.lora_rank is None else trained
     buckets = settings.sharding == "ddp" and settings.num_ranks > 1
-    layers = 2 * student.body_parameters / student.num_layers
-    gathered = BYTES[settings.dtype] * (layers + tail_parameters(student))
-    copied = (settings.anchor_fraction > 0 or settings.guard) and settings.lora_rank is None
+    compute, zero3 = BYTES[settings.dtype], settings.sharding == "zero3"
+    held = stored + (compute if zero3 and settings.autocast else 0)
+    gathered = [student] if not zero3 or settings.teacher_elsewhere else [student, teacher]
+    frozen = shards if zero3 else 1
+    of_teacher = BYTES[settings.teacher_dtype] * teacher.num_parameters / frozen
+    of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
     return {
-        "student_weights": stored * (student.num_parameters + adapters) / shards,
-        "gathered_weights": gathered if shards > 1 else 0.0,
-        "teacher_weights": 0.0
-        if settings.teacher_elsewhere
-        else float(BYTES[settings.teacher_dtype] * teacher.num_parameters),
-        "reference_weights": float(stored * student.num_parameters) if copied else 0.0,
+        "student_weights": held * (student.num_parameters + adapters) / shards,
+        "gathered_weights": compute * max(map(_gathered, gathered)) if shards > 1 else 0.0,
+        "teacher_weights": 0.0 if settings.teacher_elsewhere else of_teacher,
+        "reference_weights": of_copy if settings.holds_reference else 0.0,
         "gradients": stored * trained / shards,
         "gradient_buckets": float(stored * trained) if buckets else 0.0,
         "optimizer_states": stored * settings.optimizer_states * trained / shards,

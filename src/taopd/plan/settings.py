@@ -135,6 +135,11 @@ class PlanSettings:
         return 1 if self.sharding == "ddp" else self.num_ranks
 
     @property
+    def holds_reference(self) -> bool:
+        """A frozen copy of the student, for anchor or guard; with an adapter the base model is one."""
+        return (self.anchor_fraction > 0 or self.guard) and self.lora_rank is None
+
+    @property
     def autocast(self) -> bool:
         return self.dtype != self.student_dtype
 

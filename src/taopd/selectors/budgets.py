@@ -123,4 +123,5 @@ def top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) ->
     num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
     spare = preference[~kept[preference]]
     nth = place_in_response(spare, response)
-    kept[spare[nth < min_keep - num_kept[group[spare]]]] = True
+    most = min(min_keep, response.shape[0])
+    kept[spare[nth < most - num_kept[group[spare]]]] = True

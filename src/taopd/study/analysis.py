@@ -85,7 +85,7 @@ def read_question(folder: Path) -> tuple["Question", Controls | None]:
 
 def _read(path: Path) -> dict[str, Any]:
     outcome = read_document(path, OUTCOME)
-    missing = [key for key in NEEDED if key not in outcome]
+    missing = [key for key in NEEDED if outcome.get(key) is None]
     if missing:
         raise DataError(f"{path} is not the result of an arm: it has no {', '.join(missing)}")
     return outcome

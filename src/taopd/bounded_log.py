@@ -1,0 +1,57 @@
+"""A JSON-lines log of a run that stays below a size, however long the run.
+
+Why thinned: a run of a week would fill the disk with what nobody reads. At the limit every second step is
+taken out, and from then on every second one is written, and so on: the file stays between half the limit
+and the limit, and shows the whole run evenly. It says so in the log.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from taopd.records import append_jsonl, read_jsonl, rewind_jsonl, thin_jsonl
+
+MAX_BYTES = 256 * 2**20
+"""200 rollouts of 512 tokens are 40 MB; of metrics it is about 100,000 steps."""
+
+logger = logging.getLogger("taopd.bounded_log")
+
+
+class BoundedLog:
+    """Lines with a "step", appended in its order.
+
+    Args:
+        stays: lines that are kept whatever their step (evaluations).
+    """
+
+    def __init__(self, path: Path, stays: Callable[[dict[str, Any]], bool] | None = None) -> None:
+        self._path = path
+        self._stays = stays or (lambda line: False)
+        self.every = 1
+        """Steps that are multiples of it are kept."""
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines of earlier steps, and the thinning that an interrupted run had come to."""
+        rewind_jsonl(self._path, step)
+        self.every = 1
+        if self._path.exists() and self._path.stat().st_size > MAX_BYTES // 4:
+            lines = read_jsonl(self._path)
+            steps = [line["step"] for line in lines if line["step"] and not self._stays(line)]
+            while steps and all(step % (2 * self.every) == 0 for step in steps):
+                self.every *= 2
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write a line, if its step is one of those that are kept."""
+        if line["step"] % self.every and not self._stays(line):
+            return
+        append_jsonl(self._path, line)
+        while self._path.stat().st_size > MAX_BYTES and self.every <= line["step"]:
+            self.every *= 2
+            thin_jsonl(self._path, self.every, self._stays)
+            logger.warning(
+                "%s reached %d MiB: only steps that are multiples of %d are kept in it",
+                self._path,
+                MAX_BYTES >> 20,
+                self.every,
+            )
