@@ -64,6 +64,16 @@ def loss_terms(
     return losses
 
 
+def with_value(loss: Any, value: Float[Tensor, ""]) -> Any:
+    """A loss (or a tuple that begins with one) with its float32 value, and its gradient.
+
+    What leaves a wrapper's forward may be rounded: FSDP2 hands it out in the compute dtype.
+    """
+    if isinstance(loss, tuple):
+        return with_value(loss[0], value), *loss[1:]
+    return value + (loss.float() - loss.float().detach())
+
+
 def loss_inputs(
     positions: Positions,
     scored: Scored,

@@ -81,7 +81,12 @@ QUESTION = {
 VERDICTS = [{...: ANY}]
 MANIFEST = {
     "format?": ANY,
-    "checkpoints?": [OBJECT],
+    "checkpoints?": [
+        {
+            f"gain_forward_nats/{group}?": Maybe(NUMBER)
+            for group in ("mean", "learnable", "incompatible")
+        }
+    ],
 }
 _TOP = {"ids": [[WHOLE]], "logprobs": [[NUMBER]]}
 ROLLOUT = {

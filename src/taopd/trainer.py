@@ -1,8 +1,7 @@
 """`TeachabilityTrainer`: `trl.DistillationTrainer` that trains only on the tokens that a selector keeps.
 
 The only file that knows TRL. What it overrides: how prompts are repeated (`num_generations`), what happens
-after sampling (score, select, keep the teacher's hidden states where they are needed), and the loss. The
-loop, generation, checkpoints, PEFT, distribution and trackers stay TRL's.
+after sampling (score, select, keep the teacher's states where they are needed), and the loss.
 
 One step: sample the whole generation batch, score it once with both models, choose over all of it (every
 micro-batch and rank), then per micro-batch run the student on the rows that hold a kept token, up to the
@@ -32,7 +31,7 @@ from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
-from taopd.objective import Term, loss_inputs, loss_terms
+from taopd.objective import Term, loss_inputs, loss_terms, with_value
 from taopd.rank_state import RankState
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
@@ -175,8 +174,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         positions = Positions.of(mask & inside.long().cummin(1).values.bool())
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
-        asked = batch | {"answers": [row.get("answer") for row in inputs]}
-        return batch | self._select(asked, positions, scored)
+        answers = {"answers": [row.get("answer") for row in inputs]}
+        return batch | self._select(batch | answers, positions, scored)
 
     # -- scoring ----------------------------------------------------------------------------------
 
@@ -265,10 +264,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
     # -- loss -------------------------------------------------------------------------------------
 
     def _compute_loss(self, unwrapped_student, inputs: Batch, num_items_in_batch):
-        """Head and loss at the kept and anchored positions alone; TRL calls it inside the wrapper's forward.
-
-        Returns the scalar loss, the sum of the student's entropy over the completion, and its token count.
-        """
+        """Head and loss at the tokens that train; entropy and tokens to log. Inside the wrapper's forward."""
         active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
         part = trim(inputs, active)
         # A teacher that is asked has no head here: its losses read log-probs of the sampled tokens alone.
@@ -292,7 +288,11 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             loss = loss + term
         # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
         loss = loss * self.accelerator.num_processes
+        self._loss_value = loss.detach()
         return loss, inputs["entropy"].sum(), inputs["completion_mask"].sum()
+
+    def compute_loss(self, *args, **kwargs):
+        return with_value(super().compute_loss(*args, **kwargs), self._loss_value)
 
     @torch.no_grad()
     def _head(self, model) -> Head:

@@ -80,8 +80,8 @@ def test_under_zero3_student_and_teacher_are_in_parts(runs):
 def test_what_ranks_move_is_what_plan_says(runs, micro_lab, case, steps):
     """Oracle: the bytes given to collectives.
 
-    The student is gathered once more to generate, and heads once more where DeepSpeed has let go of them: with
-    these small models that is 6 % of a step.
+    The student is gathered once more to generate, and heads once more where DeepSpeed has let go of them:
+    with these small models that is 6 % of a step.
     """
     settings = {"micro_batches": steps, "guard": True}
     said = plan_of(micro_lab, 2, "zero3", **settings).communication.moved

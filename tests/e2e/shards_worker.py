@@ -92,6 +92,30 @@ def state(trainer: Any) -> dict[str, Any]:
     }
 
 
+def run_bf16(lab: Path, folder: Path) -> dict[str, Any]:
+    """Under mixed precision: a run, the same resumed, and every loss inside and outside of the wrapper."""
+    whole = make(lab, folder, 2, bf16=True)
+    inside, outside = [], []
+    inner, outer = whole._compute_loss, whole.compute_loss
+
+    def watched_inner(*args):
+        loss, *rest = inner(*args)
+        inside.append(loss.item())
+        return loss, *rest
+
+    def watched_outer(*args, **kwargs):
+        loss = outer(*args, **kwargs)
+        outside.append(loss.item())
+        assert loss.dtype == torch.float32 and loss.requires_grad
+        return loss
+
+    whole._compute_loss, whole.compute_loss = watched_inner, watched_outer
+    whole.train()
+    part = make(lab, folder, 2, bf16=True)
+    part.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    return {"whole": state(whole), "resumed": state(part), "inside": inside, "outside": outside}
+
+
 def run_two(lab: Path, out: Path) -> dict[str, Any]:
     """Two processes: untouched, resumed, resumed when done, out of disk, LoRA."""
     found: dict[str, Any] = {}
@@ -107,6 +131,7 @@ def run_two(lab: Path, out: Path) -> dict[str, Any]:
         done.train(resume_from_checkpoint=True)
         found[name]["done"] = state(done) | {"steps": done.state.global_step}
 
+    found["bf16"] = run_bf16(lab, out / "bf16")
     torn = make(lab, out / "torn", 2)
     publish = torn._publish
 

@@ -6,18 +6,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from taopd.checkpoint_files import newest_whole, num_processes_of, problem_of
-from taopd.errors import DataError
-from taopd.shards import load_weights
+from taopd.errors import ConfigError, DataError
+from taopd.shards import layout_of, load_weights
 from taopd.tree_files import Block, load_tree, save_tree
 from tests.conftest import make_model
 
@@ -51,6 +53,14 @@ def test_resumed_is_as_if_never_interrupted(runs, kind):
     for rank in (0, 1):
         found = read(runs, 2, rank)[kind]
         assert found["whole"] == found["resumed"] == truth
+
+
+def test_bf16_resumes_alike_and_keeps_the_loss_in_float32(runs):
+    """Oracle: the loss where it was computed, inside of the wrapper that hands out bfloat16."""
+    found = read(runs, 2, 0)["bf16"]
+    assert found["resumed"] == found["whole"]
+    assert found["inside"] == found["outside"] and len(found["inside"]) == 4
+    assert found["inside"] != torch.tensor(found["inside"]).bfloat16().tolist(), "vacuous"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,6 +162,17 @@ def test_a_part_that_no_process_wrote_is_missed(runs, mesh, tmp_path):
     save_tree(folder / "shard-1.safetensors", tree)
     with pytest.raises(DataError, match=r"lm_head\.weight is incomplete"):
         read_alone(folder, mesh)
+
+
+def test_version_1_of_fsdp_is_refused():
+    plugin = SimpleNamespace(fsdp_version=1)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)
+    )
+    with pytest.raises(ConfigError, match="fsdp_version: 2"):
+        layout_of(accelerator)
+    plugin.fsdp_version = 2
+    assert layout_of(accelerator) == "sharded"
 
 
 def test_shapes_are_read_without_values(runs):

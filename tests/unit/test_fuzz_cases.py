@@ -145,6 +145,12 @@ def runs(tmp_path) -> list[Path]:
         ("results.json", '{"arms": [{"accuracy_curve": []}]}'),
         ("results.json", '{"arms": [{"accuracy_curve": [[0, 0.5]], "accuracy_greedy": 7}]}'),
         ("manifest.json", '{"format": "taopd-bank-1"}'),
+        (
+            "manifest.json",
+            json.dumps(
+                {"checkpoints": [{"gain_forward_nats/mean": HUGE}], "format": "taopd-gain-1"}
+            ),
+        ),
         ("arm.json", '{"config": 3}'),
         ("verdicts.json", '{"claim": 1}'),
     ],

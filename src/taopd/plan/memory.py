@@ -20,8 +20,8 @@ tensors (about one layer's feed-forward), transients of generation, LoRA's own a
 
 Several ranks: FSDP2 and ZeRO-3 hold a part of the student's weights, gradients and optimizer states each, and
 gather for a moment two layers (one computes, one comes) and the head; teacher and reference are whole under
-FSDP2, in parts under ZeRO-3, which computes in weights of its own beside the float32 ones. DDP holds all of
-it, and the gradients once more in its buckets.
+FSDP2. Under ZeRO-3 they are in parts, the student has weights of its own to compute in beside the float32
+ones, and is put together to sample. DDP holds all of it, and the gradients once more in its buckets.
 """
 
 from dataclasses import dataclass
@@ -131,6 +131,9 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     return {
         "student_weights": held * (student.num_parameters + adapters) / shards,
         "gathered_weights": compute * max(map(_gathered, gathered)) if shards > 1 else 0.0,
+        "gathered_to_sample": float(compute * student.num_parameters)
+        if zero3 and shards > 1
+        else 0.0,
         "teacher_weights": 0.0 if settings.teacher_elsewhere else of_teacher,
         "reference_weights": of_copy if settings.holds_reference else 0.0,
         "gradients": stored * trained / shards,
@@ -222,7 +225,9 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     shared = settings.shared_forward and settings.window is None
     recorded = total("activations", "training_hidden") if shared else 0.0
     return {
-        "sample": weights + gathered + total("generation_cache", "sampling_logits"),
+        "sample": weights
+        + max(gathered, parts["gathered_to_sample"])
+        + total("generation_cache", "sampling_logits"),
         "score": weights
         + gathered
         + score
