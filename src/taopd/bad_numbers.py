@@ -11,7 +11,7 @@ it is data, not an error. Not here: fp16 overflow, which the gradient scaler tre
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,12 @@ class BadNumbers(TrainerCallback):
         if self._void and not self._why:
             self._why = "no token to train on"
 
-    def loss_failed(
-        self, problem: NumericsError, states: Callable[[], Tensor], read_head: Callable[[], Head]
-    ) -> Float[Tensor, ""]:
+    def loss_failed(self, problem: NumericsError, states: Tensor, head: Head) -> Float[Tensor, ""]:
         """Take note of a bad loss; the step goes on to its end, where all processes decide.
 
         Args:
-            states: runs the student.
-            read_head: gives its head; see `objective.loss_terms`.
+            states: the student's, and its head: what the loss was computed from. Nothing is run again, since
+                under FSDP2 that would wait for processes whose loss is good.
 
         Returns:
             A loss of 0 through the whole student, so that the backward meets the other processes'.
@@ -122,10 +120,9 @@ class BadNumbers(TrainerCallback):
         if self._deepspeed or not torch.is_grad_enabled():
             raise problem
         self._problem = self._problem or problem
-        parts = [states()]
-        head = read_head()
-        parts += [head.weight] + ([] if head.bias is None else [head.bias])
-        return torch.stack([part.float().sum() for part in parts]).sum() * 0.0
+        parts = [states, head.weight] + ([] if head.bias is None else [head.bias])
+        # 0 whatever the parts hold: NaN times 0 would be NaN.
+        return torch.stack([p.float().nan_to_num(0.0).clamp(0.0, 0.0).sum() for p in parts]).sum()
 
     def end_of_backward(self, model: torch.nn.Module, step: int) -> None:
         """Look at the gradients of a step, before they are clipped.
@@ -136,8 +133,10 @@ class BadNumbers(TrainerCallback):
         self._skips = self._void
         problem, self._problem = self._problem, None
         if not self._deepspeed and not self._void:
-            if problem is None and self._accelerator.scaler is None:
-                problem = _gradient_problem(model, step)
+            if self._accelerator.scaler is None:
+                # On every process, whatever its loss: norms of sharded gradients need all of them.
+                found = _gradient_problem(model, step)
+                problem = problem or found
             if self._anywhere(problem is not None):
                 self._tell(problem, step)
                 self._why, self._skips = "bad numbers", True

@@ -9,7 +9,7 @@ last one, and apply head and loss at the kept positions alone.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ Batch = dict[str, Any]
 
 
 class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
-    """Selective on-policy distillation; takes what `trl.DistillationTrainer` takes.
+    """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
         model: student, a path, a hub id or a `PreTrainedModel`.
@@ -60,8 +60,6 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         ConfigError: settings that do not fit each other.
         DataError: different tokenizers, a multimodal student, or batch after batch without a token.
         NumericsError: NaN or infinite logits, loss or gradient; see `BadNumbers`.
-
-    Source: arXiv 2605.26844.
     """
 
     _tag_names = ["trl", "distillation", "taopd"]  # noqa: RUF012 (TRL's attribute)
@@ -119,7 +117,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
             self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
-        if args.log_update_norm or norms != (None, None):
+        if args.log_update_norm or any(norms):
             self.add_callback(UpdateNorm(self._record, *norms))
 
     # -- sampling ---------------------------------------------------------------------------------
@@ -271,17 +269,19 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         teacher = None if self.teacher_model is None else self._head(self.teacher_model)
         terms = [Term("loss", "teacher", teacher, self._loss_function)]
         terms += self._held.terms(unwrapped_student, inputs)
-        head = partial(read_head, unwrapped_student, self.vocab_size)
+        head = cache(partial(read_head, unwrapped_student, self.vocab_size))
         losses = partial(
             loss_terms, head, terms=terms, part=part, inputs=inputs, temperature=self.temperature
         )
         exact = partial(self._get_last_hidden_state, unwrapped_student, *part.sequences)
-        when = self.state.global_step, self._step
+        hidden, when = None, (self.state.global_step, self._step)
         states = partial(self._student_states, unwrapped_student, part, active, exact, losses)
         try:
-            loss, *anchor = losses(states(when, inputs))
+            hidden = states(when, inputs)
+            loss, *anchor = losses(hidden)
         except NumericsError as error:
-            loss, anchor = self.numbers.loss_failed(error, exact, head), []
+            hidden = exact() if hidden is None else hidden
+            loss, anchor = self.numbers.loss_failed(error, hidden, head()), []
         self._recorder.add("loss/selected_nats", loss.item())
         for term in anchor:
             self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)

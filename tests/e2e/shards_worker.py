@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
-from taopd.errors import ResourceError
+from taopd.errors import NumericsError, ResourceError
 from taopd.trainer import TeachabilityTrainer
 from tests.e2e.rank_worker import fork_ranks, open_fsdp_to_cpu
 
@@ -116,6 +116,33 @@ def run_bf16(lab: Path, folder: Path) -> dict[str, Any]:
     return {"whole": state(whole), "resumed": state(part), "inside": inside, "outside": outside}
 
 
+def spoil(trainer: Any, step: int) -> None:
+    """The loss of the second process is not finite in one step."""
+    function = trainer._loss_function
+    if trainer.args.process_index == 1:
+        trainer._loss_function = lambda logprobs, targets: (
+            function(logprobs, targets) / (0.0 if trainer.state.global_step == step else 1.0)
+        )
+
+
+def run_bad_numbers(lab: Path, out: Path) -> dict[str, Any]:
+    """Skipped, and stopped and resumed."""
+    skipping = make(lab, out / "skip", 2, on_bad_numbers="skip")
+    spoil(skipping, 2)
+    skipping.train()
+    logs = [log for log in skipping.state.log_history if "numerics/skipped" in log]
+    found = {"skipped": [log["numerics/skipped"] for log in logs], "after_skip": state(skipping)}
+    stopping = make(lab, out / "stop", 2)
+    spoil(stopping, 2)
+    try:
+        stopping.train()
+    except NumericsError as error:
+        found["stopped"] = str(error)
+    again = make(lab, out / "stop", 2)
+    again.train(resume_from_checkpoint=True)
+    return found | {"after_stop": state(again)}
+
+
 def run_two(lab: Path, out: Path) -> dict[str, Any]:
     """Two processes: untouched, resumed, resumed when done, out of disk, LoRA."""
     found: dict[str, Any] = {}
@@ -132,6 +159,7 @@ def run_two(lab: Path, out: Path) -> dict[str, Any]:
         found[name]["done"] = state(done) | {"steps": done.state.global_step}
 
     found["bf16"] = run_bf16(lab, out / "bf16")
+    found["bad"] = run_bad_numbers(lab, out)
     torn = make(lab, out / "torn", 2)
     publish = torn._publish
 

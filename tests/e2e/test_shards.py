@@ -63,6 +63,17 @@ def test_bf16_resumes_alike_and_keeps_the_loss_in_float32(runs):
     assert found["inside"] != torch.tensor(found["inside"]).bfloat16().tolist(), "vacuous"
 
 
+def test_a_bad_loss_on_one_process_is_skipped_or_stops_both(runs):
+    truth = read(runs, 2, 0)["full"]["whole"]
+    for rank in (0, 1):
+        found = read(runs, 2, rank)["bad"]
+        assert found["skipped"] == [0.0, 0.0, 1.0, 0.0]
+        assert found["after_skip"]["weights"] != truth["weights"]
+        assert "2 steps are saved in" in found["stopped"]
+        assert found["after_stop"] == truth
+    assert "on another process" in read(runs, 2, 0)["bad"]["stopped"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_done_takes_no_further_step(runs, kind):
     found = read(runs, 2, 0)[kind]
