@@ -19,6 +19,9 @@ def test_a_process_with_requests_in_flight_ends_at_once():
     with Echo() as server:
         server.always = slow(60.0)
         code = (
+            # A shell's background jobs ignore SIGINT, and so do their children.
+            "import signal\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from taopd.teachers import Transport\n"
             f"future = Transport({server.url!r}).submit('/score', {{}}, lambda d: d)\n"
             "print('waiting', flush=True)\n"

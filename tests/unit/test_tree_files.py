@@ -69,7 +69,11 @@ def test_a_block_knows_its_place(tmp_path):
     assert (bare.shape, bare.start, bare.size) == ((5, 3), (3, 0), (2, 3))
 
 
-@pytest.mark.parametrize("value", [object(), {(1, 2): 3}, {"x": {1.5: 0}}, {1, 2}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [object(), {(1, 2): 3}, {"x": {1.5: 0}}, {1, 2}],
+    ids=["object", "tuple as key", "float as key", "set"],
+)
 def test_what_only_a_pickle_could_hold_is_refused(value, tmp_path):
     with pytest.raises(DataError, match="without pickle"):
         save_tree(tmp_path / "x", value)
