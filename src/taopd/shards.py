@@ -9,7 +9,7 @@ processes: a process reads the blocks that overlap with its own, so that a run t
     optimizer-R.safetensors    its optimizer's state; schedule and fp16 scaler, which are the same on all
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,14 @@ def _files(folder: Path, kind: str, process: int, num_saved: int, num_now: int) 
     return [shard_file(folder, kind, number) for number in own]
 
 
-def _overlapping(files: list[Path], blocks_in: Any, targets: Mapping[Any, Tensor]) -> list[Any]:
-    """Trees of the files that hold something of the targets, the first one in any case."""
+def _overlapping(
+    files: list[Path], blocks_in: Callable[[Any], dict[Any, Any]], targets: Mapping[Any, Tensor]
+) -> list[Any]:
+    """Trees of the files that hold something of the targets, the first one in any case.
+
+    Args:
+        blocks_in: finds the blocks in a tree, by the keys of the targets.
+    """
     trees = []
     for path in files:
         held = blocks_in(load_tree(path, blocks=False)).items()
@@ -214,6 +220,8 @@ def _assemble(where: str, found: list[Any], target: Tensor) -> Tensor:
     if not blocks or blocks[0].shape != tuple(target.shape):
         raise DataError(f"{where} is missing, or of another model: expected {tuple(target.shape)}")
     assert blocks[0].values is not None
+    if (blocks[0].size, blocks[0].start) == (size, start):
+        return blocks[0].values
     values = torch.empty(size, dtype=blocks[0].values.dtype)
     covered = torch.zeros(size, dtype=torch.bool)
     for block in blocks:

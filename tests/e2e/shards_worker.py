@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
 from taopd.errors import NumericsError, ResourceError
+from taopd.shards import load_optimizer, load_weights, save_optimizer, save_weights
 from taopd.trainer import TeachabilityTrainer
-from tests.e2e.rank_worker import fork_ranks, open_fsdp_to_cpu
+from tests.e2e.rank_worker import fork_ranks, open_fsdp_to_cpu, whole
 
 NUM_ROWS = 4
 """Completions of a generation batch, all ranks."""
@@ -75,8 +77,7 @@ def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings:
 
 def digest(tensor: torch.Tensor) -> str:
     """Of the bytes of a whole tensor."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return hashlib.sha256(whole.detach().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(whole(tensor).detach().contiguous().numpy().tobytes()).hexdigest()
 
 
 def state(trainer: Any) -> dict[str, Any]:
@@ -94,9 +95,9 @@ def state(trainer: Any) -> dict[str, Any]:
 
 def run_bf16(lab: Path, folder: Path) -> dict[str, Any]:
     """Under mixed precision: a run, the same resumed, and every loss inside and outside of the wrapper."""
-    whole = make(lab, folder, 2, bf16=True)
+    first = make(lab, folder, 2, bf16=True)
     inside, outside = [], []
-    inner, outer = whole._compute_loss, whole.compute_loss
+    inner, outer = first._compute_loss, first.compute_loss
 
     def watched_inner(*args):
         loss, *rest = inner(*args)
@@ -109,11 +110,11 @@ def run_bf16(lab: Path, folder: Path) -> dict[str, Any]:
         assert loss.dtype == torch.float32 and loss.requires_grad
         return loss
 
-    whole._compute_loss, whole.compute_loss = watched_inner, watched_outer
-    whole.train()
+    first._compute_loss, first.compute_loss = watched_inner, watched_outer
+    first.train()
     part = make(lab, folder, 2, bf16=True)
     part.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-    return {"whole": state(whole), "resumed": state(part), "inside": inside, "outside": outside}
+    return {"whole": state(first), "resumed": state(part), "inside": inside, "outside": outside}
 
 
 def spoil(trainer: Any, step: int) -> None:
@@ -143,13 +144,54 @@ def run_bad_numbers(lab: Path, out: Path) -> dict[str, Any]:
     return found | {"after_stop": state(again)}
 
 
-def run_two(lab: Path, out: Path) -> dict[str, Any]:
+def uneven() -> torch.nn.Module:
+    """Rows that the processes do not divide: some hold nothing of a weight."""
+    torch.manual_seed(0)
+    sizes = {"one": (1, 3), "three": (3, 2), "five": (5,)}
+    model = torch.nn.Module()
+    for name, size in sizes.items():
+        model.register_parameter(name, torch.nn.Parameter(torch.randn(size)))
+    return model
+
+
+def run_uneven(folder: Path, world: int, rank: int) -> bool:
+    """Two processes take a step of Adam and write; four read. Whether all is as on one process."""
+    truth = uneven()
+    mesh = init_device_mesh("cpu", (world,))
+    model = fully_shard(uneven(), mesh=mesh)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    if world == 2:
+        folder.mkdir(exist_ok=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        save_weights(folder, model, rank, trained_only=False)
+        save_optimizer(folder, optimizer, rank, {"note": "x"})
+    else:
+        load_weights(folder, model, rank, 2, world, trained_only=False)
+        assert load_optimizer(folder, optimizer, rank, 2, world) == {"note": "x"}
+    alone = torch.optim.Adam(truth.parameters(), lr=0.1)
+    for parameter in truth.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    alone.step()
+    same = [
+        torch.equal(whole(p), q)
+        for p, q in zip(model.parameters(), truth.parameters(), strict=True)
+    ]
+    for mine, theirs in zip(
+        optimizer.state_dict()["state"].values(), alone.state_dict()["state"].values(), strict=True
+    ):
+        same += [torch.equal(whole(mine[name]), theirs[name]) for name in theirs]
+    return all(same)
+
+
+def run_two(lab: Path, out: Path, rank: int) -> dict[str, Any]:
     """Two processes: untouched, resumed, resumed when done, out of disk, LoRA."""
     found: dict[str, Any] = {}
     for name, lora in (("full", False), ("lora", True)):
-        whole = make(lab, out / name, 2, lora=lora)
-        whole.train()
-        found[name] = {"whole": state(whole)}
+        first = make(lab, out / name, 2, lora=lora)
+        first.train()
+        found[name] = {"whole": state(first)}
         part = make(lab, out / name, 2, lora=lora)
         part.train(resume_from_checkpoint=str(out / name / "checkpoint-2"))
         found[name]["resumed"] = state(part)
@@ -160,6 +202,8 @@ def run_two(lab: Path, out: Path) -> dict[str, Any]:
 
     found["bf16"] = run_bf16(lab, out / "bf16")
     found["bad"] = run_bad_numbers(lab, out)
+    found["uneven"] = run_uneven(out / "uneven", 2, rank)
+    # The last: it leaves the second process waiting, until the first has ended.
     torn = make(lab, out / "torn", 2)
     publish = torn._publish
 
@@ -176,18 +220,19 @@ def run_two(lab: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def run_four(lab: Path, out: Path) -> dict[str, Any]:
+def run_four(lab: Path, out: Path, rank: int) -> dict[str, Any]:
     """Four processes read what two wrote: the last checkpoint as it is, an earlier one to go on from."""
     same = make(lab, out / "same", 4)
     same.train(resume_from_checkpoint=str(out / "full" / "checkpoint-4"))
     further = make(lab, out / "further", 4)
     further.train(resume_from_checkpoint=str(out / "full" / "checkpoint-2"))
-    return {"same": state(same), "further": state(further)}
+    read = {"same": state(same), "further": state(further)}
+    return read | {"uneven": run_uneven(out / "uneven", 4, rank)}
 
 
 def main(lab: Path, out: Path, world: int, rank: int) -> None:
     """One process."""
-    found = run_two(lab, out) if world == 2 else run_four(lab, out)
+    found = run_two(lab, out, rank) if world == 2 else run_four(lab, out, rank)
     (out / f"{world}-{rank}.json").write_text(json.dumps(found))
 
 

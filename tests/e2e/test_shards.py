@@ -89,6 +89,11 @@ def test_another_number_of_processes_reads_the_same_state(runs):
         assert found["further"]["weights"] != truth["weights"], "four processes sample otherwise"
 
 
+def test_rows_that_the_processes_do_not_divide(runs):
+    """1, 3 and 5 rows on two and four processes, some of which hold nothing. Oracle: one process."""
+    assert all(read(runs, world, rank)["uneven"] for world in (2, 4) for rank in range(world))
+
+
 def test_no_pickle_and_every_process_has_its_part(runs):
     for kind in KINDS:
         folder = runs / kind / "checkpoint-4"
