@@ -33,6 +33,21 @@ class MicroLab:
     """parquet with prompt, answer and split (24 train, 8 test rows)."""
 
 
+def run_script(path: Path, *arguments: str, timeout: float) -> None:
+    """Run a Python script of the tests to its end, in a process of its own; its last words if it fails."""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def make_tokenizer(words=WORDS):
     """A word-level fast tokenizer; the position in `words` is the id."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from taopd.config import TeachabilityConfig
+from taopd.divided import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.recorder import Recorder
 from taopd.records import write_json
 from taopd.scoring import SEQUENCE, located
+from taopd.shards import layout_of
 from taopd.tree_files import save_tree
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class BadNumbers(TrainerCallback):
     ) -> None:
         self._args, self._accelerator = args, accelerator
         self._tokenizer, self._recorder = tokenizer, recorder
-        self._deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self._deepspeed = layout_of(accelerator) == "deepspeed"
         if self._deepspeed and args.on_bad_numbers == "skip":
             raise ConfigError(
                 "on_bad_numbers='skip' does not work under DeepSpeed, which updates within the backward"
@@ -240,16 +240,12 @@ class BadNumbers(TrainerCallback):
 def _gradient_problem(model: torch.nn.Module, step: int) -> NumericsError | None:
     """None if the norm of all gradients is finite; else an error that names the parameters."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not gradients or bool(_whole(torch.nn.utils.get_total_norm(gradients)).isfinite()):
+    if not gradients or bool(whole(torch.nn.utils.get_total_norm(gradients)).isfinite()):
         return None
     bad = [
         name
         for name, p in model.named_parameters()
-        if p.grad is not None and not bool(_whole(p.grad.isfinite().all()))
+        if p.grad is not None and not bool(whole(p.grad.isfinite().all()))
     ]
     what = f"{len(bad)} parameters, first {', '.join(bad[:_NAMED])}" if bad else "their norm alone"
     return NumericsError(f"step {step}: the gradient is NaN or infinite ({what})")
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value

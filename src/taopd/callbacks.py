@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from taopd.bounded_log import BoundedLog
+from taopd.divided import whole
 
 KEPT_LOGS = 500
 """Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
@@ -84,8 +84,7 @@ class UpdateNorm(TrainerCallback):
 
     A mean over selected tokens multiplies the gradient by 1/budget and Adam hides it again; arms are only
     comparable when the step they really took is known. Holds one copy of the trainable weights between the
-    clipping and the end of the optimizer step. Nothing is measured under DeepSpeed, which updates within the
-    backward.
+    clipping and the end of the optimizer step. Not for DeepSpeed, which updates within the backward.
     """
 
     def __init__(self, record, target: float | None = None, largest: float | None = None):
@@ -95,8 +94,6 @@ class UpdateNorm(TrainerCallback):
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if args.deepspeed_plugin is not None:
-            return
         self._before = [
             (parameter, parameter.detach().clone())
             for parameter in model.parameters()
@@ -104,13 +101,11 @@ class UpdateNorm(TrainerCallback):
         ]
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        if not self._before:
-            return
         total = 0.0
         with torch.no_grad():
             for parameter, before in self._before:
                 norm = torch.linalg.vector_norm(parameter - before, dtype=torch.float32)
-                total += float(norm.full_tensor() if isinstance(norm, DTensor) else norm) ** 2
+                total += float(whole(norm)) ** 2
             norm = math.sqrt(total)
             goal = min(norm, self._largest) if self._target is None else self._target
             if norm > 0.0 and goal != norm:

@@ -27,9 +27,16 @@ OPTIMIZER = "optimizer.safetensors"
 Layout = Literal["replicated", "sharded", "deepspeed"]
 """Where the state lies: whole on every process (one, or DDP), in a file a process (FSDP2, `taopd.shards`), or
 in DeepSpeed's own files."""
+
+
+def process_file(kind: str, process: int) -> str:
+    """Name of the file that one process writes: of kind "rank", "shard" or "optimizer"."""
+    return f"{kind}-{process}.safetensors"
+
+
 _NEEDED = {
     "replicated": (OPTIMIZER,),
-    "sharded": ("shard-0.safetensors", "optimizer-0.safetensors"),
+    "sharded": (process_file("shard", 0), process_file("optimizer", 0)),
     "deepspeed": (),
 }
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".distcp"})

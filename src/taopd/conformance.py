@@ -253,10 +253,11 @@ def check_file(path: str | Path) -> ConformanceReport:
 def run(paths: Sequence[str | Path]) -> int:
     """Check files and print a table: values compared and mismatches by kind; 0 if none differ, else
     1."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    from taopd.consoles import plain_console
+
+    console = plain_console(highlight=False)
     reports = [check_file(path) for path in paths]
     table = Table(title="Conformance with the released selector")
     table.add_column("file", overflow="fold")

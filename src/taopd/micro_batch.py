@@ -20,16 +20,11 @@ SHARDED = (
 )
 
 
-def is_sharded(trainer: Any) -> bool:
-    """Whether the models are only put together when training begins (FSDP, DeepSpeed)."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-
-
 def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measured:
     """Sample for the first prompts of the training set and score the completions with both models.
 
     Args:
-        trainer: a `TeachabilityTrainer`, whole on this device (not `is_sharded`).
+        trainer: a `TeachabilityTrainer`, whole on this device (its `layout` is "replicated").
         max_tokens: cut completions here, if it is less than `max_completion_length`.
 
     Raises:

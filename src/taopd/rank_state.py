@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
-from taopd.checkpoint_files import STATE
+from taopd.checkpoint_files import STATE, process_file
 from taopd.errors import ConfigError
 from taopd.tree_files import load_tree, save_tree
 
@@ -59,7 +59,7 @@ class RankState(TrainerCallback):
         if trainer.state.global_step % trainer.args.num_iterations:
             state["buffer"] = trainer._buffered_inputs
         trainer.state.num_input_tokens_seen = state["tokens"]
-        save_tree(folder / _file(trainer.args.process_index), state)
+        save_tree(folder / process_file("rank", trainer.args.process_index), state)
 
     def restore(self, folder: Path) -> None:
         """Go on as the process that wrote the checkpoint would have.
@@ -69,8 +69,8 @@ class RankState(TrainerCallback):
                 that these settings divide otherwise.
         """
         trainer = self._trainer
-        own = folder / _file(trainer.args.process_index)
-        state = load_tree(own if own.exists() else folder / _file(0))
+        own = folder / process_file("rank", trainer.args.process_index)
+        state = load_tree(own if own.exists() else folder / process_file("rank", 0))
         self._load_callbacks(state["callbacks"], folder)
         if state["num_processes"] != trainer.args.world_size:
             logger.warning(
@@ -148,10 +148,6 @@ class RankState(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._noted, self.updating = None, False
-
-
-def _file(process_index: int) -> str:
-    return f"rank-{process_index}.safetensors"
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taopd.divided import gathered, prepare_frozen
 from taopd.scoring import Forward, Positions, states_at
-from taopd.zero3 import gathered, prepare_frozen
 
 
 class ReferenceStudent:

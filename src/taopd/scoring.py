@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from taopd.divided import whole
 from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.signals import TokenSignals, concatenate, exact_signals
-from taopd.zero3 import in_parts, whole
 
 
 def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
@@ -32,17 +31,11 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     config = model.config.get_text_config()
     bias = getattr(head, "bias", None)
     return Head(
-        weight=_plain(head.weight)[:vocab_size],
-        bias=None if bias is None else _plain(bias)[:vocab_size],
+        weight=whole(head.weight)[:vocab_size],
+        bias=None if bias is None else whole(bias)[:vocab_size],
         scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
-
-
-def _plain(value: Tensor) -> Tensor:
-    if in_parts(value):
-        return whole(value)
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _logit_scale(config) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from taopd.checkpoint_files import Layout
+from taopd.checkpoint_files import Layout, process_file
 from taopd.errors import ConfigError, DataError
 from taopd.tree_files import Block, load_tree, save_tree
 
@@ -43,11 +43,6 @@ def layout_of(accelerator: Accelerator) -> Layout:
     return _LAYOUTS.get(accelerator.distributed_type, "replicated")
 
 
-def shard_file(folder: Path, kind: str, process: int) -> Path:
-    """The file of one process."""
-    return folder / f"{kind}-{process}.safetensors"
-
-
 def save_weights(folder: Path, model: nn.Module, process: int, *, trained_only: bool) -> None:
     """Write what this process holds of the weights.
 
@@ -55,7 +50,7 @@ def save_weights(folder: Path, model: nn.Module, process: int, *, trained_only: 
         trained_only: leave out frozen weights, which come from the base model of an adapter.
     """
     held = {name: block_of(t) for name, t in _weights(model, trained_only=trained_only)}
-    save_tree(shard_file(folder, WEIGHTS, process), held)
+    save_tree(folder / process_file(WEIGHTS, process), held)
 
 
 @torch.no_grad()
@@ -99,7 +94,7 @@ def save_optimizer(
         for index, values in state["state"].items()
     }
     tree = {"state": held, "param_groups": state["param_groups"], "others": dict(others)}
-    save_tree(shard_file(folder, OPTIMIZER, process), tree)
+    save_tree(folder / process_file(OPTIMIZER, process), tree)
 
 
 def load_optimizer(
@@ -165,7 +160,7 @@ def _weights(model: nn.Module, *, trained_only: bool) -> Iterator[tuple[str, Ten
 
 def _files(folder: Path, kind: str, process: int, num_saved: int, num_now: int) -> list[Path]:
     own = [process] if num_saved == num_now else range(num_saved)
-    return [shard_file(folder, kind, number) for number in own]
+    return [folder / process_file(kind, number) for number in own]
 
 
 def _overlapping(
@@ -178,9 +173,11 @@ def _overlapping(
     """
     trees = []
     for path in files:
-        held = blocks_in(load_tree(path, blocks=False)).items()
-        if path is files[0] or any(_any_common(value, targets.get(key)) for key, value in held):
-            trees.append(load_tree(path))
+        if path is not files[0]:
+            held = blocks_in(load_tree(path, blocks=False)).items()
+            if not any(_any_common(value, targets.get(key)) for key, value in held):
+                continue
+        trees.append(load_tree(path))
     return trees
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.checkpoints import load_tokenizer
 from taopd.choose import needed_signals, signal_options
 from taopd.config import TeachabilityConfig
+from taopd.divided import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.records import write_json
@@ -22,7 +23,6 @@ from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
 from taopd.vocabulary import shared_vocabulary
-from taopd.zero3 import prepare_frozen
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"

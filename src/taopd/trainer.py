@@ -117,7 +117,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
             self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
-        if args.log_update_norm or any(norms):
+        measured = args.log_update_norm or norms != (None, None)
+        if measured and self.layout != "deepspeed":
             self.add_callback(UpdateNorm(self._record, *norms))
 
     # -- sampling ---------------------------------------------------------------------------------

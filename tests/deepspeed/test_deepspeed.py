@@ -6,9 +6,6 @@ DeepSpeed drops gradients within the step; every weight is in parts, however sma
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from safetensors.torch import load_file
 
 from taopd.checkpoint_files import problem_of
 from taopd.plan import load_shape
+from tests.conftest import run_script
 from tests.e2e.test_ranks import CASES, by_rank, places, plan_of
 
 pytestmark = pytest.mark.skipif(
@@ -27,22 +25,12 @@ USED = [case for case in CASES if case["name"] in NAMES]
 ROOT = Path(__file__).parents[2]
 
 
-def launch(script: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def runs(micro_lab, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("deepspeed")
     cases = json.dumps(USED)
-    launch("tests/e2e/rank_worker.py", str(micro_lab.root), str(out), cases, "zero2", "zero3")
+    arguments = str(micro_lab.root), str(out), cases, "zero2", "zero3"
+    run_script(ROOT / "tests/e2e/rank_worker.py", *arguments, timeout=400)
     return out
 
 
@@ -101,7 +89,8 @@ def sum_of(traffic: dict, name: str) -> float:
 @pytest.fixture(scope="module")
 def resumed(micro_lab, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("resumed")
-    launch("tests/deepspeed/resume_worker.py", str(micro_lab.root), str(out))
+    worker = Path(__file__).with_name("resume_worker.py")
+    run_script(worker, str(micro_lab.root), str(out), timeout=400)
     return out
 
 

@@ -26,9 +26,9 @@ from trl import DistillationTrainer
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.config import TeachabilityConfig
 from taopd.data import load_prompts
+from taopd.divided import gathered
 from taopd.selectors import register_selector
 from taopd.trainer import TeachabilityTrainer
-from taopd.zero3 import gathered
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
 

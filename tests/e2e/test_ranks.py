@@ -4,9 +4,6 @@ Oracle: the same case in one process. One launch runs every case (`rank_worker.p
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import load_file
 from taopd.plan import PlanSettings, load_shape, plan
 from taopd.plan.communication import ROW_BYTES, SPREAD_PLACES
 from taopd.ranks import BYTES_PER_PLACE
+from tests.conftest import run_script
 
 WORKER = Path(__file__).parent / "rank_worker.py"
 ANCHORED = {"budget": 0.2, "anchor_coef": 0.5, "anchor_fraction": 0.3, "anchor_responses": 0.6}
@@ -60,14 +58,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(micro_lab, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
-    result = subprocess.run(
-        [sys.executable, str(WORKER), str(micro_lab.root), str(out), json.dumps(CASES)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(WORKER, str(micro_lab.root), str(out), json.dumps(CASES), timeout=500)
     return out
 
 

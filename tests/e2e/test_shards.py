@@ -1,10 +1,7 @@
 """Checkpoints of FSDP2 runs, 2 and 4 gloo processes. Oracle: the run that was never interrupted."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +18,7 @@ from taopd.checkpoint_files import newest_whole, num_processes_of, problem_of
 from taopd.errors import ConfigError, DataError
 from taopd.shards import layout_of, load_weights
 from taopd.tree_files import Block, load_tree, save_tree
-from tests.conftest import make_model
+from tests.conftest import make_model, run_script
 
 WORKER = Path(__file__).parent / "shards_worker.py"
 pytestmark = pytest.mark.slow
@@ -31,14 +28,7 @@ KINDS = ("full", "lora")
 @pytest.fixture(scope="module")
 def runs(micro_lab, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shards")
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(micro_lab.root), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(WORKER, str(micro_lab.root), str(out), timeout=300)
     return out
 
 

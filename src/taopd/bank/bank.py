@@ -46,13 +46,12 @@ from taopd.data import context_length
 from taopd.documents import ANY, Some, fit, number, whole
 from taopd.errors import ConfigError, DataError
 from taopd.scoring import SEQUENCE
-from taopd.tables import read_table
+from taopd.tables import PLACES, read_table
 from taopd.vocabulary import shared_vocabulary
 
 BANK_FORMAT = "taopd-bank-1"
 _TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"
 _PACKAGES = ("taopd", "torch", "transformers", "safetensors", "pyarrow")
-_PLACES = ("prompt", "completion", "position", "token_id")
 _SHAPE = {
     "vocab_size": whole(1),
     "k": Some(whole(1)),
@@ -159,7 +158,7 @@ class FixedContextBank:
         path = Path(folder).expanduser().absolute()
         manifest = read_manifest(path, BANK_FORMAT)
         fit(manifest, _SHAPE, str(path / MANIFEST))
-        tokens = read_table(path / _TOKENS, _PLACES)
+        tokens = read_table(path / _TOKENS, PLACES)
         try:
             batch, topk = load_file(path / _ROLLOUTS), load_file(path / _TEACHER)
         except (OSError, safetensors.SafetensorError) as error:

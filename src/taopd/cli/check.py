@@ -65,11 +65,10 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from rich.console import Console
-
     from taopd.cli import step_lines, train
     from taopd.cli.check_items import Subject, verdicts
     from taopd.cli.train_config import parse_settings
+    from taopd.consoles import plain_console
 
     step_lines.plain(quiet=True)
     settings = parse_settings(config, flags)
@@ -83,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(as_dict(found), indent=2, allow_nan=True))
     else:
-        show(found, Console(markup=False, emoji=False))
+        show(found, plain_console())
     return int(any(verdict.level == "fail" for verdict in found))
 
 

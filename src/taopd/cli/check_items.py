@@ -17,7 +17,7 @@ from taopd.cli import check_teacher
 from taopd.cli.check_subject import Missing, Subject, Unnamed
 from taopd.cli.plan import plan_settings
 from taopd.errors import ConfigError
-from taopd.micro_batch import SHARDED, is_sharded
+from taopd.micro_batch import SHARDED
 from taopd.plan import MIB, ModelShape, PlanSettings, plan
 from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
 
@@ -187,7 +187,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
 
 def _on_rollouts(name: str, subject: Subject) -> Verdict:
     subject.need("trainer")
-    if is_sharded(subject.trainer):
+    if subject.trainer.layout != "replicated":
         return judge(name, "not measured", [("warn", SHARDED)])
     subject.need("measured")
     return _ON_ROLLOUTS[name](subject, subject.measured)

@@ -131,13 +131,12 @@ def _compare_folder(folder: Path, output: Path | None) -> int:
 def _show(results: dict[str, Any], output: Path) -> None:
     import json
 
-    from rich.console import Console
-
+    from taopd.consoles import plain_console
     from taopd.records import write_text
     from taopd.report.study import markdown, table
     from taopd.report.study_pictures import draw
 
-    console = Console(markup=False, emoji=False)
+    console = plain_console()
     console.print(table(results))
     console.print(results["noise_floor"]["words"], highlight=False)
     seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))

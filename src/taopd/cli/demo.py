@@ -61,9 +61,9 @@ def run(argv: Sequence[str]) -> int:
             resume=options.resume,
             progress=advance,
         )
-    from rich.console import Console
+    from taopd.consoles import plain_console
 
-    Console(markup=False, emoji=False).print(table(results))
+    plain_console().print(table(results))
     pictures = draw(results, options.output)
     write_text(options.output / "summary.md", markdown(results))
     print(f"results: {options.output / 'results.json'}")

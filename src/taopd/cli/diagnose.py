@@ -234,8 +234,9 @@ def _source(bank: "FixedContextBank", role: str) -> str:
 
 
 def _print_bank(bank: "FixedContextBank") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     manifest, tokens = bank.manifest, bank.tokens
     table = Table(title=str(bank.folder), show_header=False)
@@ -249,12 +250,13 @@ def _print_bank(bank: "FixedContextBank") -> None:
     for k in bank.k:
         mean = tokens[f"compatibility_k{k}"].mean()
         table.add_row(f"mean compatibility, K = {k}", f"{mean:.4f}")
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
 
 
 def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     table = Table(title="gain in nats per token (share of the initial KL); > 0 is nearer")
     table.add_column("checkpoint", overflow="fold")
@@ -270,7 +272,7 @@ def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
             ]
             excluded = f"{summary['num_excluded']} of {summary['num_tokens']}"
             table.add_row(measured.label, direction, *cells, excluded)
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
 
 
 def _gain_cell(summary: dict[str, Any], direction: str, group: str) -> str:

@@ -150,8 +150,9 @@ def _sample(
 
 def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
     """The variant that a comparison of selectors should be read from; the files hold all of them."""
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     shown = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
     table = Table(
@@ -174,7 +175,7 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
             row = shown[(shown["selector"] == selector) & (shown["measure"] == measure)]
             cells.append("-" if row.empty else _interval(row.iloc[0], unit))
         table.add_row(selector, *cells)
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
 
 
 def _interval(row: "pd.Series", unit: float) -> str:

@@ -103,8 +103,9 @@ def _markdown(analysis: "Analysis") -> str:
 
 
 def _print(analysis: "Analysis") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     counts: dict[str, Counter[str]] = {}
     for verdict in analysis.verdicts:
@@ -118,4 +119,4 @@ def _print(analysis: "Analysis") -> None:
         table.add_column(name, justify="right")
     for claim, found in counts.items():
         table.add_row(claim, *(str(found[name]) for name in names))
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)

@@ -118,8 +118,9 @@ def _parser() -> Parser:
 
 
 def _print_table(model: str, result: "EvaluationResult") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     table = Table(title=model, show_header=False)
     error = _plus_minus(result.standard_error)
@@ -132,7 +133,7 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
     table.add_row("truncated", f"{result.num_truncated} of {completions}")
     table.add_row("nothing to grade", f"{result.num_unparsed} of {completions}")
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)
 
 
 def _plus_minus(error: float | None) -> str:

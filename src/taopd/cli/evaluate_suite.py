@@ -49,8 +49,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_table(model: str, result: "SuiteResult") -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from taopd.consoles import plain_console
 
     table = Table(title=model, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "version", "problems", "metric", "value", "standard error"):
@@ -66,4 +67,4 @@ def _print_table(model: str, result: "SuiteResult") -> None:
                 f"{found['value']:.4f}",
                 "-" if error is None else f"{error:.4f}",
             )
-    Console(markup=False, emoji=False).print(table)
+    plain_console().print(table)

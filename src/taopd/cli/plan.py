@@ -173,14 +173,11 @@ def _dtype(init_kwargs: Any, default: str | None) -> str:
 
 
 def _print(result: "Plan") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    answer, settings, console = (
-        result.as_dict(),
-        result.settings,
-        Console(markup=False, emoji=False),
-    )
+    from taopd.consoles import plain_console
+
+    answer, settings, console = result.as_dict(), result.settings, plain_console()
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left")

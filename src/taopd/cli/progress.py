@@ -20,7 +20,6 @@ class CountedProgress:
         self._if_interrupted = if_interrupted
 
     def __enter__(self) -> "CountedProgress":
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -29,6 +28,8 @@ class CountedProgress:
             TimeRemainingColumn,
         )
 
+        from taopd.consoles import plain_console
+
         self._rows: dict[str, Any] = {}
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -36,7 +37,7 @@ class CountedProgress:
             MofNCompleteColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True, markup=False, emoji=False),
+            console=plain_console(stderr=True),
             transient=True,
         )
         self._bars.start()

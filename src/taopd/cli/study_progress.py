@@ -40,10 +40,11 @@ class StudyProgress:
         self._told = self._drawn = 0.0
 
     def __enter__(self) -> "StudyProgress":
-        from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=True, markup=False, emoji=False)
+        from taopd.consoles import plain_console
+
+        console = plain_console(stderr=True)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._started = time.monotonic()
         self._share_at_start: float | None = None

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taopd.consoles import plain_console
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
 
@@ -63,7 +64,7 @@ def show(
         scale_from: whose tokens set the scale, so that two calls on one run shade alike.
         tokens: also a table of every rollout's kept tokens.
     """
-    console = console or Console(highlight=False, markup=False, emoji=False)
+    console = console or plain_console(highlight=False)
     top = _top(scale_from, signal)
     console.print(_legend(signal, top, plain=not console.is_terminal))
     for rollout in rollouts:

@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO-3: weights that are there only while a module runs, whole where formulas need them.
+"""Tensors that processes hold in parts (FSDP2, DeepSpeed ZeRO-3), whole where formulas need them.
 
-Why: DeepSpeed gathers a module's weights around that module's forward. Ours reads the output head without
-calling it, copies the student before training, and runs a teacher that no optimizer knows. Nothing here is
-done, and DeepSpeed is not imported, unless weights are in parts.
+Why: both gather a module's weights around that module's forward. Ours reads the output head without calling
+it, copies the student before training, and runs a teacher that no optimizer knows. DeepSpeed is not imported
+unless it holds the weights.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def in_parts(weight: Tensor) -> bool:
@@ -29,18 +30,21 @@ def gathered(weights: Iterable[Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(parts)
 
 
-def whole(weight: Tensor) -> Tensor:
-    """The whole weight; all processes must ask.
+def whole(value: Tensor) -> Tensor:
+    """The whole tensor, with its gradient; all processes must ask.
 
-    Within a model's forward that is the weight itself: DeepSpeed notices that a forward reads what is not its
-    own, and puts it together again for the backward. Elsewhere, and without gradient, it is a copy.
+    Of ZeRO-3, within a model's forward, that is the weight itself: DeepSpeed notices that a forward reads
+    what is not its own, and puts it together again for the backward. Elsewhere, and without gradient, it is
+    a copy.
     """
-    if weight.numel() > 0 and torch.is_grad_enabled():
-        return weight
-    if weight.numel() > 0:
-        return weight.detach().clone()
-    with gathered([weight]):
-        return weight.detach().clone()
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if not in_parts(value):
+        return value
+    if value.numel() == 0:
+        with gathered([value]):
+            return value.detach().clone()
+    return value if torch.is_grad_enabled() else value.detach().clone()
 
 
 def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> Any:
