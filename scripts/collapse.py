@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from taopd.demo import lab_arm
-from taopd.records import write_text
-from taopd.runs import environment
+from taopd.environment import environment
+from taopd.runs.jsonl import write_text
 from taopd.stacked.pool import Job, run_jobs
 from taopd.tinylab import VARIANTS, build_lab
 

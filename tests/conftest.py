@@ -112,7 +112,7 @@ def make_rows(num_rows: int, split: str) -> list[dict[str, str]]:
 
 def make_checkpoint(run: Path, step: int) -> Path:
     """A sealed folder in the place of a checkpoint, for whoever only looks for one."""
-    from taopd.checkpoint_files import OPTIMIZER, STATE, seal
+    from taopd.runs.checkpoints import OPTIMIZER, STATE, seal
 
     folder = run / f"checkpoint-{step}"
     folder.mkdir()

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from taopd.checkpoint_files import OPTIMIZER, seal
-from taopd.records import write_json
+from taopd.runs.checkpoints import OPTIMIZER, seal
+from taopd.runs.jsonl import write_json
 from tests.browser import synthetic
 from tests.conftest import make_model, make_rows, make_tokenizer
 

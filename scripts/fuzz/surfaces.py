@@ -80,7 +80,7 @@ def config_reader(root: Path) -> Read:
     """`taopd train --config`, as far as the settings, and `taopd plan --config`."""
     from taopd.cli import plan
     from taopd.cli.train_config import parse_settings
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
 
     path = root / "config.yaml"
     names = {"model_name_or_path": "Qwen3-0.6B", "teacher_model_name_or_path": "Qwen3-1.7B"}
@@ -105,7 +105,7 @@ def config_reader(root: Path) -> Read:
 
 def study_reader(root: Path) -> Read:
     """`taopd compare STUDY.yaml --list`, and the folders its arms would get."""
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
     from taopd.study.expand import expand
     from taopd.study.file import load_study_file
     from taopd.study.run import base_config
@@ -259,11 +259,11 @@ def run_reader(root: Path) -> Read:
     import matplotlib.font_manager  # noqa: F401  (it looks for fonts once, with a process)
 
     from scripts.fuzz.seeds import make_runs
-    from taopd.checkpoint_files import newest_whole, seal
     from taopd.cli import inspect
     from taopd.cli.train_resume import _steps_done
     from taopd.report.page import write_report
-    from taopd.runs import RunFolder
+    from taopd.runs.checkpoints import newest_whole, seal
+    from taopd.runs.folder import RunFolder
 
     runs = make_runs(root / "seed-runs")
     parsed = {path: _parsed(path) for folder in runs for path in _small_files(folder)}

@@ -29,8 +29,8 @@ import yaml
 
 from scripts.reliability.forked import FSDP2, ForkedRun, until
 from scripts.reliability.tiny_models import write_lab
-from taopd.checkpoint_files import PARTIAL, Layout, checkpoints, problem_of, step_of
-from taopd.records import read_jsonl, write_json
+from taopd.runs.checkpoints import PARTIAL, Layout, checkpoints, problem_of, step_of
+from taopd.runs.jsonl import read_jsonl, write_json
 
 WHERE = ("start", "step", "saving", "student")
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps")

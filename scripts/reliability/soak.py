@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from taopd import TeachabilityConfig, TeachabilityTrainer
 from taopd.data import load_prompts
 from taopd.demo import LAB_CONFIG
-from taopd.records import read_jsonl, write_json
-from taopd.runs import environment
+from taopd.environment import environment
+from taopd.runs.jsonl import read_jsonl, write_json
 from taopd.tinylab import build_lab
 
 STEPS, EVERY, WARM_UP, BLOCK = 2000, 20, 600, 100

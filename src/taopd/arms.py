@@ -26,7 +26,7 @@ from taopd.data import load_model, load_prompts, load_tokenizer
 from taopd.errors import DataError
 from taopd.evaluate import evaluate
 from taopd.rollout_log import ScoredBatch
-from taopd.runs import append_jsonl, read_jsonl, write_json
+from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer import TeachabilityTrainer
 
 

@@ -26,7 +26,7 @@ from taopd.divided import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.recorder import Recorder
-from taopd.records import write_json
+from taopd.runs.jsonl import write_json
 from taopd.scoring import SEQUENCE, located
 from taopd.shards import layout_of
 from taopd.tree_files import save_tree

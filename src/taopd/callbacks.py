@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.bounded_log import BoundedLog
 from taopd.divided import whole
+from taopd.runs.bounded_log import BoundedLog
 
 KEPT_LOGS = 500
 """Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
@@ -18,7 +18,7 @@ write them again with every checkpoint. All of them are in `metrics.jsonl`."""
 class MetricsWriter(TrainerCallback):
     """Appends every log to `<output_dir>/metrics.jsonl`, one JSON object per line, non-finite as null.
 
-    The file is bounded (`taopd.bounded_log`); evaluations and the closing line stay in it.
+    The file is bounded (`taopd.runs.bounded_log`); evaluations and the closing line stay in it.
 
     A resumed run keeps the lines up to the checkpoint it resumes from and drops later ones, so that the
     file reads as if the run had never stopped.

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taopd.documents import TEXT, read_document, shown
 from taopd.errors import DataError
+from taopd.runs.validation import TEXT, read_document, shown
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 # What unreadable input raises below us: the network and files are OSError, most parsers ValueError.

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.checkpoint_files import checkpoints, problem_of, step_of
 from taopd.choose import Choice
 from taopd.collapse_watch import CollapseWatch
-from taopd.records import append_jsonl, cut_lines
+from taopd.runs.checkpoints import checkpoints, problem_of, step_of
+from taopd.runs.jsonl import append_jsonl, cut_lines
 from taopd.shards import layout_of
 from taopd.signals import SignalTable
 

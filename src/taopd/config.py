@@ -13,8 +13,8 @@ from trl import DistillationConfig
 from taopd.anchor_settings import AnchorSettings
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
-from taopd.redaction import redact_document
 from taopd.reliability_settings import ReliabilitySettings
+from taopd.runs.redaction import redact_document
 from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
 from taopd.teacher_settings import TeacherSettings

@@ -13,7 +13,9 @@ from typing import Any
 from taopd.arm_pool import logged_steps, run_pool
 from taopd.arms import Arm, write_arm
 from taopd.data import load_tokenizer
-from taopd.runs import RunFolder, environment, write_json
+from taopd.environment import environment
+from taopd.runs.folder import RunFolder
+from taopd.runs.jsonl import write_json
 from taopd.tinylab import Lab, build_lab, token_kinds
 
 BUDGET = 0.1

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from taopd.demo import lab_arm
+from taopd.environment import environment
 from taopd.errors import ConfigError, DataError, suggest
-from taopd.records import write_json
-from taopd.runs import environment
+from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
 from taopd.stacked.pool import Job, run_jobs
 from taopd.tinylab import VARIANTS, Lab, build_lab

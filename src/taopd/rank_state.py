@@ -18,8 +18,8 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
-from taopd.checkpoint_files import STATE, process_file
 from taopd.errors import ConfigError
+from taopd.runs.checkpoints import STATE, process_file
 from taopd.tree_files import load_tree, save_tree
 
 logger = logging.getLogger(__name__)

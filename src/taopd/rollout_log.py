@@ -9,7 +9,7 @@ Why compact: a token with two whole top-16 lists takes 400 bytes of JSON. Number
 digits, log-probs to 0.01 nats) and an id is written only where one of the two models gives it at least
 `LIST_FLOOR`; the signals beside them come from the whole lists.
 
-`rollouts.jsonl` is bounded (`taopd.bounded_log`).
+`rollouts.jsonl` is bounded (`taopd.runs.bounded_log`).
 """
 
 import math
@@ -23,8 +23,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from taopd.bounded_log import BoundedLog
 from taopd.choose import Choice
+from taopd.runs.bounded_log import BoundedLog
 from taopd.scoring import Positions
 from taopd.signals import TokenSignals
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from taopd.checkpoint_files import Layout, process_file
 from taopd.errors import ConfigError, DataError
+from taopd.runs.checkpoints import Layout, process_file
 from taopd.tree_files import Block, load_tree, save_tree
 
 WEIGHTS, OPTIMIZER = "shard", "optimizer"

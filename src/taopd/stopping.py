@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from taopd.checkpoint_files import newest_whole
 from taopd.errors import NumericsError, ResourceError, TaopdError
+from taopd.runs.checkpoints import newest_whole
 
 logger = logging.getLogger(__name__)
 

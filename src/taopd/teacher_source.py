@@ -17,7 +17,7 @@ from taopd.config import TeachabilityConfig
 from taopd.divided import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
-from taopd.records import write_json
+from taopd.runs.jsonl import write_json
 from taopd.scoring import Forward, Positions, Reuse, Scored, score_positions
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact

@@ -20,7 +20,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from taopd.checkpoint_files import (
+from taopd.errors import DataError
+from taopd.rank_state import RankState
+from taopd.runs.checkpoints import (
     OPTIMIZER,
     PARTIAL,
     PREFIX,
@@ -31,8 +33,6 @@ from taopd.checkpoint_files import (
     problem_of,
     seal,
 )
-from taopd.errors import DataError
-from taopd.rank_state import RankState
 from taopd.shards import layout_of, load_optimizer, load_weights, save_optimizer, save_weights
 from taopd.stopping import stopped
 from taopd.tree_files import load_tree, save_tree

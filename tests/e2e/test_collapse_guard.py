@@ -7,8 +7,8 @@ from test_trainer import make_trainer
 from transformers import TrainerControl
 
 from taopd import collapse_watch
-from taopd.checkpoint_files import STATE
 from taopd.collapse_guard import CollapseGuard
+from taopd.runs.checkpoints import STATE
 from tests.conftest import make_checkpoint
 
 EVERYWHERE = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "guard_every": 1}

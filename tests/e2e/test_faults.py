@@ -19,9 +19,9 @@ from test_resume import assert_same_weights
 from test_trainer import make_trainer, weights_of
 
 from taopd import cli
-from taopd.checkpoint_files import checkpoints, problem_of
 from taopd.errors import DataError, ResourceError
-from taopd.records import append_jsonl
+from taopd.runs.checkpoints import checkpoints, problem_of
+from taopd.runs.jsonl import append_jsonl
 from taopd.tree_files import load_tree, save_tree
 
 SAVED = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "budget": 0.3}

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from test_trainer import make_trainer, weights_of
 
 from taopd.bank import FixedContextBank, sample_rollouts
-from taopd.checkpoint_files import OPTIMIZER, SEAL, STATE, checkpoints, newest_whole, problem_of
 from taopd.checkpoints import load_model
 from taopd.data import load_prompts
 from taopd.diagnose.callback import BankCallback
 from taopd.errors import ConfigError, DataError
+from taopd.runs.checkpoints import OPTIMIZER, SEAL, STATE, checkpoints, newest_whole, problem_of
 from tests.conftest import make_tokenizer
 
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps", "train_loss")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from taopd.checkpoint_files import newest_whole, num_processes_of, problem_of
 from taopd.errors import ConfigError, DataError
+from taopd.runs.checkpoints import newest_whole, num_processes_of, problem_of
 from taopd.shards import layout_of, load_weights
 from taopd.tree_files import Block, load_tree, save_tree
 from tests.conftest import make_model, run_script

@@ -17,9 +17,10 @@ import pytest
 import yaml
 from test_demo import MICRO
 
-from taopd import arm_pool, records
+from taopd import arm_pool
 from taopd.cli import INTERRUPTED, main
 from taopd.errors import DataError
+from taopd.runs import jsonl as records
 from taopd.study.file import parse_study_file
 from taopd.study.run import plan_study, run_study
 

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-import taopd.bounded_log
-from taopd.bounded_log import BoundedLog
-from taopd.records import read_jsonl
+import taopd.runs.bounded_log
+from taopd.runs.bounded_log import BoundedLog
+from taopd.runs.jsonl import read_jsonl
 
 LIMIT = 4000
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(taopd.bounded_log, "MAX_BYTES", LIMIT)
+    monkeypatch.setattr(taopd.runs.bounded_log, "MAX_BYTES", LIMIT)
 
 
 def write(log: BoundedLog, first: int, last: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from taopd.cli.train_config import parse_settings
-from taopd.documents import read_yaml
+from taopd.runs.validation import read_yaml
 from taopd.study.expand import expand
 from taopd.study.file import load_study_file
 from taopd.study.run import base_config

@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from taopd.checkpoint_files import SEAL
+from taopd.environment import environment
 from taopd.errors import ConfigError, DataError
-from taopd.runs import (
-    MARKER,
-    RunFolder,
-    append_jsonl,
-    environment,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from taopd.runs.checkpoints import SEAL
+from taopd.runs.folder import MARKER, RunFolder
+from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json, write_jsonl
 from tests.conftest import make_checkpoint
 
 

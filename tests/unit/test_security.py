@@ -19,11 +19,12 @@ from taopd import cli
 from taopd.checkpoints import load_model, load_tokenizer, safe_options
 from taopd.cli.train_config import parse_settings
 from taopd.data import encode_prompts, load_prompts
-from taopd.documents import read_yaml
+from taopd.environment import environment
 from taopd.errors import ConfigError, DataError, TaopdError
-from taopd.records import append_jsonl
-from taopd.redaction import redact, redact_command, redact_document
-from taopd.runs import RunFolder, environment
+from taopd.runs.folder import RunFolder
+from taopd.runs.jsonl import append_jsonl
+from taopd.runs.redaction import redact, redact_command, redact_document
+from taopd.runs.validation import read_yaml
 from taopd.study.expand import expand
 from taopd.study.file import parse_study_file
 from tests.conftest import make_model, make_tokenizer

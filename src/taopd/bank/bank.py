@@ -43,10 +43,10 @@ from taopd.bank.forward import bare
 from taopd.bank.rollouts import Rollouts
 from taopd.bank.score import locate, score_rollouts
 from taopd.data import context_length
-from taopd.documents import ANY, Some, fit, number, whole
 from taopd.errors import ConfigError, DataError
+from taopd.runs.parquet import PLACES, read_table
+from taopd.runs.validation import ANY, Some, fit, number, whole
 from taopd.scoring import SEQUENCE
-from taopd.tables import PLACES, read_table
 from taopd.vocabulary import shared_vocabulary
 
 BANK_FORMAT = "taopd-bank-1"

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taopd.documents import ANY, TEXT, WHOLE, fit, read_document, shown
 from taopd.errors import DataError
-from taopd.records import write_json
+from taopd.runs.jsonl import write_json
+from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
 MANIFEST = "manifest.json"
 SOURCES = "sources.json"

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from taopd.data import context_length, encode_prompts
 from taopd.errors import ConfigError, DataError
 from taopd.generation import end_of_sequence_ids, generate_ids, generation_settings, undisturbed
-from taopd.records import read_jsonl
+from taopd.runs.jsonl import read_jsonl
 
 NUM_COMPLETIONS = 300
 """Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [METHOD section 4]"""

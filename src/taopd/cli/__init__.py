@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from taopd import __version__
 from taopd.errors import ConfigError, TaopdError, suggest
-from taopd.redaction import RedactingFormatter, redact
+from taopd.runs.redaction import RedactingFormatter, redact
 
 COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",

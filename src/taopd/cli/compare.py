@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     if options.list:
         _print_arms(study)
         return 0
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
 
     RunFolder.check(output, resume=options.resume, overwrite=options.overwrite)
     from taopd.cli.progress import CountedProgress
@@ -109,8 +109,8 @@ def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
 
 def _compare_folder(folder: Path, output: Path | None) -> int:
     """Analyse what has finished, with the study's own question and controls if it left them there."""
-    from taopd.records import write_json
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
+    from taopd.runs.jsonl import write_json
     from taopd.study.analysis import analyse, read_outcomes, read_question, timings
 
     outcomes = read_outcomes(folder)
@@ -132,9 +132,9 @@ def _show(results: dict[str, Any], output: Path) -> None:
     import json
 
     from taopd.consoles import plain_console
-    from taopd.records import write_text
     from taopd.report.study import markdown, table
     from taopd.report.study_pictures import draw
+    from taopd.runs.jsonl import write_text
 
     console = plain_console()
     console.print(table(results))

@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.demo import run_demo
-    from taopd.records import write_text
     from taopd.report.demo import draw, markdown, table
+    from taopd.runs.jsonl import write_text
 
     kept = f"finished arms are kept in {options.output}; go on with --resume"
     with CountedProgress(kept) as advance:

@@ -98,7 +98,7 @@ def freeze(argv: Sequence[str]) -> int:
     from taopd.bank import BANK_FORMAT, FixedContextBank
     from taopd.bank.files import SOURCES, check_destination
     from taopd.checkpoints import load_model, load_tokenizer
-    from taopd.records import write_json
+    from taopd.runs.jsonl import write_json
 
     check_destination(options.output, BANK_FORMAT, overwrite=options.overwrite)
     tokenizer, teacher_tokenizer = (load_tokenizer(m) for m in (options.student, options.teacher))

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
     from taopd.diagnose.analysis import analyse
     from taopd.diagnose.gain_files import read_gains
-    from taopd.records import write_json, write_text
+    from taopd.runs.jsonl import write_json, write_text
 
     gains = read_gains(options.gains)
     folder = options.output or options.gains.with_name(f"{options.gains.name}-report")

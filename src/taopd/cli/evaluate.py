@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
     from taopd.data import load_model, load_prompts, load_tokenizer
     from taopd.evaluate import evaluate
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
 
     if options.output is not None:
         RunFolder.check(options.output, overwrite=options.overwrite)
@@ -144,7 +144,9 @@ def write_folder(
     options: argparse.Namespace, transcripts: Sequence[Any], results: dict[str, Any]
 ) -> None:
     """Write settings, environment, transcripts and results into the folder of `--output`."""
-    from taopd.runs import RunFolder, environment, write_json, write_jsonl
+    from taopd.environment import environment
+    from taopd.runs.folder import RunFolder
+    from taopd.runs.jsonl import write_json, write_jsonl
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path
     write_json(folder / "config.json", {"command": "evaluate"} | vars(options))

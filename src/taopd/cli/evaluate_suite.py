@@ -13,7 +13,7 @@ def run(options: argparse.Namespace) -> int:
 
     from taopd.cli.evaluate import write_folder
     from taopd.harness import SuiteSettings, parse_suite, run_suite
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
 
     tasks = parse_suite(options.suite)
     if options.output is not None:

@@ -19,7 +19,7 @@ from taopd.errors import ConfigError, TaopdError
 
 if TYPE_CHECKING:
     from taopd.cli.train_config import TrainSettings
-    from taopd.runs import RunFolder
+    from taopd.runs.folder import RunFolder
     from taopd.trainer import TeachabilityTrainer
 
 _HELP = """usage: taopd train --config FILE [--name value ...] [--resume] [--overwrite]
@@ -98,7 +98,9 @@ def _train(
     settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
 ) -> int:
     from taopd.cli import step_lines, train_resume
-    from taopd.runs import RunFolder, environment, write_json
+    from taopd.environment import environment
+    from taopd.runs.folder import RunFolder
+    from taopd.runs.jsonl import write_json
 
     step_lines.plain(quiet=quiet)
     args = settings.training
@@ -258,7 +260,8 @@ def _run(
     checkpoint: Path | None,
 ) -> int:
     from taopd.cli import train_resume
-    from taopd.runs import MODEL_FOLDER, write_json
+    from taopd.runs.folder import MODEL_FOLDER
+    from taopd.runs.jsonl import write_json
 
     started = time.perf_counter()
     metrics = train_resume.train(trainer, checkpoint)

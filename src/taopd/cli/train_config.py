@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from taopd.config import TeachabilityConfig
-from taopd.documents import read_yaml
 from taopd.errors import ConfigError, suggest
-from taopd.redaction import redact_document
+from taopd.runs.redaction import redact_document
+from taopd.runs.validation import read_yaml
 
 _TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
 # Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 
-from taopd.checkpoint_files import STATE, Layout, problem_of
-from taopd.documents import read_document
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.run_documents import TRAINER_STATE
-from taopd.runs import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
+from taopd.runs.checkpoints import STATE, Layout, problem_of
+from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
+from taopd.runs.schemas import TRAINER_STATE
+from taopd.runs.validation import read_document
 from taopd.stopping import cannot_write
 from taopd.whole_checkpoints import replace_folder
 

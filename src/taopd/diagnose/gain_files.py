@@ -19,9 +19,9 @@ from taopd.bank.files import (
     written_whole,
 )
 from taopd.diagnose.gain import GAIN_COLUMNS, CheckpointGain
-from taopd.documents import TEXT, WHOLE, Maybe, Some, fit, shown
 from taopd.errors import DataError
-from taopd.tables import read_table
+from taopd.runs.parquet import read_table
+from taopd.runs.validation import TEXT, WHOLE, Maybe, Some, fit, shown
 
 GAIN_FORMAT = "taopd-gain-1"
 _TOKENS = "tokens.parquet"

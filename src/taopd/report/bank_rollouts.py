@@ -13,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from taopd.documents import ANY, TEXT, WHOLE, WORD, fit, read_document
 from taopd.errors import DataError
 from taopd.report.folders import GAIN, Sources
 from taopd.report.reading import read_json
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
-from taopd.run_documents import ROLLOUT
-from taopd.tables import read_table
+from taopd.runs.parquet import read_table
+from taopd.runs.schemas import ROLLOUT
+from taopd.runs.validation import ANY, TEXT, WHOLE, WORD, fit, read_document
 
 GAINS = ("gain_forward", "gain_forward_nats")
 _GAINS = {"checkpoints?": [{"file": TEXT}]}

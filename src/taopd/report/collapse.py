@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from taopd.records import write_text
 from taopd.report import collapse_pictures
 from taopd.report.leaderboard import BEGIN, END, LOSS_NAMES
+from taopd.runs.jsonl import write_text
 
 COLLAPSE, FALL = 20.0, 5.0
 """Points below the best so far."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import NUMBER
 from taopd.errors import DataError
 from taopd.report.reading import is_torn, read_json, read_lines
-from taopd.run_documents import ARM, CONFIG, ENV, MANIFEST, METRICS, STUDY
+from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, STUDY
+from taopd.runs.validation import NUMBER
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
 _LOGS = ("metrics.jsonl", "rollouts.jsonl")

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from taopd.records import write_text
+from taopd.runs.jsonl import write_text
 from taopd.study.statistics import holm, t_estimate
 
 FULL = "full"

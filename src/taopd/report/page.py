@@ -15,13 +15,13 @@ from typing import Any
 
 from taopd import __version__
 from taopd.errors import DataError
-from taopd.records import write_text
 from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
 from taopd.report.pack import pack
 from taopd.report.rollouts import Rollout, read_rollouts
 from taopd.report.sections import Section, all_sections, warnings
 from taopd.report.text import embed, escape
+from taopd.runs.jsonl import write_text
 
 STYLES = ("page.css", "inspector.css")
 SCRIPTS = ("data.js", "shade.js", "running.js", "details.js", "scatter.js", "main.js")

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import read_document
-from taopd.records import read_jsonl
-from taopd.run_documents import OBJECT
+from taopd.runs.jsonl import read_jsonl
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document
 
 
 def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from taopd.errors import TaopdError
 from taopd.report.folders import Run
 from taopd.report.reading import read_lines
 from taopd.report.text import readable, tokenizer_kind
-from taopd.run_documents import check_rollout
+from taopd.runs.schemas import check_rollout
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from taopd.arms import Arm
 from taopd.errors import DataError
-from taopd.records import write_json
+from taopd.runs.jsonl import write_json
 
 WORKER_ENVIRONMENT = {
     # Two OpenMP threads that spin against another process make a step 40 times slower.

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import fit, read_document
 from taopd.errors import DataError
-from taopd.run_documents import OUTCOME, QUESTION
+from taopd.runs.schemas import OUTCOME, QUESTION
+from taopd.runs.validation import fit, read_document
 from taopd.study import noise
 from taopd.study.statistics import Estimate, holm, median, t_estimate
 

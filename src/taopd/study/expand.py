@@ -13,7 +13,7 @@ from typing import Any
 
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
-from taopd.redaction import redact_document
+from taopd.runs.redaction import redact_document
 from taopd.study.file import StudyFile, number, settings_hints
 
 MOST_ARMS = 10_000

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from taopd.config import TeachabilityConfig
-from taopd.documents import read_yaml
 from taopd.errors import ConfigError, suggest
+from taopd.runs.validation import read_yaml
 from taopd.study.analysis import COLLAPSE_POINTS, METRICS
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")

@@ -23,10 +23,12 @@ from taopd.arm_pool import run_pool
 from taopd.arms import Arm, load_problems, write_arm
 from taopd.data import load_prompts, load_tokenizer
 from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
-from taopd.documents import read_document
+from taopd.environment import environment
 from taopd.errors import ConfigError, DataError
-from taopd.run_documents import OBJECT, OUTCOME
-from taopd.runs import RunFolder, environment, write_json
+from taopd.runs.folder import RunFolder
+from taopd.runs.jsonl import write_json
+from taopd.runs.schemas import OBJECT, OUTCOME
+from taopd.runs.validation import read_document
 from taopd.study.analysis import Question, analyse, timings
 from taopd.study.expand import StudyArm, expand
 from taopd.study.file import StudyFile, number, settings_hints

@@ -5,14 +5,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import read_document
 from taopd.report.charts import figure
 from taopd.report.folders import Sources
 from taopd.report.reading import read_json
 from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
-from taopd.run_documents import MANIFEST, VERDICTS
+from taopd.runs.schemas import MANIFEST, VERDICTS
+from taopd.runs.validation import read_document
 
 LEAD = "Measured at frozen contexts, before and after: which tokens gained."
 PICTURES = {

@@ -14,7 +14,7 @@ from taopd.report.rollouts import Rollout
 from taopd.report.row_charts import bars
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
-from taopd.tables import read_table
+from taopd.runs.parquet import read_table
 
 LEAD = (
     "Of the tokens of each kind, the share that trained, and what part of all kept tokens that is. The thin "

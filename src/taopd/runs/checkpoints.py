@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from taopd.documents import TEXT, WHOLE, read_document, shown
 from taopd.errors import DataError
-from taopd.records import write_json
+from taopd.runs.jsonl import write_json
+from taopd.runs.validation import TEXT, WHOLE, read_document, shown
 
 SEAL = "taopd.json"
 PREFIX = "checkpoint-"

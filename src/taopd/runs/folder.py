@@ -17,32 +17,14 @@ Not here: checkpoints (transformers writes them) and reading (`report`).
 import dataclasses
 import importlib.metadata
 import logging
-import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from taopd.checkpoint_files import PARTIAL, Layout, newest_whole
-from taopd.documents import shown
 from taopd.errors import ConfigError, DataError
-from taopd.records import append_jsonl, read_jsonl, write_json, write_jsonl
-from taopd.redaction import redact_command
-
-__all__ = [
-    "MARKER",
-    "MODEL_FOLDER",
-    "RunFolder",
-    "append_jsonl",
-    "environment",
-    "read_jsonl",
-    "write_json",
-    "write_jsonl",
-]
+from taopd.runs.checkpoints import PARTIAL, Layout, newest_whole
+from taopd.runs.jsonl import write_json
+from taopd.runs.validation import shown
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +65,6 @@ _OWNED = (
     "chat_template.jinja",
     "training_args.bin",
 )
-_PACKAGES = (
-    "taopd",
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "datasets",
-    "peft",
-    "safetensors",
-    "numpy",
-)
-_GIT_TIMEOUT_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +145,7 @@ class RunFolder:
             if overwrite and (folder / MARKER).exists():
                 _empty(folder, (*_OWNED, *also_owns))
             _tidy(folder)
-            write_json(folder / MARKER, {"taopd": _version("taopd")})
+            write_json(folder / MARKER, {"taopd": installed_version("taopd")})
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
@@ -187,36 +157,6 @@ class RunFolder:
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found
-
-
-def environment(**seeds: int | None) -> dict[str, Any]:
-    """Return what `env.json` holds: versions, commit, seeds, device, command line, UTC time.
-
-    Environment variables are never recorded; a secret (`taopd.redaction`) is replaced by "***".
-
-    Example:
-        >>> environment(seed=0)["seeds"]
-        {'seed': 0}
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    else:
-        devices = [
-            f"cpu ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
-        ]
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
-        "seeds": dict(seeds),
-        "devices": devices,
-        "platform": platform.platform(),
-        "argv": redact_command(sys.argv),
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def _empty(folder: Path, patterns: Sequence[str]) -> None:
@@ -247,22 +187,9 @@ def _is_model_card(path: Path) -> bool:
     return path.is_file() and "generated_from_trainer" in path.read_text(encoding="utf-8")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, None without it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

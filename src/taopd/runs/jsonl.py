@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from taopd.documents import ANY, fit, parse_json, read_text
 from taopd.errors import DataError
+from taopd.runs.validation import ANY, fit, parse_json, read_text
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -61,7 +61,7 @@ def read_jsonl(path: str | Path, shape: Any = ANY) -> list[Any]:
     """Return the documents of a JSON-lines file; an unfinished last line (a crash) is left out.
 
     Args:
-        shape: of every line; see `taopd.documents`.
+        shape: of every line; see `taopd.runs.validation`.
 
     Raises:
         DataError: the file is missing or no text, or a line other than the last is not JSON or has

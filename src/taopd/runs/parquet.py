@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taopd.documents import shown
 from taopd.errors import DataError
+from taopd.runs.validation import shown
 
 PLACES = ("prompt", "completion", "position", "token_id")
 """Columns that say where a row is; whole numbers wherever they occur."""

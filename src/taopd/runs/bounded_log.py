@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taopd.records import append_jsonl, read_jsonl, rewind_jsonl, thin_jsonl
+from taopd.runs.jsonl import append_jsonl, read_jsonl, rewind_jsonl, thin_jsonl
 
 MAX_BYTES = 256 * 2**20
 """200 rollouts of 512 tokens are 40 MB; of metrics it is about 100,000 steps."""
 
-logger = logging.getLogger("taopd.bounded_log")
+logger = logging.getLogger("taopd.runs.bounded_log")
 
 
 class BoundedLog:

@@ -1,4 +1,4 @@
-"""The shapes of what a run folder holds, as far as anything reads it. See `taopd.documents`.
+"""The shapes of what a run folder holds, as far as anything reads it. See `taopd.runs.validation`.
 
 Keys that are absent are absent: a run may be young, old, or of another writer. What is there must be what it
 says it is.
@@ -6,7 +6,8 @@ says it is.
 
 from typing import Any
 
-from taopd.documents import (
+from taopd.errors import DataError
+from taopd.runs.validation import (
     ANY,
     MARK,
     NUMBER,
@@ -20,7 +21,6 @@ from taopd.documents import (
     shown,
     whole,
 )
-from taopd.errors import DataError
 
 OBJECT = {...: ANY}
 _CURVE = Some((NUMBER, SHARE))
