@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from taopd.config import TeachabilityConfig
-from taopd.divided import whole
+from taopd.distributed.sharding import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.recorder import Recorder

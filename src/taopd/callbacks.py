@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.divided import whole
+from taopd.distributed.sharding import whole
 from taopd.runs.bounded_log import BoundedLog
 
 KEPT_LOGS = 500

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool
 from torch import Tensor
 
-from taopd.ranks import Ranks
+from taopd.distributed.collectives import Ranks
 from taopd.signals import SignalTable
 
 PLACE_BYTES = 8

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from taopd.ranks import ALONE, Ranks, order_statistics
+from taopd.distributed.collectives import ALONE, Ranks, order_statistics
 from taopd.selectors import Selection
 from taopd.signals import SignalTable
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from taopd.divided import gathered, prepare_frozen
+from taopd.distributed.sharding import gathered, prepare_frozen
 from taopd.scoring import Forward, Positions, states_at
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from taopd.divided import whole
+from taopd.distributed.sharding import whole
 from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.signals import TokenSignals, concatenate, exact_signals

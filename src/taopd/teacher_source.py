@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.checkpoints import load_tokenizer
 from taopd.choose import needed_signals, signal_options
 from taopd.config import TeachabilityConfig
-from taopd.divided import prepare_frozen
+from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.runs.jsonl import write_json

@@ -7,7 +7,7 @@ from threading import Barrier
 
 import torch
 
-from taopd.ranks import Ranks
+from taopd.distributed.collectives import Ranks
 
 
 class World:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from taopd.choose import check_size, choose, gather_options
 from taopd.config import TeachabilityConfig
+from taopd.distributed.collectives import BYTES_PER_PLACE, order_statistics, uniform_part
 from taopd.errors import ConfigError
 from taopd.metrics import selection_metrics
-from taopd.ranks import BYTES_PER_PLACE, order_statistics, uniform_part
 from taopd.selectors import SELECTORS, select
 from tests.unit.selector_tables import random_table, tables
 from tests.unit.simulated_ranks import World, split
@@ -53,7 +53,7 @@ def test_order_statistics_of_integers():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draws_are_those_of_one_rank(dtype, monkeypatch):
-    monkeypatch.setattr("taopd.ranks.DRAWS_AT_ONCE", 3)
+    monkeypatch.setattr("taopd.distributed.collectives.DRAWS_AT_ONCE", 3)
     whole = torch.Generator().manual_seed(7)
     expected = [torch.rand(40, generator=whole, dtype=dtype) for _ in range(2)]
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taopd.distributed.collectives import ALONE, Ranks, uniform_part
 from taopd.errors import ConfigError
-from taopd.ranks import ALONE, Ranks, uniform_part
 
 
 def reduction_weights(

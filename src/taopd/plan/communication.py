@@ -11,7 +11,8 @@ message of M bytes among R ranks
     parameters    the student's for every forward (scoring, training) and again for the backward. fsdp2: last
                   norm and head stay once they are there, until the next backward. zero3: also those of the
                   teacher and of the reference, once for every forward.
-    selection     up to gather_limit tokens their rows, `ROW_BYTES` each; above it counts (`taopd.ranks`)
+    selection     up to gather_limit tokens their rows, `ROW_BYTES` each; above it counts
+                  (`taopd.distributed.collectives`)
 
 Under ddp and fsdp2 teacher and reference student are whole on every rank and move nothing. Not counted:
 generation (an fsdp2 student is gathered once a token, a zero3 student once a batch, unless vLLM samples), the
@@ -20,9 +21,9 @@ weights at the start, evaluation, TRL's own metrics (some hundred bytes).
 
 from dataclasses import dataclass
 
+from taopd.distributed.collectives import BYTES_PER_PLACE
 from taopd.plan.settings import BYTES, PlanSettings
 from taopd.plan.shapes import ModelShape
-from taopd.ranks import BYTES_PER_PLACE
 
 ROW_BYTES = 20
 """A token of the selection table: response, position and validity in 8, D, C and H in 4 each."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from taopd.ranks import ALONE, Ranks
+from taopd.distributed.collectives import ALONE, Ranks
 
 LARGEST_CHANGE = 4
 """A batch keeps at least a quarter of its budget and at most four times as much."""

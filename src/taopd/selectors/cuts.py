@@ -2,14 +2,14 @@
 
 One rank that has every row sorts them. Several ranks find the n-th best score, then among the rows equal to
 it the n-th position, then among the rows equal in both take the earlier response: three bounded searches
-(`taopd.ranks`), and each rank marks its own rows. Same rows, bit for bit.
+(`taopd.distributed.collectives`), and each rank marks its own rows. Same rows, bit for bit.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.ranks import order_statistics
+from taopd.distributed.collectives import order_statistics
 from taopd.signals import SignalTable
 
 

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taopd.distributed.collectives import ALONE, Ranks, order_statistics, uniform_part
 from taopd.errors import ConfigError, NumericsError, suggest
-from taopd.ranks import ALONE, Ranks, order_statistics, uniform_part
 from taopd.signals import SignalTable
 
 EPSILON = 1e-12

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taopd.distributed.collectives import ALONE, Ranks
 from taopd.errors import ConfigError, NumericsError
-from taopd.ranks import ALONE, Ranks
 from taopd.selectors.registry import Selector
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.scores import NormalizedView

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taopd.distributed.collectives import ALONE, Ranks
 from taopd.errors import ConfigError, ShapeError, suggest
-from taopd.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
