@@ -3,7 +3,7 @@
     smoothed(x) = exponential moving average with memory `MEMORY`, corrected for its start
 
 Every watch compares a smoothed number with a fixed bound or with the run's own beginning. Idle drift
-(`taopd.signals.idle_drift`) is the first to move in the collapses of the tiny lab; the others are coarse and
+(`taopd.signals.drift`) is the first to move in the collapses of the tiny lab; the others are coarse and
 late, and catch what it cannot see: a student that stops ending, a selection that leaves the support.
 """
 

@@ -72,7 +72,7 @@ METRICS: dict[str, str] = {
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",
     "perf/reused_tokens": "Positions of the training forward that the scoring pass had already computed: all "
     "of them (one micro-batch a step) or the sparse forward's prefix.",
-    "guard/idle_drift_nats": "Mean idle drift (taopd.signals.idle_drift) of the watched unselected tokens, "
+    "guard/idle_drift_nats": "Mean idle drift (taopd.signals.drift) of the watched unselected tokens, "
     "every guard_every steps.",
     "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
     "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from taopd.errors import ConfigError, ShapeError
 from taopd.signals import LIBM, TORCH, list_metrics, topk_lists_signals
-from taopd.signals.lists import BLOCK_ROWS
+from taopd.signals.topk_lists import BLOCK_ROWS
 
 INF, NAN = math.inf, math.nan
 OURS = {

@@ -1,7 +1,8 @@
 """Signals: what student and teacher say about every completion position."""
 
 from taopd.signals.arithmetic import LIBM, TORCH, Arithmetic
-from taopd.signals.columns import (
+from taopd.signals.convert import lists_from_exact
+from taopd.signals.derived import (
     BOUND_GIVES,
     KNOWN_SIGNALS,
     LISTS_GIVE,
@@ -9,7 +10,7 @@ from taopd.signals.columns import (
     available_signals,
     signal_table,
 )
-from taopd.signals.convert import lists_from_exact
+from taopd.signals.drift import at_ids, idle_drift, ids_to_compare
 from taopd.signals.exact import (
     concatenate,
     exact_signals,
@@ -17,10 +18,9 @@ from taopd.signals.exact import (
     signals_from_logprobs,
     signals_from_pair,
 )
-from taopd.signals.idle_drift import at_ids, idle_drift, ids_to_compare
-from taopd.signals.lists import ListMetrics, list_metrics, topk_lists_signals
-from taopd.signals.stop_class import merge_stop_class
-from taopd.signals.tables import (
+from taopd.signals.stop_tokens import merge_stop_class
+from taopd.signals.topk_lists import ListMetrics, list_metrics, topk_lists_signals
+from taopd.signals.types import (
     COMPATIBILITIES,
     SignalTable,
     TokenSignals,

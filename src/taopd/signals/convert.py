@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from taopd.signals.lists import topk_lists_signals
-from taopd.signals.tables import TokenSignals
+from taopd.signals.topk_lists import topk_lists_signals
+from taopd.signals.types import TokenSignals
 
 
 def lists_from_exact(signals: TokenSignals) -> TokenSignals:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taopd.collapse_watch import CollapseWatch
 from taopd.signals import SignalTable, idle_drift
-from taopd.signals.tables import TokenSignals
+from taopd.signals.types import TokenSignals
 from taopd.stacked.train import StackStep
 
 KINDS = ("digit", "marker", "end")

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError, suggest
-from taopd.signals.tables import SignalTable, TokenSignals, compatibility_proxy
+from taopd.signals.types import SignalTable, TokenSignals, compatibility_proxy
 
 LOG_RATIO_CLIP = 30.0
 """Largest |log p - log q| that a variance sees, nats (arXiv 2609.24432)."""

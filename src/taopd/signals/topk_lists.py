@@ -20,7 +20,7 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, ShapeError
 from taopd.signals.arithmetic import TORCH, Arithmetic
-from taopd.signals.support import (
+from taopd.signals.list_support import (
     finite,
     list_entropy,
     read_support,
@@ -28,7 +28,7 @@ from taopd.signals.support import (
     target_rank,
     union_geometry,
 )
-from taopd.signals.tables import TokenSignals
+from taopd.signals.types import TokenSignals
 
 BLOCK_ROWS = 2048
 """Positions handled at once on a CPU, so that [2 K, rows] of float64 stays in its cache."""
