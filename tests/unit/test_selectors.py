@@ -19,7 +19,7 @@ from taopd.selectors import (
     resolve_selector,
     select,
 )
-from taopd.selectors.scores import (
+from taopd.selectors.normalize import (
     incompatible,
     teachability,
     teachability_entropy,
@@ -234,7 +234,7 @@ def test_names_and_paths():
         resolve_selector("teachabilty")
     with pytest.raises(ConfigError, match="here it is 'teachability'"):
         resolve_selector("dlearn_high")
-    for path in ("taopd.selectors.scores:tip", "taopd.selectors.scores.tip"):
+    for path in ("taopd.selectors.normalize:tip", "taopd.selectors.normalize.tip"):
         assert resolve_selector(path) is SELECTORS["tip"]
     assert set(REFERENCE_NAMES.values()) < set(SELECTORS)
 

@@ -12,8 +12,8 @@ from selector_tables import budgets, random_table, table_of, tables
 from taopd.errors import ConfigError, NumericsError
 from taopd.losses import reduction_weights
 from taopd.selectors import normalized_view, resolve_selector, scheduled_budget, select
-from taopd.selectors.budgets import affordable
-from taopd.selectors.draws import draw_rows, inclusion_probabilities
+from taopd.selectors.budget import affordable
+from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 
 # weights
 

@@ -1,7 +1,8 @@
 """Selectors: from a table of signals to the tokens that train."""
 
-from taopd.selectors.budgets import SCHEDULES, SCOPES, scheduled_budget
+from taopd.selectors.budget import SCHEDULES, SCOPES, scheduled_budget
 from taopd.selectors.calibration import Calibration
+from taopd.selectors.normalize import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.registry import (
     REFERENCE_NAMES,
     SELECTORS,
@@ -9,9 +10,8 @@ from taopd.selectors.registry import (
     register_selector,
 )
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.rules import DRAWS, Rules, check_needs, check_settings
-from taopd.selectors.scores import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.select import Selection, select
+from taopd.selectors.settings import DRAWS, Rules, check_needs, check_settings
 from taopd.selectors.spread import check_spread
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
 

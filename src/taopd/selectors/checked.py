@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taopd.errors import NumericsError, ShapeError
+from taopd.selectors.normalize import NormalizedView
 from taopd.selectors.registry import Selector
-from taopd.selectors.scores import NormalizedView
 
 
 def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[Tensor, " N"]:

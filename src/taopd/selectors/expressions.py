@@ -31,9 +31,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.errors import ConfigError, suggest
-from taopd.selectors.beyond import bellman
+from taopd.selectors.literature import bellman
+from taopd.selectors.normalize import NormalizedView, normalized_view
 from taopd.selectors.registry import SELECTORS, Score, Selector
-from taopd.selectors.scores import NormalizedView, normalized_view
 from taopd.signals import KNOWN_SIGNALS, SignalTable
 
 MAX_LENGTH = 500

@@ -19,8 +19,9 @@ from functools import partial
 from torch import Tensor
 
 from taopd.errors import ConfigError
-from taopd.selectors import beyond, scores
-from taopd.selectors.scores import NormalizedView
+from taopd.selectors import literature as beyond
+from taopd.selectors import normalize as scores
+from taopd.selectors.normalize import NormalizedView
 
 Score = Callable[[NormalizedView], Tensor]
 

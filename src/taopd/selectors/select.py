@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.selectors import scores as score_functions
-from taopd.selectors.budgets import (
+from taopd.selectors import normalize as score_functions
+from taopd.selectors.budget import (
     affordable,
     budget_count,
     response_counts,
@@ -26,14 +26,14 @@ from taopd.selectors.budgets import (
 )
 from taopd.selectors.calibration import Calibration, calibrated_count, updated
 from taopd.selectors.checked import checked, checked_scores
-from taopd.selectors.cuts import best_rows, ranking, score_at
-from taopd.selectors.draws import draw_rows, inclusion_probabilities, seeded_generator
+from taopd.selectors.normalize import NormalizedView, normalized_view
 from taopd.selectors.registry import Score, Selector
 from taopd.selectors.replay import random_agreements, teachable
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.rules import Rules, check_needs, check_settings
-from taopd.selectors.scores import NormalizedView, normalized_view
+from taopd.selectors.sampling import draw_rows, inclusion_probabilities, seeded_generator
+from taopd.selectors.settings import Rules, check_needs, check_settings
 from taopd.selectors.spread import check_spread
+from taopd.selectors.topk import best_rows, ranking, score_at
 from taopd.selectors.weighting import kept_weights, mean_one, unit_scores
 from taopd.signals import SignalTable
 

@@ -6,7 +6,7 @@ cut is found by bounded searches. What has no such form is refused, with what to
 
 from taopd.errors import ConfigError
 from taopd.selectors.registry import Selector
-from taopd.selectors.rules import Rules
+from taopd.selectors.settings import Rules
 from taopd.selectors.weighting import resolve_weighting
 
 

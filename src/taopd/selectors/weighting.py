@@ -10,9 +10,9 @@ from torch import Tensor
 
 from taopd.distributed.collectives import ALONE, Ranks
 from taopd.errors import ConfigError, NumericsError
+from taopd.selectors.normalize import NormalizedView
 from taopd.selectors.registry import Selector
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.scores import NormalizedView
 
 WEIGHTINGS = ("hard", "score", "rank")
 

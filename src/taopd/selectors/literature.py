@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.errors import ConfigError
+from taopd.selectors.normalize import NormalizedView
 from taopd.selectors.responses import (
     discounted_future,
     earlier_sum,
     relative_position,
     response_sum,
 )
-from taopd.selectors.scores import NormalizedView
 
 REJECTED_WEIGHT = 0.01
 """Weight of a token that the gate of arXiv 2510.24021 rejects."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from taopd.errors import ConfigError, suggest
-from taopd.selectors.budgets import SCOPES
+from taopd.selectors.budget import SCOPES
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.signals import SignalTable
 
