@@ -32,7 +32,7 @@ from benchmarks.bench_sparse import BUDGET, Case, Workload
 from benchmarks.measuring import update_seconds, versions
 from taopd.kernels import Head
 from taopd.losses import Targets, anchor_weights, head_loss, resolve_loss
-from taopd.sparse import sparse_states
+from taopd.models.gradient_window import sparse_states
 
 CASES = {
     "tiny": Case("tiny", 32, 2, 2, 8, 8, 24, 2),

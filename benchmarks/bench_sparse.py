@@ -38,9 +38,14 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from benchmarks.measuring import last_line, update_peak_mib, update_seconds, versions
 from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
+from taopd.models.gradient_window import (
+    capture_prefix,
+    gradient_fidelity,
+    gradient_positions,
+    sparse_states,
+)
 from taopd.selectors import select
 from taopd.signals import exact_signals, signal_table
-from taopd.sparse import capture_prefix, gradient_fidelity, gradient_positions, sparse_states
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
-from taopd.data import load_prompts
 from taopd.demo import LAB_CONFIG
 from taopd.environment import environment
+from taopd.models.prompts import load_prompts
 from taopd.runs.jsonl import read_jsonl, write_json
 from taopd.tinylab import build_lab
 

@@ -22,9 +22,9 @@ from transformers.trainer_callback import ProgressCallback
 
 from taopd.arm_pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.config import TeachabilityConfig
-from taopd.data import load_model, load_prompts, load_tokenizer
 from taopd.errors import DataError
 from taopd.evaluate import evaluate
+from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.rollout_log import ScoredBatch
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer import TeachabilityTrainer

@@ -25,9 +25,9 @@ from taopd.config import TeachabilityConfig
 from taopd.distributed.sharding import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
+from taopd.models.scoring import SEQUENCE, located
 from taopd.recorder import Recorder
 from taopd.runs.jsonl import write_json
-from taopd.scoring import SEQUENCE, located
 from taopd.shards import layout_of
 from taopd.tree_files import save_tree
 

@@ -13,15 +13,15 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.accuracy import EvaluationResult, summarize
-from taopd.data import context_length, encode_prompts
 from taopd.errors import ConfigError, DataError
-from taopd.generation import (
+from taopd.grading import Grader
+from taopd.models.generation import (
     end_of_sequence_ids,
     generate_ids,
     generation_settings,
     undisturbed,
 )
-from taopd.grading import Grader
+from taopd.models.prompts import context_length, encode_prompts
 
 
 def evaluate(

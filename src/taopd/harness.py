@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taopd.data import load_tokenizer
 from taopd.errors import ConfigError, DataError, suggest
+from taopd.models.prompts import load_tokenizer
 
 PREFIX = "lm-eval:"
 PUBLISHED = {

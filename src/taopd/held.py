@@ -17,10 +17,10 @@ from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
 from taopd.kernels import Head, topk_score
 from taopd.losses import resolve_loss
+from taopd.models.scoring import Forward, Positions
 from taopd.objective import Term
 from taopd.recorder import Recorder
 from taopd.reference import ReferenceStudent
-from taopd.scoring import Forward, Positions
 from taopd.signals import SignalTable, TokenSignals, at_ids, idle_drift, ids_to_compare
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from taopd.bank.rollouts import Rollouts
 from taopd.choose import signal_options
-from taopd.generation import undisturbed
+from taopd.models.generation import undisturbed
 from taopd.preflight import Measured, measure, measure_asked, token_name
 
 MOST_COMPLETIONS = 32

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.distributed.sharding import gathered, prepare_frozen
-from taopd.scoring import Forward, Positions, states_at
+from taopd.models.scoring import Forward, Positions, states_at
 
 
 class ReferenceStudent:

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from taopd.choose import Choice
+from taopd.models.scoring import Positions
 from taopd.runs.bounded_log import BoundedLog
-from taopd.scoring import Positions
 from taopd.signals import TokenSignals
 
 LIST_FLOOR = 5e-4

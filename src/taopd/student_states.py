@@ -21,10 +21,7 @@ from torch import Tensor, nn
 
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
-from taopd.recorder import Recorder
-from taopd.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
-from taopd.shards import layout_of
-from taopd.sparse import (
+from taopd.models.gradient_window import (
     KeyValuePrefix,
     backbone_of,
     capture_prefix,
@@ -33,6 +30,9 @@ from taopd.sparse import (
     gradient_fidelity,
     sparse_states,
 )
+from taopd.models.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
+from taopd.recorder import Recorder
+from taopd.shards import layout_of
 
 logger = logging.getLogger(__name__)
 

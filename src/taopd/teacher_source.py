@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.checkpoints import load_tokenizer
 from taopd.choose import needed_signals, signal_options
 from taopd.config import TeachabilityConfig
 from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
+from taopd.models.loading import load_tokenizer
+from taopd.models.scoring import Forward, Positions, Reuse, Scored, score_positions
+from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
-from taopd.scoring import Forward, Positions, Reuse, Scored, score_positions
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
-from taopd.vocabulary import shared_vocabulary
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"

@@ -1,11 +1,8 @@
 """`TeachabilityTrainer`: `trl.DistillationTrainer` that trains only on the tokens that a selector keeps.
 
-The only file that knows TRL. What it overrides: how prompts are repeated (`num_generations`), what happens
-after sampling (score, select, keep the teacher's states where they are needed), and the loss.
-
-One step: sample the whole generation batch, score it once with both models, choose over all of it (every
-micro-batch and rank), then per micro-batch run the student on the rows that hold a kept token, up to the
-last one, and apply head and loss at the kept positions alone.
+The only file that knows TRL. One step: sample the whole generation batch, score it once with both models,
+select over all of it (every micro-batch and rank), then per micro-batch run the student on the rows that
+hold a kept token, up to the last one, and apply head and loss at the kept positions alone.
 """
 
 from collections.abc import Callable
@@ -21,7 +18,6 @@ from trl.trainer.utils import RepeatSampler
 
 from taopd.bad_numbers import BadNumbers
 from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
-from taopd.checkpoints import safe_options
 from taopd.choose import check_size, gather_options, local_table
 from taopd.collapse_guard import CollapseGuard
 from taopd.config import TeachabilityConfig
@@ -31,13 +27,14 @@ from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.metrics import selection_metrics
+from taopd.models.loading import safe_options
+from taopd.models.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
+from taopd.models.stop_tokens import stop_ids
 from taopd.objective import Term, loss_inputs, loss_terms, with_value
 from taopd.rank_state import RankState
 from taopd.recorder import Recorder
 from taopd.remembered import Chooser
 from taopd.rollout_log import RolloutLog, ScoredBatch
-from taopd.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
-from taopd.stops import stop_ids
 from taopd.student_states import StudentStates
 from taopd.teacher_source import TeacherSource
 from taopd.watch import SamplerWatch
@@ -74,17 +71,22 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
         if isinstance(self.processing_class, ProcessorMixin):
             raise DataError("multimodal students are not supported: pass a text model")
-        streaming = isinstance(self.train_dataset, IterableDataset)
-        args.check_generation_batch(self._generation_batch_size(), streaming=streaming)
-        check_size(args, self._generation_batch_size(), self.accelerator.num_processes)
-        parts = self.model, self._tokenizer, self.accelerator
-        self._teacher = TeacherSource(teacher_model, args, *parts)
+        size, streaming = (
+            self._generation_batch_size(),
+            isinstance(self.train_dataset, IterableDataset),
+        )
+        args.check_generation_batch(size, streaming=streaming)
+        check_size(args, size, self.accelerator.num_processes)
+        self._teacher = TeacherSource(
+            teacher_model, args, self.model, self._tokenizer, self.accelerator
+        )
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
             raise ConfigError(
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
-        self._stop_ids = stop_ids(args, self._tokenizer, self.model, self._teacher.plain)
+        stops = args.stop_tokens, args.stop_token_ids
+        self._stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
@@ -103,9 +105,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             sinks = self._record, self._load_from_checkpoint
             guard = CollapseGuard(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
             self.add_callback(guard)
-        self._held = HeldTokens(
-            args, self.model, self.accelerator, self._recorder, self._head, guard
-        )
+        shared = self.model, self.accelerator, self._recorder
+        self._held = HeldTokens(args, *shared, self._head, guard)
         self._student_states = StudentStates(self.model, self.accelerator, self._recorder, args)
         self.watch = SamplerWatch(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
@@ -117,8 +118,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
             self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
-        measured = args.log_update_norm or norms != (None, None)
-        if measured and self.layout != "deepspeed":
+        if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
             self.add_callback(UpdateNorm(self._record, *norms))
 
     # -- sampling ---------------------------------------------------------------------------------

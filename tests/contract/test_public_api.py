@@ -7,7 +7,7 @@ import pytest
 
 import taopd
 
-PACKAGES = ("kernels", "losses", "selectors", "signals", "sparse", "tinylab")
+PACKAGES = ("kernels", "losses", "selectors", "signals", "models.gradient_window", "tinylab")
 
 
 def test_exports_exist():

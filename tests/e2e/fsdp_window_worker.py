@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from trl.trainer.distillation_trainer import _ForwardRedirection
 
-from taopd.sparse import sparse_states
+from taopd.models.gradient_window import sparse_states
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from sparse_cases import make_family, padded_batch

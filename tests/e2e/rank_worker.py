@@ -25,8 +25,8 @@ from trl import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
 from taopd.distributed.sharding import gathered
+from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
 from taopd.trainer import TeachabilityTrainer
 from tests.conftest import make_model

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
 from taopd.errors import NumericsError
+from taopd.models.prompts import load_prompts
 from taopd.trainer import TeachabilityTrainer
 
 LAB, OUT = Path(sys.argv[1]), Path(sys.argv[2])

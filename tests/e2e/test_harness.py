@@ -9,10 +9,10 @@ import json
 import pytest
 
 from taopd.cli import main
-from taopd.data import load_model, load_tokenizer
 from taopd.errors import ConfigError
 from taopd.evaluate import evaluate
 from taopd.harness import PUBLISHED, check_tasks, parse_suite
+from taopd.models.prompts import load_model, load_tokenizer
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,

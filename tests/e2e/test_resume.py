@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from test_trainer import make_trainer, weights_of
 
 from taopd.bank import FixedContextBank, sample_rollouts
-from taopd.checkpoints import load_model
-from taopd.data import load_prompts
 from taopd.diagnose.callback import BankCallback
 from taopd.errors import ConfigError, DataError
+from taopd.models.loading import load_model
+from taopd.models.prompts import load_prompts
 from taopd.runs.checkpoints import OPTIMIZER, SEAL, STATE, checkpoints, newest_whole, problem_of
 from tests.conftest import make_tokenizer
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
 from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
+from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher, transport
 from taopd.trainer import TeachabilityTrainer
 from tests.e2e.test_trainer import CPU, OURS, weights_of

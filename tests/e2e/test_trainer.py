@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.losses import policy_gradient, reverse_kl
 from taopd.metrics import is_documented
+from taopd.models.prompts import load_prompts
 from taopd.selectors import SELECTORS, register_selector
 from taopd.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_model, make_tokenizer

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from taopd import cli
 from taopd.bank.rollouts import Rollouts
 from taopd.config import TeachabilityConfig
-from taopd.data import load_prompts
 from taopd.errors import TeacherUnavailable
-from taopd.scoring import Positions
+from taopd.models.prompts import load_prompts
+from taopd.models.scoring import Positions
 from taopd.selectors import select
 from taopd.signals import signal_table
 from taopd.teachers import LocalTeacher, ask_positions, connect

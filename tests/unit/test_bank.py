@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from taopd.bank import FixedContextBank, Rollouts, read_completions, sample_rollouts
 from taopd.bank.features import features_from_logprobs
 from taopd.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
-from taopd.checkpoints import load_model, load_tokenizer
 from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.models.loading import load_model, load_tokenizer
 from taopd.signals import signals_from_logprobs
 from tests.conftest import WORDS, make_model, make_rows, make_tokenizer
 

@@ -10,9 +10,9 @@ from taopd.choose import choose, local_table, needed_signals, signal_options
 from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.metrics import is_documented, jaccard, selection_metrics
+from taopd.models.stop_tokens import stop_ids
 from taopd.selectors import select
 from taopd.signals import lists_from_exact, signals_from_logprobs
-from taopd.stops import stop_ids
 
 
 def config(**settings):
@@ -133,20 +133,24 @@ class Named:
         self.generation_config = self
 
 
+def of(args):
+    return args.stop_tokens, args.stop_token_ids
+
+
 def test_stop_tokens_are_excluded_or_merged():
-    assert stop_ids(config(), Named(2), Named([3])) == ()
+    assert stop_ids(*of(config()), Named(2), Named([3])) == ()
     args = config(stop_tokens="exclude")
-    ids = stop_ids(args, Named(2), Named([5, 2]), Named(None))
+    ids = stop_ids(*of(args), Named(2), Named([5, 2]), Named(None))
     assert ids == (2, 5)
     table = local_table(logprob_signals(), args, torch.zeros(12).long(), torch.arange(12), ids)
     assert table.valid.tolist() == [token % 9 not in ids for token in range(12)]
     merge = config(stop_tokens="merge")
     assert signal_options(merge, ids)["stop_ids"] == (2, 5)
-    assert stop_ids(config(stop_tokens="merge", stop_token_ids=[7, 4]), Named(2)) == (4, 7)
+    assert stop_ids(*of(config(stop_tokens="merge", stop_token_ids=[7, 4])), Named(2)) == (4, 7)
     with pytest.raises(ConfigError, match="one id only, 2"):
-        stop_ids(merge, Named(2), Named([2]))
+        stop_ids(*of(merge), Named(2), Named([2]))
     with pytest.raises(ConfigError, match="set stop_token_ids"):
-        stop_ids(args, Named(None))
+        stop_ids(*of(args), Named(None))
 
 
 @pytest.mark.parametrize(

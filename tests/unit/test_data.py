@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from taopd.data import (
+from taopd.errors import DataError
+from taopd.models.prompts import (
     check_prompt_lengths,
     context_length,
     encode_prompts,
@@ -19,7 +20,6 @@ from taopd.data import (
     load_prompts,
     load_tokenizer,
 )
-from taopd.errors import DataError
 from tests.conftest import make_model, make_rows, make_tokenizer
 
 ROWS = [{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "2 + 2 =", "answer": "4"}]

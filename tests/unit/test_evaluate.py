@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from taopd.accuracy import pass_at_k, summarize
-from taopd.data import load_model, load_prompts, load_tokenizer
 from taopd.errors import ConfigError, DataError
 from taopd.evaluate import evaluate
-from taopd.generation import end_of_sequence_ids
 from taopd.grading import Grader, is_mathematical
+from taopd.models.generation import end_of_sequence_ids
+from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from tests.conftest import make_model, make_rows, make_tokenizer
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "batch_size": 16, "match": "regex:[0-9]"}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from taopd.scoring import Positions, read_head, trim
+from taopd.models.scoring import Positions, read_head, trim
 
 
 def padded_batch(seed: int, num_rows: int = 4):

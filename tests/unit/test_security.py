@@ -16,11 +16,11 @@ import yaml
 
 from scripts.fuzz.fence import Escaped, fence
 from taopd import cli
-from taopd.checkpoints import load_model, load_tokenizer, safe_options
 from taopd.cli.train_config import parse_settings
-from taopd.data import encode_prompts, load_prompts
 from taopd.environment import environment
 from taopd.errors import ConfigError, DataError, TaopdError
+from taopd.models.loading import load_model, load_tokenizer, safe_options
+from taopd.models.prompts import encode_prompts, load_prompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import append_jsonl
 from taopd.runs.redaction import redact, redact_command, redact_document

@@ -14,7 +14,7 @@ from sparse_cases import (
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError, ShapeError
-from taopd.sparse import (
+from taopd.models.gradient_window import (
     backbone_of,
     capture_prefix,
     gradient_fidelity,
@@ -110,8 +110,8 @@ def test_float64_to_rounding(family):
 def test_many_blocks_equal_one(monkeypatch):
     model = make_family("qwen3_sliding")
     one = windowed(model, 9)
-    monkeypatch.setattr("taopd.sparse.positions.BLOCK_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr("taopd.sparse.positions.MIN_BLOCK", 3)
+    monkeypatch.setattr("taopd.models.gradient_window.positions.BLOCK_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr("taopd.models.gradient_window.positions.MIN_BLOCK", 3)
     many = windowed(model, 9)
     assert many[0].item() == pytest.approx(one[0].item(), rel=1e-6)
     assert_same_gradients(many[1], one[1], 1e-5)

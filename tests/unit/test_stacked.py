@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
-from taopd.data import load_prompts
 from taopd.demo import lab_arm
 from taopd.errors import ConfigError
+from taopd.models.prompts import load_prompts
 from taopd.stacked import Stack, run_stack
 from taopd.stacked.model import generate, hidden_states, logits, stack
 from taopd.tinylab import build_lab

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import ConfigError, NumericsError, TeacherError, TeacherUnavailable
-from taopd.scoring import Positions, read_head, score_positions
+from taopd.models.scoring import Positions, read_head, score_positions
 from taopd.signals import topk_lists_signals
 from taopd.teachers import (
     LocalTeacher,

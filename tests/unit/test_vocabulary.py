@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from taopd import vocabulary
 from taopd.errors import DataError
-from taopd.vocabulary import check_same_tokenizer, shared_vocabulary
+from taopd.models import tokenizers as vocabulary
+from taopd.models.tokenizers import check_same_tokenizer, shared_vocabulary
 from tests.conftest import WORDS, make_tokenizer
 
 

@@ -39,15 +39,15 @@ from taopd.bank.fingerprints import (
     model_fingerprint,
     tokenizer_fingerprint,
 )
-from taopd.bank.forward import bare
 from taopd.bank.rollouts import Rollouts
 from taopd.bank.score import locate, score_rollouts
-from taopd.data import context_length
 from taopd.errors import ConfigError, DataError
+from taopd.models.forward import bare
+from taopd.models.prompts import context_length
+from taopd.models.scoring import SEQUENCE
+from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
 from taopd.runs.validation import ANY, Some, fit, number, whole
-from taopd.scoring import SEQUENCE
-from taopd.vocabulary import shared_vocabulary
 
 BANK_FORMAT = "taopd-bank-1"
 _TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from taopd.bank.forward import State
 from taopd.errors import NumericsError
 from taopd.kernels import CHUNK_ELEMENTS, bhattacharyya, disagreement, positions_per_chunk
 from taopd.losses import forward_kl, reverse_kl
+from taopd.models.forward import State
 from taopd.selectors import normalized_view
 from taopd.signals import SignalTable
 

@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.data import context_length, encode_prompts
 from taopd.errors import ConfigError, DataError
-from taopd.generation import end_of_sequence_ids, generate_ids, generation_settings, undisturbed
+from taopd.models.generation import (
+    end_of_sequence_ids,
+    generate_ids,
+    generation_settings,
+    undisturbed,
+)
+from taopd.models.prompts import context_length, encode_prompts
 from taopd.runs.jsonl import read_jsonl
 
 NUM_COMPLETIONS = 300
@@ -67,7 +72,7 @@ class Rollouts:
         return [groups.setdefault(tuple(ids), len(groups)) for ids in self.prompt_ids]
 
     def batch(self, *, pad_id: int = 0, device: Any = "cpu") -> dict[str, Tensor]:
-        """The padded tensors of `taopd.scoring.SEQUENCE`: prompts padded left, completions right."""
+        """The padded tensors of `taopd.models.scoring.SEQUENCE`: prompts padded left, completions right."""
         prompt_width = max(map(len, self.prompt_ids))
         width = max(map(len, self.completion_ids))
         prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
@@ -112,7 +117,7 @@ def sample_rollouts(
     The model's mode, the tokenizer's padding side and torch's random state are as before afterwards.
 
     Args:
-        prompts: text or lists of messages, as `taopd.data.encode_prompts` takes them.
+        prompts: text or lists of messages, as `taopd.models.prompts.encode_prompts` takes them.
         batch_size: completions sampled together; part of what a seed reproduces.
         progress: called with (completions done, completions in all).
 

@@ -16,11 +16,11 @@ from taopd.bank.features import (
     collect_features,
     quadrant_columns,
 )
-from taopd.bank.forward import State, backbone_forward, on_device
 from taopd.bank.rollouts import Rollouts
 from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
-from taopd.scoring import Positions, states_at
+from taopd.models.forward import State, backbone_forward, on_device
+from taopd.models.scoring import Positions, states_at
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from taopd import data
 from taopd.cli import check_teacher, train
 from taopd.cli.train_config import TrainSettings
 from taopd.micro_batch import measure_micro_batch
+from taopd.models import prompts as data
 from taopd.preflight import Measured
 
 MOST_PROMPTS = 2000

@@ -97,7 +97,7 @@ def freeze(argv: Sequence[str]) -> int:
 
     from taopd.bank import BANK_FORMAT, FixedContextBank
     from taopd.bank.files import SOURCES, check_destination
-    from taopd.checkpoints import load_model, load_tokenizer
+    from taopd.models.loading import load_model, load_tokenizer
     from taopd.runs.jsonl import write_json
 
     check_destination(options.output, BANK_FORMAT, overwrite=options.overwrite)
@@ -143,9 +143,9 @@ def gain(argv: Sequence[str]) -> int:
 
     from taopd.bank import FixedContextBank
     from taopd.bank.files import check_destination
-    from taopd.checkpoints import load_model
     from taopd.diagnose.gain import measure_gains
     from taopd.diagnose.gain_files import GAIN_FORMAT, write_gains
+    from taopd.models.loading import load_model
 
     bank = FixedContextBank.open(options.bank)
     output = options.output or bank.folder.with_name(f"{bank.folder.name}-gain")
@@ -187,7 +187,7 @@ def _rollouts(
     options: argparse.Namespace, student: Any, tokenizer: Any, advance: Any
 ) -> "Rollouts":
     from taopd.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
-    from taopd.data import load_prompts
+    from taopd.models.prompts import load_prompts
 
     if options.completions is not None:
         return read_completions(

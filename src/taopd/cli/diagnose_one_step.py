@@ -45,9 +45,9 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     from taopd.bank.files import check_destination, write_manifest, write_parquet, written_whole
-    from taopd.checkpoints import load_model, load_tokenizer
     from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings
     from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
+    from taopd.models.loading import load_model, load_tokenizer
     from taopd.teachers import load_teacher
 
     settings = OneStepSettings(
@@ -115,7 +115,7 @@ def _parser() -> Parser:
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
     """As many different prompts as the batches need, in the order of the file."""
-    from taopd.data import load_prompts
+    from taopd.models.prompts import load_prompts
 
     for name in ("batches", "completions"):
         if getattr(options, name) < 1:

@@ -53,8 +53,8 @@ def run(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.data import load_model, load_prompts, load_tokenizer
     from taopd.evaluate import evaluate
+    from taopd.models.prompts import load_model, load_prompts, load_tokenizer
     from taopd.runs.folder import RunFolder
 
     if options.output is not None:

@@ -170,7 +170,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     """Load and check everything that can be wrong; writes nothing."""
     from trl import get_quantization_config
 
-    from taopd import data
+    from taopd.models import prompts as data
     from taopd.teachers import load_teacher
 
     script, args, chosen = settings.script, settings.training, settings.model

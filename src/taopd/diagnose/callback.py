@@ -13,7 +13,6 @@ import torch
 from transformers import TrainerCallback
 
 from taopd.bank import FixedContextBank
-from taopd.bank.forward import State, bare
 from taopd.bank.score import measuring
 from taopd.diagnose.gain import (
     CheckpointGain,
@@ -23,6 +22,7 @@ from taopd.diagnose.gain import (
     teacher_states,
 )
 from taopd.errors import ConfigError, DataError
+from taopd.models.forward import State, bare
 
 SAME_STUDENT_NATS = 1e-3
 """Mean |gain| before the first step above which the bank belongs to another student; the bank's own

@@ -24,10 +24,10 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.bank import FixedContextBank
-from taopd.bank.forward import State
 from taopd.bank.score import divergences, measuring, rollout_states
-from taopd.checkpoints import load_model, load_tokenizer
 from taopd.errors import DataError
+from taopd.models.forward import State
+from taopd.models.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.bank import Rollouts
-from taopd.bank.forward import State, backbone_forward, on_device
 from taopd.bank.score import divergences, known_positions, measuring, rollout_states
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.losses import (
@@ -40,7 +39,8 @@ from taopd.losses import (
     needs_teacher_distribution,
     resolve_loss,
 )
-from taopd.scoring import SEQUENCE, Positions, micro_batches, trim
+from taopd.models.forward import State, backbone_forward, on_device
+from taopd.models.scoring import SEQUENCE, Positions, micro_batches, trim
 from taopd.selectors import SELECTORS, resolve_selector
 from taopd.signals import SignalTable, concatenate, exact_signals, signal_table
 

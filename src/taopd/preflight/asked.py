@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taopd.models.scoring import Forward, Positions
 from taopd.preflight.rollouts import Ends, Measured, drift, read_ends, stop_masses
 from taopd.preflight.verdict import Problem, Verdict, judge
-from taopd.scoring import Forward, Positions
 from taopd.teachers import Teacher, ask_positions
 
 TEXTS = 8

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.kernels import topk_score
-from taopd.scoring import Forward, Positions, score_positions, states_at
+from taopd.models.scoring import Forward, Positions, score_positions, states_at
 from taopd.signals import TokenSignals
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
+from taopd.models.tokenizers import shared_vocabulary
 from taopd.preflight.verdict import Problem, Verdict, judge
-from taopd.vocabulary import shared_vocabulary
 
 THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
 """Names under which chat templates take their thinking mode."""

@@ -5,9 +5,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from taopd.arms import Arm
-from taopd.data import load_prompts, load_tokenizer
 from taopd.errors import DataError
 from taopd.grading import Grader
+from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.stacked.model import Shape, Weights, generate
 
 ROWS_AT_ONCE = 2_000

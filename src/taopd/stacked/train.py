@@ -20,11 +20,11 @@ from torch import Tensor
 
 from taopd.arms import Arm
 from taopd.choose import Choice, needed_signals
-from taopd.data import load_model
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
+from taopd.models.prompts import load_model
+from taopd.models.scoring import Positions
 from taopd.remembered import Chooser
-from taopd.scoring import Positions
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
 from taopd.stacked.problems import read_problems

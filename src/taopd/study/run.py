@@ -21,10 +21,10 @@ import torch
 
 from taopd.arm_pool import run_pool
 from taopd.arms import Arm, load_problems, write_arm
-from taopd.data import load_prompts, load_tokenizer
 from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.environment import environment
 from taopd.errors import ConfigError, DataError
+from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.runs.schemas import OBJECT, OUTCOME

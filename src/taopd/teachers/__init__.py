@@ -9,11 +9,11 @@ load_teacher       the model itself, for losses over its distribution
 Which numbers a server gives, and what C is then: docs/teachers.md.
 """
 
-from taopd.teachers.asked import as_bound, ask_positions
 from taopd.teachers.connect import connect
 from taopd.teachers.loading import load_teacher
 from taopd.teachers.local import LocalTeacher
 from taopd.teachers.protocol import Teacher, TeacherScores, check_scores, join
+from taopd.teachers.remote import as_bound, ask_positions
 from taopd.teachers.server import ServerTeacher
 from taopd.teachers.sglang import SglangTeacher
 from taopd.teachers.transport import Transport

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.checkpoints import load_model, load_tokenizer
-from taopd.vocabulary import shared_vocabulary
+from taopd.models.loading import load_model, load_tokenizer
+from taopd.models.tokenizers import shared_vocabulary
 
 
 def load_teacher(
@@ -23,7 +23,7 @@ def load_teacher(
         teacher: a path or hub id, loaded with `init_kwargs` (dtype float32 unless said, as TRL does),
             or a model, which is taken to use the student's tokenizer.
         tokenizer: the student's.
-        cut_renamed_control_tokens: see `taopd.vocabulary.check_same_tokenizer`.
+        cut_renamed_control_tokens: see `taopd.models.tokenizers.check_same_tokenizer`.
 
     Raises:
         DataError: if the teacher cannot be loaded, or the tokenizers give one id to two different tokens

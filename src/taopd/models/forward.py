@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from taopd.errors import ConfigError
 from taopd.kernels import Head
-from taopd.scoring import Forward, Trimmed, read_head
+from taopd.models.scoring import Forward, Trimmed, read_head
 
 State = tuple[Float[Tensor, "n D"], Head]
 """States that predict n tokens, and the head that reads them."""

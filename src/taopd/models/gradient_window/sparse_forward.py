@@ -31,9 +31,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from taopd.errors import ConfigError, NumericsError, ShapeError
-from taopd.sparse.attention import IMPLEMENTATION, WindowState, window_state
-from taopd.sparse.positions import Layout, gradient_positions
-from taopd.sparse.prefix import KeyValuePrefix, backbone_of, capture_prefix
+from taopd.models.gradient_window.attention import IMPLEMENTATION, WindowState, window_state
+from taopd.models.gradient_window.positions import Layout, gradient_positions
+from taopd.models.gradient_window.prefix import KeyValuePrefix, backbone_of, capture_prefix
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 HALF_TOLERANCE = 0.1

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from taopd.errors import ConfigError
-from taopd.sparse.positions import Block, Layout
+from taopd.models.gradient_window.positions import Block, Layout
 
 IMPLEMENTATION = "taopd_gradient_window"
 """Name under which transformers calls `window_attention_forward`."""

@@ -1,15 +1,15 @@
 """Forward and backward at selected positions: the gradient window."""
 
-from taopd.sparse.backbone import SparseStates, sparse_states
-from taopd.sparse.fidelity import Fidelity, gradient_fidelity
-from taopd.sparse.positions import gradient_positions
-from taopd.sparse.prefix import (
+from taopd.models.gradient_window.fidelity import Fidelity, gradient_fidelity
+from taopd.models.gradient_window.positions import gradient_positions
+from taopd.models.gradient_window.prefix import (
     KeyValuePrefix,
     backbone_of,
     capture_prefix,
     check_backbone,
     gather_prefix,
 )
+from taopd.models.gradient_window.sparse_forward import SparseStates, sparse_states
 
 __all__ = [
     "Fidelity",

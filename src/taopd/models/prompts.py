@@ -16,7 +16,8 @@ import jinja2
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
-from taopd.checkpoints import (
+from taopd.errors import DataError, suggest
+from taopd.models.loading import (
     DATASET_READERS,
     UNREADABLE,
     context_length,
@@ -25,7 +26,6 @@ from taopd.checkpoints import (
     looks_local,
     root_cause,
 )
-from taopd.errors import DataError, suggest
 
 __all__ = [
     "check_prompt_lengths",

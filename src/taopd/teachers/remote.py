@@ -17,7 +17,15 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
-from taopd.scoring import SEQUENCE, Forward, Positions, Reuse, Scored, micro_batches, states_at
+from taopd.models.scoring import (
+    SEQUENCE,
+    Forward,
+    Positions,
+    Reuse,
+    Scored,
+    micro_batches,
+    states_at,
+)
 from taopd.signals import (
     TokenSignals,
     concatenate,

@@ -1,0 +1,1 @@
+"""One language model: loading, tokenizer, prompts, head, padded batches, forward, scoring, generation."""
