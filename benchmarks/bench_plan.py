@@ -142,7 +142,7 @@ def child(sizes: dict, case: dict | None, *, memory: bool) -> dict:
 def expected(sizes: dict, case: dict):
     """The plan of a case."""
     from taopd.losses import needs_teacher_distribution
-    from taopd.plan import ModelShape, PlanSettings, plan
+    from taopd.trainer.cost import ModelShape, PlanSettings, plan
 
     shape = ModelShape.from_config(make_config(sizes))
     return plan(
@@ -167,7 +167,7 @@ def expected(sizes: dict, case: dict):
 
 def compare(sizes: dict) -> list[dict]:
     """One row per case: measured, expected, and their ratio."""
-    from taopd.plan.flops import step_cost
+    from taopd.trainer.cost.flops import step_cost
 
     full = child(sizes, None, memory=False)
     rows = []

@@ -208,8 +208,8 @@ def _in_a_process(engine: str, name: str, options: argparse.Namespace) -> dict[s
 
 def _save(options: argparse.Namespace, new: dict[str, Any]) -> None:
     """Put the counts of a surface in place of its earlier ones by the same engine and seed."""
-    from taopd.environment import environment
     from taopd.runs.jsonl import write_json
+    from taopd.trainer.environment import environment
 
     before = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
     key = ("engine", "surface", "seed")

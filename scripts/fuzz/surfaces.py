@@ -79,8 +79,8 @@ STUDY: dict[str, Any] = {
 def config_reader(root: Path) -> Read:
     """`taopd train --config`, as far as the settings, and `taopd plan --config`."""
     from taopd.cli import plan
-    from taopd.cli.train_config import parse_settings
     from taopd.runs.folder import RunFolder
+    from taopd.trainer.settings_file import parse_settings
 
     path = root / "config.yaml"
     names = {"model_name_or_path": "Qwen3-0.6B", "teacher_model_name_or_path": "Qwen3-1.7B"}
@@ -260,10 +260,10 @@ def run_reader(root: Path) -> Read:
 
     from scripts.fuzz.seeds import make_runs
     from taopd.cli import inspect
-    from taopd.cli.train_resume import _steps_done
     from taopd.report.page import write_report
     from taopd.runs.checkpoints import newest_whole, seal
     from taopd.runs.folder import RunFolder
+    from taopd.trainer.checkpoint.resume import _steps_done
 
     runs = make_runs(root / "seed-runs")
     parsed = {path: _parsed(path) for folder in runs for path in _small_files(folder)}

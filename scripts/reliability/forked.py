@@ -107,7 +107,7 @@ def on_cpus() -> None:
 
 
 def _hold_student() -> None:
-    import taopd.cli.train_resume as module
+    import taopd.trainer.checkpoint.resume as module
 
     replace = module.replace_folder
 

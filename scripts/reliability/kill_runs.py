@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="more than one: FSDP2")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args(argv)
-    import taopd.cli.train_config
-    import taopd.trainer  # noqa: F401  (imported once, before the forks)
+    import taopd.trainer.settings_file
+    import taopd.trainer.trainer  # noqa: F401  (imported once, before the forks)
 
     with tempfile.TemporaryDirectory() as folder:
         result = measure(
@@ -242,7 +242,7 @@ def _bytes(folder: Path, *kinds: str) -> dict[str, str]:
 
 def _states(checkpoint: Path) -> str:
     """Random state and memories; the metrics that are summed up for the next line hold clocks."""
-    from taopd.tree_files import load_tree
+    from taopd.trainer.checkpoint.state_file import load_tree
 
     states = [load_tree(path) for path in sorted(checkpoint.glob("rank-*.safetensors"))]
     kept = [{name: state[name] for name in ("random", "callbacks", "tokens")} for state in states]

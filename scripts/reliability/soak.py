@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
 from taopd.demo import LAB_CONFIG
-from taopd.environment import environment
 from taopd.models.prompts import load_prompts
 from taopd.runs.jsonl import read_jsonl, write_json
 from taopd.tinylab import build_lab
+from taopd.trainer.environment import environment
 
 STEPS, EVERY, WARM_UP, BLOCK = 2000, 20, 600, 100
 MIB = 2**20

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taopd.bank import FixedContextBank
-    from taopd.config import TeachabilityConfig
     from taopd.selectors import SELECTORS, register_selector, select
-    from taopd.trainer import TeachabilityTrainer
+    from taopd.trainer.config import TeachabilityConfig
+    from taopd.trainer.trainer import TeachabilityTrainer
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,8 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 _HOME = {
     "FixedContextBank": "taopd.bank",
     "SELECTORS": "taopd.selectors",
-    "TeachabilityConfig": "taopd.config",
-    "TeachabilityTrainer": "taopd.trainer",
+    "TeachabilityConfig": "taopd.trainer.config",
+    "TeachabilityTrainer": "taopd.trainer.trainer",
     "register_selector": "taopd.selectors",
     "select": "taopd.selectors",
 }

@@ -21,13 +21,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from taopd.arm_pool import CURVE_FILE, STOP_WITH_PARENT
-from taopd.config import TeachabilityConfig
 from taopd.errors import DataError
 from taopd.evaluate import evaluate
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
-from taopd.rollout_log import ScoredBatch
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.rollout_log import ScoredBatch
+from taopd.trainer.trainer import TeachabilityTrainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

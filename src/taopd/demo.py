@@ -12,11 +12,11 @@ from typing import Any
 
 from taopd.arm_pool import logged_steps, run_pool
 from taopd.arms import Arm, write_arm
-from taopd.environment import environment
 from taopd.models.prompts import load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.tinylab import Lab, build_lab, token_kinds
+from taopd.trainer.environment import environment
 
 BUDGET = 0.1
 STEPS = 300

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from taopd.demo import lab_arm
-from taopd.environment import environment
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
 from taopd.stacked.pool import Job, run_jobs
 from taopd.tinylab import VARIANTS, Lab, build_lab
+from taopd.trainer.environment import environment
 
 BUDGETS = (0.02, 0.05, 0.1, 0.3)
 LOSSES = ("sampled_reverse_kl", "reverse_kl")

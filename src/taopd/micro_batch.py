@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from taopd.bank.rollouts import Rollouts
-from taopd.choose import signal_options
 from taopd.models.generation import undisturbed
 from taopd.preflight import Measured, measure, measure_asked, token_name
+from taopd.trainer.selection import signal_options
 
 MOST_COMPLETIONS = 32
 SHARDED = (

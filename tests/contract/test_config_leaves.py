@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from trl import DistillationConfig
 
-from taopd.config import TeachabilityConfig
+from taopd.trainer.config import TeachabilityConfig
 
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 OURS = sorted(

@@ -17,60 +17,32 @@ LAYERS = (
     },
     {
         "distributed",
-        "environment",
         "kernels",
         "losses",
         "runs",
         "selectors",
         "signals",
-        "tree_files",
     },
     {
         "accuracy",
-        "anchor_settings",
         "bank",
-        "collapse_watch",
         "conformance_files",
         "consoles",
-        "gather",
         "grading",
         "models",
-        "objective",
         "preflight",
-        "recorder",
-        "reference",
-        "reliability_settings",
-        "shards",
         "sparse",
-        "teacher_settings",
         "teachers",
     },
     {
-        "bad_numbers",
-        "callbacks",
-        "choose",
-        "collapse_guard",
-        "config",
         "conformance",
         "diagnose",
         "evaluate",
         "harness",
-        "held",
         "integrations",
-        "live",
-        "metrics",
         "micro_batch",
         "plan",
-        "rank_state",
-        "remembered",
-        "rollout_log",
-        "selection_settings",
-        "stopping",
-        "student_states",
-        "teacher_source",
         "trainer",
-        "watch",
-        "whole_checkpoints",
     },
     {
         "arm_pool",
@@ -88,7 +60,7 @@ LAYERS = (
 )
 APART = ({"selectors", "losses"},)
 TORCH_FREE = {"report", "errors", "runs", "arm_pool"}
-TRL_ONLY = {"config", "trainer", "cli"}
+TRL_ONLY = {"trainer", "cli"}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from taopd.plan import load_shape
 from taopd.runs.checkpoints import problem_of
+from taopd.trainer.cost import load_shape
 from tests.conftest import run_script
 from tests.e2e.test_ranks import CASES, by_rank, places, plan_of
 

@@ -24,11 +24,11 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from taopd.config import TeachabilityConfig
 from taopd.distributed.sharding import gathered
 from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import NumericsError
 from taopd.models.prompts import load_prompts
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
 
 LAB, OUT = Path(sys.argv[1]), Path(sys.argv[2])
 

@@ -15,11 +15,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from taopd.config import TeachabilityConfig
 from taopd.errors import NumericsError, ResourceError
 from taopd.models.prompts import load_prompts
-from taopd.shards import load_optimizer, load_weights, save_optimizer, save_weights
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.checkpoint.fsdp import load_optimizer, load_weights, save_optimizer, save_weights
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.e2e.rank_worker import fork_ranks, open_fsdp_to_cpu, whole
 
 NUM_ROWS = 4

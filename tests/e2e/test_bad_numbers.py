@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from trl import DistillationTrainer
 
 from taopd.errors import ConfigError, DataError, NumericsError
-from taopd.tree_files import load_tree
+from taopd.trainer.checkpoint.state_file import load_tree
 
 STEPS, BAD = 4, 2
 SETTINGS = SAVED | {"max_steps": STEPS, "save_strategy": "no"}

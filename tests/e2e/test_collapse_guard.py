@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from test_trainer import make_trainer
 from transformers import TrainerControl
 
-from taopd import collapse_watch
-from taopd.collapse_guard import CollapseGuard
 from taopd.runs.checkpoints import STATE
+from taopd.trainer import collapse_detector as collapse_watch
+from taopd.trainer.collapse_guard import CollapseGuard
 from tests.conftest import make_checkpoint
 
 EVERYWHERE = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "guard_every": 1}

@@ -22,7 +22,7 @@ from taopd import cli
 from taopd.errors import DataError, ResourceError
 from taopd.runs.checkpoints import checkpoints, problem_of
 from taopd.runs.jsonl import append_jsonl
-from taopd.tree_files import load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
 SAVED = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "budget": 0.3}
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_a_run_killed_before_its_student_was_saved_is_finished(config, tmp_path,
 def test_a_student_that_cannot_be_written_is_one_message(
     config, tmp_path, capsys, file_size_limit, monkeypatch
 ):
-    from taopd.cli import train_resume
+    from taopd.trainer.checkpoint import resume as train_resume
 
     save = train_resume.save_student
 

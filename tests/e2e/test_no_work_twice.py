@@ -7,7 +7,7 @@ import torch
 from test_trainer import make_trainer, relative_error, train_once, weights_of
 from torch import nn
 
-from taopd.student_states import _drops_units
+from taopd.trainer.student import _drops_units
 
 BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from taopd.distributed.collectives import BYTES_PER_PLACE
-from taopd.plan import PlanSettings, load_shape, plan
-from taopd.plan.communication import ROW_BYTES, SPREAD_PLACES
+from taopd.trainer.cost import PlanSettings, load_shape, plan
+from taopd.trainer.cost.communication import ROW_BYTES, SPREAD_PLACES
 from tests.conftest import run_script
 
 WORKER = Path(__file__).parent / "rank_worker.py"

@@ -183,7 +183,7 @@ def test_training_goes_on_from_the_one_before_and_heals_the_run(
 
 def test_the_limit_deletes_after_the_new_one_is_whole(micro_lab, tmp_path, monkeypatch):
     """Oracle: at the moment of every deletion another checkpoint is whole."""
-    from taopd import whole_checkpoints
+    from taopd.trainer.checkpoint import mixin as whole_checkpoints
 
     rotate, whole = whole_checkpoints.rotate_checkpoints, []
 

@@ -13,7 +13,7 @@ from test_trainer import (
 )
 
 from taopd.losses import merge_columns, reverse_kl
-from taopd.metrics import is_documented
+from taopd.trainer.metrics import is_documented
 from tests.conftest import WORDS
 
 

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 
 from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import newest_whole, num_processes_of, problem_of
-from taopd.shards import layout_of, load_weights
-from taopd.tree_files import Block, load_tree, save_tree
+from taopd.trainer.checkpoint.fsdp import layout_of, load_weights
+from taopd.trainer.checkpoint.state_file import Block, load_tree, save_tree
 from tests.conftest import make_model, run_script
 
 WORKER = Path(__file__).parent / "shards_worker.py"

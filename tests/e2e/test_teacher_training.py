@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
 from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher, transport
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.e2e.test_trainer import CPU, OURS, weights_of
 from tests.scripted_server import ScriptedServer, status
 

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.losses import policy_gradient, reverse_kl
-from taopd.metrics import is_documented
 from taopd.models.prompts import load_prompts
 from taopd.selectors import SELECTORS, register_selector
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.metrics import is_documented
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_model, make_tokenizer
 
 CPU = {

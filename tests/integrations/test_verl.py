@@ -33,9 +33,9 @@ from taopd.errors import ConfigError, DataError, ShapeError
 from taopd.integrations.verl.losses import weighted
 from taopd.integrations.verl.selection import WEIGHTS, VerlSettings, choose_weights
 from taopd.integrations.verl.trainer import read_settings
-from taopd.metrics import is_documented
 from taopd.selectors import select
 from taopd.signals import signal_table, signals_from_logprobs, topk_lists_signals
+from taopd.trainer.metrics import is_documented
 from tests.e2e.test_trainer import gradients_on_fixed_completions, make_trainer, relative_error
 
 LISTS = VerlSettings(budget=0.3, score_top_k=4)

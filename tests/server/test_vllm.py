@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import cli
 from taopd.bank.rollouts import Rollouts
-from taopd.config import TeachabilityConfig
 from taopd.errors import TeacherUnavailable
 from taopd.models.prompts import load_prompts
 from taopd.models.scoring import Positions
 from taopd.selectors import select
 from taopd.signals import signal_table
 from taopd.teachers import LocalTeacher, ask_positions, connect
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.e2e.test_trainer import CPU, weights_of
 from tests.scripted_server import ScriptedServer
 from tests.unit.test_teacher_servers import forward

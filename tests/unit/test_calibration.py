@@ -6,9 +6,9 @@ import pytest
 import torch
 from selector_tables import random_table, table_of
 
-from taopd.choose import choose
-from taopd.config import TeachabilityConfig
 from taopd.selectors import Calibration, select
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import choose
 
 
 def stream(num_batches, selector="ier", factor=1.0, **rules):

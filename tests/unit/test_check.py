@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from taopd import cli
-from taopd.metrics import is_documented
 from taopd.tinylab import VARIANTS, build_lab
-from taopd.watch import SamplerWatch
+from taopd.trainer.metrics import is_documented
+from taopd.trainer.sampler_monitor import SamplerWatch
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config
 
 
@@ -207,9 +207,9 @@ def test_the_check_changes_no_number_of_the_run(config, tmp_path):
 def test_a_run_with_a_stale_sampler_warns_once(config, caplog):
     logging.getLogger("taopd").propagate = True
     path = config(max_steps=3, logging_steps=1)
-    with stale_sampler(), caplog.at_level(logging.WARNING, logger="taopd.watch"):
+    with stale_sampler(), caplog.at_level(logging.WARNING, logger="taopd.trainer.sampler_monitor"):
         assert cli.main(["train", "--config", str(path), "--skip-check"]) == 0
-    warnings = [r.getMessage() for r in caplog.records if r.name == "taopd.watch"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "taopd.trainer.sampler_monitor"]
     assert len(warnings) == 1 and "nats a token at step 1: sampling and training" in warnings[0]
 
 
@@ -227,7 +227,7 @@ def test_a_run_with_a_stale_sampler_warns_once(config, caplog):
 def test_truncation_out_of_bounds_warns_once_with_the_likely_cause(shares, message, caplog):
     logging.getLogger("taopd").propagate = True
     watch = SamplerWatch(SimpleNamespace(use_vllm=False))
-    with caplog.at_level(logging.WARNING, logger="taopd.watch"):
+    with caplog.at_level(logging.WARNING, logger="taopd.trainer.sampler_monitor"):
         for step, share in enumerate(shares):
             state = SimpleNamespace(is_world_process_zero=True, global_step=step)
             watch.on_log(None, state, None, logs={"completions/clipped_ratio": share})

@@ -6,13 +6,13 @@ import pytest
 import torch
 from selector_tables import random_table
 
-from taopd.choose import choose, local_table, needed_signals, signal_options
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
-from taopd.metrics import is_documented, jaccard, selection_metrics
 from taopd.models.stop_tokens import stop_ids
 from taopd.selectors import select
 from taopd.signals import lists_from_exact, signals_from_logprobs
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.metrics import is_documented, jaccard, selection_metrics
+from taopd.trainer.selection import choose, local_table, needed_signals, signal_options
 
 
 def config(**settings):

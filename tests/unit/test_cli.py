@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from taopd import __version__, cli, report  # noqa: F401 (`fake` finds report in sys.modules)
-from taopd.cli.train_config import known_names, parse_settings
 from taopd.errors import ConfigError, DataError
+from taopd.trainer.settings_file import known_names, parse_settings
 from tests.conftest import WORDS, make_checkpoint, make_tokenizer
 
 TINY = {
@@ -176,7 +176,7 @@ def test_bad_inputs_leave_nothing_behind(capsys, tmp_path, config, micro_lab):
 
 def test_train_resume_and_evaluate(capsys, tmp_path, config, micro_lab):
     """Oracle of the saved student: transformers loads it, and evaluation of it is reproducible."""
-    pytest.importorskip("taopd.trainer")
+    pytest.importorskip("taopd.trainer.trainer")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path, settings = config

@@ -1,4 +1,4 @@
-"""`taopd plan`. Oracles: exit codes, the JSON against `taopd.plan`, the wording of errors."""
+"""`taopd plan`. Oracles: exit codes, the JSON against `taopd.trainer.cost`, the wording of errors."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from taopd import cli
-from taopd.plan import SHAPES, PlanSettings, plan
+from taopd.trainer.cost import SHAPES, PlanSettings, plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAIR = ("--student", "Qwen3-1.7B", "--teacher", "Qwen/Qwen3-4B")

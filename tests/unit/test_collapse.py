@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from taopd.collapse_watch import DRIFT_LIMIT, CollapseWatch
 from taopd.errors import ConfigError
 from taopd.losses import anchor_weights
 from taopd.selectors import select
 from taopd.signals import SignalTable, at_ids, idle_drift
+from taopd.trainer.collapse_detector import DRIFT_LIMIT, CollapseWatch
 
 
 def table(disagreement, compatibility):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
+from taopd.trainer.config import TeachabilityConfig
 
 
 def config(**settings):

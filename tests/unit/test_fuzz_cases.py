@@ -21,8 +21,6 @@ from scripts.fuzz.seeds import make_bank, make_runs, vllm_teacher
 from scripts.fuzz.surfaces import STUDY, SURFACES, TRAIN
 from taopd.bank import FixedContextBank
 from taopd.bank.files import write_manifest, write_parquet
-from taopd.cli.train_config import parse_settings
-from taopd.cli.train_resume import _steps_done
 from taopd.conformance import check_file
 from taopd.errors import TaopdError, TeacherError
 from taopd.report.page import write_report
@@ -31,6 +29,8 @@ from taopd.study.analysis import Question, analyse
 from taopd.study.expand import expand
 from taopd.study.file import load_study_file
 from taopd.study.run import base_config
+from taopd.trainer.checkpoint.resume import _steps_done
+from taopd.trainer.settings_file import parse_settings
 
 HUGE = int("9" * 400)
 

@@ -14,7 +14,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from taopd.bank import FixedContextBank, sample_rollouts
-from taopd.config import TeachabilityConfig
 from taopd.diagnose.callback import BankCallback
 from taopd.diagnose.collect import RolloutCollector
 from taopd.diagnose.gain import (
@@ -27,10 +26,11 @@ from taopd.diagnose.gain import (
 )
 from taopd.diagnose.gain_files import read_gains, write_gains
 from taopd.errors import ConfigError, DataError
-from taopd.metrics import is_documented
 from taopd.models.loading import load_model
 from taopd.models.prompts import load_prompts
-from taopd.trainer import TeachabilityTrainer
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.metrics import is_documented
+from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_model, make_rows, make_tokenizer
 
 PROMPTS = [row["prompt"] for row in make_rows(6, "train")]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from taopd.gather import _packed, _unpacked
+from taopd.trainer.gather import _packed, _unpacked
 from tests.unit.selector_tables import random_table
 
 

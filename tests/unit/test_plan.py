@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from taopd.errors import ConfigError, DataError
-from taopd.plan import SHAPES, ModelShape, PlanSettings, gradient_share, load_shape, plan
-from taopd.plan.communication import step_communication
-from taopd.plan.flops import (
+from taopd.trainer.cost import SHAPES, ModelShape, PlanSettings, gradient_share, load_shape, plan
+from taopd.trainer.cost.communication import step_communication
+from taopd.trainer.cost.flops import (
     LOSS_LOGIT_FLOPS,
     SCORE_LOGIT_FLOPS,
     TRL_LOGIT_FLOPS,
@@ -30,8 +30,8 @@ from taopd.plan.flops import (
     head_flops,
     step_cost,
 )
-from taopd.plan.memory import activation_bytes, step_memory
-from taopd.plan.settings import BYTES
+from taopd.trainer.cost.memory import activation_bytes, step_memory
+from taopd.trainer.cost.settings import BYTES
 from tests.conftest import make_model
 
 SIZES = {

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from taopd.cli.train_config import parse_settings
 from taopd.runs.validation import read_yaml
 from taopd.study.expand import expand
 from taopd.study.file import load_study_file
 from taopd.study.run import base_config
+from taopd.trainer.settings_file import parse_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PUBLISHED = {

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from taopd.environment import environment
 from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import SEAL
 from taopd.runs.folder import MARKER, RunFolder
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json, write_jsonl
+from taopd.trainer.environment import environment
 from tests.conftest import make_checkpoint
 
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taopd.choose import check_size, choose, gather_options
-from taopd.config import TeachabilityConfig
 from taopd.distributed.collectives import BYTES_PER_PLACE, order_statistics, uniform_part
 from taopd.errors import ConfigError
-from taopd.metrics import selection_metrics
 from taopd.selectors import SELECTORS, select
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.metrics import selection_metrics
+from taopd.trainer.selection import check_size, choose, gather_options
 from tests.unit.selector_tables import random_table, tables
 from tests.unit.simulated_ranks import World, split
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from scripts.fuzz.odd import Choices, changed, torn
 from taopd.errors import DataError
-from taopd.tree_files import Block, load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import Block, load_tree, save_tree
 
 LEAVES = (
     st.none()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from taopd.cli.train import Inputs
-    from taopd.cli.train_config import TrainSettings
     from taopd.preflight import Verdict
+    from taopd.trainer.settings_file import TrainSettings
 
 _HELP = """usage: taopd check CONFIG [--name value ...] [--max-tokens N] [--json]
 
@@ -67,8 +67,8 @@ def run(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli import step_lines, train
     from taopd.cli.check_items import Subject, verdicts
-    from taopd.cli.train_config import parse_settings
     from taopd.consoles import plain_console
+    from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=True)
     settings = parse_settings(config, flags)

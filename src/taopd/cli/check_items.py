@@ -18,8 +18,8 @@ from taopd.cli.check_subject import Missing, Subject, Unnamed
 from taopd.cli.plan import plan_settings
 from taopd.errors import ConfigError
 from taopd.micro_batch import SHARDED
-from taopd.plan import MIB, ModelShape, PlanSettings, plan
 from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
+from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 
 
 def items(subject: Subject) -> Iterator[tuple[str, Callable[[], Verdict]]]:

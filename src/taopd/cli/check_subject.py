@@ -7,10 +7,10 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from taopd.cli import check_teacher, train
-from taopd.cli.train_config import TrainSettings
 from taopd.micro_batch import measure_micro_batch
 from taopd.models import prompts as data
 from taopd.preflight import Measured
+from taopd.trainer.settings_file import TrainSettings
 
 MOST_PROMPTS = 2000
 """Prompts whose length is looked at for the figures, evenly over the dataset; `train` looks at all."""

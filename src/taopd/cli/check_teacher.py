@@ -5,7 +5,7 @@ from typing import Any
 
 from taopd import preflight as look
 from taopd.preflight import Measured, Verdict
-from taopd.teacher_source import connect_teacher
+from taopd.trainer.teacher import connect_teacher
 
 UNNAMED = (
     "The teacher's files are not named: set teacher_model_name_or_path beside teacher_url. Its tokenizer and "

@@ -144,9 +144,9 @@ def write_folder(
     options: argparse.Namespace, transcripts: Sequence[Any], results: dict[str, Any]
 ) -> None:
     """Write settings, environment, transcripts and results into the folder of `--output`."""
-    from taopd.environment import environment
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json, write_jsonl
+    from taopd.trainer.environment import environment
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path
     write_json(folder / "config.json", {"command": "evaluate"} | vars(options))

@@ -13,8 +13,8 @@ from taopd.cli import Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from taopd.cli.train_config import TrainSettings
-    from taopd.plan import Plan, PlanSettings
+    from taopd.trainer.cost import Plan, PlanSettings
+    from taopd.trainer.settings_file import TrainSettings
 
 _HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
 
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
     given = {name: getattr(options, name) for name in _OVERRIDES}
     given = {name: value for name, value in given.items() if value is not None}
 
-    from taopd.plan import PlanSettings, load_shape, plan
+    from taopd.trainer.cost import PlanSettings, load_shape, plan
 
     student, teacher = options.student, options.teacher
     if options.config is None:
@@ -106,7 +106,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli.train_config import parse_settings
+    from taopd.trainer.settings_file import parse_settings
 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
     parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
@@ -131,7 +131,7 @@ def plan_settings(
         ConfigError: an optimizer or a quantization whose memory the plan does not know.
     """
     from taopd.losses import needs_teacher_distribution
-    from taopd.plan import PlanSettings
+    from taopd.trainer.cost import PlanSettings
 
     args, model = parsed.training, parsed.model
     optimizer = str(getattr(args.optim, "value", args.optim))

@@ -18,9 +18,9 @@ from taopd.cli import INTERRUPTED
 from taopd.errors import ConfigError, TaopdError
 
 if TYPE_CHECKING:
-    from taopd.cli.train_config import TrainSettings
     from taopd.runs.folder import RunFolder
-    from taopd.trainer import TeachabilityTrainer
+    from taopd.trainer.settings_file import TrainSettings
+    from taopd.trainer.trainer import TeachabilityTrainer
 
 _HELP = """usage: taopd train --config FILE [--name value ...] [--resume] [--overwrite]
 
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--config needs a file")
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli import train_config
+    from taopd.trainer import settings_file as train_config
 
     if options.help_all:
         print(train_config.help_all())
@@ -97,10 +97,11 @@ def run(argv: Sequence[str]) -> int:
 def _train(
     settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
 ) -> int:
-    from taopd.cli import step_lines, train_resume
-    from taopd.environment import environment
+    from taopd.cli import step_lines
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
+    from taopd.trainer.checkpoint import resume as train_resume
+    from taopd.trainer.environment import environment
 
     step_lines.plain(quiet=quiet)
     args = settings.training
@@ -159,8 +160,8 @@ def forget(path: Path, existed: bool) -> None:
 
 def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
     """A line per step, and tables for a tracker that is active."""
-    from taopd import live
     from taopd.cli import step_lines
+    from taopd.trainer import tracker_tables as live
 
     step_lines.attach(trainer, quiet=quiet)
     live.attach(trainer)
@@ -229,8 +230,8 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
     """
     from trl import get_peft_config
 
-    from taopd.cli import train_resume
-    from taopd.trainer import TeachabilityTrainer
+    from taopd.trainer.checkpoint import resume as train_resume
+    from taopd.trainer.trainer import TeachabilityTrainer
 
     try:
         return TeachabilityTrainer(
@@ -259,9 +260,9 @@ def _run(
     folder: "RunFolder",
     checkpoint: Path | None,
 ) -> int:
-    from taopd.cli import train_resume
     from taopd.runs.folder import MODEL_FOLDER
     from taopd.runs.jsonl import write_json
+    from taopd.trainer.checkpoint import resume as train_resume
 
     started = time.perf_counter()
     metrics = train_resume.train(trainer, checkpoint)

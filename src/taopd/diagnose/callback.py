@@ -30,7 +30,7 @@ student measures exactly 0, in another batch size below 1e-9 (float32 and bfloat
 
 
 class BankCallback(TrainerCallback):
-    """Logs `bank/*` metrics (see `taopd.metrics.METRICS`) every `every` optimizer steps.
+    """Logs `bank/*` metrics (see `taopd.trainer.metrics.METRICS`) every `every` optimizer steps.
 
     Example:
         >>> BankCallback.attach(trainer, bank, every=50)  # doctest: +SKIP

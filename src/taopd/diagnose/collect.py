@@ -2,7 +2,7 @@
 
 from taopd.bank import NUM_COMPLETIONS, Rollouts
 from taopd.errors import ConfigError, DataError
-from taopd.rollout_log import ScoredBatch
+from taopd.trainer.rollout_log import ScoredBatch
 
 
 class RolloutCollector:

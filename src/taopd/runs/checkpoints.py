@@ -25,8 +25,8 @@ PARTIAL = ".checkpoint-partial"
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 Layout = Literal["replicated", "sharded", "deepspeed"]
-"""Where the state lies: whole on every process (one, or DDP), in a file a process (FSDP2, `taopd.shards`), or
-in DeepSpeed's own files."""
+"""Where the state lies: whole on every process (one, or DDP), in a file a process (FSDP2), or in DeepSpeed's
+own files."""
 
 
 def process_file(kind: str, process: int) -> str:

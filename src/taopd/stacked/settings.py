@@ -3,8 +3,8 @@
 from typing import Any
 
 from taopd.arms import Arm
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
+from taopd.trainer.config import TeachabilityConfig
 
 FIXED: dict[str, Any] = {
     "gradient_window": None,

@@ -19,17 +19,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.arms import Arm
-from taopd.choose import Choice, needed_signals
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.prompts import load_model
 from taopd.models.scoring import Positions
-from taopd.remembered import Chooser
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
 from taopd.stacked.problems import read_problems
 from taopd.stacked.settings import stack_settings
 from taopd.tinylab.task import EOS_ID, PAD_ID
+from taopd.trainer.remembered import Chooser
+from taopd.trainer.selection import Choice, needed_signals
 
 
 @dataclass(frozen=True, kw_only=True)

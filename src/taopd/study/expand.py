@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.study.file import StudyFile, number, settings_hints
+from taopd.trainer.config import TeachabilityConfig
 
 MOST_ARMS = 10_000
 MOST_BYTES = 200

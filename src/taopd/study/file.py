@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, suggest
 from taopd.runs.validation import read_yaml
 from taopd.study.analysis import COLLAPSE_POINTS, METRICS
+from taopd.trainer.config import TeachabilityConfig
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""

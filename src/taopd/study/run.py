@@ -22,7 +22,6 @@ import torch
 from taopd.arm_pool import run_pool
 from taopd.arms import Arm, load_problems, write_arm
 from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
-from taopd.environment import environment
 from taopd.errors import ConfigError, DataError
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
@@ -33,6 +32,7 @@ from taopd.study.analysis import Question, analyse, timings
 from taopd.study.expand import StudyArm, expand
 from taopd.study.file import StudyFile, number, settings_hints
 from taopd.tinylab import VARIANTS, Lab, build_lab
+from taopd.trainer.environment import environment
 
 OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg", ".lock")
 _ENDLESS = 10**9

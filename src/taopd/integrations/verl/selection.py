@@ -16,9 +16,9 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.integrations.verl.token_signals import COLUMNS, PREFIX, SIGNAL_COLUMNS
 from taopd.losses import reduction_weights
-from taopd.metrics import selection_metrics
 from taopd.selectors import Selection, resolve_selector, select
 from taopd.signals import COMPATIBILITIES, SignalTable, TokenSignals, signal_table
+from taopd.trainer.metrics import selection_metrics
 
 WEIGHTS = PREFIX + "weights"
 """Column that the losses read: [B, T] float32, 0 where a token does not train."""

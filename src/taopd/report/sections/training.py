@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from taopd.collapse_watch import DRIFT_LIMIT
 from taopd.report.charts import Series, areas, figure, key, lines, number
 from taopd.report.folders import Run
 from taopd.report.row_charts import bars
 from taopd.report.sections.cautions import DRIFT_WARN, TRUNCATED
 from taopd.report.sections.tables import table
+from taopd.trainer.collapse_detector import DRIFT_LIMIT
 
 LEAD = "Every logging step, averaged where there are more points than pixels."
 SPEED_LEAD = "Where a step's time and memory go, against training every token."

@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError
 from taopd.models.gradient_window import (
     KeyValuePrefix,
@@ -31,8 +30,9 @@ from taopd.models.gradient_window import (
     sparse_states,
 )
 from taopd.models.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
-from taopd.recorder import Recorder
-from taopd.shards import layout_of
+from taopd.trainer.checkpoint.fsdp import layout_of
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.step_metrics import Recorder
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from taopd.runs.checkpoints import STATE, Layout, problem_of
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
 from taopd.runs.schemas import TRAINER_STATE
 from taopd.runs.validation import read_document
-from taopd.stopping import cannot_write
-from taopd.whole_checkpoints import replace_folder
+from taopd.trainer.checkpoint.failure import cannot_write
+from taopd.trainer.checkpoint.mixin import replace_folder
 
 if TYPE_CHECKING:
-    from taopd.config import TeachabilityConfig
-    from taopd.trainer import TeachabilityTrainer
+    from taopd.trainer.config import TeachabilityConfig
+    from taopd.trainer.trainer import TeachabilityTrainer
 
 
 def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None:

@@ -19,11 +19,11 @@ cluster, share their windows and cost less.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from taopd.plan.communication import Communication, step_communication
-from taopd.plan.flops import StepCost, step_cost, trl_cost
-from taopd.plan.memory import Memory, step_memory
-from taopd.plan.settings import PlanSettings, gradient_share
-from taopd.plan.shapes import SHAPES, ModelShape, load_shape
+from taopd.trainer.cost.communication import Communication, step_communication
+from taopd.trainer.cost.flops import StepCost, step_cost, trl_cost
+from taopd.trainer.cost.memory import Memory, step_memory
+from taopd.trainer.cost.settings import PlanSettings, gradient_share
+from taopd.trainer.cost.shapes import SHAPES, ModelShape, load_shape
 
 __all__ = [
     "SHAPES",

@@ -126,7 +126,7 @@ class PlanSettings:
 
     @property
     def shared_forward(self) -> bool:
-        """Without a window the scoring pass is the training forward; see `taopd.student_states`."""
+        """Without a window the scoring pass is the training forward; see `taopd.trainer.student`."""
         return self.micro_batches == 1 and self.num_ranks == 1
 
     @property

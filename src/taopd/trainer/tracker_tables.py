@@ -1,7 +1,7 @@
 """Tables for a live tracker: a sampled rollout token by token, and what another budget would buy.
 
 The metrics themselves go through transformers' own tracker callbacks, so wandb and trackio get the names
-of `taopd.metrics.METRICS` with the prefix that transformers gives them ("train/"). This adds what a
+of `taopd.trainer.metrics.METRICS` with the prefix that transformers gives them ("train/"). This adds what a
 number cannot show, only to trackers that are active, and imports them only then.
 
 Not here: pictures of the whole run; `taopd report` makes those from the run folder.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from taopd.rollout_log import ScoredBatch
+from taopd.trainer.rollout_log import ScoredBatch
 
 TRACKERS = ("wandb", "trackio")
 TOKEN_COLUMNS = ("token", "D", "C", "H", "score", "rank", "kept")

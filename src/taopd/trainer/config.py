@@ -10,14 +10,14 @@ from typing import Any
 
 from trl import DistillationConfig
 
-from taopd.anchor_settings import AnchorSettings
 from taopd.errors import ConfigError, suggest
 from taopd.losses import LOSSES
-from taopd.reliability_settings import ReliabilitySettings
 from taopd.runs.redaction import redact_document
-from taopd.selection_settings import SelectionSettings
 from taopd.signals import COMPATIBILITIES
-from taopd.teacher_settings import TeacherSettings
+from taopd.trainer.anchor_settings import AnchorSettings
+from taopd.trainer.reliability_settings import ReliabilitySettings
+from taopd.trainer.selection_settings import SelectionSettings
+from taopd.trainer.teacher_settings import TeacherSettings
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "signals": ("exact", "topk_lists"),

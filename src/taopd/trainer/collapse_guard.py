@@ -15,17 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.choose import Choice
-from taopd.collapse_watch import CollapseWatch
 from taopd.runs.checkpoints import checkpoints, problem_of, step_of
 from taopd.runs.jsonl import append_jsonl, cut_lines
-from taopd.shards import layout_of
 from taopd.signals import SignalTable
+from taopd.trainer.checkpoint.fsdp import layout_of
+from taopd.trainer.collapse_detector import CollapseWatch
+from taopd.trainer.selection import Choice
 
 WARNINGS_FILE = "warnings.jsonl"
 BANK_GAIN = "bank/gain_forward_nats/mean"
 
-logger = logging.getLogger("taopd.collapse_guard")
+logger = logging.getLogger("taopd.trainer.collapse_guard")
 
 
 class CollapseGuard(TrainerCallback):

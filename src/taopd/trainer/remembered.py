@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from taopd.choose import Choice, choose
-from taopd.config import TeachabilityConfig
 from taopd.selectors import Calibration
 from taopd.signals import SignalTable
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import Choice, choose
 
 
 class Chooser(TrainerCallback):

@@ -16,29 +16,29 @@ from transformers import ProcessorMixin
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
-from taopd.bad_numbers import BadNumbers
-from taopd.callbacks import MetricsWriter, PeakMemory, UpdateNorm
-from taopd.choose import check_size, gather_options, local_table
-from taopd.collapse_guard import CollapseGuard
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, DataError, NumericsError
-from taopd.gather import gather_table, is_not_repeated
-from taopd.held import HeldTokens
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
-from taopd.metrics import selection_metrics
 from taopd.models.loading import safe_options
 from taopd.models.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
 from taopd.models.stop_tokens import stop_ids
-from taopd.objective import Term, loss_inputs, loss_terms, with_value
-from taopd.rank_state import RankState
-from taopd.recorder import Recorder
-from taopd.remembered import Chooser
-from taopd.rollout_log import RolloutLog, ScoredBatch
-from taopd.student_states import StudentStates
-from taopd.teacher_source import TeacherSource
-from taopd.watch import SamplerWatch
-from taopd.whole_checkpoints import WholeCheckpoints
+from taopd.trainer.anchor import HeldTokens
+from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
+from taopd.trainer.checkpoint.mixin import WholeCheckpoints
+from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.collapse_guard import CollapseGuard
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.gather import gather_table, is_not_repeated
+from taopd.trainer.loss import Term, loss_inputs, loss_terms, with_value
+from taopd.trainer.metrics import selection_metrics
+from taopd.trainer.nonfinite import BadNumbers
+from taopd.trainer.remembered import Chooser
+from taopd.trainer.rollout_log import RolloutLog, ScoredBatch
+from taopd.trainer.sampler_monitor import SamplerWatch
+from taopd.trainer.selection import check_size, gather_options, local_table
+from taopd.trainer.step_metrics import Recorder
+from taopd.trainer.student import StudentStates
+from taopd.trainer.teacher import TeacherSource
 
 Batch = dict[str, Any]
 

@@ -23,10 +23,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from taopd.choose import Choice
 from taopd.models.scoring import Positions
 from taopd.runs.bounded_log import BoundedLog
 from taopd.signals import TokenSignals
+from taopd.trainer.selection import Choice
 
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""

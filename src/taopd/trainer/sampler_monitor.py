@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from taopd.preflight import DRIFT_WARN, TRUNCATED, drift, drift_cause, truncation_cause
-from taopd.rollout_log import ScoredBatch
+from taopd.trainer.rollout_log import ScoredBatch
 
 logger = logging.getLogger(__name__)
 

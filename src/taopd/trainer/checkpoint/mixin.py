@@ -21,7 +21,6 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from taopd.errors import DataError
-from taopd.rank_state import RankState
 from taopd.runs.checkpoints import (
     OPTIMIZER,
     PARTIAL,
@@ -33,9 +32,16 @@ from taopd.runs.checkpoints import (
     problem_of,
     seal,
 )
-from taopd.shards import layout_of, load_optimizer, load_weights, save_optimizer, save_weights
-from taopd.stopping import stopped
-from taopd.tree_files import load_tree, save_tree
+from taopd.trainer.checkpoint.failure import stopped
+from taopd.trainer.checkpoint.fsdp import (
+    layout_of,
+    load_optimizer,
+    load_weights,
+    save_optimizer,
+    save_weights,
+)
+from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.choose import needed_signals, signal_options
-from taopd.config import TeachabilityConfig
 from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
@@ -23,6 +21,8 @@ from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import needed_signals, signal_options
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"

@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import Layout, process_file
-from taopd.tree_files import Block, load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import Block, load_tree, save_tree
 
 WEIGHTS, OPTIMIZER = "shard", "optimizer"
 _LAYOUTS: dict[DistributedType, Layout] = {

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from taopd.errors import ConfigError
 from taopd.runs.checkpoints import STATE, process_file
-from taopd.tree_files import load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 from taopd.kernels import positions_per_chunk
 from taopd.kernels.chunked import TILES
-from taopd.plan.communication import tail_parameters, trained_parameters
-from taopd.plan.settings import BYTES, PlanSettings, gradient_share
-from taopd.plan.shapes import ModelShape
+from taopd.trainer.cost.communication import tail_parameters, trained_parameters
+from taopd.trainer.cost.settings import BYTES, PlanSettings, gradient_share
+from taopd.trainer.cost.shapes import ModelShape
 
 FLOAT32, INT64 = 4, 8
 SCORE_LOGIT_TENSORS, LOSS_LOGIT_TENSORS = 6, 7

@@ -22,8 +22,8 @@ weights at the start, evaluation, TRL's own metrics (some hundred bytes).
 from dataclasses import dataclass
 
 from taopd.distributed.collectives import BYTES_PER_PLACE
-from taopd.plan.settings import BYTES, PlanSettings
-from taopd.plan.shapes import ModelShape
+from taopd.trainer.cost.settings import BYTES, PlanSettings
+from taopd.trainer.cost.shapes import ModelShape
 
 ROW_BYTES = 20
 """A token of the selection table: response, position and validity in 8, D, C and H in 4 each."""
@@ -50,7 +50,7 @@ def step_communication(
     """Volume of one step of `settings.num_ranks` ranks under `settings.sharding`.
 
     Example:
-        >>> from taopd.plan import SHAPES
+        >>> from taopd.trainer.cost import SHAPES
         >>> settings = PlanSettings(batch=1, prompt_length=9, completion_length=9, num_ranks=8)
         >>> step_communication(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], settings).moved["parameters"]
         0.0

@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from taopd.choose import Choice
-from taopd.collapse_guard import CollapseGuard
-from taopd.config import TeachabilityConfig
 from taopd.kernels import Head, topk_score
 from taopd.losses import resolve_loss
 from taopd.models.scoring import Forward, Positions
-from taopd.objective import Term
-from taopd.recorder import Recorder
-from taopd.reference import ReferenceStudent
 from taopd.signals import SignalTable, TokenSignals, at_ids, idle_drift, ids_to_compare
+from taopd.trainer.collapse_guard import CollapseGuard
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loss import Term
+from taopd.trainer.reference import ReferenceStudent
+from taopd.trainer.selection import Choice
+from taopd.trainer.step_metrics import Recorder
 
 
 class HeldTokens:

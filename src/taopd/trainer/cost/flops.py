@@ -11,8 +11,8 @@ skipped in training but counted here.
 
 from dataclasses import asdict, dataclass
 
-from taopd.plan.settings import PlanSettings, gradient_share
-from taopd.plan.shapes import ModelShape
+from taopd.trainer.cost.settings import PlanSettings, gradient_share
+from taopd.trainer.cost.shapes import ModelShape
 
 TERA = 1e12
 STUDENT_LOSS_MATMULS, TEACHER_LOSS_MATMULS = 3, 1

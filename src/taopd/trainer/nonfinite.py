@@ -21,15 +21,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.config import TeachabilityConfig
 from taopd.distributed.sharding import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.models.scoring import SEQUENCE, located
-from taopd.recorder import Recorder
 from taopd.runs.jsonl import write_json
-from taopd.shards import layout_of
-from taopd.tree_files import save_tree
+from taopd.trainer.checkpoint.fsdp import layout_of
+from taopd.trainer.checkpoint.state_file import save_tree
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.step_metrics import Recorder
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from taopd.config import TeachabilityConfig
 from taopd.errors import ConfigError, suggest
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
+from taopd.trainer.config import TeachabilityConfig
 
 _TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
 # Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.config import TeachabilityConfig
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.selectors import (
     Calibration,
@@ -27,6 +26,7 @@ from taopd.selectors import (
     select,
 )
 from taopd.signals import SignalTable, TokenSignals, signal_table
+from taopd.trainer.config import TeachabilityConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

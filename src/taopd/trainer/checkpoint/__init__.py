@@ -1,0 +1,1 @@
+"""What survives a kill: sealed folders, state of processes, weights of sharded models, and the resume."""
