@@ -96,9 +96,9 @@ def stale_sampler() -> Iterator[None]:
     """The student has moved on, the sampler still holds the weights of the checkpoint."""
     import torch
 
-    from taopd.cli import train
+    from taopd.trainer import build
 
-    original = train.make_trainer
+    original = build.make_trainer
 
     def make(*args: Any) -> Any:
         trainer = original(*args)
@@ -109,11 +109,11 @@ def stale_sampler() -> Iterator[None]:
                 weight += 0.05 * torch.randn(weight.shape, generator=generator)
         return trainer
 
-    train.make_trainer = make
+    build.make_trainer = make
     try:
         yield
     finally:
-        train.make_trainer = original
+        build.make_trainer = original
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from taopd.cli.train import Inputs
     from taopd.preflight import Verdict
+    from taopd.trainer.build import Inputs
     from taopd.trainer.settings_file import TrainSettings
 
 _HELP = """usage: taopd check CONFIG [--name value ...] [--max-tokens N] [--json]
@@ -65,9 +65,10 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli import step_lines, train
+    from taopd.cli import step_lines
     from taopd.cli.check_items import Subject, verdicts
     from taopd.consoles import plain_console
+    from taopd.trainer.build import forget
     from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=True)
@@ -78,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no result
             found = list(verdicts(Subject(settings=settings, max_tokens=options.max_tokens)))
     finally:
-        train.forget(folder, existed)
+        forget(folder, existed)
     if options.json:
         print(json.dumps(as_dict(found), indent=2, allow_nan=True))
     else:

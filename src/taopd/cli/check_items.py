@@ -15,11 +15,11 @@ import torch
 from taopd import preflight as look
 from taopd.cli import check_teacher
 from taopd.cli.check_subject import Missing, Subject, Unnamed
-from taopd.cli.plan import plan_settings
 from taopd.errors import ConfigError
 from taopd.micro_batch import SHARDED
 from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
+from taopd.trainer.cost.settings import plan_settings
 
 
 def items(subject: Subject) -> Iterator[tuple[str, Callable[[], Verdict]]]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from taopd.cli import check_teacher, train
+from taopd.cli import check_teacher
 from taopd.micro_batch import measure_micro_batch
 from taopd.models import prompts as data
 from taopd.preflight import Measured
+from taopd.trainer import build
 from taopd.trainer.settings_file import TrainSettings
 
 MOST_PROMPTS = 2000
@@ -99,13 +100,13 @@ class Subject:
     @cached_property
     def inputs(self) -> Any:
         """Models, tokenizer and data, as `taopd train` loads them."""
-        return train.load_inputs(self.settings)
+        return build.load_inputs(self.settings)
 
     @cached_property
     def trainer(self) -> Any:
         """A trainer that never trains."""
         self.need("inputs")
-        return train.make_trainer(self.settings, self.inputs)
+        return build.make_trainer(self.settings, self.inputs)
 
     @cached_property
     def measured(self) -> Measured:

@@ -7,14 +7,13 @@ from both; flags win. What is not known from there (the prompts' length) has a f
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taopd.cli import Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from taopd.trainer.cost import Plan, PlanSettings
-    from taopd.trainer.settings_file import TrainSettings
 
 _HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
 
@@ -43,8 +42,6 @@ _OVERRIDES = (
     *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
     *("gradient_checkpointing", "keep_prefix", "padded", "num_ranks", "sharding"),
 )
-_DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
-_OPTIMIZER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
 
 _NOTES = """one, several: micro-batches in a generation batch.
 update: all but sampling and the teacher's backbone.
@@ -61,12 +58,13 @@ def run(argv: Sequence[str]) -> int:
     given = {name: value for name, value in given.items() if value is not None}
 
     from taopd.trainer.cost import PlanSettings, load_shape, plan
+    from taopd.trainer.cost.settings import DEFAULT_LENGTHS
 
     student, teacher = options.student, options.teacher
     if options.config is None:
         if student is None or teacher is None:
             raise ConfigError("name the models with --student and --teacher, or give --config FILE")
-        settings = PlanSettings(**({"batch": 1} | _DEFAULT_LENGTHS | given))
+        settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
     else:
         known, config_student, config_teacher = _from_config(options.config, rest)
         settings = replace(known, **given)
@@ -106,6 +104,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.trainer.cost.settings import plan_settings
     from taopd.trainer.settings_file import parse_settings
 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
@@ -117,59 +116,6 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
             "teacher_model_name_or_path too (its config is read, no weights)"
         )
     return plan_settings(parsed), str(names[0]), str(names[1])
-
-
-def plan_settings(
-    parsed: "TrainSettings", *, student_dtype: str | None = None, teacher_dtype: str | None = None
-) -> "PlanSettings":
-    """What a plan reads of the settings of a run.
-
-    Args:
-        student_dtype: of the weights, where they are loaded already; likewise the teacher's.
-
-    Raises:
-        ConfigError: an optimizer or a quantization whose memory the plan does not know.
-    """
-    from taopd.losses import needs_teacher_distribution
-    from taopd.trainer.cost import PlanSettings
-
-    args, model = parsed.training, parsed.model
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    if optimizer not in _OPTIMIZER_STATES:
-        raise ConfigError(
-            f"optim={optimizer!r}: the plan knows the memory of {', '.join(_OPTIMIZER_STATES)} only; plan "
-            "with --optim adamw_torch and correct for the difference"
-        )
-    if model.load_in_4bit or model.load_in_8bit:
-        raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
-    student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype)
-    return PlanSettings(
-        batch=args.per_device_train_batch_size,
-        micro_batches=args.gradient_accumulation_steps,
-        prompt_length=_DEFAULT_LENGTHS["prompt_length"],
-        completion_length=args.max_completion_length or _DEFAULT_LENGTHS["completion_length"],
-        budget=1.0 if args.selector == "full" else args.budget,
-        window=getattr(args, "gradient_window", None),
-        top_k=args.score_top_k,
-        gather_limit=args.gather_limit,
-        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
-        student_dtype=student_dtype,
-        teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
-        teacher_elsewhere=args.teacher_url is not None,
-        gradient_checkpointing=args.gradient_checkpointing,
-        needs_teacher_distribution=needs_teacher_distribution(args.loss),
-        anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,
-        anchor_responses=args.anchor_responses,
-        guard=args.collapse_guard != "off",
-        lora_rank=model.lora_r if model.use_peft else None,
-        optimizer_states=_OPTIMIZER_STATES[optimizer],
-        update_norm=args.log_update_norm or args.match_update_norm is not None,
-    )
-
-
-def _dtype(init_kwargs: Any, default: str | None) -> str:
-    chosen = (init_kwargs or {}).get("dtype", default)
-    return "float32" if chosen is None else str(chosen).removeprefix("torch.")
 
 
 def _print(result: "Plan") -> None:

@@ -10,12 +10,11 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import INTERRUPTED
-from taopd.errors import ConfigError, TaopdError
+from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from taopd.runs.folder import RunFolder
@@ -47,18 +46,6 @@ TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArgume
 example:
   taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What a trainer is made of."""
-
-    student: Any
-    teacher: Any
-    """None if it is behind a server."""
-    tokenizer: Any
-    train_dataset: Any
-    eval_dataset: Any
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,6 +87,7 @@ def _train(
     from taopd.cli import step_lines
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
+    from taopd.trainer.build import forget, load_inputs, make_trainer
     from taopd.trainer.checkpoint import resume as train_resume
     from taopd.trainer.environment import environment
 
@@ -152,12 +140,6 @@ def _train(
         raise disk from error
 
 
-def forget(path: Path, existed: bool) -> None:
-    """Remove an empty run folder: transformers makes it as soon as it sees its name."""
-    if not existed and path.exists() and not any(path.iterdir()):
-        path.rmdir()
-
-
 def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
     """A line per step, and tables for a tracker that is active."""
     from taopd.cli import step_lines
@@ -165,93 +147,6 @@ def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
 
     step_lines.attach(trainer, quiet=quiet)
     live.attach(trainer)
-
-
-def load_inputs(settings: "TrainSettings") -> Inputs:
-    """Load and check everything that can be wrong; writes nothing."""
-    from trl import get_quantization_config
-
-    from taopd.models import prompts as data
-    from taopd.teachers import load_teacher
-
-    script, args, chosen = settings.script, settings.training, settings.model
-    student_path = str(chosen.model_name_or_path)
-    tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
-    train_dataset = data.load_prompts(
-        str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
-    )
-    eval_dataset = None
-    if args.eval_strategy != "no":
-        eval_dataset = data.load_prompts(
-            str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
-        )
-    common = {"attn_implementation": chosen.attn_implementation, "dtype": chosen.dtype}
-    own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
-    quantization = get_quantization_config(chosen)
-    if quantization is not None:
-        own["quantization_config"] = quantization
-    student = data.load_model(student_path, **own)
-    models = [student]
-    if args.teacher_url is None:
-        teacher, _ = load_teacher(
-            str(args.teacher_model_name_or_path),
-            student,
-            tokenizer,
-            revision=args.teacher_model_revision,
-            init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
-            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-        )
-        models.append(teacher)
-    # They are loaded now: TRL refuses or ignores these once it is given a model.
-    args.model_init_kwargs = args.teacher_model_init_kwargs = None
-    for rows in (train_dataset, eval_dataset):
-        if rows is not None:
-            data.check_prompt_lengths(
-                rows,
-                tokenizer,
-                context_length=data.context_length(*models),
-                max_completion_length=args.max_completion_length or 1,
-                chat_template_kwargs=_keywords(args.chat_template_kwargs),
-            )
-    return Inputs(
-        student=student,
-        teacher=None if args.teacher_url else models[1],
-        tokenizer=tokenizer,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-    )
-
-
-def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrainer":
-    """The trainer of these settings.
-
-    Raises:
-        ConfigError: settings that do not fit together, for TRL or for us.
-    """
-    from trl import get_peft_config
-
-    from taopd.trainer.checkpoint import resume as train_resume
-    from taopd.trainer.trainer import TeachabilityTrainer
-
-    try:
-        return TeachabilityTrainer(
-            model=inputs.student,
-            teacher_model=inputs.teacher,
-            args=settings.training,
-            train_dataset=inputs.train_dataset,
-            eval_dataset=inputs.eval_dataset,
-            processing_class=inputs.tokenizer,
-            peft_config=get_peft_config(settings.model),
-        )
-    except TaopdError:
-        raise
-    except OSError as error:  # transformers makes the output folder
-        disk = train_resume.disk_error(error, Path(str(settings.training.output_dir)))
-        if disk is None:
-            raise
-        raise disk from error
-    except ValueError as error:  # how TRL and peft refuse settings
-        raise ConfigError(f"these settings do not fit together: {error}") from error
 
 
 def _run(
@@ -287,7 +182,3 @@ def _run(
     write_json(folder.path / "results.json", results)
     print(f"student: {folder.path / MODEL_FOLDER}\nresults: {folder.path / 'results.json'}")
     return 0
-
-
-def _keywords(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, dict) else {}

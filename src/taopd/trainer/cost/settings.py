@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taopd.trainer.settings_file import TrainSettings
 
 SHARDINGS = ("ddp", "fsdp2", "zero3")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -164,3 +168,61 @@ def gradient_share(settings: PlanSettings, window: int | None) -> float:
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise ConfigError(f"{name}={value!r}: must be {expected}")
+
+
+DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
+
+
+_OPTIMIZER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
+
+
+def plan_settings(
+    parsed: "TrainSettings", *, student_dtype: str | None = None, teacher_dtype: str | None = None
+) -> PlanSettings:
+    """What a plan reads of the settings of a run.
+
+    Args:
+        student_dtype: of the weights, where they are loaded already; likewise the teacher's.
+
+    Raises:
+        ConfigError: an optimizer or a quantization whose memory the plan does not know.
+    """
+    from taopd.losses import needs_teacher_distribution
+
+    args, model = parsed.training, parsed.model
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer not in _OPTIMIZER_STATES:
+        raise ConfigError(
+            f"optim={optimizer!r}: the plan knows the memory of {', '.join(_OPTIMIZER_STATES)} only; plan "
+            "with --optim adamw_torch and correct for the difference"
+        )
+    if model.load_in_4bit or model.load_in_8bit:
+        raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
+    student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype)
+    return PlanSettings(
+        batch=args.per_device_train_batch_size,
+        micro_batches=args.gradient_accumulation_steps,
+        prompt_length=DEFAULT_LENGTHS["prompt_length"],
+        completion_length=args.max_completion_length or DEFAULT_LENGTHS["completion_length"],
+        budget=1.0 if args.selector == "full" else args.budget,
+        window=getattr(args, "gradient_window", None),
+        top_k=args.score_top_k,
+        gather_limit=args.gather_limit,
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
+        student_dtype=student_dtype,
+        teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
+        teacher_elsewhere=args.teacher_url is not None,
+        gradient_checkpointing=args.gradient_checkpointing,
+        needs_teacher_distribution=needs_teacher_distribution(args.loss),
+        anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,
+        anchor_responses=args.anchor_responses,
+        guard=args.collapse_guard != "off",
+        lora_rank=model.lora_r if model.use_peft else None,
+        optimizer_states=_OPTIMIZER_STATES[optimizer],
+        update_norm=args.log_update_norm or args.match_update_norm is not None,
+    )
+
+
+def _dtype(init_kwargs: Any, default: str | None) -> str:
+    chosen = (init_kwargs or {}).get("dtype", default)
+    return "float32" if chosen is None else str(chosen).removeprefix("torch.")
