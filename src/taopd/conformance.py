@@ -9,7 +9,7 @@ Why a file with nothing to compare is an error: it would pass without having sho
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -248,37 +248,3 @@ def check_file(path: str | Path) -> ConformanceReport:
     if report.num_compared == 0:
         raise DataError(f"{path}: nothing to compare; expected at least one recorded selection")
     return report
-
-
-def run(paths: Sequence[str | Path]) -> int:
-    """Check files and print a table: values compared and mismatches by kind; 0 if none differ, else
-    1."""
-    from rich.table import Table
-
-    from taopd.consoles import plain_console
-
-    console = plain_console(highlight=False)
-    reports = [check_file(path) for path in paths]
-    table = Table(title="Conformance with the released selector")
-    table.add_column("file", overflow="fold")
-    for name in ("batches", "tokens", "kind", "compared", "mismatches"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    for report in reports:
-        for row, kind in enumerate(KINDS):
-            head = [report.path, str(report.num_batches), str(report.num_tokens)]
-            table.add_row(
-                *(head if row == 0 else ["", "", ""]),
-                kind,
-                str(report.compared[kind]),
-                str(report.mismatches[kind]),
-                end_section=row == len(KINDS) - 1,
-            )
-    console.print(table)
-    for report in reports:
-        for what, count in sorted(report.not_compared.items()):
-            console.print(
-                f"{report.path}: not compared: {count} {what}", markup=False, soft_wrap=True
-            )
-        for line in report.first_mismatches:
-            console.print(f"{report.path}: {line}", markup=False, soft_wrap=True)
-    return int(any(report.num_mismatches for report in reports))

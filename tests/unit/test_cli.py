@@ -287,7 +287,7 @@ def test_conformance_passes_files_and_exit_code(monkeypatch, capsys):
         seen.extend(paths)
         return 1
 
-    fake(monkeypatch, "conformance", run=run)
+    monkeypatch.setattr("taopd.cli.conformance.show", run)
     assert cli.main(["conformance", "a.json", "b.json"]) == 1
     assert seen == [Path("a.json"), Path("b.json")]
     assert "required" in fails(capsys, "conformance")
@@ -301,11 +301,11 @@ def raiser(error):
 
 
 def test_errors_become_exit_codes_and_bugs_keep_their_traceback(monkeypatch, capsys):
-    fake(monkeypatch, "conformance", run=raiser(DataError("two\nlines")))
+    monkeypatch.setattr("taopd.cli.conformance.show", raiser(DataError("two\nlines")))
     assert fails(capsys, "conformance", "x") == "taopd conformance: error: two lines"
-    fake(monkeypatch, "conformance", run=raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("taopd.cli.conformance.show", raiser(KeyboardInterrupt()))
     assert cli.main(["conformance", "x"]) == 130
-    fake(monkeypatch, "conformance", run=raiser(ZeroDivisionError()))
+    monkeypatch.setattr("taopd.cli.conformance.show", raiser(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["conformance", "x"])
 

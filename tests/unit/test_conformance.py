@@ -9,7 +9,8 @@ from pathlib import Path
 import oracle_lists as oracle
 import pytest
 
-from taopd.conformance import check_file, run
+from taopd.cli.conformance import show as run
+from taopd.conformance import check_file
 from taopd.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "topk_lists.json"

@@ -6,6 +6,7 @@ thinking mode, padded vocabulary, a stale adapter in the sampler. Each function 
 Not here: how settings become models and samples, which is `taopd.cli.check_subject`.
 """
 
+from taopd.models.sampler_drift import Drift, drift
 from taopd.preflight.asked import (
     TEXTS,
     check_sampled_divergence,
@@ -15,18 +16,14 @@ from taopd.preflight.asked import (
 )
 from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
 from taopd.preflight.outcomes import (
-    DRIFT_WARN,
-    TRUNCATED,
     check_divergence,
     check_drift,
     check_kept,
     check_stops,
     check_support,
     check_truncation,
-    drift_cause,
-    truncation_cause,
 )
-from taopd.preflight.rollouts import Drift, Measured, drift, measure
+from taopd.preflight.rollouts import Measured, measure
 from taopd.preflight.tokens import (
     check_chat_template,
     check_generation_config,
@@ -37,6 +34,7 @@ from taopd.preflight.tokens import (
     token_name,
 )
 from taopd.preflight.verdict import LEVELS, Verdict, guarded, judge
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 
 __all__ = [
     "DRIFT_WARN",

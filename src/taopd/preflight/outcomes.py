@@ -12,11 +12,8 @@ import torch
 
 from taopd.preflight.rollouts import Measured
 from taopd.preflight.verdict import Level, Problem, Verdict, judge
+from taopd.runs.limits import DRIFT_FAIL, DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 
-DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
-"""Mean |log p_sampler - log p_recomputed|, nats per token."""
-TRUNCATED = 0.1
-"""Share of completions that did not end."""
 SAME_MODEL = 1e-6
 """Nats of KL below which teacher and student are one model."""
 OFF_SUPPORT = 0.8
@@ -48,19 +45,6 @@ def check_drift(measured: Measured, *, sampler: str) -> Verdict:
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = f"mean {found.mean:.2g}, largest {found.largest:.2g} nats over {found.num_tokens} tokens"
     return judge(item, text, problems, figures=figures)
-
-
-def drift_cause(sampler: str) -> str:
-    """The likely cause of a large drift and what to do, in words."""
-    if sampler == "vLLM":
-        return (
-            "the sampler holds other weights (a stale adapter, a weight sync that failed) or another dtype. "
-            "Restart the server from this student, and compare its dtype and chat template."
-        )
-    return (
-        "sampling and training forward differ: dropout, a stale adapter, or another dtype in one of them. "
-        "Merge or drop the adapter, and set one dtype."
-    )
 
 
 def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
@@ -135,19 +119,6 @@ def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdi
     elif share > TRUNCATED:
         problems.append(("warn", truncation_cause(rising=False)))
     return judge(item, text, problems, figures=figures)
-
-
-def truncation_cause(*, rising: bool) -> str:
-    """The likely cause of many completions without an end and what to do, in words."""
-    if rising:
-        return (
-            "the student is unlearning its end of sequence. See the stop audit of `taopd check`: "
-            "stop_tokens: merge where the teacher ends with another id, else an anchor (anchor_coef: 1)."
-        )
-    return (
-        "Many completions are cut before they end. Raise max_completion_length, unless training on openings "
-        "is meant; if they repeat themselves, the student's stop ids are wrong."
-    )
 
 
 def check_divergence(measured: Measured) -> Verdict:

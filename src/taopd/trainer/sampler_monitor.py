@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from taopd.preflight import DRIFT_WARN, TRUNCATED, drift, drift_cause, truncation_cause
+from taopd.models.sampler_drift import drift
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 from taopd.trainer.rollout_log import ScoredBatch
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,10 @@ from taopd.report.folders import Run, Sources, Study
 from taopd.report.rollouts import Rollout
 from taopd.report.sections.tables import percent
 from taopd.report.text import escape
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 
 COLLAPSE = 0.2
 """Share of accuracy below its own best at which an arm is named."""
-DRIFT_WARN, TRUNCATED = 0.05, 0.1
-"""As in `taopd.preflight`, which needs torch."""
 MAX_SHOWN = 6
 
 

@@ -1,0 +1,34 @@
+"""Limits of drift and truncation, and the likely causes in words. Read by check, trainer and page."""
+
+DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
+"""Mean |log p_sampler - log p_recomputed|, nats per token."""
+
+
+TRUNCATED = 0.1
+"""Share of completions that did not end."""
+
+
+def drift_cause(sampler: str) -> str:
+    """The likely cause of a large drift and what to do, in words."""
+    if sampler == "vLLM":
+        return (
+            "the sampler holds other weights (a stale adapter, a weight sync that failed) or another dtype. "
+            "Restart the server from this student, and compare its dtype and chat template."
+        )
+    return (
+        "sampling and training forward differ: dropout, a stale adapter, or another dtype in one of them. "
+        "Merge or drop the adapter, and set one dtype."
+    )
+
+
+def truncation_cause(*, rising: bool) -> str:
+    """The likely cause of many completions without an end and what to do, in words."""
+    if rising:
+        return (
+            "the student is unlearning its end of sequence. See the stop audit of `taopd check`: "
+            "stop_tokens: merge where the teacher ends with another id, else an anchor (anchor_coef: 1)."
+        )
+    return (
+        "Many completions are cut before they end. Raise max_completion_length, unless training on openings "
+        "is meant; if they repeat themselves, the student's stop ids are wrong."
+    )
