@@ -30,8 +30,6 @@ LAYERS = (
         "consoles",
         "grading",
         "models",
-        "preflight",
-        "sparse",
         "teachers",
     },
     {
@@ -40,8 +38,7 @@ LAYERS = (
         "evaluate",
         "harness",
         "integrations",
-        "micro_batch",
-        "plan",
+        "preflight",
         "trainer",
     },
     {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from taopd.micro_batch import measure_micro_batch
+from taopd.preflight.probe import measure_micro_batch
 from taopd.report.page import write_report
 from taopd.trainer import tracker_tables as live
 from taopd.trainer.rollout_log import LIST_FLOOR

@@ -92,7 +92,7 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
     """Oracle: both models over the same completions in one whole forward, as transformers loads them."""
     from transformers import AutoModelForCausalLM
 
-    from taopd.cli import check_subject
+    from taopd.preflight import subject as check_subject
 
     seen = {}
     original = check_subject.measure_micro_batch
@@ -132,7 +132,7 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
 
 
 def test_a_broken_check_is_a_fail_of_that_item(capsys, config, monkeypatch):
-    from taopd.preflight import tokens
+    from taopd.preflight import tokenizer_checks as tokens
 
     def broken(*_):
         raise ZeroDivisionError("no such luck")

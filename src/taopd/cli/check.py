@@ -66,8 +66,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli import step_lines
-    from taopd.cli.check_items import Subject, verdicts
     from taopd.consoles import plain_console
+    from taopd.preflight.items import Subject, verdicts
     from taopd.trainer.build import forget
     from taopd.trainer.settings_file import parse_settings
 
@@ -143,7 +143,7 @@ def before_training(
     Raises:
         ConfigError: an item failed.
     """
-    from taopd.cli.check_items import Subject, verdicts
+    from taopd.preflight.items import Subject, verdicts
 
     subject = Subject(settings=settings, max_tokens=QUICK_TOKENS)
     subject.inputs, subject.trainer = inputs, trainer

@@ -3,19 +3,20 @@
 Most failed distillation runs die of a mismatch that nobody looked for: end-of-sequence ids, chat template,
 thinking mode, padded vocabulary, a stale adapter in the sampler. Each function here judges one of them.
 
-Not here: how settings become models and samples, which is `taopd.cli.check_subject`.
+Not here: how settings become models and samples, which is `taopd.preflight.subject`.
 """
 
 from taopd.models.sampler_drift import Drift, drift
-from taopd.preflight.asked import (
+from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
+from taopd.preflight.measure import Measured, measure
+from taopd.preflight.remote_teacher import (
     TEXTS,
     check_sampled_divergence,
     check_server,
     check_tokens,
     measure_asked,
 )
-from taopd.preflight.machine import Precision, check_context, check_memory, check_precision
-from taopd.preflight.outcomes import (
+from taopd.preflight.rollout_checks import (
     check_divergence,
     check_drift,
     check_kept,
@@ -23,8 +24,7 @@ from taopd.preflight.outcomes import (
     check_support,
     check_truncation,
 )
-from taopd.preflight.rollouts import Measured, measure
-from taopd.preflight.tokens import (
+from taopd.preflight.tokenizer_checks import (
     check_chat_template,
     check_generation_config,
     check_special_tokens,

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from taopd import preflight as look
-from taopd.cli import check_teacher
-from taopd.cli.check_subject import Missing, Subject, Unnamed
 from taopd.errors import ConfigError
-from taopd.micro_batch import SHARDED
 from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
+from taopd.preflight import teacher_items as check_teacher
+from taopd.preflight.probe import SHARDED
+from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
 

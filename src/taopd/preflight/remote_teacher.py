@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taopd.models.sampler_drift import drift
 from taopd.models.scoring import Forward, Positions
-from taopd.preflight.rollouts import Ends, Measured, read_ends, stop_masses
+from taopd.preflight.measure import Ends, Measured, read_ends, stop_masses
 from taopd.preflight.verdict import Problem, Verdict, judge
 from taopd.teachers import Teacher, ask_positions
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from taopd.cli import check_teacher
-from taopd.micro_batch import measure_micro_batch
 from taopd.models import prompts as data
 from taopd.preflight import Measured
+from taopd.preflight import teacher_items as check_teacher
+from taopd.preflight.probe import measure_micro_batch
 from taopd.trainer import build
 from taopd.trainer.settings_file import TrainSettings
 

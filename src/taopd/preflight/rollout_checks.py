@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from taopd.preflight.rollouts import Measured
+from taopd.preflight.measure import Measured
 from taopd.preflight.verdict import Level, Problem, Verdict, judge
 from taopd.runs.limits import DRIFT_FAIL, DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 
