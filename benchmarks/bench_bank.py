@@ -20,8 +20,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.measuring import status_mib, versions
-from taopd.bank import BANK_TOP_K, MAX_TOKENS, NUM_COMPLETIONS, Rollouts
-from taopd.bank.score import score_rollouts
+from taopd.diagnose.bank import BANK_TOP_K, MAX_TOKENS, NUM_COMPLETIONS, Rollouts
+from taopd.diagnose.bank.score import score_rollouts
 
 LIMIT_MIB = 1536.0
 """Promised for the published size."""

@@ -20,7 +20,7 @@ PROMPTS = [row["prompt"] for row in make_rows(3, "train")]
 
 def make_bank(folder: Path) -> Path:
     """A bank of four completions."""
-    from taopd.bank import FixedContextBank, sample_rollouts
+    from taopd.diagnose.bank import FixedContextBank, sample_rollouts
 
     student, teacher = make_model(seed=0), make_model(seed=1, hidden_size=32)
     tokenizer = make_tokenizer()
@@ -30,7 +30,7 @@ def make_bank(folder: Path) -> Path:
 
 def make_gains(folder: Path) -> Path:
     """The gains of one checkpoint on such a bank."""
-    from taopd.bank import FixedContextBank
+    from taopd.diagnose.bank import FixedContextBank
     from taopd.diagnose.gain import measure_gains
     from taopd.diagnose.gain_files import write_gains
 

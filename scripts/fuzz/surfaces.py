@@ -131,7 +131,7 @@ def study_reader(root: Path) -> Read:
 def bank_reader(root: Path) -> Read:
     """Banks and gains: manifest, columns, tensors; damaged by chance, or changed and hashed again."""
     from scripts.fuzz.seeds import make_bank, make_gains
-    from taopd.bank import FixedContextBank
+    from taopd.diagnose.bank import FixedContextBank
     from taopd.diagnose.gain_files import read_gains
     from taopd.report.page import write_report
 
@@ -152,7 +152,7 @@ def bank_reader(root: Path) -> Read:
 
 
 def _change_bank(folder: Path, kind: str, choices: Choices) -> None:
-    from taopd.bank.files import MANIFEST, write_manifest
+    from taopd.diagnose.bank.manifest import MANIFEST, write_manifest
 
     manifest = json.loads((folder / MANIFEST).read_text())
     names = sorted(path.name for path in folder.iterdir())
@@ -192,7 +192,7 @@ def _change_parquet(path: Path, choices: Choices) -> None:
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from taopd.bank.files import write_parquet
+    from taopd.diagnose.bank.manifest import write_parquet
 
     frame = pq.read_table(path).to_pandas()
     name = choices.of(list(frame))
@@ -239,7 +239,7 @@ def _change_tensors(path: Path, choices: Choices) -> None:
 
 def conformance_reader(root: Path) -> Read:
     """`taopd conformance FILE`."""
-    from taopd.conformance import run
+    from taopd.diagnose.conformance.check import run
 
     golden = json.loads((ROOT / "tests/golden/topk_lists.json").read_text())[:1]
     golden[0]["selections"] = golden[0]["selections"][::20]

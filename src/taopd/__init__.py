@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taopd.bank import FixedContextBank
+    from taopd.diagnose.bank import FixedContextBank
     from taopd.selectors import SELECTORS, register_selector, select
     from taopd.trainer.config import TeachabilityConfig
     from taopd.trainer.trainer import TeachabilityTrainer
@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 _HOME = {
-    "FixedContextBank": "taopd.bank",
+    "FixedContextBank": "taopd.diagnose.bank",
     "SELECTORS": "taopd.selectors",
     "TeachabilityConfig": "taopd.trainer.config",
     "TeachabilityTrainer": "taopd.trainer.trainer",

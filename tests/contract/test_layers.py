@@ -26,14 +26,12 @@ LAYERS = (
     {
         "accuracy",
         "bank",
-        "conformance_files",
         "consoles",
         "grading",
         "models",
         "teachers",
     },
     {
-        "conformance",
         "diagnose",
         "evaluate",
         "harness",

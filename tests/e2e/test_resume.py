@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from test_trainer import make_trainer, weights_of
 
-from taopd.bank import FixedContextBank, sample_rollouts
+from taopd.diagnose.bank import FixedContextBank, sample_rollouts
 from taopd.diagnose.callback import BankCallback
 from taopd.errors import ConfigError, DataError
 from taopd.models.loading import load_model

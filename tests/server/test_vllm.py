@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import cli
-from taopd.bank.rollouts import Rollouts
+from taopd.diagnose.bank.rollouts import Rollouts
 from taopd.errors import TeacherUnavailable
 from taopd.models.prompts import load_prompts
 from taopd.models.scoring import Positions

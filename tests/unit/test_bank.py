@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taopd.bank import FixedContextBank, Rollouts, read_completions, sample_rollouts
-from taopd.bank.features import features_from_logprobs
-from taopd.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
+from taopd.diagnose.bank import FixedContextBank, Rollouts, read_completions, sample_rollouts
+from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
+from taopd.diagnose.bank.token_features import features_from_logprobs
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.signals import signals_from_logprobs

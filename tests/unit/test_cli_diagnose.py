@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from taopd import cli
-from taopd.bank import FixedContextBank
+from taopd.diagnose.bank import FixedContextBank
 from taopd.diagnose.gain_files import read_gains
 from tests.conftest import make_model, make_rows
 

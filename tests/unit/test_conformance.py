@@ -10,7 +10,7 @@ import oracle_lists as oracle
 import pytest
 
 from taopd.cli.conformance import show as run
-from taopd.conformance import check_file
+from taopd.diagnose.conformance.check import check_file
 from taopd.errors import DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "topk_lists.json"

@@ -19,9 +19,9 @@ from scripts.fuzz.fence import fence
 from scripts.fuzz.odd import Choices
 from scripts.fuzz.seeds import make_bank, make_runs, vllm_teacher
 from scripts.fuzz.surfaces import STUDY, SURFACES, TRAIN
-from taopd.bank import FixedContextBank
-from taopd.bank.files import write_manifest, write_parquet
-from taopd.conformance import check_file
+from taopd.diagnose.bank import FixedContextBank
+from taopd.diagnose.bank.manifest import write_manifest, write_parquet
+from taopd.diagnose.conformance.check import check_file
 from taopd.errors import TaopdError, TeacherError
 from taopd.report.page import write_report
 from taopd.runs.checkpoints import newest_whole, seal

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from taopd.bank import FixedContextBank, sample_rollouts
+from taopd.diagnose.bank import FixedContextBank, sample_rollouts
 from taopd.diagnose.callback import BankCallback
 from taopd.diagnose.collect import RolloutCollector
 from taopd.diagnose.gain import (

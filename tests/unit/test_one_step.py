@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from taopd.bank import Rollouts, sample_rollouts
+from taopd.diagnose.bank import Rollouts, sample_rollouts
 from taopd.diagnose.one_step import (
     OneStepSettings,
     freeze_batch,

@@ -12,7 +12,7 @@ from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
-    from taopd.bank import FixedContextBank, Rollouts
+    from taopd.diagnose.bank import FixedContextBank, Rollouts
     from taopd.diagnose.gain import CheckpointGain
 
 _HELP = """usage: taopd diagnose freeze | gain | report | one-step [options]
@@ -95,8 +95,8 @@ def freeze(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.bank import BANK_FORMAT, FixedContextBank
-    from taopd.bank.files import SOURCES, check_destination
+    from taopd.diagnose.bank import BANK_FORMAT, FixedContextBank
+    from taopd.diagnose.bank.manifest import SOURCES, check_destination
     from taopd.models.loading import load_model, load_tokenizer
     from taopd.runs.jsonl import write_json
 
@@ -141,8 +141,8 @@ def gain(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.bank import FixedContextBank
-    from taopd.bank.files import check_destination
+    from taopd.diagnose.bank import FixedContextBank
+    from taopd.diagnose.bank.manifest import check_destination
     from taopd.diagnose.gain import measure_gains
     from taopd.diagnose.gain_files import GAIN_FORMAT, write_gains
     from taopd.models.loading import load_model
@@ -186,7 +186,7 @@ def _freeze_parser() -> Parser:
 def _rollouts(
     options: argparse.Namespace, student: Any, tokenizer: Any, advance: Any
 ) -> "Rollouts":
-    from taopd.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
+    from taopd.diagnose.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
     from taopd.models.prompts import load_prompts
 
     if options.completions is not None:
@@ -217,7 +217,7 @@ def _relative(name: str, folder: Path) -> str:
 
 def _source(bank: "FixedContextBank", role: str) -> str:
     """Where a model of the bank is, if it still is there; the bank's fingerprint is checked later."""
-    from taopd.bank.files import SOURCES
+    from taopd.diagnose.bank.manifest import SOURCES
 
     try:
         name = json.loads((bank.folder / SOURCES).read_text(encoding="utf-8"))[role]

@@ -13,7 +13,7 @@ from taopd.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from taopd.bank import Rollouts
+    from taopd.diagnose.bank import Rollouts
 
 _HELP = """usage: taopd diagnose one-step --student S --teacher T --prompts FILE --output FOLDER [options]
 
@@ -44,7 +44,12 @@ def run(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.bank.files import check_destination, write_manifest, write_parquet, written_whole
+    from taopd.diagnose.bank.manifest import (
+        check_destination,
+        write_manifest,
+        write_parquet,
+        written_whole,
+    )
     from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings
     from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
     from taopd.models.loading import load_model, load_tokenizer
@@ -134,7 +139,7 @@ def _prompts(options: argparse.Namespace) -> list[Any]:
 def _sample(
     options: argparse.Namespace, student: Any, tokenizer: Any, prompts: list[Any], advance: Any
 ) -> "Rollouts":
-    from taopd.bank import sample_rollouts
+    from taopd.diagnose.bank import sample_rollouts
 
     return sample_rollouts(
         student,

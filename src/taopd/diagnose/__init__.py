@@ -2,7 +2,7 @@
 
 from taopd.diagnose.bootstrap import Bootstrap, cluster_bootstrap
 from taopd.diagnose.features import GAINS, PROXIES, discover_gains, discover_ks, token_features
-from taopd.diagnose.keep import hard_selectors
+from taopd.diagnose.kept_sets import hard_selectors
 from taopd.diagnose.matched import MatchedBank, matched_banks, matched_differences, matched_top_n
 from taopd.diagnose.quadrants import q3_buckets, q3_gap
 from taopd.diagnose.regression import decomposition

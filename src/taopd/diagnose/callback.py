@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from taopd.bank import FixedContextBank
-from taopd.bank.score import measuring
+from taopd.diagnose.bank import FixedContextBank
+from taopd.diagnose.bank.score import measuring
 from taopd.diagnose.gain import (
     CheckpointGain,
     check_vocabulary,

@@ -1,6 +1,6 @@
 """Takes the rollouts of a bank from a trainer instead of sampling them again."""
 
-from taopd.bank import NUM_COMPLETIONS, Rollouts
+from taopd.diagnose.bank import NUM_COMPLETIONS, Rollouts
 from taopd.errors import ConfigError, DataError
 from taopd.trainer.rollout_log import ScoredBatch
 

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.bank import FixedContextBank
-from taopd.bank.score import divergences, measuring, rollout_states
+from taopd.diagnose.bank import FixedContextBank
+from taopd.diagnose.bank.score import divergences, measuring, rollout_states
 from taopd.errors import DataError
 from taopd.models.forward import State
 from taopd.models.loading import load_model, load_tokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from taopd.bank import FixedContextBank
-from taopd.bank.files import (
+from taopd.diagnose.bank import FixedContextBank
+from taopd.diagnose.bank.manifest import (
     MANIFEST,
     check_destination,
     read_manifest,

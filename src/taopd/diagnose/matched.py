@@ -36,7 +36,7 @@ from taopd.diagnose.bootstrap import (
     group_means,
 )
 from taopd.diagnose.features import clusters_of, token_features, usable_tokens, winsorize
-from taopd.diagnose.keep import (
+from taopd.diagnose.kept_sets import (
     NUM_DRAWS,
     hard_selectors,
     matched_count,

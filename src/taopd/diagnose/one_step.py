@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.bank import Rollouts
-from taopd.bank.score import divergences, known_positions, measuring, rollout_states
+from taopd.diagnose.bank import Rollouts
+from taopd.diagnose.bank.score import divergences, known_positions, measuring, rollout_states
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.losses import (
     LOSSES,

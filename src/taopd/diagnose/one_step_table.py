@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from taopd.bank import Rollouts
+from taopd.diagnose.bank import Rollouts
 from taopd.diagnose.one_step import (
     DIRECTIONS,
     OPTIMIZERS,

@@ -9,7 +9,7 @@ Why two: the values agree to about 1e-15, but scores saturate. TIP is `h + d - h
 comes out as 1 or as 1 - 2**-53 depending on the last bit of d, and the released code breaks "ties"
 among such rows by that bit. Reproducing its masks on every file therefore takes its last bits too.
 Training needs none of this, so `LIBM`, which visits one number at a time, serves
-`taopd.conformance` only.
+`taopd.diagnose.conformance.check` only.
 """
 
 import math

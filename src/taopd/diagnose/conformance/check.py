@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from taopd.conformance_files import Batch, Json, pick, read_batches, table_of
+from taopd.diagnose.conformance.files import Batch, Json, pick, read_batches, table_of
 from taopd.errors import DataError, suggest
 from taopd.selectors import REFERENCE_NAMES, NormalizedView, normalized_view, select
 from taopd.selectors.normalize import (

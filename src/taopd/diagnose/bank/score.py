@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taopd.bank.features import (
+from taopd.diagnose.bank.rollouts import Rollouts
+from taopd.diagnose.bank.token_features import (
     FEATURES,
     SUPPORT_FEATURES,
     chunked_logprobs,
     collect_features,
     quadrant_columns,
 )
-from taopd.bank.rollouts import Rollouts
 from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
 from taopd.models.forward import State, backbone_forward, on_device

@@ -1,15 +1,15 @@
 """The fixed-context bank: what the student wrote, frozen, with what was known before training."""
 
-from taopd.bank.bank import BANK_FORMAT, FixedContextBank
-from taopd.bank.features import BANK_TOP_K
-from taopd.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
-from taopd.bank.rollouts import (
+from taopd.diagnose.bank.bank import BANK_FORMAT, FixedContextBank
+from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
+from taopd.diagnose.bank.rollouts import (
     MAX_TOKENS,
     NUM_COMPLETIONS,
     Rollouts,
     read_completions,
     sample_rollouts,
 )
+from taopd.diagnose.bank.token_features import BANK_TOP_K
 
 __all__ = [
     "BANK_FORMAT",

@@ -24,8 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.bank.features import BANK_TOP_K
-from taopd.bank.files import (
+from taopd.diagnose.bank.fingerprints import (
+    Fingerprint,
+    check_fingerprint,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
+from taopd.diagnose.bank.manifest import (
     MANIFEST,
     check_destination,
     read_manifest,
@@ -33,14 +38,9 @@ from taopd.bank.files import (
     write_parquet,
     written_whole,
 )
-from taopd.bank.fingerprints import (
-    Fingerprint,
-    check_fingerprint,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
-from taopd.bank.rollouts import Rollouts
-from taopd.bank.score import locate, score_rollouts
+from taopd.diagnose.bank.rollouts import Rollouts
+from taopd.diagnose.bank.score import locate, score_rollouts
+from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError
 from taopd.models.forward import bare
 from taopd.models.prompts import context_length
@@ -72,7 +72,7 @@ class FixedContextBank:
 
     folder: Path
     tokens: pd.DataFrame
-    """One row per completion token, in the order (completion, position); see `taopd.bank.features`."""
+    """One row per completion token, in the order (completion, position); columns: `token_features`."""
     rollouts: Rollouts
     teacher_topk_ids: Tensor
     """int32 [N, max K], best first."""

@@ -1,0 +1,1 @@
+"""Conformance with the released code: reference vectors are read, computed again and compared."""
