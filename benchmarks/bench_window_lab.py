@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measuring import versions
-from taopd.arm_pool import run_pool
-from taopd.arms import write_arm
-from taopd.demo import lab_arm
-from taopd.tinylab import build_lab
+from taopd.experiments.arm import write_arm
+from taopd.experiments.lab import build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.pool import run_pool
 
 WINDOWS = (None, 0, 4, 8)
 STEPS, SEEDS = 200, 3

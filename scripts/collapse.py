@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taopd.demo import lab_arm
+from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.runs.jsonl import write_text
-from taopd.stacked.pool import Job, run_jobs
-from taopd.tinylab import VARIANTS, build_lab
 from taopd.trainer.environment import environment
 
 BASE = {"per_device_train_batch_size": 32, "learning_rate": 3e-4, "loss": "reverse_kl"}

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 taopd=.venv/bin/taopd
 out=${1:-runs/diagnostic}
 for variant in dialect bilingual reversal; do
-  lab=$(.venv/bin/python -c "from taopd.tinylab import build_lab; print(build_lab('$variant').prompts.parent)")
+  lab=$(.venv/bin/python -c "from taopd.experiments.lab import build_lab; print(build_lab('$variant').prompts.parent)")
   here=$out/$variant
   mkdir -p "$here"
   # Full distillation, so that every token had its chance to be learned; the exact loss, as the bank is exact.

@@ -29,8 +29,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from taopd.arm_pool import run_pool
-from taopd.arms import Arm, write_arm
+from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.pool import run_pool
 
 NAMES = (
     "Ada",

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from taopd import cli
-from taopd.tinylab import Lab, build_lab
+from taopd.experiments.lab import Lab, build_lab
 
 Settings = dict[str, Any]
 TEMPLATE = (

@@ -44,7 +44,7 @@ def make_gains(folder: Path) -> Path:
 
 def make_runs(root: Path) -> list[Path]:
     """A run with a checkpoint, and a study whose arms are runs."""
-    from taopd.study.analysis import Question
+    from taopd.experiments.study.analysis import Question
 
     lines = [synthetic.rollout(np.random.default_rng(step), 6, step=step, k=4) for step in range(3)]
     run = synthetic.write_run(root / "run", lines, steps=4)

@@ -105,10 +105,10 @@ def config_reader(root: Path) -> Read:
 
 def study_reader(root: Path) -> Read:
     """`taopd compare STUDY.yaml --list`, and the folders its arms would get."""
+    from taopd.experiments.study.expand import expand
+    from taopd.experiments.study.file import load_study_file
+    from taopd.experiments.study.run import base_config
     from taopd.runs.folder import RunFolder
-    from taopd.study.expand import expand
-    from taopd.study.file import load_study_file
-    from taopd.study.run import base_config
 
     path, output = root / "study.yaml", root / "out"
     output.mkdir()
@@ -294,8 +294,8 @@ def run_reader(root: Path) -> Read:
 def _compare(folder: Path, *, pictures: bool) -> None:
     """`taopd compare FOLDER`; its pictures take a second."""
     from taopd.cli import compare
+    from taopd.experiments.study.analysis import analyse, read_outcomes, read_question, timings
     from taopd.report.study import markdown, table
-    from taopd.study.analysis import analyse, read_outcomes, read_question, timings
 
     if pictures:
         compare.run([str(folder)])

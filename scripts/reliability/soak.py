@@ -24,10 +24,10 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
-from taopd.demo import LAB_CONFIG
+from taopd.experiments.lab import build_lab
+from taopd.experiments.lab.demo import LAB_CONFIG
 from taopd.models.prompts import load_prompts
 from taopd.runs.jsonl import read_jsonl, write_json
-from taopd.tinylab import build_lab
 from taopd.trainer.environment import environment
 
 STEPS, EVERY, WARM_UP, BLOCK = 2000, 20, 600, 100

@@ -17,13 +17,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def test_the_readme_example_trains(micro_lab, tmp_path, monkeypatch):
     """As printed, but on the micro models: `build_lab` is the only thing replaced."""
-    import taopd.tinylab
+    import taopd.experiments.lab
 
     class Lab:
         student, teacher, prompts = micro_lab.student, micro_lab.teacher, micro_lab.prompts
         top_k, max_completion_length = 4, 6
 
-    monkeypatch.setattr(taopd.tinylab, "build_lab", lambda variant: Lab)
+    monkeypatch.setattr(taopd.experiments.lab, "build_lab", lambda variant: Lab)
     monkeypatch.chdir(tmp_path)
     (example,) = blocks(ROOT / "README.md", "python")
     example = example.replace("max_steps=50", "max_steps=2").replace("=64", "=8")

@@ -24,26 +24,19 @@ LAYERS = (
         "signals",
     },
     {
-        "accuracy",
         "bank",
         "consoles",
-        "grading",
         "models",
         "teachers",
     },
     {
         "diagnose",
-        "evaluate",
-        "harness",
         "integrations",
         "preflight",
         "trainer",
     },
     {
-        "arm_pool",
-        "arms",
-        "demo",
-        "leaderboard",
+        "experiments",
         "stacked",
         "study",
         "tinylab",
@@ -54,7 +47,7 @@ LAYERS = (
     },
 )
 APART = ({"selectors", "losses"},)
-TORCH_FREE = {"report", "errors", "runs", "arm_pool"}
+TORCH_FREE = {"report", "errors", "runs"}
 TRL_ONLY = {"trainer", "cli"}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

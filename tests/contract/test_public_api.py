@@ -7,7 +7,14 @@ import pytest
 
 import taopd
 
-PACKAGES = ("kernels", "losses", "selectors", "signals", "models.gradient_window", "tinylab")
+PACKAGES = (
+    "kernels",
+    "losses",
+    "selectors",
+    "signals",
+    "models.gradient_window",
+    "experiments.lab",
+)
 
 
 def test_exports_exist():

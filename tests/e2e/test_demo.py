@@ -8,8 +8,8 @@ from rich.console import Console
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taopd.demo import ARMS, run_demo
 from taopd.errors import DataError
+from taopd.experiments.lab.demo import ARMS, run_demo
 from taopd.report.demo import draw, interval, table
 
 MICRO = {

@@ -1,6 +1,6 @@
 """`taopd evaluate --suite` on local task files and the micro model, offline.
 
-Oracles: counting over the saved transcripts, and greedy decoding by `taopd.evaluate`.
+Oracles: counting over the saved transcripts, and greedy decoding by `taopd.experiments.evaluation.evaluate`.
 """
 
 import importlib.util
@@ -10,8 +10,8 @@ import pytest
 
 from taopd.cli import main
 from taopd.errors import ConfigError
-from taopd.evaluate import evaluate
-from taopd.harness import PUBLISHED, check_tasks, parse_suite
+from taopd.experiments.evaluation.evaluate import evaluate
+from taopd.experiments.evaluation.lm_eval import PUBLISHED, check_tasks, parse_suite
 from taopd.models.prompts import load_model, load_tokenizer
 
 needs_harness = pytest.mark.skipif(

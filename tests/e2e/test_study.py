@@ -17,12 +17,12 @@ import pytest
 import yaml
 from test_demo import MICRO
 
-from taopd import arm_pool
 from taopd.cli import INTERRUPTED, main
 from taopd.errors import DataError
+from taopd.experiments import pool as arm_pool
+from taopd.experiments.study.file import parse_study_file
+from taopd.experiments.study.run import plan_study, run_study
 from taopd.runs import jsonl as records
-from taopd.study.file import parse_study_file
-from taopd.study.run import plan_study, run_study
 
 STUDY = {
     "lab": "dialect",
@@ -66,7 +66,7 @@ def running_arms(output: Path) -> list[str]:
             words = entry.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if "taopd.arms" in words and any(str(output) in word for word in words):
+        if "taopd.experiments.arm" in words and any(str(output) in word for word in words):
             found.append(entry.parent.name)
     return found
 
@@ -180,7 +180,7 @@ def test_equal_update_norm(tmp_path):
 
 FULL_DISK = """
 import errno, sys
-from taopd import arms
+from taopd.experiments import arm as arms
 def no_room(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 arms.write_json = no_room

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks.vllm_server import PYTHON, VllmServer
-from taopd.tinylab import build_lab
+from taopd.experiments.lab import build_lab
 
 collect_ignore_glob = [] if PYTHON in os.environ else ["test_*.py"]
 

@@ -8,8 +8,8 @@ that docs/math.md quotes:  python -m tests.unit.study_simulation
 
 import numpy as np
 
-from taopd.study.analysis import Question, analyse
-from taopd.study.statistics import t_estimate
+from taopd.experiments.study.analysis import Question, analyse
+from taopd.experiments.study.statistics import t_estimate
 
 NOISE, SEED_EFFECT, LEVEL = 0.02, 0.03, 0.5
 DIFFERENCE = 0.04

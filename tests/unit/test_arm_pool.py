@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from taopd import arm_pool
 from taopd.errors import DataError
+from taopd.experiments import pool as arm_pool
 
 
 @pytest.fixture

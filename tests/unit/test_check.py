@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from taopd import cli
-from taopd.tinylab import VARIANTS, build_lab
+from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.trainer.metrics import is_documented
 from taopd.trainer.sampler_monitor import SamplerWatch
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config

@@ -255,7 +255,10 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
         seen.update(settings)
         return {"best_student": "teachability"}
 
-    fake(monkeypatch, "demo", run_demo=run_demo)
+    import taopd.experiments.lab.demo
+    import taopd.report.demo  # noqa: F401
+
+    fake(monkeypatch, "experiments.lab.demo", run_demo=run_demo)
     fake(
         monkeypatch,
         "report.demo",

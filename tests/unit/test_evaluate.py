@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from taopd.accuracy import pass_at_k, summarize
 from taopd.errors import ConfigError, DataError
-from taopd.evaluate import evaluate
-from taopd.grading import Grader, is_mathematical
+from taopd.experiments.evaluation.accuracy import pass_at_k, summarize
+from taopd.experiments.evaluation.evaluate import evaluate
+from taopd.experiments.evaluation.grading import Grader, is_mathematical
 from taopd.models.generation import end_of_sequence_ids
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from tests.conftest import make_model, make_rows, make_tokenizer

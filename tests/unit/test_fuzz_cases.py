@@ -23,12 +23,12 @@ from taopd.diagnose.bank import FixedContextBank
 from taopd.diagnose.bank.manifest import write_manifest, write_parquet
 from taopd.diagnose.conformance.check import check_file
 from taopd.errors import TaopdError, TeacherError
+from taopd.experiments.study.analysis import Question, analyse
+from taopd.experiments.study.expand import expand
+from taopd.experiments.study.file import load_study_file
+from taopd.experiments.study.run import base_config
 from taopd.report.page import write_report
 from taopd.runs.checkpoints import newest_whole, seal
-from taopd.study.analysis import Question, analyse
-from taopd.study.expand import expand
-from taopd.study.file import load_study_file
-from taopd.study.run import base_config
 from taopd.trainer.checkpoint.resume import _steps_done
 from taopd.trainer.settings_file import parse_settings
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from taopd.errors import ConfigError, DataError
-from taopd.leaderboard import entries, merge, run_leaderboard
+from taopd.experiments.lab.leaderboard import entries, merge, run_leaderboard
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report import leaderboard as page
-from taopd.stacked.pool import Job, run_jobs
 
 SIZES = {
     "num_train_prompts": 64,

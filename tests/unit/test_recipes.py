@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from taopd.experiments.study.expand import expand
+from taopd.experiments.study.file import load_study_file
+from taopd.experiments.study.run import base_config
 from taopd.runs.validation import read_yaml
-from taopd.study.expand import expand
-from taopd.study.file import load_study_file
-from taopd.study.run import base_config
 from taopd.trainer.settings_file import parse_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -17,14 +17,14 @@ import yaml
 from scripts.fuzz.fence import Escaped, fence
 from taopd import cli
 from taopd.errors import ConfigError, DataError, TaopdError
+from taopd.experiments.study.expand import expand
+from taopd.experiments.study.file import parse_study_file
 from taopd.models.loading import load_model, load_tokenizer, safe_options
 from taopd.models.prompts import encode_prompts, load_prompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import append_jsonl
 from taopd.runs.redaction import redact, redact_command, redact_document
 from taopd.runs.validation import read_yaml
-from taopd.study.expand import expand
-from taopd.study.file import parse_study_file
 from taopd.trainer.environment import environment
 from taopd.trainer.settings_file import parse_settings
 from tests.conftest import make_model, make_tokenizer

@@ -5,13 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
-from taopd.demo import lab_arm
 from taopd.errors import ConfigError
+from taopd.experiments.lab import build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked import Stack, run_stack
+from taopd.experiments.lab.stacked.model import generate, hidden_states, logits, stack
+from taopd.experiments.lab.task import EOS_ID, PAD_ID, PROMPT_LENGTH
 from taopd.models.prompts import load_prompts
-from taopd.stacked import Stack, run_stack
-from taopd.stacked.model import generate, hidden_states, logits, stack
-from taopd.tinylab import build_lab
-from taopd.tinylab.task import EOS_ID, PAD_ID, PROMPT_LENGTH
 
 STEPS = 3
 

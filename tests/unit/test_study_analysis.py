@@ -7,9 +7,15 @@ from rich.console import Console
 from scipy import stats
 
 from taopd.errors import DataError
+from taopd.experiments.study.analysis import (
+    Question,
+    analyse,
+    read_outcomes,
+    read_question,
+    timings,
+)
 from taopd.report.study import markdown, table
 from taopd.report.study_pictures import draw
-from taopd.study.analysis import Question, analyse, read_outcomes, read_question, timings
 from tests.unit.study_simulation import outcome
 
 FULL, TEACH, RANDOM = [0.90, 0.88, 0.93], [0.93, 0.90, 0.99], [0.60, 0.62, 0.70]

@@ -3,10 +3,10 @@
 import pytest
 
 from taopd.errors import ConfigError
-from taopd.study import file as study_file
-from taopd.study.expand import expand
-from taopd.study.file import load_study_file, parse_study_file
-from taopd.study.run import base_config
+from taopd.experiments.study import file as study_file
+from taopd.experiments.study.expand import expand
+from taopd.experiments.study.file import load_study_file, parse_study_file
+from taopd.experiments.study.run import base_config
 
 GOOD = {"lab": "dialect", "grid": {"selector": ["tip"], "budget": [0.1]}, "seeds": [0, 1]}
 PAIR = {"student": "s", "teacher": "t", "prompts": "p.parquet"}

@@ -7,7 +7,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from taopd.errors import ConfigError
-from taopd.study.statistics import (
+from taopd.experiments.study.statistics import (
     holm,
     median,
     minimum_detectable_difference,

@@ -9,11 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taopd import tinylab
 from taopd.errors import ConfigError
-from taopd.tinylab import build_lab, build_tokenizer, is_correct, task, token_kind, token_kinds
-from taopd.tinylab.pretrain import split_pairs
-from taopd.tinylab.spec import LabSpec
+from taopd.experiments import lab as tinylab
+from taopd.experiments.lab import (
+    build_lab,
+    build_tokenizer,
+    is_correct,
+    task,
+    token_kind,
+    token_kinds,
+)
+from taopd.experiments.lab.pretrain import split_pairs
+from taopd.experiments.lab.spec import LabSpec
 
 MICRO = {
     "teacher_steps": 120,

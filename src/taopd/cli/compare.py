@@ -13,7 +13,7 @@ from taopd.cli import INTERRUPTED, Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from taopd.study.run import StudyPlan
+    from taopd.experiments.study.run import StudyPlan
 
 _HELP = """usage: taopd compare STUDY.yaml [options] | taopd compare FOLDER [--output FOLDER]
 
@@ -51,8 +51,8 @@ def run(argv: Sequence[str]) -> int:
 
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.study.file import load_study_file
-    from taopd.study.run import plan_study
+    from taopd.experiments.study.file import load_study_file
+    from taopd.experiments.study.run import plan_study
 
     study = load_study_file(options.study)
     output = options.output or Path(study.output or Path("runs") / Path(options.study).stem)
@@ -83,7 +83,7 @@ def _parser() -> Parser:
 
 def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
     from taopd.cli.study_progress import StudyProgress
-    from taopd.study.run import run_study
+    from taopd.experiments.study.run import run_study
 
     try:
         with _terminate_as_interrupt(), StudyProgress(plan, output) as shown:
@@ -109,9 +109,9 @@ def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
 
 def _compare_folder(folder: Path, output: Path | None) -> int:
     """Analyse what has finished, with the study's own question and controls if it left them there."""
+    from taopd.experiments.study.analysis import analyse, read_outcomes, read_question, timings
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
-    from taopd.study.analysis import analyse, read_outcomes, read_question, timings
 
     outcomes = read_outcomes(folder)
     question, controls = read_question(folder)
@@ -147,8 +147,8 @@ def _show(results: dict[str, Any], output: Path) -> None:
 
 
 def _print_arms(study: Any) -> None:
-    from taopd.study.expand import expand
-    from taopd.study.run import base_config
+    from taopd.experiments.study.expand import expand
+    from taopd.experiments.study.run import base_config
 
     arms = expand(study, base_config(study))
     for arm in arms:

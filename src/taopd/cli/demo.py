@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
 
-    from taopd.demo import run_demo
+    from taopd.experiments.lab.demo import run_demo
     from taopd.report.demo import draw, markdown, table
     from taopd.runs.jsonl import write_text
 

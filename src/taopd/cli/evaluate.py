@@ -10,7 +10,7 @@ from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from taopd.evaluate import EvaluationResult
+    from taopd.experiments.evaluation.evaluate import EvaluationResult
 
 
 _MAX_NEW_TOKENS = 512
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.evaluate import evaluate
+    from taopd.experiments.evaluation.evaluate import evaluate
     from taopd.models.prompts import load_model, load_prompts, load_tokenizer
     from taopd.runs.folder import RunFolder
 

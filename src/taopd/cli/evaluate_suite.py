@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taopd.harness import SuiteResult
+    from taopd.experiments.evaluation.lm_eval import SuiteResult
 
 
 def run(options: argparse.Namespace) -> int:
@@ -12,7 +12,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from taopd.cli.evaluate import write_folder
-    from taopd.harness import SuiteSettings, parse_suite, run_suite
+    from taopd.experiments.evaluation.lm_eval import SuiteSettings, parse_suite, run_suite
     from taopd.runs.folder import RunFolder
 
     tasks = parse_suite(options.suite)

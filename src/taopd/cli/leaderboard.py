@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
 
-    from taopd.leaderboard import run_leaderboard
+    from taopd.experiments.lab.leaderboard import run_leaderboard
     from taopd.report.leaderboard import draw, write_page
 
     options.into.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taopd.arm_pool import last_evaluation, logged_steps
+from taopd.experiments.pool import last_evaluation, logged_steps
 
 if TYPE_CHECKING:
-    from taopd.study.run import StudyPlan
+    from taopd.experiments.study.run import StudyPlan
 
 LINE_SECONDS = 30.0
 _REDRAW_SECONDS = 0.5

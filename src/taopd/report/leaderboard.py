@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from taopd.experiments.study.statistics import holm, t_estimate
 from taopd.runs.jsonl import write_text
-from taopd.study.statistics import holm, t_estimate
 
 FULL = "full"
 BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"

@@ -49,7 +49,7 @@ def write_report(
     Args:
         folders: runs, studies, banks, gains and diagnostic reports, in any order.
         max_rollouts: shared by the runs.
-        match: how logged completions are graded; see `taopd.grading`.
+        match: how logged completions are graded; see `taopd.experiments.evaluation.grading`.
 
     Raises:
         DataError: a folder that is missing, damaged, or holds nothing to show; an output that cannot be

@@ -53,7 +53,7 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
     """At most `limit` rollouts, shared evenly among the runs that logged any.
 
     Args:
-        match: how completions are graded where the run does not say; see `taopd.grading`.
+        match: how completions are graded where the run does not say; see `experiments.evaluation.grading`.
     """
     found = [(run, lines) for run in runs if (lines := _lines(run))]
     rollouts: list[Rollout] = []
@@ -106,7 +106,7 @@ def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 
 def _grader(match: str) -> Any:
-    from taopd.grading import Grader
+    from taopd.experiments.evaluation.grading import Grader
 
     return Grader(match)
 

@@ -55,7 +55,7 @@ OUTCOME = {
     "train_seconds_curve?": [(WHOLE, NUMBER)],
     "prompt_digests?": [(WHOLE, TEXT)],
 }
-"""One arm and seed, as `taopd.arms.run_arm` leaves it."""
+"""One arm and seed, as `taopd.experiments.arm.run_arm` leaves it."""
 STUDY = {
     "arms?": [OUTCOME | {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}],
     "outcomes?": Maybe([OUTCOME]),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from taopd.arms import Arm
 from taopd.errors import ConfigError
+from taopd.experiments.arm import Arm
 from taopd.trainer.config import TeachabilityConfig
 
 FIXED: dict[str, Any] = {

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taopd.arm_pool import logged_steps, run_pool
-from taopd.arms import Arm, write_arm
+from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.lab import Lab, build_lab, token_kinds
+from taopd.experiments.pool import logged_steps, run_pool
 from taopd.models.prompts import load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
-from taopd.tinylab import Lab, build_lab, token_kinds
 from taopd.trainer.environment import environment
 
 BUDGET = 0.1
@@ -100,7 +100,7 @@ def run_demo(
     Args:
         output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
             keeps the arms that had finished.
-        lab_sizes: fields of `taopd.tinylab.LabSpec`, for a smaller lab.
+        lab_sizes: fields of `taopd.experiments.lab.LabSpec`, for a smaller lab.
         progress: called with ("teacher" | "student" | "arms", steps done, steps in all).
 
     Raises:

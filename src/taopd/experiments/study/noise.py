@@ -8,7 +8,12 @@ how well the others are known.
 from collections.abc import Sequence
 from typing import Any
 
-from taopd.study.statistics import LEVEL, POWER, minimum_detectable_difference, pooled_deviation
+from taopd.experiments.study.statistics import (
+    LEVEL,
+    POWER,
+    minimum_detectable_difference,
+    pooled_deviation,
+)
 
 
 def floor(arms: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from taopd.experiments.lab.stacked.train import StackStep
 from taopd.signals import SignalTable, idle_drift
 from taopd.signals.types import TokenSignals
-from taopd.stacked.train import StackStep
 from taopd.trainer.collapse_detector import CollapseWatch
 
 KINDS = ("digit", "marker", "end")

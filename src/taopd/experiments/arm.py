@@ -1,8 +1,8 @@
 """One arm of a comparison: train by its settings, evaluate along the way, leave one `results.json`.
 
-An arm is a folder with `arm.json` in it; `python -m taopd.arms FOLDER` runs it in a process of its own, so
-that arms cannot disturb each other's random streams or threads, and a killed comparison keeps the arms
-that had finished. Training goes through the same `TeachabilityTrainer` as everything else.
+An arm is a folder with `arm.json` in it; `python -m taopd.experiments.arm FOLDER` runs it in a process of its
+own, so that arms cannot disturb each other's random streams or threads, and a killed comparison keeps the
+arms that had finished. Training goes through the same `TeachabilityTrainer` as everything else.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from taopd.arm_pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.errors import DataError
-from taopd.evaluate import evaluate
+from taopd.experiments.evaluation.evaluate import evaluate
+from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
@@ -43,7 +43,7 @@ class Arm:
     prompts: str
     """File or hub name with prompt, answer and the splits "train" and "test"."""
     match: str
-    """How a completion is graded; see `taopd.evaluate`."""
+    """How a completion is graded; see `taopd.experiments.evaluation.evaluate`."""
     evaluate_every: int
     """Optimizer steps between two evaluations; also before the first and after the last step."""
     num_test_prompts: int

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taopd.demo import lab_arm
 from taopd.errors import ConfigError, DataError, suggest
+from taopd.experiments.lab import VARIANTS, Lab, build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
-from taopd.stacked.pool import Job, run_jobs
-from taopd.tinylab import VARIANTS, Lab, build_lab
 from taopd.trainer.environment import environment
 
 BUDGETS = (0.02, 0.05, 0.1, 0.3)

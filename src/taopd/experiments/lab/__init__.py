@@ -10,10 +10,10 @@ user's.
 Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
 """
 
-from taopd.tinylab.build import Lab, build_lab, default_root
-from taopd.tinylab.spec import LabSpec
-from taopd.tinylab.task import VARIANTS, TokenKind, Variant, is_correct, token_kind
-from taopd.tinylab.tokenizer import build_tokenizer, token_kinds
+from taopd.experiments.lab.build import Lab, build_lab, default_root
+from taopd.experiments.lab.spec import LabSpec
+from taopd.experiments.lab.task import VARIANTS, TokenKind, Variant, is_correct, token_kind
+from taopd.experiments.lab.tokenizer import build_tokenizer, token_kinds
 
 __all__ = [
     "VARIANTS",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import ConfigError, suggest
+from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
-from taopd.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.trainer.config import TeachabilityConfig
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")

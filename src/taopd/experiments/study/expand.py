@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taopd.errors import ConfigError
+from taopd.experiments.study.file import StudyFile, number, settings_hints
 from taopd.runs.redaction import redact_document
-from taopd.study.file import StudyFile, number, settings_hints
 from taopd.trainer.config import TeachabilityConfig
 
 MOST_ARMS = 10_000

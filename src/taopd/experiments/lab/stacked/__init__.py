@@ -1,6 +1,6 @@
 """Many arms of one tiny lab trained at once, their weights stacked; for leaderboards and long runs."""
 
-from taopd.stacked.arms import run_stack
-from taopd.stacked.train import Stack, StackStep
+from taopd.experiments.lab.stacked.run_stack import run_stack
+from taopd.experiments.lab.stacked.train import Stack, StackStep
 
 __all__ = ["Stack", "StackStep", "run_stack"]

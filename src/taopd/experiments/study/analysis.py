@@ -1,6 +1,6 @@
 """From the results of arms to the results of a study: means, paired differences, noise floor, in words.
 
-Takes what `taopd.arms.run_arm` writes, one mapping per arm and seed, and nothing else; another engine that
+Takes what `experiments.arm.run_arm` writes, one mapping per arm and seed, and nothing else; an engine that
 writes the same keys is compared the same way. Needed: name, selector, budget, seed, accuracy_greedy,
 accuracy_sampled, accuracy_curve. Used where present: accuracy_sampled_curve, kept_fraction,
 num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, stopped_by.
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
+from taopd.experiments.study import noise
+from taopd.experiments.study.statistics import Estimate, holm, median, t_estimate
 from taopd.runs.schemas import OUTCOME, QUESTION
 from taopd.runs.validation import fit, read_document
-from taopd.study import noise
-from taopd.study.statistics import Estimate, holm, median, t_estimate
 
 COLLAPSE_POINTS = 20.0
 """Points of accuracy below its own best at which a seed's final accuracy counts as collapsed. Far above

@@ -3,12 +3,9 @@
     sample -> score with both models -> `choose` -> loss at the chosen positions -> clip -> AdamW
 
 What: the same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only
-the models are stacked, and the scoring pass is the training forward. A test holds one step against the
+the models are stacked, and the scoring pass is the training forward. A test compares one step with the
 trainer's. Arms with the same seed see the same prompts and draw from their distributions with the same
-uniform numbers, so a difference between them is the arms' own.
-Why: a leaderboard of thousands of runs, in minutes on a laptop. Why not for real models: they fill a
-device alone.
-Not here: statistics and tables. Settings that this loop does not follow are refused, never ignored.
+uniform numbers. Settings that this loop does not follow are refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,16 +15,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.arms import Arm
+from taopd.experiments.arm import Arm
+from taopd.experiments.lab.stacked.model import (
+    Shape,
+    Weights,
+    generate,
+    hidden_states,
+    logits,
+    stack,
+)
+from taopd.experiments.lab.stacked.problems import read_problems
+from taopd.experiments.lab.stacked.settings import stack_settings
+from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.prompts import load_model
 from taopd.models.scoring import Positions
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
-from taopd.stacked.model import Shape, Weights, generate, hidden_states, logits, stack
-from taopd.stacked.problems import read_problems
-from taopd.stacked.settings import stack_settings
-from taopd.tinylab.task import EOS_ID, PAD_ID
 from taopd.trainer.remembered import Chooser
 from taopd.trainer.selection import Choice, needed_signals
 

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.arms import Arm
 from taopd.errors import DataError
-from taopd.grading import Grader
+from taopd.experiments.arm import Arm
+from taopd.experiments.evaluation.grading import Grader
+from taopd.experiments.lab.stacked.model import Shape, Weights, generate
 from taopd.models.prompts import load_prompts, load_tokenizer
-from taopd.stacked.model import Shape, Weights, generate
 
 ROWS_AT_ONCE = 2_000
 """Completions generated together, over all arms."""

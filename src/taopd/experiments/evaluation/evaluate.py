@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.accuracy import EvaluationResult, summarize
 from taopd.errors import ConfigError, DataError
-from taopd.grading import Grader
+from taopd.experiments.evaluation.accuracy import EvaluationResult, summarize
+from taopd.experiments.evaluation.grading import Grader
 from taopd.models.generation import (
     end_of_sequence_ids,
     generate_ids,

@@ -12,7 +12,7 @@ Source: https://huggingface.co/docs/tokenizers/components
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from taopd.tinylab import task
+from taopd.experiments.lab import task
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""Pretrain one model of a lab from scratch: `python -m taopd.tinylab.pretrain JOB.json`.
+"""Pretrain one model of a lab from scratch: `python -m taopd.experiments.lab.pretrain JOB.json`.
 
 What: fixed-length batches (8 prompt + 9 completion tokens, hence no padding) drawn from the task, a
 cross-entropy over the completion alone, AdamW under one warm-up-and-cosine cycle, fp32, no dropout.
@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from taopd.tinylab import task
-from taopd.tinylab.spec import LabSpec
-from taopd.tinylab.task import Role
-from taopd.tinylab.tokenizer import build_tokenizer
+from taopd.experiments.lab import task
+from taopd.experiments.lab.spec import LabSpec
+from taopd.experiments.lab.task import Role
+from taopd.experiments.lab.tokenizer import build_tokenizer
 
 WARMUP_SHARE = 0.1
 """Share of the steps in which the learning rate rises."""

@@ -16,7 +16,7 @@ from taopd.errors import DataError
 
 POLL_SECONDS = 0.25
 STOP_WITH_PARENT = "--stop-with-parent"
-"""Flag of `python -m taopd.arms`: a killed comparison leaves no arms running."""
+"""Flag of `python -m taopd.experiments.arm`: a killed comparison leaves no arms running."""
 CURVE_FILE = "accuracy.jsonl"
 """What an arm appends after every evaluation: step, accuracies, kept tokens, seconds."""
 _TAIL_BYTES = 16_384
@@ -110,7 +110,7 @@ def _start(folder: Path, device: str | None = None) -> subprocess.Popen:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with open(folder / "log.txt", "w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "taopd.arms", str(folder), STOP_WITH_PARENT],
+            [sys.executable, "-m", "taopd.experiments.arm", str(folder), STOP_WITH_PARENT],
             stdin=subprocess.PIPE,  # Never written to: it ends when this process does.
             stdout=log,
             stderr=subprocess.STDOUT,

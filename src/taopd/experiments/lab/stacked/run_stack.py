@@ -1,4 +1,4 @@
-"""Run a stack of arms from start to end: what `taopd.arms.run_arm` does for one arm, for many."""
+"""Run a stack of arms from start to end: what `taopd.experiments.arm.run_arm` does for one arm, for many."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from taopd.arms import Arm
-from taopd.stacked.problems import Exam
-from taopd.stacked.train import Observer, Stack, StackStep
+from taopd.experiments.arm import Arm
+from taopd.experiments.lab.stacked.problems import Exam
+from taopd.experiments.lab.stacked.train import Observer, Stack, StackStep
 
 
 class _Kept:

@@ -31,10 +31,10 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taopd.tinylab import task
-from taopd.tinylab.pretrain import pretrain, split_pairs
-from taopd.tinylab.spec import LabSpec
-from taopd.tinylab.task import Role
+from taopd.experiments.lab import task
+from taopd.experiments.lab.pretrain import pretrain, split_pairs
+from taopd.experiments.lab.spec import LabSpec
+from taopd.experiments.lab.task import Role
 
 Progress = Callable[[str, int, int], object]
 """Called as `progress(role, step, total_steps)` for role "teacher" and "student"."""
@@ -233,7 +233,7 @@ def _train_in_processes(
             )
             with (folder.parent / f"{role}.stderr").open("w") as errors:
                 children[role] = subprocess.Popen(
-                    [sys.executable, "-m", "taopd.tinylab.pretrain", str(job)],
+                    [sys.executable, "-m", "taopd.experiments.lab.pretrain", str(job)],
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,

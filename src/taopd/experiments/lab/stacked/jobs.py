@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taopd.arms import Arm
 from taopd.errors import DataError
+from taopd.experiments.arm import Arm
 from taopd.runs.jsonl import write_json
 
 WORKER_ENVIRONMENT = {
@@ -88,8 +88,8 @@ def run_jobs(
 
 def run_job(job: Job) -> None:
     """Run one job in this process and write its file."""
-    from taopd.stacked.arms import run_stack
-    from taopd.stacked.trace import COLUMNS, Trace
+    from taopd.experiments.lab.stacked.run_stack import run_stack
+    from taopd.experiments.lab.stacked.trace import COLUMNS, Trace
 
     started = time.process_time()
     trace = Trace(job.arms[0].token_kinds or [], len(job.arms), every=max(1, job.trace_every))

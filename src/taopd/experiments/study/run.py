@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 
-from taopd.arm_pool import run_pool
-from taopd.arms import Arm, load_problems, write_arm
-from taopd.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.errors import ConfigError, DataError
+from taopd.experiments.arm import Arm, load_problems, write_arm
+from taopd.experiments.lab import VARIANTS, Lab, build_lab
+from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
+from taopd.experiments.pool import run_pool
+from taopd.experiments.study.analysis import Question, analyse, timings
+from taopd.experiments.study.expand import StudyArm, expand
+from taopd.experiments.study.file import StudyFile, number, settings_hints
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.runs.schemas import OBJECT, OUTCOME
 from taopd.runs.validation import read_document
-from taopd.study.analysis import Question, analyse, timings
-from taopd.study.expand import StudyArm, expand
-from taopd.study.file import StudyFile, number, settings_hints
-from taopd.tinylab import VARIANTS, Lab, build_lab
 from taopd.trainer.environment import environment
 
 OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg", ".lock")

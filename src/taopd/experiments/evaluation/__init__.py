@@ -1,0 +1,1 @@
+"""Evaluation: sampled or greedy answers, graded, with standard errors."""
