@@ -1,7 +1,7 @@
 """Long runs on the tiny lab: what collapses, why, and what holds. Writes docs/results/collapse.json.
 
     python scripts/collapse.py --runs runs/collapse             # about 45 minutes on two cores
-    python -m taopd.report.collapse docs/results/collapse.json  # the page and its pictures
+    python -m scripts.pages.collapse docs/results/collapse.json  # the page and its pictures
 
 Every arm at a constant learning rate of 3e-4, 32 rollouts a step, exact reverse KL unless it says otherwise.
 `main`: the default against the published method, C-only and full distillation, 1,000 steps, 5 seeds, five

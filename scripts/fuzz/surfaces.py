@@ -295,7 +295,7 @@ def _compare(folder: Path, *, pictures: bool) -> None:
     """`taopd compare FOLDER`; its pictures take a second."""
     from taopd.cli import compare
     from taopd.experiments.study.analysis import analyse, read_outcomes, read_question, timings
-    from taopd.report.study import markdown, table
+    from taopd.report.study_table import markdown, table
 
     if pictures:
         compare.run([str(folder)])

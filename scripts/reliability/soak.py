@@ -163,7 +163,7 @@ def summarize(folder: Path, readings: list[dict[str, float]]) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], target: Path) -> None:
     """Four small charts over the steps."""
-    from taopd.report.drawing import COLORS, plt, save
+    from taopd.report.figures.style import COLORS, plt, save
 
     readings = found["readings"]
     steps = [row["step"] for row in readings]

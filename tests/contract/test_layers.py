@@ -25,7 +25,6 @@ LAYERS = (
     },
     {
         "bank",
-        "consoles",
         "models",
         "teachers",
     },

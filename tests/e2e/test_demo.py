@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd.errors import DataError
 from taopd.experiments.lab.demo import ARMS, run_demo
-from taopd.report.demo import draw, interval, table
+from taopd.report.figures.demo import draw, interval, table
 
 MICRO = {
     "teacher_steps": 10,

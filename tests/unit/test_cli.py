@@ -256,12 +256,12 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
         return {"best_student": "teachability"}
 
     import taopd.experiments.lab.demo
-    import taopd.report.demo  # noqa: F401
+    import taopd.report.figures.demo  # noqa: F401
 
     fake(monkeypatch, "experiments.lab.demo", run_demo=run_demo)
     fake(
         monkeypatch,
-        "report.demo",
+        "report.figures.demo",
         table=lambda results: f"table of {results['best_student']}",
         draw=lambda results, folder: [folder / "accuracy.png"],
         markdown=lambda results: f"summary of {results['best_student']}",

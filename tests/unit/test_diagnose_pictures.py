@@ -6,7 +6,7 @@ import pytest
 
 from taopd.diagnose import decomposition, gain_curve, matched_top_n, q3_gap, robustness
 from taopd.errors import DataError
-from taopd.report import diagnostic
+from taopd.report.figures import diagnose as diagnostic
 from tests.unit.diagnose_simulation import simulate_bank
 
 FAST = {"num_resamples": 50}

@@ -7,7 +7,7 @@ import pytest
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.lab.leaderboard import entries, merge, run_leaderboard
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report import leaderboard as page
+from taopd.report.figures import leaderboard as page
 
 SIZES = {
     "num_train_prompts": 64,

@@ -183,7 +183,7 @@ def test_report_and_inspect_load_no_torch(tmp_path):
 
 def test_intervals_match_their_formulas():
     """Oracles: Wilson's formula as published; the t quantile of a table (3 seeds: 4.303)."""
-    from taopd.report.sections.outcome import interval
+    from taopd.report.sections.accuracy import interval
 
     mean, low, high = interval([0.9], 500)
     z, n = 1.959964, 500

@@ -7,7 +7,7 @@ import pytest
 from taopd import cli, preflight
 from taopd.report.charts import Series, areas
 from taopd.report.page import write_report
-from taopd.report.sections import cautions
+from taopd.report.sections import warnings as cautions
 from tests.browser import make_pages, synthetic
 
 

@@ -14,8 +14,8 @@ from taopd.experiments.study.analysis import (
     read_question,
     timings,
 )
-from taopd.report.study import markdown, table
-from taopd.report.study_pictures import draw
+from taopd.report.figures.study import draw
+from taopd.report.study_table import markdown, table
 from tests.unit.study_simulation import outcome
 
 FULL, TEACH, RANDOM = [0.90, 0.88, 0.93], [0.93, 0.90, 0.99], [0.60, 0.62, 0.70]

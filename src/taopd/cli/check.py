@@ -66,8 +66,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli import step_lines
-    from taopd.consoles import plain_console
     from taopd.preflight.items import Subject, verdicts
+    from taopd.report.console import plain_console
     from taopd.trainer.build import forget
     from taopd.trainer.settings_file import parse_settings
 

@@ -131,9 +131,9 @@ def _compare_folder(folder: Path, output: Path | None) -> int:
 def _show(results: dict[str, Any], output: Path) -> None:
     import json
 
-    from taopd.consoles import plain_console
-    from taopd.report.study import markdown, table
-    from taopd.report.study_pictures import draw
+    from taopd.report.console import plain_console
+    from taopd.report.figures.study import draw
+    from taopd.report.study_table import markdown, table
     from taopd.runs.jsonl import write_text
 
     console = plain_console()

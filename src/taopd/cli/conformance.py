@@ -27,8 +27,8 @@ def show(paths: Sequence[str | Path]) -> int:
     1."""
     from rich.table import Table
 
-    from taopd.consoles import plain_console
     from taopd.diagnose.conformance.check import KINDS, check_file
+    from taopd.report.console import plain_console
 
     console = plain_console(highlight=False)
     reports = [check_file(path) for path in paths]

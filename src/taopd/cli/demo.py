@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.experiments.lab.demo import run_demo
-    from taopd.report.demo import draw, markdown, table
+    from taopd.report.figures.demo import draw, markdown, table
     from taopd.runs.jsonl import write_text
 
     kept = f"finished arms are kept in {options.output}; go on with --resume"
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
             resume=options.resume,
             progress=advance,
         )
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     plain_console().print(table(results))
     pictures = draw(results, options.output)

@@ -236,7 +236,7 @@ def _source(bank: "FixedContextBank", role: str) -> str:
 def _print_bank(bank: "FixedContextBank") -> None:
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     manifest, tokens = bank.manifest, bank.tokens
     table = Table(title=str(bank.folder), show_header=False)
@@ -256,7 +256,7 @@ def _print_bank(bank: "FixedContextBank") -> None:
 def _print_gains(gains: "Sequence[CheckpointGain]") -> None:
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     table = Table(title="gain in nats per token (share of the initial KL); > 0 is nearer")
     table.add_column("checkpoint", overflow="fold")

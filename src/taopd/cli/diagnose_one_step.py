@@ -157,7 +157,7 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
     """The variant that a comparison of selectors should be read from; the files hold all of them."""
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     shown = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
     table = Table(

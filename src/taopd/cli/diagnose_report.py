@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _draw(analysis: "Analysis", tokens: "pd.DataFrame", folder: Path) -> list[Path]:
-    from taopd.report import diagnostic
+    from taopd.report.figures import diagnose as diagnostic
 
     def part(name: str) -> "pd.DataFrame":
         table = analysis.tables[name]
@@ -105,7 +105,7 @@ def _markdown(analysis: "Analysis") -> str:
 def _print(analysis: "Analysis") -> None:
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     counts: dict[str, Counter[str]] = {}
     for verdict in analysis.verdicts:

@@ -120,7 +120,7 @@ def _parser() -> Parser:
 def _print_table(model: str, result: "EvaluationResult") -> None:
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     table = Table(title=model, show_header=False)
     error = _plus_minus(result.standard_error)

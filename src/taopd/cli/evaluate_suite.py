@@ -51,7 +51,7 @@ def _print_table(model: str, result: "SuiteResult") -> None:
     from rich import box
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     table = Table(title=model, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "version", "problems", "metric", "value", "standard error"):

@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.experiments.lab.leaderboard import run_leaderboard
-    from taopd.report.leaderboard import draw, write_page
+    from taopd.report.figures.leaderboard import draw, write_page
 
     options.into.parent.mkdir(parents=True, exist_ok=True)
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"

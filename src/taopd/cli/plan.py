@@ -121,7 +121,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
 def _print(result: "Plan") -> None:
     from rich.table import Table
 
-    from taopd.consoles import plain_console
+    from taopd.report.console import plain_console
 
     answer, settings, console = result.as_dict(), result.settings, plain_console()
 

@@ -28,7 +28,7 @@ class CountedProgress:
             TimeRemainingColumn,
         )
 
-        from taopd.consoles import plain_console
+        from taopd.report.console import plain_console
 
         self._rows: dict[str, Any] = {}
         self._bars = Progress(

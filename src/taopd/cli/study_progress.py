@@ -42,7 +42,7 @@ class StudyProgress:
     def __enter__(self) -> "StudyProgress":
         from rich.live import Live
 
-        from taopd.consoles import plain_console
+        from taopd.report.console import plain_console
 
         console = plain_console(stderr=True)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taopd.consoles import plain_console
+from taopd.report.console import plain_console
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
 

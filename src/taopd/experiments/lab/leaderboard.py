@@ -7,7 +7,7 @@ long in distance (Adam moves as far as in 200 steps at the demo's 3e-4): the lea
 after about ten steps, and who collapses does so before the end. Arms of one variant, loss and selector
 run as one stack, budgets and seeds side by side.
 Why not the demo's settings: a leaderboard of thousands of runs has to end within the hour on two cores.
-Not here: tables and pictures (`taopd.report.leaderboard`).
+Not here: tables and pictures (`taopd.report.figures.leaderboard`).
 """
 
 import json

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import cautions, diagnostic, outcome, runs, selected, training
+from taopd.report.sections import accuracy as outcome
+from taopd.report.sections import learnable as diagnostic
+from taopd.report.sections import runs, selected, training
+from taopd.report.sections import warnings as cautions
 from taopd.report.sections.section import Section
 
 __all__ = ["Section", "all_sections", "warnings"]

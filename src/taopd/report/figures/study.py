@@ -14,8 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from taopd.report.drawing import COLORS, MARKERS, STYLES, save
-from taopd.report.study import equal_words, seeds_words, significant
+from taopd.report.figures.style import COLORS, MARKERS, STYLES, save
+from taopd.report.study_table import equal_words, seeds_words, significant
 
 _COLUMNS = 4
 _LEGEND_COLUMNS = 4

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from taopd.report.drawing import COLORS, MARKERS, STYLES
+from taopd.report.figures.style import COLORS, MARKERS, STYLES
 
 Part = dict[str, Any]
 LOOKS = {

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
-from taopd.report import drawing
-from taopd.report.drawing import MARKERS
+from taopd.report.figures import style as drawing
+from taopd.report.figures.style import MARKERS
 
 GREY = "#6B6B6B"
 COLORS = (*drawing.COLORS[:3], GREY, *drawing.COLORS[3:])

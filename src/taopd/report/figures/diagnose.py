@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from taopd.errors import DataError
-from taopd.report.drawing import (
+from taopd.report.figures.style import (
     COLORS,
     INTERVAL,
     MARKERS,

@@ -1,6 +1,6 @@
 """The page about long runs and its pictures, from docs/results/collapse.json alone.
 
-    python -m taopd.report.collapse docs/results/collapse.json
+    python -m scripts.pages.collapse docs/results/collapse.json
 
     collapsed   some checkpoint lies more than 20 points below the run's best so far, even if it comes back
     lost        the last checkpoint does
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from taopd.report import collapse_pictures
-from taopd.report.leaderboard import BEGIN, END, LOSS_NAMES
+from scripts.pages import collapse_pictures
+from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
 from taopd.runs.jsonl import write_text
 
 COLLAPSE, FALL = 20.0, 5.0

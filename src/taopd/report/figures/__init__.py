@@ -1,0 +1,1 @@
+"""Figures: the PNG pictures that commands draw beside their tables."""
