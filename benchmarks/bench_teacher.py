@@ -34,7 +34,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from benchmarks.measuring import versions
 from benchmarks.vllm_server import VllmServer, python
 from taopd.kernels import topk_score
-from taopd.models.scoring import Positions, read_head, states_at
+from taopd.models.batch import Positions
+from taopd.models.forward import states_at
+from taopd.models.head import read_head
 from taopd.teachers import LocalTeacher, ask_positions, connect
 
 TOLERANCE = 1e-4

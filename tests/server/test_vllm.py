@@ -14,10 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import cli
-from taopd.diagnose.bank.rollouts import Rollouts
 from taopd.errors import TeacherUnavailable
+from taopd.models.batch import Positions, Rollouts
 from taopd.models.prompts import load_prompts
-from taopd.models.scoring import Positions
 from taopd.selectors import select
 from taopd.signals import signal_table
 from taopd.teachers import LocalTeacher, ask_positions, connect

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from taopd.models.scoring import Positions, read_head, trim
+from taopd.models.batch import Positions, trim
+from taopd.models.head import read_head
 
 
 def padded_batch(seed: int, num_rows: int = 4):

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from taopd.errors import ConfigError
 from taopd.selectors import REFERENCE_NAMES, SELECTORS, Selector, normalized_view, select
-from taopd.selectors.normalize import entropy, interpolated_quantile, normalize
+from taopd.selectors.formulas import entropy
+from taopd.selectors.normalize import interpolated_quantile, normalize
 
 Q3_NAMES = tuple(name for name in SELECTORS if name.startswith("q3"))
 

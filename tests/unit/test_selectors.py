@@ -19,11 +19,7 @@ from taopd.selectors import (
     resolve_selector,
     select,
 )
-from taopd.selectors.normalize import (
-    incompatible,
-    teachability,
-    teachability_entropy,
-)
+from taopd.selectors.formulas import incompatible, teachability, teachability_entropy
 from taopd.selectors.select import budget_count
 from taopd.signals import SignalTable
 
@@ -234,7 +230,7 @@ def test_names_and_paths():
         resolve_selector("teachabilty")
     with pytest.raises(ConfigError, match="here it is 'teachability'"):
         resolve_selector("dlearn_high")
-    for path in ("taopd.selectors.normalize:tip", "taopd.selectors.normalize.tip"):
+    for path in ("taopd.selectors.formulas:tip", "taopd.selectors.formulas.tip"):
         assert resolve_selector(path) is SELECTORS["tip"]
     assert set(REFERENCE_NAMES.values()) < set(SELECTORS)
 

@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import ConfigError, NumericsError, TeacherError, TeacherUnavailable
-from taopd.models.scoring import Positions, read_head, score_positions
+from taopd.models.batch import Positions
+from taopd.models.head import read_head
+from taopd.models.scoring import score_positions
 from taopd.signals import topk_lists_signals
 from taopd.teachers import (
     LocalTeacher,

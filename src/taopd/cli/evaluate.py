@@ -11,6 +11,7 @@ from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from taopd.experiments.evaluation.evaluate import EvaluationResult
+    from taopd.experiments.evaluation.lm_eval import SuiteResult
 
 
 _MAX_NEW_TOKENS = 512
@@ -47,9 +48,7 @@ def run(argv: Sequence[str]) -> int:
     if (options.dataset is None) == (options.suite is None):
         raise ConfigError("name what to evaluate on: --dataset FILE or --suite lm-eval:TASK,...")
     if options.suite is not None:
-        from taopd.cli import evaluate_suite
-
-        return evaluate_suite.run(options)
+        return _run_suite(options)
 
     import torch
 
@@ -154,3 +153,65 @@ def write_folder(
     write_jsonl(folder / "transcripts.jsonl", transcripts)
     write_json(folder / "results.json", results)
     print(f"wrote {folder / 'results.json'} and transcripts.jsonl")
+
+
+def _run_suite(options: argparse.Namespace) -> int:
+    """Check, run, print, and write the folder if one is named."""
+    import torch
+
+    from taopd.experiments.evaluation.lm_eval import SuiteSettings, parse_suite, run_suite
+    from taopd.runs.folder import RunFolder
+
+    tasks = parse_suite(options.suite)
+    if options.output is not None:
+        RunFolder.check(options.output, overwrite=options.overwrite)
+    result = run_suite(
+        options.model,
+        tasks,
+        path=options.suite_path,
+        settings=SuiteSettings(
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            chat_template=options.chat_template,
+            run_generated_code=options.run_generated_code,
+        ),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    _print_suite(options.model, result)
+    if options.output is not None:
+        results = {
+            "model": options.model,
+            "suite": options.suite,
+            "tasks": result.tasks,
+            "num_problems": result.num_problems,
+            "versions": result.versions,
+            "settings": result.settings,
+        }
+        write_folder(options, result.samples, results)
+    return 0
+
+
+def _print_suite(model: str, result: "SuiteResult") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from taopd.report.console import plain_console
+
+    table = Table(title=model, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "version", "problems", "metric", "value", "standard error"):
+        table.add_column(name, no_wrap=name in ("task", "value"))
+    for task, metrics in result.tasks.items():
+        for metric, found in metrics.items():
+            error = found["standard_error"]
+            table.add_row(
+                task,
+                str(result.versions.get(task, "-")),
+                str(result.num_problems.get(task, "-")),
+                metric,
+                f"{found['value']:.4f}",
+                "-" if error is None else f"{error:.4f}",
+            )
+    plain_console().print(table)

@@ -39,8 +39,8 @@ from taopd.losses import (
     needs_teacher_distribution,
     resolve_loss,
 )
+from taopd.models.batch import SEQUENCE, Positions, micro_batches, trim
 from taopd.models.forward import State, backbone_forward, on_device
-from taopd.models.scoring import SEQUENCE, Positions, micro_batches, trim
 from taopd.selectors import SELECTORS, resolve_selector
 from taopd.signals import SignalTable, concatenate, exact_signals, signal_table
 

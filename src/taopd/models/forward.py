@@ -5,6 +5,7 @@ absolute positions would otherwise see the padding on the left.
 """
 
 import inspect
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 
 from taopd.errors import ConfigError
 from taopd.kernels import Head
-from taopd.models.scoring import Forward, Trimmed, read_head
+from taopd.models.batch import SEQUENCE, Forward, Positions, Trimmed, micro_batches, trim
+from taopd.models.head import read_head
 
 State = tuple[Float[Tensor, "n D"], Head]
 """States that predict n tokens, and the head that reads them."""
@@ -61,3 +63,27 @@ def on_device(batch: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Ten
     """The batch where the model is."""
     device = next(model.parameters()).device
     return {name: values.to(device) for name, values in batch.items()}
+
+
+def states_at(
+    forward: Forward,
+    model,
+    batch: Mapping[str, Tensor],
+    positions: Positions,
+    size: int,
+    *,
+    with_graph: bool = False,
+    first_column: int | None = None,
+) -> Iterator[tuple[Float[Tensor, "n D"], Head]]:
+    """Per micro-batch of `size` rows: the states that predict the given positions, and the head.
+
+    Args:
+        with_graph: record the forward for a backward, whatever the caller's mode.
+        first_column: see `trim`.
+    """
+    for rows, mask in micro_batches(positions, size):
+        part = trim({name: batch[name][rows] for name in SEQUENCE}, mask, first_column)
+        with torch.set_grad_enabled(with_graph):
+            hidden, head = forward(model, part)
+            hidden = hidden[mask[part.rows, : part.num_completion]]
+        yield hidden, head

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from taopd.models.scoring import Positions
+from taopd.models.batch import Positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

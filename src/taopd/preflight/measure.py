@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.kernels import topk_score
+from taopd.models.batch import Forward, Positions
+from taopd.models.forward import states_at
 from taopd.models.sampler_drift import Drift, drift
-from taopd.models.scoring import Forward, Positions, score_positions, states_at
+from taopd.models.scoring import score_positions
 from taopd.signals import TokenSignals
 
 

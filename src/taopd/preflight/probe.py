@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from taopd.diagnose.bank.rollouts import Rollouts
+from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.preflight import Measured, measure, measure_asked, token_name
 from taopd.trainer.selection import signal_options

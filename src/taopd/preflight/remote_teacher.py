@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from taopd.models.batch import Forward, Positions
 from taopd.models.sampler_drift import drift
-from taopd.models.scoring import Forward, Positions
 from taopd.preflight.measure import Ends, Measured, read_ends, stop_masses
 from taopd.preflight.verdict import Problem, Verdict, judge
 from taopd.teachers import Teacher, ask_positions

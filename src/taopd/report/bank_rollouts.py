@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from taopd.errors import DataError
-from taopd.report.folders import GAIN, Sources
-from taopd.report.reading import read_json
+from taopd.report.folders import GAIN, Sources, read_json
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
 from taopd.runs.parquet import read_table

@@ -4,14 +4,15 @@ Reads files only, tolerates every one that is absent, and imports no torch. A st
 runs of their own, below `arms/`.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.report.reading import is_torn, read_json, read_lines
-from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, STUDY
-from taopd.runs.validation import NUMBER
+from taopd.runs.jsonl import read_jsonl
+from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
+from taopd.runs.validation import NUMBER, read_document
 
 BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
 _LOGS = ("metrics.jsonl", "rollouts.jsonl")
@@ -150,3 +151,30 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         torn=[name for name in _LOGS if is_torn(path / name)],
         match=arm.get("match", "auto"),
     )
+
+
+def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
+    """A JSON object of a given shape, empty if the file is missing.
+
+    Raises:
+        DataError: the file is there and cannot be read, or has another shape.
+    """
+    return read_document(path, shape) if path.is_file() else {}
+
+
+def read_lines(path: Path, shape: Any = OBJECT) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, none if it is missing.
+
+    Raises:
+        DataError: a line other than the last is not JSON, or one has another shape.
+    """
+    return read_jsonl(path, shape) if path.is_file() else []
+
+
+def is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end: its writer was killed, or is writing."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"

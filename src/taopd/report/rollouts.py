@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taopd.errors import TaopdError
-from taopd.report.folders import Run
-from taopd.report.reading import read_lines
+from taopd.report.folders import Run, read_lines
 from taopd.report.text import readable, tokenizer_kind
 from taopd.runs.schemas import check_rollout
 

@@ -11,8 +11,7 @@ from taopd.selectors.registry import (
 )
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.select import Selection, select
-from taopd.selectors.settings import DRAWS, Rules, check_needs, check_settings
-from taopd.selectors.spread import check_spread
+from taopd.selectors.settings import DRAWS, Rules, check_needs, check_settings, check_spread
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
 
 __all__ = [

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from jaxtyping import Float
 from torch import Tensor
 
-from taopd.errors import ConfigError
-from taopd.selectors import literature as beyond
-from taopd.selectors import normalize as scores
+from taopd.errors import ConfigError, NumericsError, ShapeError
+from taopd.selectors import formulas, literature
 from taopd.selectors.normalize import NormalizedView
 
 Score = Callable[[NormalizedView], Tensor]
@@ -143,44 +143,87 @@ def _origin(function: Score) -> str:
 _builtin = partial(register_selector, local=True)
 
 # METHOD section 3
-_builtin("teachability", bounded=True)(scores.teachability)
+_builtin("teachability", bounded=True)(formulas.teachability)
 _builtin(
     "teachability+entropy",
-    reference_scores=scores.teachability_entropy_reference,
+    reference_scores=formulas.teachability_entropy_reference,
     bounded=True,
-)(scores.teachability_entropy)
-_builtin("tip", bounded=True)(scores.tip)
-_builtin("entropy", bounded=True)(scores.entropy)
-_builtin("divergence", bounded=True)(scores.divergence)
-_builtin("compatibility", bounded=True)(scores.compatibility)
-_builtin("incompatible", bounded=True)(scores.incompatible)
-_builtin("random", bounded=True)(scores.random)
-_builtin("full", bounded=True)(scores.full)
-_builtin("split", lead=scores.entropy)(scores.low_entropy_teachability)
-_builtin("q3", candidates=scores.in_q3)(scores.low_entropy_teachability)
-_builtin("q3_high_c", candidates=scores.in_q3)(scores.compatibility)
-_builtin("q3_low_c", candidates=scores.in_q3, ascending=True)(scores.compatibility)
-_builtin("q3_teachability_high", candidates=scores.in_q3)(scores.teachability)
-_builtin("q3_teachability_low", candidates=scores.in_q3, ascending=True)(scores.teachability)
-_builtin("q3_incompatible_high", candidates=scores.in_q3)(scores.incompatible)
+)(formulas.teachability_entropy)
+_builtin("tip", bounded=True)(formulas.tip)
+_builtin("entropy", bounded=True)(formulas.entropy)
+_builtin("divergence", bounded=True)(formulas.divergence)
+_builtin("compatibility", bounded=True)(formulas.compatibility)
+_builtin("incompatible", bounded=True)(formulas.incompatible)
+_builtin("random", bounded=True)(formulas.random)
+_builtin("full", bounded=True)(formulas.full)
+_builtin("split", lead=formulas.entropy)(formulas.low_entropy_teachability)
+_builtin("q3", candidates=formulas.in_q3)(formulas.low_entropy_teachability)
+_builtin("q3_high_c", candidates=formulas.in_q3)(formulas.compatibility)
+_builtin("q3_low_c", candidates=formulas.in_q3, ascending=True)(formulas.compatibility)
+_builtin("q3_teachability_high", candidates=formulas.in_q3)(formulas.teachability)
+_builtin("q3_teachability_low", candidates=formulas.in_q3, ascending=True)(formulas.teachability)
+_builtin("q3_incompatible_high", candidates=formulas.in_q3)(formulas.incompatible)
 
 # Work around the paper, and controls
 _SAMPLED = ("student_logprobs", "teacher_logprobs")
-_builtin("bottom", ascending=True)(scores.teachability)
-_builtin("prefix")(beyond.prefix)
-_builtin("compatible", bounded=True)(beyond.compatible)
-_builtin("pgt", needs=("log_ratio_variance",))(beyond.pgt)
-_builtin("ier", needs=("ier",))(beyond.ier)
-_builtin("corrective", needs=("corrective_mass",), bounded=True)(beyond.corrective)
-_builtin("reverse_kl", needs=("reverse_kl",))(beyond.reverse_kl)
-_builtin("dial", needs=_SAMPLED)(beyond.dial)
-_builtin("opsa", needs=("student_logprobs",))(beyond.opsa)
+_builtin("bottom", ascending=True)(formulas.teachability)
+_builtin("prefix")(literature.prefix)
+_builtin("compatible", bounded=True)(literature.compatible)
+_builtin("pgt", needs=("log_ratio_variance",))(literature.pgt)
+_builtin("ier", needs=("ier",))(literature.ier)
+_builtin("corrective", needs=("corrective_mass",), bounded=True)(literature.corrective)
+_builtin("reverse_kl", needs=("reverse_kl",))(literature.reverse_kl)
+_builtin("dial", needs=_SAMPLED)(literature.dial)
+_builtin("opsa", needs=("student_logprobs",))(literature.opsa)
 _builtin(
-    "selectkd", needs=("student_top1_accepted",), weights=beyond.selectkd_weight, bounded=True
-)(beyond.selectkd)
-register_selector("iw", needs=_SAMPLED, weighted=True)(beyond.iw)
-_builtin("pw", weighted=True, bounded=True)(beyond.pw)
-register_selector("fire", needs=("teacher_entropy", "teacher_logprobs"), weighted=True)(beyond.fire)
-_builtin("sure", needs=("student_logprobs",), weighted=True)(beyond.sure)
-_builtin("bellman", needs=_SAMPLED, bounded=True)(beyond.bellman_teachability)
-register_selector("dash", needs=_SAMPLED)(beyond.dash)
+    "selectkd", needs=("student_top1_accepted",), weights=literature.selectkd_weight, bounded=True
+)(literature.selectkd)
+register_selector("iw", needs=_SAMPLED, weighted=True)(literature.iw)
+_builtin("pw", weighted=True, bounded=True)(literature.pw)
+register_selector("fire", needs=("teacher_entropy", "teacher_logprobs"), weighted=True)(
+    literature.fire
+)
+_builtin("sure", needs=("student_logprobs",), weighted=True)(literature.sure)
+_builtin("bellman", needs=_SAMPLED, bounded=True)(literature.bellman_teachability)
+register_selector("dash", needs=_SAMPLED)(literature.dash)
+
+
+def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[Tensor, " N"]:
+    """A selector's scores by the rules, float64.
+
+    Raises:
+        ShapeError, NumericsError: scores of the wrong shape, not finite, or negative weights.
+    """
+    function = chosen.scores
+    if rules == "reference" and chosen.reference_scores is not None:
+        function = chosen.reference_scores
+    scores = checked(chosen, function(view), view).double()
+    bad = ~scores.isfinite() & view.table.valid
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise NumericsError(
+            f"selector {chosen.name!r}: score of row {row} is {float(scores[row])}; scores of "
+            "valid rows must be finite (pass `candidates` to leave rows out)"
+        )
+    if chosen.weighted and bool(((scores < 0) & view.table.valid).any()):
+        row = int(((scores < 0) & view.table.valid).nonzero()[0])
+        raise NumericsError(
+            f"selector {chosen.name!r}: weight of row {row} is {float(scores[row])}; "
+            "a weighted selector's scores must be >= 0"
+        )
+    return scores
+
+
+def checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
+    """What a selector returned, if it is one value per row.
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if not isinstance(values, Tensor) or values.shape != view.h.shape:
+        got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ShapeError(
+            f"selector {chosen.name!r}: expected a tensor of shape {list(view.h.shape)}, one "
+            f"value per row, got {got}"
+        )
+    return values.detach().to(view.h.device)

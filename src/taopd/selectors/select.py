@@ -1,8 +1,7 @@
 """Choose which tokens of a whole rollout batch train: budget, order, ties, minimum per response.
 
-The choice is global: the table holds every prompt, sample, rank and micro-batch, so the kept set
-does not depend on how the work was divided. One selection is a few sorts; nothing here visits rows
-one by one.
+The choice is global: the table holds every prompt, sample, rank and micro-batch, so the kept set does not
+depend on how the work was divided.
 
 Not here: the loss and its denominator. They see `Selection.weights` only.
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.selectors import normalize as score_functions
+from taopd.selectors import formulas
 from taopd.selectors.budget import (
     affordable,
     budget_count,
@@ -25,14 +24,17 @@ from taopd.selectors.budget import (
     within_quota,
 )
 from taopd.selectors.calibration import Calibration, calibrated_count, updated
-from taopd.selectors.checked import checked, checked_scores
 from taopd.selectors.normalize import NormalizedView, normalized_view
-from taopd.selectors.registry import Score, Selector
-from taopd.selectors.replay import random_agreements, teachable
+from taopd.selectors.registry import Score, Selector, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.sampling import draw_rows, inclusion_probabilities, seeded_generator
-from taopd.selectors.settings import Rules, check_needs, check_settings
-from taopd.selectors.spread import check_spread
+from taopd.selectors.sampling import (
+    draw_rows,
+    inclusion_probabilities,
+    random_agreements,
+    seeded_generator,
+    teachable,
+)
+from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
 from taopd.selectors.topk import best_rows, ranking, score_at
 from taopd.selectors.weighting import kept_weights, mean_one, unit_scores
 from taopd.signals import SignalTable
@@ -211,7 +213,7 @@ def _preference(
 ) -> Tensor:
     """In which order rows are added for `min_keep`."""
     if view.rules == "reference":
-        soft_or = score_functions.teachability_entropy_reference(view)
+        soft_or = formulas.teachability_entropy_reference(view)
         return ranking(soft_or, view.table.valid, view.table)
     rest = view.table.valid & ~candidates
     return torch.cat([order, ranking(scores, rest, view.table, ascending=chosen.ascending)])
@@ -311,8 +313,8 @@ def _selection(
         d=view.d,
         c=view.c,
         dc=view.dc,
-        learnable=score_functions.teachability(view),
-        incompatible=score_functions.incompatible(view),
+        learnable=formulas.teachability(view),
+        incompatible=formulas.incompatible(view),
         quadrant=view.quadrant,
         probability=probability,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from taopd.errors import ConfigError, suggest
 from taopd.selectors.budget import SCOPES
 from taopd.selectors.registry import SELECTORS, Selector
+from taopd.selectors.weighting import resolve_weighting
 from taopd.signals import SignalTable
 
 DRAWS = ("top", "proportional")
@@ -122,4 +123,36 @@ def check_needs(selector: Selector, table: SignalTable) -> None:
             f"selector {selector.name!r} reads the signal {missing[0]!r}, which this table does not hold: "
             f"pass needs={missing} to signal_table, with a source that gives it. "
             f"Possible without: {', '.join(enough)}"
+        )
+
+
+def whole_table_reasons(how: Rules, chosen: Selector) -> list[str]:
+    """What of a selection reads more than its own rows, counts and order statistics; empty: nothing."""
+    weighting = resolve_weighting(how.weighting)
+    return [
+        reason
+        for holds, reason in (
+            (not chosen.local, f"the selector {chosen.name!r}"),
+            (how.draw != "top", f"draw={how.draw!r}"),
+            (how.position_cost > 0, "position_cost"),
+            (how.weighting == "rank", "weighting='rank'"),
+            (weighting is not None and not weighting.local, f"weighting={how.weighting!r}"),
+        )
+        if holds
+    ]
+
+
+def check_spread(how: Rules, chosen: Selector) -> None:
+    """Refuse a selection that cannot be made on a spread table.
+
+    Raises:
+        ConfigError: names the settings, and the way out.
+    """
+    reasons = whole_table_reasons(how, chosen)
+    if reasons:
+        raise ConfigError(
+            f"{' and '.join(reasons)} cannot be computed where the rows are, and a generation batch of "
+            "more than gather_limit tokens is not sent to every rank: raise gather_limit (some 20 bytes a "
+            "token on every rank), or choose another; a selector of yours that reads its own row and "
+            "response alone says so with register_selector(..., local=True)"
         )

@@ -1,7 +1,6 @@
 """Signals: what student and teacher say about every completion position."""
 
 from taopd.signals.arithmetic import LIBM, TORCH, Arithmetic
-from taopd.signals.convert import lists_from_exact
 from taopd.signals.derived import (
     BOUND_GIVES,
     KNOWN_SIGNALS,
@@ -19,7 +18,7 @@ from taopd.signals.exact import (
     signals_from_pair,
 )
 from taopd.signals.stop_tokens import merge_stop_class
-from taopd.signals.topk_lists import ListMetrics, list_metrics, topk_lists_signals
+from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
     COMPATIBILITIES,
     SignalTable,

@@ -17,15 +17,9 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
-from taopd.models.scoring import (
-    SEQUENCE,
-    Forward,
-    Positions,
-    Reuse,
-    Scored,
-    micro_batches,
-    states_at,
-)
+from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches
+from taopd.models.forward import states_at
+from taopd.models.scoring import Reuse, Scored
 from taopd.signals import (
     TokenSignals,
     concatenate,

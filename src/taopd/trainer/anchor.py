@@ -4,22 +4,27 @@ Both need the initial student at some unselected tokens of the batch; `choose` s
 and one forward on the completions that hold them serves both.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_peft_model
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from taopd.distributed.sharding import gathered, prepare_frozen
 from taopd.kernels import Head, topk_score
 from taopd.losses import resolve_loss
-from taopd.models.scoring import Forward, Positions
+from taopd.models.batch import Forward, Positions
+from taopd.models.forward import states_at
 from taopd.signals import SignalTable, TokenSignals, at_ids, idle_drift, ids_to_compare
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import Term
-from taopd.trainer.reference import ReferenceStudent
 from taopd.trainer.selection import Choice
 from taopd.trainer.step_metrics import Recorder
 
@@ -104,3 +109,44 @@ class HeldTokens:
             return []
         head = self._head_of(self._reference.copy or student)
         return [Term("anchor", "reference", head, self._function)]
+
+
+class ReferenceStudent:
+    """A frozen copy of the student; with LoRA the base model with the adapter off, no second model.
+
+    Args:
+        student: as it is given to the trainer, before any step.
+    """
+
+    def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.copy: Any = None
+        """The prepared copy, or None where the adapter is switched off instead."""
+        if not is_peft_model(student):
+            with gathered(student.parameters()):
+                frozen = copy.deepcopy(student).requires_grad_(False)
+            self.copy = prepare_frozen(accelerator, frozen)
+
+    @torch.no_grad()
+    def states(
+        self,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        anchored: Bool[Tensor, "B T"],
+        micro_batch_size: int,
+    ) -> list[Float[Tensor, "n D"]]:
+        """The reference's hidden states at the anchored positions, one tensor per row of the batch."""
+        positions = Positions.of(anchored)
+        with self._weights(student) as reference:
+            parts = list(states_at(forward, reference, batch, positions, micro_batch_size))
+        hidden = torch.cat([states for states, _ in parts])
+        return positions.by_row(hidden, torch.ones_like(positions.row, dtype=torch.bool))
+
+    @contextmanager
+    def _weights(self, student: Any) -> Iterator[Any]:
+        if self.copy is not None:
+            yield self.copy
+            return
+        with self._accelerator.unwrap_model(student).disable_adapter():
+            yield student

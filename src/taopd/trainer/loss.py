@@ -11,7 +11,8 @@ from torch import Tensor
 from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.losses import LossFunction, Targets, head_loss
-from taopd.models.scoring import Positions, Scored, Trimmed
+from taopd.models.batch import Positions, Trimmed
+from taopd.models.scoring import Scored
 
 
 @dataclass(frozen=True, slots=True)

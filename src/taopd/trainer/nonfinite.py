@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from taopd.distributed.sharding import whole
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.scoring import SEQUENCE, located
+from taopd.models.batch import SEQUENCE, located
 from taopd.runs.jsonl import write_json
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.checkpoint.state_file import save_tree

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from taopd.models.scoring import Positions
+from taopd.models.batch import Positions
 from taopd.runs.bounded_log import BoundedLog
 from taopd.signals import TokenSignals
 from taopd.trainer.selection import Choice

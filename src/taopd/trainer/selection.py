@@ -5,6 +5,7 @@ table, the settings and the step, so that all ranks get the same answer. A table
 in parts (`table.ranks`): then every rank calls `choose` on its own, and gets its part of that answer.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import TrainerCallback
 
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.selectors import (
@@ -205,3 +207,30 @@ def budget_at(step: int, args: TeachabilityConfig) -> float:
         schedule=args.budget_schedule,
         num_steps=args.budget_steps or args.max_steps,
     )
+
+
+class Chooser(TrainerCallback):
+    """Calls `choose` and carries its calibration from batch to batch; as a callback, into checkpoints."""
+
+    def __init__(self) -> None:
+        self.calibration: Calibration | None = None
+
+    def __call__(
+        self, table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool
+    ) -> Choice:
+        """`choose` with the calibration of the batches so far; a collective where the table is spread."""
+        choice = choose(table, args, step=step, training=training, calibration=self.calibration)
+        if training:
+            self.calibration = choice.selection.calibration
+        return choice
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.calibration = None
+
+    def checkpoint_state(self) -> dict[str, Any] | None:
+        """What the next batch would be told."""
+        return None if self.calibration is None else dataclasses.asdict(self.calibration)
+
+    def load_checkpoint_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from `checkpoint_state()`."""
+        self.calibration = None if state is None else Calibration(**state)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from taopd.errors import ConfigError
+from taopd.models.batch import Positions, Trimmed, first_used
 from taopd.models.gradient_window import (
     KeyValuePrefix,
     backbone_of,
@@ -29,7 +30,8 @@ from taopd.models.gradient_window import (
     gradient_fidelity,
     sparse_states,
 )
-from taopd.models.scoring import Positions, Reuse, Trimmed, first_used, head_dtype
+from taopd.models.head import head_dtype
+from taopd.models.scoring import Reuse
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.step_metrics import Recorder

@@ -14,8 +14,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, TeacherError
 from taopd.losses import needs_teacher_distribution
+from taopd.models.batch import Forward, Positions
 from taopd.models.loading import load_tokenizer
-from taopd.models.scoring import Forward, Positions, Reuse, Scored, score_positions
+from taopd.models.scoring import Reuse, Scored, score_positions
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS

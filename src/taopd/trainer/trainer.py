@@ -1,8 +1,7 @@
 """`TeachabilityTrainer`: `trl.DistillationTrainer` that trains only on the tokens that a selector keeps.
 
-The only file that knows TRL. One step: sample the whole generation batch, score it once with both models,
-select over all of it (every micro-batch and rank), then per micro-batch run the student on the rows that
-hold a kept token, up to the last one, and apply head and loss at the kept positions alone.
+One step: sample the whole generation batch, score it once with both models, select over all of it, then per
+micro-batch run the student on the rows that hold a kept token, and apply head and loss there alone.
 """
 
 from collections.abc import Callable
@@ -19,8 +18,10 @@ from trl.trainer.utils import RepeatSampler
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
+from taopd.models.batch import Positions, Trimmed, trim
+from taopd.models.head import head_dtype, read_head
 from taopd.models.loading import safe_options
-from taopd.models.scoring import Positions, Scored, Trimmed, head_dtype, read_head, trim
+from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import HeldTokens
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
@@ -32,10 +33,9 @@ from taopd.trainer.gather import gather_table, is_not_repeated
 from taopd.trainer.loss import Term, loss_inputs, loss_terms, with_value
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import BadNumbers
-from taopd.trainer.remembered import Chooser
 from taopd.trainer.rollout_log import RolloutLog, ScoredBatch
 from taopd.trainer.sampler_monitor import SamplerWatch
-from taopd.trainer.selection import check_size, gather_options, local_table
+from taopd.trainer.selection import Chooser, check_size, gather_options, local_table
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentStates
 from taopd.trainer.teacher import TeacherSource
@@ -115,8 +115,8 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
         ]
         """Called on the main process after every selection, in training."""
         self._choose = Chooser()
-        for callback in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
-            self.add_callback(callback)
+        for added in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
+            self.add_callback(added)
         norms = args.match_update_norm, args.max_update_norm
         if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
             self.add_callback(UpdateNorm(self._record, *norms))

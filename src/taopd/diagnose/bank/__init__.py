@@ -5,11 +5,11 @@ from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_finger
 from taopd.diagnose.bank.rollouts import (
     MAX_TOKENS,
     NUM_COMPLETIONS,
-    Rollouts,
     read_completions,
     sample_rollouts,
 )
 from taopd.diagnose.bank.token_features import BANK_TOP_K
+from taopd.models.batch import Rollouts
 
 __all__ = [
     "BANK_FORMAT",

@@ -38,13 +38,12 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.bank.rollouts import Rollouts
 from taopd.diagnose.bank.score import locate, score_rollouts
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError
+from taopd.models.batch import SEQUENCE, Rollouts
 from taopd.models.forward import bare
 from taopd.models.prompts import context_length
-from taopd.models.scoring import SEQUENCE
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
 from taopd.runs.validation import ANY, Some, fit, number, whole

@@ -7,15 +7,14 @@ back as the tokens the student saw.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.errors import ConfigError, DataError
+from taopd.models.batch import Rollouts
 from taopd.models.generation import (
     end_of_sequence_ids,
     generate_ids,
@@ -28,76 +27,6 @@ from taopd.runs.jsonl import read_jsonl
 NUM_COMPLETIONS = 300
 """Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [METHOD section 4]"""
 MAX_TOKENS = 192
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollouts:
-    """Prompts and completions as ids, in a fixed order.
-
-    Aligned example, two completions of the first prompt and one of the second:
-
-        prompt_ids      [5, 6]  [5, 6]     [7]
-        completion_ids  [8, 2]  [9, 9, 2]  [3, 2]
-        prompts         0       0          1
-    """
-
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    """Up to and including the end-of-sequence token, if there is one."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Where they came from, enough to make them again; plain values, no paths."""
-
-    def __post_init__(self) -> None:
-        if not self.completion_ids:
-            raise DataError("no completions: a bank needs at least one")
-        if len(self.prompt_ids) != len(self.completion_ids):
-            raise DataError(
-                f"{len(self.prompt_ids)} prompts for {len(self.completion_ids)} completions; each "
-                "completion needs its prompt"
-            )
-        for index, (prompt, completion) in enumerate(
-            zip(self.prompt_ids, self.completion_ids, strict=True)
-        ):
-            if not prompt or not completion:
-                what = "completion" if prompt else "prompt"
-                raise DataError(f"the {what} of rollout {index} has no tokens; drop the rollout")
-
-    def __len__(self) -> int:
-        return len(self.completion_ids)
-
-    @property
-    def prompts(self) -> list[int]:
-        """Group of every completion: the same prompt is the same cluster, in order of appearance."""
-        groups: dict[tuple[int, ...], int] = {}
-        return [groups.setdefault(tuple(ids), len(groups)) for ids in self.prompt_ids]
-
-    def batch(self, *, pad_id: int = 0, device: Any = "cpu") -> dict[str, Tensor]:
-        """The padded tensors of `taopd.models.scoring.SEQUENCE`: prompts padded left, completions right."""
-        prompt_width = max(map(len, self.prompt_ids))
-        width = max(map(len, self.completion_ids))
-        prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
-        completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
-        columns = torch.arange(prompt_width)
-        prompt_mask = columns >= prompt_width - _lengths(self.prompt_ids)
-        completion_mask = torch.arange(width) < _lengths(self.completion_ids)
-        return {
-            "prompt_ids": torch.tensor(prompts, device=device),
-            "prompt_mask": prompt_mask.long().to(device),
-            "completion_ids": torch.tensor(completions, device=device),
-            "completion_mask": completion_mask.long().to(device),
-        }
-
-    @staticmethod
-    def of_batch(batch: dict[str, Tensor], settings: dict[str, Any]) -> "Rollouts":
-        """The inverse of `batch`."""
-
-        def rows(name: str) -> list[list[int]]:
-            pairs = zip(batch[f"{name}_ids"], batch[f"{name}_mask"], strict=True)
-            return [ids[mask.bool()].tolist() for ids, mask in pairs]
-
-        return Rollouts(
-            prompt_ids=rows("prompt"), completion_ids=rows("completion"), settings=settings
-        )
 
 
 def sample_rollouts(
@@ -204,10 +133,6 @@ def read_completions(
         completion_ids.append(list(completion)[:max_tokens])
     settings = {"source": "file", "num_completions": len(rows), "max_tokens": max_tokens}
     return Rollouts(prompt_ids=prompt_ids, completion_ids=completion_ids, settings=settings)
-
-
-def _lengths(rows: list[list[int]]) -> Tensor:
-    return torch.tensor([len(ids) for ids in rows]).unsqueeze(1)
 
 
 def _is_ids(value: Any) -> bool:

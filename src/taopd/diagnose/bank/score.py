@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taopd.diagnose.bank.rollouts import Rollouts
 from taopd.diagnose.bank.token_features import (
     FEATURES,
     SUPPORT_FEATURES,
@@ -19,8 +18,8 @@ from taopd.diagnose.bank.token_features import (
 )
 from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
-from taopd.models.forward import State, backbone_forward, on_device
-from taopd.models.scoring import Positions, states_at
+from taopd.models.batch import Positions, Rollouts
+from taopd.models.forward import State, backbone_forward, on_device, states_at
 
 
 @contextmanager

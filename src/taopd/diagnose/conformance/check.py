@@ -18,7 +18,7 @@ import torch
 from taopd.diagnose.conformance.files import Batch, Json, pick, read_batches, table_of
 from taopd.errors import DataError, suggest
 from taopd.selectors import REFERENCE_NAMES, NormalizedView, normalized_view, select
-from taopd.selectors.normalize import (
+from taopd.selectors.formulas import (
     incompatible,
     low_entropy_teachability,
     teachability,

@@ -8,7 +8,7 @@ from taopd.report.sections import accuracy as outcome
 from taopd.report.sections import learnable as diagnostic
 from taopd.report.sections import runs, selected, training
 from taopd.report.sections import warnings as cautions
-from taopd.report.sections.section import Section
+from taopd.report.sections.tables import Section
 
 __all__ = ["Section", "all_sections", "warnings"]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from scipy import stats
 
-from taopd.report.charts import NUM_COLORS, Series, figure, key, lines, number
+from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
 from taopd.report.folders import Run, Sources, Study
-from taopd.report.row_charts import intervals
 from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 

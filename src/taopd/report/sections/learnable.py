@@ -5,10 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from taopd.report.charts import figure
-from taopd.report.folders import Sources
-from taopd.report.reading import read_json
-from taopd.report.row_charts import bars
+from taopd.report.charts import bars, figure
+from taopd.report.folders import Sources, read_json
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 from taopd.runs.schemas import MANIFEST, VERDICTS

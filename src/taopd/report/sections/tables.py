@@ -1,6 +1,7 @@
 """Tables of the page."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from taopd.report.text import escape
 
@@ -40,3 +41,14 @@ def span(low: float | None, high: float | None, digits: int = 1) -> str:
     if low is None or high is None:
         return "–"
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of the page; one with an empty body is left out."""
+
+    anchor: str
+    title: str
+    lead: str
+    """HTML, as `body` is: whoever makes it escapes what is data."""
+    body: str

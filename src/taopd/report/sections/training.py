@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from taopd.report.charts import Series, areas, figure, key, lines, number
+from taopd.report.charts import Series, areas, bars, figure, key, lines, number
 from taopd.report.folders import Run
-from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.sections.warnings import DRIFT_WARN, TRUNCATED
 from taopd.trainer.collapse_detector import DRIFT_LIMIT

@@ -29,11 +29,10 @@ from taopd.experiments.lab.stacked.settings import stack_settings
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
+from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
-from taopd.models.scoring import Positions
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
-from taopd.trainer.remembered import Chooser
-from taopd.trainer.selection import Choice, needed_signals
+from taopd.trainer.selection import Choice, Chooser, needed_signals
 
 
 @dataclass(frozen=True, kw_only=True)

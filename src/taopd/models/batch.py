@@ -1,0 +1,204 @@
+"""Padded batches of prompts and completions, and the flat positions of their completion tokens."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from taopd.errors import DataError
+from taopd.kernels import Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """The completion positions of a padded [B, T] batch, flattened in the order (row, column).
+
+    Aligned example, completions of two and one tokens padded to three:
+
+        mask   T T F    T F F
+        row    0 0      1
+        column 0 1      0
+    """
+
+    row: Int[Tensor, " N"]
+    column: Int[Tensor, " N"]
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(mask: Bool[Tensor, "B T"]) -> "Positions":
+        """All positions where the mask is true."""
+        row, column = mask.nonzero(as_tuple=True)
+        return Positions(row=row, column=column, shape=(mask.shape[0], mask.shape[1]))
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
+
+    def describe(self, index: int, *, first_row: int = 0, when: str = "") -> str:
+        """Where a position is, for an error message."""
+        row = first_row + int(self.row[index])
+        return f"{when}, completion {row} of the batch, position {int(self.column[index])}"
+
+    def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B T"]:
+        """Values back on the padded batch, zero elsewhere."""
+        padded = values.new_zeros(self.shape)
+        padded[self.row, self.column] = values
+        return padded
+
+    def by_row(self, values: Tensor, chosen: Bool[Tensor, " N"]) -> list[Tensor]:
+        """The chosen entries of `values` [N, ...] as one tensor per row of the batch."""
+        counts = torch.bincount(self.row[chosen], minlength=self.shape[0])
+        return list(values[chosen].split(counts.tolist()))
+
+
+def located(message: str) -> tuple[int, int] | None:
+    """(completion, position) of a message that `Positions.describe` closed, None without one.
+
+    Example:
+        >>> located("the loss is NaN at step 3, completion 1 of the batch, position 17")
+        (1, 17)
+    """
+    match = re.search(r"completion (\d+) of the batch, position (\d+)", message)
+    return None if match is None else (int(match.group(1)), int(match.group(2)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trimmed:
+    """The part of a padded batch that a masked loss depends on; exact, because attention is causal."""
+
+    input_ids: Int[Tensor, "b L"]
+    attention_mask: Int[Tensor, "b L"]
+    num_completion: int
+    """Completion columns kept; the last one holds the last active position of any row."""
+    rows: Int[Tensor, " b"]
+
+    @property
+    def sequences(self) -> tuple[Tensor, Tensor, int]:
+        """What a backbone is called with: input ids, attention mask, number of completion columns."""
+        return self.input_ids, self.attention_mask, self.num_completion
+
+
+SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+"""Names of a padded batch's tensors: prompts [B, P] padded on the left, completions [B, T] on the right."""
+
+
+def first_used(prompt_mask: Int[Tensor, "B P"]) -> int:
+    """The first prompt column that is not padding in every row."""
+    used = prompt_mask.any(0).nonzero()
+    return int(used.min()) if used.numel() else 0
+
+
+def trim(
+    batch: Mapping[str, Tensor], active: Bool[Tensor, "B T"], first_column: int | None = None
+) -> Trimmed:
+    """Drop rows without an active position, columns after the last one, and prompt columns of padding.
+
+    Where nothing is active one row and one column stay: every rank must still run a forward.
+
+    Args:
+        first_column: of the prompts to keep; default the first one that is used in a kept row.
+    """
+    prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name] for name in SEQUENCE)
+    rows = active.any(1).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        rows = rows.new_zeros(1)
+    columns = active[rows].any(0).nonzero()
+    length = int(columns.max()) + 1 if columns.numel() else 1
+    first = first_used(prompt_mask[rows]) if first_column is None else first_column
+    return Trimmed(
+        input_ids=torch.cat([prompt_ids[rows, first:], completion_ids[rows, :length]], dim=1),
+        attention_mask=torch.cat(
+            [prompt_mask[rows, first:], completion_mask[rows, :length]], dim=1
+        ),
+        num_completion=length,
+        rows=rows,
+    )
+
+
+Forward = Callable[[Any, Trimmed], tuple[Tensor, Head]]
+"""(model, trimmed batch) -> states [b, num_completion, D] predicting each completion token, and the head."""
+
+
+def micro_batches(positions: Positions, size: int) -> Iterator[tuple[slice, Bool[Tensor, "b T"]]]:
+    """Row slices of a padded batch, and the mask of the given positions in them."""
+    mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+    for start in range(0, len(mask), size):
+        rows = slice(start, start + size)
+        yield rows, mask[rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """Prompts and completions as ids, in a fixed order.
+
+    Aligned example, two completions of the first prompt and one of the second:
+
+        prompt_ids      [5, 6]  [5, 6]     [7]
+        completion_ids  [8, 2]  [9, 9, 2]  [3, 2]
+        prompts         0       0          1
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    """Up to and including the end-of-sequence token, if there is one."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Where they came from, enough to make them again; plain values, no paths."""
+
+    def __post_init__(self) -> None:
+        if not self.completion_ids:
+            raise DataError("no completions: a bank needs at least one")
+        if len(self.prompt_ids) != len(self.completion_ids):
+            raise DataError(
+                f"{len(self.prompt_ids)} prompts for {len(self.completion_ids)} completions; each "
+                "completion needs its prompt"
+            )
+        for index, (prompt, completion) in enumerate(
+            zip(self.prompt_ids, self.completion_ids, strict=True)
+        ):
+            if not prompt or not completion:
+                what = "completion" if prompt else "prompt"
+                raise DataError(f"the {what} of rollout {index} has no tokens; drop the rollout")
+
+    def __len__(self) -> int:
+        return len(self.completion_ids)
+
+    @property
+    def prompts(self) -> list[int]:
+        """Group of every completion: the same prompt is the same cluster, in order of appearance."""
+        groups: dict[tuple[int, ...], int] = {}
+        return [groups.setdefault(tuple(ids), len(groups)) for ids in self.prompt_ids]
+
+    def batch(self, *, pad_id: int = 0, device: Any = "cpu") -> dict[str, Tensor]:
+        """The padded tensors of `taopd.models.batch.SEQUENCE`: prompts padded left, completions right."""
+        prompt_width = max(map(len, self.prompt_ids))
+        width = max(map(len, self.completion_ids))
+        prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
+        completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
+        columns = torch.arange(prompt_width)
+        prompt_mask = columns >= prompt_width - _lengths(self.prompt_ids)
+        completion_mask = torch.arange(width) < _lengths(self.completion_ids)
+        return {
+            "prompt_ids": torch.tensor(prompts, device=device),
+            "prompt_mask": prompt_mask.long().to(device),
+            "completion_ids": torch.tensor(completions, device=device),
+            "completion_mask": completion_mask.long().to(device),
+        }
+
+    @staticmethod
+    def of_batch(batch: dict[str, Tensor], settings: dict[str, Any]) -> "Rollouts":
+        """The inverse of `batch`."""
+
+        def rows(name: str) -> list[list[int]]:
+            pairs = zip(batch[f"{name}_ids"], batch[f"{name}_mask"], strict=True)
+            return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+        return Rollouts(
+            prompt_ids=rows("prompt"), completion_ids=rows("completion"), settings=settings
+        )
+
+
+def _lengths(rows: list[list[int]]) -> Tensor:
+    return torch.tensor([len(ids) for ids in rows]).unsqueeze(1)

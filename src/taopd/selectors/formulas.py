@@ -1,0 +1,70 @@
+"""The paper's scores: what a position is worth, as a function of the normalized signals."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from taopd.selectors.normalize import (
+    NormalizedView,
+)
+
+
+def teachability(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Learnable disagreement D^L = D~ C~. [eq. 5, 12]"""
+    return view.d * view.c
+
+
+def incompatible(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Incompatible disagreement D^I = D~ (1 - C~). [eq. 5, 12]"""
+    return view.d * (1 - view.c)
+
+
+def teachability_entropy(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Soft OR of entropy and teachability: H~ + s - H~ s with s = D~ C~. [eq. 16]"""
+    s = view.d * view.c
+    return view.h + s - view.h * s
+
+
+def teachability_entropy_reference(view: NormalizedView) -> Float[Tensor, " N"]:
+    """The released code's soft OR: H~ + s - H~ s with s = Norm(D C). [METHOD section 3]"""
+    return view.h + view.dc - view.h * view.dc
+
+
+def low_entropy_teachability(view: NormalizedView) -> Float[Tensor, " N"]:
+    """(1 - H~) Norm(D C): the score of q3 and of the second half of split. [METHOD section 3]"""
+    return (1 - view.h) * view.dc
+
+
+def tip(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Soft OR of entropy and divergence: H~ + D~ - H~ D~. [METHOD section 3]"""
+    return view.h + view.d - view.h * view.d
+
+
+def entropy(view: NormalizedView) -> Float[Tensor, " N"]:
+    """H~."""
+    return view.h
+
+
+def divergence(view: NormalizedView) -> Float[Tensor, " N"]:
+    """D~."""
+    return view.d
+
+
+def compatibility(view: NormalizedView) -> Float[Tensor, " N"]:
+    """C~."""
+    return view.c
+
+
+def random(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Uniform on [0, 1), one draw per row of the global table: the matched-budget control."""
+    return view.uniform()
+
+
+def full(view: NormalizedView) -> Float[Tensor, " N"]:
+    """1 everywhere."""
+    return torch.ones_like(view.h)
+
+
+def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:
+    """Rows of quadrant 3, low entropy and high divergence."""
+    return view.quadrant == 3
