@@ -36,7 +36,7 @@ from benchmarks.vllm_server import VllmServer, python
 from taopd.kernels import topk_score
 from taopd.models.batch import Positions
 from taopd.models.forward import states_at
-from taopd.models.head import read_head
+from taopd.models.output_head import read_head
 from taopd.teachers import LocalTeacher, ask_positions, connect
 
 TOLERANCE = 1e-4

@@ -1,55 +1,38 @@
-"""The layer order of the package. Oracle: the imports as written, read with `ast`.
+"""The rooms of the package: which may import which, and what none may do.
 
-A module may import its own layer and the layers below, at the top or inside a function. Two
-packages of one layer may be kept apart (`APART`). A new module must be given a layer here.
+Oracle: the imports as written, read with `ast`, at the top of a file or inside a function. A new room must be
+given its place in `ROOMS`.
 """
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "taopd"
-LAYERS = (
-    {
-        "",
-        "errors",
-    },
-    {
-        "distributed",
-        "kernels",
-        "losses",
-        "runs",
-        "selectors",
-        "signals",
-    },
-    {
-        "bank",
-        "models",
-        "teachers",
-    },
-    {
-        "diagnose",
-        "integrations",
-        "preflight",
-        "trainer",
-    },
-    {
-        "experiments",
-        "stacked",
-        "study",
-        "tinylab",
-    },
-    {
-        "cli",
-        "report",
-    },
+ROOMS = (
+    {"errors"},
+    {"runs", "distributed", "kernels"},
+    {"signals"},
+    {"selectors", "losses"},
+    {"models"},
+    {"teachers"},
+    {"trainer"},
+    {"preflight", "diagnose", "experiments", "integrations"},
+    {"report"},
+    {"cli"},
 )
-APART = ({"selectors", "losses"},)
-TORCH_FREE = {"report", "errors", "runs"}
-TRL_ONLY = {"trainer", "cli"}
+"""Lowest first. A room imports itself and the rooms below it, none beside it."""
+NO_TORCH = {"runs", "report", "errors"}
+PLAIN_TENSORS = {"distributed", "kernels", "signals", "selectors", "losses"}
+"""They know no model, file or config."""
+TRL = {"trainer"}
+SAME_NAME = {"__init__", "__main__", "settings", "base"}
+NAMED_AFTER = ("cli/", "report/figures/", "report/sections/", "integrations/")
+"""Folders whose files bear the name of what they run or show, and so may repeat it."""
 
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -57,51 +40,95 @@ def relative(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
-def owner(path: Path) -> str:
-    """The module or package directly below `taopd` that a file belongs to; "" for `taopd`."""
+def module(path: Path) -> str:
+    parts = ("taopd", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def room(path: Path) -> str:
+    """The entry directly below `taopd` that a file belongs to; "" for `taopd` itself."""
     first = path.relative_to(SOURCE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it."""
+def imports(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """Dotted names that a file imports, wherever in it; `at_run_time` leaves out `if TYPE_CHECKING`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    stack: list[ast.AST] = [ast.parse(path.read_text())]
+    while stack:
+        node = stack.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        only_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (only_types and at_run_time):
+            stack += ast.iter_child_nodes(node)
     return found
 
 
-def targets(path: Path) -> set[str]:
-    """The modules below `taopd` that a file imports; a name of the package itself is ""."""
-    modules = {relative(file).split("/")[0].removesuffix(".py") for file in FILES}
-    below = [name.split(".")[1:2] for name in imports(path) if name.split(".")[0] == "taopd"]
-    return {names[0] if names and names[0] in modules else "" for names in below}
+def targets(path: Path, **options: bool) -> set[str]:
+    """The modules of the package that a file imports."""
+    found: set[str] = set()
+    for name in imports(path, **options):
+        if name.partition(".")[0] == "taopd":
+            parent = name.rpartition(".")[0]
+            found.add(name if name in MODULES else parent if parent in MODULES else "taopd")
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_imports_point_down(path):
-    own = owner(path)
-    assert own in LEVEL, f"give {own} a layer in {Path(__file__).name}"
+    own = room(path)
+    if own == "":
+        return  # The package's own __init__ names public names, from whatever room.
+    assert own in LEVEL, f"give {own} a place in {Path(__file__).name}"
     for target in targets(path):
-        assert target in LEVEL, f"{own} imports taopd.{target}, which has no layer"
-        # The package's own __init__ re-exports the public names, from whatever layer.
-        assert own == "" or LEVEL[target] <= LEVEL[own], f"{own} must not import {target}"
-        assert own == target or {own, target} not in APART, f"{own} must not import {target}"
+        other = room(MODULES[target])
+        assert other in ("", own) or LEVEL[other] < LEVEL[own], f"{own} must not import {target}"
+
+
+def test_no_circles():
+    """Not even between the files of a room, or by an import inside a function."""
+    graph = {name: targets(path, at_run_time=True) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in graph[name]:
+                walk(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        if name != "taopd":  # It imports lazily, and anything may ask it for the version.
+            walk(name, ())
+
+
+def test_no_module_name_twice():
+    own = [path for path in FILES if not relative(path).startswith(NAMED_AFTER)]
+    names = Counter(path.stem for path in own if path.stem not in SAME_NAME)
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_libraries_stay_where_they_belong(path):
     libraries = {name.partition(".")[0] for name in imports(path)}
-    if owner(path) in TORCH_FREE:
+    if room(path) in NO_TORCH:
         assert not libraries & {"torch", "transformers", "trl"}
-    if LEVEL[owner(path)] == 1:
-        assert not libraries & {"transformers", "trl", "datasets"}
+    if room(path) in PLAIN_TENSORS:
+        assert not libraries & {"transformers", "trl", "datasets", "peft"}
     if "trl" in libraries:
-        assert owner(path) in TRL_ONLY
+        assert room(path) in TRL
+
+
+def test_the_top_of_the_package_has_one_entry_a_room():
+    entries = {path.name for path in SOURCE.iterdir() if not path.name.startswith(("__", "."))}
+    assert entries - {"py.typed", "errors.py"} == set(LEVEL) - {"errors"}
 
 
 def test_the_walk_sees_imports_inside_functions(tmp_path):
@@ -109,8 +136,4 @@ def test_the_walk_sees_imports_inside_functions(tmp_path):
     file.write_text(
         "def f():\n    from taopd.losses import a\n    import taopd.cli\nfrom taopd import __version__\n"
     )
-    assert targets(file) == {"losses", "cli", ""}
-
-
-def test_every_layer_name_is_used_once():
-    assert sum(map(len, LAYERS)) == len(LEVEL)
+    assert targets(file) == {"taopd.losses", "taopd.cli", "taopd"}

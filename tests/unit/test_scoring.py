@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from taopd.models.batch import Positions, trim
-from taopd.models.head import read_head
+from taopd.models.output_head import read_head
 
 
 def padded_batch(seed: int, num_rows: int = 4):

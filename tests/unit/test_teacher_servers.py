@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from taopd.errors import ConfigError, NumericsError, TeacherError, TeacherUnavailable
 from taopd.models.batch import Positions
-from taopd.models.head import read_head
+from taopd.models.output_head import read_head
 from taopd.models.scoring import score_positions
 from taopd.signals import topk_lists_signals
 from taopd.teachers import (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from taopd.preflight import Verdict
-    from taopd.trainer.build import Inputs
+    from taopd.trainer.from_settings import Inputs
     from taopd.trainer.settings_file import TrainSettings
 
 _HELP = """usage: taopd check CONFIG [--name value ...] [--max-tokens N] [--json]
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.cli import step_lines
     from taopd.preflight.items import Subject, verdicts
     from taopd.report.console import plain_console
-    from taopd.trainer.build import forget
+    from taopd.trainer.from_settings import forget
     from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=True)

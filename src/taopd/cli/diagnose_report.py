@@ -12,7 +12,7 @@ from taopd.cli.progress import CountedProgress
 if TYPE_CHECKING:
     import pandas as pd
 
-    from taopd.diagnose.analysis import Analysis
+    from taopd.diagnose.gain_analysis import Analysis
 
 _HELP = """usage: taopd diagnose report GAINS [options]
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(argv)
 
-    from taopd.diagnose.analysis import analyse
+    from taopd.diagnose.gain_analysis import analyse
     from taopd.diagnose.gain_files import read_gains
     from taopd.runs.jsonl import write_json, write_text
 

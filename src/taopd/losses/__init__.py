@@ -17,8 +17,8 @@ from taopd.losses.divergences import (
     topk_reverse_kl,
 )
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
+from taopd.losses.merged_stops import merge_columns, sampled_logprobs
 from taopd.losses.reduction import anchor_weights, reduction_weights
-from taopd.losses.stop_tokens import merge_columns, sampled_logprobs
 
 __all__ = [
     "LOSSES",

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from taopd.errors import ConfigError
 from taopd.kernels import Head
 from taopd.models.batch import SEQUENCE, Forward, Positions, Trimmed, micro_batches, trim
-from taopd.models.head import read_head
+from taopd.models.output_head import read_head
 
 State = tuple[Float[Tensor, "n D"], Head]
 """States that predict n tokens, and the head that reads them."""

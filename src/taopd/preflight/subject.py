@@ -10,7 +10,7 @@ from taopd.models import prompts as data
 from taopd.preflight import Measured
 from taopd.preflight import teacher_items as check_teacher
 from taopd.preflight.probe import measure_micro_batch
-from taopd.trainer import build
+from taopd.trainer import from_settings as build
 from taopd.trainer.settings_file import TrainSettings
 
 MOST_PROMPTS = 2000

@@ -17,7 +17,7 @@ from taopd.signals.exact import (
     signals_from_logprobs,
     signals_from_pair,
 )
-from taopd.signals.stop_tokens import merge_stop_class
+from taopd.signals.merge_stops import merge_stop_class
 from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
     COMPATIBILITIES,

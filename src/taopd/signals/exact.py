@@ -21,7 +21,7 @@ from torch import Tensor
 from taopd.errors import NumericsError
 from taopd.kernels import Head, PairScores, TopKScores, compare, pair_from_logprobs, pair_score
 from taopd.kernels.scores import logits_at
-from taopd.signals.stop_tokens import merge_stop_class, scan_width
+from taopd.signals.merge_stops import merge_stop_class, scan_width
 from taopd.signals.types import TokenSignals
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.kernels import topk_score
-from taopd.models.head import read_head
+from taopd.models.output_head import read_head
 from taopd.teachers.protocol import TeacherScores
 
 

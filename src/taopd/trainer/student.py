@@ -30,7 +30,7 @@ from taopd.models.gradient_window import (
     gradient_fidelity,
     sparse_states,
 )
-from taopd.models.head import head_dtype
+from taopd.models.output_head import head_dtype
 from taopd.models.scoring import Reuse
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.config import TeachabilityConfig

@@ -19,8 +19,8 @@ from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
-from taopd.models.head import head_dtype, read_head
 from taopd.models.loading import safe_options
+from taopd.models.output_head import head_dtype, read_head
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import HeldTokens

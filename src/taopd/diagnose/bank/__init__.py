@@ -1,13 +1,13 @@
 """The fixed-context bank: what the student wrote, frozen, with what was known before training."""
 
 from taopd.diagnose.bank.bank import BANK_FORMAT, FixedContextBank
-from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
-from taopd.diagnose.bank.rollouts import (
+from taopd.diagnose.bank.completions import (
     MAX_TOKENS,
     NUM_COMPLETIONS,
     read_completions,
     sample_rollouts,
 )
+from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.models.batch import Rollouts
 
