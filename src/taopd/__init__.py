@@ -11,14 +11,18 @@ arXiv 2605.26844.
 """
 
 import os
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank
+    from taopd.experiments.lab import build_lab
+    from taopd.models.prompts import load_prompts
     from taopd.selectors import SELECTORS, register_selector, select
-    from taopd.trainer.config import TeachabilityConfig
-    from taopd.trainer.trainer import TeachabilityTrainer
+    from taopd.trainer import TeachabilityConfig, TeachabilityTrainer
 
 __version__ = "0.1.0"
 
@@ -32,9 +36,19 @@ _HOME = {
     "SELECTORS": "taopd.selectors",
     "TeachabilityConfig": "taopd.trainer.config",
     "TeachabilityTrainer": "taopd.trainer.trainer",
+    "build_lab": "taopd.experiments.lab",
+    "load_prompts": "taopd.models.prompts",
     "register_selector": "taopd.selectors",
     "select": "taopd.selectors",
 }
+_MOVED = {
+    "taopd.choose": "taopd.trainer.selection",
+    "taopd.data": "taopd.models.prompts",
+    "taopd.live": "taopd.trainer.tracker_tables",
+    "taopd.metrics": "taopd.trainer.metrics",
+    "taopd.tinylab": "taopd.experiments.lab",
+}
+"""Import paths that the documentation of 0.1 named, and where they are now."""
 
 __all__ = [
     "SELECTORS",
@@ -42,14 +56,36 @@ __all__ = [
     "TeachabilityConfig",
     "TeachabilityTrainer",
     "__version__",
+    "build_lab",
+    "load_prompts",
     "register_selector",
     "select",
 ]
 
 
+class _MovedModules(MetaPathFinder, Loader):
+    """Imports a module of `_MOVED` from its new path: one module under two names, not a copy."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in _MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        module = import_module(_MOVED[spec.name])
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = self._spec  # The import system has put the old name's there.
+
+
+sys.meta_path.append(_MovedModules())
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if f"taopd.{name}" in _MOVED:
+        return import_module(f"taopd.{name}")
     raise AttributeError(f"module 'taopd' has no attribute {name!r}")
 
 
