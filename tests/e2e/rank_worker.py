@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.distributed.sharding import gathered
 from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
+from taopd.trainer import trainer as trainer_module
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import choose
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
@@ -193,7 +195,6 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     DistillationTrainer._generate_single_turn = generate(case.get("sampling", "plain"))
     trainer = make_trainer(lab, out / case["name"], case, way, world)
     rank, kept, anchored, local = trainer.accelerator.process_index, [], [], []
-    choose = trainer._choose.__call__
     trainer._held.measure = watch_rows(trainer._held.measure, local)
 
     def watched(table, *args, **kwargs):
@@ -204,7 +205,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
                 places.append(pairs.tolist())
         return choice
 
-    trainer._choose = watched
+    trainer_module.choose = watched
     gradients = Gradients()
     trainer.add_callback(gradients)
     deepspeed = way.startswith("zero")

@@ -15,8 +15,7 @@ Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,8 +62,6 @@ class NormalizedView:
     """On the CPU, seeded from (seed, step): the same draws whatever the number of ranks."""
     normalization: str = "quantile"
     rules: str = "paper"
-    scales: Mapping[str, Scale] = field(default_factory=dict)
-    """What this batch by itself would scale h, d, c and dc by."""
 
     def signal(self, name: str) -> Float[Tensor, " N"]:
         """A further signal of the table, as it is; a selector that reads it declares it in `needs`."""
@@ -143,7 +140,6 @@ def normalize(
     *,
     normalization: str = "quantile",
     rules: str = "paper",
-    scale: Scale | None = None,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Scale values to [0, 1] by the spread of the finite values of the population. [eq. 11; R8-R10]
@@ -156,11 +152,9 @@ def normalize(
     population and non-finite values become 0.
 
     Args:
-        scale: these two values in place of the population's own.
         ranks: who holds the rest of the population.
     """
-    if scale is None:
-        scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
+    scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
     usable, (low, high) = population & values.isfinite(), scale
@@ -195,12 +189,8 @@ def normalized_view(
     normalization: str = "quantile",
     rules: str = "paper",
     generator: torch.Generator | None = None,
-    scales: Mapping[str, Scale] | None = None,
 ) -> NormalizedView:
     """Normalize D, C, H and D C of a table, and place every row in its quadrant.
-
-    Args:
-        scales: of h, d, c, dc, remembered from other batches; None: this batch's own.
 
     Raises:
         ConfigError: for an unknown normalization or set of rules.
@@ -227,18 +217,9 @@ def normalized_view(
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
     columns["dc"] = columns["d"] * columns["c"]
-    own = {
-        name: scale_of(
-            column, population, normalization=normalization, rules=rules, ranks=table.ranks
-        )
-        for name, column in columns.items()
-    }
-    used = own | dict(scales or {})
     scaled = {
-        name: torch.zeros_like(column)
-        if used[name] is None
-        else normalize(
-            column, population, scale=used[name], normalization=normalization, rules=rules
+        name: normalize(
+            column, population, normalization=normalization, rules=rules, ranks=table.ranks
         )
         for name, column in columns.items()
     }
@@ -249,5 +230,4 @@ def normalized_view(
         generator=torch.Generator() if generator is None else generator,
         normalization=normalization,
         rules=rules,
-        scales={name: scale for name, scale in own.items() if scale is not None},
     )

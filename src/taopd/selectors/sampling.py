@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.signals import SignalTable
-
 
 def seeded_generator(seed: int, step: int) -> torch.Generator:
     """CPU generator for one step, the same on every rank; neighboring seeds and steps share
@@ -77,34 +75,3 @@ def draw_rows(
     kept = torch.zeros_like(probability, dtype=torch.bool)
     kept[order] = hit & (probability[order] > 0)
     return kept
-
-
-COMPATIBLE = 0.9
-"""C from which on a token counts as compatible."""
-
-
-AGREED_NATS = 0.1
-"""D up to which the models count as agreeing."""
-
-
-def teachable(table: SignalTable, floor: float) -> Bool[Tensor, " N"]:
-    """Where D C, as it is measured and not as it ranks in the batch, reaches `floor` nats."""
-    return table.disagreement * table.compatibility >= floor
-
-
-def agreements(table: SignalTable) -> Bool[Tensor, " N"]:
-    """Where the models agree: C at least `COMPATIBLE` and D at most `AGREED_NATS`."""
-    return (table.compatibility >= COMPATIBLE) & (table.disagreement <= AGREED_NATS)
-
-
-def random_agreements(
-    table: SignalTable, free: Bool[Tensor, " N"], count: int, generator: torch.Generator
-) -> Bool[Tensor, " N"]:
-    """`count` random agreements among the free rows of all ranks, or all of them if there are fewer."""
-    rows = (free & agreements(table)).nonzero().squeeze(1)
-    counts, rank = table.ranks.counts(rows.shape[0]), table.ranks.rank
-    order = torch.randperm(sum(counts), generator=generator)[:count].to(rows.device)
-    own = order - sum(counts[:rank])
-    drawn = torch.zeros_like(free)
-    drawn[rows[own[(own >= 0) & (own < rows.shape[0])]]] = True
-    return drawn

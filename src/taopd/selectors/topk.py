@@ -63,8 +63,7 @@ def best_rows(
 
 
 def score_at(
-    values: Tensor, rows: Bool[Tensor, " N"], table: SignalTable, place: int, *, sign: int = 1
+    values: Tensor, rows: Bool[Tensor, " N"], table: SignalTable, place: int
 ) -> float | int:
-    """The value at a 0-based place in the ascending order of all ranks' flagged rows; sign=-1: descending."""
-    ascending = (sign * values[rows]).sort().values
-    return sign * order_statistics(ascending, [place], table.ranks)[0]
+    """The value at a 0-based place in the ascending order of all ranks' flagged rows."""
+    return order_statistics(values[rows].sort().values, [place], table.ranks)[0]

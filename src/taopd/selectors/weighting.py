@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.distributed.collectives import ALONE, Ranks
 from taopd.errors import ConfigError, NumericsError
 from taopd.selectors.normalize import NormalizedView
 from taopd.selectors.registry import Selector
@@ -81,14 +80,6 @@ def kept_weights(
             f"{float(weights[row])}; weights must be finite and >= 0"
         )
     return torch.where(kept, weights, 0.0)
-
-
-def mean_one(
-    weights: Float[Tensor, " N"], kept: Bool[Tensor, " N"], ranks: Ranks = ALONE
-) -> Float[Tensor, " N"]:
-    """Weights scaled to a mean of 1 over the kept rows of all ranks; unchanged where all are 0."""
-    total = ranks.sums(weights[kept].sum())
-    return weights * (ranks.total(kept.sum()) / total) if bool(total > 0) else weights
 
 
 def _rank_weights(ranks: Tensor, kept: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import BadNumbers
 from taopd.trainer.rollout_log import RolloutLog, ScoredBatch
 from taopd.trainer.sampler_monitor import SamplerWatch
-from taopd.trainer.selection import Chooser, check_size, gather_options, local_table
+from taopd.trainer.selection import check_size, choose, gather_options, local_table
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentStates
 from taopd.trainer.teacher import TeacherSource
@@ -114,8 +114,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             self.watch,
         ]
         """Called on the main process after every selection, in training."""
-        self._choose = Chooser()
-        for added in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
+        for added in (MetricsWriter(), PeakMemory(self._record), self.watch):
             self.add_callback(added)
         norms = args.match_update_norm, args.max_update_norm
         if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
@@ -233,7 +232,7 @@ class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
             local = local_table(signals, self.args, *place, self._stop_ids)
             which = {"num_rows": positions.shape[0], **gather_options(self.args)}
             part, table, mine = gather_table(self.accelerator, local, **which)
-            choice = self._choose(table, self.args, step=step, training=training)
+            choice = choose(table, self.args, step=step, training=training)
             weights, anchors = (
                 values[mine].float().to(positions.row.device)
                 for values in (choice.loss_weights, choice.anchor_weights)
