@@ -183,9 +183,10 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
 def watch_rows(measure, found: list):
     """`Anchor.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
 
-    def watched(forward, student, batch, positions, table, choice, mine, *rest):
-        found.append((len(table.valid[mine]), int(table.valid[mine].sum())))
-        return measure(forward, student, batch, positions, table, choice, mine, *rest)
+    def watched(forward, student, scored):
+        valid = scored.table.valid[scored.local]
+        found.append((len(valid), int(valid.sum())))
+        return measure(forward, student, scored)
 
     return watched
 

@@ -33,6 +33,7 @@ def budget_count(budget: float, num_valid: int) -> int:
     """
     if num_valid == 0:
         return 0
+    # Not corrected for rounding, so that counts equal the released code's.
     return min(num_valid, max(1, math.ceil(budget * num_valid)))
 
 
@@ -44,6 +45,7 @@ def response_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " N"
     responses, group = table.response.unique(return_inverse=True)
     num_valid = torch.zeros(len(responses), dtype=torch.int64, device=group.device)
     num_valid.index_add_(0, group, table.valid.long())
+    # In Python's doubles: a float32 product on the device would round to other counts.
     counts = torch.tensor([budget_count(budget, n) for n in num_valid.tolist()], dtype=torch.int64)
     counts = counts.to(group.device)
     return counts[group], table.ranks.total(counts.sum())
@@ -79,6 +81,7 @@ def within_quota(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
 def place_in_response(order: Tensor, response: Tensor) -> Tensor:
     """0-based place of each entry of an order among the entries of the same response."""
     _, group = response[order].unique(return_inverse=True)
+    # The stable sort puts a response's entries side by side and leaves their order as it is.
     by_response = group.argsort(stable=True)
     sizes = torch.bincount(group)
     starts = sizes.cumsum(0) - sizes
@@ -91,6 +94,7 @@ def top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) ->
     place."""
     groups, group = response.unique(return_inverse=True)
     num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
+    # All responses at once: a loop over them would wait for the device in each.
     spare = preference[~kept[preference]]
     nth = place_in_response(spare, response)
     most = min(min_keep, response.shape[0])

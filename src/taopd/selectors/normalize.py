@@ -86,6 +86,7 @@ class NormalizedView:
 
     def uniform(self) -> Float[Tensor, " N"]:
         """One draw on [0, 1) per row of the global table."""
+        # Every rank draws the numbers of all rows and keeps its own: the number of ranks changes nothing.
         draws = uniform_part(len(self.table), self.generator, self.table.ranks)
         return draws.to(self.h.device)
 
@@ -107,6 +108,7 @@ def interpolated_quantile(
     low = math.floor(place)
     weight = place - low
     below, above = order_statistics(ascending, [low, min(low + 1, last)], ranks)
+    # The weighted sum of two equal values may differ from them in the last bit.
     if rules == "paper" and below == above:
         return below
     return below * (1 - weight) + above * weight
@@ -161,8 +163,10 @@ def normalize(
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
         return torch.zeros_like(values)
+    # Eq. 11's epsilon, which also keeps a column of equal values from becoming NaN.
     if rules == "paper" and normalization != "none":
         spread += EPSILON
+    # `where`, not a product: 0 times NaN is NaN.
     scaled = ((values - low) / spread).clamp(0.0, 1.0)
     return torch.where(usable, scaled, torch.zeros_like(scaled))
 
@@ -207,7 +211,9 @@ def normalized_view(
         "d": table.disagreement.double(),
         "c": table.compatibility.double(),
     }
+    # R8: in the released code rows that may not train set the scale too.
     population = table.valid if rules == "paper" else torch.ones_like(table.valid)
+    # A NaN at a token that may train is a fault of a model; normalized to 0 it would go unseen.
     if rules == "paper":
         for name, column in columns.items():
             bad = ~column.isfinite() & table.valid

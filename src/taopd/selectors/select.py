@@ -109,6 +109,7 @@ def select(
     )
     if not table.ranks.any(table.valid):  # R14
         return _nothing(view)
+    # Scores, candidates and the draw take numbers from one generator: their order is part of the result.
     scores = checked_scores(chosen, view, how.rules)
     quota, num_budget = _quota(how, table)
     candidates = _candidates(chosen, view)
@@ -157,6 +158,7 @@ def _order(
 ) -> _Order:
     """The candidates, best first; `num_lead` rows of all ranks go by the lead score."""
     table, lead, by_lead = view.table, None, torch.zeros_like(candidates)
+    # The lead score takes its share of the whole budget first (`split`), and the rest go by `scores`.
     if chosen.lead is not None:
         lead = checked(chosen, chosen.lead(view), view)
         by_lead = best_rows(lead, candidates, table, num_lead)
@@ -176,7 +178,8 @@ def _cut(
 ) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"] | None]:
     """The rows that are kept, and the probability of each where they are drawn."""
     table = view.table
-    if chosen.name == "full" or how.budget >= 1:  # R12
+    # R12: plain distillation trains on every valid row, also on those that are no candidates.
+    if chosen.name == "full" or how.budget >= 1:
         return table.valid.clone(), None
     if how.draw == "proportional":
         num_kept = min(num_budget, order.best_first.shape[0])
@@ -192,6 +195,7 @@ def _cut(
         kept[within_quota(order.best_first, quota, table.response)] = True
     else:
         kept = _best(chosen, table, order, num_budget)
+    # After the cut: these rows come on top of the budget and take no other row's place.
     if how.min_keep > 0:
         top_up(kept, _preference(chosen, view, order), table.response, how.min_keep)
     return kept, None
@@ -203,6 +207,7 @@ def _best(chosen: Selector, table: SignalTable, order: _Order, num_kept: int) ->
         kept = torch.zeros_like(order.candidates)
         kept[order.best_first[:num_kept]] = True
         return kept
+    # No rank knows the whole order; each finds the cut with the others and marks its own rows.
     by_lead = order.by_lead
     num_lead = table.ranks.total(by_lead.sum())
     if order.lead is not None and num_kept <= num_lead:
@@ -214,6 +219,7 @@ def _best(chosen: Selector, table: SignalTable, order: _Order, num_kept: int) ->
 def _preference(chosen: Selector, view: NormalizedView, order: _Order) -> Int[Tensor, " M"]:
     """In which order rows are added for `min_keep`."""
     table = view.table
+    # R17: the released code tops up by its best score, whatever the selector.
     if view.rules == "reference":
         return ranking(formulas.teachability_entropy_reference(view), table.valid, table)
     others = table.valid & ~order.candidates

@@ -72,11 +72,13 @@ def check_settings(how: Rules, chosen: Selector) -> None:
         ConfigError: names the setting.
     """
     check_ranges(how)
+    # The weight 1 / probability is unbiased only if nothing else decides whether a row is kept.
     if how.draw == "proportional" and (how.min_keep or how.scope != "global" or chosen.lead):
         raise ConfigError(
             "draw='proportional' needs min_keep=0, scope='global' and a selector with one score: "
             "otherwise a row's probability is not known"
         )
+    # The lead takes a share of one budget of the batch, and there is none here.
     if how.scope == "response" and chosen.lead is not None:
         raise ConfigError(
             f"scope='response' does not work with {chosen.name!r}, which divides one budget (split)"

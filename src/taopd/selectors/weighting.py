@@ -72,6 +72,7 @@ def kept_weights(
         weights = chosen.weights(view).double()
     else:
         weights = scores if chosen.weighted else torch.ones_like(scores)
+    # A negative weight would train away from the teacher.
     bad = kept & ~((weights >= 0) & weights.isfinite())
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -84,6 +85,7 @@ def kept_weights(
 
 def _rank_weights(ranks: Tensor, kept: Tensor) -> Tensor:
     num_kept = int(kept.sum())
+    # A row that min_keep added may be no candidate, and then has no place: it counts as last.
     order = torch.where(kept & (ranks >= 0), ranks, ranks.max() + 1 if ranks.numel() else 0)
     place = torch.empty_like(order)
     place[order.argsort(stable=True)] = torch.arange(order.shape[0], device=order.device)
