@@ -35,7 +35,7 @@ from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.rollout_log import RolloutLog
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import Chooser, check_size, gather_options, local_table
+from taopd.trainer.selection import check_size, choose, gather_options, local_table
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -110,8 +110,7 @@ class TeachabilityTrainer(BaseTrainer):
             self.sampler_monitor,
         ]
         """Called on the main process after every selection, in training."""
-        self._choose = Chooser()
-        own = (self.rank_state, self.nonfinite, guard, self._choose, MetricsWriter())
+        own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
         for callback in (*own, PeakMemory(self._record), self.sampler_monitor):
             if callback is not None:
                 self.add_callback(callback)
@@ -197,7 +196,7 @@ class TeachabilityTrainer(BaseTrainer):
         part, table, local = gather_table(
             self.accelerator, rows, num_rows=positions.shape[0], **gather_options(self.args)
         )
-        choice = self._choose(table, self.args, step=step, training=training)
+        choice = choose(table, self.args, step=step, training=training)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
         self._recorder.add_all(selection_metrics(table, choice, part))
         return ScoredBatch(
