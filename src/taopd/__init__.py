@@ -13,8 +13,7 @@ arXiv 2605.26844.
 import os
 import sys
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,29 +62,23 @@ __all__ = [
 ]
 
 
-class _MovedModules(MetaPathFinder, Loader):
-    """Imports a module of `_MOVED` from its new path: one module under two names, not a copy."""
+class _Moved(ModuleType):
+    """An old import path: every name of it is looked up in the module that took its place."""
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in _MOVED else None
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        module = import_module(_MOVED[spec.name])
-        self._spec = module.__spec__
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        module.__spec__ = self._spec  # The import system has put the old name's there.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # inspect asks every module for its file: that must import nothing.
+            raise AttributeError(name)
+        return getattr(import_module(_MOVED[self.__name__]), name)
 
 
-sys.meta_path.append(_MovedModules())
+sys.modules.update({old: _Moved(old) for old in _MOVED})
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     if f"taopd.{name}" in _MOVED:
-        return import_module(f"taopd.{name}")
+        return sys.modules[f"taopd.{name}"]
     raise AttributeError(f"module 'taopd' has no attribute {name!r}")
 
 
