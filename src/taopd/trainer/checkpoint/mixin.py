@@ -3,9 +3,9 @@
 Why not transformers' own: it writes into the folder that a resumed run will look at, so that a kill leaves
 half a checkpoint; it deletes the older one before the newer is known to be good; and it pickles optimizer,
 scheduler, random state and settings. Here a checkpoint is written beside the others, sealed
-(`runs.checkpoints`) and renamed; older ones are deleted after that.
+(`checkpoint_files`) and renamed; older ones are deleted after that.
 
-Under FSDP2 every process writes its own part (`fsdp`). DeepSpeed keeps its own files, which only DeepSpeed
+Under FSDP2 every process writes its own part (`shards`). DeepSpeed keeps its own files, which only DeepSpeed
 can read; they are sealed and renamed like the rest. All processes must see one folder.
 """
 
