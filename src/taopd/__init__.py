@@ -67,7 +67,9 @@ class _Moved(ModuleType):
     """An old import path: every name of it is looked up in the module that took its place."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # inspect asks every module for its file: that must import nothing.
+        if name.startswith(
+            "__"
+        ):  # inspect asks every module for its file: that must import nothing.
             raise AttributeError(name)
         return getattr(import_module(_MOVED[self.__name__]), name)
 

@@ -31,8 +31,20 @@ class DataError(TaopdError):
 class NumericsError(TaopdError):
     """A NaN or an infinity where a finite number belongs."""
 
-    index: int | None = None
-    """Which of the rows that were checked, where the caller can say more about the place."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        completion: int | None = None,
+        position: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        """Which of the rows that were checked."""
+        self.completion = completion
+        """Which completion of the generation batch, and which token of it; None where it has no place."""
+        self.position = position
 
 
 class ResourceError(TaopdError):

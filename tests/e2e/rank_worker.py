@@ -179,7 +179,7 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
 
 
 def watch_rows(measure, found: list):
-    """`HeldTokens.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
+    """`Anchor.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
 
     def watched(forward, student, batch, positions, table, choice, mine, *rest):
         found.append((len(table.valid[mine]), int(table.valid[mine].sum())))
@@ -194,7 +194,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     trainer = make_trainer(lab, out / case["name"], case, way, world)
     rank, kept, anchored, local = trainer.accelerator.process_index, [], [], []
     choose = trainer._choose.__call__
-    trainer._held.measure = watch_rows(trainer._held.measure, local)
+    trainer._anchor.measure = watch_rows(trainer._anchor.measure, local)
 
     def watched(table, *args, **kwargs):
         choice = choose(table, *args, **kwargs)

@@ -248,7 +248,7 @@ def test_callbacks_go_on_where_they_were(micro_lab, tmp_path):
         callback = BankCallback.attach(trainer, bank, every=1)
         trainer.train(resume_from_checkpoint=checkpoint)
         states = trainer.rank_state._take()["callbacks"]
-        assert {"CollapseGuard-0", "BankCallback-0", "Chooser-0", "SamplerWatch-0"} <= set(states)
+        assert {"CollapseGuard-0", "BankCallback-0", "Chooser-0", "SamplerMonitor-0"} <= set(states)
         return callback.curve, states
 
     curve, states = run()

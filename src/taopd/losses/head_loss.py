@@ -156,10 +156,9 @@ def head_loss(
     )
     if not per_token.isfinite().all():
         row = int((~per_token.isfinite()).nonzero()[0])
-        error = NumericsError(
+        raise NumericsError(
             f"the loss is NaN or infinite at selected position {row} of {per_token.shape[0]}; look at the "
-            "student's and the teacher's logits there"
+            "student's and the teacher's logits there",
+            index=row,
         )
-        error.index = row
-        raise error
     return loss, per_token

@@ -10,6 +10,7 @@ from typing import Any
 
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
+from taopd.models.stop_tokens import declared_ids, possible_stop_ids
 from taopd.preflight import Measured, measure, measure_asked, token_name
 from taopd.trainer.selection import signal_options
 
@@ -42,7 +43,7 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         common: dict[str, Any] = {
-            "sampling_logprobs": trainer.watch.logprobs,
+            "sampling_logprobs": trainer.sampler_monitor.logprobs,
             "stops": _named(tokenizer, trainer.eos_token_ids),
             "candidates": _named(tokenizer, _candidates(trainer)),
             "micro_batch_size": size,
@@ -83,21 +84,18 @@ def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[in
     setattr(holder, name, tokens)
     try:
         completions = trainer._generate_single_turn(prompts, None, {})
-        trainer.numbers.forget()  # These rollouts are of no batch that trains.
+        trainer.nonfinite.forget()  # These rollouts are of no batch that trains.
         return completions
     finally:
         setattr(holder, name, usual)
 
 
 def _candidates(trainer: Any) -> list[int]:
-    """Ids that may end a text: those of the sampler, every special token, those that the teacher stops at."""
+    """Ids that may end a text: of the sampler, the teacher, the settings, and every special token."""
     declared = getattr(trainer.teacher_model, "generation_config", None)
-    teacher = getattr(declared, "eos_token_id", None)
-    also = [teacher] if isinstance(teacher, int) else list(teacher or [])
+    teacher = declared_ids(getattr(declared, "eos_token_id", None))
     given = trainer.args.stop_token_ids or []
-    unknown = trainer._tokenizer.unk_token_id
-    special = [index for index in trainer._tokenizer.all_special_ids if index != unknown]
-    return sorted({*trainer.eos_token_ids, *special, *also, *given})
+    return possible_stop_ids(trainer._tokenizer, trainer.eos_token_ids, teacher, given)
 
 
 def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:

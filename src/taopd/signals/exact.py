@@ -153,7 +153,8 @@ def exact_signals(
             row = int((~finite).nonzero()[0])
             raise NumericsError(
                 f"the {name}'s logits are NaN or infinite at {locate(row)}; check its weights, dtype and "
-                "learning rate"
+                "learning rate",
+                index=row,
             )
     if stop_ids:
         student_stops, teacher_stops = (
