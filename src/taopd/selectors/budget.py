@@ -20,8 +20,8 @@ def check_budget(budget: object, name: str = "budget") -> None:
     Raises:
         ConfigError: names the setting.
     """
-    inside = isinstance(budget, Real) and 0.0 < float(budget) <= 1.0
-    require(inside, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
+    if not (isinstance(budget, Real) and 0.0 < float(budget) <= 1.0):
+        require(False, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def budget_count(budget: float, num_valid: int) -> int:

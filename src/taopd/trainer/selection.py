@@ -8,7 +8,7 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,22 +50,33 @@ class Choice:
         return (self.loss_weights != 0) | (self.anchor_weights != 0)
 
 
+class SignalNeeds(NamedTuple):
+    """What selector, weighting and shadow selectors read beyond D, C and H."""
+
+    signals: tuple[str, ...]
+    """Names of what they declare, sorted."""
+    all_declared: bool
+    """They read nothing else; a selector of the user's may read whatever a table holds."""
+
+
+def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
+    """Resolve the names in the settings; the same for every step of a run."""
+    names = (args.selector, *(args.shadow_selectors or []))
+    rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
+    known = [rule for rule in rules if rule is not None]
+    signals = {need for rule in known for need in rule.needs}
+    return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
+
+
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
-    """Further signals that selector, weighting and shadow selectors read, sorted."""
-    selectors = [resolve_selector(args.selector), resolve_weighting(args.weighting)]
-    selectors += [resolve_selector(name) for name in args.shadow_selectors or []]
-    return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
+    """Further signals that selector, weighting and shadow selectors declare, sorted."""
+    return signal_needs(args).signals
 
 
-def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
-    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that choosing reads.
-
-    All of them where a selector may read more than it declares.
-    """
-    chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
-    weighting = resolve_weighting(args.weighting)
-    declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
-    return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
+def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
+    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
+    needs = needs or signal_needs(args)
+    return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
 
 
 def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
@@ -85,11 +96,14 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
         check_spread(Rules(), resolve_selector(name))
 
 
-def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+def signal_options(
+    args: TeachabilityConfig, stop_ids: Sequence[int] = (), *, needs: SignalNeeds | None = None
+) -> dict[str, Any]:
     """What the settings ask of scoring, as keyword arguments of `signals.exact_signals`."""
+    needs = needs or signal_needs(args)
     return {
         "k": args.score_top_k,
-        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needed_signals(args)),
+        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needs.signals),
         "stop_ids": tuple(stop_ids) if args.stop_tokens == "merge" else (),
     }
 
@@ -100,6 +114,8 @@ def local_table(
     response: Int[Tensor, " N"],
     position: Int[Tensor, " N"],
     stop_ids: Sequence[int] = (),
+    *,
+    needs: SignalNeeds | None = None,
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
     valid = torch.ones_like(response, dtype=torch.bool)
@@ -111,7 +127,7 @@ def local_table(
         position=position,
         valid=valid,
         compatibility=args.compatibility,
-        needs=needed_signals(args),
+        needs=(needs or signal_needs(args)).signals,
     )
 
 
@@ -152,11 +168,11 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         denominator=args.denominator,
         ranks=table.ranks,
     )
-    drawn = torch.zeros_like(weights)
+    drawn, coefficient = torch.zeros_like(weights), args.anchor_coef or 0.0
     watched = args.collapse_guard != "off" and step % args.guard_every == 0
-    if training and (args.coef > 0.0 or watched):
+    if training and (coefficient > 0.0 or watched):
         # Where everything is selected there is nothing to hold, and the guard watches everything.
-        anything = table.ranks.any(table.valid & ~selection.kept) or args.coef > 0.0
+        anything = table.ranks.any(table.valid & ~selection.kept) or coefficient > 0.0
         drawn = anchor_weights(
             selection.kept if anything else ~table.valid,
             table.valid,
@@ -172,7 +188,7 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=drawn * args.coef,
+        anchor_weights=drawn * coefficient,
         held=drawn != 0,
         budget=budget,
         shadows={name: by_settings(selector=name).kept for name in shadows or []},
@@ -181,6 +197,8 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:
     """The nominal budget of a step, by `budget_schedule`."""
+    if args.budget_schedule == "constant":
+        return args.budget
     return scheduled_budget(
         step,
         start=args.budget,
