@@ -61,6 +61,16 @@ class TeacherUnavailable(TeacherError):
     """A teacher's server stayed away for longer than it is waited for."""
 
 
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Refuse a setting's value where a condition does not hold.
+
+    Raises:
+        ConfigError: names the setting, its value and what is expected.
+    """
+    if not holds:
+        raise ConfigError(f"{name}={value!r}: must be {expected}")
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
 

@@ -27,7 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from taopd.distributed.sharding import gathered
 from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
+from taopd.trainer import trainer as trainer_module
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import choose
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
@@ -181,9 +183,10 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
 def watch_rows(measure, found: list):
     """`Anchor.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
 
-    def watched(forward, student, batch, positions, table, choice, mine, *rest):
-        found.append((len(table.valid[mine]), int(table.valid[mine].sum())))
-        return measure(forward, student, batch, positions, table, choice, mine, *rest)
+    def watched(forward, student, scored):
+        valid = scored.table.valid[scored.local]
+        found.append((len(valid), int(valid.sum())))
+        return measure(forward, student, scored)
 
     return watched
 
@@ -193,7 +196,6 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     DistillationTrainer._generate_single_turn = generate(case.get("sampling", "plain"))
     trainer = make_trainer(lab, out / case["name"], case, way, world)
     rank, kept, anchored, local = trainer.accelerator.process_index, [], [], []
-    choose = trainer._choose.__call__
     trainer._anchor.measure = watch_rows(trainer._anchor.measure, local)
 
     def watched(table, *args, **kwargs):
@@ -204,7 +206,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
                 places.append(pairs.tolist())
         return choice
 
-    trainer._choose = watched
+    trainer_module.choose = watched
     gradients = Gradients()
     trainer.add_callback(gradients)
     deepspeed = way.startswith("zero")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from taopd.diagnose.features import signal_table_of
 from taopd.errors import ConfigError
-from taopd.selectors import SELECTORS, select
+from taopd.selectors import SELECTORS, check_budget, select
 
 TIE = 1e-9
 NUM_DRAWS = 200
@@ -35,8 +35,7 @@ def hard_selectors() -> tuple[str, ...]:
 
 def matched_count(budget: float, num_tokens: int) -> int:
     """N = max(1, round(budget n)), at most n. [METHOD section 4]"""
-    if not 0 < budget <= 1:
-        raise ConfigError(f"budget={budget} must be in (0, 1]; five percent is 0.05")
+    check_budget(budget)
     return min(num_tokens, max(1, round(budget * num_tokens)))
 
 

@@ -41,7 +41,7 @@ from taopd.losses import (
 )
 from taopd.models.batch import SEQUENCE, Positions, micro_batches, trim
 from taopd.models.forward import State, backbone_forward, on_device
-from taopd.selectors import SELECTORS, resolve_selector
+from taopd.selectors import SELECTORS, check_budget, resolve_selector
 from taopd.signals import SignalTable, concatenate, exact_signals, signal_table
 
 ONE_STEP_SELECTORS = (
@@ -83,8 +83,7 @@ class OneStepSettings:
             resolve_selector(name)
         if not self.selectors:
             raise ConfigError(f"no selectors.{suggest('', SELECTORS)}")
-        if not 0.0 < self.budget <= 1.0:
-            raise ConfigError(f"budget={self.budget}: must be in (0, 1]")
+        check_budget(self.budget)
         if self.loss not in LOSSES:
             raise ConfigError(f"loss={self.loss!r} is unknown.{suggest(self.loss, LOSSES)}")
         for name in ("learning_rate", "temperature", "score_top_k", "batch_size"):
