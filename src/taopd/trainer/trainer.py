@@ -111,7 +111,7 @@ class TeachabilityTrainer(BaseTrainer):
         ]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
-        for callback in (*own, PeakMemory(self._record), self.sampler_monitor):
+        for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
             if callback is not None:
                 self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
