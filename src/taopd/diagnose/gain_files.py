@@ -18,7 +18,8 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.gain import GAIN_COLUMNS, CheckpointGain
+from taopd.diagnose.features import GAINS
+from taopd.diagnose.gain import CheckpointGain
 from taopd.errors import DataError
 from taopd.runs.parquet import read_table
 from taopd.runs.validation import TEXT, WHOLE, Maybe, Some, fit, shown
@@ -80,7 +81,7 @@ def read_gains(folder: str | Path) -> list[CheckpointGain]:
     for entry in manifest["checkpoints"]:
         if entry["file"] not in manifest["files"]:
             raise DataError(f"{path / MANIFEST} does not hold the file {shown(entry['file'])}")
-        columns = read_table(path / entry["file"], GAIN_COLUMNS)
+        columns = read_table(path / entry["file"], GAINS)
         if len(columns) != len(tokens) or set(columns) & set(tokens):
             raise DataError(f"{path / entry['file']} does not fit the tokens of these gains")
         both = pd.concat([tokens, columns], axis=1)

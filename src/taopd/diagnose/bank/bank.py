@@ -12,7 +12,7 @@ Source: METHOD section 4; arXiv 2605.26844.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.bank.score import locate, score_rollouts
+from taopd.diagnose.bank.score import locate, rollout_states, score_rollouts
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError
 from taopd.models.batch import SEQUENCE, Rollouts
-from taopd.models.forward import bare
+from taopd.models.forward import State, bare
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
@@ -193,6 +193,11 @@ class FixedContextBank:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of "student" (before training), "teacher" and "tokenizer"."""
         return self.manifest["fingerprints"]
+
+    def states(self, model: Any) -> Iterator[State]:
+        """A model's hidden states at the bank's tokens with its head, per micro-batch; lazy."""
+        size = int(self.manifest["batch_size"])
+        return rollout_states(model, self.rollouts, vocab_size=self.vocab_size, batch_size=size)
 
     def check_model(self, role: str, model: PreTrainedModel) -> None:
         """Refuse a model that is not the bank's.
