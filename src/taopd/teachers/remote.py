@@ -30,7 +30,7 @@ from taopd.signals import (
 from taopd.teachers.protocol import Teacher, TeacherScores
 
 
-def ask_positions(
+def score_remote(
     forward: Forward,
     student,
     teacher: Teacher,

@@ -25,7 +25,7 @@ from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import HeldTokens
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
-from taopd.trainer.checkpoint.mixin import WholeCheckpoints
+from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
@@ -43,7 +43,7 @@ from taopd.trainer.teacher import TeacherSource
 Batch = dict[str, Any]
 
 
-class TeachabilityTrainer(WholeCheckpoints, DistillationTrainer):
+class TeachabilityTrainer(AtomicCheckpoints, DistillationTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
