@@ -37,7 +37,7 @@ MAX_UNDEFINED = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """S statistics of one bank and of its resamples, in the unit of the statistic.
+    """A bootstrap of S statistics: values, resamples and intervals, in the unit of the statistic.
 
     Aligned example, two statistics:
 
@@ -78,7 +78,7 @@ class Bootstrap:
     def map(
         self, function: Callable[[Float[np.ndarray, "R S"]], Float[np.ndarray, "R U"]]
     ) -> "Bootstrap":
-        """The bootstrap of a function of the statistics: paired, on the very same resamples."""
+        """The bootstrap of a function of the statistics, on the same resamples (paired)."""
         return replace(
             self,
             value=function(self.value[None])[0],
@@ -105,7 +105,7 @@ def cluster_sums(
 def cluster_products(
     values: Float[np.ndarray, "N M"], codes: Int[np.ndarray, " N"], num_clusters: int
 ) -> Float[np.ndarray, "G M M"]:
-    """X'X within each cluster: all that least squares needs to know about it."""
+    """Cross products X'X within each cluster, the sufficient statistics of least squares."""
     _check_rows(values, codes)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(num_clusters + 1))
@@ -120,8 +120,10 @@ def cluster_products(
 def resample_counts(
     num_clusters: int, num_resamples: int, *, seed: int = 0
 ) -> Float[np.ndarray, "R G"]:
-    """How often each cluster is drawn in each resample: multinomial(G, 1/G). Same seed, same
-    draws, so statistics of different analyses of one bank are paired."""
+    """Multinomial(G, 1/G) counts of each cluster in each resample.
+
+    The same seed gives the same counts, so statistics of different analyses of one bank are paired.
+    """
     generator = np.random.default_rng(seed)
     shares = np.full(num_clusters, 1.0 / num_clusters)
     return generator.multinomial(num_clusters, shares, size=num_resamples).astype(np.float64)
@@ -135,7 +137,7 @@ def cluster_bootstrap(
     seed: int = 0,
     method: str = "percentile",
 ) -> Bootstrap:
-    """Bootstrap any function of sums over tokens by resampling clusters.
+    """The cluster bootstrap of a function of sums over tokens.
 
         value = statistic(sum_g sums[g]),   sample_r = statistic(sum_g counts[r, g] sums[g])
 

@@ -157,7 +157,7 @@ def model_gain(
 
 
 def teacher_states(bank: FixedContextBank, teacher: Any) -> Iterable[State]:
-    """The teacher's states at the bank's tokens; lazy, so that one pass needs no room for them.
+    """The teacher's states at the bank's tokens, computed lazily.
 
     Raises:
         DataError: it is not the bank's teacher.

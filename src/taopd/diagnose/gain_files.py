@@ -1,4 +1,4 @@
-"""A folder of gains: the bank's features once, one Parquet file of gains per checkpoint, a manifest.
+"""Folder of gains: the bank's features, one Parquet file of gains per checkpoint, and a manifest.
 
 Self-contained, so that analyses and reports need neither the bank nor a model.
 """
@@ -36,7 +36,7 @@ def write_gains(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write gains of one bank, whole or not at all; return the folder's absolute path.
+    """Write gains of one bank atomically; return the folder's absolute path.
 
     Raises:
         DataError: nothing to write, or a folder that holds something else.
@@ -68,7 +68,7 @@ def write_gains(
 
 
 def read_gains(folder: str | Path) -> list[CheckpointGain]:
-    """Read gains back, every file checked against the manifest.
+    """The gains of a folder, every file checked against the manifest.
 
     Raises:
         DataError: no such folder, or a file that is missing, truncated or edited.

@@ -230,7 +230,7 @@ def _rows(targets: Targets, kept: Bool[Tensor, " N"]) -> Targets:
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters a step may move.
+    """The trainable parameters, in float32 or wider.
 
     Raises:
         ConfigError: there are none, or they are in half precision, which rounds a small step away.
@@ -281,7 +281,7 @@ def update_of(
 def moved(
     parameters: list[torch.nn.Parameter], update: list[Tensor], scale: float
 ) -> Iterator[None]:
-    """The parameters plus `scale` times the update; exactly as before on leaving."""
+    """Context with `scale` times the update added to the parameters; restores them exactly."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():
