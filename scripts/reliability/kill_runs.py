@@ -41,7 +41,6 @@ SETTINGS = {
     "num_iterations": 2,
     "score_top_k": 4,
     "budget": 0.3,
-    "budget_memory": 0.8,
     "guard_every": 2,
     "learning_rate": 1e-2,
     "lr_scheduler_type": "cosine",

@@ -11,14 +11,17 @@ arXiv 2605.26844.
 """
 
 import os
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank
+    from taopd.experiments.lab import build_lab
+    from taopd.models.prompts import load_prompts
     from taopd.selectors import SELECTORS, register_selector, select
-    from taopd.trainer.config import TeachabilityConfig
-    from taopd.trainer.trainer import TeachabilityTrainer
+    from taopd.trainer import TeachabilityConfig, TeachabilityTrainer
 
 __version__ = "0.1.0"
 
@@ -32,9 +35,20 @@ _HOME = {
     "SELECTORS": "taopd.selectors",
     "TeachabilityConfig": "taopd.trainer.config",
     "TeachabilityTrainer": "taopd.trainer.trainer",
+    "build_lab": "taopd.experiments.lab",
+    "load_prompts": "taopd.models.prompts",
     "register_selector": "taopd.selectors",
     "select": "taopd.selectors",
 }
+_MOVED = {
+    "taopd.choose": "taopd.trainer.selection",
+    "taopd.data": "taopd.models.prompts",
+    "taopd.live": "taopd.trainer.tracker_tables",
+    "taopd.metrics": "taopd.trainer.metrics",
+    "taopd.tinylab": "taopd.experiments.lab",
+    "taopd.tree_files": "taopd.trainer.checkpoint.state_file",
+}
+"""Import paths that the documentation of 0.1 named, and where they are now."""
 
 __all__ = [
     "SELECTORS",
@@ -42,14 +56,32 @@ __all__ = [
     "TeachabilityConfig",
     "TeachabilityTrainer",
     "__version__",
+    "build_lab",
+    "load_prompts",
     "register_selector",
     "select",
 ]
 
 
+class _Moved(ModuleType):
+    """An old import path: every name of it is looked up in the module that took its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(
+            "__"
+        ):  # inspect asks every module for its file: that must import nothing.
+            raise AttributeError(name)
+        return getattr(import_module(_MOVED[self.__name__]), name)
+
+
+sys.modules.update({old: _Moved(old) for old in _MOVED})
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if f"taopd.{name}" in _MOVED:
+        return sys.modules[f"taopd.{name}"]
     raise AttributeError(f"module 'taopd' has no attribute {name!r}")
 
 

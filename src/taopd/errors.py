@@ -31,8 +31,20 @@ class DataError(TaopdError):
 class NumericsError(TaopdError):
     """A NaN or an infinity where a finite number belongs."""
 
-    index: int | None = None
-    """Which of the rows that were checked, where the caller can say more about the place."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        completion: int | None = None,
+        position: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        """Which of the rows that were checked."""
+        self.completion = completion
+        """Which completion of the generation batch, and which token of it; None where it has no place."""
+        self.position = position
 
 
 class ResourceError(TaopdError):
@@ -47,6 +59,16 @@ class TeacherError(TaopdError):
 
 class TeacherUnavailable(TeacherError):
     """A teacher's server stayed away for longer than it is waited for."""
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Refuse a setting's value where a condition does not hold.
+
+    Raises:
+        ConfigError: names the setting, its value and what is expected.
+    """
+    if not holds:
+        raise ConfigError(f"{name}={value!r}: must be {expected}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -27,7 +27,9 @@ from scripts.reliability.forked import be_rank, free_port
 from taopd.distributed.sharding import gathered
 from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
+from taopd.trainer import trainer as trainer_module
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import choose
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
@@ -179,11 +181,12 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
 
 
 def watch_rows(measure, found: list):
-    """`HeldTokens.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
+    """`Anchor.measure` that notes how many of the chosen-from rows are this rank's, and may train."""
 
-    def watched(forward, student, batch, positions, table, choice, mine, *rest):
-        found.append((len(table.valid[mine]), int(table.valid[mine].sum())))
-        return measure(forward, student, batch, positions, table, choice, mine, *rest)
+    def watched(forward, student, scored):
+        valid = scored.table.valid[scored.local]
+        found.append((len(valid), int(valid.sum())))
+        return measure(forward, student, scored)
 
     return watched
 
@@ -193,8 +196,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     DistillationTrainer._generate_single_turn = generate(case.get("sampling", "plain"))
     trainer = make_trainer(lab, out / case["name"], case, way, world)
     rank, kept, anchored, local = trainer.accelerator.process_index, [], [], []
-    choose = trainer._choose.__call__
-    trainer._held.measure = watch_rows(trainer._held.measure, local)
+    trainer._anchor.measure = watch_rows(trainer._anchor.measure, local)
 
     def watched(table, *args, **kwargs):
         choice = choose(table, *args, **kwargs)
@@ -204,7 +206,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
                 places.append(pairs.tolist())
         return choice
 
-    trainer._choose = watched
+    trainer_module.choose = watched
     gradients = Gradients()
     trainer.add_callback(gradients)
     deepspeed = way.startswith("zero")

@@ -48,7 +48,6 @@ def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings:
             "score_top_k": 4,
             "per_device_train_batch_size": NUM_ROWS // world,
             "budget": 0.3,
-            "budget_memory": 0.8,
             "learning_rate": 1e-2,
             "lr_scheduler_type": "cosine",
             "save_strategy": "steps",

@@ -239,3 +239,52 @@ def test_settings_out_of_range_are_refused(micro_lab, tmp_path):
         make_trainer(micro_lab, tmp_path, on_bad_numbers="ignore")
     with pytest.raises(ConfigError, match="max_skipped_steps=0: must be at least 1"):
         make_trainer(micro_lab, tmp_path, max_skipped_steps=0)
+
+
+@pytest.mark.parametrize("window", [None, 0, 2])
+def test_a_bad_state_in_training_runs_no_forward_again(micro_lab, tmp_path, window):
+    """Under FSDP2 a forward that one process runs alone waits for the others, which do not run it.
+
+    Oracle: as many forwards of the student's backbone in the bad step as in every other.
+    """
+    settings = SETTINGS | FOUR | {"gradient_window": window, "on_bad_numbers": "skip"}
+    trainer = make_trainer(micro_lab, tmp_path, **settings)
+    forwards = dict.fromkeys(range(STEPS), 0)
+
+    def count_and_spoil(norm, inputs, hidden):
+        step = trainer.state.global_step
+        if torch.is_grad_enabled() and trainer.model.training:
+            forwards[step] += 1
+            return hidden * math.nan if step == BAD else hidden
+        return hidden
+
+    trainer.model.model.norm.register_forward_hook(count_and_spoil)
+    trainer.train()
+    assert len(set(forwards.values())) == 1 and forwards[BAD] == 4
+    about = json.loads((tmp_path / "run/bad_numbers/step-000002.json").read_text())
+    place = f"completion {about['completion']} of the batch, position {about['position']}"
+    assert place in about["problem"] and len(about["rollouts"]) == 1
+
+
+def test_the_place_of_a_bad_number_is_data_and_not_read_from_the_text(micro_lab, tmp_path):
+    """A teacher that is bad at one token: the error's fields, whatever its words are."""
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS | FOUR)
+    states = trainer._get_last_hidden_state
+    calls = []
+
+    def spoiled(model, *args, **kwargs):
+        hidden = states(model, *args, **kwargs)
+        if model is trainer.teacher_model:
+            calls.append(len(hidden))
+            if len(calls) == 2:  # the second micro-batch of two completions
+                hidden = hidden.clone()
+                hidden[1, 1] = math.inf
+        return hidden
+
+    trainer._get_last_hidden_state = spoiled
+    with pytest.raises(NumericsError) as caught:
+        trainer.train()
+    cause = caught.value
+    about = json.loads((tmp_path / "run/bad_numbers/step-000000.json").read_text())
+    assert (about["completion"], about["position"]) == (3, 1)
+    assert isinstance(cause, NumericsError) and calls == [2, 2, 2, 2], "every forward was run"

@@ -47,7 +47,7 @@ def test_off_runs_no_reference(micro_lab, tmp_path):
     trainer = make_trainer(
         micro_lab, tmp_path, budget=0.2, max_steps=1, method="published", collapse_guard="off"
     )
-    assert trainer._held._reference is None
+    assert trainer._anchor._reference is None
     trainer.train()
     assert not any("guard/idle_drift_nats" in entry for entry in trainer.state.log_history)
 

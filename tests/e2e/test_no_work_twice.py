@@ -34,7 +34,7 @@ def test_the_scoring_pass_is_the_training_forward(micro_lab, tmp_path, loss):
     once = make_trainer(micro_lab, tmp_path / "once", **settings)
     assert count_forwards(once, 3) == 1
     twice = make_trainer(micro_lab, tmp_path / "twice", **settings)
-    twice._student_states._keeps_graph = False
+    twice._student._keeps_graph = False
     assert count_forwards(twice, 3) == 2
     expected = weights_of(twice)
     for name, weight in weights_of(once).items():
@@ -79,17 +79,17 @@ def test_a_prefix_that_does_not_fit_is_computed_again_and_the_log_says_so(
     expected, _ = train_once(micro_lab, tmp_path / "a", **settings)
     trainer = make_trainer(micro_lab, tmp_path / "b", **settings)
     sizes = []
-    original = trainer._student_states.scoring_states
+    original = trainer._student.scoring_states
 
     def measured(*args):
         hidden = original(*args)
-        last = trainer._student_states._kept[-1]
+        last = trainer._student._kept[-1]
         sizes.append(last.num_bytes if last is not None else None)
         # Room for two of the four micro-batches of a step.
         trainer.args.prefix_memory_mib = 2.5 * max(filter(None, sizes)) / 2**20
         return hidden
 
-    monkeypatch.setattr(trainer._student_states, "scoring_states", measured)
+    monkeypatch.setattr(trainer._student, "scoring_states", measured)
     with caplog.at_level(logging.WARNING, logger="taopd"):
         trainer.train()
     assert sizes[0] is not None and sizes.count(None) == 4

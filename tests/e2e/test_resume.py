@@ -51,7 +51,6 @@ CASES = {
     "within a generation batch": {"num_iterations": 3, "max_steps": 7, "resumed": (1, 2, 3, 5)},
     "within a logging window": {"logging_steps": 4, "resumed": (1, 3)},
     "groups, window, anchor": {"num_generations": 4, "gradient_window": 2, "anchor_coef": 1.0},
-    "a remembered threshold": {"budget_memory": 0.8},
     "a schedule": {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_grad_norm": 0.1},
 }
 
@@ -100,7 +99,7 @@ def test_every_epoch_sees_every_prompt_once_when_resumed_in_the_second(micro_lab
 
 
 def test_a_checkpoint_holds_everything_and_no_pickle(micro_lab, tmp_path):
-    trainer = make_trainer(micro_lab, tmp_path, **SAVED, max_steps=2, budget_memory=0.5)
+    trainer = make_trainer(micro_lab, tmp_path, **SAVED, max_steps=2)
     trainer.train()
     trainer.save_model(str(tmp_path / "model"))
     folder = tmp_path / "run" / "checkpoint-2"
@@ -255,7 +254,7 @@ def test_callbacks_go_on_where_they_were(micro_lab, tmp_path):
         callback = BankCallback.attach(trainer, bank, every=1)
         trainer.train(resume_from_checkpoint=checkpoint)
         states = trainer.rank_state._take()["callbacks"]
-        assert {"CollapseGuard-0", "BankCallback-0", "Chooser-0", "SamplerWatch-0"} <= set(states)
+        assert {"CollapseGuard-0", "BankCallback-0", "SamplerMonitor-0"} <= set(states)
         return callback.curve, states
 
     curve, states = run()

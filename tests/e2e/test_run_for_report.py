@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from taopd.preflight.probe import measure_micro_batch
+from taopd.report import terminal
+from taopd.report.folders import read_folders
 from taopd.report.page import write_report
+from taopd.report.rollouts import read_rollouts
 from taopd.trainer import tracker_tables as live
 from taopd.trainer.rollout_log import LIST_FLOOR
 from tests.e2e.test_trainer import make_trainer
@@ -43,10 +46,10 @@ def test_a_logged_rollout_holds_what_was_scored(trained):
     here = (scored.positions.row == line["completion"]).nonzero().squeeze(1)
     selection = scored.choice.selection
     assert line["num_valid"] == selection.num_valid and line["cut"] == selection.num_budget
-    assert line["rank"] == selection.ranks[scored.mine][here].tolist()
+    assert line["rank"] == selection.ranks[scored.local][here].tolist()
     for name, values in (
         ("disagreement", scored.signals.disagreement),
-        ("learnable", selection.learnable[scored.mine]),
+        ("learnable", selection.learnable[scored.local]),
         ("student_logprob", scored.signals.student_logprobs),
     ):
         assert line[name] == pytest.approx(values[here].tolist(), rel=1e-3, abs=1e-9)
@@ -135,3 +138,23 @@ def test_a_run_logs_the_peak_of_its_memory(trained):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     peaks = [line["perf/peak_memory_mib"] for line in lines if "perf/peak_memory_mib" in line]
     assert len(peaks) == 2 and 0 < peaks[0] <= peaks[1]
+
+
+def test_a_completion_that_ends_with_a_second_stop_id_is_not_truncated(micro_lab, tmp_path):
+    """In the log, in the inspector's filter, and as TRL counts it. Oracle: the generation config."""
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1, log_rollouts=8)
+    second = 5
+    trainer.eos_token_ids = [*trainer.eos_token_ids, second]  # as a config with two ids gives it
+    sampled = [[6, 7, second], [6, second], [6, 7, 2], [6, 7, 8, 9], [second], [7, 2], [8, 9], [9]]
+    trainer._generate_single_turn = lambda ids, *_, **__: sampled[: len(ids)]
+    trainer.train()
+    path = tmp_path / "run/rollouts.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 8
+    by_ids = {tuple(line["token_ids"]): line["truncated"] for line in lines}
+    assert by_ids == {tuple(ids): ids[-1] not in (2, second) for ids in sampled}
+    rollouts = read_rollouts(read_folders([path.parent]).runs, limit=8)
+    chosen = terminal.choose(rollouts, truncated=True)
+    assert sorted(tuple(one.line["token_ids"]) for one in chosen) == [(6, 7, 8, 9), (8, 9), (9,)]
+    log = next(log for log in trainer.state.log_history if "loss" in log)
+    assert log["completions/clipped_ratio"] == pytest.approx(3 / 8)

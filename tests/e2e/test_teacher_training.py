@@ -168,7 +168,7 @@ def test_a_server_that_stays_away_leaves_a_checkpoint_that_resumes_to_the_same_r
     micro_lab, tmp_path, teacher_model, quick
 ):
     """Away in step 3 of 4, after its completions were sampled; resuming samples the same ones again."""
-    settings = {"max_steps": 4, "budget_memory": 0.5, "anchor_coef": 0.5, "gradient_window": 2}
+    settings = {"max_steps": 4, "anchor_coef": 0.5, "gradient_window": 2}
     settings |= {"teacher_patience_s": 0.1}
     with ScriptedServer(teacher_model, exact=True) as server:
         settings["teacher_url"] = server.url

@@ -16,7 +16,7 @@ import yaml
 from taopd import cli
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.trainer.metrics import is_documented
-from taopd.trainer.sampler_monitor import SamplerWatch
+from taopd.trainer.sampler_monitor import SamplerMonitor
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config
 
 
@@ -226,7 +226,7 @@ def test_a_run_with_a_stale_sampler_warns_once(config, caplog):
 )
 def test_truncation_out_of_bounds_warns_once_with_the_likely_cause(shares, message, caplog):
     logging.getLogger("taopd").propagate = True
-    watch = SamplerWatch(SimpleNamespace(use_vllm=False))
+    watch = SamplerMonitor(SimpleNamespace(use_vllm=False))
     with caplog.at_level(logging.WARNING, logger="taopd.trainer.sampler_monitor"):
         for step, share in enumerate(shares):
             state = SimpleNamespace(is_world_process_zero=True, global_step=step)
@@ -247,7 +247,7 @@ def test_log_probs_of_vllm_are_read_as_trl_hands_them_on():
             return prompts, [[5, 6], [7]], [[[-0.5], [None]], [[-1.5]]], None
 
     trainer = SimpleNamespace(use_vllm=True, vllm_generation=Engine())
-    watch = SamplerWatch(trainer)
+    watch = SamplerMonitor(trainer)
     with watch.listening():
         assert trainer.vllm_generation.generate(prompts=[[1], [2]])[1] == [[5, 6], [7]]
     assert trainer.vllm_generation.logprobs is None and "generate" not in vars(

@@ -34,7 +34,6 @@ def test_choose_hands_every_setting_to_the_selection():
         draw_floor=0.3,
         draw_clip=2.0,
         weighting="entropy",
-        weights_mean_one=True,
         denominator="completion",
         seed=5,
     )
@@ -47,7 +46,6 @@ def test_choose_hands_every_setting_to_the_selection():
         draw_floor=0.3,
         draw_clip=2.0,
         weighting="entropy",
-        mean_one=True,
         seed=5,
         step=3,
     )
@@ -55,8 +53,6 @@ def test_choose_hands_every_setting_to_the_selection():
     assert torch.equal(found.loss_weights, expected.weights / table.valid.sum())
     scoped = choose(table, config(budget_scope="response"), step=0, training=True)
     assert torch.equal(scoped.selection.kept, select(table, scope="response").kept)
-    early = choose(table, config(position_cost=5.0), step=0, training=True)
-    assert torch.equal(early.selection.kept, select(table, position_cost=5.0).kept)
 
 
 def test_the_budget_follows_its_schedule_and_evaluation_keeps_everything():
@@ -164,11 +160,8 @@ def test_stop_tokens_are_excluded_or_merged():
         ({"budget_scope": "row"}, "budget_scope"),
         ({"weighting": "scor"}, "weighting='scor'"),
         ({"draw": "soft"}, "draw='soft'"),
-        ({"budget_memory": 1.0}, "memory=1.0"),
-        ({"budget_memory": 0.5, "budget_scope": "response"}, "remembered threshold"),
         ({"draw_floor": 2.0}, "draw_floor"),
         ({"draw_clip": 0.0}, "draw_clip"),
-        ({"position_cost": -1.0}, "position_cost"),
         ({"stop_tokens": "drop"}, "stop_tokens"),
         ({"stop_token_ids": [1]}, "no effect"),
         ({"shadow_selectors": ["entropie"]}, "Did you mean 'entropy'"),

@@ -1,27 +1,13 @@
-"""What holds a run up, and what warns: two-stage anchors, replay, floor, idle drift, the watch."""
+"""What holds a run up, and what warns: two-stage anchors, idle drift, the watch."""
 
 import math
 
 import pytest
 import torch
 
-from taopd.errors import ConfigError
 from taopd.losses import anchor_weights
-from taopd.selectors import select
-from taopd.signals import SignalTable, at_ids, idle_drift
+from taopd.signals import at_ids, idle_drift
 from taopd.trainer.collapse_detector import DRIFT_LIMIT, CollapseWatch
-
-
-def table(disagreement, compatibility):
-    count = len(disagreement)
-    return SignalTable(
-        disagreement=torch.tensor(disagreement),
-        compatibility=torch.tensor(compatibility),
-        entropy=torch.zeros(count),
-        response=torch.zeros(count, dtype=torch.long),
-        position=torch.arange(count),
-        valid=torch.ones(count, dtype=torch.bool),
-    )
 
 
 def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():
@@ -39,22 +25,6 @@ def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completio
     mean = sum(sums) / len(sums)
     sigma = math.sqrt(sum((each - mean) ** 2 for each in sums) / len(sums) / len(sums))
     assert abs(mean - 0.95) < 4 * sigma
-
-
-def test_floor_leaves_the_budget_unspent_when_nothing_is_left_to_teach():
-    batch = table([2.0, 0.04, 0.01, 3.0], [1.0, 1.0, 1.0, 0.0])
-    assert select(batch, budget=0.75).kept.sum() == 3
-    assert select(batch, budget=0.75, floor=0.05).kept.tolist() == [True, False, False, False]
-    assert select(batch, budget=0.75, floor=9.0).kept.sum() == 0
-
-
-def test_replay_spends_its_share_on_agreements_alone():
-    disagreement = [3.0] * 10 + [0.0] * 50 + [4.0] * 40
-    compatibility = [1.0] * 60 + [0.1] * 40
-    chosen = select(table(disagreement, compatibility), budget=0.1, replay=0.4).kept
-    assert chosen[:10].sum() == 6 and chosen[10:60].sum() == 4 and chosen[60:].sum() == 0
-    with pytest.raises(ConfigError, match="replay"):
-        select(table(disagreement, compatibility), budget=0.1, replay=0.4, memory=0.5)
 
 
 def test_idle_drift_counts_moves_that_lead_nowhere_and_not_those_to_the_teacher():

@@ -3,7 +3,10 @@
 import pytest
 
 from taopd.errors import ConfigError
+from taopd.experiments.study.file import parse_study_file
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.config_checks import REMOVED
+from taopd.trainer.settings_file import parse_settings
 
 
 def config(**settings):
@@ -68,3 +71,19 @@ def test_defaults_are_the_published_selection_and_loss_with_the_anchor():
     assert config(method="published").coef == 0.0
     assert config(method="published", anchor_coef=0.5).coef == 0.5
     assert (made.gradient_window, made.gradient_check_every) == (None, 0)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_option_says_what_to_use_instead_wherever_it_is_set(name, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{name}: 0.5\n")
+    study = {"lab": "dialect", "seeds": [0], "arms": [{"selector": "full"}], "config": {name: 0.5}}
+    for set_it in (
+        lambda: config(**{name: 0.5}),
+        lambda: parse_settings(str(file), []),
+        lambda: parse_settings(None, [f"--{name.replace('_', '-')}", "0.5"]),
+        lambda: parse_settings(None, [f"--{name}=0.5"]),
+        lambda: parse_study_file(study),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name} was removed from taopd: .*; leave it out"):
+            set_it()

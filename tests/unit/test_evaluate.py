@@ -17,8 +17,8 @@ from taopd.errors import ConfigError, DataError
 from taopd.experiments.evaluation.accuracy import pass_at_k, summarize
 from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.evaluation.grading import Grader, is_mathematical
-from taopd.models.generation import end_of_sequence_ids
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
+from taopd.models.stop_tokens import sampler_stop_ids
 from tests.conftest import make_model, make_rows, make_tokenizer
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 6, "batch_size": 16, "match": "regex:[0-9]"}
@@ -160,7 +160,7 @@ def test_sampling_ignores_the_checkpoint_generation_config(student, rows):
 def test_every_eos_id_stops():
     model, tokenizer = make_model(seed=0), make_tokenizer()
     model.generation_config.eos_token_id = [2, 14]
-    assert end_of_sequence_ids(model, tokenizer) == [2, 14]
+    assert sampler_stop_ids(tokenizer, model) == [2, 14]
     scripted = Scripted(model, [[5, 14, 9]])
     result = evaluate(scripted, tokenizer, make_rows(1, "test"), max_new_tokens=3, match="exact")
     assert result.transcripts[0]["completion"] == "1" and not result.num_truncated

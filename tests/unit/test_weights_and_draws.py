@@ -1,6 +1,5 @@
-"""Weights, scopes, schedules, draws and costs of a selection, by counting and by repetition."""
+"""Weights, scopes, schedules and draws of a selection, by counting and by repetition."""
 
-import itertools
 import math
 
 import pytest
@@ -12,7 +11,6 @@ from selector_tables import budgets, random_table, table_of, tables
 from taopd.errors import ConfigError, NumericsError
 from taopd.losses import reduction_weights
 from taopd.selectors import normalized_view, resolve_selector, scheduled_budget, select
-from taopd.selectors.budget import affordable
 from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 
 # weights
@@ -36,9 +34,6 @@ def test_weightings_by_definition():
         ours = select(table, selector="ier", budget=0.2, weighting=weighting)
         assert torch.equal(ours.kept, kept), weighting
         torch.testing.assert_close(ours.weights, torch.where(kept, weights, 0.0), msg=weighting)
-        one = select(table, selector="ier", budget=0.2, weighting=weighting, mean_one=True)
-        assert one.weights[kept].mean().item() == pytest.approx(1.0)
-        torch.testing.assert_close(one.weights * ours.weights.sum() / num_kept, ours.weights)
 
 
 def test_the_score_of_an_ascending_selector_weighs_the_lowest_most():
@@ -168,32 +163,6 @@ def test_the_clip_bounds_the_weights():
     assert clipped.item() == pytest.approx(1.5 * num_valid / math.ceil(0.1 * num_valid))
 
 
-# cost
-
-
-def test_the_cost_aware_choice_is_the_best_over_all_lengths():
-    table = random_table(90, 3)
-    scores = normalized_view(table).d
-    for cost, num_budget in itertools.product((0.0, 0.05, 0.3, 2.0), (1, 5, 20)):
-        found = affordable(scores, table.valid, table.position, num_budget=num_budget, cost=cost)
-        best = None
-        last_valid = int(table.position[table.valid].max())
-        for last in range(last_valid + 1):
-            inside = [
-                scores[i].item() for i in range(90) if table.valid[i] and table.position[i] <= last
-            ]
-            if len(inside) >= num_budget:
-                gain = sum(sorted(inside)[-num_budget:]) / num_budget
-                value = gain - cost * (last + 1) / (last_valid + 1)
-                if best is None or value > best[0] + 1e-12:
-                    best = value, last
-        assert torch.equal(found, table.valid & (table.position <= best[1])) or cost == 0.0
-        assert cost > 0 or torch.equal(found, table.valid)
-    free, dear = (select(table, position_cost=cost) for cost in (0.0, 5.0))
-    assert free.kept.sum() == dear.kept.sum()
-    assert table.position[dear.kept].max() < table.position[free.kept].max()
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -201,12 +170,10 @@ def test_the_cost_aware_choice_is_the_best_over_all_lengths():
         {"draw": "best"},
         {"draw_floor": 1.5},
         {"draw_clip": 0.5},
-        {"position_cost": -1.0},
         {"draw": "proportional", "min_keep": 1},
         {"draw": "proportional", "scope": "response"},
         {"selector": "split", "draw": "proportional"},
         {"selector": "split", "scope": "response"},
-        {"scope": "response", "position_cost": 0.5},
     ],
 )
 def test_settings_that_have_no_meaning_are_refused(setting):
@@ -215,5 +182,5 @@ def test_settings_that_have_no_meaning_are_refused(setting):
 
 
 def test_scopes_and_draws_of_an_empty_table():
-    for setting in ({"scope": "response"}, {"draw": "proportional"}, {"position_cost": 1.0}):
+    for setting in ({"scope": "response"}, {"draw": "proportional"}):
         assert not select(table_of([]), **setting).kept.any()

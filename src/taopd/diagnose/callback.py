@@ -70,7 +70,7 @@ class BankCallback(TrainerCallback):
     ) -> "BankCallback":
         """A callback added to a `TeachabilityTrainer` with a local teacher."""
         teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
-        callback = cls(bank, teacher, trainer._record, every=every, k=k)
+        callback = cls(bank, teacher, trainer.record, every=every, k=k)
         trainer.add_callback(callback)
         return callback
 

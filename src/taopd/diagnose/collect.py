@@ -2,7 +2,7 @@
 
 from taopd.diagnose.bank import NUM_COMPLETIONS, Rollouts
 from taopd.errors import ConfigError, DataError
-from taopd.trainer.rollout_log import ScoredBatch
+from taopd.trainer.scored_batch import ScoredBatch
 
 
 class RolloutCollector:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from taopd.errors import ConfigError
-from taopd.selectors import SELECTORS, select
+from taopd.selectors import SELECTORS, check_budget, select
 from taopd.signals import SignalTable
 
 TIE = 1e-9
@@ -34,8 +34,7 @@ def hard_selectors() -> tuple[str, ...]:
 
 def matched_count(budget: float, num_tokens: int) -> int:
     """The number of kept tokens, N = max(1, round(budget n)), at most n. [METHOD section 4]"""
-    if not 0 < budget <= 1:
-        raise ConfigError(f"budget={budget} must be in (0, 1]; five percent is 0.05")
+    check_budget(budget)
     return min(num_tokens, max(1, round(budget * num_tokens)))
 
 

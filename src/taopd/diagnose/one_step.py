@@ -40,10 +40,10 @@ from taopd.losses import (
     resolve_loss,
 )
 from taopd.models.batch import Positions, micro_batches
-from taopd.models.forward import State, backbone_forward, bare, on_device, states_at
+from taopd.models.forward import State, backbone_forward, bare, on_device, states_at, states_of
 from taopd.models.output_head import read_head
 from taopd.models.scoring import score_positions
-from taopd.selectors import SELECTORS, resolve_selector
+from taopd.selectors import SELECTORS, check_budget, resolve_selector
 from taopd.signals import SignalTable, signal_table
 
 ONE_STEP_SELECTORS = (
@@ -85,8 +85,7 @@ class OneStepSettings:
             resolve_selector(name)
         if not self.selectors:
             raise ConfigError(f"no selectors.{suggest('', SELECTORS)}")
-        if not 0.0 < self.budget <= 1.0:
-            raise ConfigError(f"budget={self.budget}: must be in (0, 1]")
+        check_budget(self.budget)
         if self.loss not in LOSSES:
             raise ConfigError(f"loss={self.loss!r} is unknown.{suggest(self.loss, LOSSES)}")
         for name in ("learning_rate", "temperature", "score_top_k", "batch_size"):
@@ -202,15 +201,14 @@ def selection_gradient(
     student.eval()
     try:
         start = 0
-        for hidden, head in states_at(
-            forward, student, frozen.batch, selected, size, with_graph=True
-        ):
-            rows = slice(start, start + hidden.shape[0])
-            start = rows.stop
-            # A micro-batch without a selected token has no loss.
-            if hidden.shape[0]:
-                loss, _ = head_loss(hidden, head, weights[rows], targets[rows], loss_function)
-                loss.backward()
+        for rows, mask in micro_batches(selected, size):
+            tokens = slice(start, start + int(mask.sum()))
+            start = tokens.stop
+            if not bool(mask.any()):
+                continue
+            hidden, head = states_of(forward, student, frozen.batch, rows, mask, with_graph=True)
+            loss, _ = head_loss(hidden, head, weights[tokens], targets[tokens], loss_function)
+            loss.backward()
         return [
             torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters
         ]

@@ -26,7 +26,7 @@ from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.rollout_log import ScoredBatch
+from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.trainer import TeachabilityTrainer
 
 
@@ -190,7 +190,7 @@ class KindTally:
         self.curve: list[tuple[int, dict[str, int]]] = []
 
     def __call__(self, scored: ScoredBatch) -> None:
-        kept = scored.choice.selection.kept[scored.mine].to(scored.token_ids.device)
+        kept = scored.choice.selection.kept[scored.local].to(scored.token_ids.device)
         kinds = Counter(self._kinds[token] for token in scored.token_ids[kept].tolist())
         self.curve.append((scored.step, dict(kinds)))
 

@@ -133,7 +133,7 @@ def head_loss(
     Args:
         hidden: student's last hidden states at the selected positions; N may be 0 (the result is 0 with a
             valid graph, so that a rank without a selected token still takes part in the backward).
-        weights: the whole reduction: selection weight over global denominator (`weights.py`).
+        weights: the whole reduction: selection weight over global denominator (`reduction.py`).
 
     Returns:
         The scalar loss, and the per-position losses without gradient (nats).
@@ -156,10 +156,9 @@ def head_loss(
     )
     if not per_token.isfinite().all():
         row = int((~per_token.isfinite()).nonzero()[0])
-        error = NumericsError(
+        raise NumericsError(
             f"the loss is NaN or infinite at selected position {row} of {per_token.shape[0]}; look at the "
-            "student's and the teacher's logits there"
+            "student's and the teacher's logits there",
+            index=row,
         )
-        error.index = row
-        raise error
     return loss, per_token

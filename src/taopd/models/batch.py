@@ -1,6 +1,5 @@
 """Padded batches of prompts and completions, and the flat positions of their completion tokens."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,10 +36,14 @@ class Positions:
     def __len__(self) -> int:
         return self.row.shape[0]
 
+    def place(self, index: int, *, first_row: int = 0) -> tuple[int, int]:
+        """(completion, position) of an entry; completions are counted from the batch's first row on."""
+        return first_row + int(self.row[index]), int(self.column[index])
+
     def describe(self, index: int, *, first_row: int = 0, when: str = "") -> str:
-        """Where a position is, for an error message."""
-        row = first_row + int(self.row[index])
-        return f"{when}, completion {row} of the batch, position {int(self.column[index])}"
+        """Where an entry is, for an error message."""
+        completion, position = self.place(index, first_row=first_row)
+        return f"{when}, completion {completion} of the batch, position {position}"
 
     def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B T"]:
         """Values back on the padded batch, zero elsewhere."""
@@ -52,17 +55,6 @@ class Positions:
         """The chosen entries of `values` [N, ...] as one tensor per row of the batch."""
         counts = torch.bincount(self.row[chosen], minlength=self.shape[0])
         return list(values[chosen].split(counts.tolist()))
-
-
-def located(message: str) -> tuple[int, int] | None:
-    """(completion, position) of a message that `Positions.describe` closed, None without one.
-
-    Example:
-        >>> located("the loss is NaN at step 3, completion 1 of the batch, position 17")
-        (1, 17)
-    """
-    match = re.search(r"completion (\d+) of the batch, position (\d+)", message)
-    return None if match is None else (int(match.group(1)), int(match.group(2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

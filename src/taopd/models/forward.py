@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -65,25 +65,32 @@ def on_device(batch: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Ten
     return {name: values.to(device) for name, values in batch.items()}
 
 
-def states_at(
+def states_of(
     forward: Forward,
-    model,
+    model: Any,
     batch: Mapping[str, Tensor],
-    positions: Positions,
-    size: int,
+    rows: slice,
+    mask: Bool[Tensor, "b T"],
     *,
     with_graph: bool = False,
     first_column: int | None = None,
-) -> Iterator[tuple[Float[Tensor, "n D"], Head]]:
-    """Per micro-batch of `size` rows: the states that predict the given positions, and the head.
+) -> tuple[Float[Tensor, "n D"], Head]:
+    """States of a micro-batch that predict the tokens in the mask, and the head that reads them.
 
     Args:
+        rows: of the padded batch; `mask` is theirs.
         with_graph: record the forward for a backward, whatever the caller's mode.
         first_column: see `trim`.
     """
+    part = trim({name: batch[name][rows] for name in SEQUENCE}, mask, first_column)
+    with torch.set_grad_enabled(with_graph):
+        hidden, head = forward(model, part)
+        return hidden[mask[part.rows, : part.num_completion]], head
+
+
+def states_at(
+    forward: Forward, model: Any, batch: Mapping[str, Tensor], positions: Positions, size: int
+) -> Iterator[tuple[Float[Tensor, "n D"], Head]]:
+    """`states_of` for one micro-batch of `size` rows after the other, without gradient."""
     for rows, mask in micro_batches(positions, size):
-        part = trim({name: batch[name][rows] for name in SEQUENCE}, mask, first_column)
-        with torch.set_grad_enabled(with_graph):
-            hidden, head = forward(model, part)
-            hidden = hidden[mask[part.rows, : part.num_completion]]
-        yield hidden, head
+        yield states_of(forward, model, batch, rows, mask)

@@ -14,15 +14,6 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends a completion: the tokenizer's eos and the generation config's."""
-    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [declared] if isinstance(declared, int) else list(declared or [])
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.insert(0, tokenizer.eos_token_id)
-    return ids
-
-
 @contextmanager
 def undisturbed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int

@@ -1,7 +1,6 @@
-"""Between models and tensors: heads, padded batches as rows of positions, and the scoring pass.
+"""The scoring pass: student and teacher run once over a padded batch, and every token gets its signals.
 
-Knows transformers models and padding; knows no trainer, selector or loss. How a model is run (inside
-which wrapper) is the caller's `Forward`.
+How a model is run (inside which wrapper) is the caller's `Forward`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.models.batch import Forward, Positions, micro_batches
-from taopd.models.forward import states_at
+from taopd.models.forward import states_of
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
 
@@ -70,44 +69,44 @@ def score_positions(
     """
     reuse = Reuse() if reuse is None else reuse
     signals, of_teacher, of_student = [], [], []
-    sizes = batch, positions, micro_batch_size
-    passes = zip(
-        micro_batches(positions, micro_batch_size),
-        states_at(
+    problem = None
+    for rows, mask in micro_batches(positions, micro_batch_size):
+        hidden, student_head = states_of(
             reuse.student_forward or forward,
             student,
-            *sizes,
+            batch,
+            rows,
+            mask,
             with_graph=reuse.keep_student_graph,
             first_column=reuse.first_column,
-        ),
-        states_at(forward, teacher, *sizes),
-        strict=True,
-    )
-    problem = None
-    for (rows, mask), (hidden, head), teacher_states in passes:
-        describe = partial(Positions.of(mask).describe, first_row=rows.start, when=when)
-        targets = batch["completion_ids"][rows][mask]
+        )
+        teacher_hidden, teacher_head = states_of(forward, teacher, batch, rows, mask)
+        local = Positions.of(mask)
         try:
-            found = exact_signals(
+            scored = exact_signals(
                 hidden.detach(),
-                head,
-                *teacher_states,
-                targets,
+                student_head,
+                teacher_hidden,
+                teacher_head,
+                batch["completion_ids"][rows][mask],
                 k=k,
                 temperature=temperature,
                 full_kl=full_kl,
                 stop_ids=stop_ids,
-                locate=describe,
+                locate=partial(local.describe, first_row=rows.start, when=when),
             )
         except NumericsError as error:
-            # Other processes are in the same forwards: none may leave before the last one.
+            assert error.index is not None
+            error.completion, error.position = local.place(error.index, first_row=rows.start)
+            # Raised after the loop: other processes run the forwards of all micro-batches, and a process that
+            # left earlier would leave them waiting in a collective.
             problem = problem or error
             continue
-        signals.append(found)
+        signals.append(scored)
         if reuse.keep_student_graph:
             of_student.append(hidden)
         if keep_teacher_hidden:
-            of_teacher.append(teacher_states[0])
+            of_teacher.append(teacher_hidden)
     if problem is not None:
         raise problem
     with torch.set_grad_enabled(reuse.keep_student_graph):

@@ -1,9 +1,34 @@
-"""Which token ids end a completion, for student and teacher together."""
+"""Stop tokens: the ids that end a completion. Every answer to "which ids stop" is here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from taopd.errors import ConfigError
+
+
+def declared_ids(value: int | Sequence[int] | None) -> list[int]:
+    """The ids of an `eos_token_id`, which a config gives as None, one id or several."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def sampler_stop_ids(tokenizer: Any, model: Any) -> list[int]:
+    """Ids at which sampling stops: the tokenizer's end of sequence, then the generation config's.
+
+    `trl.DistillationTrainer` comes to the same list and names it `eos_token_ids`.
+    """
+    declared = declared_ids(
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    )
+    end = declared_ids(tokenizer.eos_token_id)
+    return [*(index for index in end if index not in declared), *declared]
+
+
+def possible_stop_ids(tokenizer: Any, sampler: Iterable[int], *also: Iterable[int]) -> list[int]:
+    """Ids that may end a text, ascending: the sampler's, every special token, and those of `also`."""
+    special = {index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id}
+    return sorted(special.union(sampler, *also))
 
 
 def stop_ids(
@@ -11,24 +36,22 @@ def stop_ids(
 ) -> tuple[int, ...]:
     """Ids that the setting `stop_tokens` is about, ascending; () where stop tokens are like any other.
 
-    Those given, else the tokenizer's end of sequence and whatever the models' generation configs stop at.
+    Those given, else those of the tokenizer and of all models (None: a teacher that is not here).
 
     Raises:
         ConfigError: if there is none, or only one to merge.
     """
     if stop_tokens == "train":
         return ()
-    found: set[int] = set(stop_token_ids or [])
+    ids = set(stop_token_ids or [])
     if stop_token_ids is None:
-        configs = [getattr(model, "generation_config", None) for model in models]
-        for source in (tokenizer, *configs):
-            ids = getattr(source, "eos_token_id", None)
-            found |= set(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-    if not found:
+        ids = {index for model in models for index in sampler_stop_ids(tokenizer, model)}
+        ids |= set(declared_ids(tokenizer.eos_token_id))
+    if not ids:
         raise ConfigError("stop_tokens: the models name no end-of-sequence id; set stop_token_ids")
-    if stop_tokens == "merge" and len(found) < 2:
+    if stop_tokens == "merge" and len(ids) < 2:
         raise ConfigError(
-            f"stop_tokens='merge' has one id only, {min(found)}; set stop_token_ids to all ids that end a "
+            f"stop_tokens='merge' has one id only, {min(ids)}; set stop_token_ids to all ids that end a "
             "completion, or leave stop_tokens='train'"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(ids))

@@ -30,7 +30,6 @@ from taopd.preflight.tokenizer_checks import (
     check_special_tokens,
     check_thinking,
     check_tokenizers,
-    id_list,
     token_name,
 )
 from taopd.preflight.verdict import LEVELS, Verdict, guarded, judge
@@ -65,7 +64,6 @@ __all__ = [
     "drift",
     "drift_cause",
     "guarded",
-    "id_list",
     "judge",
     "measure",
     "measure_asked",

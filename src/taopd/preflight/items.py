@@ -14,7 +14,8 @@ import torch
 
 from taopd import preflight as look
 from taopd.errors import ConfigError
-from taopd.preflight import Measured, Precision, Verdict, guarded, id_list, judge
+from taopd.models.stop_tokens import declared_ids
+from taopd.preflight import Measured, Precision, Verdict, guarded, judge
 from taopd.preflight import teacher_items as check_teacher
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
@@ -73,7 +74,7 @@ def _special_tokens(subject: Subject) -> Verdict:
 
 def _generation_config(subject: Subject) -> Verdict:
     (student, teacher), configs = subject.tokenizers, subject.generation_configs
-    stops = [id_list(config.eos_token_id) for config in configs]
+    stops = [declared_ids(config.eos_token_id) for config in configs]
     return look.check_generation_config(
         student, stops[0], teacher, stops[1], merged=subject.merged, asked=subject.asked
     )
@@ -172,8 +173,10 @@ def _kept(subject: Subject, measured: Measured) -> Verdict:
 
 
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
-    "drift": lambda subject, found: look.check_drift(found, sampler=subject.trainer.watch.sampler),
-    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.trainer._stop_ids),
+    "drift": lambda subject, found: look.check_drift(
+        found, sampler=subject.trainer.sampler_monitor.sampler
+    ),
+    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.trainer.stop_ids),
     "truncation": lambda subject, found: look.check_truncation(
         found, max_completion_length=subject.trainer.max_completion_length
     ),

@@ -25,11 +25,6 @@ _EXCLUDE = (
 )
 
 
-def id_list(value: Any) -> list[int]:
-    """The ids of an `eos_token_id`, which may be None, one id or several."""
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
-
-
 def token_name(tokenizer: Tokenizer, index: int | None) -> str:
     """An id with its token, for a person."""
     if index is None:

@@ -1,7 +1,6 @@
 """Selectors: from a table of signals to the tokens that train."""
 
-from taopd.selectors.budget import SCHEDULES, SCOPES, scheduled_budget
-from taopd.selectors.calibration import Calibration
+from taopd.selectors.budget import SCHEDULES, SCOPES, check_budget, scheduled_budget
 from taopd.selectors.normalize import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.registry import (
     REFERENCE_NAMES,
@@ -11,7 +10,14 @@ from taopd.selectors.registry import (
 )
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.select import Selection, select
-from taopd.selectors.settings import DRAWS, Rules, check_needs, check_settings, check_spread
+from taopd.selectors.settings import (
+    DRAWS,
+    Rules,
+    check_needs,
+    check_settings,
+    check_share,
+    check_spread,
+)
 from taopd.selectors.weighting import WEIGHTINGS, resolve_weighting
 
 __all__ = [
@@ -23,13 +29,14 @@ __all__ = [
     "SCOPES",
     "SELECTORS",
     "WEIGHTINGS",
-    "Calibration",
     "NormalizedView",
     "Rules",
     "Selection",
     "Selector",
+    "check_budget",
     "check_needs",
     "check_settings",
+    "check_share",
     "check_spread",
     "normalized_view",
     "register_selector",

@@ -1,18 +1,27 @@
 """How many rows may be kept: counts from a share, over the batch or per response, and over time."""
 
 import math
+from numbers import Real
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError, require, suggest
 from taopd.signals import SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
 SCOPES = ("global", "response")
-NUM_LENGTHS = 256
-"""Lengths that the cost-aware choice tries; with more positions than that, evenly spaced ones."""
+
+
+def check_budget(budget: object, name: str = "budget") -> None:
+    """Refuse a share of the valid tokens outside (0, 1]; NaN and text are outside too.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    inside = isinstance(budget, Real) and 0.0 < float(budget) <= 1.0
+    require(inside, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def budget_count(budget: float, num_valid: int) -> int:
@@ -24,6 +33,7 @@ def budget_count(budget: float, num_valid: int) -> int:
     """
     if num_valid == 0:
         return 0
+    # Not corrected for rounding, so that counts equal the released code's.
     return min(num_valid, max(1, math.ceil(budget * num_valid)))
 
 
@@ -35,6 +45,7 @@ def response_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " N"
     responses, group = table.response.unique(return_inverse=True)
     num_valid = torch.zeros(len(responses), dtype=torch.int64, device=group.device)
     num_valid.index_add_(0, group, table.valid.long())
+    # In Python's doubles: a float32 product on the device would round to other counts.
     counts = torch.tensor([budget_count(budget, n) for n in num_valid.tolist()], dtype=torch.int64)
     counts = counts.to(group.device)
     return counts[group], table.ranks.total(counts.sum())
@@ -62,45 +73,6 @@ def scheduled_budget(
     return start + (end - start) * share
 
 
-def affordable(
-    scores: Float[Tensor, " N"],
-    candidates: Bool[Tensor, " N"],
-    position: Int[Tensor, " N"],
-    *,
-    num_budget: int,
-    cost: float,
-) -> Bool[Tensor, " N"]:
-    """Candidates up to the last position that is worth its forward.
-
-        maximize over L:  mean of the n best scores at positions <= L  -  cost (L + 1) / (L_max + 1)
-
-    Every row of a batch is computed up to the batch's last kept position, so that position is what a kept
-    token costs. Only lengths with n candidates count; ties go to the shorter. Exact over all lengths up to
-    `NUM_LENGTHS` of them. Source: none; cost-aware selection is listed as open in the survey of the field.
-
-    Args:
-        scores: in [0, 1], so that `cost` is in their unit.
-    """
-    lengths = position[candidates].unique()
-    if lengths.numel() == 0 or cost == 0:
-        return candidates
-    if lengths.numel() > NUM_LENGTHS:
-        place = torch.linspace(0, lengths.numel() - 1, NUM_LENGTHS, device=lengths.device)
-        lengths = lengths[place.round().long()]
-    num_kept = min(num_budget, int(candidates.sum()))
-    best, chosen = -math.inf, int(lengths[-1])
-    own, where = scores[candidates], position[candidates]
-    for last in lengths.tolist():
-        reachable = own[where <= last]
-        if reachable.numel() < num_kept:
-            continue
-        gain = float(reachable.topk(num_kept, sorted=False).values.mean())
-        value = gain - cost * (last + 1) / (int(lengths[-1]) + 1)
-        if value > best:
-            best, chosen = value, last
-    return candidates & (position <= chosen)
-
-
 def within_quota(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
     """Rows of an order whose place among those of their own response is below the response's quota."""
     return order[place_in_response(order, response) < quota[order]]
@@ -109,6 +81,7 @@ def within_quota(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
 def place_in_response(order: Tensor, response: Tensor) -> Tensor:
     """0-based place of each entry of an order among the entries of the same response."""
     _, group = response[order].unique(return_inverse=True)
+    # The stable sort puts a response's entries side by side and leaves their order as it is.
     by_response = group.argsort(stable=True)
     sizes = torch.bincount(group)
     starts = sizes.cumsum(0) - sizes
@@ -121,6 +94,7 @@ def top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) ->
     place."""
     groups, group = response.unique(return_inverse=True)
     num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
+    # All responses at once: a loop over them would wait for the device in each.
     spare = preference[~kept[preference]]
     nth = place_in_response(spare, response)
     most = min(min_keep, response.shape[0])

@@ -60,6 +60,7 @@ def parse_expression(text: str) -> Selector:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(f"selector {text!r} is not an expression: {error}") from error
     parser = _Parser(text)
+    # A selector that stands alone keeps its own weights; a sum of scores has none.
     if isinstance(root, ast.Call) and not root.args and _called(root) in SELECTORS:
         selector = replace(parser.parametrized(root), name=text)
     else:
@@ -67,6 +68,7 @@ def parse_expression(text: str) -> Selector:
         if not parser.used:
             raise ConfigError(f"selector {text!r} names no score.{suggest('', SELECTORS)}")
         needs = {need for selector in parser.used for need in selector.needs} | parser.needs
+        # A rank is a place in the whole batch, which a process with a part of the rows does not know.
         local = not parser.ranks and all(used.local for used in parser.used)
         scores = partial(_evaluate, term)
         selector = Selector(name=text, scores=scores, needs=tuple(sorted(needs)), local=local)
@@ -205,6 +207,7 @@ class _Parser:
 
     def _score(self, selector: Selector, raw: bool) -> Term:
         self.used.append(selector)
+        # Scores of another unit (nats, positions) would drown those in [0, 1] in a sum.
         score: Score = selector.scores
         if raw or selector.bounded:
             return score

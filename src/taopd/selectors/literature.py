@@ -38,7 +38,7 @@ def compatible(view: NormalizedView, *, threshold: float = 0.9) -> Float[Tensor,
 
 
 def pgt(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Var_p[log q - log p] on S u T, see `signals.columns.log_ratio_variance`. Source: PGT."""
+    """Var_p[log q - log p] on S u T, see `signals.derived.log_ratio_variance`. Source: PGT."""
     return view.signal("log_ratio_variance")
 
 
@@ -48,7 +48,7 @@ def ier(view: NormalizedView) -> Float[Tensor, " N"]:
 
 
 def corrective(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Sum over S of max(q - p, 0), see `signals.columns.corrective_mass`. Source: RAC."""
+    """Sum over S of max(q - p, 0), see `signals.derived.corrective_mass`. Source: RAC."""
     return view.signal("corrective_mass")
 
 
@@ -92,6 +92,7 @@ def iw(view: NormalizedView, *, gamma: float = 0.5) -> Float[Tensor, " N"]:
     """
     _inside("gamma", gamma, 0.0, float("inf"))
     size = (view.signal("teacher_logprobs") - view.signal("student_logprobs")).abs()
+    # Where student and teacher agree on every token there is nothing to divide by.
     total = response_sum(size, view.table)
     spent = earlier_sum(size, view.table) / torch.where(total > 0, total, 1.0)
     return 1.0 + gamma * (1.0 - spent.clamp(0.0, 1.0))
@@ -143,6 +144,7 @@ def bellman(
     """
     _inside("gamma", gamma, 0.0, 1.0)
     gap = view.signal("teacher_logprobs") - view.signal("student_logprobs")
+    # The clamp is min(q / p, 1) in logs, where a large ratio cannot overflow.
     decay = gamma * gap.clamp_max(0.0).exp()
     future = discounted_future(values, decay, view.table)
     steps = discounted_future(torch.ones_like(values), decay, view.table)
@@ -182,6 +184,7 @@ def _dropped(view: NormalizedView, share: float) -> Bool[Tensor, " N"]:
     mean = total / response_sum(ones, table).clamp_min(1.0)
     of_response = torch.empty_like(responses, dtype=mean.dtype).index_put_((group,), mean)
     dropped = torch.zeros_like(responses, dtype=torch.bool)
+    # Stable: among equal responses the earlier one is dropped on every device.
     dropped[of_response.argsort(stable=True)[: int(share * len(responses))]] = True
     return dropped[group]
 
@@ -229,6 +232,7 @@ def discounted_future(
     carry = torch.where(table.valid, decay, torch.ones_like(decay))[order]
     _, lengths = torch.unique_consecutive(table.response[order], return_counts=True)
     starts = lengths.cumsum(0) - lengths
+    # Backward over positions, all responses at once: as many steps as the longest response has tokens.
     result = own.clone()
     for step in range(int(lengths.max()) - 2 if lengths.numel() else -1, -1, -1):
         rows = starts[lengths > step + 1] + step

@@ -15,8 +15,7 @@ Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,8 +62,6 @@ class NormalizedView:
     """On the CPU, seeded from (seed, step): the same draws whatever the number of ranks."""
     normalization: str = "quantile"
     rules: str = "paper"
-    scales: Mapping[str, Scale] = field(default_factory=dict)
-    """What this batch by itself would scale h, d, c and dc by."""
 
     def signal(self, name: str) -> Float[Tensor, " N"]:
         """A further signal of the table, as it is; a selector that reads it declares it in `needs`."""
@@ -89,6 +86,7 @@ class NormalizedView:
 
     def uniform(self) -> Float[Tensor, " N"]:
         """One draw on [0, 1) per row of the global table."""
+        # Every rank draws the numbers of all rows and keeps its own: the number of ranks changes nothing.
         draws = uniform_part(len(self.table), self.generator, self.table.ranks)
         return draws.to(self.h.device)
 
@@ -110,6 +108,7 @@ def interpolated_quantile(
     low = math.floor(place)
     weight = place - low
     below, above = order_statistics(ascending, [low, min(low + 1, last)], ranks)
+    # The weighted sum of two equal values may differ from them in the last bit.
     if rules == "paper" and below == above:
         return below
     return below * (1 - weight) + above * weight
@@ -143,7 +142,6 @@ def normalize(
     *,
     normalization: str = "quantile",
     rules: str = "paper",
-    scale: Scale | None = None,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Scale values to [0, 1] by the spread of the finite values of the population. [eq. 11; R8-R10]
@@ -156,19 +154,19 @@ def normalize(
     population and non-finite values become 0.
 
     Args:
-        scale: these two values in place of the population's own.
         ranks: who holds the rest of the population.
     """
-    if scale is None:
-        scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
+    scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
     usable, (low, high) = population & values.isfinite(), scale
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
         return torch.zeros_like(values)
+    # Eq. 11's epsilon, which also keeps a column of equal values from becoming NaN.
     if rules == "paper" and normalization != "none":
         spread += EPSILON
+    # `where`, not a product: 0 times NaN is NaN.
     scaled = ((values - low) / spread).clamp(0.0, 1.0)
     return torch.where(usable, scaled, torch.zeros_like(scaled))
 
@@ -195,12 +193,8 @@ def normalized_view(
     normalization: str = "quantile",
     rules: str = "paper",
     generator: torch.Generator | None = None,
-    scales: Mapping[str, Scale] | None = None,
 ) -> NormalizedView:
     """Normalize D, C, H and D C of a table, and place every row in its quadrant.
-
-    Args:
-        scales: of h, d, c, dc, remembered from other batches; None: this batch's own.
 
     Raises:
         ConfigError: for an unknown normalization or set of rules.
@@ -217,7 +211,9 @@ def normalized_view(
         "d": table.disagreement.double(),
         "c": table.compatibility.double(),
     }
+    # R8: in the released code rows that may not train set the scale too.
     population = table.valid if rules == "paper" else torch.ones_like(table.valid)
+    # A NaN at a token that may train is a fault of a model; normalized to 0 it would go unseen.
     if rules == "paper":
         for name, column in columns.items():
             bad = ~column.isfinite() & table.valid
@@ -227,18 +223,9 @@ def normalized_view(
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
     columns["dc"] = columns["d"] * columns["c"]
-    own = {
-        name: scale_of(
-            column, population, normalization=normalization, rules=rules, ranks=table.ranks
-        )
-        for name, column in columns.items()
-    }
-    used = own | dict(scales or {})
     scaled = {
-        name: torch.zeros_like(column)
-        if used[name] is None
-        else normalize(
-            column, population, scale=used[name], normalization=normalization, rules=rules
+        name: normalize(
+            column, population, normalization=normalization, rules=rules, ranks=table.ranks
         )
         for name, column in columns.items()
     }
@@ -249,5 +236,4 @@ def normalized_view(
         generator=torch.Generator() if generator is None else generator,
         normalization=normalization,
         rules=rules,
-        scales={name: scale for name, scale in own.items() if scale is not None},
     )

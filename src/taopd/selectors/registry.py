@@ -110,6 +110,7 @@ def register_selector(
     """
 
     def register(function: Score) -> Score:
+        # A notebook cell that runs again defines a new function of the same module and name.
         known = SELECTORS.get(name)
         if known is not None and _origin(known.scores) != _origin(function):
             raise ConfigError(
@@ -198,6 +199,7 @@ def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[
     if rules == "reference" and chosen.reference_scores is not None:
         function = chosen.reference_scores
     scores = checked(chosen, function(view), view).double()
+    # A NaN has no place in an order; where a sort would put it is not defined.
     bad = ~scores.isfinite() & view.table.valid
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -226,4 +228,5 @@ def checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
             f"selector {chosen.name!r}: expected a tensor of shape {list(view.h.shape)}, one "
             f"value per row, got {got}"
         )
+    # A score decides which tokens train; no gradient flows through that decision.
     return values.detach().to(view.h.device)

@@ -20,6 +20,7 @@ def resolve_selector(selector: str | Score | Selector) -> Selector:
     if isinstance(selector, Selector):
         return selector
     if isinstance(selector, str):
+        # Before expressions: "teachability+entropy" is a name of the paper's, not a sum.
         if selector in SELECTORS:
             return SELECTORS[selector]
         if selector in REFERENCE_NAMES:
@@ -63,6 +64,7 @@ def _from_object(target: object, name: str) -> Selector:
             f"selector {name!r} is a {type(target).__name__}; "
             "expected a function of a NormalizedView"
         )
+    # Given as a function, a registered selector keeps its candidates and its order.
     for known in SELECTORS.values():
         if known.scores is target:
             return known

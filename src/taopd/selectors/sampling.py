@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.signals import SignalTable
-
 
 def seeded_generator(seed: int, step: int) -> torch.Generator:
     """CPU generator for one step, the same on every rank; neighboring seeds and steps share
     nothing."""
+    # Not seed + step: seed 0 at step 1 would then draw what seed 1 draws at step 0.
     digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
@@ -37,12 +36,14 @@ def inclusion_probabilities(
         floor: share of the draws that ignores the score; above 0 every candidate can be drawn.
     """
     num_candidates = int(candidates.sum())
+    # In double, because the sum of many small probabilities must come to n.
     own = scores[candidates].double().clamp_min(0.0)
     total = own.sum()
     share = own / total if bool(total > 0) else torch.full_like(own, 1.0 / max(1, num_candidates))
     size = floor / max(1, num_candidates) + (1.0 - floor) * share
     capped = torch.zeros_like(size, dtype=torch.bool)
     probability = torch.zeros_like(size)
+    # A cap raises the others, which may then reach 1 too; every pass caps at least one row or ends.
     while True:
         left, rest = num_kept - int(capped.sum()), size.masked_fill(capped, 0.0)
         free = rest.sum()
@@ -66,6 +67,7 @@ def draw_rows(
 
     Systematic sampling in random order: lay the pi end to end, throw a comb of unit spacing at them.
     """
+    # Without the random order, neighbors would never be drawn together.
     order = torch.randperm(probability.shape[0], generator=generator).to(probability.device)
     offset = float(torch.rand((), generator=generator, dtype=torch.float64))
     ends = probability[order].cumsum(0)
@@ -77,34 +79,3 @@ def draw_rows(
     kept = torch.zeros_like(probability, dtype=torch.bool)
     kept[order] = hit & (probability[order] > 0)
     return kept
-
-
-COMPATIBLE = 0.9
-"""C from which on a token counts as compatible."""
-
-
-AGREED_NATS = 0.1
-"""D up to which the models count as agreeing."""
-
-
-def teachable(table: SignalTable, floor: float) -> Bool[Tensor, " N"]:
-    """Where D C, as it is measured and not as it ranks in the batch, reaches `floor` nats."""
-    return table.disagreement * table.compatibility >= floor
-
-
-def agreements(table: SignalTable) -> Bool[Tensor, " N"]:
-    """Where the models agree: C at least `COMPATIBLE` and D at most `AGREED_NATS`."""
-    return (table.compatibility >= COMPATIBLE) & (table.disagreement <= AGREED_NATS)
-
-
-def random_agreements(
-    table: SignalTable, free: Bool[Tensor, " N"], count: int, generator: torch.Generator
-) -> Bool[Tensor, " N"]:
-    """`count` random agreements among the free rows of all ranks, or all of them if there are fewer."""
-    rows = (free & agreements(table)).nonzero().squeeze(1)
-    counts, rank = table.ranks.counts(rows.shape[0]), table.ranks.rank
-    order = torch.randperm(sum(counts), generator=generator)[:count].to(rows.device)
-    own = order - sum(counts[:rank])
-    drawn = torch.zeros_like(free)
-    drawn[rows[own[(own >= 0) & (own < rows.shape[0])]]] = True
-    return drawn

@@ -8,35 +8,22 @@ Not here: the loss and its denominator. They see `Selection.weights` only.
 Source: METHOD section 3 (budget, min_keep), R12-R18.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.selectors import formulas
-from taopd.selectors.budget import (
-    affordable,
-    budget_count,
-    response_counts,
-    top_up,
-    within_quota,
-)
-from taopd.selectors.calibration import Calibration, calibrated_count, updated
+from taopd.selectors.budget import budget_count, response_counts, top_up, within_quota
 from taopd.selectors.normalize import NormalizedView, normalized_view
 from taopd.selectors.registry import Score, Selector, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.sampling import (
-    draw_rows,
-    inclusion_probabilities,
-    random_agreements,
-    seeded_generator,
-    teachable,
-)
+from taopd.selectors.sampling import draw_rows, inclusion_probabilities, seeded_generator
 from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
-from taopd.selectors.topk import best_rows, ranking, score_at
-from taopd.selectors.weighting import kept_weights, mean_one, unit_scores
+from taopd.selectors.topk import best_rows, ranking
+from taopd.selectors.weighting import kept_weights, unit_scores
 from taopd.signals import SignalTable
 
 
@@ -80,8 +67,6 @@ class Selection:
     """int8 1..4, 0 outside the population; see `NormalizedView`."""
     probability: Float[Tensor, " N"] | None = None
     """draw="proportional": with which each row could be kept; None where nothing was drawn."""
-    calibration: Calibration | None = None
-    """memory: what the next batch should be given."""
 
 
 def select(
@@ -91,7 +76,6 @@ def select(
     normalization: str = "quantile",
     seed: int = 0,
     step: int = 0,
-    calibration: Calibration | None = None,
     **rules: Any,
 ) -> Selection:
     """Keep the best max(1, ceil(budget N)) of the N valid rows of a whole rollout batch.
@@ -104,7 +88,6 @@ def select(
     (R12).
 
     Args:
-        calibration: that of the batch before, with `memory`; None: there was none.
         rules: fields of `Rules`: budget, min_keep, gamma, rules, scope, draw, weighting, ...
 
     Raises:
@@ -118,87 +101,42 @@ def select(
     check_needs(chosen, table)
     if not table.ranks.alone:
         check_spread(how, chosen)
-    remembered = calibration if how.memory is not None else None
     view = normalized_view(
         table,
         normalization=normalization,
         rules=how.rules,
         generator=seeded_generator(seed, step),
-        scales=None if remembered is None else remembered.scales,
     )
     if not table.ranks.any(table.valid):  # R14
-        return _empty(view, remembered)
+        return _nothing(view)
+    # Scores, candidates and the draw take numbers from one generator: their order is part of the result.
     scores = checked_scores(chosen, view, how.rules)
-    candidates = _candidates(chosen, view, how.floor)
     quota, num_budget = _quota(how, table)
-    if how.position_cost > 0:
-        value = unit_scores(chosen, scores, view)
-        candidates = affordable(
-            value, candidates, table.position, num_budget=num_budget, cost=how.position_cost
-        )
-    first = _first(chosen, view, candidates, round(how.gamma * num_budget))
-    order = _order(chosen, view, scores, candidates, first)
-    num_replay = round(how.replay * num_budget)
-    probability, num_kept = None, num_budget - num_replay
-    if how.memory is not None and table.ranks.total(order.shape[0]):
-        num_kept, calibration = _calibrated(
-            how.memory, chosen, view, scores, candidates, num_budget, remembered
-        )
-    if chosen.name == "full" or how.budget >= 1:  # R12
-        kept = table.valid.clone()
-    elif how.draw == "proportional":
-        num_kept = min(num_budget, order.shape[0])
-        value = unit_scores(chosen, scores, view)
-        probability = inclusion_probabilities(
-            value, candidates, num_kept=num_kept, floor=how.draw_floor
-        )
-        kept = draw_rows(probability, num_kept, view.generator)
-    else:
-        kept = _best(chosen, view, scores, candidates, first, order, num_kept, quota)
-        if how.min_keep > 0:
-            preference = _preference(chosen, view, scores, candidates, order)
-            top_up(kept, preference, table.response, how.min_keep)
-        kept |= random_agreements(table, table.valid & ~kept, num_replay, view.generator)
-    places = _places(order, table)
-    weights = _weights(how, chosen, scores, places, kept, probability, view)
-    selection = _selection(view, scores, places, kept, weights, num_budget, probability)
-    return selection if how.memory is None else replace(selection, calibration=calibration)
+    candidates = _candidates(chosen, view)
+    order = _order(chosen, view, scores, candidates, num_lead=round(how.gamma * num_budget))
+    kept, probability = _cut(how, chosen, view, order, quota, num_budget)
+    weights = _weights(how, chosen, view, order, kept, probability)
+    return _selection(view, scores, order.places(table), kept, weights, num_budget, probability)
 
 
-def _places(order: Tensor, table: SignalTable) -> Tensor:
-    places = torch.full_like(table.response, -1, dtype=torch.int64)
-    if table.ranks.alone:
-        places[order] = torch.arange(order.shape[0], device=order.device)
-    return places
+class _Order(NamedTuple):
+    """This rank's candidates in the order of selection: by the selector's lead score first, if it has one."""
 
+    scores: Float[Tensor, " N"]
+    candidates: Bool[Tensor, " N"]
+    lead: Float[Tensor, " N"] | None
+    by_lead: Bool[Tensor, " N"]
+    """Candidates that are taken by the lead score, before all others."""
+    best_first: Int[Tensor, " M"]
+    """Indices of the candidates."""
 
-def _calibrated(
-    memory: float,
-    chosen: Selector,
-    view: NormalizedView,
-    scores: Tensor,
-    candidates: Tensor,
-    num_budget: int,
-    remembered: Calibration | None,
-) -> tuple[int, Calibration]:
-    """How many rows reach the remembered threshold, and what the next batch should be given."""
-    ranks, num_kept, ascending = view.table.ranks, num_budget, chosen.ascending
-    if remembered is not None:
-        num_kept = calibrated_count(
-            scores[candidates], remembered, num_budget, ascending=ascending, ranks=ranks
-        )
-    place = min(num_budget, ranks.total(candidates.sum())) - 1
-    sign = 1 if ascending else -1
-    threshold = score_at(scores, candidates, view.table, place, sign=sign)
-    return num_kept, updated(remembered, view.scales, threshold, memory=memory)
-
-
-def _candidates(chosen: Selector, view: NormalizedView, floor: float) -> Tensor:
-    """Rows that may be kept."""
-    rows = view.table.valid
-    if chosen.candidates is not None:
-        rows = rows & checked(chosen, chosen.candidates(view), view).bool()
-    return rows & teachable(view.table, floor) if floor > 0 else rows
+    def places(self, table: SignalTable) -> Int[Tensor, " N"]:
+        """0-based place of every row; -1 where it is no candidate, or not known on one rank."""
+        places = torch.full_like(table.response, -1, dtype=torch.int64)
+        if table.ranks.alone:
+            index = self.best_first
+            places[index] = torch.arange(index.shape[0], device=index.device)
+        return places
 
 
 def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
@@ -208,85 +146,109 @@ def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
     return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
 
 
-def _preference(
-    chosen: Selector, view: NormalizedView, scores: Tensor, candidates: Tensor, order: Tensor
-) -> Tensor:
+def _candidates(chosen: Selector, view: NormalizedView) -> Bool[Tensor, " N"]:
+    """Rows that may be kept."""
+    if chosen.candidates is None:
+        return view.table.valid
+    return view.table.valid & checked(chosen, chosen.candidates(view), view).bool()
+
+
+def _order(
+    chosen: Selector, view: NormalizedView, scores: Tensor, candidates: Tensor, *, num_lead: int
+) -> _Order:
+    """The candidates, best first; `num_lead` rows of all ranks go by the lead score."""
+    table, lead, by_lead = view.table, None, torch.zeros_like(candidates)
+    # The lead score takes its share of the whole budget first (`split`), and the rest go by `scores`.
+    if chosen.lead is not None:
+        lead = checked(chosen, chosen.lead(view), view)
+        by_lead = best_rows(lead, candidates, table, num_lead)
+    best_first = ranking(scores, candidates & ~by_lead, table, ascending=chosen.ascending)
+    if lead is not None:
+        best_first = torch.cat([ranking(lead, by_lead, table), best_first])
+    return _Order(scores, candidates, lead, by_lead, best_first)
+
+
+def _cut(
+    how: Rules,
+    chosen: Selector,
+    view: NormalizedView,
+    order: _Order,
+    quota: Tensor | None,
+    num_budget: int,
+) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"] | None]:
+    """The rows that are kept, and the probability of each where they are drawn."""
+    table = view.table
+    # R12: plain distillation trains on every valid row, also on those that are no candidates.
+    if chosen.name == "full" or how.budget >= 1:
+        return table.valid.clone(), None
+    if how.draw == "proportional":
+        num_kept = min(num_budget, order.best_first.shape[0])
+        probability = inclusion_probabilities(
+            unit_scores(chosen, order.scores, view),
+            order.candidates,
+            num_kept=num_kept,
+            floor=how.draw_floor,
+        )
+        return draw_rows(probability, num_kept, view.generator), probability
+    if quota is not None:
+        kept = torch.zeros_like(order.candidates)
+        kept[within_quota(order.best_first, quota, table.response)] = True
+    else:
+        kept = _best(chosen, table, order, num_budget)
+    # After the cut: these rows come on top of the budget and take no other row's place.
+    if how.min_keep > 0:
+        top_up(kept, _preference(chosen, view, order), table.response, how.min_keep)
+    return kept, None
+
+
+def _best(chosen: Selector, table: SignalTable, order: _Order, num_kept: int) -> Bool[Tensor, " N"]:
+    """This rank's part of the first `num_kept` rows in the order of all ranks."""
+    if table.ranks.alone:
+        kept = torch.zeros_like(order.candidates)
+        kept[order.best_first[:num_kept]] = True
+        return kept
+    # No rank knows the whole order; each finds the cut with the others and marks its own rows.
+    by_lead = order.by_lead
+    num_lead = table.ranks.total(by_lead.sum())
+    if order.lead is not None and num_kept <= num_lead:
+        return best_rows(order.lead, by_lead, table, num_kept)
+    rest, ascending = order.candidates & ~by_lead, chosen.ascending
+    return by_lead | best_rows(order.scores, rest, table, num_kept - num_lead, ascending=ascending)
+
+
+def _preference(chosen: Selector, view: NormalizedView, order: _Order) -> Int[Tensor, " M"]:
     """In which order rows are added for `min_keep`."""
+    table = view.table
+    # R17: the released code tops up by its best score, whatever the selector.
     if view.rules == "reference":
-        soft_or = formulas.teachability_entropy_reference(view)
-        return ranking(soft_or, view.table.valid, view.table)
-    rest = view.table.valid & ~candidates
-    return torch.cat([order, ranking(scores, rest, view.table, ascending=chosen.ascending)])
+        return ranking(formulas.teachability_entropy_reference(view), table.valid, table)
+    others = table.valid & ~order.candidates
+    rest = ranking(order.scores, others, table, ascending=chosen.ascending)
+    return torch.cat([order.best_first, rest])
 
 
 def _weights(
     how: Rules,
     chosen: Selector,
-    scores: Tensor,
-    places: Tensor,
+    view: NormalizedView,
+    order: _Order,
     kept: Tensor,
     probability: Tensor | None,
-    view: NormalizedView,
-) -> Tensor:
-    weights = kept_weights(how.weighting, chosen, scores, places, kept, view)
-    if probability is not None:
-        largest = how.draw_clip * float((probability > 0).sum()) / max(1.0, float(kept.sum()))
-        inverse = (1.0 / torch.where(kept, probability, 1.0)).clamp_max(largest)
-        weights = weights * inverse
-    return mean_one(weights, kept, view.table.ranks) if how.mean_one else weights
+) -> Float[Tensor, " N"]:
+    """What every row weighs: 0 where it is not kept, over its probability where it was drawn."""
+    places = order.places(view.table)
+    weights = kept_weights(how.weighting, chosen, order.scores, places, kept, view)
+    if probability is None:
+        return weights
+    # One row of a small probability must not decide the whole step.
+    largest = how.draw_clip * float((probability > 0).sum()) / max(1.0, float(kept.sum()))
+    return weights * (1.0 / torch.where(kept, probability, 1.0)).clamp_max(largest)
 
 
-def _first(
-    chosen: Selector, view: NormalizedView, candidates: Tensor, num_lead: int
-) -> tuple[Tensor, Tensor]:
-    """The selector's other score, and the rows that are taken by it before all others."""
-    if chosen.lead is None:
-        return torch.zeros_like(view.h), torch.zeros_like(candidates)
-    lead = checked(chosen, chosen.lead(view), view)
-    return lead, best_rows(lead, candidates, view.table, num_lead)
-
-
-def _order(
-    chosen: Selector,
-    view: NormalizedView,
-    scores: Tensor,
-    candidates: Tensor,
-    first: tuple[Tensor, Tensor],
-) -> Tensor:
-    """This rank's candidates, best first."""
-    lead, rows = first
-    rest = ranking(scores, candidates & ~rows, view.table, ascending=chosen.ascending)
-    return torch.cat([ranking(lead, rows, view.table), rest])
-
-
-def _best(
-    chosen: Selector,
-    view: NormalizedView,
-    scores: Tensor,
-    candidates: Tensor,
-    first: tuple[Tensor, Tensor],
-    order: Tensor,
-    num_kept: int,
-    quota: Tensor | None,
-) -> Tensor:
-    """This rank's part of the first `num_kept` rows in the order of all ranks, or of each response's."""
-    if quota is not None or view.table.ranks.alone:
-        response = view.table.response
-        best = order[:num_kept] if quota is None else within_quota(order, quota, response)
-        return torch.zeros_like(candidates).index_fill_(0, best, True)
-    lead, rows = first
-    num_first = view.table.ranks.total(rows.sum())
-    if num_kept <= num_first:
-        return best_rows(lead, rows, view.table, num_kept)
-    left, end = candidates & ~rows, chosen.ascending
-    return rows | best_rows(scores, left, view.table, num_kept - num_first, ascending=end)
-
-
-def _empty(view: NormalizedView, calibration: Calibration | None) -> Selection:
-    nothing = torch.zeros_like(view.h)
+def _nothing(view: NormalizedView) -> Selection:
+    zeros = torch.zeros_like(view.h)
     places = torch.full_like(view.table.response, -1, dtype=torch.int64)
-    selection = _selection(view, nothing, places, view.table.valid.clone(), nothing, 0, None)
-    return replace(selection, calibration=calibration)
+    return _selection(view, zeros, places, view.table.valid.clone(), zeros, 0, None)
 
 
 def _selection(

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, suggest
-from taopd.selectors.budget import SCOPES
+from taopd.errors import ConfigError, require, suggest
+from taopd.selectors.budget import SCOPES, check_budget
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
 from taopd.signals import SignalTable
@@ -33,18 +33,17 @@ class Rules:
     """Share of the draws that ignores the score."""
     draw_clip: float = 10.0
     """Largest weight of a drawn row, as a multiple of the mean weight N / n."""
-    memory: float | None = None
-    """None: exactly the budget in every batch. In [0, 1): see `calibration`."""
-    position_cost: float = 0.0
-    """See `budgets.affordable`."""
-    floor: float = 0.0
-    """Nats: rows with a smaller D C are not kept, so that the budget is not always spent."""
-    replay: float = 0.0
-    """Share of the budget that goes to random agreements; see `replay`."""
     weighting: str = "hard"
     """See `weighting.kept_weights`."""
-    mean_one: bool = False
-    """Scale the weights to a mean of one over the kept rows."""
+
+
+def check_share(share: float, name: str) -> None:
+    """Refuse a share outside [0, 1].
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    require(0.0 <= share <= 1.0, name, share, "in [0, 1]")
 
 
 def check_ranges(how: Rules) -> None:
@@ -53,27 +52,13 @@ def check_ranges(how: Rules) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    budget, min_keep = how.budget, how.min_keep
-    if not budget > 0 or not math.isfinite(budget):  # R13
-        raise ConfigError(f"budget={budget} must be above 0; 0.05 keeps one valid token in twenty")
-    if budget > 1 and how.rules == "paper":
-        raise ConfigError(
-            f"budget={budget} must be in (0, 1]; it is a share, so five percent is 0.05"
-        )
-    if isinstance(min_keep, bool) or not isinstance(min_keep, int) or min_keep < 0:
-        raise ConfigError(f"min_keep={min_keep!r} must be a whole number of tokens >= 0")
-    for name, low, high in (
-        ("gamma", 0.0, 1.0),
-        ("draw_floor", 0.0, 1.0),
-        ("draw_clip", 1.0, math.inf),
-        ("position_cost", 0.0, math.inf),
-        ("floor", 0.0, math.inf),
-        ("replay", 0.0, 1.0),
-    ):
-        if not low <= getattr(how, name) <= high:
-            raise ConfigError(f"{name}={getattr(how, name)} must be in [{low}, {high}]")
-    if how.memory is not None and not 0.0 <= how.memory < 1.0:
-        raise ConfigError(f"memory={how.memory} must be in [0, 1), or none")
+    if how.rules == "paper" or not 1.0 < how.budget < math.inf:  # R13: more than 1 counts as 1
+        check_budget(how.budget)
+    is_count = isinstance(how.min_keep, int) and not isinstance(how.min_keep, bool)
+    require(is_count and how.min_keep >= 0, "min_keep", how.min_keep, "a whole number >= 0")
+    check_share(how.gamma, "gamma")
+    check_share(how.draw_floor, "draw_floor")
+    require(how.draw_clip >= 1.0, "draw_clip", how.draw_clip, "at least 1")
     for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
         value = getattr(how, name)
         if value not in choices:
@@ -87,24 +72,16 @@ def check_settings(how: Rules, chosen: Selector) -> None:
         ConfigError: names the setting.
     """
     check_ranges(how)
+    # The weight 1 / probability is unbiased only if nothing else decides whether a row is kept.
     if how.draw == "proportional" and (how.min_keep or how.scope != "global" or chosen.lead):
         raise ConfigError(
             "draw='proportional' needs min_keep=0, scope='global' and a selector with one score: "
             "otherwise a row's probability is not known"
         )
-    if how.memory is not None and (how.draw != "top" or how.scope != "global" or chosen.lead):
+    # The lead takes a share of one budget of the batch, and there is none here.
+    if how.scope == "response" and chosen.lead is not None:
         raise ConfigError(
-            "a remembered threshold (memory) needs draw='top', scope='global' and a selector with one score"
-        )
-    plain = how.draw == "top" and how.scope == "global" and how.weighting == "hard"
-    if how.replay and not (plain and how.memory is None):
-        raise ConfigError(
-            "replay of agreements needs draw='top', scope='global', weighting='hard' and no memory"
-        )
-    if how.scope == "response" and (chosen.lead is not None or how.position_cost > 0):
-        raise ConfigError(
-            f"scope='response' works neither with position_cost nor with {chosen.name!r} if it divides "
-            "one budget (split)"
+            f"scope='response' does not work with {chosen.name!r}, which divides one budget (split)"
         )
 
 
@@ -134,7 +111,6 @@ def whole_table_reasons(how: Rules, chosen: Selector) -> list[str]:
         for holds, reason in (
             (not chosen.local, f"the selector {chosen.name!r}"),
             (how.draw != "top", f"draw={how.draw!r}"),
-            (how.position_cost > 0, "position_cost"),
             (how.weighting == "rank", "weighting='rank'"),
             (weighting is not None and not weighting.local, f"weighting={how.weighting!r}"),
         )

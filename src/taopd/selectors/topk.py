@@ -26,6 +26,7 @@ def ranking(
         return index
     position, response = table.position[index].long(), table.response[index].long()
     place = position.max() - position if ascending else position
+    # One number orders by position, then response; the stable sort by score keeps it among equal scores.
     ties = place * (response.max() + 1) + response
     index = index[ties.argsort(stable=True)]
     return index[scores[index].argsort(descending=not ascending, stable=True)]
@@ -46,6 +47,7 @@ def best_rows(
         return best
     if count <= 0 or table.ranks.total(rows.sum()) <= count:
         return rows.clone() if count > 0 else best
+    # Searches instead of a sort of all rows: what travels does not grow with the number of tokens.
     sign = 1 if ascending else -1
     left = rows.clone()
     for column in (sign * scores, -sign * table.position.long()):
@@ -63,8 +65,7 @@ def best_rows(
 
 
 def score_at(
-    values: Tensor, rows: Bool[Tensor, " N"], table: SignalTable, place: int, *, sign: int = 1
+    values: Tensor, rows: Bool[Tensor, " N"], table: SignalTable, place: int
 ) -> float | int:
-    """The value at a 0-based place in the ascending order of all ranks' flagged rows; sign=-1: descending."""
-    ascending = (sign * values[rows]).sort().values
-    return sign * order_statistics(ascending, [place], table.ranks)[0]
+    """The value at a 0-based place in the ascending order of all ranks' flagged rows."""
+    return order_statistics(values[rows].sort().values, [place], table.ranks)[0]

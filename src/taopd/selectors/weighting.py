@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.distributed.collectives import ALONE, Ranks
 from taopd.errors import ConfigError, NumericsError
 from taopd.selectors.normalize import NormalizedView
 from taopd.selectors.registry import Selector
@@ -73,6 +72,7 @@ def kept_weights(
         weights = chosen.weights(view).double()
     else:
         weights = scores if chosen.weighted else torch.ones_like(scores)
+    # A negative weight would train away from the teacher.
     bad = kept & ~((weights >= 0) & weights.isfinite())
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -83,16 +83,9 @@ def kept_weights(
     return torch.where(kept, weights, 0.0)
 
 
-def mean_one(
-    weights: Float[Tensor, " N"], kept: Bool[Tensor, " N"], ranks: Ranks = ALONE
-) -> Float[Tensor, " N"]:
-    """Weights scaled to a mean of 1 over the kept rows of all ranks; unchanged where all are 0."""
-    total = ranks.sums(weights[kept].sum())
-    return weights * (ranks.total(kept.sum()) / total) if bool(total > 0) else weights
-
-
 def _rank_weights(ranks: Tensor, kept: Tensor) -> Tensor:
     num_kept = int(kept.sum())
+    # A row that min_keep added may be no candidate, and then has no place: it counts as last.
     order = torch.where(kept & (ranks >= 0), ranks, ranks.max() + 1 if ranks.numel() else 0)
     place = torch.empty_like(order)
     place[order.argsort(stable=True)] = torch.arange(order.shape[0], device=order.device)

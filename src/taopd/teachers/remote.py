@@ -18,7 +18,7 @@ from torch import Tensor
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
 from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches
-from taopd.models.forward import states_at
+from taopd.models.forward import states_of
 from taopd.models.scoring import Reuse, Scored
 from taopd.signals import (
     TokenSignals,
@@ -55,25 +55,30 @@ def score_remote(
         NumericsError: on NaN or infinite logits of the student.
     """
     reuse = Reuse() if reuse is None else reuse
-    states = states_at(
-        reuse.student_forward or forward,
-        student,
-        batch,
-        positions,
-        micro_batch_size,
-        with_graph=reuse.keep_student_graph,
-        first_column=reuse.first_column,
-    )
-    parts = []
-    for (rows, mask), (hidden, head) in zip(
-        micro_batches(positions, micro_batch_size), states, strict=True
-    ):
+    parts, problem = [], None
+    for rows, mask in micro_batches(positions, micro_batch_size):
+        hidden, head = states_of(
+            reuse.student_forward or forward,
+            student,
+            batch,
+            rows,
+            mask,
+            with_graph=reuse.keep_student_graph,
+            first_column=reuse.first_column,
+        )
         targets = batch["completion_ids"][rows][mask]
         own = topk_score(hidden.detach(), head, targets, k=k)
-        _check_finite(own, Positions.of(mask), rows.start, when)
+        try:
+            _check_finite(own, Positions.of(mask), rows.start, when)
+        except NumericsError as error:
+            # Raised after the loop, as in `score_positions`: other processes are in the same forwards.
+            problem = problem or error
+            continue
         sequences = {name: batch[name][rows] for name in SEQUENCE}
         answer = _in_background(_question(teacher, sequences, mask, own.topk_ids, k))
         parts.append(_Part(own=own, hidden=hidden, head=head, targets=targets, answer=answer))
+    if problem is not None:
+        raise problem
     answers = [_shared(part.answer.result(), vocab_size, part.hidden.device) for part in parts]
     exact = all(answer.exact for answer in answers)
     signals = [_signals(part, answer, exact) for part, answer in zip(parts, answers, strict=True)]
@@ -208,7 +213,12 @@ def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
 def _check_finite(own: TopKScores, positions: Positions, first_row: int, when: str) -> None:
     wrong = ~torch.isfinite(own.logsumexp)
     if bool(wrong.any()):
-        where = positions.describe(int(wrong.nonzero()[0]), first_row=first_row, when=when)
+        index = int(wrong.nonzero()[0])
+        where = positions.describe(index, first_row=first_row, when=when)
+        completion, position = positions.place(index, first_row=first_row)
         raise NumericsError(
-            f"the student's logits are NaN or infinite at {where}; check its weights, dtype and learning rate"
+            f"the student's logits are NaN or infinite at {where}; check its weights, dtype and learning "
+            "rate",
+            completion=completion,
+            position=position,
         )

@@ -1,7 +1,7 @@
-"""The tokens that are not selected: held to the initial student by the anchor, watched by the guard.
+"""The KL penalty to the reference model, and the measurement that the collapse guard reads.
 
-Both need the initial student at some unselected tokens of the batch; `choose` says at which (`Choice.held`),
-and one forward on the completions that hold them serves both.
+Both need the student as it was before training (the reference model) at some unselected tokens of the batch:
+selection says at which (`Choice.held`), and one forward on the completions that hold them serves both.
 """
 
 import copy
@@ -21,16 +21,16 @@ from taopd.kernels import Head, topk_score
 from taopd.losses import resolve_loss
 from taopd.models.batch import Forward, Positions
 from taopd.models.forward import states_at
-from taopd.signals import SignalTable, TokenSignals, at_ids, idle_drift, ids_to_compare
+from taopd.signals import TokenSignals, at_ids, idle_drift, ids_to_compare
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.loss import Term
-from taopd.trainer.selection import Choice
+from taopd.trainer.loss import LossInputs, Term
+from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.step_metrics import Recorder
 
 
-class HeldTokens:
-    """Anchor and guard of one trainer; does nothing where both are off.
+class Anchor:
+    """KL penalty and guard measurement of one trainer; does nothing where both are off.
 
     Args:
         head_of: the head of a prepared model, cut to the shared ids.
@@ -48,48 +48,53 @@ class HeldTokens:
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
-        needed = args.coef > 0.0 or guard is not None
+        self._coefficient = args.coef
+        needed = self._coefficient > 0.0 or guard is not None
         self._reference = ReferenceStudent(student, accelerator) if needed else None
 
-    def measure(
-        self,
-        forward: Forward,
-        student: Any,
-        batch: dict[str, Any],
-        positions: Positions,
-        table: SignalTable,
-        choice: Choice,
-        mine: slice,
-        signals: TokenSignals,
-        step: int,
-    ) -> dict[str, Any]:
-        """Run the initial student where it is needed; returns what the anchor's loss reads.
-
-        Args:
-            table: what was chosen from, `mine` this rank's rows of it.
-            signals: of this rank's positions.
-        """
-        if self._reference is None or not table.ranks.any(choice.held):
+    def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
+        """Run the reference model where it is needed; the states of it that the penalty will read."""
+        choice, positions = scored.choice, scored.positions
+        if self._reference is None or not scored.table.ranks.any(choice.held):
             return {}
-        held = choice.held[mine].to(positions.row.device)
+        tokens = choice.held[scored.local].to(positions.row.device)
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
-            mask = positions.spread(held.float()) != 0
-            hidden = self._reference.states(forward, student, batch, mask, size)
-        if self._guard is not None and step % self._args.guard_every == 0:
+            mask = positions.spread(tokens.float()) != 0
+            hidden = self._reference.states(forward, student, scored.batch, mask, size)
+        if self._guard is not None and scored.step % self._args.guard_every == 0:
             with self._recorder.timed("perf/guard_s"):
                 head = self._head_of(self._reference.copy or student)
-                drift = self._drift(torch.cat(hidden), head, signals, held)
-                self._guard.measure(step, table, choice, drift)
-        return {"reference_hidden": hidden} if self._args.coef > 0.0 else {}
+                drift = self._drift(torch.cat(hidden), head, scored.signals, tokens)
+                self._guard.measure(scored.step, scored.table, choice, drift)
+        return {"reference_hidden": hidden} if self._coefficient > 0.0 else {}
 
-    def _drift(self, hidden: Tensor, head: Head, signals: TokenSignals, held: Tensor) -> Tensor:
-        students, teachers = signals.student_topk_ids[held], signals.teacher_topk_ids[held]
-        listed = signals.student_topk_logprobs[held]
-        there = signals.student_at_teacher_ids
-        asked = ids_to_compare(students, teachers)
+    def term(self, student: Any, inputs: LossInputs) -> Term | None:
+        """The penalty of a micro-batch, None where the anchor is off.
+
+        Args:
+            student: unwrapped.
+        """
+        if self._reference is None or inputs.reference_hidden is None:
+            return None
+        return Term(
+            name="anchor",
+            weights=inputs.anchor_weights,
+            hidden=inputs.reference_hidden,
+            head=self._head_of(self._reference.copy or student),
+            function=self._function,
+        )
+
+    def _drift(
+        self, hidden: Tensor, head: Head, signals: TokenSignals, tokens: Bool[Tensor, " N"]
+    ) -> Float[Tensor, " n"]:
+        """`idle_drift` from the reference model at some tokens, nats."""
+        students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
+        listed = signals.student_topk_logprobs[tokens]
+        at_teachers_ids = signals.student_at_teacher_ids
+        ids = ids_to_compare(students, teachers)
         scores = topk_score(
-            hidden, head, asked[:, 0], k=1, temperature=self._args.temperature, want_ids=asked
+            hidden, head, ids[:, 0], k=1, temperature=self._args.temperature, want_ids=ids
         )
         assert scores.want_logprobs is not None
         at_students, at_teachers = scores.want_logprobs.split(
@@ -98,21 +103,17 @@ class HeldTokens:
         return idle_drift(
             listed,
             at_students,
-            signals.teacher_topk_logprobs[held],
-            at_ids(students, listed, teachers) if there is None else there[held],
+            signals.teacher_topk_logprobs[tokens],
+            # A teacher behind a server may have sent its list alone.
+            at_ids(students, listed, teachers)
+            if at_teachers_ids is None
+            else at_teachers_ids[tokens],
             at_teachers,
         )
 
-    def terms(self, student: Any, inputs: dict[str, Any]) -> list[Term]:
-        """The anchor's term of a micro-batch's loss, or none."""
-        if self._reference is None or "reference_hidden" not in inputs:
-            return []
-        head = self._head_of(self._reference.copy or student)
-        return [Term("anchor", "reference", head, self._function)]
-
 
 class ReferenceStudent:
-    """A frozen copy of the student; with LoRA the base model with the adapter off, no second model.
+    """The student before training: a frozen copy, or with LoRA the base model with the adapter off.
 
     Args:
         student: as it is given to the trainer, before any step.
@@ -133,11 +134,11 @@ class ReferenceStudent:
         forward: Forward,
         student: Any,
         batch: Mapping[str, Tensor],
-        anchored: Bool[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
         micro_batch_size: int,
     ) -> list[Float[Tensor, "n D"]]:
-        """The reference's hidden states at the anchored positions, one tensor per row of the batch."""
-        positions = Positions.of(anchored)
+        """Hidden states that predict the tokens in the mask, one tensor per row of the batch."""
+        positions = Positions.of(mask)
         with self._weights(student) as reference:
             parts = list(states_at(forward, reference, batch, positions, micro_batch_size))
         hidden = torch.cat([states for states, _ in parts])

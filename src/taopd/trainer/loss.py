@@ -1,11 +1,11 @@
-"""The terms of a micro-batch's loss: what they read, and their values from the student's states."""
+"""The loss of a micro-batch: what it reads, its terms, and the value of each from the student's states."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
@@ -15,54 +15,140 @@ from taopd.models.batch import Positions, Trimmed
 from taopd.models.scoring import Scored
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One model to compare the student with, at the tokens where a column of weights is not zero."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """What the loss of a micro-batch reads: columns of the padded batch [B, T], and states by completion.
 
-    weights: str
-    """`<this>_weights` [B, T] is the whole reduction, coefficient included."""
-    states: str
-    """`<this>_hidden` are the other model's states at these tokens, one tensor per row; may be absent."""
+    TRL shuffles and splits a generation batch as a mapping of tensors and lists with one entry a completion:
+    these travel in it under their names here.
+    """
+
+    prompt_mask: Int[Tensor, "B P"]
+    completion_mask: Int[Tensor, "B T"]
+    completion_ids: Int[Tensor, "B T"]
+    batch_row: Int[Tensor, " B"]
+    """Which completion of the generation batch each one is."""
+    loss_weights: Float[Tensor, "B T"]
+    """The whole reduction: selection weight over the global denominator; 0 where a token does not train."""
+    anchor_weights: Float[Tensor, "B T"]
+    """Likewise of the KL penalty to the reference model, its coefficient included."""
+    entropy: Float[Tensor, "B T"]
+    """Of the student, nats, to be logged."""
+    teacher_logprobs: Float[Tensor, "B T"] | None = None
+    """Of the sampled tokens, nats."""
+    sampling_logprobs: Float[Tensor, "B T"] | None = None
+    """Of the policy that sampled; None: it is the student as it is."""
+    teacher_hidden: list[Tensor] | None = None
+    """The teacher's states where `loss_weights` is not 0; None: the loss reads log-probs alone."""
+    reference_hidden: list[Tensor] | None = None
+    """The reference model's states where `anchor_weights` is not 0."""
+    student_hidden: list[Tensor] | None = None
+    """The student's at all `scored` tokens, where the scoring pass is the training forward."""
+    scored: Bool[Tensor, "B T"] | None = None
+
+    @staticmethod
+    def of(batch: Mapping[str, Any]) -> "LossInputs":
+        """Those of a micro-batch, as `columns` put them into the generation batch."""
+        names = [field.name for field in fields(LossInputs)]
+        return LossInputs(**{name: batch[name] for name in names if name in batch})
+
+    @property
+    def active(self) -> Bool[Tensor, "B T"]:
+        """Tokens that enter the loss."""
+        return (self.loss_weights != 0) | (self.anchor_weights != 0)
+
+
+def loss_columns(
+    positions: Positions,
+    scored: Scored,
+    loss_weights: Float[Tensor, " N"],
+    anchor_weights: Float[Tensor, " N"],
+    *,
+    off_policy: bool,
+) -> dict[str, Any]:
+    """The fields of `LossInputs` that scoring and selection leave, by name; float32.
+
+    Args:
+        off_policy: the student will have moved on from the policy that sampled: its log-probs are kept.
+    """
+    signals = scored.signals
+    values = {
+        "loss_weights": loss_weights,
+        "anchor_weights": anchor_weights,
+        "entropy": signals.entropy,
+        "teacher_logprobs": signals.teacher_logprobs,
+        "sampling_logprobs": signals.student_logprobs if off_policy else None,
+    }
+    columns: dict[str, Any] = {
+        name: positions.spread(column.float())
+        for name, column in values.items()
+        if column is not None
+    }
+    columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
+    if scored.teacher_hidden is not None:
+        columns["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
+    if scored.student_hidden is not None:
+        everywhere = torch.ones_like(positions.row, dtype=torch.bool)
+        columns["scored"] = positions.spread(everywhere)
+        # Selection runs without gradient; these states carry the graph of the scoring pass.
+        with torch.enable_grad():
+            columns["student_hidden"] = positions.by_row(scored.student_hidden, everywhere)
+    return columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One model to compare the student with, at the tokens where its weights are not 0."""
+
+    name: str
+    """For messages."""
+    weights: Float[Tensor, "B T"]
+    hidden: list[Tensor] | None
+    """The other model's states at these tokens; None: the function reads log-probs alone."""
     head: Head | None
-    """None where the other model is asked for log-probs and never read."""
     function: LossFunction
 
 
-def loss_terms(
-    read_head: Callable[[], Head],
+def term_loss(
+    term: Term,
     hidden: Float[Tensor, "b n D"],
+    head: Head,
     *,
-    terms: list[Term],
     part: Trimmed,
-    inputs: Mapping[str, Any],
+    inputs: LossInputs,
     temperature: float,
-) -> list[Float[Tensor, ""]]:
-    """Head and loss of each term at its tokens alone.
+) -> Float[Tensor, ""]:
+    """Head and loss function at the tokens of a term alone; float32, nats.
 
     Args:
-        read_head: gives the student's. Read after its states, so that the backward reaches the head before
-            the backbone: FSDP2 reduces the head's gradient together with the last norm's, and would miss it.
-        hidden: student's states that predict the part's completion tokens.
-        inputs: completion_ids and the columns of `scoring.loss_inputs`, on the whole micro-batch.
+        hidden: the student's states that predict the completion tokens of the part; `head` is the student's.
 
     Raises:
-        NumericsError: a loss is NaN or infinite; names completion and position.
+        NumericsError: the loss is NaN or infinite; names completion and position.
     """
-    losses, head = [], read_head()
-    for term in terms:
-        weights, other = inputs[f"{term.weights}_weights"], inputs.get(f"{term.states}_hidden")
-        chosen = weights != 0
-        states = hidden[chosen[part.rows, : part.num_completion]]
-        targets = targets_at(inputs, chosen, other, term.head, temperature)
-        try:
-            losses.append(head_loss(states, head, weights[chosen], targets, term.function)[0])
-        except NumericsError as error:
-            assert error.index is not None
-            place = Positions.of(chosen)
-            row = int(inputs["batch_row"][place.row[error.index]])
-            where = f"completion {row} of the batch, position {int(place.column[error.index])}"
-            raise NumericsError(f"{term.weights} term: {error} ({where})") from error
-    return losses
+    chosen = term.weights != 0
+    sampling = inputs.sampling_logprobs
+    targets = Targets(
+        token_ids=inputs.completion_ids[chosen],
+        teacher_hidden=None if term.hidden is None else torch.cat(term.hidden),
+        teacher_head=None if term.hidden is None else term.head,
+        teacher_logprobs=None
+        if inputs.teacher_logprobs is None
+        else inputs.teacher_logprobs[chosen],
+        sampling_logprobs=None if sampling is None else sampling[chosen],
+        temperature=temperature,
+    )
+    states = hidden[chosen[part.rows, : part.num_completion]]
+    try:
+        return head_loss(states, head, term.weights[chosen], targets, term.function)[0]
+    except NumericsError as error:
+        assert error.index is not None
+        row, position = Positions.of(chosen).place(error.index)
+        completion = int(inputs.batch_row[row])
+        where = f"completion {completion} of the batch, position {position}"
+        raise NumericsError(
+            f"{term.name} term: {error} ({where})", completion=completion, position=position
+        ) from error
 
 
 def with_value(loss: Any, value: Float[Tensor, ""]) -> Any:
@@ -73,59 +159,3 @@ def with_value(loss: Any, value: Float[Tensor, ""]) -> Any:
     if isinstance(loss, tuple):
         return with_value(loss[0], value), *loss[1:]
     return value + (loss.float() - loss.float().detach())
-
-
-def loss_inputs(
-    positions: Positions,
-    scored: Scored,
-    loss_weights: Float[Tensor, " N"],
-    anchor_weights: Float[Tensor, " N"],
-) -> dict[str, Any]:
-    """What a micro-batch's loss reads: columns on the padded batch [B, T], float32, and states by row."""
-    signals = scored.signals
-    columns = {
-        "loss_weights": loss_weights,
-        "anchor_weights": anchor_weights,
-        "entropy": signals.entropy,
-        "teacher_logprobs": signals.teacher_logprobs,
-        "sampling_logprobs": signals.student_logprobs,
-    }
-    out: dict[str, Any] = {
-        name: positions.spread(values.float())
-        for name, values in columns.items()
-        if values is not None
-    }
-    out["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    if scored.teacher_hidden is not None:
-        out["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
-    if scored.student_hidden is not None:
-        everywhere = torch.ones_like(positions.row, dtype=torch.bool)
-        out["scored"] = positions.spread(everywhere)
-        with torch.enable_grad():
-            out["student_hidden"] = positions.by_row(scored.student_hidden, everywhere)
-    return out
-
-
-def targets_at(
-    inputs: Mapping[str, Any],
-    chosen: Bool[Tensor, "B T"],
-    hidden: list[Tensor] | None,
-    head: Head | None,
-    temperature: float,
-) -> Targets:
-    """What the student is compared with at the chosen positions of a micro-batch.
-
-    Args:
-        inputs: completion_ids and the columns of `loss_inputs`.
-        hidden: the other model's states at these positions, one tensor per row; None: the loss reads
-            log-probs of the sampled token only.
-    """
-    sampling = inputs.get("sampling_logprobs")
-    return Targets(
-        token_ids=inputs["completion_ids"][chosen],
-        teacher_hidden=None if hidden is None else torch.cat(hidden),
-        teacher_head=None if hidden is None else head,
-        teacher_logprobs=inputs["teacher_logprobs"][chosen],
-        sampling_logprobs=None if sampling is None else sampling[chosen],
-        temperature=temperature,
-    )

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.batch import SEQUENCE, located
+from taopd.models.batch import SEQUENCE
 from taopd.runs.jsonl import write_json
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.checkpoint.state_file import save_tree
@@ -38,8 +38,8 @@ _NAMED = 10
 """Parameters that a report names."""
 
 
-class BadNumbers(TrainerCallback):
-    """Watches one trainer's numbers.
+class NonFiniteGuard(TrainerCallback):
+    """The check of one trainer for NaN and infinity.
 
     Args:
         tokenizer: writes the rollouts out.
@@ -107,20 +107,23 @@ class BadNumbers(TrainerCallback):
         if self._void and not self._why:
             self._why = "no token to train on"
 
-    def loss_failed(self, problem: NumericsError, states: Tensor, head: Head) -> Float[Tensor, ""]:
-        """Take note of a bad loss; the step goes on to its end, where all processes decide.
+    def zero_loss(self, problem: NumericsError, hidden: Tensor, head: Head) -> Float[Tensor, ""]:
+        """A loss of 0 in place of a bad one; the step goes on to its end, where all processes decide.
 
         Args:
-            states: the student's, and its head: what the loss was computed from. Nothing is run again, since
-                under FSDP2 that would wait for processes whose loss is good.
+            hidden: the student's states, and its head: what the bad loss was computed from. No forward is run
+                again: under FSDP2 it would wait for processes whose loss is good.
 
         Returns:
-            A loss of 0 through the whole student, so that the backward meets the other processes'.
+            0, with a graph through the whole student, so that the backward meets the other processes'.
+
+        Raises:
+            NumericsError: the problem itself, in an evaluation and under DeepSpeed.
         """
         if self._deepspeed or not torch.is_grad_enabled():
             raise problem
         self._problem = self._problem or problem
-        parts = [states, head.weight] + ([] if head.bias is None else [head.bias])
+        parts = [hidden, head.weight] + ([] if head.bias is None else [head.bias])
         # 0 whatever the parts hold: NaN times 0 would be NaN.
         return torch.stack([p.float().nan_to_num(0.0).clamp(0.0, 0.0).sum() for p in parts]).sum()
 
@@ -164,14 +167,14 @@ class BadNumbers(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         process = self._accelerator.process_index
         name = f"step-{step:06d}" + (f"-rank-{process}" if process else "")
-        place = located(str(problem))
-        rows = range(len(self._batch["completion_ids"])) if place is None else [place[0]]
+        every = range(len(self._batch["completion_ids"]))
+        rows = every if problem.completion is None else [problem.completion]
         about = {
             "step": step,
             "process": process,
             "problem": str(problem),
-            "completion": None if place is None else place[0],
-            "position": None if place is None else place[1],
+            "completion": problem.completion,
+            "position": problem.position,
             "rollouts": [self._rollout(row) for row in rows],
             "tensors": f"{name}.safetensors",
         }
@@ -180,11 +183,18 @@ class BadNumbers(TrainerCallback):
         return folder / f"{name}.json"
 
     def _rollout(self, row: int) -> dict[str, Any]:
-        texts: dict[str, Any] = {"completion_index": row}
-        for part in ("prompt", "completion"):
-            ids = self._batch[f"{part}_ids"][row][self._batch[f"{part}_mask"][row].bool()].tolist()
-            texts |= {part: self._tokenizer.decode(ids), f"{part}_ids": ids}
-        return texts
+        prompt_ids, prompt_mask, completion_ids, completion_mask = (
+            self._batch[name][row] for name in SEQUENCE
+        )
+        prompt = prompt_ids[prompt_mask.bool()].tolist()
+        completion = completion_ids[completion_mask.bool()].tolist()
+        return {
+            "completion_index": row,
+            "prompt": self._tokenizer.decode(prompt),
+            "prompt_ids": prompt,
+            "completion": self._tokenizer.decode(completion),
+            "completion_ids": completion,
+        }
 
     # -- callback ---------------------------------------------------------------------------------
 

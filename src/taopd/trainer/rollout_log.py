@@ -13,47 +13,20 @@ digits, log-probs to 0.01 nats) and an id is written only where one of the two m
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from taopd.models.batch import Positions
 from taopd.runs.bounded_log import BoundedLog
 from taopd.signals import TokenSignals
-from taopd.trainer.selection import Choice
+from taopd.trainer.scored_batch import ScoredBatch
 
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
 _SIGNALS = ("disagreement", "compatibility", "entropy", "score")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredBatch:
-    """This rank's part of a generation batch after selection: what an observer of the trainer sees."""
-
-    step: int
-    batch: dict[str, Any]
-    """TRL's padded batch: prompt_ids, prompt_mask, completion_ids, completion_mask; and "answers", the
-    dataset's answer to each prompt, None where it has none."""
-    positions: Positions
-    """The N valid positions of this rank."""
-    signals: TokenSignals
-    """Of these N positions."""
-    choice: Choice
-    """Of all ranks' positions; `mine` cuts out this rank's N."""
-    mine: slice
-    tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def token_ids(self) -> Int[Tensor, " N"]:
-        """The sampled tokens."""
-        return self.batch["completion_ids"][self.positions.row, self.positions.column]
 
 
 class RolloutLog:
@@ -107,7 +80,7 @@ class RolloutLog:
 
 def _columns(scored: ScoredBatch) -> dict[str, list]:
     """One list per column, one entry per valid position of this rank."""
-    selection, mine, signals = scored.choice.selection, scored.mine, scored.signals
+    selection, local, signals = scored.choice.selection, scored.local, scored.signals
     return {
         "step": [scored.step] * len(scored.positions),
         "completion": scored.positions.row.tolist(),
@@ -116,11 +89,11 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "disagreement": _rounded(signals.disagreement),
         "compatibility": _rounded(signals.compatibility),
         "entropy": _rounded(signals.entropy),
-        "score": _rounded(selection.scores[mine]),
-        "rank": selection.ranks[mine].tolist(),
-        "kept": selection.kept[mine].tolist(),
-        "anchored": (scored.choice.anchor_weights[mine] > 0).tolist(),
-        "quadrant": selection.quadrant[mine].tolist(),
+        "score": _rounded(selection.scores[local]),
+        "rank": selection.ranks[local].tolist(),
+        "kept": selection.kept[local].tolist(),
+        "anchored": (scored.choice.anchor_weights[local] > 0).tolist(),
+        "quadrant": selection.quadrant[local].tolist(),
     }
 
 
@@ -143,7 +116,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "completion": row,
         "prompt": tokenizer.decode(prompt),
         "answer": batch.get("answers", {row: None})[row],
-        "truncated": bool(sampled) and sampled[-1] not in _stops(tokenizer),
+        "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
         "num_valid": selection.num_valid,
         "cut": selection.num_valid if selection.kept_fraction == 1.0 else selection.num_budget,
         "tokens": tokenizer.convert_ids_to_tokens(token_ids),
@@ -157,16 +130,12 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     }
 
 
-def _stops(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
-    return {tokenizer.eos_token_id, tokenizer.pad_token_id}
-
-
 def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:
     """D^L and D^I, and both models' log-probs of the sampled token where they are known."""
     selection, signals = scored.choice.selection, scored.signals
     values = {
-        "learnable": selection.learnable[scored.mine],
-        "incompatible": selection.incompatible[scored.mine],
+        "learnable": selection.learnable[scored.local],
+        "incompatible": selection.incompatible[scored.local],
         "student_logprob": signals.student_logprobs,
         "teacher_logprob": signals.teacher_logprobs,
     }

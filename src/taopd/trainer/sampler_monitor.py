@@ -21,7 +21,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from taopd.models.sampler_drift import drift
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
-from taopd.trainer.rollout_log import ScoredBatch
+from taopd.trainer.scored_batch import ScoredBatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ RISE = 0.3
 """Truncated share, in a run that began below `TRUNCATED`, that is called unlearning."""
 
 
-class SamplerWatch(TrainerCallback):
+class SamplerMonitor(TrainerCallback):
     """Hears what a trainer's sampler says of its own tokens; observer and callback.
 
     Args:
@@ -86,7 +86,7 @@ class SamplerWatch(TrainerCallback):
         return result
 
     def _ask_transformers(self, *args: Any, **kwargs: Any) -> Any:
-        tap = _Tap(self._trainer.temperature)
+        tap = LogprobRecorder(self._trainer.temperature)
         result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
         self.logprobs = tap.finish(result)
         return result
@@ -139,7 +139,7 @@ class SamplerWatch(TrainerCallback):
             logger.warning("%s", message)
 
 
-class _Tap(LogitsProcessor):
+class LogprobRecorder(LogitsProcessor):
     """Changes no logit; remembers what the sampled tokens had."""
 
     def __init__(self, temperature: float) -> None:

@@ -5,7 +5,6 @@ table, the settings and the step, so that all ranks get the same answer. A table
 in parts (`table.ranks`): then every rank calls `choose` on its own, and gets its part of that answer.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import TrainerCallback
 
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.selectors import (
-    Calibration,
     Rules,
     Selection,
     check_spread,
@@ -82,7 +79,7 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
     """
     if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
         return
-    rules = Rules(draw=args.draw, position_cost=args.position_cost, weighting=args.weighting)
+    rules = Rules(draw=args.draw, weighting=args.weighting)
     check_spread(rules, resolve_selector(args.selector))
     for name in args.shadow_selectors or []:
         check_spread(Rules(), resolve_selector(name))
@@ -118,21 +115,11 @@ def local_table(
     )
 
 
-def choose(
-    table: SignalTable,
-    args: TeachabilityConfig,
-    *,
-    step: int,
-    training: bool,
-    calibration: Calibration | None = None,
-) -> Choice:
+def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
 
     Evaluation (training=False) keeps everything: the selected tokens move with the student, so that a loss
     on them is not comparable over time.
-
-    Args:
-        calibration: with `budget_memory`, `selection.calibration` of the batch before.
     """
     budget = budget_at(step, args) if training else 1.0
     by_settings = partial(
@@ -155,13 +142,7 @@ def choose(
             draw=args.draw,
             draw_floor=args.draw_floor,
             draw_clip=args.draw_clip,
-            memory=args.budget_memory,
-            calibration=calibration,
-            position_cost=args.position_cost,
-            floor=args.teachability_floor,
-            replay=args.replay_fraction,
             weighting=args.weighting,
-            mean_one=args.weights_mean_one,
         )
     weights = reduction_weights(
         selection.weights,
@@ -207,30 +188,3 @@ def budget_at(step: int, args: TeachabilityConfig) -> float:
         schedule=args.budget_schedule,
         num_steps=args.budget_steps or args.max_steps,
     )
-
-
-class Chooser(TrainerCallback):
-    """Calls `choose` and carries its calibration from batch to batch; as a callback, into checkpoints."""
-
-    def __init__(self) -> None:
-        self.calibration: Calibration | None = None
-
-    def __call__(
-        self, table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool
-    ) -> Choice:
-        """`choose` with the calibration of the batches so far; a collective where the table is spread."""
-        choice = choose(table, args, step=step, training=training, calibration=self.calibration)
-        if training:
-            self.calibration = choice.selection.calibration
-        return choice
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.calibration = None
-
-    def checkpoint_state(self) -> dict[str, Any] | None:
-        """What the next batch would be told."""
-        return None if self.calibration is None else dataclasses.asdict(self.calibration)
-
-    def load_checkpoint_state(self, state: dict[str, Any] | None) -> None:
-        """Go on from `checkpoint_state()`."""
-        self.calibration = None if state is None else Calibration(**state)

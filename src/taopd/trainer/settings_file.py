@@ -20,6 +20,7 @@ from taopd.errors import ConfigError, suggest
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.config_checks import refuse_removed
 
 _TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
 # Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored
@@ -130,6 +131,7 @@ def _set_environment(config: dict[str, Any], config_file: str | None) -> None:
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
+    refuse_removed(names)
     known = known_names()
     for name in names:
         if name not in known:

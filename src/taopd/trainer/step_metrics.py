@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -19,6 +19,11 @@ class Recorder:
     def add(self, name: str, value: float) -> None:
         """Add to the entry of this step."""
         self._values[name] += float(value)
+
+    def add_all(self, values: Mapping[str, float]) -> None:
+        """`add` every value."""
+        for name, value in values.items():
+            self._values[name] += float(value)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -1,17 +1,17 @@
-"""The student's states that a micro-batch's loss reads, and what its scoring pass can spare it.
+"""The student's forward for the loss of a micro-batch, and what the scoring pass can spare it.
 
     one micro-batch a step     the scoring pass is recorded: its states are the training forward's
     gradient_window            the scoring pass leaves its keys and values: the prefix of the sparse forward
     otherwise                  a forward of its own, over what the loss depends on
 
-`sparse` knows positions and backbones; this module knows settings, padded completions, autocast and
-metrics, so that the trainer need not know which forward it runs.
+`models.gradient_window` knows positions and backbones. This module knows settings, padded completions,
+autocast and metrics, so that the trainer need not know which forward it runs.
 """
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,26 +20,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from taopd.errors import ConfigError
-from taopd.models.batch import Positions, Trimmed, first_used
+from taopd.models.batch import Forward, Positions, Trimmed, first_used
 from taopd.models.gradient_window import (
     KeyValuePrefix,
     backbone_of,
     capture_prefix,
     check_backbone,
+    compare_gradients,
     gather_prefix,
-    gradient_fidelity,
     sparse_states,
 )
 from taopd.models.output_head import head_dtype
 from taopd.models.scoring import Reuse
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loss import LossInputs
 from taopd.trainer.step_metrics import Recorder
 
 logger = logging.getLogger(__name__)
 
+Backbone = Callable[..., Tensor]
+"""(model, input ids [b, L], attention mask [b, L], completion columns n) -> states [b, n, D]."""
 
-class StudentStates:
+
+class StudentForward:
     """Runs the student as `gradient_window` says, and logs what that keeps of the exact gradient.
 
     Args:
@@ -90,22 +94,21 @@ class StudentStates:
 
     # -- scoring ----------------------------------------------------------------------------------
 
-    def start_scoring(self, training: bool, prompt_mask: Tensor, forward: Callable) -> Reuse:
+    def start_scoring(
+        self, training: bool, prompt_mask: Tensor, forward_keeping_prefix: Forward
+    ) -> Reuse:
         """Forget what the last generation batch left, and say what to keep of this one.
 
         Args:
             prompt_mask: [B, P], of the whole generation batch.
-            forward: the trainer's; takes `states=` in place of the plain backbone.
+            forward_keeping_prefix: of the trainer; runs `scoring_states` in place of the plain backbone.
         """
         self._kept.clear()
         self._place.clear()
         if training and self._keeps_prefix:
             # All micro-batches begin at one column, so that positions agree between them.
             self._first_column = first_used(prompt_mask)
-            return Reuse(
-                student_forward=partial(forward, states=self.scoring_states),
-                first_column=self._first_column,
-            )
+            return Reuse(student_forward=forward_keeping_prefix, first_column=self._first_column)
         return Reuse(keep_student_graph=training and self._keeps_graph)
 
     def scoring_states(self, student: Any, *sequences: Any) -> Float[Tensor, "b n D"]:
@@ -142,15 +145,15 @@ class StudentStates:
             place = present[start : start + size].long().cumsum(0) - 1
             self._place += [(start // size, int(index)) for index in place]
 
-    def _prefix_of(self, part: Trimmed, inputs: Mapping[str, Any]) -> KeyValuePrefix | None:
+    def _prefix_of(self, part: Trimmed, inputs: LossInputs) -> KeyValuePrefix | None:
         """The prefix of a training micro-batch's part, if the scoring pass left all of it."""
-        if "batch_row" not in inputs or not self._place:
+        if not self._place:
             return None
-        places = [self._place[row] for row in inputs["batch_row"][part.rows].tolist()]
+        places = [self._place[row] for row in inputs.batch_row[part.rows].tolist()]
         if any(self._kept[source] is None for source, _ in places):
             return None
         num_prompt = part.input_ids.shape[1] - part.num_completion
-        start = inputs["prompt_ids"].shape[1] - num_prompt - self._first_column
+        start = inputs.prompt_mask.shape[1] - num_prompt - self._first_column
         device = part.input_ids.device
         source, rows = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
         kept = {index: prefix for index, prefix in enumerate(self._kept) if prefix is not None}
@@ -158,80 +161,83 @@ class StudentStates:
 
     # -- training ---------------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        student: Any,
-        part: Trimmed,
-        active: Bool[Tensor, "B T"],
-        exact: Callable[[], Tensor],
-        losses: Callable[[Tensor], list[Tensor]],
-        when: tuple[int, int],
-        inputs: Mapping[str, Any],
+    def hidden_states(
+        self, backbone: Backbone, student: Any, part: Trimmed, inputs: LossInputs
     ) -> Float[Tensor, "b n D"]:
         """States that predict the part's completion tokens; zero where not active, but in a full forward.
 
-        Without gradient (evaluation) there is nothing to save: the full forward.
-
         Args:
+            backbone: the full forward: (student, input ids, attention mask, completion columns) -> states.
             student: unwrapped; the call is made within its wrapper's forward.
-            active: tokens of the micro-batch that enter the loss.
-            exact: states [b, n, D] of a full forward.
-            losses: the terms of the loss from states [b, n, D]; for the check.
-            when: optimizer step, and micro-step. The check looks at the first micro-batch of a step.
-            inputs: of the micro-batch; `student_hidden` and `scored` where scoring was recorded.
         """
+        # Without gradient (evaluation) there is nothing to save.
         if not torch.is_grad_enabled():
-            return exact()
-        if "student_hidden" in inputs:
-            scored = inputs["scored"]
-            hidden = torch.cat(inputs["student_hidden"])[active[scored]]
-            tokens = int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
-            self._recorder.add("perf/train_tokens", tokens)
-            self._recorder.add("perf/reused_tokens", tokens)
-            return _padded(hidden, active[part.rows, : part.num_completion])
-        if self._args.gradient_window is None:
-            self._recorder.add("perf/train_tokens", part.input_ids.numel())
-            return exact()
-        active = active[part.rows, : part.num_completion]
-        (step, micro_step), num_micro_batches = when, self._args.gradient_accumulation_steps
-        every = self._args.gradient_check_every
-        if every and step % every == 0 and micro_step % num_micro_batches == 0:
-            self._check(
-                student,
-                lambda: torch.stack(losses(exact())).sum(),
-                lambda: torch.stack(losses(self._windowed(student, part, active, None)[0])).sum(),
-            )
-        prefix = self._prefix_of(part, inputs)
+            return backbone(student, *part.sequences)
+        if inputs.student_hidden is not None:
+            return self._of_scoring(part, inputs)
         self._recorder.add("perf/train_tokens", part.input_ids.numel())
+        if self._args.gradient_window is None:
+            return backbone(student, *part.sequences)
+        prefix = self._prefix_of(part, inputs)
         self._recorder.add("perf/reused_tokens", 0 if prefix is None else part.input_ids.numel())
-        hidden, share = self._windowed(student, part, active, prefix)
+        hidden, share = self._windowed(student, part, inputs, prefix)
+        num_micro_batches = self._args.gradient_accumulation_steps
         self._recorder.add("sparse/gradient_share", share / num_micro_batches)
         return hidden
 
+    def windowed_states(
+        self, student: Any, part: Trimmed, inputs: LossInputs
+    ) -> Float[Tensor, "b n D"]:
+        """Those of the sparse forward alone, whatever the scoring pass has left."""
+        return self._windowed(student, part, inputs, None)[0]
+
+    def is_check_due(self, step: int, micro_step: int) -> bool:
+        """Whether `gradient_check_every` asks for a check of the gradient: in a step's first micro-batch."""
+        every = self._args.gradient_check_every
+        first = micro_step % self._args.gradient_accumulation_steps == 0
+        return torch.is_grad_enabled() and every > 0 and step % every == 0 and first
+
+    @contextmanager
+    def gradient_check(self) -> Iterator[list[list[Tensor | None]]]:
+        """A block that fills the list with the exact and the windowed gradient, which are then compared.
+
+        The random stream is as before afterwards, so that a check changes no run.
+        """
+        device = self._accelerator.device
+        devices = [device] if device.type == "cuda" else []
+        gradients: list[list[Tensor | None]] = []
+        with self._recorder.timed("perf/gradient_check_s"), torch.random.fork_rng(devices):
+            yield gradients
+            fidelity = compare_gradients(*gradients)
+        if math.isfinite(fidelity.cosine):  # Nothing trains in this micro-batch otherwise.
+            self._recorder.add("sparse/gradient_cosine", fidelity.cosine)
+            self._recorder.add("sparse/gradient_norm_ratio", fidelity.norm_ratio)
+
+    def _of_scoring(self, part: Trimmed, inputs: LossInputs) -> Float[Tensor, "b n D"]:
+        """The states of the scoring pass, which was recorded: it is the training forward."""
+        assert inputs.student_hidden is not None and inputs.scored is not None
+        hidden = torch.cat(inputs.student_hidden)[inputs.active[inputs.scored]]
+        tokens = int(inputs.prompt_mask.sum() + inputs.completion_mask.sum())
+        self._recorder.add("perf/train_tokens", tokens)
+        self._recorder.add("perf/reused_tokens", tokens)
+        return _padded(hidden, inputs.active[part.rows, : part.num_completion])
+
     def _windowed(
-        self, student: Any, part: Trimmed, active: Tensor, prefix: KeyValuePrefix | None
-    ) -> tuple[Tensor, float]:
+        self, student: Any, part: Trimmed, inputs: LossInputs, prefix: KeyValuePrefix | None
+    ) -> tuple[Float[Tensor, "b n D"], float]:
+        """States, and the share of all positions that carry gradient."""
+        active = inputs.active[part.rows, : part.num_completion]
         wanted = torch.zeros_like(part.input_ids, dtype=torch.bool)
+        # The state at a position predicts the token after it.
         wanted[:, -part.num_completion - 1 : -1] = active
         window = self._args.gradient_window
         assert window is not None
         with self._accelerator.autocast():
-            found = sparse_states(
+            sparse = sparse_states(
                 student, part.input_ids, part.attention_mask, wanted, window=window, prefix=prefix
             )
-            hidden = head_dtype(found.hidden)
-        return _padded(hidden, active), found.share
-
-    def _check(
-        self, student: Any, exact: Callable[[], Tensor], windowed: Callable[[], Tensor]
-    ) -> None:
-        device = self._accelerator.device
-        devices = [device] if device.type == "cuda" else []
-        with self._recorder.timed("perf/gradient_check_s"), torch.random.fork_rng(devices):
-            fidelity = gradient_fidelity(student, exact, windowed)
-        if math.isfinite(fidelity.cosine):  # Nothing trains in this micro-batch otherwise.
-            self._recorder.add("sparse/gradient_cosine", fidelity.cosine)
-            self._recorder.add("sparse/gradient_norm_ratio", fidelity.norm_ratio)
+            hidden = head_dtype(sparse.hidden)
+        return _padded(hidden, active), sparse.share
 
 
 def _padded(hidden: Float[Tensor, "m D"], active: Bool[Tensor, "b n"]) -> Float[Tensor, "b n D"]:

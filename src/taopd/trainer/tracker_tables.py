@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from taopd.trainer.rollout_log import ScoredBatch
+from taopd.trainer.scored_batch import ScoredBatch
 
 TRACKERS = ("wandb", "trackio")
 TOKEN_COLUMNS = ("token", "D", "C", "H", "score", "rank", "kept")
@@ -54,16 +54,16 @@ class LiveTables(TrainerCallback):
 def token_rows(scored: ScoredBatch) -> list[list[Any]]:
     """Columns `TOKEN_COLUMNS` of the first completion of the batch."""
     here = (scored.positions.row == 0).nonzero().squeeze(1)[:MAX_TOKENS].cpu()
-    selection, signals, mine = scored.choice.selection, scored.signals, scored.mine
+    selection, signals, local = scored.choice.selection, scored.signals, scored.local
     tokens = scored.tokenizer.convert_ids_to_tokens(scored.token_ids.cpu()[here].tolist())
     columns = (
         signals.disagreement.cpu()[here],
         signals.compatibility.cpu()[here],
         signals.entropy.cpu()[here],
-        selection.scores[mine][here],
+        selection.scores[local][here],
     )
     numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
-    ranks, kept = selection.ranks[mine][here].tolist(), selection.kept[mine][here].tolist()
+    ranks, kept = selection.ranks[local][here].tolist(), selection.kept[local][here].tolist()
     rows = zip(tokens, numbers, ranks, kept, strict=True)
     return [[token, *four, rank + 1, is_kept] for token, four, rank, is_kept in rows]
 
@@ -83,16 +83,17 @@ def _log(tracker: str, tables: dict[str, tuple[list[str], list[list[Any]]]], ste
     module = importlib.import_module(tracker)
     made: dict[str, Any] = {"train/global_step": step}
     for name, (columns, rows) in tables.items():
+        key = f"taopd/{name}"
         if tracker == "wandb":
             table = module.Table(columns=columns, data=rows)
-            made[f"taopd/{name}"] = table
+            made[key] = table
             if name == "budget":
                 x, y = columns
                 made["taopd/budget_plot"] = module.plot.line(table, x, y, title=f"{y} by budget")
         else:
             import pandas as pd
 
-            made[f"taopd/{name}"] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
+            made[key] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
             if name == "budget":
                 made["taopd/budget_plot"] = module.Image(_budget_picture(columns, rows))
     module.log(made)

@@ -5,45 +5,45 @@ micro-batch run the student on the rows that hold a kept token, and apply head a
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import ProcessorMixin
-from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler
 
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
+from taopd.models.gradient_window import gradients_of
 from taopd.models.loading import safe_options
-from taopd.models.output_head import head_dtype, read_head
+from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
-from taopd.trainer.anchor import HeldTokens
+from taopd.trainer.anchor import Anchor
+from taopd.trainer.base import BaseTrainer
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
-from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.loss import Term, loss_inputs, loss_terms, with_value
+from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss, with_value
 from taopd.trainer.metrics import selection_metrics
-from taopd.trainer.nonfinite import BadNumbers
-from taopd.trainer.rollout_log import RolloutLog, ScoredBatch
-from taopd.trainer.sampler_monitor import SamplerWatch
-from taopd.trainer.selection import Chooser, check_size, gather_options, local_table
+from taopd.trainer.nonfinite import NonFiniteGuard
+from taopd.trainer.rollout_log import RolloutLog
+from taopd.trainer.sampler_monitor import SamplerMonitor
+from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.selection import check_size, choose, gather_options, local_table
 from taopd.trainer.step_metrics import Recorder
-from taopd.trainer.student import StudentStates
+from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 
 Batch = dict[str, Any]
 
 
-class TeachabilityTrainer(AtomicCheckpoints, DistillationTrainer):
+class TeachabilityTrainer(BaseTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
@@ -56,7 +56,7 @@ class TeachabilityTrainer(AtomicCheckpoints, DistillationTrainer):
     Raises:
         ConfigError: settings that do not fit each other.
         DataError: different tokenizers, a multimodal student, or batch after batch without a token.
-        NumericsError: NaN or infinite logits, loss or gradient; see `BadNumbers`.
+        NumericsError: NaN or infinite logits, loss or gradient; see `NonFiniteGuard`.
     """
 
     _tag_names = ["trl", "distillation", "taopd"]  # noqa: RUF012 (TRL's attribute)
@@ -86,117 +86,93 @@ class TeachabilityTrainer(AtomicCheckpoints, DistillationTrainer):
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
         stops = args.stop_tokens, args.stop_token_ids
-        self._stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
+        self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
             k=args.score_top_k,
             clip_low=args.ppo_clip_low,
             clip_high=args.ppo_clip_high,
-            merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
+            merged_ids=self.stop_ids if args.stop_tokens == "merge" else (),
         )
         self._recorder = Recorder()
         self.rank_state = RankState(self)
-        self.add_callback(self.rank_state)
-        self.numbers = BadNumbers(args, self.accelerator, self._tokenizer, self._recorder)
-        self.add_callback(self.numbers)
+        self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         guard = None
         if args.collapse_guard != "off":
-            sinks = self._record, self._load_from_checkpoint
+            sinks = self.record, self._load_from_checkpoint
             guard = CollapseGuard(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
-            self.add_callback(guard)
-        shared = self.model, self.accelerator, self._recorder
-        self._held = HeldTokens(args, *shared, self._head, guard)
-        self._student_states = StudentStates(self.model, self.accelerator, self._recorder, args)
-        self.watch = SamplerWatch(self)
+        self._anchor = Anchor(args, self.model, self.accelerator, self._recorder, self._head, guard)
+        self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
+        self.sampler_monitor = SamplerMonitor(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
-            self.watch,
+            self.sampler_monitor,
         ]
         """Called on the main process after every selection, in training."""
-        self._choose = Chooser()
-        for added in (self._choose, MetricsWriter(), PeakMemory(self._record), self.watch):
-            self.add_callback(added)
+        own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
+        for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
+            if callback is not None:
+                self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
+        # DeepSpeed updates within the backward, where no update can be measured.
         if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
-            self.add_callback(UpdateNorm(self._record, *norms))
-
-    # -- sampling ---------------------------------------------------------------------------------
-
-    def _generation_batch_size(self) -> int:
-        args = self.args
-        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return local * self.accelerator.num_processes
-
-    def _get_train_sampler(self, dataset=None):
-        args = self.args
-        sampler = RepeatSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=args.num_generations,
-            batch_size=self._generation_batch_size() // args.num_generations,
-            repeat_count=args.gradient_accumulation_steps * args.num_iterations,
-            shuffle=self.shuffle_dataset,
-            seed=args.seed,
-        )
-        if dataset is None or dataset is self.train_dataset:
-            self._sampler = sampler
-        return sampler
-
-    def _prepare_inputs(self, generation_batch):
-        accumulation = self.args.gradient_accumulation_steps
-        iteration = (self._step // accumulation) % self.args.num_iterations
-        if self.model.training and iteration > 0 and self._buffered_inputs is not None:
-            return self._buffered_inputs[self._step % accumulation]
-        return super()._prepare_inputs(generation_batch)
+            self.add_callback(UpdateNorm(self.record, *norms))
 
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
-        with self.watch.listening():
+        with self.sampler_monitor.listening():
             completions = super()._generate_single_turn(*args, **kwargs)
-        self.numbers.sampled(completions)
+        self.nonfinite.sampled(completions)
         # TRL reads every completion's last token; where nothing was sampled nothing will train either.
         return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
+    # -- a generation batch: sample, score, select ------------------------------------------------
+
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        """TRL's stage between the prompts and the micro-batches: all that is done once a generation batch."""
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
+        positions = self._trainable_positions(batch)
+        with self._recorder.timed("perf/score_s"):
+            positions, scored = self._score(batch, positions)
+        with self._recorder.timed("perf/select_s"):
+            selected = self._select(batch, positions, scored)
+        reference = self._anchor.measure(self.forward_states, self.model_wrapped, selected)
+        self._tell_observers(selected, [row.get("answer") for row in inputs])
+        return batch | self._loss_columns(scored, selected) | reference
+
+    def _trainable_positions(self, batch: Batch) -> Positions:
+        """Completion tokens that may train; ids that one of the models lacks leave the batch."""
         mask = batch["completion_mask"].bool()
         mask &= self.model.training | is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
-        mask &= self.numbers.with_tokens(mask)
-        ids, pad = batch["completion_ids"], self._tokenizer.pad_token_id
+        mask &= self.nonfinite.with_tokens(mask)
+        ids = batch["completion_ids"]
         inside = ids < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
-        self._recorder.add("rollout/outside_vocabulary", float(outside))
-        self._recorder.add("perf/sample_tokens", int(mask.sum()))
         # One model cannot read such a token, nor judge what follows it.
-        batch["completion_ids"] = ids.where(inside, pad)
-        positions = Positions.of(mask & inside.long().cummin(1).values.bool())
-        with self._recorder.timed("perf/score_s"):
-            positions, scored = self._score(batch, positions)
-        answers = {"answers": [row.get("answer") for row in inputs]}
-        return batch | self._select(batch | answers, positions, scored)
-
-    # -- scoring ----------------------------------------------------------------------------------
-
-    def _get_last_hidden_state(self, *args, **kwargs) -> Tensor:
-        # TRL calls the backbone past the wrapper's forward, where accelerate put the autocast: without this
-        # line bf16=True would train in float32. The head gets the dtype it would have had there.
-        with self.accelerator.autocast():
-            return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
+        batch["completion_ids"] = ids.where(inside, self._tokenizer.pad_token_id)
+        self._recorder.add_all(
+            {"rollout/outside_vocabulary": float(outside), "perf/sample_tokens": int(mask.sum())}
+        )
+        return Positions.of(mask & inside.long().cummin(1).values.bool())
 
     @torch.no_grad()
     def _score(self, batch: Batch, positions: Positions) -> tuple[Positions, Scored]:
-        """Signals of every valid position, and the states there that the loss will read; or of none."""
+        """Signals of every position, and the states there that the loss will read; or of none."""
         training, step, problem = self.model.training, self.state.global_step, None
-        reuse = self._student_states.start_scoring(training, batch["prompt_mask"], self._forward)
+        reuse = self._student.start_scoring(
+            training, batch["prompt_mask"], self._forward_keeping_prefix
+        )
+        # Dropout is off while scoring, unless this pass is the training forward (which then has none).
         self.model.train(reuse.keep_student_graph)
         try:
             scored = self._teacher.score(
-                self._forward,
+                self.forward_states,
                 self.model_wrapped,
                 batch,
                 positions,
-                stop_ids=self._stop_ids,
+                stop_ids=self.stop_ids,
                 temperature=self.temperature,
                 when=f"step {step}",
                 reuse=reuse,
@@ -205,116 +181,125 @@ class TeachabilityTrainer(AtomicCheckpoints, DistillationTrainer):
             problem = error
         finally:
             self.model.train(training)
-        if self.numbers.scored(problem, batch, step, training):
+        if self.nonfinite.scored(problem, batch, step, training):
             nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
             return self._score(batch, Positions.of(nothing))
-        self._student_states.finish_scoring(positions)
+        self._student.finish_scoring(positions)
         self._recorder.add("perf/score_tokens", len(positions))
         return positions, scored
 
-    def _forward(self, wrapped, part: Trimmed, states=None) -> tuple[Tensor, Head]:
-        """Backbone (or `states`) and head of a model, inside its DDP or FSDP wrapper."""
-        unwrapped = self.accelerator.unwrap_model(wrapped)
-
-        def forward(*inputs) -> tuple[Tensor, Head]:
-            hidden = (states or self._get_last_hidden_state)(unwrapped, *inputs)
-            return hidden, read_head(unwrapped, self.vocab_size)
-
-        return self._forward_redirection(wrapped, unwrapped, forward, *part.sequences)
-
-    # -- selection --------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _select(self, batch: Batch, positions: Positions, scored: Scored) -> ScoredBatch:
+        """The tokens that train, chosen over the generation batch of all processes."""
+        training, step, signals = self.model.training, self.state.global_step, scored.signals
+        rows = local_table(signals, self.args, positions.row, positions.column, self.stop_ids)
+        part, table, local = gather_table(
+            self.accelerator, rows, num_rows=positions.shape[0], **gather_options(self.args)
+        )
+        choice = choose(table, self.args, step=step, training=training)
+        self.nonfinite.chosen(table.ranks.any(choice.trains))
+        self._recorder.add_all(selection_metrics(table, choice, part))
+        return ScoredBatch(
+            step=step,
+            batch=batch,
+            positions=positions,
+            signals=signals,
+            table=table,
+            choice=choice,
+            local=local,
+            stop_ids=(*self.eos_token_ids, self._tokenizer.pad_token_id),
+            tokenizer=self._tokenizer,
+        )
 
     @torch.no_grad()
-    def _select(self, batch, positions: Positions, scored: Scored) -> Batch:
-        """Choose over all ranks; return what the loss needs, aligned with the rows of this rank's batch."""
-        training, step, signals = self.model.training, self.state.global_step, scored.signals
-        with self._recorder.timed("perf/select_s"):
-            place = positions.row, positions.column
-            local = local_table(signals, self.args, *place, self._stop_ids)
-            which = {"num_rows": positions.shape[0], **gather_options(self.args)}
-            part, table, mine = gather_table(self.accelerator, local, **which)
-            choice = self._choose(table, self.args, step=step, training=training)
-            weights, anchors = (
-                values[mine].float().to(positions.row.device)
-                for values in (choice.loss_weights, choice.anchor_weights)
-            )
-            for name, value in selection_metrics(table, choice, part).items():
-                self._recorder.add(name, value)
-        self.numbers.chosen(table.ranks.any(choice.trains))
-        out = loss_inputs(positions, scored, weights, anchors)
-        if self.args.num_iterations == 1:
-            out.pop("sampling_logprobs")  # The student still is the policy that sampled.
-        models = self._forward, self.model_wrapped
-        out |= self._held.measure(*models, batch, positions, table, choice, mine, signals, step)
-        if training and self.accelerator.is_main_process:
-            seen = ScoredBatch(
-                step=step,
-                batch=batch,
-                positions=positions,
-                signals=signals,
-                choice=choice,
-                mine=mine,
-                tokenizer=self._tokenizer,
-            )
+    def _loss_columns(self, scored: Scored, selected: ScoredBatch) -> Batch:
+        """What the loss will read of this process's tokens."""
+        device, choice = selected.positions.row.device, selected.choice
+        return loss_columns(
+            selected.positions,
+            scored,
+            choice.loss_weights[selected.local].float().to(device),
+            choice.anchor_weights[selected.local].float().to(device),
+            off_policy=self.args.num_iterations > 1,
+        )
+
+    def _tell_observers(self, selected: ScoredBatch, answers: list[Any]) -> None:
+        if self.model.training and self.accelerator.is_main_process:
+            seen = replace(selected, batch=selected.batch | {"answers": answers})
             for observer in self.observers:
                 observer(seen)
-        return out
 
-    # -- loss -------------------------------------------------------------------------------------
+    # -- a micro-batch: the loss ------------------------------------------------------------------
 
     def _compute_loss(self, unwrapped_student, inputs: Batch, num_items_in_batch):
-        """Head and loss at the tokens that train; entropy and tokens to log. Inside the wrapper's forward."""
-        active = (inputs["loss_weights"] != 0) | (inputs["anchor_weights"] != 0)
-        part = trim(inputs, active)
-        # A teacher that is asked has no head here: its losses read log-probs of the sampled tokens alone.
-        teacher = None if self.teacher_model is None else self._head(self.teacher_model)
-        terms = [Term("loss", "teacher", teacher, self._loss_function)]
-        terms += self._held.terms(unwrapped_student, inputs)
-        head = cache(partial(read_head, unwrapped_student, self.vocab_size))
-        losses = partial(
-            loss_terms, head, terms=terms, part=part, inputs=inputs, temperature=self.temperature
+        """The loss of a micro-batch; entropy and tokens to log. Runs inside the wrapper's forward."""
+        read = LossInputs.of(inputs)
+        part = trim(inputs, read.active)
+        # Forward the student, over what the loss depends on.
+        hidden = self._student.hidden_states(
+            self._get_last_hidden_state, unwrapped_student, part, read
         )
-        exact = partial(self._get_last_hidden_state, unwrapped_student, *part.sequences)
-        hidden, when = None, (self.state.global_step, self._step)
-        states = partial(self._student_states, unwrapped_student, part, active, exact, losses)
+        # The head is read after the states, so that the backward reaches it first: FSDP2 reduces the head's
+        # gradient together with the last norm's, and would miss it otherwise.
+        head = read_head(unwrapped_student, self.vocab_size)
+        # The terms. A bad one must not leave the other processes waiting: it gives way to a loss of 0 from
+        # the states at hand, and the end of the backward tells everyone.
         try:
-            hidden = states(when, inputs)
-            loss, *anchor = losses(hidden)
+            if self._student.is_check_due(self.state.global_step, self._step):
+                self._check_gradient(unwrapped_student, part, read)
+            losses = self._terms(unwrapped_student, hidden, head, part, read)
         except NumericsError as error:
-            hidden = exact() if hidden is None else hidden
-            loss, anchor = self.numbers.loss_failed(error, hidden, head()), []
-        self._recorder.add("loss/selected_nats", loss.item())
-        for term in anchor:
-            self._recorder.add("loss/anchor_nats", term.item() / self.args.coef)
-            loss = loss + term
-        # DDP and FSDP average gradients over ranks; the weights already hold the global denominator.
-        loss = loss * self.accelerator.num_processes
+            losses = [self.nonfinite.zero_loss(error, hidden, head)]
+        # Their sum. DDP and FSDP average gradients over processes; the weights already hold the global
+        # denominator.
+        self._record_losses(losses)
+        loss = torch.stack(losses).sum() * self.accelerator.num_processes
         self._loss_value = loss.detach()
-        return loss, inputs["entropy"].sum(), inputs["completion_mask"].sum()
+        return loss, read.entropy.sum(), read.completion_mask.sum()
+
+    def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
+        """Distillation from the teacher, and where the anchor is on the KL penalty."""
+        distillation = Term(
+            name="loss",
+            weights=read.loss_weights,
+            hidden=read.teacher_hidden,
+            # A teacher behind a server has no head here: its losses read log-probs of sampled tokens alone.
+            head=None if self.teacher_model is None else self._head(self.teacher_model),
+            function=self._loss_function,
+        )
+        terms = [distillation, self._anchor.term(student, read)]
+        return [
+            term_loss(term, hidden, head, part=part, inputs=read, temperature=self.temperature)
+            for term in terms
+            if term is not None
+        ]
+
+    def _check_gradient(self, student, part: Trimmed, read: LossInputs) -> None:
+        """Log how well the gradient of the window agrees with the exact one, on this micro-batch."""
+        with self._student.gradient_check() as gradients:
+            for exact in (True, False):
+                if exact:
+                    hidden = self._get_last_hidden_state(student, *part.sequences)
+                else:
+                    hidden = self._student.windowed_states(student, part, read)
+                head = read_head(student, self.vocab_size)
+                losses = self._terms(student, hidden, head, part, read)
+                gradients.append(gradients_of(torch.stack(losses).sum(), student))
+
+    def _record_losses(self, losses: list[Tensor]) -> None:
+        names = ("loss/selected_nats", "loss/anchor_nats")
+        scales = (1.0, self.args.coef)
+        for name, scale, loss in zip(names, scales, losses, strict=False):
+            self._recorder.add(name, loss.item() / scale)
 
     def compute_loss(self, *args, **kwargs):
         return with_value(super().compute_loss(*args, **kwargs), self._loss_value)
-
-    @torch.no_grad()
-    def _head(self, model) -> Head:
-        return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
-
-    # -- bookkeeping ------------------------------------------------------------------------------
-
-    def _record(self, name: str, value: float) -> None:
-        self._metrics["train"][name].append(value)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._step % self.current_gradient_accumulation_steps == 0:
-            self.numbers.end_of_backward(model, self.state.global_step)
+            self.nonfinite.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
-                self._record(name, value)
+                self.record(name, value)
         return loss
-
-    def prediction_step(self, *args, **kwargs):
-        loss, *rest = super().prediction_step(*args, **kwargs)
-        self._recorder.flush()
-        # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
-        return (self.accelerator.reduce(loss, reduction="mean"), *rest)

@@ -15,12 +15,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from taopd.errors import ConfigError, DataError
 from taopd.models.batch import Rollouts
 from taopd.models.generation import (
-    end_of_sequence_ids,
     generate_ids,
     generation_settings,
     undisturbed,
 )
 from taopd.models.prompts import context_length, encode_prompts
+from taopd.models.stop_tokens import sampler_stop_ids
 from taopd.runs.jsonl import read_jsonl
 
 NUM_COMPLETIONS = 300
@@ -67,7 +67,7 @@ def sample_rollouts(
     encoded = encode_prompts(tokenizer, list(prompts)[:num_completions])
     _check_context(encoded, context_length(student), max_tokens)
     prompt_ids = [encoded[index % len(encoded)] for index in range(num_completions)]
-    eos_ids = end_of_sequence_ids(student, tokenizer)
+    eos_ids = sampler_stop_ids(tokenizer, student)
     config = GenerationConfig(
         **generation_settings(tokenizer, eos_ids, False, temperature, max_tokens)
     )

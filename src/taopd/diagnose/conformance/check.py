@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from taopd.diagnose.conformance.files import Batch, Json, pick, read_batches, table_of
+from taopd.diagnose.conformance.files import SELECTION, Batch, Json, read_batches, table_of
 from taopd.errors import DataError, suggest
+from taopd.runs.validation import fit
 from taopd.selectors import REFERENCE_NAMES, NormalizedView, normalized_view, select
 from taopd.selectors.formulas import (
     incompatible,
@@ -164,7 +165,7 @@ def _selections(
     """(place, settings of one recorded selection, its flattened mask)."""
     for number, recorded in enumerate(batch.selections):
         place = f"{batch.place}, selections[{number}]"
-        method = pick(recorded, "method", place, str)
+        method = recorded["method"]
         if method not in REFERENCE_NAMES:
             raise DataError(
                 f"{place}, method: {method!r} is unknown.{suggest(method, REFERENCE_NAMES)}"
@@ -172,6 +173,7 @@ def _selections(
         if method == "random":  # Its generator is not recorded, so there is nothing to recompute.
             report.not_compared["random choices"] += 1
             continue
+        fit(recorded, SELECTION, place)
         normalization = recorded.get("normalization", "quantile")
         if normalization not in NORMALIZATION_NAMES:
             raise DataError(
@@ -189,11 +191,11 @@ def _selections(
         settings = {
             "method": method,
             "selector": REFERENCE_NAMES[method],
-            "budget": pick(recorded, "ratio", place, float),
-            "min_keep": pick(recorded, "min_keep", place, int),
+            "budget": recorded["ratio"],
+            "min_keep": recorded["min_keep"],
             "normalization": NORMALIZATION_NAMES[normalization],
             "proxy": proxy,
-            "gamma": pick({"gamma": gamma}, "gamma", place, float),
+            "gamma": gamma,
         }
         yield place, settings, batch.flat_masks(recorded, place)
 

@@ -16,6 +16,17 @@ import torch
 from torch import Tensor
 
 from taopd.errors import DataError
+from taopd.runs.validation import (
+    ANY,
+    MARK,
+    TEXT,
+    Leaf,
+    Maybe,
+    Some,
+    fit,
+    number,
+    whole,
+)
 from taopd.signals import ListMetrics, SignalTable
 
 Json = Any
@@ -34,6 +45,45 @@ MOST_ENTRIES = 2**18
 """Of a list: more than any vocabulary has."""
 DEFAULT_GAMMA = 0.5
 """Used where neither batch nor selection names gamma. [METHOD section 6]"""
+
+FINITE = number(-LARGEST, LARGEST)
+_TOKEN_ID = whole(0, 2**53 - 1)
+_LOGPROB = Leaf(
+    "a log-prob in nats or null",
+    lambda v: v is None or type(v) is float or (type(v) is int and abs(v) <= LARGEST),
+)
+_LIST = [(_LOGPROB, _TOKEN_ID)]
+_SAMPLE = {
+    "token_ids": [_TOKEN_ID],
+    "student_top": [_LIST],
+    "teacher_top": [_LIST],
+    "teacher_requested?": Maybe([Maybe(_LIST)]),
+    "loss_mask": [MARK],
+}
+_BATCH = {
+    "K": whole(1, MOST_ENTRIES),
+    "gamma?": FINITE,
+    "split_gamma?": FINITE,
+    "samples": [_SAMPLE],
+    "token_metrics": {...: ANY},
+    "scores": {...: ANY},
+    "selections": [{"method": TEXT}],
+}
+SELECTION = {
+    "ratio": FINITE,
+    "min_keep": Leaf("a whole number", lambda v: type(v) is int),
+    "gamma?": FINITE,
+    "split_gamma?": FINITE,
+    "normalization?": TEXT,
+    "proxy?": TEXT,
+    "masks": [[MARK]],
+}
+"""Of a selection that can be recomputed."""
+_COLUMNS: dict[str, Any] = {
+    "quadrant": Leaf(f"one of {list(QUADRANT_NAMES)}", lambda v: v in list(QUADRANT_NAMES)),
+    **{name: Maybe(whole(-(2**53))) for name in INTEGER_COLUMNS},
+}
+"""Of recorded columns; all others hold finite numbers or null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,44 +113,29 @@ class Batch:
 
     def expected(self, key: str, ours: dict[str, list[Json]]) -> dict[str, list[Json]]:
         """The recorded columns under `key`, one per column of ours, checked."""
-        columns = self.recorded[key]
-        checked: dict[str, list[Json]] = {}
+        columns, place = self.recorded[key], f"{self.place}, {key}"
+        fit(columns, {name: [_COLUMNS.get(name, Maybe(FINITE))] for name in ours}, place)
         for name in ours:
-            place = f"{self.place}, {key}, {name}"
-            values = pick(columns, name, f"{self.place}, {key}", list)
-            if len(values) != len(self.places):
+            if len(columns[name]) != len(self.places):
                 raise DataError(
-                    f"{place}: expected one value for each of {len(self.places)} positions, "
-                    f"got {len(values)}"
+                    f"{place}, {name}: expected one value for each of {len(self.places)} positions, "
+                    f"got {len(columns[name])}"
                 )
-            checked[name] = [
-                _expected_value(name, value, f"{place}[{row}]") for row, value in enumerate(values)
-            ]
-        return checked
+        return {
+            name: [QUADRANT_NAMES[value] for value in columns[name]]
+            if name == "quadrant"
+            else columns[name]
+            for name in ours
+        }
 
     def flat_masks(self, recorded: dict[str, Json], place: str) -> list[int]:
         """The masks of one recorded selection, response after response."""
-        masks = pick(recorded, "masks", place, list)
-        shape = [len(mask) if isinstance(mask, list) else None for mask in masks]
-        if shape != self.lengths:
-            raise DataError(f"{place}, masks: expected lengths {self.lengths}, got {shape}")
-        return [_flag(flag, f"{place}, masks") for mask in masks for flag in mask]
-
-
-def pick(container: dict[str, Json], key: str, place: str, kind: type) -> Json:
-    """`container[key]`, checked to be of a kind; float takes any finite number."""
-    if key not in container:
-        raise DataError(f"{place}: {key!r} is missing; tests/golden/README.md lists the fields")
-    value = container[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    good = {
-        float: number and -LARGEST <= value <= LARGEST,
-        int: number and isinstance(value, int),
-    }.get(kind, isinstance(value, kind))
-    if not good:
-        wanted = "a finite number" if kind is float else f"{kind.__name__}"
-        raise DataError(f"{place}, {key}: expected {wanted}, got {_shown(value)}")
-    return value
+        masks = recorded["masks"]
+        if [len(mask) for mask in masks] != self.lengths:
+            raise DataError(
+                f"{place}, masks: expected lengths {self.lengths}, got {[len(mask) for mask in masks]}"
+            )
+        return [int(flag) for mask in masks for flag in mask]
 
 
 def read_batches(path: Path) -> Iterator[Batch]:
@@ -115,12 +150,10 @@ def read_batches(path: Path) -> Iterator[Batch]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); expected a list of batches") from error
-    if not isinstance(content, list) or not content:
-        raise DataError(f"{path}: expected a list of at least one batch, got {_shown(content)}")
-    for number, raw in enumerate(content):
-        place = f"{path}, batch {number}"
-        if not isinstance(raw, dict):
-            raise DataError(f"{place}: expected an object, got {_shown(raw)}")
+    fit(content, Some(ANY), str(path))
+    for index, raw in enumerate(content):
+        place = f"{path}, batch {index}"
+        fit(raw, _BATCH, place)
         yield _batch(raw, place)
 
 
@@ -137,37 +170,21 @@ def table_of(batch: Batch, metrics: ListMetrics, compatibility: Tensor) -> Signa
 
 
 def _batch(raw: dict[str, Json], place: str) -> Batch:
-    k = pick(raw, "K", place, int)
-    if not 1 <= k <= MOST_ENTRIES:
-        raise DataError(
-            f"{place}, K: expected a whole number from 1 to {MOST_ENTRIES}, got {_shown(k)}"
-        )
-    gamma_key = next((key for key in ("gamma", "split_gamma") if key in raw), None)
-    samples = pick(raw, "samples", place, list)
+    """The tensors of one batch whose form is that of `_BATCH`."""
+    k, samples = raw["K"], raw["samples"]
     rows: list[tuple[Json, ...]] = []
-    lengths: list[int] = []
     places: list[str] = []
-    for number, sample in enumerate(samples):
-        here = f"{place}, response {number}"
-        if not isinstance(sample, dict):
-            raise DataError(f"{here}: expected an object, got {_shown(sample)}")
-        response_rows = _response(sample, here)
-        lengths.append(len(response_rows))
-        for position in range(len(response_rows)):
-            places.append(f"response {number}, position {position}")
-        rows += [(number, position, *row) for position, row in enumerate(response_rows)]
+    for response, sample in enumerate(samples):
+        for position, row in enumerate(_response(sample, f"{place}, response {response}")):
+            places.append(f"response {response}, position {position}")
+            rows.append((response, position, *row))
     width = max([k, *(len(row[column]) for row in rows for column in (2, 3))])
     student_ids, student_logprobs = _lists([row[2] for row in rows], width)
     teacher_ids, teacher_logprobs = _lists([row[3] for row in rows], width)
     requested_logprobs = [
         [(row[4] or {}).get(token, -math.inf) for _, token in row[2]] for row in rows
     ]
-    selections = pick(raw, "selections", place, list)
-    for number, selection in enumerate(selections):
-        if not isinstance(selection, dict):
-            raise DataError(
-                f"{place}, selections[{number}]: expected an object, got {_shown(selection)}"
-            )
+    gamma_key = next((key for key in ("gamma", "split_gamma") if key in raw), None)
 
     def integers(column: int) -> Tensor:
         return torch.tensor([row[column] for row in rows], dtype=torch.int64)
@@ -176,7 +193,7 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
         place=place,
         places=places,
         k=k,
-        gamma=pick(raw, gamma_key, place, float) if gamma_key else DEFAULT_GAMMA,
+        gamma=raw[gamma_key] if gamma_key else DEFAULT_GAMMA,
         student_ids=student_ids,
         student_logprobs=student_logprobs,
         teacher_ids=teacher_ids,
@@ -187,88 +204,36 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
         response=integers(0),
         position=integers(1),
         valid=integers(6).bool(),
-        lengths=lengths,
-        recorded={key: pick(raw, key, place, dict) for key in ("token_metrics", "scores")},
-        selections=selections,
+        lengths=[len(sample["token_ids"]) for sample in samples],
+        recorded={key: raw[key] for key in ("token_metrics", "scores")},
+        selections=raw["selections"],
     )
 
 
-def _response(sample: dict[str, Json], place: str) -> list[tuple[Json, ...]]:
+def _response(sample: dict[str, Json], place: str) -> Iterator[tuple[Json, ...]]:
     """Per position: (student list, teacher list, requested or None, token id, loss mask)."""
-    tokens = pick(sample, "token_ids", place, list)
-    columns = {name: pick(sample, name, place, list) for name in ("student_top", "teacher_top")}
-    columns["loss_mask"] = pick(sample, "loss_mask", place, list)
-    requested = sample.get("teacher_requested")
-    if requested is None:
-        requested = [None] * len(tokens)
-    if not isinstance(requested, list):
-        raise DataError(
-            f"{place}, teacher_requested: expected a list or null, got {_shown(requested)}"
-        )
-    columns["teacher_requested"] = requested
+    tokens = sample["token_ids"]
+    columns = {name: sample[name] for name in ("student_top", "teacher_top", "loss_mask")}
+    known = sample.get("teacher_requested")
+    columns["teacher_requested"] = [None] * len(tokens) if known is None else known
     for name, column in columns.items():
         if len(column) != len(tokens):
             raise DataError(
                 f"{place}, {name}: expected {len(tokens)} entries, one per token id, "
                 f"got {len(column)}"
             )
-    rows = []
     for position, token in enumerate(tokens):
-        here = f"{place}, position {position}"
-        known = columns["teacher_requested"][position]
+        student, teacher, flag, known = (column[position] for column in columns.values())
         if known is not None:
             known = {
-                token_id: logprob
-                for logprob, token_id in _entries(known, f"{here}, teacher_requested")
-                if math.isfinite(logprob)
+                token_id: logprob for logprob, token_id in _entries(known) if math.isfinite(logprob)
             }
-        rows.append(
-            (
-                _entries(columns["student_top"][position], f"{here}, student_top"),
-                _entries(columns["teacher_top"][position], f"{here}, teacher_top"),
-                known,
-                _token_id(token, f"{here}, token_ids"),
-                _flag(columns["loss_mask"][position], f"{here}, loss_mask"),
-            )
-        )
-    return rows
+        yield _entries(student), _entries(teacher), known, token, int(flag)
 
 
-def _entries(entries: Json, place: str) -> list[tuple[float, int]]:
-    if not isinstance(entries, list):
-        raise DataError(f"{place}: expected a list of [logprob, token id], got {_shown(entries)}")
-    checked = []
-    for entry in entries:
-        if not isinstance(entry, list) or len(entry) != 2:
-            raise DataError(f"{place}: expected [logprob, token id], got {_shown(entry)}")
-        logprob, token = entry
-        wide = isinstance(logprob, int) and abs(logprob) > LARGEST
-        if wide or isinstance(logprob, bool) or not isinstance(logprob, int | float | None):
-            raise DataError(f"{place}: expected a log-prob in nats, got {_shown(logprob)}")
-        checked.append((math.nan if logprob is None else float(logprob), _token_id(token, place)))
-    return checked
-
-
-def _token_id(token: Json, place: str) -> int:
-    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**53:
-        raise DataError(f"{place}: expected a token id, a whole number >= 0, got {_shown(token)}")
-    return token
-
-
-def _flag(flag: Json, place: str) -> int:
-    if flag not in (0, 1) or not isinstance(flag, int):
-        raise DataError(f"{place}: expected 0 or 1, got {_shown(flag)}")
-    return int(flag)
-
-
-def _expected_value(name: str, value: Json, place: str) -> Json:
-    if name == "quadrant":
-        if not isinstance(value, str) or value not in QUADRANT_NAMES:
-            raise DataError(f"{place}: expected one of {list(QUADRANT_NAMES)}, got {_shown(value)}")
-        return QUADRANT_NAMES[value]
-    if value is None:
-        return None
-    return pick({name: value}, name, place, int if name in INTEGER_COLUMNS else float)
+def _entries(entries: Json) -> list[tuple[float, int]]:
+    """A recorded list; null is NaN."""
+    return [(math.nan if logprob is None else float(logprob), token) for logprob, token in entries]
 
 
 def _lists(lists: list[list[tuple[float, int]]], width: int) -> tuple[Tensor, Tensor]:
@@ -283,8 +248,3 @@ def _lists(lists: list[list[tuple[float, int]]], width: int) -> tuple[Tensor, Te
 def _padded(rows: list[list[Json]], width: int, pad: float, dtype: torch.dtype) -> Tensor:
     padded = [row + [pad] * (width - len(row)) for row in rows]
     return torch.tensor(padded, dtype=dtype).reshape(len(rows), width)
-
-
-def _shown(value: Json) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,12 +16,12 @@ from taopd.errors import ConfigError, DataError
 from taopd.experiments.evaluation.accuracy import EvaluationResult, summarize
 from taopd.experiments.evaluation.grading import Grader
 from taopd.models.generation import (
-    end_of_sequence_ids,
     generate_ids,
     generation_settings,
     undisturbed,
 )
 from taopd.models.prompts import context_length, encode_prompts
+from taopd.models.stop_tokens import sampler_stop_ids
 
 
 def evaluate(
@@ -73,7 +73,7 @@ def evaluate(
     _check_rows(rows)
     prompt_ids = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     _check_context(prompt_ids, context_length(model), max_new_tokens)
-    eos_ids = end_of_sequence_ids(model, tokenizer)
+    eos_ids = sampler_stop_ids(tokenizer, model)
     settings = generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)
     if not greedy:
         settings |= {"top_p": top_p, "top_k": top_k}

@@ -14,6 +14,7 @@ from typing import Any
 from taopd.errors import ConfigError
 from taopd.experiments.study.file import StudyFile, number, settings_hints
 from taopd.runs.redaction import redact_document
+from taopd.selectors import check_budget
 from taopd.trainer.config import TeachabilityConfig
 
 MOST_ARMS = 10_000
@@ -25,9 +26,8 @@ _SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
 _SELECTION_KEYS = _SELECTOR_KEYS | {
     *("budget", "min_keep", "gradient_window", "gradient_check_every"),
     *("anchor_coef", "anchor_fraction", "anchor_responses", "anchor_loss"),
-    *("weighting", "weights_mean_one", "teachability_floor", "replay_fraction"),
-    *("budget_schedule", "budget_end", "budget_steps", "budget_scope", "budget_memory"),
-    *("draw", "draw_floor", "draw_clip", "position_cost", "shadow_selectors"),
+    *("weighting", "draw", "draw_floor", "draw_clip", "shadow_selectors"),
+    *("budget_schedule", "budget_end", "budget_steps", "budget_scope"),
 }
 """Settings of which tokens train and how much: plain full distillation has none of them."""
 
@@ -62,7 +62,8 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
     for entry in [*study.arms, *_grid(study.grid)]:
         settings = {k: number(k, v, hints[k]) for k, v in entry.items() if k != "name"}
         settings = {"selector": base.get("selector", TeachabilityConfig.selector)} | settings
-        _check_budget(settings.get("budget", 1.0))
+        # Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is.
+        check_budget(settings.get("budget", 1.0))
         if settings["selector"] == "full":
             settings = {
                 k: v for k, v in settings.items() if k not in _SELECTION_KEYS - {"selector"}
@@ -142,12 +143,6 @@ def _derived_name(settings: Mapping[str, Any], base: Mapping[str, Any]) -> str:
         if key not in ("selector", "budget") and base.get(key) != value:
             parts.append(f"{key}={re.sub(r'[^A-Za-z0-9_.+-]+', '_', str(value))}")
     return ",".join(parts)
-
-
-def _check_budget(budget: Any) -> None:
-    """Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is."""
-    if not isinstance(budget, int | float) or not 0.0 < budget <= 1.0:
-        raise ConfigError(f"budget={budget!r}: must be in (0, 1]; 0.05 keeps 5 % of the tokens")
 
 
 def _check_name(name: str) -> None:

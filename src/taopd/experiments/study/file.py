@@ -15,6 +15,7 @@ from taopd.errors import ConfigError, suggest
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.config_checks import refuse_removed
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""
@@ -129,6 +130,7 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
         ConfigError: with the nearest known name.
     """
     known = settings_hints()
+    refuse_removed(settings)
     for key in settings:
         if key in _SET_BY_STUDY:
             raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")

@@ -1,6 +1,11 @@
 """Forward and backward at selected positions: the gradient window."""
 
-from taopd.models.gradient_window.fidelity import Fidelity, gradient_fidelity
+from taopd.models.gradient_window.fidelity import (
+    Fidelity,
+    compare_gradients,
+    gradient_fidelity,
+    gradients_of,
+)
 from taopd.models.gradient_window.positions import gradient_positions
 from taopd.models.gradient_window.prefix import (
     KeyValuePrefix,
@@ -18,8 +23,10 @@ __all__ = [
     "backbone_of",
     "capture_prefix",
     "check_backbone",
+    "compare_gradients",
     "gather_prefix",
     "gradient_fidelity",
     "gradient_positions",
+    "gradients_of",
     "sparse_states",
 ]

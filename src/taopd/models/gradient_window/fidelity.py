@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -33,27 +34,35 @@ def gradient_fidelity(
         loss_exact: computes a scalar loss from the model as it is; called once.
         loss_sparse: likewise.
     """
+    with torch.enable_grad():
+        exact = gradients_of(loss_exact(), model)
+        return compare_gradients(exact, gradients_of(loss_sparse(), model))
+
+
+def gradients_of(
+    loss: Float[Tensor, ""], model: nn.Module | Iterable[nn.Parameter]
+) -> list[Tensor | None]:
+    """Gradient of a loss by every trainable parameter, taken aside: no `.grad` changes, no hook runs."""
     every = model.parameters() if isinstance(model, nn.Module) else model
     parameters = [parameter for parameter in every if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
-    def gradients(loss: Callable[[], Tensor]) -> list[Tensor | None]:
-        with torch.enable_grad():
-            return list(torch.autograd.grad(loss(), parameters, allow_unused=True))
 
-    exact, sparse = gradients(loss_exact), gradients(loss_sparse)
-
-    def product(left: list[Tensor | None], right: list[Tensor | None]) -> float:
-        pairs = zip(left, right, strict=True)
-        return sum(
-            float((a.float() * b.float()).sum(dtype=torch.float64))
-            for a, b in pairs
-            if a is not None and b is not None
-        )
-
-    exact_norm, sparse_norm = product(exact, exact) ** 0.5, product(sparse, sparse) ** 0.5
+def compare_gradients(exact: list[Tensor | None], sparse: list[Tensor | None]) -> Fidelity:
+    """How well the second gradient agrees with the first."""
+    exact_norm, sparse_norm = _product(exact, exact) ** 0.5, _product(sparse, sparse) ** 0.5
     if exact_norm == 0.0:
         return Fidelity(cosine=float("nan"), norm_ratio=float("nan"))
     if sparse_norm == 0.0:
         return Fidelity(cosine=float("nan"), norm_ratio=0.0)
-    cosine = product(exact, sparse) / (exact_norm * sparse_norm)
+    cosine = _product(exact, sparse) / (exact_norm * sparse_norm)
     return Fidelity(cosine=cosine, norm_ratio=sparse_norm / exact_norm)
+
+
+def _product(left: list[Tensor | None], right: list[Tensor | None]) -> float:
+    pairs = zip(left, right, strict=True)
+    return sum(
+        float((a.float() * b.float()).sum(dtype=torch.float64))
+        for a, b in pairs
+        if a is not None and b is not None
+    )

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, require
+from taopd.selectors.budget import check_budget
 
 if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
@@ -77,27 +78,27 @@ class PlanSettings:
     def __post_init__(self) -> None:
         for name in ("batch", "completion_length", "micro_batches", "top_k", "num_ranks"):
             value = getattr(self, name)
-            _require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
-        _require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
-        _require(0.0 < self.budget <= 1.0, "budget", self.budget, "in (0, 1]")
-        _require(
+            require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
+        require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
+        check_budget(self.budget)
+        require(
             0.0 <= self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in [0, 1]"
         )
-        _require(
+        require(
             0.0 < self.anchor_responses <= 1.0,
             "anchor_responses",
             self.anchor_responses,
             "in (0, 1]",
         )
-        _require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
-        _require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
+        require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
+        require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
         if self.sharding not in SHARDINGS:
             raise ConfigError(f"sharding={self.sharding!r}: must be {' or '.join(SHARDINGS)}")
         if self.device not in ("cpu", "gpu"):
             raise ConfigError(f"device={self.device!r}: must be 'cpu' or 'gpu'")
         for name in ("dtype", "student_dtype", "teacher_dtype"):
             value = getattr(self, name)
-            _require(value in BYTES, name, value, f"one of {', '.join(BYTES)}")
+            require(value in BYTES, name, value, f"one of {', '.join(BYTES)}")
 
     @property
     def length(self) -> int:
@@ -163,11 +164,6 @@ def gradient_share(settings: PlanSettings, window: int | None) -> float:
         candidates = min(column + window, last) - max(column, first, 0) + 1
         total += 1.0 - math.pow(1.0 - settings.wanted_share, candidates)
     return total / settings.length
-
-
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={value!r}: must be {expected}")
 
 
 DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}

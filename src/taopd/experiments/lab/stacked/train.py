@@ -32,7 +32,7 @@ from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
-from taopd.trainer.selection import Choice, Chooser, needed_signals
+from taopd.trainer.selection import Choice, choose, needed_signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,6 @@ class Stack:
             for args in self.settings
         ]
         self._anchor = resolve_loss(first.anchor_loss)
-        self._choosers = [Chooser() for _ in arms]
         self._prompts = read_problems(arms[0], "train")[0]
         self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
         self._generators = {
@@ -164,7 +163,7 @@ class Stack:
         tables = self._tables(signals, positions)
         choices = [
             choose(table, args, step=number, training=True)
-            for choose, table, args in zip(self._choosers, tables, self.settings, strict=True)
+            for table, args in zip(tables, self.settings, strict=True)
         ]
 
         def reference() -> Tensor:

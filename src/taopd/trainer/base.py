@@ -1,0 +1,127 @@
+"""What the trainer needs of TRL around its own step: repeated prompts, and forwards inside wrappers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import DistillationTrainer
+from trl.trainer.utils import RepeatSampler
+
+from taopd.kernels import Head
+from taopd.models.batch import Trimmed
+from taopd.models.output_head import head_dtype, read_head
+from taopd.teachers import Teacher
+from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.nonfinite import NonFiniteGuard
+from taopd.trainer.step_metrics import Recorder
+from taopd.trainer.student import StudentForward
+from taopd.trainer.teacher import TeacherSource
+
+
+class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
+    """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
+
+    args: TeachabilityConfig
+    vocab_size: int
+    """Ids that student and teacher share."""
+    _recorder: Recorder
+    _student: StudentForward
+    _teacher: TeacherSource
+    nonfinite: NonFiniteGuard
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def _generation_batch_size(self) -> int:
+        args = self.args
+        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return local * self.accelerator.num_processes
+
+    def sample(
+        self, prompts: list[Any], max_new_tokens: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them."""
+        prompt_ids = self._tokenize_prompts(prompts)[0]
+        if self.use_vllm:
+            limits, name = self.vllm_generation, "max_completion_length"
+        else:
+            limits, name = self.generation_config, "max_new_tokens"
+        usual = getattr(limits, name)
+        setattr(limits, name, max_new_tokens)
+        try:
+            completion_ids = self._generate_single_turn(prompt_ids, None, {})
+        finally:
+            setattr(limits, name, usual)
+        self.nonfinite.forget()
+        return prompt_ids, completion_ids
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer; `processing_class` may be a processor around it."""
+        return self._tokenizer
+
+    @property
+    def remote_teacher(self) -> Teacher | None:
+        """The teacher, if it is behind a server or a `Teacher` of the caller's."""
+        return self._teacher.asked
+
+    def _get_train_sampler(self, dataset=None):
+        args = self.args
+        sampler = RepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=args.num_generations,
+            batch_size=self._generation_batch_size() // args.num_generations,
+            repeat_count=args.gradient_accumulation_steps * args.num_iterations,
+            shuffle=self.shuffle_dataset,
+            seed=args.seed,
+        )
+        if dataset is None or dataset is self.train_dataset:
+            self._sampler = sampler
+        return sampler
+
+    def _prepare_inputs(self, generation_batch):
+        accumulation = self.args.gradient_accumulation_steps
+        iteration = (self._step // accumulation) % self.args.num_iterations
+        if self.model.training and iteration > 0 and self._buffered_inputs is not None:
+            return self._buffered_inputs[self._step % accumulation]
+        return super()._prepare_inputs(generation_batch)
+
+    # -- forwards ---------------------------------------------------------------------------------
+
+    def _get_last_hidden_state(self, *args, **kwargs) -> Tensor:
+        # TRL calls the backbone past the wrapper's forward, where accelerate put the autocast: without this
+        # line bf16=True would train in float32. The head gets the dtype it would have had there.
+        with self.accelerator.autocast():
+            return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
+
+    def forward_states(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
+        """Backbone and head of a model, inside its DDP or FSDP wrapper."""
+        model = self.accelerator.unwrap_model(wrapped)
+        run = self._states_and_head, self._get_last_hidden_state, model
+        return self._forward_redirection(wrapped, model, *run, *part.sequences)
+
+    def _forward_keeping_prefix(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
+        """`_forward` of the student that leaves its keys and values for the sparse forward."""
+        model = self.accelerator.unwrap_model(wrapped)
+        run = self._states_and_head, self._student.scoring_states, model
+        return self._forward_redirection(wrapped, model, *run, *part.sequences)
+
+    def _states_and_head(self, backbone, model, *sequences) -> tuple[Tensor, Head]:
+        hidden = backbone(model, *sequences)
+        return hidden, read_head(model, self.vocab_size)
+
+    @torch.no_grad()
+    def _head(self, model) -> Head:
+        return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
+
+    # -- bookkeeping ------------------------------------------------------------------------------
+
+    def record(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(value)
+
+    def prediction_step(self, *args, **kwargs):
+        loss, *rest = super().prediction_step(*args, **kwargs)
+        self._recorder.flush()
+        # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
+        return (self.accelerator.reduce(loss, reduction="mean"), *rest)

@@ -1,0 +1,241 @@
+"""The checks of `TeachabilityConfig`: known names, ranges, and settings that fit each other.
+
+Every function takes the config and raises a `ConfigError` that names the setting.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from taopd.errors import ConfigError, require, suggest
+from taopd.losses import LOSSES, needs_teacher_distribution
+from taopd.selectors import (
+    NORMALIZATIONS,
+    SCHEDULES,
+    SCOPES,
+    SELECTORS,
+    Rules,
+    check_budget,
+    check_settings,
+    check_share,
+    resolve_selector,
+    resolve_weighting,
+)
+from taopd.signals import COMPATIBILITIES, LISTS_GIVE
+
+if TYPE_CHECKING:
+    from taopd.trainer.config import TeachabilityConfig
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "signals": ("exact", "topk_lists"),
+    "compatibility": COMPATIBILITIES,
+    "normalization": NORMALIZATIONS,
+    "stop_tokens": ("train", "exclude", "merge"),
+    "budget_schedule": SCHEDULES,
+    "budget_scope": SCOPES,
+    "loss": tuple(LOSSES),
+    "reduction": ("token_mean", "sample_mean"),
+    "denominator": ("selected", "completion"),
+    "method": ("anchored", "published"),
+    "anchor_loss": ("reverse_kl", "forward_kl"),
+    "collapse_guard": ("off", "warn", "stop", "restore"),
+}
+AT_LEAST: dict[str, float] = {
+    "score_top_k": 1,
+    "budget_steps": 1,
+    "gather_limit": 0,
+    "ppo_clip_high": 0,
+    "anchor_coef": 0,
+    "guard_every": 1,
+    "num_generations": 1,
+    "num_iterations": 1,
+    "gradient_check_every": 0,
+    "prefix_memory_mib": 0,
+    "teacher_concurrency": 1,
+    "teacher_timeout_s": 1e-3,
+    "teacher_patience_s": 0,
+    "max_skipped_steps": 1,
+    "log_rollouts": 0,
+}
+"""Smallest value of a setting; None is always allowed."""
+ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
+ON_BAD_NUMBERS = ("stop", "skip")
+BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
+
+_NO_HELP = "measured as no help (docs/results/collapse.md); leave it out, "
+REMOVED = {
+    "teachability_floor": f"{_NO_HELP}the anchor (method: anchored) is the default",
+    "replay_fraction": f"{_NO_HELP}the anchor (method: anchored) is the default",
+    "budget_memory": f"{_NO_HELP}budget_schedule and budget_end change the budget over time",
+    "position_cost": "no measurement supports it; leave it out, gradient_window makes a step cheaper",
+    "weights_mean_one": "no measurement supports it; leave it out, denominator: selected divides by the "
+    "sum of the weights",
+}
+"""Options that taopd no longer has: why, and what to use instead."""
+
+
+def refuse_removed(names: Iterable[str]) -> None:
+    """Refuse an option that taopd no longer has, from a file, a flag or Python.
+
+    Raises:
+        ConfigError: names the option and what to use instead.
+    """
+    for name in names:
+        if name in REMOVED:
+            raise ConfigError(f"{name} was removed from taopd: {REMOVED[name]}")
+
+
+def check_config(config: "TeachabilityConfig") -> None:
+    """Refuse unknown names, values out of range, and settings that do not fit each other.
+
+    Raises:
+        ConfigError: names the setting, with the nearest known name or the range.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+    for name, least in AT_LEAST.items():
+        value = getattr(config, name)
+        require(value is None or value >= least, name, value, f"at least {least:g}")
+    for name in ABOVE_ZERO:
+        value = getattr(config, name)
+        require(value is None or value > 0.0, name, value, "above 0")
+    low, bad = config.ppo_clip_low, config.on_bad_numbers
+    require(0.0 <= low < 1.0, "ppo_clip_low", low, "in [0, 1)")
+    require(bad in ON_BAD_NUMBERS, "on_bad_numbers", bad, f"one of {', '.join(ON_BAD_NUMBERS)}")
+    check_budget(config.budget)
+    check_share(config.split_gamma, "split_gamma")
+    _check_selection(config)
+    _check_schedule(config)
+    _check_anchor(config)
+    _check_gradient_window(config)
+    if config.stop_token_ids is not None and config.stop_tokens == "train":
+        raise ConfigError("stop_token_ids has no effect with stop_tokens='train'")
+    if config.max_update_norm is not None and config.match_update_norm is not None:
+        raise ConfigError("max_update_norm and match_update_norm exclude each other")
+    if config.teacher_url is not None:
+        check_remote_teacher(config)
+
+
+def _check_selection(config: "TeachabilityConfig") -> None:
+    rules = Rules(
+        min_keep=config.min_keep,
+        scope=config.budget_scope,
+        draw=config.draw,
+        draw_floor=config.draw_floor,
+        draw_clip=config.draw_clip,
+        weighting=config.weighting,
+    )
+    check_settings(rules, resolve_selector(config.selector))
+    names = [config.selector, *(config.shadow_selectors or [])]
+    needs = {name: resolve_selector(name).needs for name in names}
+    weight = resolve_weighting(config.weighting)
+    needs |= {} if weight is None else {config.weighting: weight.needs}
+    if config.signals != "topk_lists":
+        return
+    for name, signals in needs.items():
+        missing = sorted(set(signals) - LISTS_GIVE)
+        if missing:
+            enough = [known for known, rule in SELECTORS.items() if set(rule.needs) <= LISTS_GIVE]
+            raise ConfigError(
+                f"{name!r} reads the signal {missing[0]!r}, which signals='topk_lists' cannot give: set "
+                f"signals='exact', or choose among {', '.join(sorted(enough))}"
+            )
+
+
+def _check_schedule(config: "TeachabilityConfig") -> None:
+    end = config.budget_end
+    if end is not None:
+        check_budget(end, "budget_end")
+    if (config.budget_schedule == "constant") != (end is None):
+        raise ConfigError(
+            f"budget_schedule={config.budget_schedule!r} and budget_end={end}: a schedule needs both, "
+            "a constant budget neither"
+        )
+    if end is not None and config.budget_steps is None and config.max_steps <= 0:
+        raise ConfigError("a budget schedule needs max_steps or budget_steps")
+
+
+def _check_anchor(config: "TeachabilityConfig") -> None:
+    fraction, responses = config.anchor_fraction, config.anchor_responses
+    require(0.0 < fraction <= 1.0, "anchor_fraction", fraction, "in (0, 1]")
+    inside = fraction <= responses <= 1.0
+    require(inside, "anchor_responses", responses, f"in [anchor_fraction={fraction}, 1]")
+    saves = str(config.save_strategy) not in ("no", "SaveStrategy.NO")
+    if config.collapse_guard == "restore" and not saves:
+        raise ConfigError("collapse_guard='restore' needs checkpoints: set save_strategy='steps'")
+
+
+def _check_gradient_window(config: "TeachabilityConfig") -> None:
+    window, every = config.gradient_window, config.gradient_check_every
+    inside = window is None or window >= 0
+    require(inside, "gradient_window", window, "none, or 0 or more positions")
+    if every and window is None:
+        raise ConfigError(
+            "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"
+        )
+    if every and (config.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ConfigError(
+            "gradient_check_every does not work with reentrant checkpointing: set "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+
+
+def beta_of(config: "TeachabilityConfig") -> float:
+    """TRL's interpolation coefficient that belongs to the loss.
+
+    Raises:
+        ConfigError: `beta` is set and contradicts the loss.
+    """
+    beta, derived = config.beta, BETA_OF_LOSS.get(config.loss, 1.0)
+    if beta is None:
+        return derived
+    if config.loss == "jsd":
+        require(0.0 < beta < 1.0, "beta", beta, "strictly between 0 and 1 for loss='jsd'")
+    elif beta != derived:
+        raise ConfigError(
+            f"beta={beta} does not fit loss={config.loss!r}: leave beta unset, or choose "
+            "loss='reverse_kl' (1), 'forward_kl' (0) or 'jsd' (between)"
+        )
+    return beta
+
+
+def check_remote_teacher(config: "TeachabilityConfig") -> None:
+    """Refuse what only a teacher in this process can do.
+
+    Raises:
+        ConfigError: names the setting and the alternatives.
+    """
+    if needs_teacher_distribution(config.loss):
+        served = [name for name in LOSSES if not needs_teacher_distribution(name)]
+        raise ConfigError(
+            f"loss={config.loss!r} reads the teacher's full distribution, which no server sends: set "
+            f"loss={' or '.join(map(repr, served))}, or load the teacher in this process"
+        )
+    if config.temperature != 1.0:
+        raise ConfigError(
+            f"temperature={config.temperature}: a server scores at temperature 1; set temperature=1, or "
+            "load the teacher in this process"
+        )
+    if config.stop_tokens == "merge":
+        raise ConfigError(
+            "stop_tokens='merge' reads the teacher's mass on every stop id, which no server sends: set "
+            "stop_tokens='exclude', or load the teacher in this process"
+        )
+
+
+def check_generation_batch(config: "TeachabilityConfig", size: int, *, streaming: bool) -> None:
+    """Refuse a generation batch of `size` completions that cannot be divided into groups.
+
+    Raises:
+        ConfigError: if num_generations does not divide it, or a stream would have to be repeated.
+    """
+    if size % config.num_generations:
+        raise ConfigError(
+            f"num_generations={config.num_generations} does not divide the generation batch of {size} "
+            "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+        )
+    if streaming and config.num_generations * config.num_iterations > 1:
+        raise ConfigError(
+            "num_generations and num_iterations above 1 need a dataset with a length, not a stream"
+        )
