@@ -12,7 +12,7 @@ from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.output_head import head_dtype, read_head
 from taopd.teachers import Teacher
-from taopd.trainer.checkpoint.mixin import WholeCheckpoints
+from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.step_metrics import Recorder
@@ -20,7 +20,7 @@ from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 
 
-class BaseTrainer(WholeCheckpoints, DistillationTrainer):
+class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
 
     args: TeachabilityConfig

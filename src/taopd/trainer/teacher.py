@@ -21,7 +21,7 @@ from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
-from taopd.teachers import ServerTeacher, Teacher, as_bound, ask_positions, connect, load_teacher
+from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import signal_needs, signal_options
 
@@ -137,7 +137,7 @@ class TeacherSource:
         scored, error = None, None
         assert self.asked is not None
         try:
-            scored = ask_positions(
+            scored = score_remote(
                 forward,
                 student,
                 self.asked,
