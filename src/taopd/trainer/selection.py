@@ -7,7 +7,6 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,15 +29,15 @@ from taopd.trainer.config import TeachabilityConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The fate of the N positions of a whole generation batch, or of the part of it on this rank."""
+    """What the loss does with the N positions of a generation batch, or of the part of it on this rank."""
 
     selection: Selection
     loss_weights: Float[Tensor, " N"]
     """Selection weight over the global denominator; 0 where nothing is trained."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
-    held: Bool[Tensor, " N"]
-    """Unselected tokens at which the initial student is asked: those of the anchor, or of the guard."""
+    reference_mask: Bool[Tensor, " N"]
+    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -122,28 +121,28 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
     on them is not comparable over time.
     """
     budget = budget_at(step, args) if training else 1.0
-    by_settings = partial(
-        select,
-        table,
-        budget=budget,
-        min_keep=args.min_keep,
-        normalization=args.normalization,
-        gamma=args.split_gamma,
-        seed=args.seed,
-        step=step,
-        rules="reference" if args.signals == "topk_lists" else "paper",
-    )
-    if not training:
-        selection = by_settings(selector="full")
-    else:
-        selection = by_settings(
+    rules: dict[str, Any] = {
+        "budget": budget,
+        "min_keep": args.min_keep,
+        "normalization": args.normalization,
+        "gamma": args.split_gamma,
+        "seed": args.seed,
+        "step": step,
+        "rules": "reference" if args.signals == "topk_lists" else "paper",
+    }
+    if training:
+        selection = select(
+            table,
             selector=args.selector,
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
             draw_clip=args.draw_clip,
             weighting=args.weighting,
+            **rules,
         )
+    else:
+        selection = select(table, selector="full", **rules)
     weights = reduction_weights(
         selection.weights,
         table.response,
@@ -153,29 +152,38 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         ranks=table.ranks,
     )
     drawn = torch.zeros_like(weights)
-    watched = args.collapse_guard != "off" and step % args.guard_every == 0
-    if training and (args.coef > 0.0 or watched):
-        # Where everything is selected there is nothing to hold, and the guard watches everything.
-        anything = table.ranks.any(table.valid & ~selection.kept) or args.coef > 0.0
-        drawn = anchor_weights(
-            selection.kept if anything else ~table.valid,
-            table.valid,
-            table.response,
-            fraction=args.anchor_fraction,
-            responses=args.anchor_responses,
-            seed=args.seed,
-            step=step,
-            ranks=table.ranks,
-        )
+    if training:
+        drawn = _anchor_draw(table, selection, args, step)
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
         anchor_weights=drawn * args.coef,
-        held=drawn != 0,
+        reference_mask=drawn != 0,
         budget=budget,
-        shadows={name: by_settings(selector=name).kept for name in shadows or []},
+        shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
+    )
+
+
+def _anchor_draw(
+    table: SignalTable, selection: Selection, args: TeachabilityConfig, step: int
+) -> Float[Tensor, " N"]:
+    """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
+    guarded = args.collapse_guard != "off" and step % args.guard_every == 0
+    if args.coef == 0.0 and not guarded:
+        return torch.zeros_like(selection.weights)
+    # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
+    some_left = args.coef > 0.0 or table.ranks.any(table.valid & ~selection.kept)
+    return anchor_weights(
+        selection.kept if some_left else ~table.valid,
+        table.valid,
+        table.response,
+        fraction=args.anchor_fraction,
+        responses=args.anchor_responses,
+        seed=args.seed,
+        step=step,
+        ranks=table.ranks,
     )
 
 
