@@ -5,8 +5,8 @@
 
 The second training step of a run with default settings is traced with `sys.setprofile`, from the call that
 fetches its batch (sample, score, select) to the end of its backward. Counted are calls of taopd's functions,
-comprehensions and resumed generators left out. A move is a call in another module than the call before. A room
-is an entry directly below src/taopd.
+comprehensions and resumed generators left out. A move is a call in another module than the call before. A
+room is an entry directly below src/taopd.
 """
 
 import argparse

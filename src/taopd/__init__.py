@@ -46,6 +46,7 @@ _MOVED = {
     "taopd.live": "taopd.trainer.tracker_tables",
     "taopd.metrics": "taopd.trainer.metrics",
     "taopd.tinylab": "taopd.experiments.lab",
+    "taopd.tree_files": "taopd.trainer.checkpoint.state_file",
 }
 """Import paths that the documentation of 0.1 named, and where they are now."""
 

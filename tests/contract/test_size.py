@@ -1,10 +1,11 @@
 """Small files, small functions, docstrings, and nothing that runs code from a file.
 
-Oracle: the source itself, read with `ast` and regular expressions.
+Oracle: the source itself, read with `ast`, `tokenize` and regular expressions.
 """
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,33 @@ def test_nothing_forbidden(what):
         for match in pattern.finditer(path.read_text())
     ]
     assert not found
+
+
+def test_the_trainer_hides_no_call_and_no_name():
+    """No function is handed a `partial` of another, and no key is put together from strings."""
+    for path in (SOURCE / "trainer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{relative(path)}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call):
+                handed = [*node.args, *(keyword.value for keyword in node.keywords)]
+                calls = [value.func for value in handed if isinstance(value, ast.Call)]
+                names = {getattr(function, "id", None) for function in calls}
+                allowed = isinstance(node.func, ast.Name) and node.func.id in ("Ranks",)
+                assert "partial" not in names or allowed, where
+            if isinstance(node, ast.Subscript):
+                assert not isinstance(node.slice, ast.JoinedStr), where
+
+
+COMMENTED = {"trainer": 0.03, "selectors": 0.03, "models": 0.03}
+"""Rooms in which a reader meets surprises, and the share of their lines that says why."""
+
+
+@pytest.mark.parametrize("room", COMMENTED)
+def test_the_rooms_that_train_say_why(room):
+    lines = comments = 0
+    for path in (SOURCE / room).rglob("*.py"):
+        with path.open("rb") as file:
+            tokens = list(tokenize.tokenize(file.readline))
+        comments += sum(token.type == tokenize.COMMENT for token in tokens)
+        lines += len(path.read_text().splitlines())
+    assert comments >= COMMENTED[room] * lines, f"{room}: {comments} of {lines}"

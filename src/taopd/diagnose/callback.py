@@ -70,7 +70,7 @@ class BankCallback(TrainerCallback):
     ) -> "BankCallback":
         """Make a callback for a `TeachabilityTrainer` with a local teacher, and add it."""
         teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
-        callback = cls(bank, teacher, trainer._record, every=every, k=k)
+        callback = cls(bank, teacher, trainer.record, every=every, k=k)
         trainer.add_callback(callback)
         return callback
 

@@ -1,6 +1,6 @@
 """Divergences between student and teacher, per position, in nats; and the sampled estimator.
 
-Every function here returns one number per position and leaves the reduction to `weights.py`, because the
+Every function here returns one number per position and leaves the reduction to `reduction.py`, because the
 denominator (how many tokens were selected over all micro-batches and ranks) is not known to a micro-batch.
 
 Sign law: `*_kl` is student against teacher, >= 0 exactly for the exact sums, in expectation for

@@ -133,7 +133,7 @@ def head_loss(
     Args:
         hidden: student's last hidden states at the selected positions; N may be 0 (the result is 0 with a
             valid graph, so that a rank without a selected token still takes part in the backward).
-        weights: the whole reduction: selection weight over global denominator (`weights.py`).
+        weights: the whole reduction: selection weight over global denominator (`reduction.py`).
 
     Returns:
         The scalar loss, and the per-position losses without gradient (nats).

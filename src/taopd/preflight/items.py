@@ -176,7 +176,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     "drift": lambda subject, found: look.check_drift(
         found, sampler=subject.trainer.sampler_monitor.sampler
     ),
-    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.trainer._stop_ids),
+    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.trainer.stop_ids),
     "truncation": lambda subject, found: look.check_truncation(
         found, max_completion_length=subject.trainer.max_completion_length
     ),

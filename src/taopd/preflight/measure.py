@@ -1,6 +1,6 @@
 """What one real micro-batch says of two models: `measure` runs both once over sampled completions.
 
-The figures; `outcomes` judges them.
+The figures; `rollout_checks` judges them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

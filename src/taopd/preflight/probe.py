@@ -33,13 +33,12 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
         NumericsError: NaN or infinite logits.
         TeacherError: a teacher that is asked does not answer.
     """
-    args, tokenizer = trainer.args, trainer._tokenizer
+    args, tokenizer = trainer.args, trainer.text_tokenizer
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     count = min(size, len(trainer.train_dataset))
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
-        prompts = trainer._tokenize_prompts(trainer.train_dataset[:count]["prompt"])[0]
-        completions = _sample(trainer, prompts, tokens)
+        prompts, completions = trainer.sample(trainer.train_dataset[:count]["prompt"], tokens)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         common: dict[str, Any] = {
@@ -51,14 +50,14 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
             "k": args.score_top_k,
             "max_tokens": tokens,
         }
-        student = trainer._forward, trainer.model_wrapped
+        student = trainer.forward_states, trainer.model_wrapped
         if trainer.teacher_model is None:
-            return measure_asked(*student, trainer._teacher.asked, batch, **common)
+            return measure_asked(*student, trainer.remote_teacher, batch, **common)
         return measure(
             *student,
             trainer.teacher_model,
             batch,
-            merged_ids=signal_options(args, trainer._stop_ids)["stop_ids"],
+            merged_ids=signal_options(args, trainer.stop_ids)["stop_ids"],
             temperature=trainer.temperature,
             **common,
         )
@@ -74,28 +73,12 @@ def _unreported(args: Any) -> Iterator[None]:
         args.report_to = trackers
 
 
-def _sample(trainer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    """Completions of at most `tokens` tokens from the trainer's own sampler."""
-    if trainer.use_vllm:
-        holder, name = trainer.vllm_generation, "max_completion_length"
-    else:
-        holder, name = trainer.generation_config, "max_new_tokens"
-    usual = getattr(holder, name)
-    setattr(holder, name, tokens)
-    try:
-        completions = trainer._generate_single_turn(prompts, None, {})
-        trainer.nonfinite.forget()  # These rollouts are of no batch that trains.
-        return completions
-    finally:
-        setattr(holder, name, usual)
-
-
 def _candidates(trainer: Any) -> list[int]:
     """Ids that may end a text: of the sampler, the teacher, the settings, and every special token."""
     declared = getattr(trainer.teacher_model, "generation_config", None)
     teacher = declared_ids(getattr(declared, "eos_token_id", None))
     given = trainer.args.stop_token_ids or []
-    return possible_stop_ids(trainer._tokenizer, trainer.eos_token_ids, teacher, given)
+    return possible_stop_ids(trainer.text_tokenizer, trainer.eos_token_ids, teacher, given)
 
 
 def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:

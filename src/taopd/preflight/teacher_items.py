@@ -16,7 +16,7 @@ UNNAMED = (
 def connected(subject: Any) -> Any:
     """The trainer's own teacher, or, where no trainer can be made, a connection of our own."""
     if subject.has("trainer"):
-        return subject.trainer._teacher.asked
+        return subject.trainer.remote_teacher
     rows = subject.student_config.get_text_config().vocab_size
     return connect_teacher(subject.settings.training, rows)
 

@@ -38,7 +38,7 @@ def compatible(view: NormalizedView, *, threshold: float = 0.9) -> Float[Tensor,
 
 
 def pgt(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Var_p[log q - log p] on S u T, see `signals.columns.log_ratio_variance`. Source: PGT."""
+    """Var_p[log q - log p] on S u T, see `signals.derived.log_ratio_variance`. Source: PGT."""
     return view.signal("log_ratio_variance")
 
 
@@ -48,7 +48,7 @@ def ier(view: NormalizedView) -> Float[Tensor, " N"]:
 
 
 def corrective(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Sum over S of max(q - p, 0), see `signals.columns.corrective_mass`. Source: RAC."""
+    """Sum over S of max(q - p, 0), see `signals.derived.corrective_mass`. Source: RAC."""
     return view.signal("corrective_mass")
 
 

@@ -5,7 +5,7 @@ whole vocabulary. `kernels.pair_score` computes all of it from hidden states and
 [positions, vocabulary] tensor; here the rows are checked, and the numbers named.
 
 Why not two top-K lists as in the released code: an id that is missing from a list counts as probability 0
-there, and each unit of teacher mass off the student's list then adds 20 to 28 nats to D. `lists.py` has
+there, and each unit of teacher mass off the student's list then adds 20 to 28 nats to D. `topk_lists.py` has
 that arithmetic, under its own name.
 
 Source: arXiv 2605.26844, eq. 3, 4, 9, 10, 14.

@@ -1,17 +1,23 @@
 """What the trainer needs of TRL around its own step: repeated prompts, and forwards inside wrappers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.output_head import head_dtype, read_head
+from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import WholeCheckpoints
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
+from taopd.trainer.teacher import TeacherSource
 
 
 class BaseTrainer(WholeCheckpoints, DistillationTrainer):
@@ -22,6 +28,8 @@ class BaseTrainer(WholeCheckpoints, DistillationTrainer):
     """Ids that student and teacher share."""
     _recorder: Recorder
     _student: StudentForward
+    _teacher: TeacherSource
+    nonfinite: NonFiniteGuard
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -29,6 +37,34 @@ class BaseTrainer(WholeCheckpoints, DistillationTrainer):
         args = self.args
         local = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return local * self.accelerator.num_processes
+
+    def sample(
+        self, prompts: list[Any], max_new_tokens: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them."""
+        prompt_ids = self._tokenize_prompts(prompts)[0]
+        if self.use_vllm:
+            limits, name = self.vllm_generation, "max_completion_length"
+        else:
+            limits, name = self.generation_config, "max_new_tokens"
+        usual = getattr(limits, name)
+        setattr(limits, name, max_new_tokens)
+        try:
+            completion_ids = self._generate_single_turn(prompt_ids, None, {})
+        finally:
+            setattr(limits, name, usual)
+        self.nonfinite.forget()
+        return prompt_ids, completion_ids
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer; `processing_class` may be a processor around it."""
+        return self._tokenizer
+
+    @property
+    def remote_teacher(self) -> Teacher | None:
+        """The teacher, if it is behind a server or a `Teacher` of the caller's."""
+        return self._teacher.asked
 
     def _get_train_sampler(self, dataset=None):
         args = self.args
@@ -59,7 +95,7 @@ class BaseTrainer(WholeCheckpoints, DistillationTrainer):
         with self.accelerator.autocast():
             return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
 
-    def _forward(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
+    def forward_states(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
         """Backbone and head of a model, inside its DDP or FSDP wrapper."""
         model = self.accelerator.unwrap_model(wrapped)
         run = self._states_and_head, self._get_last_hidden_state, model
@@ -81,7 +117,7 @@ class BaseTrainer(WholeCheckpoints, DistillationTrainer):
 
     # -- bookkeeping ------------------------------------------------------------------------------
 
-    def _record(self, name: str, value: float) -> None:
+    def record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
     def prediction_step(self, *args, **kwargs):

@@ -1,7 +1,7 @@
 """Watches a training run for collapse; warns, stops, or goes back to the last healthy checkpoint.
 
 The numbers are from batches that were scored anyway, and from the initial student's forward on a few
-completions every `guard_every` steps; `collapse_watch` decides. Its memory travels with checkpoints.
+completions every `guard_every` steps; `collapse_detector` decides. Its memory travels with checkpoints.
 """
 
 import logging

@@ -83,16 +83,17 @@ def _log(tracker: str, tables: dict[str, tuple[list[str], list[list[Any]]]], ste
     module = importlib.import_module(tracker)
     made: dict[str, Any] = {"train/global_step": step}
     for name, (columns, rows) in tables.items():
+        key = f"taopd/{name}"
         if tracker == "wandb":
             table = module.Table(columns=columns, data=rows)
-            made[f"taopd/{name}"] = table
+            made[key] = table
             if name == "budget":
                 x, y = columns
                 made["taopd/budget_plot"] = module.plot.line(table, x, y, title=f"{y} by budget")
         else:
             import pandas as pd
 
-            made[f"taopd/{name}"] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
+            made[key] = module.Table(dataframe=pd.DataFrame(rows, columns=columns))
             if name == "budget":
                 made["taopd/budget_plot"] = module.Image(_budget_picture(columns, rows))
     module.log(made)

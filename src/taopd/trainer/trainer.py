@@ -86,21 +86,21 @@ class TeachabilityTrainer(BaseTrainer):
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
         stops = args.stop_tokens, args.stop_token_ids
-        self._stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
+        self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
             k=args.score_top_k,
             clip_low=args.ppo_clip_low,
             clip_high=args.ppo_clip_high,
-            merged_ids=self._stop_ids if args.stop_tokens == "merge" else (),
+            merged_ids=self.stop_ids if args.stop_tokens == "merge" else (),
         )
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         guard = None
         if args.collapse_guard != "off":
-            sinks = self._record, self._load_from_checkpoint
+            sinks = self.record, self._load_from_checkpoint
             guard = CollapseGuard(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         self._anchor = Anchor(args, self.model, self.accelerator, self._recorder, self._head, guard)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
@@ -111,13 +111,13 @@ class TeachabilityTrainer(BaseTrainer):
         ]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
-        for callback in (*own, PeakMemory(self._record), self.sampler_monitor):
+        for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
             if callback is not None:
                 self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
         # DeepSpeed updates within the backward, where no update can be measured.
         if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
-            self.add_callback(UpdateNorm(self._record, *norms))
+            self.add_callback(UpdateNorm(self.record, *norms))
 
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
         with self.sampler_monitor.listening():
@@ -137,7 +137,7 @@ class TeachabilityTrainer(BaseTrainer):
             positions, scored = self._score(batch, positions)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
-        reference = self._anchor.measure(self._forward, self.model_wrapped, selected)
+        reference = self._anchor.measure(self.forward_states, self.model_wrapped, selected)
         self._tell_observers(selected, [row.get("answer") for row in inputs])
         return batch | self._loss_columns(scored, selected) | reference
 
@@ -168,11 +168,11 @@ class TeachabilityTrainer(BaseTrainer):
         self.model.train(reuse.keep_student_graph)
         try:
             scored = self._teacher.score(
-                self._forward,
+                self.forward_states,
                 self.model_wrapped,
                 batch,
                 positions,
-                stop_ids=self._stop_ids,
+                stop_ids=self.stop_ids,
                 temperature=self.temperature,
                 when=f"step {step}",
                 reuse=reuse,
@@ -192,7 +192,7 @@ class TeachabilityTrainer(BaseTrainer):
     def _select(self, batch: Batch, positions: Positions, scored: Scored) -> ScoredBatch:
         """The tokens that train, chosen over the generation batch of all processes."""
         training, step, signals = self.model.training, self.state.global_step, scored.signals
-        rows = local_table(signals, self.args, positions.row, positions.column, self._stop_ids)
+        rows = local_table(signals, self.args, positions.row, positions.column, self.stop_ids)
         part, table, local = gather_table(
             self.accelerator, rows, num_rows=positions.shape[0], **gather_options(self.args)
         )
@@ -301,5 +301,5 @@ class TeachabilityTrainer(BaseTrainer):
         if self._step % self.current_gradient_accumulation_steps == 0:
             self.nonfinite.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
-                self._record(name, value)
+                self.record(name, value)
         return loss
