@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require, require_known
 from taopd.selectors.budget import SCOPES, check_budget
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
@@ -59,10 +59,8 @@ def check_ranges(how: Rules) -> None:
     check_share(how.gamma, "gamma")
     check_share(how.draw_floor, "draw_floor")
     require(how.draw_clip >= 1.0, "draw_clip", how.draw_clip, "at least 1")
-    for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
-        value = getattr(how, name)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+    require_known("scope", how.scope, SCOPES)
+    require_known("draw", how.draw, DRAWS)
 
 
 def check_settings(how: Rules, chosen: Selector) -> None:

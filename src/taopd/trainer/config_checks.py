@@ -6,7 +6,7 @@ Every function takes the config and raises a `ConfigError` that names the settin
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require, require_known
 from taopd.losses import LOSSES, needs_teacher_distribution
 from taopd.selectors import (
     NORMALIZATIONS,
@@ -91,9 +91,7 @@ def check_config(config: "TeachabilityConfig") -> None:
         ConfigError: names the setting, with the nearest known name or the range.
     """
     for name, choices in CHOICES.items():
-        value = getattr(config, name)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+        require_known(name, getattr(config, name), choices)
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         require(value is None or value >= least, name, value, f"at least {least:g}")
