@@ -67,6 +67,7 @@ def scheduled_budget(
     require_known("budget_schedule", schedule, SCHEDULES)
     if schedule == "constant" or end is None:
         return start
+    # A schedule of one step has no range to divide by; steps after the last stay at its end.
     x = min(1.0, step / max(1, num_steps - 1))
     share = x if schedule == "linear" else (1.0 - math.cos(math.pi * x)) / 2.0
     return start + (end - start) * share

@@ -159,6 +159,7 @@ def normalize(
     scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
+    # Rows outside the population are no part of the scale; a value of theirs could be anything.
     usable, (low, high) = population & values.isfinite(), scale
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
@@ -218,6 +219,7 @@ def normalized_view(
                     f"{name.upper()} is not finite at row {int(bad.nonzero()[0])} of the table; "
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
+    # Norm(D C) is a column of its own: the product of normalized columns is another number.
     columns["dc"] = columns["d"] * columns["c"]
     scaled = {
         name: normalize(

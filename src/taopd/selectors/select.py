@@ -246,6 +246,7 @@ def _weights(
 
 
 def _nothing(view: NormalizedView) -> Selection:
+    # R14: without a row that may train there is no scale, no score and no draw.
     zeros = torch.zeros_like(view.h)
     places = torch.full_like(view.table.response, -1, dtype=torch.int64)
     return _selection(view, zeros, places, view.table.valid.clone(), zeros, 0, None)

@@ -22,6 +22,7 @@ def resolve_weighting(weighting: str) -> Selector | None:
     Raises:
         ConfigError: unknown, or not a plain score.
     """
+    # Before the registered names: "score" means the selector's own, whatever is registered under it.
     if weighting in WEIGHTINGS:
         return None
     try:

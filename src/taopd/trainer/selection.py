@@ -63,6 +63,7 @@ def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
     """
     chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
     weighting = resolve_weighting(args.weighting)
+    # A function that did not promise `local` may read any column of the table.
     declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
     return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
 
@@ -76,6 +77,7 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
     Raises:
         ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
     """
+    # At full length: a run that may fail must do so before it starts, not at the first long batch.
     if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
         return
     rules = Rules(draw=args.draw, weighting=args.weighting)
@@ -101,6 +103,7 @@ def local_table(
     stop_ids: Sequence[int] = (),
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
+    # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
     valid = torch.ones_like(response, dtype=torch.bool)
     if args.stop_tokens == "exclude" and signals.token_ids is not None:
         valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
