@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.distributed.collectives import ALONE, Ranks, quantiles, uniform_part
-from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.errors import ConfigError, NumericsError, require_known
 from taopd.signals import SignalTable
 
 EPSILON = 1e-12
@@ -148,6 +148,7 @@ def normalize(
     scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
+    # Rows outside the population are no part of the scale; a value of theirs could be anything.
     usable, (low, high) = population & values.isfinite(), scale
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
@@ -191,12 +192,9 @@ def normalized_view(
         ConfigError: for an unknown normalization or set of rules.
         NumericsError: under the paper's rules, if a valid row's D, C or H is not finite.
     """
-    if normalization not in NORMALIZATIONS:
-        raise ConfigError(
-            f"normalization={normalization!r} is unknown.{suggest(normalization, NORMALIZATIONS)}"
-        )
-    if rules not in RULES:
-        raise ConfigError(f"rules={rules!r} is unknown.{suggest(rules, RULES)}")
+    if normalization not in NORMALIZATIONS or rules not in RULES:
+        require_known("normalization", normalization, NORMALIZATIONS)
+        require_known("rules", rules, RULES)
     columns = {
         "h": table.entropy.double(),
         "d": table.disagreement.double(),
@@ -213,6 +211,7 @@ def normalized_view(
                     f"{name.upper()} is not finite at row {int(bad.nonzero()[0])} of the table; "
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
+    # Norm(D C) is a column of its own: the product of normalized columns is another number.
     columns["dc"] = columns["d"] * columns["c"]
     scaled = {
         name: normalize(

@@ -35,7 +35,7 @@ class Selection:
 
         kept     F    T    T    F    F
         scores  .1   .9   .5   .3   .8
-        ranks    3    0    1    2   -1     the last row may not train
+        order    3    0    1    2   -1     the last row may not train
         weights .0   1.   1.   .0   .0
     """
 
@@ -44,7 +44,7 @@ class Selection:
     kept: Bool[Tensor, " N"]
     scores: Float[Tensor, " N"]
     """float64, as the selector gave them; 0 where there was no valid row at all."""
-    ranks: Int[Tensor, " N"]
+    order: Int[Tensor, " N"]
     """0-based place in the order of selection; -1 for a row that was no candidate, and where the table is
     spread over ranks: a place there is known only of the cut."""
     num_valid: int
@@ -249,6 +249,7 @@ def _weights(
 
 
 def _nothing(view: NormalizedView) -> Selection:
+    # R14: without a row that may train there is no scale, no score and no draw.
     zeros = torch.zeros_like(view.h)
     places = torch.full_like(view.table.response, -1, dtype=torch.int64)
     return _selection(view, zeros, places, view.table.valid.clone(), zeros, 0, None)
@@ -269,7 +270,7 @@ def _selection(
         weights=weights,
         kept=kept,
         scores=scores,
-        ranks=places,
+        order=places,
         num_valid=num_valid,
         num_kept=num_kept,
         num_budget=num_budget,

@@ -90,7 +90,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "compatibility": _rounded(signals.compatibility),
         "entropy": _rounded(signals.entropy),
         "score": _rounded(selection.scores[local]),
-        "rank": selection.ranks[local].tolist(),
+        "rank": selection.order[local].tolist(),
         "kept": selection.kept[local].tolist(),
         "anchored": (scored.choice.anchor_weights[local] > 0).tolist(),
         "quadrant": selection.quadrant[local].tolist(),

@@ -7,7 +7,6 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,15 +29,15 @@ from taopd.trainer.config import TeachabilityConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The fate of the N positions of a whole generation batch, or of the part of it on this rank."""
+    """What the loss does with the N positions of a generation batch, or of the part of it on this rank."""
 
     selection: Selection
     loss_weights: Float[Tensor, " N"]
     """Selection weight over the global denominator; 0 where nothing is trained."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
-    held: Bool[Tensor, " N"]
-    """Unselected tokens at which the initial student is asked: those of the anchor, or of the guard."""
+    reference_mask: Bool[Tensor, " N"]
+    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -76,6 +75,7 @@ def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
 def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
+    # A function that did not promise `local` may read any column of the table.
     return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
 
 
@@ -88,6 +88,7 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
     Raises:
         ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
     """
+    # At full length: a run that may fail must do so before it starts, not at the first long batch.
     if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
         return
     rules = Rules(draw=args.draw, weighting=args.weighting)
@@ -118,6 +119,7 @@ def local_table(
     needs: SignalNeeds | None = None,
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
+    # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
     valid = torch.ones_like(response, dtype=torch.bool)
     if args.stop_tokens == "exclude" and signals.token_ids is not None:
         valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
@@ -138,28 +140,28 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
     on them is not comparable over time.
     """
     budget = budget_at(step, args) if training else 1.0
-    by_settings = partial(
-        select,
-        table,
-        budget=budget,
-        min_keep=args.min_keep,
-        normalization=args.normalization,
-        gamma=args.split_gamma,
-        seed=args.seed,
-        step=step,
-        rules="reference" if args.signals == "topk_lists" else "paper",
-    )
-    if not training:
-        selection = by_settings(selector="full")
-    else:
-        selection = by_settings(
+    rules: dict[str, Any] = {
+        "budget": budget,
+        "min_keep": args.min_keep,
+        "normalization": args.normalization,
+        "gamma": args.split_gamma,
+        "seed": args.seed,
+        "step": step,
+        "rules": "reference" if args.signals == "topk_lists" else "paper",
+    }
+    if training:
+        selection = select(
+            table,
             selector=args.selector,
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
             draw_clip=args.draw_clip,
             weighting=args.weighting,
+            **rules,
         )
+    else:
+        selection = select(table, selector="full", **rules)
     weights = reduction_weights(
         selection.weights,
         table.response,
@@ -168,30 +170,39 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         denominator=args.denominator,
         ranks=table.ranks,
     )
-    drawn, coefficient = torch.zeros_like(weights), args.anchor_coef or 0.0
-    watched = args.collapse_guard != "off" and step % args.guard_every == 0
-    if training and (coefficient > 0.0 or watched):
-        # Where everything is selected there is nothing to hold, and the guard watches everything.
-        anything = table.ranks.any(table.valid & ~selection.kept) or coefficient > 0.0
-        drawn = anchor_weights(
-            selection.kept if anything else ~table.valid,
-            table.valid,
-            table.response,
-            fraction=args.anchor_fraction,
-            responses=args.anchor_responses,
-            seed=args.seed,
-            step=step,
-            ranks=table.ranks,
-        )
+    drawn = torch.zeros_like(weights)
+    if training:
+        drawn = _anchor_draw(table, selection, args, step)
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=drawn * coefficient,
-        held=drawn != 0,
+        anchor_weights=drawn * (args.anchor_coef or 0.0),
+        reference_mask=drawn != 0,
         budget=budget,
-        shadows={name: by_settings(selector=name).kept for name in shadows or []},
+        shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
+    )
+
+
+def _anchor_draw(
+    table: SignalTable, selection: Selection, args: TeachabilityConfig, step: int
+) -> Float[Tensor, " N"]:
+    """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
+    guarded = args.collapse_guard != "off" and step % args.guard_every == 0
+    if not args.anchor_coef and not guarded:
+        return torch.zeros_like(selection.weights)
+    # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
+    some_left = bool(args.anchor_coef) or table.ranks.any(table.valid & ~selection.kept)
+    return anchor_weights(
+        selection.kept if some_left else ~table.valid,
+        table.valid,
+        table.response,
+        fraction=args.anchor_fraction,
+        responses=args.anchor_responses,
+        seed=args.seed,
+        step=step,
+        ranks=table.ranks,
     )
 
 
