@@ -47,6 +47,7 @@ class Positions:
 
     def spread(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B T"]:
         """Values back on the padded batch, zero elsewhere."""
+        # Zero means "does not train" in every column that is spread.
         padded = values.new_zeros(self.shape)
         padded[self.row, self.column] = values
         return padded
@@ -95,6 +96,7 @@ def trim(
     """
     prompt_ids, prompt_mask, completion_ids, completion_mask = (batch[name] for name in SEQUENCE)
     rows = active.any(1).nonzero().squeeze(1)
+    # Every rank must run a forward, also one without a token.
     if rows.numel() == 0:
         rows = rows.new_zeros(1)
     columns = active[rows].any(0).nonzero()
@@ -169,6 +171,7 @@ class Rollouts:
         width = max(map(len, self.completion_ids))
         prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
         completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
+        # Masks come from the lengths and not from the ids: the padding id may be a token of a text.
         columns = torch.arange(prompt_width)
         prompt_mask = columns >= prompt_width - _lengths(self.prompt_ids)
         completion_mask = torch.arange(width) < _lengths(self.completion_ids)

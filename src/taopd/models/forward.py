@@ -52,8 +52,10 @@ def _states(model: Any, part: Trimmed, *, vocab_size: int) -> tuple[Tensor, Head
         "attention_mask": part.attention_mask,
         "use_cache": False,
     }
+    # Models with absolute positions count padding on the left unless they are told the positions.
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = (part.attention_mask.cumsum(1) - 1).clamp_min(0)
+    # Not the model's own head: it would make [tokens, vocabulary] logits of every position.
     hidden = backbone(**inputs).last_hidden_state
     end = hidden.shape[1] - 1
     return hidden[:, end - part.num_completion : end], read_head(model, vocab_size)
@@ -82,6 +84,7 @@ def states_of(
         with_graph: record the forward for a backward, whatever the caller's mode.
         first_column: see `trim`.
     """
+    # Columns after the last token in the mask cannot change the states before it: attention is causal.
     part = trim({name: batch[name][rows] for name in SEQUENCE}, mask, first_column)
     with torch.set_grad_enabled(with_graph):
         hidden, head = forward(model, part)

@@ -21,6 +21,7 @@ def undisturbed(
     """Evaluation mode, left padding and a random stream of our own; all as before on leaving."""
     training, side = model.training, tokenizer.padding_side
     devices = [model.device] if model.device.type == "cuda" else []
+    # A look inside a training run must not change what it samples next.
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         model.eval()
@@ -56,6 +57,7 @@ def generation_settings(
         "eos_token_id": eos_ids or None,
         "pad_token_id": pad,
         "use_cache": True,
+        # Compiling takes longer than the few batches of a measurement.
         "disable_compile": True,
     }
 
@@ -71,4 +73,5 @@ def generate_ids(
         [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    # `generate` returns the prompt too.
     return output[:, width:]

@@ -56,6 +56,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"),
     )
     try:
+        # Left padding puts the last prompt token next to the first sampled one.
         tokenizer = AutoTokenizer.from_pretrained(
             name,
             **(
@@ -72,6 +73,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
                 f"the tokenizer of {name} has neither a pad nor an eos token; set one and save it "
                 "again"
             )
+        # As TRL does; the attention mask, not the id, says what is padding.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -95,6 +97,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     except UNREADABLE as error:
         raise DataError(f"cannot load the model {name}: {root_cause(error)}") from error
     missing = sorted(report["missing_keys"])
+    # transformers fills what is missing with random numbers and a warning that scrolls by.
     if missing and not (Path(name) / "adapter_config.json").is_file():
         raise DataError(
             f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
@@ -110,6 +113,7 @@ def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         DataError: an option that asks for either.
     """
     options = dict(options or {})
+    # Refused, not overwritten: who asked for it must know that it did not happen.
     for name, safe in _SAFE.items():
         if options.setdefault(name, safe) != safe:
             raise DataError(

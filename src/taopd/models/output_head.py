@@ -16,6 +16,7 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
+    # Read from the config, because the model's forward applies them outside its head module.
     bias, scale = getattr(head, "bias", None), _logit_scale(config)
     return Head(
         weight=full_tensor(head.weight)[:vocab_size],
@@ -39,5 +40,6 @@ def _logit_scale(config) -> float:
 def head_dtype(hidden: Tensor) -> Tensor:
     """Hidden states in the dtype that a head within the model's forward would compute in."""
     device = hidden.device.type
+    # Autocast acts on the modules it wraps; our heads are plain matmuls outside it.
     enabled = torch.is_autocast_enabled(device)
     return hidden.to(torch.get_autocast_dtype(device)) if enabled else hidden

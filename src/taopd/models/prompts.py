@@ -103,6 +103,7 @@ def encode_prompts(
         _check_prompt(prompt, row)
     if not prompts:
         return []
+    # TRL decides by the first row too: a mixed set would be encoded in two ways.
     if isinstance(prompts[0], str):
         return tokenizer(text=list(prompts))["input_ids"]
     if tokenizer.chat_template is None:
@@ -151,6 +152,7 @@ def check_prompt_lengths(
             "context has "
             f"{context_length} tokens. Lower max_completion_length"
         )
+    # Bytes bound tokens from above, so that most prompts need no encoding at all.
     overhead = 0
     start = 0
     for batch in rows.select_columns(["prompt"]).iter(batch_size=1000):
@@ -198,6 +200,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
                 f"{path} has no split {split!r}: without a 'split' column all of it is 'train'"
             )
         return rows
+    # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
     chosen = _choose(str(path), names, split)
     return rows.select([row for row, name in enumerate(rows["split"]) if str(name) == chosen])
@@ -207,6 +210,7 @@ def _load_folder(path: Path) -> Any:
     if not any(path.iterdir()):
         raise DataError(f"the dataset folder {path} is empty")
     try:
+        # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(path))
@@ -236,6 +240,7 @@ def _pick_split(name: str, loaded: Any, split: str | None) -> datasets.Dataset:
 
 def _choose(name: str, splits: list[str], split: str | None) -> str:
     if split is None:
+        # Evaluation asks without a name; several unnamed splits would be a guess.
         if "test" in splits or len(splits) == 1:
             return "test" if "test" in splits else splits[0]
         raise DataError(f"{name} has several splits, {', '.join(splits)}: name one")

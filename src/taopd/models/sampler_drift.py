@@ -34,6 +34,7 @@ def drift(
         recomputed: log p of the sampled tokens at the positions.
         merged_ids: tokens whose recomputed log-prob is that of a class; left out.
     """
+    # The sampler's table ends with the longest completion of its own call.
     inside = positions.column < sampling_logprobs.shape[1]
     row, column = positions.row[inside], positions.column[inside]
     tokens = completion_ids[row, column]
@@ -41,5 +42,6 @@ def drift(
     known = sampled.isfinite() & ~torch.isin(tokens, tokens.new_tensor(list(merged_ids)))
     if not known.any():
         return None
+    # In float64: the difference of two close float32 numbers is the figure itself.
     gap = (sampled - recomputed[inside])[known].double().abs()
     return Drift(mean=float(gap.mean()), largest=float(gap.max()), num_tokens=len(gap))

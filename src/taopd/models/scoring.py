@@ -80,10 +80,12 @@ def score_positions(
             with_graph=reuse.keep_student_graph,
             first_column=reuse.first_column,
         )
+        # The teacher has no prefix to keep: its columns may begin later than the student's.
         teacher_hidden, teacher_head = states_of(forward, teacher, batch, rows, mask)
         local = Positions.of(mask)
         try:
             scored = exact_signals(
+                # Signals carry no gradient, also where the pass is recorded.
                 hidden.detach(),
                 student_head,
                 teacher_hidden,

@@ -21,6 +21,7 @@ def sampler_stop_ids(tokenizer: Any, model: Any) -> list[int]:
     declared = declared_ids(
         getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     )
+    # The two files of a checkpoint often disagree; sampling stops at the ids of both.
     end = declared_ids(tokenizer.eos_token_id)
     return [*(index for index in end if index not in declared), *declared]
 

@@ -43,6 +43,7 @@ def check_same_tokenizer(
     Raises:
         DataError: the tokenizers differ; names the first id and both strings.
     """
+    # Vocabularies, not `len`: two tokenizers of one size may name different tokens.
     student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     for owner, vocabulary in (("student", student), ("teacher", teacher)):
         if not vocabulary:
@@ -69,6 +70,7 @@ def check_same_tokenizer(
         )
         renamed = []
         common = {index for index in common if index < first}
+    # Ids that only one side has are harmless behind the last shared one, and an error before it.
     end = max(common, default=-1)
     one_sided = [index for index in student_tokens.keys() ^ teacher_tokens.keys() if index < end]
     if renamed or one_sided or not common:
@@ -108,6 +110,7 @@ def shared_vocabulary(
         teacher_tokenizer,
         cut_renamed_control_tokens=cut_renamed_control_tokens,
     )
+    # Rows beyond the tokenizer are padding: their logits are noise that softmax would count.
     shared = min(real, student_vocab_size, teacher_vocab_size)
     if shared < real:
         _log_once(

@@ -40,6 +40,7 @@ class WindowState:
     values: tuple[Float[Tensor, "b Hkv L dv"], ...]
 
 
+# A context variable, not an argument: transformers decides what an attention layer is called with.
 _STATE: ContextVar[WindowState | None] = ContextVar("taopd_window_state", default=None)
 
 
@@ -55,6 +56,7 @@ def window_state(state: WindowState) -> Iterator[None]:
 
 def _grouped(packed: Tensor, block: Block, num_groups: int) -> Tensor:
     """Queries of a block [H, M, d] -> [Hkv, group * q, d]: heads that share keys become more queries."""
+    # Repeating keys and values for grouped heads would cost memory; reshaping the queries costs none.
     part = packed[:, block.queries]
     return part.reshape(num_groups, -1, part.shape[-1])
 
@@ -76,6 +78,7 @@ def _probabilities(
         capped = torch.tanh(scores / softcap)
         scores = capped * softcap
     num_queries, num_keys = block.unseen.shape
+    # In place: scores of a block are the largest tensor here.
     scores.view(-1, num_queries, num_keys).masked_fill_(block.unseen, -torch.inf)
     if scores.dtype in (torch.float32, torch.float64):
         return torch.softmax(scores, -1), capped
@@ -100,6 +103,7 @@ class _WindowAttention(torch.autograd.Function):
                 mixed = torch.bmm(weights, values[:, block.keys])
                 out[:, block.queries] = _ungrouped(mixed, num_heads)
         ctx.save_for_backward(query, key, value)
+        # Constants of the graph: autograd has nothing to track in them.
         ctx.rest = constant_keys, constant_values, layout, scale, softcap, sliding
         return out
 
@@ -109,6 +113,7 @@ class _WindowAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         constant_keys, constant_values, layout, scale, softcap, sliding = ctx.rest
         num_heads, num_groups = query.shape[0], key.shape[0]
+        # Blocks overlap in their fresh keys: sums of many small terms, which bf16 would round away.
         accumulate = torch.float64 if key.dtype == torch.float64 else torch.float32
         grad_query = torch.empty_like(query)
         grad_key = torch.zeros_like(key, dtype=accumulate)
@@ -120,9 +125,11 @@ class _WindowAttention(torch.autograd.Function):
                 scaled = _grouped(query, block, num_groups) * scale
                 grad_mixed = _grouped(grad_out, block, num_groups)
                 weights, capped = _probabilities(scaled, keys, block, softcap)
+                # Constant keys and values get no gradient: their columns leave before the matmul.
                 fresh_weights = weights.index_select(2, block.fresh_keys)
                 grad_value[:, block.fresh] += torch.bmm(fresh_weights.transpose(1, 2), grad_mixed)
                 grad_weights = torch.bmm(grad_mixed, values[:, block.keys].transpose(1, 2))
+                # Autograd's own fused kernel: written out, it holds three tensors as large as the scores.
                 grad_scores = torch.ops.aten._softmax_backward_data(
                     grad_weights, weights, -1, weights.dtype
                 )
@@ -158,6 +165,7 @@ def window_attention(
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
         sliding_window: a position sees itself and the `sliding_window - 1` columns before it.
     """
+    # Under autocast sdpa would cast its inputs; a custom function has to do so itself, once.
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -176,6 +184,7 @@ def window_attention(
         )
 
 
+# Tensors that layers pass on but whose effect is in the rotated queries and keys already.
 _READ_ELSEWHERE = {"position_ids", "cache_position"}
 
 
@@ -210,12 +219,14 @@ def window_attention_forward(
             f"gradient_window: {layer} drops attention weights (p={dropout}): set attention_dropout to 0 "
             "in the student's config, or gradient_window to none"
         )
+    # A bias or a sink that we do not know would be left out without a word.
     for name, argument in others.items():
         if isinstance(argument, Tensor) and name not in _READ_ELSEWHERE:
             raise ConfigError(
                 f"gradient_window: {layer} adds {name!r} to its attention, which is not supported: set "
                 "gradient_window to none"
             )
+    # The batch dimension is 1: all sequences lie packed in one row.
     index = module.layer_idx
     out = window_attention(
         query[0],

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+# On a CPU a block's scores should stay in the cache.
 BLOCK_ELEMENTS = {"cpu": 2**19}
 """Attention scores of one block of queries, entries over all heads, by device type."""
 DEFAULT_BLOCK_ELEMENTS = 2**26
@@ -38,6 +39,7 @@ def gradient_positions(
         wanted   F F F T F F
         result   F F T T F F
     """
+    # Prefix sums: whether a wanted position is within the window is one subtraction, whatever the window.
     count = torch.nn.functional.pad(wanted.long().cumsum(1), (1, 0))
     columns = torch.arange(wanted.shape[1], device=wanted.device)
     after = (columns + window + 1).clamp(max=wanted.shape[1])
@@ -95,6 +97,7 @@ class Sequence:
             constant: the layer's prefix [b, heads, L, d].
             fresh: the packed row's [heads, M, d].
         """
+        # Without padding inside the row a slice will do, which is cheaper than an index.
         first, last = int(self.keys[0]), int(self.keys[-1]) + 1
         if last - first == len(self.keys):
             full = constant[self.row, :, first:last].to(fresh.dtype, copy=True)
@@ -103,6 +106,7 @@ class Sequence:
         return full.index_copy_(1, self._on_device("places"), fresh[:, self.packed])
 
     def _on_device(self, name: str) -> Tensor:
+        # Index tensors are made on the host and moved once, not once a layer.
         if name not in self._moved:
             self._moved[name] = getattr(self, name).to(self.device)
         return self._moved[name]
@@ -120,6 +124,7 @@ class Sequence:
             last = first + len(queries)
             end, begin, oldest = int(self.places[last - 1]) + 1, 0, 0
             if sliding_window is not None:
+                # Keys that no query of the block can see any more are left out of the matmul.
                 begin = int(torch.searchsorted(self.keys, queries[0] - sliding_window, right=True))
                 oldest = int(torch.searchsorted(self.places, begin))
             columns = self.keys[begin:end]
@@ -149,6 +154,7 @@ class Layout:
     def of(active: Bool[Tensor, "b L"], valid: Bool[Tensor, "b L"]) -> "Layout":
         """Layout of the active positions; keys are the valid positions up to a row's last active one."""
         row, column = active.nonzero(as_tuple=True)
+        # One transfer: the loop below would otherwise wait for the device at every row.
         active_host, seen_host = active.cpu(), (valid | active).cpu()
         sequences, start = [], 0
         for index in range(len(active)):

@@ -34,6 +34,7 @@ class KeyValuePrefix:
 
     def part(self, rows: Int[Tensor, " r"], columns: slice) -> "KeyValuePrefix":
         """The prefix of some rows and of a range of columns, as views where rows are all, in order."""
+        # Views where possible: a copy of all layers' keys is as large as the prefix itself.
         everything = rows.tolist() == list(range(len(self.hidden)))
 
         def cut(tensor: Tensor, dim: int) -> Tensor:
@@ -65,8 +66,10 @@ def gather_prefix(
     All must begin at the same column; columns that a shorter one lacks are zero, so they must be padding
     of its rows.
     """
+    # Rows are shuffled after scoring, so that a training micro-batch mixes rows of several prefixes.
     used = source.unique().tolist()
     longest = min(prefixes[index].hidden.shape[1] for index in used)
+    # The common case needs no new memory.
     if len(used) == 1 and columns.stop <= longest:
         return prefixes[used[0]].part(rows, columns)
 
@@ -98,6 +101,7 @@ class _StoredLayer(DynamicLayer):
     """Keeps what one pass hands over: no copy, no sliding window cut off, in the dtype attention reads."""
 
     def update(self, key_states, value_states, *args, **kwargs):
+        # Attention casts what it reads under autocast; what is stored must be what it read.
         device = key_states.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -108,6 +112,7 @@ class _StoredLayer(DynamicLayer):
 
 def backbone_of(model: Any) -> Any:
     """The module below the head: of a model, or of the model inside a PEFT wrapper."""
+    # PEFT's `base_model` is its own wrapper class, not the backbone.
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return model.model if model.base_model is model else model.base_model
@@ -120,6 +125,7 @@ def check_backbone(backbone: Any) -> None:
         ConfigError: names the layer type or the class.
     """
     config = backbone.config.get_text_config()
+    # A list of what works, not of what does not: a new kind of layer must be looked at first.
     others = sorted(set(getattr(config, "layer_types", None) or ()) - set(SUPPORTED_LAYERS))
     reason = None
     if others:
@@ -140,6 +146,7 @@ def check_backbone(backbone: Any) -> None:
 @contextmanager
 def _without_checkpointing(backbone: Any) -> Iterator[None]:
     """Layers drop the cache that they are given while they checkpoint."""
+    # No gradient flows in this pass, so that there is nothing to save by recomputing.
     layers = [layer for layer in backbone.modules() if getattr(layer, "gradient_checkpointing", 0)]
     for layer in layers:
         layer.gradient_checkpointing = False
@@ -169,6 +176,7 @@ def capture_prefix(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+    # A layer that cuts or skips its cache would give the sparse pass other keys, without an error.
     stored = [
         layer.keys is not None and layer.keys.shape[2:3] == hidden.shape[1:2]
         for layer in cache.layers

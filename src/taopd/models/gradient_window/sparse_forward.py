@@ -34,6 +34,7 @@ from taopd.models.gradient_window.attention import IMPLEMENTATION, WindowState, 
 from taopd.models.gradient_window.positions import Layout, gradient_positions
 from taopd.models.gradient_window.prefix import KeyValuePrefix, backbone_of, capture_prefix
 
+# Well above rounding, and well below what a wrong key or position gives.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 HALF_TOLERANCE = 0.1
 """Relative difference between sparse and prefix pass, by dtype of the values, beyond which something other
@@ -78,6 +79,7 @@ def _window_attention_in(backbone: Any, state: WindowState) -> Iterator[None]:
         for module in backbone.modules()
         if hasattr(module, "config")
     }
+    # Attention layers read the name from the config that they hold, which may be a copy per layer.
     configs = [config for config in found.values() if hasattr(config, "_attn_implementation")]
     layers = [
         (layer, layer._gradient_checkpointing_func)
@@ -86,6 +88,7 @@ def _window_attention_in(backbone: Any, state: WindowState) -> Iterator[None]:
         and hasattr(layer, "_gradient_checkpointing_func")
     ]
 
+    # Checkpointed layers run again in the backward, when the block below has been left.
     def recomputed(checkpoint: Callable, function: Callable, *args: Any) -> Any:
         @wraps(function, updated=())
         def exchanged(*inputs: Any) -> Any:
@@ -140,6 +143,7 @@ def sparse_states(
         )
     valid = attention_mask.bool()
     active = gradient_positions(wanted, valid, window)
+    # Every rank must run a forward: the others' collectives wait for it.
     if not bool(active.any()):
         active = torch.zeros_like(active)
         active[0, -1] = True
