@@ -57,6 +57,7 @@ class Anchor:
         choice, positions = scored.choice, scored.positions
         if self._reference is None or not scored.table.ranks.any(choice.reference_mask):
             return {}
+        # The choice is on the CPU, where all processes made it; the states are on the device.
         tokens = choice.reference_mask[scored.local].to(positions.row.device)
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
@@ -96,6 +97,7 @@ class Anchor:
         scores = topk_score(
             hidden, head, ids[:, 0], k=1, temperature=self._args.temperature, want_ids=ids
         )
+        # One scan of the head for both lists: the scan costs as much as a forward of a small model.
         assert scores.want_logprobs is not None
         at_students, at_teachers = scores.want_logprobs.split(
             [students.shape[1], teachers.shape[1]], dim=1
@@ -124,6 +126,7 @@ class ReferenceStudent:
         self.copy: Any = None
         """The prepared copy, or None where the adapter is switched off instead."""
         if not is_peft_model(student):
+            # A copy of shards would be a copy of parts: ZeRO-3 puts them together first.
             with gathered(student.parameters()):
                 frozen = copy.deepcopy(student).requires_grad_(False)
             self.copy = prepare_frozen(accelerator, frozen)

@@ -47,12 +47,14 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
             limits, name = self.vllm_generation, "max_completion_length"
         else:
             limits, name = self.generation_config, "max_new_tokens"
+        # The limit is the sampler's own object, which the run goes on with.
         usual = getattr(limits, name)
         setattr(limits, name, max_new_tokens)
         try:
             completion_ids = self._generate_single_turn(prompt_ids, None, {})
         finally:
             setattr(limits, name, usual)
+        # The note of empty completions belongs to a batch that trains.
         self.nonfinite.forget()
         return prompt_ids, completion_ids
 
@@ -72,6 +74,7 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=args.num_generations,
             batch_size=self._generation_batch_size() // args.num_generations,
+            # TRL fetches a batch per micro-batch and uses the first of a generation batch for all of them.
             repeat_count=args.gradient_accumulation_steps * args.num_iterations,
             shuffle=self.shuffle_dataset,
             seed=args.seed,
@@ -83,6 +86,7 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     def _prepare_inputs(self, generation_batch):
         accumulation = self.args.gradient_accumulation_steps
         iteration = (self._step // accumulation) % self.args.num_iterations
+        # The second optimizer step on a generation batch reads what the first has left.
         if self.model.training and iteration > 0 and self._buffered_inputs is not None:
             return self._buffered_inputs[self._step % accumulation]
         return super()._prepare_inputs(generation_batch)
@@ -124,6 +128,7 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
 
     def prediction_step(self, *args, **kwargs):
         loss, *rest = super().prediction_step(*args, **kwargs)
+        # An evaluation's figures must not be added to those of the next training step.
         self._recorder.flush()
         # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
         return (self.accelerator.reduce(loss, reduction="mean"), *rest)

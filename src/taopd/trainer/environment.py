@@ -45,6 +45,7 @@ def environment(**seeds: int | None) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: installed_version(name) for name in _PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
+        # A commit alone does not say what ran.
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
         "seeds": dict(seeds),
         "devices": devices,

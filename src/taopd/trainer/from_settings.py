@@ -25,6 +25,7 @@ class Inputs:
 
 def forget(path: Path, existed: bool) -> None:
     """Remove an empty run folder: transformers makes it as soon as it sees its name."""
+    # Only if empty and made by us: a folder of the user's stays.
     if not existed and path.exists() and not any(path.iterdir()):
         path.rmdir()
 
@@ -48,6 +49,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
             str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
         )
     common = {"attn_implementation": chosen.attn_implementation, "dtype": chosen.dtype}
+    # The student's own keywords win over what both models share.
     own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
     quantization = get_quantization_config(chosen)
     if quantization is not None:
@@ -66,6 +68,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
         models.append(teacher)
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
+    # Before any weight is trained: one prompt too long would end the run at a step that nobody can foresee.
     for rows in (train_dataset, eval_dataset):
         if rows is not None:
             data.check_prompt_lengths(

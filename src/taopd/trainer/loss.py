@@ -84,6 +84,7 @@ def loss_columns(
         for name, column in values.items()
         if column is not None
     }
+    # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
     if scored.teacher_hidden is not None:
         columns["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
@@ -126,6 +127,7 @@ def term_loss(
     Raises:
         NumericsError: the loss is NaN or infinite; names completion and position.
     """
+    # The term's own tokens: those of the anchor and of the distillation do not overlap.
     chosen = term.weights != 0
     sampling = inputs.sampling_logprobs
     targets = Targets(
@@ -143,6 +145,7 @@ def term_loss(
         return head_loss(states, head, term.weights[chosen], targets, term.function)[0]
     except NumericsError as error:
         assert error.index is not None
+        # The head counts rows of its input; a person looks for a completion and a token.
         row, position = Positions.of(chosen).place(error.index)
         completion = int(inputs.batch_row[row])
         where = f"completion {completion} of the batch, position {position}"

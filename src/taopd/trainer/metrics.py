@@ -122,6 +122,7 @@ def selection_metrics(
         "select/kept_tokens": float(selection.num_kept),
         "select/valid_tokens": float(selection.num_valid),
     }
+    # Counts of completions add up over processes: no completion lies on two.
     num_responses = ranks.total(table.response[valid].unique().numel())
     num_taught = ranks.total(table.response[kept].unique().numel())
     metrics["select/empty_completions"] = 1.0 - num_taught / max(1, num_responses)
@@ -144,6 +145,7 @@ def selection_metrics(
     }
     if selection.num_valid:
         averaged |= {f"{name}/mean": column for name, column in signals.items()}
+    # Signals that no selector reads stay on their process; their means need only sums.
     part = table if part is None else part
     return (
         metrics

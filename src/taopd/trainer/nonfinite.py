@@ -58,6 +58,7 @@ class NonFiniteGuard(TrainerCallback):
             raise ConfigError(
                 "on_bad_numbers='skip' does not work under DeepSpeed, which updates within the backward"
             )
+        # TRL puts an end token into an empty completion, so that the mask does not tell.
         self._empty: list[bool] | None = None
         self._batch: Mapping[str, Any] = {}
         self._void = False
@@ -72,6 +73,7 @@ class NonFiniteGuard(TrainerCallback):
 
     def sampled(self, completions: list[list[int]]) -> None:
         """Take note of what was sampled; of several turns the first counts."""
+        # A tool loop samples several times for one batch.
         if self._empty is None:
             self._empty = [not ids for ids in completions]
 
@@ -95,6 +97,7 @@ class NonFiniteGuard(TrainerCallback):
             NumericsError: it must, and on_bad_numbers is "stop" or this is an evaluation.
         """
         self._batch = {name: batch[name] for name in SEQUENCE}
+        # A collective: all processes come here, whatever they found.
         if not self._anywhere(problem is not None):
             return False
         self._tell(problem, step, stop=not training)
@@ -168,6 +171,7 @@ class NonFiniteGuard(TrainerCallback):
         process = self._accelerator.process_index
         name = f"step-{step:06d}" + (f"-rank-{process}" if process else "")
         every = range(len(self._batch["completion_ids"]))
+        # A bad gradient has no place: the whole batch is what is known.
         rows = every if problem.completion is None else [problem.completion]
         about = {
             "step": step,
@@ -252,6 +256,7 @@ def _gradient_problem(model: torch.nn.Module, step: int) -> NumericsError | None
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not gradients or bool(full_tensor(torch.nn.utils.get_total_norm(gradients)).isfinite()):
         return None
+    # Only now name by name: the norm above is one reduction, and almost always finite.
     bad = [
         name
         for name, p in model.named_parameters()

@@ -50,6 +50,7 @@ class RolloutLog:
             return
         columns = _columns(scored)
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Not in the constructor: a run that is refused must leave the folder as it was.
         if not self._begun:
             self._rewind(scored.step)
             self._begun = True
@@ -69,6 +70,7 @@ class RolloutLog:
     def _write_tokens(self, columns: dict[str, list], step: int) -> None:
         path = self._folder / "selection" / f"step-{step:06d}.parquet"
         path.parent.mkdir(exist_ok=True)
+        # Renamed when it is whole: a reader never sees half a file.
         partial = path.with_suffix(".partial")
         try:
             pq.write_table(pa.table(columns), partial)
@@ -154,6 +156,7 @@ def _lists(signals: TokenSignals, here: list[int]) -> tuple[dict[str, list], dic
     both = []
     for (ids, logprobs), (other_ids, other_logprobs) in ((student, teacher), (teacher, student)):
         shared = ids.unsqueeze(2) == other_ids.unsqueeze(1)
+        # An id that one model finds likely is written for both: the reader compares the two lists.
         likely_there = (shared & (other_logprobs > floor).unsqueeze(1)).any(2)
         written = (ids >= 0) & ((logprobs > floor) | likely_there)
         rows = zip(ids.tolist(), logprobs.tolist(), written.tolist(), strict=True)
@@ -167,4 +170,5 @@ def _lists(signals: TokenSignals, here: list[int]) -> tuple[dict[str, list], dic
 
 
 def _short(value: float) -> float:
+    # Four digits: a person reads them, and the file is a third of its size.
     return float(f"{value:.4g}")

@@ -59,6 +59,7 @@ class SamplerMonitor(TrainerCallback):
             else trainer.accelerator.unwrap_model(trainer.model_wrapped)
         )
         sample = engine.generate
+        # Someone else may have put a method there already (a test, another wrapper): it comes back as it was.
         replaced = vars(engine).get("generate")
         engine.generate = self._ask_vllm if trainer.use_vllm else self._ask_transformers
         self._sample = sample
@@ -72,6 +73,7 @@ class SamplerMonitor(TrainerCallback):
 
     def _ask_vllm(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._trainer.vllm_generation
+        # TRL asks vLLM for no log-probs in distillation; the sampled token's costs nothing.
         asked, engine.logprobs = engine.logprobs, 0  # the sampled token's alone
         try:
             result = self._sample(*args, **kwargs)
@@ -95,6 +97,7 @@ class SamplerMonitor(TrainerCallback):
         """Record the drift of a generation batch."""
         recomputed, args = scored.signals.student_logprobs, self._trainer.args
         batch = scored.batch
+        # Tool calls are sampled in several turns, of which the last alone was heard.
         if self.logprobs is None or recomputed is None or "tool_mask" in batch:
             return
         merged = self._trainer._stop_ids if args.stop_tokens == "merge" else ()
@@ -126,6 +129,7 @@ class SamplerMonitor(TrainerCallback):
         share = logs.get("completions/clipped_ratio")
         if share is None:
             return
+        # A run that begins truncated has its limit too low; one that becomes so is unlearning its end.
         if self._began_truncated is None:
             self._began_truncated = share > TRUNCATED
         rising = not self._began_truncated
@@ -150,6 +154,7 @@ class LogprobRecorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Look up the newest token in the row before, and keep this row."""
         self._look_up(input_ids)
+        # Sampled from after this processor: the token is known when the next row comes.
         self._last = (scores.float() / self._temperature).log_softmax(-1)
         return scores
 

@@ -34,6 +34,7 @@ class Recorder:
             yield
         finally:
             seconds = time.perf_counter() - started
+            # Nested blocks (the anchor within the selection) would be counted twice.
             self.add(name, seconds - self._inner.pop())
             if self._inner:
                 self._inner[-1] += seconds

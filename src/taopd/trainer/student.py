@@ -76,6 +76,7 @@ class StudentForward:
         """Which of them holds a row of the generation batch, and where."""
         self._first_column = 0
         self._told = False
+        # A second optimizer step has other weights, and so other states, keys and values.
         one_use = args.num_iterations == 1
         self._keeps_prefix = (
             args.gradient_window is not None and one_use and args.prefix_memory_mib > 0
@@ -122,6 +123,7 @@ class StudentForward:
         with self._accelerator.autocast():
             prefix = capture_prefix(student, input_ids, attention_mask)
             hidden = head_dtype(prefix.hidden[:, -num_completion - 1 : -1])
+        # Counted as it is kept: lengths differ from batch to batch.
         held = sum(kept.num_bytes for kept in self._kept if kept is not None) + prefix.num_bytes
         fits = held <= self._args.prefix_memory_mib * 2**20
         if not fits and not self._told:
@@ -139,6 +141,7 @@ class StudentForward:
         if not self._kept:
             return
         size, num_rows = self._args.per_device_train_batch_size, positions.shape[0]
+        # Rows without a position were dropped from the pass, and so have no place in its prefix.
         present = torch.zeros(num_rows, dtype=torch.bool)
         present[positions.row.cpu()] = True
         for start in range(0, num_rows, size):
@@ -150,6 +153,7 @@ class StudentForward:
         if not self._place:
             return None
         places = [self._place[row] for row in inputs.batch_row[part.rows].tolist()]
+        # Partly kept is not kept: one forward computes all rows of the micro-batch.
         if any(self._kept[source] is None for source, _ in places):
             return None
         num_prompt = part.input_ids.shape[1] - part.num_completion
@@ -242,6 +246,7 @@ class StudentForward:
 
 
 def _padded(hidden: Float[Tensor, "m D"], active: Bool[Tensor, "b n"]) -> Float[Tensor, "b n D"]:
+    # Zeros elsewhere: the loss reads active positions only, and needs the shape.
     padded = hidden.new_zeros(*active.shape, hidden.shape[-1])
     return padded.index_put(active.nonzero(as_tuple=True), hidden)
 

@@ -60,6 +60,7 @@ class TeacherSource:
         """The model as it was loaded, if it runs here."""
         self.model: Any = None
         """The same, prepared for this device."""
+        # Whether C is exact, as last written down: a server may change what it offers while the run goes on.
         self._said: bool | None = None
         if isinstance(teacher, PreTrainedModel) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
@@ -68,6 +69,7 @@ class TeacherSource:
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
             self.asked = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
             self._check_signals(self.asked.describe()["exact"])
+            # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
                     f"teacher_patience_s={args.teacher_patience_s:g} must be less than ddp_timeout="
@@ -87,6 +89,7 @@ class TeacherSource:
             init_kwargs=args.teacher_model_init_kwargs,
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
+        # Sharded like the student where that is sharded: a whole teacher would undo the saving.
         self.model = prepare_frozen(accelerator, self.plain)
 
     def score(
@@ -163,6 +166,7 @@ class TeacherSource:
         self._say(exact)
         if not exact:
             self._check_signals(exact)
+            # This process got exact values, another did not: one selection must not mix the two.
             if scored.signals.compatibility_is_exact:
                 scored = replace(scored, signals=as_bound(scored.signals))
         elif self._args.signals == "topk_lists":
@@ -192,6 +196,7 @@ class TeacherSource:
             ConfigError: names the signals, and the selectors that do without.
         """
         args = self._args
+        # Checked again whenever C turns into a bound: a server may stop sending what it sent before.
         given = BOUND_GIVES if not exact else SERVER_GIVES
         if exact and args.signals == "topk_lists":
             given = LISTS_GIVE

@@ -55,6 +55,7 @@ def token_rows(scored: ScoredBatch) -> list[list[Any]]:
     """Columns `TOKEN_COLUMNS` of the first completion of the batch."""
     here = (scored.positions.row == 0).nonzero().squeeze(1)[:MAX_TOKENS].cpu()
     selection, signals, local = scored.choice.selection, scored.signals, scored.local
+    # Tables of a tracker are uploaded whole: one completion, cut, is enough for a look.
     tokens = scored.tokenizer.convert_ids_to_tokens(scored.token_ids.cpu()[here].tolist())
     columns = (
         signals.disagreement.cpu()[here],
@@ -72,6 +73,7 @@ def budget_rows(scored: ScoredBatch) -> list[list[float]]:
     """Share of all D^L that the best tokens by D^L hold, at each of `BUDGETS`; the whole batch."""
     values = scored.choice.selection.learnable.sort(descending=True).values.double()
     total = float(values.sum())
+    # At least one token: a budget of 1 % of a short batch rounds to none.
     counts = [max(1, round(budget * len(values))) for budget in BUDGETS]
     return [
         [budget, float(values[:count].sum()) / total if total else 0.0]
@@ -80,6 +82,7 @@ def budget_rows(scored: ScoredBatch) -> list[list[float]]:
 
 
 def _log(tracker: str, tables: dict[str, tuple[list[str], list[list[Any]]]], step: int) -> None:
+    # Imported here: neither tracker is a dependency of the package.
     module = importlib.import_module(tracker)
     made: dict[str, Any] = {"train/global_step": step}
     for name, (columns, rows) in tables.items():

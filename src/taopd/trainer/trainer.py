@@ -71,10 +71,12 @@ class TeachabilityTrainer(BaseTrainer):
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
             raise ConfigError("args must be a taopd.TeachabilityConfig (a DistillationConfig)")
+        # TRL loads the model of a path itself: the options must be made safe before.
         if isinstance(model, str):
             args.model_init_kwargs = safe_options(args.model_init_kwargs)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(model=model, teacher_model=None, args=args, **kwargs)
+        # Signals and padding know token ids alone.
         if isinstance(self.processing_class, ProcessorMixin):
             raise DataError("multimodal students are not supported: pass a text model")
         size, streaming = (
@@ -101,6 +103,7 @@ class TeachabilityTrainer(BaseTrainer):
             clip_high=args.ppo_clip_high,
             merged_ids=self.stop_ids if args.stop_tokens == "merge" else (),
         )
+        # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
         self._gather_options = gather_options(args, needs=self._needs)
         self._recorder = Recorder()
@@ -152,6 +155,7 @@ class TeachabilityTrainer(BaseTrainer):
     def _trainable_positions(self, batch: Batch) -> Positions:
         """Completion tokens that may train; ids that one of the models lacks leave the batch."""
         mask = batch["completion_mask"].bool()
+        # An evaluation's last batch is filled up with prompts that were graded before.
         mask &= self.model.training | is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
         mask &= self.nonfinite.with_tokens(mask)
@@ -190,6 +194,7 @@ class TeachabilityTrainer(BaseTrainer):
         finally:
             self.model.train(training)
         if self.nonfinite.scored(problem, batch, step, training):
+            # All processes score again, of no position: the collectives of a forward need every one of them.
             nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
             return self._score(batch, Positions.of(nothing))
         self._student.finish_scoring(positions)
@@ -204,6 +209,7 @@ class TeachabilityTrainer(BaseTrainer):
         part, table, local = gather_table(
             self.accelerator, rows, num_rows=positions.shape[0], **self._gather_options
         )
+        # A pure function of the gathered table: every process comes to the same choice on its own.
         choice = choose(table, self.args, step=step, training=training)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
         metrics = selection_metrics(table, choice, part)
@@ -235,7 +241,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _tell_observers(self, selected: ScoredBatch, answers: list[Any]) -> None:
         if self.model.training and self.accelerator.is_main_process:
-            seen = replace(selected, batch=selected.batch | {"answers": answers})
+                seen = replace(selected, batch=selected.batch | {"answers": answers})
             for observer in self.observers:
                 observer(seen)
 
@@ -264,6 +270,7 @@ class TeachabilityTrainer(BaseTrainer):
         # denominator.
         self._record_losses(losses)
         loss = torch.stack(losses).sum() * self.accelerator.num_processes
+        # FSDP2 hands the loss out in the compute dtype: the float32 value goes past the wrapper.
         self._loss_value = loss.detach()
         return loss, read.entropy.sum(), read.completion_mask.sum()
 
@@ -287,6 +294,7 @@ class TeachabilityTrainer(BaseTrainer):
     def _check_gradient(self, student, part: Trimmed, read: LossInputs) -> None:
         """Log how well the gradient of the window agrees with the exact one, on this micro-batch."""
         with self._student.gradient_check() as gradients:
+            # One after the other: only one of the two graphs is in memory at a time.
             for exact in (True, False):
                 if exact:
                     hidden = self._get_last_hidden_state(student, *part.sequences)
@@ -308,6 +316,7 @@ class TeachabilityTrainer(BaseTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         with self._recorder.timed("perf/train_s"):
             loss = super().training_step(model, inputs, num_items_in_batch)
+        # The last micro-batch of a step: all gradients are there, and none is clipped yet.
         if self._step % self.current_gradient_accumulation_steps == 0:
             self.nonfinite.end_of_backward(model, self.state.global_step)
             for name, value in self._recorder.flush().items():
