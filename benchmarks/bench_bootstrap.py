@@ -23,7 +23,7 @@ import statsmodels.api as sm
 import torch
 
 from benchmarks.measuring import call_seconds, versions
-from taopd.diagnose import decomposition, matched_top_n, q3_gap
+from taopd.diagnose import AnalysisSettings, decomposition, matched_top_n, q3_gap
 from taopd.diagnose.bootstrap import (
     cluster_bootstrap,
     cluster_codes,
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     kept = rows[:, 1:7] >= np.quantile(rows[:, 1:7], 0.95, axis=0)
     error = check(rows, codes, num_clusters, kept)
     options = {"num_resamples": settings.resamples}
+    analysis = AnalysisSettings(num_resamples=settings.resamples)
 
     def regression_bootstrap() -> object:
         products = cluster_products(rows, codes, num_clusters).reshape(num_clusters, -1)
@@ -131,10 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
             rows[:, TARGET], kept, codes, num_clusters, **options
         ).interval(),
         "regression contrast": regression_bootstrap,
-        "decomposition, raw": lambda: decomposition(tokens, targets=["raw"], **options),
-        "decomposition, 4 forms": lambda: decomposition(tokens, **options),
-        "matched_top_n": lambda: matched_top_n(tokens, **options),
-        "q3_gap": lambda: q3_gap(tokens, **options),
+        "decomposition, raw": lambda: decomposition(tokens, analysis, targets=["raw"]),
+        "decomposition, 4 forms": lambda: decomposition(tokens, analysis),
+        "matched_top_n": lambda: matched_top_n(tokens, analysis),
+        "q3_gap": lambda: q3_gap(tokens, analysis),
     }
     results = []
     print(f"{len(tokens):,} tokens, {num_clusters} prompts, {settings.resamples} resamples")

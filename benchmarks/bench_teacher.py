@@ -4,7 +4,7 @@ A real vLLM on the CPU serves a random Qwen3; 64 sequences are scored, with its 
   raw       the same requests at once from a bare HTTP client that drops the answers: the server's own time
   score     `VllmTeacher.score`: the same, with answers read, checked and made into tensors
   student   the student's forward and scores of the same sequences, eight micro-batches, no teacher
-  step      `ask_positions`: student and teacher together, a micro-batch asked for while the next one runs
+  step      `score_remote`: student and teacher together, a micro-batch asked for while the next one runs
 Target: score at most 1.3 times raw. Without overlap, step is student + score.
 
 Checked before anything is timed: the server's numbers are the model's own, to 1e-4.
@@ -37,7 +37,7 @@ from taopd.kernels import topk_score
 from taopd.models.batch import Positions
 from taopd.models.forward import states_at
 from taopd.models.output_head import read_head
-from taopd.teachers import LocalTeacher, ask_positions, connect
+from taopd.teachers import LocalTeacher, connect, score_remote
 
 TOLERANCE = 1e-4
 
@@ -152,7 +152,7 @@ class Work:
             topk_score(hidden, head, ids.flatten(), k=self.case.k)
 
     def step(self) -> None:
-        ask_positions(
+        score_remote(
             self.forward,
             self.student,
             self.teacher,

@@ -261,7 +261,7 @@ def run_reader(root: Path) -> Read:
     from scripts.fuzz.seeds import make_runs
     from taopd.cli import inspect
     from taopd.report.page import write_report
-    from taopd.runs.checkpoints import newest_whole, seal
+    from taopd.runs.checkpoints import newest_complete, seal
     from taopd.runs.folder import RunFolder
     from taopd.trainer.checkpoint.resume import _steps_done
 
@@ -281,10 +281,10 @@ def run_reader(root: Path) -> Read:
             if (folder / "arms").is_dir():
                 _compare(folder, pictures=choices.below(100) == 0)
         checkpoint = RunFolder.check(folder, resume=True) / "checkpoint-2"
-        newest_whole(folder)
+        newest_complete(folder)
         if choices.below(2) == 0:  # a seal that fits what was changed
             seal(checkpoint, step=2, num_processes=1)
-        newest, _ = newest_whole(folder)
+        newest, _ = newest_complete(folder)
         if newest is not None:
             _steps_done(newest)
 

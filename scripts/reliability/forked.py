@@ -1,7 +1,7 @@
-"""Runs of `taopd train` in processes of their own, forked from one that has imported everything.
+"""Runs of `taopd train` in processes that are forked from one that has imported everything.
 
-A start then costs a fraction of a second. With several processes they train under FSDP2 over gloo; accelerate
-starts FSDP2 on GPUs only, so they call themselves GPU processes (`on_cpus`), and nothing else is changed.
+A start then costs a fraction of a second. Several processes train under FSDP2 over gloo. accelerate starts
+FSDP2 on GPUs only, so they call themselves GPU processes (`on_cpus`); nothing else is changed.
 """
 
 import os
@@ -38,9 +38,7 @@ class ForkedRun:
         *,
         hold_student: bool = False,
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._processes = [
             _fork(arguments, log, rank, num_processes, port, hold_student)
             for rank in range(num_processes)
@@ -91,6 +89,20 @@ def until(holds: Callable[[], Any]) -> Any:
     return None
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def be_rank(rank: int, size: int, port: int) -> None:
+    """Set the environment variables of one rank, as torchrun does."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in values.items()}
+
+
 def on_cpus() -> None:
     """Let accelerate start FSDP2 in this process."""
     import accelerate.state
@@ -131,10 +143,7 @@ def _fork(
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         if num_processes > 1:
-            names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-            values = (rank, rank, num_processes, num_processes)
-            os.environ |= {name: str(value) for name, value in zip(names, values, strict=True)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            be_rank(rank, num_processes, port)
             on_cpus()
         if hold_student:
             _hold_student()

@@ -29,7 +29,7 @@ import yaml
 
 from scripts.reliability.forked import FSDP2, ForkedRun, until
 from scripts.reliability.tiny_models import write_lab
-from taopd.runs.checkpoints import PARTIAL, Layout, checkpoints, problem_of, step_of
+from taopd.runs.checkpoints import PARTIAL, Layout, checkpoints, step_of, why_incomplete
 from taopd.runs.jsonl import read_jsonl, write_json
 
 WHERE = ("start", "step", "saving", "student")
@@ -116,7 +116,7 @@ class Setup:
 
     def start(self, run: Path, flag: str | None = None, *, hold: bool = False) -> ForkedRun:
         """Resume the run, or begin it anew where no checkpoint is whole."""
-        whole = any(problem_of(path, self.layout) is None for path in checkpoints(run))
+        whole = any(why_incomplete(path, self.layout) is None for path in checkpoints(run))
         arguments = ["train", "--config", str(self.config), "--output_dir", str(run)]
         arguments += ["--skip-check", "--quiet", flag or ("--resume" if whole else "--overwrite")]
         log = run.parent / f"{run.name}.log"
@@ -208,7 +208,7 @@ def _kill(setup: Setup, run: Path, number: int, where: str, step: int, delay: fl
     time.sleep(delay)
     if not process.kill(number):
         raise RuntimeError(f"it ended by itself at {where} {step}: {_log(run)}")
-    found = {path: problem_of(path, setup.layout) for path in checkpoints(run)}
+    found = {path: why_incomplete(path, setup.layout) for path in checkpoints(run)}
     whole = [step_of(path) or 0 for path, problem in found.items() if problem is None]
     torn = {
         f"{path.name}: {problem}": (step_of(path) or 0) > max(whole, default=0)

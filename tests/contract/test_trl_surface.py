@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 TRAINERS = {
     "trainer/trainer.py": "TeachabilityTrainer",
     "trainer/base.py": "BaseTrainer",
-    "trainer/checkpoint/mixin.py": "WholeCheckpoints",
+    "trainer/checkpoint/mixin.py": "AtomicCheckpoints",
 }
 OVERRIDES = {
     # Sampling, scoring and loss: TRL's.

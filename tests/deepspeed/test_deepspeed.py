@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from taopd.runs.checkpoints import problem_of
+from taopd.runs.checkpoints import why_incomplete
 from taopd.trainer.cost import load_shape
 from tests.conftest import run_script
 from tests.e2e.test_ranks import CASES, by_rank, places, plan_of
@@ -102,8 +102,8 @@ def test_a_resumed_run_is_as_if_never_interrupted(resumed):
 
 def test_its_checkpoints_are_whole_and_its_student_too(resumed, micro_lab):
     folder = resumed / "run/checkpoint-4"
-    assert problem_of(folder, "deepspeed") is None
-    assert "this one is sharded" in str(problem_of(folder, "sharded"))
+    assert why_incomplete(folder, "deepspeed") is None
+    assert "this one is sharded" in str(why_incomplete(folder, "sharded"))
     saved, before = (
         load_file(resumed / "model/model.safetensors"),
         load_file(micro_lab.student / "model.safetensors"),

@@ -8,7 +8,6 @@ DeepSpeed on accelerators only; `open_fsdp_to_cpu` and `open_deepspeed_to_cpu` l
 
 import json
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from scripts.reliability.forked import be_rank, free_port
 from taopd.distributed.sharding import gathered
 from taopd.models.prompts import load_prompts
 from taopd.selectors import register_selector
@@ -256,9 +256,7 @@ def run_cases(lab: Path, out: Path, cases: list[dict], world: int, ways: Sequenc
 def fork_ranks(out: Path, worlds: Sequence[int], run: Callable[[int, int], None]) -> None:
     """Fork every world's ranks, `run(world, rank)` in each, and wait; fails if one of them failed."""
     for world in worlds:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         children = [_fork(out, world, rank, port, run) for rank in range(world)]
         failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1] != 0]
         if failed:
@@ -272,14 +270,7 @@ def _fork(out: Path, world: int, rank: int, port: int, run: Callable[[int, int],
         return child
     status = 1
     try:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        be_rank(rank, world, port)
         with (out / f"stderr-{world}-{rank}.txt").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)

@@ -20,7 +20,7 @@ from test_trainer import make_trainer, weights_of
 
 from taopd import cli
 from taopd.errors import DataError, ResourceError
-from taopd.runs.checkpoints import checkpoints, problem_of
+from taopd.runs.checkpoints import checkpoints, why_incomplete
 from taopd.runs.jsonl import append_jsonl
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
@@ -38,7 +38,7 @@ def clean(micro_lab, tmp_path_factory):
 
 def assert_whole(run):
     """Nothing half-written: checkpoints are whole, every line of every log is JSON, no partial folder."""
-    assert all(problem_of(path) is None for path in checkpoints(run))
+    assert all(why_incomplete(path) is None for path in checkpoints(run))
     for path in run.glob("*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines())
         assert path.read_text().endswith("\n")

@@ -14,7 +14,14 @@ from taopd.diagnose.callback import BankCallback
 from taopd.errors import ConfigError, DataError
 from taopd.models.loading import load_model
 from taopd.models.prompts import load_prompts
-from taopd.runs.checkpoints import OPTIMIZER, SEAL, STATE, checkpoints, newest_whole, problem_of
+from taopd.runs.checkpoints import (
+    OPTIMIZER,
+    SEAL,
+    STATE,
+    checkpoints,
+    newest_complete,
+    why_incomplete,
+)
 from tests.conftest import make_tokenizer
 
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps", "train_loss")
@@ -103,7 +110,7 @@ def test_a_checkpoint_holds_everything_and_no_pickle(micro_lab, tmp_path):
     assert not [path for path in everything if path.name.startswith(".checkpoint")]
     listed = json.loads((folder / SEAL).read_text())["files"]
     assert set(listed) == files - {SEAL}
-    assert problem_of(folder) is None
+    assert why_incomplete(folder) is None
 
 
 def damage(folder, how):
@@ -155,7 +162,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(three_steps, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(three_steps[0], run)
     damage(run / "checkpoint-3", how)
-    found, passed_over = newest_whole(run)
+    found, passed_over = newest_complete(run)
     assert found == run / "checkpoint-2"
     (line,) = passed_over
     assert re.search(REASONS[how], line), line
@@ -173,7 +180,7 @@ def test_training_goes_on_from_the_one_before_and_heals_the_run(
     part.train(resume_from_checkpoint=True)
     assert "checkpoint-3 is passed over: optimizer.safetensors is damaged" in caplog.text
     assert_same_weights(part, three_steps[1])
-    assert problem_of(run / "checkpoint-3") is None
+    assert why_incomplete(run / "checkpoint-3") is None
     for step in (1, 2, 3):
         damage(run / f"checkpoint-{step}", "no seal")
     with pytest.raises(DataError, match="nothing to resume from: checkpoint-3 is passed over"):
@@ -187,7 +194,7 @@ def test_the_limit_deletes_after_the_new_one_is_whole(micro_lab, tmp_path, monke
     rotate, whole = whole_checkpoints.rotate_checkpoints, []
 
     def watched(run, *args, **kwargs):
-        whole.append([problem_of(path) for path in checkpoints(tmp_path / "run")])
+        whole.append([why_incomplete(path) for path in checkpoints(tmp_path / "run")])
         rotate(run, *args, **kwargs)
 
     monkeypatch.setattr(whole_checkpoints, "rotate_checkpoints", watched)

@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from taopd.errors import ConfigError, DataError
-from taopd.runs.checkpoints import newest_whole, num_processes_of, problem_of
+from taopd.runs.checkpoints import newest_complete, num_processes_of, why_incomplete
 from taopd.trainer.checkpoint.fsdp import layout_of, load_weights
-from taopd.trainer.checkpoint.state_file import Block, load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import Shard, load_tree, save_tree
 from tests.conftest import make_model, run_script
 
 WORKER = Path(__file__).parent / "shards_worker.py"
@@ -114,23 +114,23 @@ def test_the_student_is_saved_whole_from_shards_alone(runs):
 def test_a_full_disk_leaves_the_checkpoint_before(runs):
     assert "No space left on device" in read(runs, 2, 0)["torn"]
     assert "The newest checkpoint is" in read(runs, 2, 0)["torn"]
-    found, passed_over = newest_whole(runs / "torn", "sharded")
+    found, passed_over = newest_complete(runs / "torn", "sharded")
     assert found is not None and found.name == "checkpoint-2" and not passed_over
     assert not (runs / "torn/checkpoint-3").exists()
 
 
 def test_another_layout_refuses_it(runs):
     folder = runs / "full/checkpoint-4"
-    assert problem_of(folder, "sharded") is None
-    assert "sharded' run, this one is replicated" in str(problem_of(folder))
-    assert "this one is deepspeed" in str(problem_of(folder, "deepspeed"))
+    assert why_incomplete(folder, "sharded") is None
+    assert "sharded' run, this one is replicated" in str(why_incomplete(folder))
+    assert "this one is deepspeed" in str(why_incomplete(folder, "deepspeed"))
 
 
 def test_a_lost_part_is_noticed(runs, tmp_path):
     folder = tmp_path / "checkpoint-4"
     shutil.copytree(runs / "full/checkpoint-4", folder)
     (folder / "shard-1.safetensors").unlink()
-    assert problem_of(folder, "sharded") == "shard-1.safetensors is missing"
+    assert why_incomplete(folder, "sharded") == "shard-1.safetensors is missing"
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_version_1_of_fsdp_is_refused():
 
 
 def test_shapes_are_read_without_values(runs):
-    tree = load_tree(runs / "full/checkpoint-4/shard-1.safetensors", blocks=False)
+    tree = load_tree(runs / "full/checkpoint-4/shard-1.safetensors", shard_values=False)
     block = next(iter(tree.values()))
-    assert isinstance(block, Block) and block.values is None
+    assert isinstance(block, Shard) and block.values is None
     assert block.start[0] + block.size[0] == block.shape[0]

@@ -19,7 +19,7 @@ from taopd.models.batch import Positions, Rollouts
 from taopd.models.prompts import load_prompts
 from taopd.selectors import select
 from taopd.signals import signal_table
-from taopd.teachers import LocalTeacher, ask_positions, connect
+from taopd.teachers import LocalTeacher, connect, score_remote
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.e2e.test_trainer import CPU, weights_of
@@ -125,7 +125,7 @@ def test_the_scripted_server_answers_in_this_shape(vllm, models):
 
 
 def table_of(teacher, models, batch, positions):
-    signals = ask_positions(
+    signals = score_remote(
         partial(forward, VOCAB),
         models[0],
         teacher,

@@ -1,5 +1,7 @@
 """The analyses of the diagnostic. Oracles: planted truths, statsmodels, loops over rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taopd.diagnose import (
+    AnalysisSettings,
+    TokenTable,
     decomposition,
     discover_gains,
     discover_ks,
@@ -28,7 +32,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.selectors import SELECTORS
 from tests.unit.diagnose_simulation import features_by_definition, simulate_bank, z_score
 
-FAST = {"num_resamples": 100}
+FAST = AnalysisSettings(num_resamples=100)
 ANALYSES = (decomposition, matched_top_n, q3_gap, q3_buckets, robustness)
 
 
@@ -56,7 +60,7 @@ def test_features_match_their_definition(bank):
 
 def test_reference_takes_the_relative_gain_and_puts_the_median_of_h_into_q3(bank):
     tokens = bank.iloc[:-1]  # an odd number of tokens: one of them is the median
-    ours, theirs = token_features(tokens), token_features(tokens, reference=True)
+    ours, theirs = token_features(tokens), token_features(tokens, AnalysisSettings(reference=True))
     assert (ours.attrs["unit"], theirs.attrs["unit"]) == ("nats", "share")
     np.testing.assert_array_equal(theirs["gain"], tokens["gain_forward_share"])
     moved = (ours["quadrant"] != theirs["quadrant"]).to_numpy()
@@ -69,10 +73,10 @@ def test_non_finite_gains_are_counted_and_left_out(bank, analysis):
     tokens = bank.copy()
     tokens.loc[[3, 17], "gain_forward"] = np.nan
     tokens.loc[40, "gain_forward"] = np.inf
-    table = analysis(tokens, **FAST)
+    table = analysis(tokens, FAST)
     assert (table["n_excluded"] == 3).all() and (table["n"] == len(tokens) - 3).all()
     assert table.attrs["excluded"]["gain_forward"] == 3
-    clean = analysis(tokens.drop(index=[3, 17, 40]), **FAST)
+    clean = analysis(tokens.drop(index=[3, 17, 40]), FAST)
     column = "beta" if "beta" in table else "value"
     np.testing.assert_array_equal(table[column], clean[column])
 
@@ -88,12 +92,12 @@ def test_bad_tables_say_what_is_wrong(bank, analysis):
     with pytest.raises(DataError, match="position 0 of completion 0 is in the token table twice"):
         analysis(pd.concat([bank, bank.iloc[:1]]))
     with pytest.raises(ConfigError, match="Did you mean 'prompt'"):
-        analysis(bank, cluster="promt")
+        analysis(bank, AnalysisSettings(cluster="promt"))
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_one_prompt_gives_values_without_intervals(bank, analysis):
-    table = analysis(bank.assign(prompt=0), **FAST)
+    table = analysis(bank.assign(prompt=0), FAST)
     assert table["low"].isna().all() and table["high"].isna().all()
     assert table["note"].str.contains("one cluster only|fewer than|undecided").all()
     assert table["beta" if "beta" in table else "value"].notna().all()
@@ -102,7 +106,18 @@ def test_one_prompt_gives_values_without_intervals(bank, analysis):
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_row_order_does_not_matter(bank, analysis):
     shuffled = bank.sample(frac=1.0, random_state=0)
-    pd.testing.assert_frame_equal(analysis(bank, **FAST), analysis(shuffled, **FAST))
+    pd.testing.assert_frame_equal(analysis(bank, FAST), analysis(shuffled, FAST))
+
+
+def test_a_token_table_computes_the_features_of_a_setting_once(bank):
+    table = TokenTable(bank)
+    features = table.features(FAST)
+    assert table.features(replace(FAST, seed=3, method="bca", num_resamples=7)) is features
+    for other in ({"k": 8}, {"gain": "gain_reverse"}, {"cluster": "completion"}):
+        assert table.features(replace(FAST, **other)) is not features
+    for analysis in ANALYSES:
+        pd.testing.assert_frame_equal(analysis(table, FAST), analysis(bank, FAST))
+    assert table.features(FAST) is features
 
 
 def test_discovery_and_its_errors(bank):
@@ -120,7 +135,7 @@ def test_discovery_and_its_errors(bank):
 
 
 def test_decomposition_equals_statsmodels_on_columns_by_definition(bank):
-    table = decomposition(bank, ks=[16], targets=["raw"], **FAST)
+    table = decomposition(bank, FAST, ks=[16], targets=["raw"])
     h, d, _, learnable, incompatible, _ = by_definition(bank)
     columns = [h, learnable, incompatible, h * d, bank["position"], bank["teacher_entropy"]]
     design = sm.add_constant(np.stack([z_score(np.asarray(x)) for x in columns], axis=1))
@@ -145,7 +160,7 @@ def test_decomposition_recovers_planted_slopes(bank):
 
 
 def test_decomposition_table_has_every_part(bank):
-    table = decomposition(bank, **FAST)
+    table = decomposition(bank, FAST)
     assert set(table["target"]) == {"raw", "winsorized_1", "winsorized_5", "rank"}
     assert set(table["k"]) == {8, 16} and set(table["model"]) == {"baseline", "A", "B"}
     assert len(table) == 2 * 4 * (5 + 6 + 6 + 1)
@@ -156,23 +171,23 @@ def test_decomposition_table_has_every_part(bank):
 
 def test_rank_variant_ignores_monotone_transforms(bank):
     stretched = bank.assign(gain_forward=np.exp(3 * bank["gain_forward"]))
-    one = decomposition(bank, ks=[16], targets=["rank"], **FAST)
-    two = decomposition(stretched, ks=[16], targets=["rank"], **FAST)
+    one = decomposition(bank, FAST, ks=[16], targets=["rank"])
+    two = decomposition(stretched, FAST, ks=[16], targets=["rank"])
     pd.testing.assert_frame_equal(one, two)
 
 
 def test_constant_and_collinear_predictors_are_said(bank):
-    table = decomposition(bank.assign(teacher_entropy=0.5), ks=[16], targets=["raw"], **FAST)
+    table = decomposition(bank.assign(teacher_entropy=0.5), FAST, ks=[16], targets=["raw"])
     gone = table[table["term"] == "teacher_entropy"]
     assert gone["beta"].isna().all() and gone["note"].str.contains("constant").all()
     assert table[table["term"] != "teacher_entropy"]["beta"].notna().all()
-    flat = decomposition(bank.assign(compatibility_k16=0.5), ks=[16], targets=["raw"], **FAST)
+    flat = decomposition(bank.assign(compatibility_k16=0.5), FAST, ks=[16], targets=["raw"])
     contrast = flat[flat["term"] == CONTRAST].iloc[0]
     assert np.isnan(contrast["beta"]) and "undefined" in contrast["note"]
 
 
 def test_all_gains_equal_gives_notes_not_numbers(bank):
-    table = decomposition(bank.assign(gain_forward=0.25), ks=[16], **FAST)
+    table = decomposition(bank.assign(gain_forward=0.25), FAST, ks=[16])
     assert table["beta"].isna().all() and table["r2"].isna().all()
 
 
@@ -180,7 +195,7 @@ def test_all_gains_equal_gives_notes_not_numbers(bank):
 
 
 def test_matched_values_equal_a_loop_over_sorted_scores(bank):
-    table = matched_top_n(bank, budgets=[0.05], winsor=0.0, **FAST).set_index("selector")
+    table = matched_top_n(bank, FAST, budgets=[0.05], winsor=0.0).set_index("selector")
     _, _, _, learnable, incompatible, _ = by_definition(bank)
     gain = bank["gain_forward"].to_numpy()
     for name, score in (("teachability", learnable), ("incompatible", incompatible)):
@@ -193,7 +208,7 @@ def test_matched_values_equal_a_loop_over_sorted_scores(bank):
 def test_places_given_by_position_are_counted(bank):
     def run(**options):
         names = ["divergence", "teachability"]
-        table = matched_top_n(bank, budgets=[0.01], selectors=names, **options, **FAST)
+        table = matched_top_n(bank, FAST, budgets=[0.01], selectors=names, **options)
         return table.set_index("selector")
 
     # D~ is 1 for the top twentieth, so all places of the top hundredth go by position.
@@ -204,7 +219,7 @@ def test_places_given_by_position_are_counted(bank):
 
 
 def test_every_hard_selector_keeps_exactly_n(bank):
-    table = matched_top_n(bank, **FAST)
+    table = matched_top_n(bank, FAST)
     assert (
         set(table["selector"])
         == set(hard_selectors())
@@ -218,13 +233,13 @@ def test_every_hard_selector_keeps_exactly_n(bank):
 def test_a_banks_columns_serve_selectors_and_expressions_that_read_them(bank):
     """Sampled log-probs are in a bank; both models at both lists are not."""
     names = ["opsa", "0 - opsa", "teachability*entropy"]
-    table = matched_top_n(bank, budgets=[0.05], selectors=names, winsor=0.0, **FAST)
+    table = matched_top_n(bank, FAST, budgets=[0.05], selectors=names, winsor=0.0)
     found = table.set_index("selector")
     order = bank["student_logprob"].argsort()
     assert found.loc["opsa", "value"] == pytest.approx(bank["gain_forward"][order[:90]].mean())
     assert found.loc["0 - opsa", "num_kept"] == 90
     with pytest.raises(ConfigError, match=r"log_ratio_variance.*Possible without.*dial"):
-        matched_top_n(bank, budgets=[0.05], selectors=["pgt"], **FAST)
+        matched_top_n(bank, FAST, budgets=[0.05], selectors=["pgt"])
 
 
 def test_random_is_always_there_and_near_the_mean(bank):
@@ -237,7 +252,7 @@ def test_random_is_always_there_and_near_the_mean(bank):
 
 
 def test_too_few_candidates_are_said(bank):
-    table = matched_top_n(bank, budgets=[0.5], selectors=["q3"], **FAST).set_index("selector")
+    table = matched_top_n(bank, FAST, budgets=[0.5], selectors=["q3"]).set_index("selector")
     assert table.loc["q3", "num_kept"] < 900
     assert "candidates for 900 places" in table.loc["q3", "note"]
 
@@ -274,7 +289,7 @@ def test_matched_errors(bank):
         matched_top_n(bank, selectors=["entropie"])
     with pytest.raises(ConfigError, match="five percent"):
         matched_top_n(bank, budgets=[5.0])
-    (found,) = matched_banks(bank, budgets=[0.05], selectors=["tip"], **FAST)
+    (found,) = matched_banks(bank, FAST, budgets=[0.05], selectors=["tip"])
     with pytest.raises(ConfigError, match="not in the bank"):
         matched_differences(found, [("tip", "entropy")])
 
@@ -283,7 +298,7 @@ def test_matched_errors(bank):
 
 
 def test_q3_gap_equals_a_loop_over_rows(bank):
-    table = q3_gap(bank, groups=[3], **FAST).set_index("version")
+    table = q3_gap(bank, FAST, groups=[3]).set_index("version")
     h, d, c, _, _, q3 = by_definition(bank)
     low_cut, high_cut = np.quantile(c[q3], [1 / 3, 2 / 3])
     high, low = np.flatnonzero(q3 & (c >= high_cut)), np.flatnonzero(q3 & (c <= low_cut))
@@ -313,24 +328,24 @@ def test_planted_gap_is_recovered(seed):
 
 def test_few_q3_tokens_are_undecided_not_an_error(bank):
     tiny = bank.iloc[:4]
-    table = q3_gap(tiny.assign(prompt=range(4)), **FAST)
+    table = q3_gap(tiny.assign(prompt=range(4)), FAST)
     assert table["low"].isna().all() and table["note"].str.startswith("undecided").all()
     sparse = bank[bank["position"] < 3].assign(prompt=lambda t: range(len(t)))
-    table = q3_gap(sparse, groups=[3], **FAST)
+    table = q3_gap(sparse, FAST, groups=[3])
     plain = table[table["version"] == "plain"].iloc[0]
     assert np.isfinite(plain["value"]) and np.isnan(plain["low"])
     assert "fewer than the" in plain["note"]
 
 
 def test_equal_compatibility_has_no_thirds(bank):
-    table = q3_gap(bank.assign(compatibility_k16=1.0), **FAST)
+    table = q3_gap(bank.assign(compatibility_k16=1.0), FAST)
     assert table["note"].str.contains("too many equal values").all()
-    buckets = q3_buckets(bank.assign(compatibility_k16=1.0), **FAST)
+    buckets = q3_buckets(bank.assign(compatibility_k16=1.0), FAST)
     assert (buckets.loc[buckets["feature"] == "c", "bucket"] == 0).all()
 
 
 def test_buckets_partition_q3(bank):
-    table = q3_buckets(bank, **FAST)
+    table = q3_buckets(bank, FAST)
     features = token_features(bank)
     inside = features[features["quadrant"] == 3]
     for _, rows in table.groupby("feature"):
@@ -377,19 +392,19 @@ def test_pairs_stay_inside_their_completion(seed, num_completions):
 
 
 def test_robustness_has_every_proxy_and_k(bank):
-    table = robustness(bank, **FAST)
+    table = robustness(bank, FAST)
     assert len(table.groupby(["proxy", "k"])) == 5 * 2
     row = table[(table["proxy"] == "mass") & (table["k"] == 16)].reset_index(drop=True)
-    pd.testing.assert_frame_equal(row, q3_gap(bank, groups=[3], **FAST))
-    fewer = robustness(bank.drop(columns=["bc_k8"]), **FAST)
+    pd.testing.assert_frame_equal(row, q3_gap(bank, FAST, groups=[3]))
+    fewer = robustness(bank.drop(columns=["bc_k8"]), FAST)
     assert "bc" not in set(fewer["proxy"])
     with pytest.raises(DataError, match="bc_k8"):
-        robustness(bank.drop(columns=["bc_k8"]), proxies=["bc"], **FAST)
+        robustness(bank.drop(columns=["bc_k8"]), FAST, proxies=["bc"])
 
 
 def test_gain_curve_follows_the_checkpoints(bank):
     later = bank.assign(gain_forward=bank["gain_forward"] + 1)
-    table = gain_curve([(20, later), (10, bank)], **FAST)
+    table = gain_curve([(20, later), (10, bank)], FAST)
     assert list(table["step"]) == [10] * 4 + [20] * 4
     first, second = (table[table["step"] == step].set_index("group") for step in (10, 20))
     np.testing.assert_allclose(second["value"], first["value"] + 1)

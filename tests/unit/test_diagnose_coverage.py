@@ -6,23 +6,31 @@ of seeds 0 to 499 even the exact t interval of the mean covers 91.8 % (95.0 % fr
 2000); a batch in which the exact interval is exact tells the bootstrap's error from the batch's.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from taopd.diagnose import decomposition, matched_banks, matched_differences, q3_gap
+from taopd.diagnose import (
+    AnalysisSettings,
+    decomposition,
+    matched_banks,
+    matched_differences,
+    q3_gap,
+)
 from taopd.diagnose.bootstrap import cluster_codes, group_means
 from taopd.diagnose.regression import CONTRAST
 from tests.unit.diagnose_simulation import simulate_bank
 
 NUM_SIMULATIONS = 500
 FIRST_SEED = 1000
-SETTINGS = {"num_resamples": 1000}
+SETTINGS = AnalysisSettings(num_resamples=1000)
 LOW, HIGH = 0.92, 0.98
 
 
 def slopes(seed):
     tokens, truth = simulate_bank(learnable=0.3, incompatible=0.1, seed=seed)
-    table = decomposition(tokens, targets=["raw"], **SETTINGS)
+    table = decomposition(tokens, SETTINGS, targets=["raw"])
     rows = table[table["model"] == "B"].set_index("term")
     yield "beta_L", rows.loc["learnable"], truth.learnable
     yield "beta_L - beta_I", rows.loc[CONTRAST], truth.learnable - truth.incompatible
@@ -30,7 +38,7 @@ def slopes(seed):
 
 def gaps(seed):
     tokens, truth = simulate_bank(q3_gap=0.3, seed=seed)
-    table = q3_gap(tokens, groups=[3], **SETTINGS).set_index("version")
+    table = q3_gap(tokens, SETTINGS, groups=[3]).set_index("version")
     yield "Q3 gap", table.loc["plain"], truth.q3_gap
     yield "Q3 gap, matched", table.loc["matched"], truth.q3_gap
 
@@ -39,7 +47,7 @@ def top_n(seed):
     # The top 5 % by D^L have a gain of 1, all others 0.2.
     tokens, _ = simulate_bank(order=(lambda h, d, c: d * c,), seed=seed)
     (bank,) = matched_banks(
-        tokens, budgets=[0.05], selectors=["teachability"], winsor=0.0, num_draws=100, **SETTINGS
+        tokens, SETTINGS, budgets=[0.05], selectors=["teachability"], winsor=0.0, num_draws=100
     )
     table = matched_differences(bank, [("teachability", "random")])
     yield "teachability - random", table.iloc[0], 1 - (0.05 * 1 + 0.95 * 0.2)
@@ -51,7 +59,9 @@ def means(seed):
     gain = tokens["gain_forward"].to_numpy()
     everything = np.ones((len(gain), 1))
     for method in ("percentile", "bca", "expanded"):
-        boot = group_means(gain, everything, codes, num_clusters, method=method, **SETTINGS)
+        boot = group_means(
+            gain, everything, codes, num_clusters, **replace(SETTINGS, method=method).bootstrap
+        )
         low, high = boot.interval()
         yield f"mean, {method}", {"low": low[0], "high": high[0]}, 0.2
 
@@ -62,7 +72,11 @@ def few_prompts(seed):
     codes, num_clusters = cluster_codes(tokens["prompt"].to_numpy())
     gain = tokens["gain_forward"].to_numpy()
     boot = group_means(
-        gain, np.ones((len(gain), 1)), codes, num_clusters, method="expanded", **SETTINGS
+        gain,
+        np.ones((len(gain), 1)),
+        codes,
+        num_clusters,
+        **replace(SETTINGS, method="expanded").bootstrap,
     )
     low, high = boot.interval()
     yield "mean, ten prompts, expanded", {"low": low[0], "high": high[0]}, 0.2

@@ -1,15 +1,24 @@
 """Pictures of the diagnostic: every table draws, twice alike, and bad tables say what is missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from taopd.diagnose import decomposition, gain_curve, matched_top_n, q3_gap, robustness
+from taopd.diagnose import (
+    AnalysisSettings,
+    decomposition,
+    gain_curve,
+    matched_top_n,
+    q3_gap,
+    robustness,
+)
 from taopd.errors import DataError
 from taopd.report.figures import diagnose as diagnostic
 from tests.unit.diagnose_simulation import simulate_bank
 
-FAST = {"num_resamples": 50}
+FAST = AnalysisSettings(num_resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +28,10 @@ def bank():
 
 DRAWINGS = {
     "gain_vs_disagreement": (lambda t: t, diagnostic.draw_gain_against_disagreement),
-    "coefficients": (lambda t: decomposition(t, **FAST), diagnostic.draw_coefficients),
-    "matched_top_n": (lambda t: matched_top_n(t, **FAST), diagnostic.draw_matched),
-    "q3_gap": (lambda t: robustness(t, **FAST), diagnostic.draw_q3_gap),
-    "gain_curve": (lambda t: gain_curve([(1, t), (2, t)], **FAST), diagnostic.draw_gain_curve),
+    "coefficients": (lambda t: decomposition(t, FAST), diagnostic.draw_coefficients),
+    "matched_top_n": (lambda t: matched_top_n(t, FAST), diagnostic.draw_matched),
+    "q3_gap": (lambda t: robustness(t, FAST), diagnostic.draw_q3_gap),
+    "gain_curve": (lambda t: gain_curve([(1, t), (2, t)], FAST), diagnostic.draw_gain_curve),
 }
 
 
@@ -57,7 +66,7 @@ def test_shares_single_group_and_non_finite_gains_draw(bank, tmp_path):
         diagnostic.draw_gain_against_disagreement(tokens, tmp_path, gain="gain_x")
     with pytest.raises(DataError, match="no token to draw"):
         diagnostic.draw_gain_against_disagreement(tokens.assign(gain_forward=np.inf), tmp_path)
-    table = q3_gap(tokens, groups=[4], gain="gain_reverse_share", **FAST)
+    table = q3_gap(tokens, replace(FAST, gain="gain_reverse_share"), groups=[4])
     diagnostic.draw_q3_gap(table, tmp_path)
     few = pd.DataFrame(tokens.iloc[:3])
     diagnostic.draw_gain_against_disagreement(few, tmp_path)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from taopd.diagnose import verdict_table, verdicts
+from taopd.diagnose import AnalysisSettings, verdicts
 from taopd.diagnose.verdicts import FAILS, HOLDS, UNDECIDED, judge
 from tests.unit.diagnose_simulation import simulate_bank
 
@@ -44,7 +44,9 @@ def test_planted_incompatible_advantage_does_not_hold():
 
 def test_nothing_planted_is_mostly_undecided():
     tokens, _ = simulate_bank(num_prompts=60, length=20, seed=5)
-    found = verdicts(tokens, gains=["gain_forward", "gain_reverse"], num_resamples=300)
+    found = verdicts(
+        tokens, AnalysisSettings(num_resamples=300), gains=["gain_forward", "gain_reverse"]
+    )
     assert sum(v.verdict == UNDECIDED for v in found) >= 17  # of 20
 
 
@@ -72,14 +74,13 @@ def test_verdict_follows_from_the_interval_it_prints(seed):
     tokens, _ = simulate_bank(
         num_prompts=40, length=20, learnable=0.1, incompatible=0.1 * seed, seed=seed
     )
-    found = verdicts(tokens, num_resamples=200)
+    found = verdicts(tokens, AnalysisSettings(num_resamples=200))
     assert len(found) == 4 * 10
     for verdict in found:
         assert judge(verdict.low, verdict.high) == verdict.verdict
         assert verdict.low <= verdict.value <= verdict.high
         assert verdict.verdict in verdict.sentence and f"n = {verdict.n}" in verdict.sentence
-    table = verdict_table(found)
-    assert set(zip(table["unit"], table["direction"], strict=True)) == {
+    assert {(verdict.unit, verdict.direction) for verdict in found} == {
         ("nats", "forward"),
         ("nats", "reverse"),
         ("share", "forward"),
@@ -89,7 +90,7 @@ def test_verdict_follows_from_the_interval_it_prints(seed):
 
 def test_ties_are_named_where_they_decide_places():
     tokens, _ = simulate_bank(num_prompts=60, length=40, surface=lead_over_ties)
-    found = verdicts(tokens, gains=["gain_forward"], num_resamples=100)
+    found = verdicts(tokens, AnalysisSettings(num_resamples=100), gains=["gain_forward"])
     pairs = [v for v in found if v.claim.startswith("learnable disagreement beats")]
     assert len(pairs) == 4
     assert "divergence gave 72 of 72 places by position" in pairs[0].sentence
@@ -116,5 +117,5 @@ def test_no_variation_in_compatibility_is_undecided():
 
 def test_reference_judges_the_relative_gain_once():
     tokens, _ = simulate_bank(num_prompts=30, length=20)
-    found = verdicts(tokens, reference=True, num_resamples=100)
+    found = verdicts(tokens, AnalysisSettings(reference=True, num_resamples=100))
     assert len(found) == 2 * 10 and {v.unit for v in found} == {"share"}

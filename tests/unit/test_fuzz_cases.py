@@ -28,7 +28,7 @@ from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.run import base_config
 from taopd.report.page import write_report
-from taopd.runs.checkpoints import newest_whole, seal
+from taopd.runs.checkpoints import newest_complete, seal
 from taopd.trainer.checkpoint.resume import _steps_done
 from taopd.trainer.settings_file import parse_settings
 
@@ -230,7 +230,7 @@ def test_the_state_of_a_checkpoint(text, runs):
     with pytest.raises(TaopdError):
         _steps_done(checkpoint)
     (checkpoint / "taopd.json").write_text(text)
-    assert newest_whole(runs[0])[0] is None
+    assert newest_complete(runs[0])[0] is None
 
 
 @pytest.mark.parametrize(

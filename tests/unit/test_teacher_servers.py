@@ -21,8 +21,8 @@ from taopd.teachers import (
     LocalTeacher,
     Teacher,
     as_bound,
-    ask_positions,
     connect,
+    score_remote,
     sglang,
     transport,
 )
@@ -110,7 +110,7 @@ def test_what_a_server_does_not_say_is_said_by_the_probe(models, reach):
 
 
 def signals_of(models, teacher, batch, positions, *, size=2, vocab_size=VOCAB, **more):
-    return ask_positions(
+    return score_remote(
         partial(forward, vocab_size),
         models[0],
         teacher,
@@ -276,7 +276,7 @@ def test_the_teacher_scores_while_the_student_runs(models):
 
     batch = padded_batch(4, num_rows=6)
     positions = Positions.of(batch["completion_mask"].bool())
-    ask_positions(
+    score_remote(
         noted,
         models[0],
         Slow(models[1], VOCAB),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from scripts.fuzz.odd import Choices, changed, torn
 from taopd.errors import DataError
-from taopd.trainer.checkpoint.state_file import Block, load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import Shard, load_tree, save_tree
 
 LEAVES = (
     st.none()
@@ -61,9 +61,9 @@ def test_views_of_one_memory_are_saved_apart(tmp_path):
 
 def test_a_block_knows_its_place(tmp_path):
     values = torch.arange(6.0).reshape(2, 3)
-    save_tree(tmp_path / "x", [Block(values, (5, 3), (3, 0), (2, 3))])
+    save_tree(tmp_path / "x", [Shard(values, (5, 3), (3, 0), (2, 3))])
     (whole,) = load_tree(tmp_path / "x")
-    (bare,) = load_tree(tmp_path / "x", blocks=False)
+    (bare,) = load_tree(tmp_path / "x", shard_values=False)
     assert torch.equal(whole.values, values) and bare.values is None
     assert (whole.shape, whole.start, whole.size) == ((5, 3), (3, 0), (2, 3))
     assert (bare.shape, bare.start, bare.size) == ((5, 3), (3, 0), (2, 3))
@@ -79,7 +79,7 @@ def test_what_only_a_pickle_could_hold_is_refused(value, tmp_path):
         save_tree(tmp_path / "x", value)
 
 
-TREE = {"a": torch.ones(2, 3), "b": [1, (None, "x")], "c": Block(torch.ones(2), (4,), (2,), (2,))}
+TREE = {"a": torch.ones(2, 3), "b": [1, (None, "x")], "c": Shard(torch.ones(2), (4,), (2,), (2,))}
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -94,8 +94,8 @@ def test_damage_ends_in_one_message(seed, tmp_path):
         skeleton = changed(skeleton, Choices(source.randbytes(64)))
         metadata = {"taopd_tree": json.dumps(skeleton, default=str)}
         save_file({"0": torch.ones(2, 3), "1": torch.ones(2)}, path, metadata=metadata)
-    for blocks in (True, False):
+    for shard_values in (True, False):
         try:
-            load_tree(path, blocks=blocks)
+            load_tree(path, shard_values=shard_values)
         except DataError as error:
             assert str(path) in str(error)

@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(argv)
 
+    from taopd.diagnose.features import AnalysisSettings
     from taopd.diagnose.gain_analysis import analyse
     from taopd.diagnose.gain_files import read_gains
     from taopd.runs.jsonl import write_json, write_text
@@ -51,15 +52,13 @@ def run(argv: Sequence[str]) -> int:
     gains = read_gains(options.gains)
     folder = options.output or options.gains.with_name(f"{options.gains.name}-report")
     with CountedProgress() as advance:
-        analysis = analyse(
-            gains,
-            k=options.k,
+        settings = AnalysisSettings(
             cluster=options.cluster,
             num_resamples=options.num_resamples,
             seed=options.seed,
             reference=options.reference,
-            progress=advance,
         )
+        analysis = analyse(gains, settings, k=options.k, progress=advance)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in analysis.tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False))

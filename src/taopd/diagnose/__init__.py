@@ -1,19 +1,29 @@
-"""The fixed-context diagnostic: which disagreement was learned, and does teachability predict it?"""
+"""The fixed-context diagnostic: per-token gains of a training run, and how well scores predict them."""
 
 from taopd.diagnose.bootstrap import Bootstrap, cluster_bootstrap
-from taopd.diagnose.features import GAINS, PROXIES, discover_gains, discover_ks, token_features
+from taopd.diagnose.features import (
+    GAINS,
+    PROXIES,
+    AnalysisSettings,
+    TokenTable,
+    discover_gains,
+    discover_ks,
+    token_features,
+)
 from taopd.diagnose.kept_sets import hard_selectors
 from taopd.diagnose.matched import MatchedBank, matched_banks, matched_differences, matched_top_n
 from taopd.diagnose.quadrants import q3_buckets, q3_gap
 from taopd.diagnose.regression import decomposition
 from taopd.diagnose.robustness import gain_curve, robustness
-from taopd.diagnose.verdicts import Verdict, verdict_table, verdicts
+from taopd.diagnose.verdicts import Verdict, verdicts
 
 __all__ = [
     "GAINS",
     "PROXIES",
+    "AnalysisSettings",
     "Bootstrap",
     "MatchedBank",
+    "TokenTable",
     "Verdict",
     "cluster_bootstrap",
     "decomposition",
@@ -28,6 +38,5 @@ __all__ = [
     "q3_gap",
     "robustness",
     "token_features",
-    "verdict_table",
     "verdicts",
 ]

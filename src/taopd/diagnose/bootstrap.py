@@ -1,24 +1,22 @@
-"""Cluster bootstrap from per-cluster sums: a thousand resamples of a bank in milliseconds.
+"""Cluster bootstrap of functions of sums over tokens.
 
-What: tokens of one prompt share its difficulty, so prompts are resampled, not tokens. Every
-statistic of the diagnostic (means, differences of means, least squares) is a function of sums over
-tokens, and a resample of clusters only re-weights those sums: the sums of resample r are
-`counts[r] @ sums` with multinomial counts. One matrix product therefore replaces a thousand passes
-over the tokens, and it is the same number, not an approximation (the tests resample rows by brute
-force). Cut points, normalization and kept sets stay fixed across resamples.
+Tokens of one prompt are correlated, so prompts are resampled, not tokens. Every statistic of the
+diagnostic (means, differences of means, least squares) is a function of sums over tokens. The sums
+of resample r are `counts[r] @ sums` with multinomial counts per cluster. One matrix product gives
+all resamples, exactly (the tests resample rows by brute force). Cut points, normalization and kept
+sets stay fixed across resamples.
 
 Why not `scipy.stats.bootstrap`: it resamples rows, and calls the statistic on data, not on sums.
 
-Limits: with fewer than `FEW_CLUSTERS` clusters percentile intervals are too narrow, which the note
-says and `method="expanded"` mends for means; with one cluster there is no interval at all, which is
-a note and NaN bounds, no error.
+Limits: with fewer than `FEW_CLUSTERS` clusters percentile intervals are too narrow; the note says
+so, and `method="expanded"` corrects it for means. With one cluster the bounds are NaN, with a note.
 
 Source: Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8; BCa:
 Efron, "Better Bootstrap Confidence Intervals" (1987).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,7 +37,7 @@ MAX_UNDEFINED = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """S statistics of one bank and of its resamples, in the unit of the statistic.
+    """A bootstrap of S statistics: values, resamples and intervals, in the unit of the statistic.
 
     Aligned example, two statistics:
 
@@ -71,17 +69,21 @@ class Bootstrap:
             level = expanded_level(self.num_clusters, level)
         return percentile_interval(self.samples, level=level)
 
+    def columns(self) -> dict[str, Float[np.ndarray, " S"]]:
+        """Value, interval and standard error as columns of a table."""
+        low, high = self.interval()
+        error = self.standard_error
+        return {"value": self.value, "low": low, "high": high, "standard_error": error}
+
     def map(
         self, function: Callable[[Float[np.ndarray, "R S"]], Float[np.ndarray, "R U"]]
     ) -> "Bootstrap":
-        """The bootstrap of a function of the statistics: paired, on the very same resamples."""
-        return Bootstrap(
+        """The bootstrap of a function of the statistics, on the same resamples (paired)."""
+        return replace(
+            self,
             value=function(self.value[None])[0],
             samples=function(self.samples),
             jackknife=function(self.jackknife),
-            num_clusters=self.num_clusters,
-            method=self.method,
-            note=self.note,
         )
 
 
@@ -103,7 +105,7 @@ def cluster_sums(
 def cluster_products(
     values: Float[np.ndarray, "N M"], codes: Int[np.ndarray, " N"], num_clusters: int
 ) -> Float[np.ndarray, "G M M"]:
-    """X'X within each cluster: all that least squares needs to know about it."""
+    """Cross products X'X within each cluster, the sufficient statistics of least squares."""
     _check_rows(values, codes)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(num_clusters + 1))
@@ -118,8 +120,10 @@ def cluster_products(
 def resample_counts(
     num_clusters: int, num_resamples: int, *, seed: int = 0
 ) -> Float[np.ndarray, "R G"]:
-    """How often each cluster is drawn in each resample: multinomial(G, 1/G). Same seed, same
-    draws, so statistics of different analyses of one bank are paired."""
+    """Multinomial(G, 1/G) counts of each cluster in each resample.
+
+    The same seed gives the same counts, so statistics of different analyses of one bank are paired.
+    """
     generator = np.random.default_rng(seed)
     shares = np.full(num_clusters, 1.0 / num_clusters)
     return generator.multinomial(num_clusters, shares, size=num_resamples).astype(np.float64)
@@ -133,7 +137,7 @@ def cluster_bootstrap(
     seed: int = 0,
     method: str = "percentile",
 ) -> Bootstrap:
-    """Bootstrap any function of sums over tokens by resampling clusters.
+    """The cluster bootstrap of a function of sums over tokens.
 
         value = statistic(sum_g sums[g]),   sample_r = statistic(sum_g counts[r, g] sums[g])
 
@@ -155,24 +159,19 @@ def cluster_bootstrap(
         raise ConfigError(f"num_resamples={num_resamples} must be at least 2; 1000 is usual")
     total = sums.sum(axis=0, keepdims=True)
     value = statistic(total)[0]
-    if num_clusters == 1:
-        return Bootstrap(
-            value=value,
-            samples=np.empty((0, value.shape[0])),
-            jackknife=np.empty((0, value.shape[0])),
-            num_clusters=1,
-            method=method,
-            note="one cluster only: no interval",
-        )
-    samples = statistic(resample_counts(num_clusters, num_resamples, seed=seed) @ sums)
-    empty = np.empty((0, value.shape[0]))
+    samples = jackknife = np.empty((0, value.shape[0]))
+    note = "one cluster only: no interval"
+    if num_clusters > 1:
+        samples = statistic(resample_counts(num_clusters, num_resamples, seed=seed) @ sums)
+        note = _note(samples, num_clusters)
+        jackknife = statistic(total - sums) if method == "bca" else jackknife
     return Bootstrap(
         value=value,
         samples=samples,
-        jackknife=statistic(total - sums) if method == "bca" else empty,
+        jackknife=jackknife,
         num_clusters=num_clusters,
         method=method,
-        note=_note(samples, num_clusters),
+        note=note,
     )
 
 
@@ -180,15 +179,8 @@ def percentile_interval(
     samples: Float[np.ndarray, "R S"], *, level: float = LEVEL
 ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
     """Equal-tailed quantiles of the defined samples of each column; NaN where too few are."""
-    num_resamples, num_statistics = samples.shape
-    low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    for index in range(num_statistics):
-        column = samples[:, index]
-        column = column[np.isfinite(column)]
-        if num_resamples and len(column) >= (1 - MAX_UNDEFINED) * num_resamples:
-            low[index], high[index] = np.quantile(column, tails)
-    return low, high
+    return _quantiles(samples, lambda index, column: tails)
 
 
 def bca_interval(
@@ -199,23 +191,35 @@ def bca_interval(
     level: float = LEVEL,
 ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
     """Bias-corrected and accelerated quantiles; NaN where the correction is undefined."""
-    num_resamples, num_statistics = samples.shape
-    low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
     normal = stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    for index in range(num_statistics):
-        column = samples[:, index]
-        column = column[np.isfinite(column)]
-        if not num_resamples or len(column) < (1 - MAX_UNDEFINED) * num_resamples:
-            continue
+
+    def tails(index: int, column: np.ndarray) -> np.ndarray | None:
         below = (column < value[index]).mean() + 0.5 * (column == value[index]).mean()
         spread = jackknife[:, index].mean() - jackknife[:, index]
         scale = 6.0 * (spread**2).sum() ** 1.5
         if not 0 < below < 1 or not np.isfinite(scale) or scale == 0:
-            continue
+            return None
         bias, acceleration = stats.norm.ppf(below), (spread**3).sum() / scale
         shifted = bias + normal
-        tails = stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
-        low[index], high[index] = np.quantile(column, tails)
+        return stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+
+    return _quantiles(samples, tails)
+
+
+def _quantiles(
+    samples: Float[np.ndarray, "R S"],
+    tails: Callable[[int, np.ndarray], Sequence[float] | np.ndarray | None],
+) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+    """Two quantiles of the defined samples of each column, at the tails that a function gives for it."""
+    num_resamples, num_statistics = samples.shape
+    low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
+    for index in range(num_statistics):
+        column = samples[np.isfinite(samples[:, index]), index]
+        if not num_resamples or len(column) < (1 - MAX_UNDEFINED) * num_resamples:
+            continue
+        ends = tails(index, column)
+        if ends is not None:
+            low[index], high[index] = np.quantile(column, ends)
     return low, high
 
 

@@ -1,8 +1,8 @@
-"""Gain on a small bank while a student trains, logged like every other metric.
+"""A trainer callback that logs the gain on a small bank during training.
 
-Measured outside the trainer's wrappers, in the dtype of the weights, in evaluation mode and without a
-random draw: training goes on as if nothing had happened. On the main process only; with sharded weights
-(FSDP, DeepSpeed ZeRO-3) there is no whole model there, so measure the checkpoints afterwards.
+Measured outside the trainer's wrappers, in the dtype of the weights, in evaluation mode and without random
+draws, so that training is not changed. Main process only. Sharded weights (FSDP, DeepSpeed ZeRO-3) are not
+supported: measure the checkpoints afterwards.
 """
 
 import time
@@ -62,20 +62,20 @@ class BankCallback(TrainerCallback):
         bank.check_model("teacher", self._teacher)
         self._teacher_states: list[State] | None = None
         self.curve: list[tuple[int, dict[str, float]]] = []
-        """(step, what was logged), the point before training included where it was measured."""
+        """(step, logged metrics), with the point before training where it was measured."""
 
     @classmethod
     def attach(
         cls, trainer: Any, bank: FixedContextBank, *, every: int = 50, k: int | None = None
     ) -> "BankCallback":
-        """Make a callback for a `TeachabilityTrainer` with a local teacher, and add it."""
+        """A callback added to a `TeachabilityTrainer` with a local teacher."""
         teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
         callback = cls(bank, teacher, trainer.record, every=every, k=k)
         trainer.add_callback(callback)
         return callback
 
     def measure(self, model: Any, step: int) -> CheckpointGain:
-        """Gain of the model as it is now."""
+        """The gain of the model's current weights."""
         with torch.random.fork_rng(devices=[]):
             if self._teacher_states is None:
                 with measuring(self._teacher):
@@ -115,7 +115,7 @@ class BankCallback(TrainerCallback):
         return [(step, dict(values)) for step, values in self.curve]
 
     def load_checkpoint_state(self, state: list[tuple[int, dict[str, float]]]) -> None:
-        """Go on from `checkpoint_state()`."""
+        """Restore the curve from `checkpoint_state()`."""
         self.curve = list(state)
 
     def _values(self, gain: CheckpointGain) -> dict[str, float]:

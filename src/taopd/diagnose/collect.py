@@ -1,4 +1,4 @@
-"""Takes the rollouts of a bank from a trainer instead of sampling them again."""
+"""An observer that collects the rollouts of a bank from a trainer."""
 
 from taopd.diagnose.bank import NUM_COMPLETIONS, Rollouts
 from taopd.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ class RolloutCollector:
         self._steps: list[int] = []
 
     def __call__(self, scored: ScoredBatch) -> None:
-        """Take what is still missing of one generation batch."""
+        """Add completions of one generation batch, up to the requested number."""
         room = self._num_completions - len(self._completions)
         if room <= 0:
             return
@@ -40,10 +40,10 @@ class RolloutCollector:
         self._steps.append(scored.step)
 
     def rollouts(self) -> Rollouts:
-        """What was collected.
+        """The collected rollouts.
 
         Raises:
-            DataError: nothing was.
+            DataError: none were collected.
         """
         if not self._completions:
             raise DataError(

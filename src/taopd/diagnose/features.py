@@ -1,12 +1,9 @@
-"""From the token table of a bank to the normalized features that every analysis reads.
+"""Normalized token features of a bank, and the settings that its analyses share.
 
-What: one row per completion token with its gain and the features of the student BEFORE training.
-`token_features` checks the columns, counts and leaves out rows with a NaN or an infinity (never
-silently: `attrs["n_excluded"]`, `attrs["excluded"]` by column), and normalizes with the selectors'
-own code, so that an analysis and a training run mean the same thing by D~.
-
-Rows are left out before anything is normalized: all tables of one gain column describe the same
-tokens.
+One row per completion token: its gain, and the features of the student BEFORE training.
+`token_features` checks the columns and normalizes with the selectors' own code, so that D~ of an
+analysis is D~ of a training run. Rows with a NaN or an infinity are left out before anything is
+normalized, and counted: `attrs["n_excluded"]`, and `attrs["excluded"]` by column.
 
 [P!=C] `reference=True` takes the released tools' choices: the gain is relative, G / KL before;
 normalization follows R8-R10 (no epsilon); and H <= median counts as low, so Q3 has the tokens on
@@ -16,11 +13,15 @@ Source: METHOD sections 2 and 4; arXiv 2605.26844, eq. 1, 5, 11, 12.
 """
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 
+from taopd.diagnose.bootstrap import METHODS, cluster_codes
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.selectors import normalized_view
 from taopd.signals import SignalTable
@@ -47,17 +48,121 @@ EXTRA = {
 """Columns that a selector finds as signals, where the table has them, and the names they have in training."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisSettings:
+    """What all analyses of one bank share: the features they read, and the bootstrap.
+
+    Raises:
+        ConfigError: for an unknown proxy, cluster or method.
+    """
+
+    k: int = 16
+    """Support size of D and C."""
+    proxy: str = "mass"
+    """Compatibility proxy, a key of `PROXIES`."""
+    gain: str = "gain_forward"
+    """Gain column, one of `GAINS`."""
+    reference: bool = False
+    """The released tools' choices, see the module. [P!=C]"""
+    cluster: str = "prompt"
+    """Unit of the bootstrap: "prompt" or "completion"."""
+    num_resamples: int = 1000
+    seed: int = 0
+    """Of the bootstrap and of random draws."""
+    method: str = "percentile"
+    """Kind of interval, one of `bootstrap.METHODS`."""
+
+    def __post_init__(self) -> None:
+        choices = {"proxy": PROXIES, "cluster": CLUSTERS, "method": METHODS}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name}={value!r} is unknown.{suggest(value, allowed)}")
+
+    @property
+    def gain_column(self) -> str:
+        """The gain column that is read: with `reference` always the relative one. [P!=C]"""
+        relative = self.reference and gain_unit(self.gain) == "nats"
+        return f"{self.gain}_share" if relative else self.gain
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Keyword arguments of `cluster_bootstrap`."""
+        return {"num_resamples": self.num_resamples, "seed": self.seed, "method": self.method}
+
+
+DEFAULTS = AnalysisSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """The N usable tokens of a bank under one setting, in the order (completion, position)."""
+
+    table: pd.DataFrame
+    """Columns and `attrs` as `token_features` returns them."""
+    signals: SignalTable
+    """The same tokens as a selector reads them."""
+    clusters: Int[np.ndarray, " N"]
+    """Codes 0..num_clusters-1 of prompts or completions."""
+    num_clusters: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Columns that every table of results has."""
+        names = ("gain", "unit", "k", "proxy", "n", "n_excluded")
+        return {name: self.table.attrs[name] for name in names} | {
+            "num_clusters": self.num_clusters
+        }
+
+    def gain(self, winsor: float = 0.0) -> Float[np.ndarray, " N"]:
+        """The gain column, winsorized."""
+        return winsorize(self.table["gain"].to_numpy(), winsor)
+
+
+class TokenTable:
+    """A bank's token table that computes the features of each setting once.
+
+    Analyses take a DataFrame or a `TokenTable`; give several of them one `TokenTable` to share its features.
+    """
+
+    def __init__(self, tokens: pd.DataFrame) -> None:
+        self.tokens = tokens
+        self._features: dict[tuple, Features] = {}
+
+    @staticmethod
+    def of(tokens: "pd.DataFrame | TokenTable") -> "TokenTable":
+        """The table itself, or a new one around a DataFrame."""
+        return tokens if isinstance(tokens, TokenTable) else TokenTable(tokens)
+
+    def features(self, settings: AnalysisSettings) -> Features:
+        """The features under these settings. Raises as `token_features`."""
+        column, reference = settings.gain_column, settings.reference
+        key = (settings.k, settings.proxy, column, reference, settings.cluster)
+        if key not in self._features:
+            self._features[key] = _features(self.tokens, settings)
+        return self._features[key]
+
+
+Tokens = pd.DataFrame | TokenTable
+
+
 def discover_ks(tokens: pd.DataFrame) -> tuple[int, ...]:
     """Every K the table has a disagreement for, ascending.
 
     Raises:
         DataError: if there is none.
     """
-    found = [re.fullmatch(r"disagreement_k(\d+)", str(name)) for name in tokens.columns]
-    ks = sorted(int(match.group(1)) for match in found if match)
+    matches = [re.fullmatch(r"disagreement_k(\d+)", str(name)) for name in tokens.columns]
+    ks = sorted(int(match.group(1)) for match in matches if match)
     if not ks:
         raise DataError("the token table has no disagreement_k<K> column; score the bank first")
     return tuple(ks)
+
+
+def default_k(tokens: pd.DataFrame) -> int:
+    """The published K = 16 where the table has it, else its largest K."""
+    ks = discover_ks(tokens)
+    return 16 if 16 in ks else ks[-1]
 
 
 def discover_gains(tokens: pd.DataFrame) -> tuple[str, ...]:
@@ -85,46 +190,36 @@ def gain_direction(gain: str) -> str:
     return "reverse" if gain.startswith("gain_reverse") else "forward"
 
 
-def gain_column(gain: str, *, reference: bool = False) -> str:
-    """The gain column an analysis reads: with `reference` always the relative one. [P!=C]"""
-    return f"{gain}_share" if reference and gain_unit(gain) == "nats" else gain
-
-
-def token_features(
-    tokens: pd.DataFrame,
-    *,
-    k: int = 16,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
-    reference: bool = False,
-) -> pd.DataFrame:
+def token_features(tokens: pd.DataFrame, settings: AnalysisSettings = DEFAULTS) -> pd.DataFrame:
     """Usable tokens in the order (completion, position) with gain, H~, D~, C~, D^L, D^I, quadrant.
 
         learnable = D~ C~,   incompatible = D~ (1 - C~),   quadrant by the medians of H~ and D~
 
     `attrs`: n, n_excluded, excluded (rows per column with a non-finite value), gain, unit, k, proxy,
-    reference. [P!=C] `reference`: see the module.
+    reference, cluster. [P!=C] `reference`: see the module.
 
     Raises:
         DataError: no rows, a missing column, the same position twice, or no usable row.
-        ConfigError: for an unknown proxy.
     """
-    num_rows = len(tokens)
-    tokens, excluded = _usable(tokens, _columns(k, proxy, gain, reference))
-    table = signal_table_of(tokens, k=k, proxy=proxy)
-    view = normalized_view(table, rules="reference" if reference else "paper")
+    return TokenTable(tokens).features(settings).table
+
+
+def _features(tokens: pd.DataFrame, settings: AnalysisSettings) -> Features:
+    k, gain = settings.k, settings.gain_column
+    columns = [*SHARED, f"disagreement_k{k}", proxy_column(settings.proxy, k), gain]
+    usable, excluded = _usable(tokens, columns)
+    signals = signal_table_of(usable, k=k, proxy=settings.proxy)
+    view = normalized_view(signals, rules="reference" if settings.reference else "paper")
     h, d, c = (getattr(view, name).numpy() for name in "hdc")
     quadrant = view.quadrant.numpy()
-    if reference:
+    if settings.reference:
         # Offline, H on the median is low; D on the median stays high.
         quadrant = 4 - 2 * (h > np.median(h)).astype(np.int8) - (d >= np.median(d)).astype(np.int8)
-    features = pd.DataFrame(
+    table = pd.DataFrame(
         {
-            "completion": tokens["completion"].to_numpy(),
-            "prompt": tokens["prompt"].to_numpy(),
-            "position": tokens["position"].to_numpy(),
-            "gain": tokens[gain_column(gain, reference=reference)].to_numpy(np.float64),
-            "teacher_entropy": tokens["teacher_entropy"].to_numpy(np.float64),
+            **{name: usable[name].to_numpy() for name in ("completion", "prompt", "position")},
+            "gain": usable[gain].to_numpy(np.float64),
+            "teacher_entropy": usable["teacher_entropy"].to_numpy(np.float64),
             "h": h,
             "d": d,
             "c": c,
@@ -133,34 +228,20 @@ def token_features(
             "quadrant": quadrant,
         }
     )
-    used = gain_column(gain, reference=reference)
-    features.attrs = {
-        "n": len(features),
-        "n_excluded": num_rows - len(features),
+    table.attrs = {
+        "n": len(table),
+        "n_excluded": len(tokens) - len(table),
         "excluded": excluded,
-        "gain": used,
-        "unit": gain_unit(used),
-        "k": k,
-        "proxy": proxy,
-        "reference": reference,
+        "gain": gain,
+        "unit": gain_unit(gain),
+        **{name: getattr(settings, name) for name in ("k", "proxy", "reference", "cluster")},
     }
-    return features
+    clusters, num_clusters = cluster_codes(table[settings.cluster].to_numpy())
+    return Features(table=table, signals=signals, clusters=clusters, num_clusters=num_clusters)
 
 
-def usable_tokens(
-    tokens: pd.DataFrame,
-    *,
-    k: int = 16,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
-    reference: bool = False,
-) -> pd.DataFrame:
-    """The rows behind `token_features`, same order, with all columns of the token table."""
-    return _usable(tokens, _columns(k, proxy, gain, reference))[0]
-
-
-def signal_table_of(tokens: pd.DataFrame, *, k: int = 16, proxy: str = "mass") -> SignalTable:
-    """What a selector reads, from a token table in the order (completion, position)."""
+def signal_table_of(tokens: pd.DataFrame, *, k: int, proxy: str) -> SignalTable:
+    """The signals that a selector reads, from a token table in the order (completion, position)."""
 
     def column(name: str) -> torch.Tensor:
         return torch.tensor(tokens[name].to_numpy(np.float64))
@@ -177,18 +258,12 @@ def signal_table_of(tokens: pd.DataFrame, *, k: int = 16, proxy: str = "mass") -
 
 
 def proxy_column(proxy: str, k: int) -> str:
-    """The column of a compatibility proxy.
-
-    Raises:
-        ConfigError: for an unknown proxy.
-    """
-    if proxy not in PROXIES:
-        raise ConfigError(f"proxy={proxy!r} is unknown.{suggest(proxy, PROXIES)}")
+    """The column of a compatibility proxy."""
     return f"{PROXIES[proxy]}_k{k}"
 
 
 def winsorize(values: np.ndarray, share: float) -> np.ndarray:
-    """Clip to the quantiles `share` and 1 - `share` (linear interpolation); 0 changes nothing.
+    """Values clipped to the quantiles `share` and 1 - `share` (linear interpolation); 0 changes nothing.
 
     Raises:
         ConfigError: if share is outside [0, 0.5).
@@ -196,22 +271,6 @@ def winsorize(values: np.ndarray, share: float) -> np.ndarray:
     if not 0 <= share < 0.5:
         raise ConfigError(f"winsor={share} must be in [0, 0.5); 0.01 clips 1 % at either end")
     return np.clip(values, *np.quantile(values, [share, 1 - share])) if share else values
-
-
-def clusters_of(features: pd.DataFrame, cluster: str) -> np.ndarray:
-    """The labels to resample by.
-
-    Raises:
-        ConfigError: for an unknown cluster.
-    """
-    if cluster not in CLUSTERS:
-        raise ConfigError(f"cluster={cluster!r} is unknown.{suggest(cluster, CLUSTERS)}")
-    return features[cluster].to_numpy()
-
-
-def _columns(k: int, proxy: str, gain: str, reference: bool) -> list[str]:
-    column = gain_column(gain, reference=reference)
-    return [*SHARED, f"disagreement_k{k}", proxy_column(proxy, k), column]
 
 
 def _usable(tokens: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:

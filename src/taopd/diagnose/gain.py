@@ -1,14 +1,14 @@
-"""Gain per token: how much nearer a trained student is to the teacher, at the bank's fixed contexts.
+"""Gain per token: the fall of KL(teacher, student) by training, at the bank's fixed contexts.
 
     gain_forward = KL(p_T || p_S,before) - KL(p_T || p_S,after)     full vocabulary, nats, positive = better
     gain_reverse = KL(p_S,before || p_T) - KL(p_S,after || p_T)
     *_share      = gain / (KL_before + 1e-12)
 
-Both units are always given: in nats the tokens with a large initial KL lead, as a fraction those with a
-small one, and the two order learnable and incompatible tokens differently. The mean of per-token shares is
-ruled by tokens whose initial KL is near zero; a summary therefore pools (sum of gains over sum of KL).
+Both units are always given, because they order learnable and incompatible tokens differently: in nats the
+tokens with a large initial KL come first, as a share those with a small one. Tokens whose initial KL is near
+zero dominate a mean of per-token shares, so a summary pools them (sum of gains over sum of KL).
 
-A gain that is not finite is kept as NaN in its row, counted, named in the log, and in no mean.
+A gain that is not finite is NaN in its row, counted and logged, and is in no mean.
 
 Source: METHOD section 4; eq. 1 of arXiv 2605.26844 (nats) and the released code (share).
 """
@@ -24,7 +24,8 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.diagnose.bank import FixedContextBank
-from taopd.diagnose.bank.score import divergences, measuring, rollout_states
+from taopd.diagnose.bank.score import divergences, measuring
+from taopd.diagnose.features import GAINS, default_k, discover_ks
 from taopd.errors import DataError
 from taopd.models.forward import State
 from taopd.models.loading import load_model, load_tokenizer
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 SHARE_EPSILON = 1e-12
 """Added to the initial KL, nats. [METHOD section 4]"""
-GAIN_COLUMNS = ("gain_forward", "gain_forward_share", "gain_reverse", "gain_reverse_share")
 LEARNABLE_COMPATIBILITY = 0.5
 """More than half of the teacher's mass on the student's support is called learnable."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -41,18 +41,18 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointGain:
-    """One point of a curve: the bank's tokens with what a checkpoint gained there."""
+    """The bank's tokens with the gains of one checkpoint: one point of a curve."""
 
     label: str
     step: int | None
     """Optimizer steps of the checkpoint, where it says so."""
     tokens: pd.DataFrame
-    """The bank's tokens plus `GAIN_COLUMNS`, `forward_kl_after` and `reverse_kl_after`; NaN = not finite."""
+    """The bank's tokens plus `GAINS`, `forward_kl_after` and `reverse_kl_after`; NaN = not finite."""
 
     @property
     def measured(self) -> pd.DataFrame:
         """The rows whose gains are finite."""
-        return self.tokens[self.tokens[list(GAIN_COLUMNS)].notna().all(axis=1)]
+        return self.tokens[self.tokens[list(GAINS)].notna().all(axis=1)]
 
     @property
     def num_excluded(self) -> int:
@@ -85,16 +85,16 @@ def summarize(tokens: pd.DataFrame, *, k: int | None = None) -> dict[str, float]
 
 
 def learnable_groups(tokens: pd.DataFrame, *, k: int | None = None) -> dict[str, np.ndarray]:
-    """Which rows count in "mean" (all of them), "learnable" and "incompatible".
+    """Row masks of the groups "mean" (all tokens), "learnable" and "incompatible".
 
     The last two are the tokens with D at or above the bank's median (quadrants 1 and 3), with C above
-    and at most 0.5. Where the models agree nothing is left to learn, so these tokens are in neither.
+    and at most 0.5. Tokens where the models agree are in neither.
 
     Args:
         k: support size of D and C; default 16 if the bank has it, else its largest.
     """
-    sizes = bank_support_sizes(tokens)
-    chosen = k if k is not None else (16 if 16 in sizes else sizes[-1])
+    chosen = default_k(tokens) if k is None else k
+    sizes = discover_ks(tokens)
     if chosen not in sizes:
         raise DataError(f"k={chosen}: the bank has {', '.join(map(str, sizes))}")
     disagree = tokens[f"quadrant_k{chosen}"].isin((1, 3)).to_numpy()
@@ -104,13 +104,6 @@ def learnable_groups(tokens: pd.DataFrame, *, k: int | None = None) -> dict[str,
         "learnable": disagree & compatible,
         "incompatible": disagree & ~compatible,
     }
-
-
-def bank_support_sizes(tokens: pd.DataFrame) -> list[int]:
-    """The K of a bank's columns, ascending."""
-    prefix = "compatibility_k"
-    names = [str(name) for name in tokens]
-    return sorted(int(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
 
 
 def gain_tokens(
@@ -124,9 +117,9 @@ def gain_tokens(
         tokens[f"gain_{direction}"] = gain
         tokens[f"gain_{direction}_share"] = gain / (before + SHARE_EPSILON)
         tokens[f"{direction}_kl_after"] = after
-    bad = ~np.isfinite(tokens[list(GAIN_COLUMNS)].to_numpy()).all(axis=1)
+    bad = ~np.isfinite(tokens[list(GAINS)].to_numpy()).all(axis=1)
     if bad.any():
-        tokens.loc[bad, list(GAIN_COLUMNS)] = np.nan
+        tokens.loc[bad, list(GAINS)] = np.nan
         logger.warning(
             "%s: %d of %d gains are not finite and excluded, the first at %s",
             label,
@@ -152,14 +145,8 @@ def model_gain(
         teacher_states: from `teacher_states`, a list where several models are compared.
     """
     with measuring(model):
-        states = rollout_states(
-            model,
-            bank.rollouts,
-            vocab_size=bank.vocab_size,
-            batch_size=int(bank.manifest["batch_size"]),
-        )
         after = divergences(
-            states,
+            bank.states(model),
             teacher_states,
             num_tokens=len(bank.tokens),
             temperature=bank.temperature,
@@ -170,18 +157,13 @@ def model_gain(
 
 
 def teacher_states(bank: FixedContextBank, teacher: Any) -> Iterable[State]:
-    """The teacher's states at the bank's tokens; lazy, so that one pass needs no room for them.
+    """The teacher's states at the bank's tokens, computed lazily.
 
     Raises:
         DataError: it is not the bank's teacher.
     """
     bank.check_model("teacher", teacher)
-    return rollout_states(
-        teacher,
-        bank.rollouts,
-        vocab_size=bank.vocab_size,
-        batch_size=int(bank.manifest["batch_size"]),
-    )
+    return bank.states(teacher)
 
 
 def measure_gains(
@@ -228,7 +210,7 @@ def measure_gains(
 
 
 def load_checkpoint(bank: FixedContextBank, checkpoint: str | Path) -> Any:
-    """Load a trained student in the dtype of the bank's and prove that its ids mean the same.
+    """A trained student, loaded in the dtype of the bank's student, with the vocabulary checked.
 
     Raises:
         DataError: it cannot be read, or has another vocabulary.

@@ -1,4 +1,4 @@
-"""A folder of gains: the bank's features once, one Parquet file of gains per checkpoint, a manifest.
+"""Folder of gains: the bank's features, one Parquet file of gains per checkpoint, and a manifest.
 
 Self-contained, so that analyses and reports need neither the bank nor a model.
 """
@@ -18,7 +18,8 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.gain import GAIN_COLUMNS, CheckpointGain
+from taopd.diagnose.features import GAINS
+from taopd.diagnose.gain import CheckpointGain
 from taopd.errors import DataError
 from taopd.runs.parquet import read_table
 from taopd.runs.validation import TEXT, WHOLE, Maybe, Some, fit, shown
@@ -35,7 +36,7 @@ def write_gains(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write gains of one bank, whole or not at all; return the folder's absolute path.
+    """Write gains of one bank atomically; return the folder's absolute path.
 
     Raises:
         DataError: nothing to write, or a folder that holds something else.
@@ -67,7 +68,7 @@ def write_gains(
 
 
 def read_gains(folder: str | Path) -> list[CheckpointGain]:
-    """Read gains back, every file checked against the manifest.
+    """The gains of a folder, every file checked against the manifest.
 
     Raises:
         DataError: no such folder, or a file that is missing, truncated or edited.
@@ -80,7 +81,7 @@ def read_gains(folder: str | Path) -> list[CheckpointGain]:
     for entry in manifest["checkpoints"]:
         if entry["file"] not in manifest["files"]:
             raise DataError(f"{path / MANIFEST} does not hold the file {shown(entry['file'])}")
-        columns = read_table(path / entry["file"], GAIN_COLUMNS)
+        columns = read_table(path / entry["file"], GAINS)
         if len(columns) != len(tokens) or set(columns) & set(tokens):
             raise DataError(f"{path / entry['file']} does not fit the tokens of these gains")
         both = pd.concat([tokens, columns], axis=1)

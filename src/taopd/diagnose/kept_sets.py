@@ -1,18 +1,17 @@
-"""Which tokens of a bank a selector would keep, by the selector's own code, and random's many draws.
+"""The tokens of a bank that a selector keeps, and repeated draws of the random control.
 
-What: `taopd.selectors.select` ranks the bank's tokens; the first N are kept. Nothing about a score
-or a tie is repeated here, so a diagnostic cannot drift from what training does.
+`taopd.selectors.select` ranks the bank's tokens and the first N are kept, so scores and ties are
+those of training.
 
 Source: METHOD section 4; ties R15.
 """
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 
-from taopd.diagnose.features import signal_table_of
 from taopd.errors import ConfigError
 from taopd.selectors import SELECTORS, check_budget, select
+from taopd.signals import SignalTable
 
 TIE = 1e-9
 NUM_DRAWS = 200
@@ -20,7 +19,7 @@ NUM_DRAWS = 200
 
 
 def hard_selectors() -> tuple[str, ...]:
-    """Registered selectors that keep or drop a token by D, C, H and place alone.
+    """Names of the registered selectors that keep or drop a token by D, C, H and position alone.
 
     Without `full`, which has no N, and without those that read signals which a bank does not hold.
     """
@@ -34,31 +33,23 @@ def hard_selectors() -> tuple[str, ...]:
 
 
 def matched_count(budget: float, num_tokens: int) -> int:
-    """N = max(1, round(budget n)), at most n. [METHOD section 4]"""
+    """The number of kept tokens, N = max(1, round(budget n)), at most n. [METHOD section 4]"""
     check_budget(budget)
     return min(num_tokens, max(1, round(budget * num_tokens)))
 
 
 def selector_order(
-    tokens: pd.DataFrame,
-    selector: str,
-    num_kept: int,
-    *,
-    k: int = 16,
-    proxy: str = "mass",
-    normalization: str = "quantile",
-    reference: bool = False,
+    signals: SignalTable, selector: str, num_kept: int, *, normalization: str, reference: bool
 ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """0-based rank (-1: no candidate) and score of every token for a selector keeping `num_kept`.
 
-    Only a selector with a lead (`split`) ranks differently for another `num_kept`. `tokens` in the
-    order (completion, position).
+    Only a selector with a lead (`split`) ranks differently for another `num_kept`.
     """
     choice = select(
-        signal_table_of(tokens, k=k, proxy=proxy),
+        signals,
         selector=selector,
         # select() rounds up; half a token less makes its budget, and so split's lead, exactly N.
-        budget=(num_kept - 0.5) / len(tokens),
+        budget=(num_kept - 0.5) / signals.position.shape[0],
         normalization=normalization,
         rules="reference" if reference else "paper",
     )
@@ -66,7 +57,7 @@ def selector_order(
 
 
 def places_by_position(ranks: np.ndarray, scores: np.ndarray, num_kept: int) -> int:
-    """Kept tokens that tie with a token left out: their places went by position, not by score.
+    """Number of kept tokens whose score ties with a token left out: position decided, not the score.
 
     Equal means within `TIE`: a saturated soft OR comes out as 1 or a rounding error below it.
     """
@@ -82,9 +73,9 @@ def places_by_position(ranks: np.ndarray, scores: np.ndarray, num_kept: int) -> 
 def random_draws(
     values: np.ndarray, num_kept: int, num_draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How often each token was drawn, and the mean gain of each draw.
+    """How often each token was drawn, and the mean gain of each random draw of `num_kept` tokens.
 
-    Own draws, not `select(selector="random")`: the same law, without 200 passes over the bank.
+    Not `select(selector="random")`: the same law, without 200 passes over the bank.
     """
     if num_draws < 2:
         raise ConfigError(f"num_draws={num_draws} must be at least 2; {NUM_DRAWS} is usual")

@@ -1,20 +1,20 @@
-"""Matched top-N: the mean gain of the tokens each selector would have kept, at equal numbers.
+"""Matched top-N: the mean gain of the tokens that each selector keeps, at the same N.
 
-What: every selector with a hard choice ranks the tokens of one frozen bank by its own code
+Every selector with a hard choice ranks the tokens of one bank by its own code
 (`taopd.selectors.select`) and keeps exactly N = max(1, round(rho n)). The mean gain of the kept
-tokens is compared, always against random choice at the same N. The kept sets are fixed; prompts are
-resampled, the same ones for every selector, so differences are paired.
+tokens is compared with a random choice of N tokens. The kept sets are fixed. The bootstrap draws
+the same prompts for every selector, so differences are paired.
 
-Saturation: H~ and D~ are clipped at the 95 % quantile, so one token in
-twenty has exactly 1. Below 5 % the divergence and entropy selectors therefore choose among equal scores, by
-position; D^L, a product, is rarely tied. `num_tied` counts such places, and
-`normalization="minmax"` compares the selectors without ties.
+Ties: H~ and D~ are clipped at the 95 % quantile, so one token in twenty has exactly 1. Below a
+budget of 5 % the divergence and entropy selectors choose among equal scores, by position; D^L, a
+product, rarely ties. `num_tied` counts these tokens, and `normalization="minmax"` compares the
+selectors without ties.
 
-Random is averaged over many draws: its interval is that of the average random choice, and
-`draw_low`, `draw_high` say how far single draws scatter (a training run makes single draws).
+The random control is averaged over many draws. Its interval is that of the average random choice;
+`draw_low` and `draw_high` are the scatter of single draws (a training run makes one draw).
 
-Limits: correlation on a bank, trained by somebody else's selection. That tokens gained does not say
-that selecting them causes it; the one-step protocol asks that.
+Limits: a correlation on a bank, after training with some other selection. Whether selecting the
+tokens causes their gain is measured by the one-step protocol.
 
 Source: METHOD section 4 (gain winsorized 1/99; published at 3 %: D^L 0.130, KL 0.120, D^I 0.105,
 TIP 0.093, entropy 0.076, random -0.130).
@@ -22,20 +22,14 @@ TIP 0.093, entropy 0.076, random -0.130).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from taopd.diagnose.bootstrap import (
-    LEVEL,
-    Bootstrap,
-    cluster_codes,
-    group_means,
-)
-from taopd.diagnose.features import clusters_of, token_features, usable_tokens, winsorize
+from taopd.diagnose.bootstrap import LEVEL, Bootstrap, group_means
+from taopd.diagnose.features import DEFAULTS, AnalysisSettings, Tokens, TokenTable
 from taopd.diagnose.kept_sets import (
     NUM_DRAWS,
     hard_selectors,
@@ -64,45 +58,33 @@ class MatchedBank:
     """One mean gain per name."""
     draws: Float[np.ndarray, " D"]
     """Mean gain of each single random draw."""
-    facts: dict[Any, Any]
-    """`attrs` of the features, with cluster, budget and winsor."""
+    budget: float
+    facts: dict[str, Any]
+    """`Features.facts`."""
+    attrs: dict[Any, Any]
+    """`attrs` of the features."""
 
 
 def matched_banks(
-    tokens: pd.DataFrame,
+    tokens: Tokens,
+    settings: AnalysisSettings = DEFAULTS,
     *,
     budgets: Sequence[float] = BUDGETS,
     selectors: Sequence[str] | None = None,
-    k: int = 16,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
     winsor: float = WINSOR,
     normalization: str = "quantile",
-    cluster: str = "prompt",
     num_draws: int = NUM_DRAWS,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    method: str = "percentile",
-    reference: bool = False,
 ) -> list[MatchedBank]:
-    """Kept sets and paired resamples, one per budget; what `matched_top_n` is made from."""
-    features = token_features(tokens, k=k, proxy=proxy, gain=gain, reference=reference)
-    rows = usable_tokens(tokens, k=k, proxy=proxy, gain=gain, reference=reference)
+    """Kept sets and paired resamples, one per budget; `matched_top_n` is made from them."""
+    features = TokenTable.of(tokens).features(settings)
     names = tuple(hard_selectors() if selectors is None else selectors)
     names = names if "random" in names else (*names, "random")
-    codes, num_clusters = cluster_codes(clusters_of(features, cluster))
-    values = winsorize(features["gain"].to_numpy(), winsor)
-    signals: dict[str, Any] = {
-        "k": k,
-        "proxy": proxy,
-        "normalization": normalization,
-        "reference": reference,
-    }
-    fixed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    values = features.gain(winsor)
+    orders: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     banks = []
     for budget in budgets:
-        num_requested = matched_count(budget, len(rows))
-        times, draws = random_draws(values, num_requested, num_draws, seed)
+        num_requested = matched_count(budget, len(values))
+        times, draws = random_draws(values, num_requested, num_draws, settings.seed)
         weights, num_kept, num_tied = [], [], []
         for name in names:
             if name == "random":
@@ -110,23 +92,27 @@ def matched_banks(
                 num_kept.append(num_requested)
                 num_tied.append(0)
                 continue
-            if name not in fixed or resolve_selector(name).lead is not None:
-                fixed[name] = selector_order(rows, name, num_requested, **signals)
-            ranks, scores = fixed[name]
-            kept = (ranks >= 0) & (ranks < num_requested)
+            # The order does not depend on the budget, but for a selector with a lead.
+            if name not in orders or resolve_selector(name).lead is not None:
+                orders[name] = selector_order(
+                    features.signals,
+                    name,
+                    num_requested,
+                    normalization=normalization,
+                    reference=settings.reference,
+                )
+            order, scores = orders[name]
+            kept = (order >= 0) & (order < num_requested)
             weights.append(kept.astype(np.float64))
             num_kept.append(int(kept.sum()))
-            num_tied.append(places_by_position(ranks, scores, num_requested))
+            num_tied.append(places_by_position(order, scores, num_requested))
         boot = group_means(
             values,
             np.stack(weights, axis=1),
-            codes,
-            num_clusters,
-            num_resamples=num_resamples,
-            seed=seed,
-            method=method,
+            features.clusters,
+            features.num_clusters,
+            **settings.bootstrap,
         )
-        facts = {**features.attrs, "cluster": cluster, "budget": budget, "winsor": winsor}
         banks.append(
             MatchedBank(
                 names=names,
@@ -135,67 +121,64 @@ def matched_banks(
                 num_tied=tuple(num_tied),
                 boot=boot,
                 draws=draws,
-                facts=facts,
+                budget=budget,
+                facts=features.facts,
+                attrs=features.table.attrs,
             )
         )
     return banks
 
 
 def matched_top_n(
-    tokens: pd.DataFrame, *, budgets: Sequence[float] = BUDGETS, **options: Any
+    tokens: Tokens, settings: AnalysisSettings = DEFAULTS, **options: Any
 ) -> pd.DataFrame:
     """Mean gain of the N tokens each selector keeps, and its paired lead over random.
 
         N = max(1, round(rho n)),   value = mean over kept of the winsorized gain
 
     One row per (budget, selector), best first within a budget: num_requested N, num_kept (q3_*
-    selectors may have too few candidates), num_tied (places given by position among equal scores),
-    value with low, high and standard_error, minus_random with
-    its interval, draw_low and draw_high (random only: 2.5 % and 97.5 % of single draws), n,
-    n_excluded, num_clusters, unit, note.
+    selectors may have too few candidates), num_tied (kept by position among equal scores), value
+    with low, high and standard_error, minus_random with its interval, draw_low and draw_high
+    (random only: 2.5 % and 97.5 % of single draws), n, n_excluded, num_clusters, unit, note.
 
     Args:
-        options: as `matched_banks`: selectors, k, proxy, gain, winsor, normalization, cluster,
-            num_draws, num_resamples, seed, method, reference ([P!=C]: relative gain and the released code's
-            scores and rules; q3_* keep its online quadrants).
+        settings: `reference`: the relative gain, and the released code's scores and rules; q3_* keep its
+            online quadrants. [P!=C]
+        options: of `matched_banks`: budgets, selectors, winsor, normalization, num_draws.
 
     Raises:
         DataError: as `token_features`.
-        ConfigError: for an unknown selector, proxy, cluster, or a budget outside (0, 1].
+        ConfigError: for an unknown selector, or a budget outside (0, 1].
     """
-    tables = []
-    for bank in matched_banks(tokens, budgets=budgets, **options):
-        random = bank.names.index("random")
-        lead = bank.boot.map(partial(_minus_column, column=random))
-        low, high = bank.boot.interval()
-        lead_low, lead_high = lead.interval()
-        tails = np.quantile(bank.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        is_random = np.arange(len(bank.names)) == random
-        rows = {
-            "budget": bank.facts["budget"],
+    banks = matched_banks(tokens, settings, **options)
+    table = pd.concat([_rows(bank) for bank in banks], ignore_index=True)
+    table.attrs = dict(banks[-1].attrs)
+    return table
+
+
+def _rows(bank: MatchedBank) -> pd.DataFrame:
+    random = bank.names.index("random")
+    lead = bank.boot.map(lambda means: means - means[:, [random]]).columns()
+    tails = np.quantile(bank.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    is_random = np.arange(len(bank.names)) == random
+    table = pd.DataFrame(
+        {
+            "budget": bank.budget,
             "selector": bank.names,
             "num_requested": bank.num_requested,
             "num_kept": bank.num_kept,
             "num_tied": bank.num_tied,
-            "value": bank.boot.value,
-            "low": low,
-            "high": high,
-            "standard_error": bank.boot.standard_error,
-            "minus_random": lead.value,
-            "minus_random_low": lead_low,
-            "minus_random_high": lead_high,
+            **bank.boot.columns(),
+            "minus_random": lead["value"],
+            "minus_random_low": lead["low"],
+            "minus_random_high": lead["high"],
             "draw_low": np.where(is_random, tails[0], np.nan),
             "draw_high": np.where(is_random, tails[1], np.nan),
-            **{name: bank.facts[name] for name in ("gain", "unit", "k", "proxy")},
-            **{name: bank.facts[name] for name in ("n", "n_excluded")},
-            "num_clusters": bank.boot.num_clusters,
+            **bank.facts,
             "note": [_note(bank, index) for index in range(len(bank.names))],
         }
-        table = pd.DataFrame(rows)
-        tables.append(table.sort_values("value", ascending=False, kind="stable"))
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = bank.facts
-    return table
+    )
+    return table.sort_values("value", ascending=False, kind="stable")
 
 
 def matched_differences(
@@ -231,10 +214,6 @@ def matched_differences(
             "note": [_pair_note(bank, pair) for pair in pairs],
         }
     )
-
-
-def _minus_column(means: np.ndarray, column: int) -> np.ndarray:
-    return means - means[:, [column]]
 
 
 def _pair_note(bank: MatchedBank, pair: tuple[str, str]) -> str:

@@ -1,19 +1,19 @@
-"""The one-step protocol: does a step on what a selector keeps bring the student nearer to the teacher?
+"""The one-step protocol: the gain of one optimizer step on the tokens that a selector keeps.
 
 From one frozen batch every selector gets one optimizer step from the same weights, at the same budget.
 Then the fall of both divergences is measured on the tokens it kept, on the other tokens of the same
-contexts, and on fresh contexts of other prompts; and the score before the step is compared with the gain
-of every token after it. Nothing of the trainer's loop is in the way: one gradient, one update, one
-measurement. The library's own selection, reduction and loss are used, in evaluation mode.
+contexts, and on fresh contexts of other prompts. The score before the step is compared with the gain of
+every token after it. The library's own selection, reduction and loss are used, in evaluation mode,
+without the trainer's loop.
 
 Two optimizers: AdamW from a fresh state, whose first step is nearly the sign of the gradient, and plain
 gradient descent. Two variants of each: `raw`, the same learning rate for every selector, and `equal_norm`,
-every update rescaled to one common L2 norm: a mean over few tokens has the larger gradient, and a longer
-step is no better choice of tokens. The common norm is that of an AdamW step in which every parameter moves
+every update rescaled to one common L2 norm, because a mean over few tokens has the larger gradient. The
+common norm is that of an AdamW step in which every parameter moves
 by the learning rate; descent's raw rate is set so that full distillation takes a step of that norm.
 
-A gain is a difference of two float32 sums: below about 1e-6 nats per token it is rounding, and so is a rank
-correlation of such gains. Raise the learning rate until the gains are clear of that.
+A gain is a difference of two float32 sums: below about 1e-6 nats per token it is rounding error, and so is a
+rank correlation of such gains. Choose a learning rate whose gains are well above that.
 
 Source: METHOD section 4.
 """
@@ -21,7 +21,7 @@ Source: METHOD section 4.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.diagnose.bank import Rollouts
-from taopd.diagnose.bank.score import divergences, known_positions, measuring, rollout_states
+from taopd.diagnose.bank.score import divergences, known_positions, measuring
 from taopd.errors import ConfigError, DataError, suggest
 from taopd.losses import (
     LOSSES,
@@ -39,10 +39,12 @@ from taopd.losses import (
     needs_teacher_distribution,
     resolve_loss,
 )
-from taopd.models.batch import SEQUENCE, Positions, micro_batches, trim
-from taopd.models.forward import State, backbone_forward, on_device
+from taopd.models.batch import Positions, micro_batches
+from taopd.models.forward import State, backbone_forward, bare, on_device, states_at, states_of
+from taopd.models.output_head import read_head
+from taopd.models.scoring import score_positions
 from taopd.selectors import SELECTORS, check_budget, resolve_selector
-from taopd.signals import SignalTable, concatenate, exact_signals, signal_table
+from taopd.signals import SignalTable, signal_table
 
 ONE_STEP_SELECTORS = (
     "full",
@@ -62,7 +64,7 @@ DIRECTIONS = ("forward", "reverse")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneStepSettings:
-    """What every selector's step has in common."""
+    """Settings of the step, the same for every selector."""
 
     selectors: tuple[str, ...] = ONE_STEP_SELECTORS
     budget: float = 0.05
@@ -93,24 +95,28 @@ class OneStepSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenBatch:
-    """Rollouts scored before the step."""
+    """Rollouts with the signals, targets and divergences before the step."""
 
-    rollouts: Rollouts
     batch: dict[str, Tensor]
     positions: Positions
-    token_ids: Tensor
+    targets: Targets
+    """The sampled tokens and the teacher at these positions."""
     table: SignalTable
-    teacher_states: list[State]
-    teacher_logprobs: Tensor
-    """Of the sampled tokens, nats."""
     before: dict[str, np.ndarray]
     """KL by direction before the step, nats."""
+
+    def teacher_states(self, size: int) -> Iterator[State]:
+        """The teacher's states and head per micro-batch of `size` rows."""
+        hidden, head = self.targets.teacher_hidden, self.targets.teacher_head
+        assert hidden is not None and head is not None
+        counts = [int(mask.sum()) for _, mask in micro_batches(self.positions, size)]
+        return ((part, head) for part in hidden.split(counts))
 
 
 def freeze_batch(
     student: Any, teacher: Any, rollouts: Rollouts, settings: OneStepSettings, vocab_size: int
 ) -> FrozenBatch:
-    """Score rollouts with both models; keeps the teacher's states.
+    """Rollouts scored with both models, the teacher's states kept.
 
     Raises:
         DataError: no completion token that both models know.
@@ -120,43 +126,38 @@ def freeze_batch(
     positions = known_positions(batch, vocab_size)
     if not len(positions):
         raise DataError("the batch holds no completion token that both models know")
-    token_ids = batch["completion_ids"][positions.row, positions.column]
     needs = {need for name in settings.selectors for need in resolve_selector(name).needs}
-    size = {"vocab_size": vocab_size, "batch_size": settings.batch_size}
     with measuring(student, teacher):
-        teacher_states = list(rollout_states(teacher, rollouts, **size))
-        chunks, start = [], 0
-        for own, other in zip(
-            rollout_states(student, rollouts, **size), teacher_states, strict=True
-        ):
-            rows = slice(start, start + own[0].shape[0])
-            chunks.append(
-                exact_signals(
-                    *own,
-                    *other,
-                    token_ids[rows],
-                    k=min(settings.score_top_k, vocab_size),
-                    temperature=settings.temperature,
-                    full_kl=not {"forward_kl", "reverse_kl"}.isdisjoint(needs),
-                )
-            )
-            start = rows.stop
-        signals = concatenate(chunks)
-        assert signals.teacher_logprobs is not None
+        scored = score_positions(
+            backbone_forward(vocab_size),
+            student,
+            teacher,
+            batch,
+            positions,
+            micro_batch_size=settings.batch_size,
+            k=min(settings.score_top_k, vocab_size),
+            temperature=settings.temperature,
+            keep_teacher_hidden=True,
+            when="before the step",
+            full_kl=not {"forward_kl", "reverse_kl"}.isdisjoint(needs),
+        )
         frozen = FrozenBatch(
-            rollouts=rollouts,
             batch=batch,
             positions=positions,
-            token_ids=token_ids,
+            targets=Targets(
+                token_ids=batch["completion_ids"][positions.row, positions.column],
+                teacher_hidden=scored.teacher_hidden,
+                teacher_head=read_head(bare(teacher), vocab_size),
+                teacher_logprobs=scored.signals.teacher_logprobs,
+                temperature=settings.temperature,
+            ),
             table=signal_table(
-                signals,
+                scored.signals,
                 response=positions.row,
                 position=positions.column,
                 valid=torch.ones_like(positions.row, dtype=torch.bool),
                 needs=needs,
             ),
-            teacher_states=teacher_states,
-            teacher_logprobs=signals.teacher_logprobs,
             before={},
         )
     frozen.before.update(measure_divergences(student, frozen, settings, vocab_size))
@@ -167,13 +168,11 @@ def measure_divergences(
     student: Any, frozen: FrozenBatch, settings: OneStepSettings, vocab_size: int
 ) -> dict[str, np.ndarray]:
     """Both divergences of the student as it is now at a frozen batch's tokens, nats."""
+    forward, size = backbone_forward(vocab_size), settings.batch_size
     with measuring(student):
-        states = rollout_states(
-            student, frozen.rollouts, vocab_size=vocab_size, batch_size=settings.batch_size
-        )
         values = divergences(
-            states,
-            frozen.teacher_states,
+            states_at(forward, student, frozen.batch, frozen.positions, size),
+            frozen.teacher_states(size),
             num_tokens=len(frozen.positions),
             temperature=settings.temperature,
             locate=frozen.positions.describe,
@@ -189,42 +188,26 @@ def selection_gradient(
     vocab_size: int,
 ) -> list[Tensor]:
     """Gradient of sum_i weights[i] loss_i by every trainable parameter, in evaluation mode."""
-    forward = backbone_forward(vocab_size)
+    forward, size = backbone_forward(vocab_size), settings.batch_size
     loss_function = resolve_loss(settings.loss, k=settings.score_top_k)
     parameters = trainable(student)
     kept: Bool[Tensor, " N"] = weights != 0
-    chosen = frozen.positions.spread(kept)
+    selected = Positions.of(frozen.positions.spread(kept))
+    targets, weights = _rows(frozen.targets, kept), weights[kept].float()
+    if not needs_teacher_distribution(settings.loss):
+        targets = replace(targets, teacher_hidden=None, teacher_head=None)
     student.zero_grad(set_to_none=True)
-    start = 0
     training = student.training
     student.eval()
     try:
-        for (rows, mask), (hidden, head) in zip(
-            micro_batches(frozen.positions, settings.batch_size),
-            frozen.teacher_states,
-            strict=True,
-        ):
-            here = slice(start, start + int(mask.sum()))
-            start = here.stop
-            picked, kept_here = chosen[rows], kept[here]
-            if not bool(kept_here.any()):
+        start = 0
+        for rows, mask in micro_batches(selected, size):
+            tokens = slice(start, start + int(mask.sum()))
+            start = tokens.stop
+            if not bool(mask.any()):
                 continue
-            part = trim({name: frozen.batch[name][rows] for name in SEQUENCE}, picked)
-            states, own_head = forward(student, part)
-            full = needs_teacher_distribution(settings.loss)
-            loss, _ = head_loss(
-                states[picked[part.rows, : part.num_completion]],
-                own_head,
-                weights[here][kept_here].float(),
-                Targets(
-                    token_ids=frozen.token_ids[here][kept_here],
-                    teacher_hidden=hidden[kept_here] if full else None,
-                    teacher_head=head if full else None,
-                    teacher_logprobs=frozen.teacher_logprobs[here][kept_here],
-                    temperature=settings.temperature,
-                ),
-                loss_function,
-            )
+            hidden, head = states_of(forward, student, frozen.batch, rows, mask, with_graph=True)
+            loss, _ = head_loss(hidden, head, weights[tokens], targets[tokens], loss_function)
             loss.backward()
         return [
             torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters
@@ -234,8 +217,18 @@ def selection_gradient(
         student.train(training)
 
 
+def _rows(targets: Targets, kept: Bool[Tensor, " N"]) -> Targets:
+    assert targets.teacher_hidden is not None and targets.teacher_logprobs is not None
+    return replace(
+        targets,
+        token_ids=targets.token_ids[kept],
+        teacher_hidden=targets.teacher_hidden[kept],
+        teacher_logprobs=targets.teacher_logprobs[kept],
+    )
+
+
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters a step may move.
+    """The trainable parameters, in float32 or wider.
 
     Raises:
         ConfigError: there are none, or they are in half precision, which rounds a small step away.
@@ -259,7 +252,7 @@ def update_of(
     learning_rate: float,
     settings: OneStepSettings,
 ) -> list[Tensor]:
-    """What one step would add to the parameters, which are left as they were."""
+    """The update of one optimizer step; the parameters are left as they were."""
     if optimizer == "sgd":
         return [-learning_rate * grad for grad in gradient]
     before = [parameter.detach().clone() for parameter in parameters]
@@ -286,7 +279,7 @@ def update_of(
 def moved(
     parameters: list[torch.nn.Parameter], update: list[Tensor], scale: float
 ) -> Iterator[None]:
-    """The parameters plus `scale` times the update; exactly as before on leaving."""
+    """Context with `scale` times the update added to the parameters; restores them exactly."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         with torch.no_grad():

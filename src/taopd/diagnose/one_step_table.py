@@ -1,4 +1,4 @@
-"""The one-step protocol over selectors and batches: one row per step, and their summary."""
+"""Tables of the one-step protocol: one row per selector, optimizer, variant and batch, and their summary."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ def one_step(
     batch_index: int = 0,
     progress: Callable[[], None] | None = None,
 ) -> pd.DataFrame:
-    """One step per selector, optimizer and variant from one frozen batch; the student is left as it was.
+    """Table of one step per selector, optimizer and variant from one frozen batch; restores the student.
 
     Columns: batch, selector, optimizer, variant, learning_rate, update_norm, num_selected, num_tokens,
     num_fresh, num_excluded (gains that are not finite, in no mean); `gain_<direction>_<place>`, mean fall

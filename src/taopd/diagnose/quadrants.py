@@ -1,17 +1,16 @@
-"""Inside Q3 (low entropy, high divergence): does compatibility separate what is learned?
+"""Gain by compatibility within quadrant Q3 (low entropy, high divergence).
 
-What: Q3 holds the tokens where a confident student disagrees with the teacher. If all disagreement
-were alike, the gain there would not depend on C. The gap is the mean gain of the high-C group minus
-that of the low-C group (thirds or quartiles of C~ within Q3). The matched version pairs each high-C
-token with its nearest low-C token of the same completion in standardized (H~, D~, position), so that
-a gap cannot come from those three.
+Q3 holds the tokens where a confident student disagrees with the teacher. The gap is the mean gain of
+the high-C group minus that of the low-C group (thirds or quartiles of C~ within Q3). The matched
+version pairs each high-C token with its nearest low-C token of the same completion in standardized
+(H~, D~, position), to control for these three.
 
 Groups have fixed cut points: values on the lowest cut are low, on the highest cut high. Ties are
-never split by an arbitrary order, so groups may differ in size; when a tie spans from the lowest to
-the highest cut there are no groups.
+never split, so groups may differ in size. When a tie spans from the lowest to the highest cut there
+are no groups.
 
-Undecided, not an error: fewer Q3 tokens than groups, or than clusters, or no two groups, give a row
-with NaN bounds and the reason in `note`, since one thin proxy or K must not end a whole report.
+Fewer Q3 tokens than groups or clusters, or no two groups, give a row with NaN bounds and the reason
+in `note`, not an error: one thin proxy or K must not end a whole report.
 
 Clusters are prompts. The published intervals resample completions (`cluster="completion"`), the
 same thing with one completion per prompt and too narrow with several.
@@ -20,6 +19,7 @@ Source: METHOD section 4 (published gaps +0.078 to +0.118).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ from taopd.diagnose.bootstrap import (
     group_means,
     ratios,
 )
-from taopd.diagnose.features import clusters_of, token_features, winsorize
+from taopd.diagnose.features import DEFAULTS, AnalysisSettings, Features, Tokens, TokenTable
 from taopd.errors import ConfigError
 
 BUCKET_FEATURES = ("c", "learnable", "incompatible")
@@ -68,18 +68,7 @@ def quantile_groups(
 
 
 def q3_gap(
-    tokens: pd.DataFrame,
-    *,
-    groups: Sequence[int] = (3, 4),
-    k: int = 16,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
-    winsor: float = 0.0,
-    cluster: str = "prompt",
-    num_resamples: int = 1000,
-    seed: int = 0,
-    method: str = "percentile",
-    reference: bool = False,
+    tokens: Tokens, settings: AnalysisSettings = DEFAULTS, *, groups: Sequence[int] = (3, 4)
 ) -> pd.DataFrame:
     """High-C minus low-C mean gain inside Q3, plain and matched, for thirds and quartiles.
 
@@ -91,19 +80,15 @@ def q3_gap(
     num_clusters, unit, note. Undecided rows have NaN bounds and say why.
 
     Args:
-        winsor: share of the bank's gains clipped at either end.
-        reference: relative gain, and tokens on the median of H belong to Q3. [P!=C]
+        settings: `reference`: relative gain, and tokens on the median of H belong to Q3. [P!=C]
 
     Raises:
         DataError: as `token_features`.
-        ConfigError: for an unknown proxy, cluster or method, or fewer than 2 groups.
+        ConfigError: for fewer than 2 groups.
     """
-    features = token_features(tokens, k=k, proxy=proxy, gain=gain, reference=reference)
-    features["gain"] = winsorize(features["gain"].to_numpy(), winsor)
-    codes, num_clusters = cluster_codes(clusters_of(features, cluster))
-    inside = features["quadrant"].to_numpy() == 3
-    q3, q3_codes = features[inside], codes[inside]
-    settings = {"num_resamples": num_resamples, "seed": seed, "method": method}
+    features = TokenTable.of(tokens).features(settings)
+    inside = features.table["quadrant"].to_numpy() == 3
+    q3, clusters = features.table[inside], features.clusters[inside]
     rows = []
     for num_groups in groups:
         split = quantile_groups(q3["c"].to_numpy(), num_groups)
@@ -120,69 +105,58 @@ def q3_gap(
             if split is None:
                 row["note"] = _why_no_groups(len(q3), num_groups)
             else:
-                row |= _gap(q3, q3_codes, num_clusters, split[0], num_groups - 1, version, settings)
-            rows.append({**row, **_facts(features, num_clusters)})
+                is_high, is_low = split[0] == num_groups - 1, split[0] == 0
+                if version == "plain":
+                    pairs = np.flatnonzero(is_high), np.flatnonzero(is_low)
+                else:
+                    pairs = nearest_low(q3, is_high, is_low)
+                row |= _gap(q3["gain"].to_numpy(), clusters, *pairs, version, features, settings)
+            rows.append({**row, **features.facts})
     table = pd.DataFrame(rows)
-    table.attrs = {**features.attrs, "cluster": cluster, "winsor": winsor}
+    table.attrs = dict(features.table.attrs)
     return table
 
 
 def q3_buckets(
-    tokens: pd.DataFrame,
-    *,
-    num_buckets: int = 4,
-    k: int = 16,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
-    winsor: float = 0.0,
-    cluster: str = "prompt",
-    num_resamples: int = 1000,
-    seed: int = 0,
-    method: str = "percentile",
-    reference: bool = False,
+    tokens: Tokens, settings: AnalysisSettings = DEFAULTS, *, num_buckets: int = 4
 ) -> pd.DataFrame:
     """Mean gain within Q3 by quantile bucket of C~, D^L and D^I.
 
     One row per (feature, bucket 1..num_buckets): from, to (smallest and largest value inside), num,
     value with low, high, standard_error, n, n_excluded, num_clusters, unit, note. A feature that
-    cannot be cut gives one row, bucket 0, and says why. Arguments and errors as `q3_gap`.
+    cannot be cut gives one row, bucket 0, and says why. Errors as `q3_gap`.
     """
-    features = token_features(tokens, k=k, proxy=proxy, gain=gain, reference=reference)
-    features["gain"] = winsorize(features["gain"].to_numpy(), winsor)
-    codes, num_clusters = cluster_codes(clusters_of(features, cluster))
-    inside = features["quadrant"].to_numpy() == 3
-    q3, q3_codes = features[inside], codes[inside]
-    rows = []
+    features = TokenTable.of(tokens).features(settings)
+    inside = features.table["quadrant"].to_numpy() == 3
+    q3, clusters = features.table[inside], features.clusters[inside]
+    rows: list[dict[str, Any]] = []
     for name in BUCKET_FEATURES:
         values = q3[name].to_numpy()
         split = quantile_groups(values, num_buckets)
-        facts = _facts(features, num_clusters)
         if split is None:
             note = _why_no_groups(len(q3), num_buckets)
-            rows.append({"feature": name, "bucket": 0, "num": 0, "note": note, **facts})
+            rows.append({"feature": name, "bucket": 0, "num": 0, "note": note})
             continue
         members = split[0][:, None] == np.arange(num_buckets)
         boot = group_means(
             q3["gain"].to_numpy(),
             members,
-            q3_codes,
-            num_clusters,
-            num_resamples=num_resamples,
-            seed=seed,
-            method=method,
+            clusters,
+            features.num_clusters,
+            **settings.bootstrap,
         )
-        low, high = boot.interval()
+        columns = boot.columns()
         for bucket in range(num_buckets):
-            mine = values[members[:, bucket]]
-            row = {"feature": name, "bucket": bucket + 1, "num": len(mine)}
-            if len(mine):
-                row |= {"from": mine.min(), "to": mine.max()}
-            row |= {"value": boot.value[bucket], "low": low[bucket], "high": high[bucket]}
-            row |= {"standard_error": boot.standard_error[bucket], "note": boot.note}
-            rows.append({**row, **facts})
-    columns = ["feature", "bucket", "from", "to", "num", "value", "low", "high", "standard_error"]
-    table = pd.DataFrame(rows, columns=[*columns, *facts, "note"])
-    table.attrs = {**features.attrs, "cluster": cluster, "winsor": winsor}
+            part = values[members[:, bucket]]
+            row = {"feature": name, "bucket": bucket + 1, "num": len(part), "note": boot.note}
+            if len(part):
+                row |= {"from": part.min(), "to": part.max()}
+            rows.append(row | {column: each[bucket] for column, each in columns.items()})
+    names = ["feature", "bucket", "from", "to", "num", "value", "low", "high", "standard_error"]
+    table = pd.DataFrame(
+        [row | features.facts for row in rows], columns=[*names, *features.facts, "note"]
+    )
+    table.attrs = dict(features.table.attrs)
     return table
 
 
@@ -211,51 +185,33 @@ def nearest_low(
 
 
 def _gap(
-    q3: pd.DataFrame,
-    codes: np.ndarray,
-    num_clusters: int,
-    groups: np.ndarray,
-    top: int,
+    gain: np.ndarray,
+    clusters: np.ndarray,
+    high: np.ndarray,
+    low: np.ndarray,
     version: str,
-    settings: dict,
+    features: Features,
+    settings: AnalysisSettings,
 ) -> dict[str, object]:
-    gain = q3["gain"].to_numpy()
-    is_high, is_low = groups == top, groups == 0
+    """The gap of two groups of rows, or of pairs of rows, with its bootstrap."""
     if version == "plain":
-        members = np.stack([is_high, is_low], axis=1)
-        means = group_means(gain, members, codes, num_clusters, **settings)
-        num_high, num_low = int(is_high.sum()), int(is_low.sum())
-    else:
-        high, low = nearest_low(q3, is_high, is_low)
-        if len(high) == 0:
-            return {"note": "no completion has both high-C and low-C tokens in Q3"}
+        members = np.zeros((len(gain), 2), dtype=bool)
+        members[high, 0], members[low, 1] = True, True
+        means = group_means(gain, members, clusters, features.num_clusters, **settings.bootstrap)
+    elif len(high):
         ones = np.ones(len(high))
         columns = np.stack([gain[high], ones, gain[low], ones], axis=1)
-        sums = cluster_sums(columns, codes[high], num_clusters)
-        means = cluster_bootstrap(sums, ratios, **settings)
-        num_high, num_low = len(high), len(np.unique(low))
+        sums = cluster_sums(columns, clusters[high], features.num_clusters)
+        means = cluster_bootstrap(sums, ratios, **settings.bootstrap)
+    else:
+        return {"note": "no completion has both high-C and low-C tokens in Q3"}
     boot = means.map(lambda values: values[:, :1] - values[:, 1:])
-    low_end, high_end = boot.interval()
-    note = boot.note
-    if len(q3) < num_clusters:
-        low_end, high_end = np.array([np.nan]), np.array([np.nan])
-        note = f"undecided: {len(q3)} Q3 tokens are fewer than the {num_clusters} clusters"
-    return {
-        "value": boot.value[0],
-        "low": low_end[0],
-        "high": high_end[0],
-        "standard_error": boot.standard_error[0],
-        "mean_high": means.value[0],
-        "mean_low": means.value[1],
-        "num_high": num_high,
-        "num_low": num_low,
-        "note": note,
-    }
-
-
-def _facts(features: pd.DataFrame, num_clusters: int) -> dict[str, object]:
-    names = ("gain", "unit", "k", "proxy", "n", "n_excluded")
-    return {**{name: features.attrs[name] for name in names}, "num_clusters": num_clusters}
+    row: dict[str, object] = {name: values[0] for name, values in boot.columns().items()}
+    row |= {"mean_high": means.value[0], "mean_low": means.value[1], "note": boot.note}
+    if len(gain) < features.num_clusters:
+        few = f"{len(gain)} Q3 tokens are fewer than the {features.num_clusters} clusters"
+        row |= {"low": np.nan, "high": np.nan, "note": f"undecided: {few}"}
+    return row | {"num_high": len(high), "num_low": len(np.unique(low))}
 
 
 def _why_no_groups(num_tokens: int, num_groups: int) -> str:

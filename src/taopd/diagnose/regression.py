@@ -1,27 +1,25 @@
-"""Decomposition regression: does the learnable part of a disagreement predict gain more strongly?
-
-What: ordinary least squares of the gain on z-scored features of the student before training.
+"""Decomposition regression: least squares of the gain on z-scored features before training.
 
     baseline   H, D, H D, position, teacher entropy
     A          baseline + C
     B          baseline with D replaced by D^L and D^I
 
 H, D, C are the normalized ones; since D^L + D^I = D~, model B contains the baseline, so its
-Delta R2 is what the split adds. The claim is beta_L - beta_I > 0, in model B, with an interval that
-knows that tokens of one prompt are alike. Scales (means and standard deviations of the z-scores,
+Delta R2 is what the split adds. The claim is beta_L - beta_I > 0 in model B, with a cluster bootstrap
+interval over prompts. Scales (means and standard deviations of the z-scores,
 winsorizing cuts) are those of the bank and stay fixed across resamples.
 
 Estimates and cluster-robust standard errors come from statsmodels; intervals and contrasts from the
-cluster bootstrap on per-prompt cross products, which is why a thousand resamples are cheap.
+cluster bootstrap on per-prompt cross products.
 
 Limits: an association on one frozen bank, not an effect of selecting. A constant predictor is left
-out and said so; collinear predictors give NaN and a note, never a coefficient.
+out, with a note; collinear predictors give NaN and a note.
 
 Source: METHOD section 4 (published: beta_L 0.087, beta_I 0.043, Delta R2 < 1e-3).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -29,13 +27,15 @@ import statsmodels.api as sm
 from jaxtyping import Float
 from scipy import stats
 
-from taopd.diagnose.bootstrap import (
-    Bootstrap,
-    cluster_bootstrap,
-    cluster_codes,
-    cluster_products,
+from taopd.diagnose.bootstrap import Bootstrap, cluster_bootstrap, cluster_products
+from taopd.diagnose.features import (
+    DEFAULTS,
+    AnalysisSettings,
+    Features,
+    Tokens,
+    TokenTable,
+    discover_ks,
 )
-from taopd.diagnose.features import clusters_of, discover_ks, token_features, winsorize
 from taopd.errors import ConfigError, suggest
 
 MODELS = {
@@ -52,33 +52,40 @@ SMALLEST_EIGENVALUE = 1e-10
 """Of the cross products of z-scores, relative to the largest; below it predictors are collinear."""
 
 
+COLUMNS = (
+    *((model, name) for model, names in MODELS.items() for name in names),
+    *((model, "r2") for model in MODELS),
+    ("B", CONTRAST),
+    ("A", "delta_r2"),
+    ("B", "delta_r2"),
+)
+"""The bootstrapped statistics, by model: slopes, R2, contrast, and Delta R2 against the baseline."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Problem:
-    """One form of the gain: z-scored predictors in the order of PREDICTORS, and which exist."""
+    """The least-squares problem of one form of the gain."""
 
     columns: Float[np.ndarray, "N P"]
+    """z-scored predictors in the order of PREDICTORS."""
     varying: tuple[bool, ...]
+    """Which predictors are not constant."""
     target: Float[np.ndarray, " N"]
-    codes: np.ndarray
+    clusters: np.ndarray
     num_clusters: int
 
     def used(self, model: str) -> list[int]:
-        places = [PREDICTORS.index(name) for name in MODELS[model]]
-        return [place for place in places if self.varying[place]]
+        """Columns of the model's predictors that vary."""
+        indices = [PREDICTORS.index(name) for name in MODELS[model]]
+        return [index for index in indices if self.varying[index]]
 
 
 def decomposition(
-    tokens: pd.DataFrame,
+    tokens: Tokens,
+    settings: AnalysisSettings = DEFAULTS,
     *,
     ks: Sequence[int] | None = None,
-    proxy: str = "mass",
-    gain: str = "gain_forward",
     targets: Sequence[str] = tuple(TARGETS),
-    cluster: str = "prompt",
-    num_resamples: int = 1000,
-    seed: int = 0,
-    method: str = "percentile",
-    reference: bool = False,
 ) -> pd.DataFrame:
     """Coefficients, R2 and Delta R2 of the three models for every K and form of the gain.
 
@@ -90,36 +97,31 @@ def decomposition(
     contrast beta_L - beta_I; its standard error is the bootstrap's.
 
     Args:
+        settings: `k` is not read.
         ks: default: every K of the table.
-        reference: relative gain, the released code's normalization (`features`). [P!=C]
 
     Raises:
         DataError: as `token_features`.
-        ConfigError: for an unknown target, proxy, cluster or method.
+        ConfigError: for an unknown target.
     """
     for name in targets:
         if name not in TARGETS:
             raise ConfigError(f"target={name!r} is unknown.{suggest(name, TARGETS)}")
+    table = TokenTable.of(tokens)
     tables = []
-    for k in discover_ks(tokens) if ks is None else ks:
-        features = token_features(tokens, k=k, proxy=proxy, gain=gain, reference=reference)
-        codes, num_clusters = cluster_codes(clusters_of(features, cluster))
+    for k in discover_ks(table.tokens) if ks is None else ks:
+        features = table.features(replace(settings, k=k))
+        facts = features.facts
         for name in targets:
-            problem = _problem(features, name, codes, num_clusters)
-            boot = _bootstrap(problem, num_resamples=num_resamples, seed=seed, method=method)
-            rows = pd.DataFrame(_rows(problem, boot))
-            facts = features.attrs
+            problem = _problem(features, name)
+            rows = pd.DataFrame(_rows(problem, _bootstrap(problem, settings)))
             unit = "rank deviations" if name == "rank" else facts["unit"]
-            rows.insert(0, "k", k)
-            rows.insert(1, "gain", facts["gain"])
-            rows.insert(2, "target", name)
-            rows.insert(3, "unit", unit)
-            rows["n"], rows["n_excluded"] = facts["n"], facts["n_excluded"]
-            rows["num_clusters"] = num_clusters
-            tables.append(rows)
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = {**features.attrs, "cluster": cluster, "num_resamples": num_resamples}
-    return table
+            first = {"k": k, "gain": facts["gain"], "target": name, "unit": unit}
+            last = {name: facts[name] for name in ("n", "n_excluded", "num_clusters")}
+            tables.append(rows.assign(**first, **last)[[*first, *rows.columns, *last]])
+    joined = pd.concat(tables, ignore_index=True)
+    joined.attrs = dict(features.table.attrs)
+    return joined
 
 
 def least_squares(
@@ -150,10 +152,11 @@ def least_squares(
     return slopes[:, 1:], r2
 
 
-def _problem(features: pd.DataFrame, target: str, codes: np.ndarray, num_clusters: int) -> _Problem:
-    raw = {name: features[name].to_numpy(np.float64) for name in PREDICTORS if name != "h_d"}
+def _problem(features: Features, target: str) -> _Problem:
+    table = features.table
+    raw = {name: table[name].to_numpy(np.float64) for name in PREDICTORS if name != "h_d"}
     raw["h_d"] = raw["h"] * raw["d"]
-    gain = winsorize(features["gain"].to_numpy(np.float64), TARGETS[target])
+    gain = features.gain(TARGETS[target])
     columns = [raw[name] for name in PREDICTORS]
     if target == "rank":
         columns = [stats.rankdata(column) for column in columns]
@@ -167,8 +170,8 @@ def _problem(features: pd.DataFrame, target: str, codes: np.ndarray, num_cluster
         columns=np.stack([np.zeros(len(gain)) if z is None else z for z in scaled], axis=1),
         varying=tuple(z is not None for z in scaled),
         target=response,
-        codes=codes,
-        num_clusters=num_clusters,
+        clusters=features.clusters,
+        num_clusters=features.num_clusters,
     )
 
 
@@ -179,77 +182,57 @@ def _z_score(column: np.ndarray) -> np.ndarray | None:
     return (column - column.mean()) / column.std()
 
 
-def _bootstrap(problem: _Problem, *, num_resamples: int, seed: int, method: str) -> Bootstrap:
-    """Columns: slopes of baseline, A, B, then R2 of the three, the contrast and two Delta R2."""
+def _bootstrap(problem: _Problem, settings: AnalysisSettings) -> Bootstrap:
+    """The cluster bootstrap of the statistics named by COLUMNS."""
     ones = np.ones((len(problem.target), 1))
     rows = np.concatenate([ones, problem.columns, problem.target[:, None]], axis=1)
-    products = cluster_products(rows, problem.codes, problem.num_clusters)
+    products = cluster_products(rows, problem.clusters, problem.num_clusters)
     size = rows.shape[1]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         squares = sums.reshape(-1, size, size)
-        slopes, r2s = [], []
-        for model in MODELS:
+        values: dict[tuple[str, str], np.ndarray] = {}
+        for model, names in MODELS.items():
             used = problem.used(model)
-            beta, r2 = least_squares(squares, [1 + place for place in used], size - 1)
-            full = np.full((len(squares), len(PREDICTORS)), np.nan)
-            full[:, used] = beta
-            slopes.append(full[:, [PREDICTORS.index(name) for name in MODELS[model]]])
-            r2s.append(r2)
-        names = MODELS["B"]
-        contrast = (
-            slopes[2][:, names.index("learnable")] - slopes[2][:, names.index("incompatible")]
-        )
-        last = [*r2s, contrast, r2s[1] - r2s[0], r2s[2] - r2s[0]]
-        return np.concatenate([*slopes, np.stack(last, axis=1)], axis=1)
+            beta, values[model, "r2"] = least_squares(squares, [1 + i for i in used], size - 1)
+            slopes = np.full((len(squares), len(PREDICTORS)), np.nan)
+            slopes[:, used] = beta
+            values |= {(model, name): slopes[:, PREDICTORS.index(name)] for name in names}
+            values[model, "delta_r2"] = values[model, "r2"] - values["baseline", "r2"]
+        values["B", CONTRAST] = values["B", "learnable"] - values["B", "incompatible"]
+        return np.stack([values[column] for column in COLUMNS], axis=1)
 
-    return cluster_bootstrap(
-        products.reshape(problem.num_clusters, -1),
-        statistic,
-        num_resamples=num_resamples,
-        seed=seed,
-        method=method,
-    )
+    sums = products.reshape(problem.num_clusters, -1)
+    return cluster_bootstrap(sums, statistic, **settings.bootstrap)
 
 
 def _rows(problem: _Problem, boot: Bootstrap) -> list[dict[str, object]]:
-    low, high = boot.interval()
-    errors = boot.standard_error
-    place = sum(map(len, MODELS.values()))
-    r2_place = {model: place + index for index, model in enumerate(MODELS)}
-    contrast, delta_place = place + 3, {"A": place + 4, "B": place + 5}
+    statistics = {
+        column: dict(zip(("value", "low", "high", "error"), values, strict=True))
+        for column, *values in zip(COLUMNS, *boot.columns().values(), strict=True)
+    }
+    undefined = dict.fromkeys(("value", "low", "high"), np.nan)
     rows: list[dict[str, object]] = []
-    start = 0
     for model, names in MODELS.items():
-        shared = {
-            "r2": boot.value[r2_place[model]],
-            "delta_r2": np.nan,
-            "delta_r2_low": np.nan,
-            "delta_r2_high": np.nan,
-        }
-        if model in delta_place:
-            at = delta_place[model]
-            shared |= {"delta_r2": boot.value[at], "delta_r2_low": low[at]}
-            shared["delta_r2_high"] = high[at]
-        solvable = bool(np.isfinite(shared["r2"]))
+        r2 = statistics[model, "r2"]["value"]
+        delta = statistics.get((model, "delta_r2"), undefined)
+        shared = {"r2": r2, "delta_r2": delta["value"]}
+        shared |= {"delta_r2_low": delta["low"], "delta_r2_high": delta["high"]}
+        solvable = bool(np.isfinite(r2))
         estimates = _estimates(problem, model) if solvable else {}
-        for offset, name in enumerate(names):
-            at = start + offset
-            note = boot.note
-            if not problem.varying[PREDICTORS.index(name)]:
+        for name in (*names, CONTRAST) if model == "B" else names:
+            statistic, note = statistics[model, name], boot.note
+            beta, error = estimates.get(name, (np.nan, np.nan))
+            if name == CONTRAST:
+                beta, error = statistic["value"], statistic["error"]
+                note = note if np.isfinite(beta) else "beta_L or beta_I undefined"
+            elif not problem.varying[PREDICTORS.index(name)]:
                 note = "constant in this bank: left out"
             elif not solvable:
                 note = "predictors are collinear or the gain is constant: no estimate"
-            beta, error = estimates.get(name, (np.nan, np.nan))
             row = {"model": model, "term": name, "beta": beta, "standard_error": error}
-            rows.append({**row, "low": low[at], "high": high[at], **shared, "note": note})
-        start += len(names)
-        if model == "B":
-            defined = bool(np.isfinite(boot.value[contrast]))
-            row = {"model": model, "term": CONTRAST, "beta": boot.value[contrast]}
-            row |= {"standard_error": errors[contrast]}
-            row |= {"low": low[contrast], "high": high[contrast], **shared}
-            rows.append({**row, "note": boot.note if defined else "beta_L or beta_I undefined"})
+            ends = {"low": statistic["low"], "high": statistic["high"]}
+            rows.append({**row, **ends, **shared, "note": note})
     return rows
 
 
@@ -260,10 +243,10 @@ def _estimates(problem: _Problem, model: str) -> dict[str, tuple[float, float]]:
     fit = sm.OLS(problem.target, design).fit()
     errors = np.full(len(used) + 1, np.nan)
     if problem.num_clusters > 1:
-        robust = fit.get_robustcov_results(cov_type="cluster", groups=problem.codes)
+        robust = fit.get_robustcov_results(cov_type="cluster", groups=problem.clusters)
         errors = robust.bse
     pairs = zip(fit.params[1:], errors[1:], strict=True)
     return {
-        PREDICTORS[place]: (float(beta), float(error))
-        for place, (beta, error) in zip(used, pairs, strict=True)
+        PREDICTORS[index]: (float(beta), float(error))
+        for index, (beta, error) in zip(used, pairs, strict=True)
     }

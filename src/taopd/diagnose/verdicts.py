@@ -1,38 +1,38 @@
-"""The paper's claims as sentences: holds, does not hold, or undecided here, and by which interval.
+"""Verdicts on the paper's claims: holds, does not hold, or undecided here, with the interval.
 
-What: each claim is a difference that should be positive. It holds where the 95 % paired
-cluster-bootstrap interval lies above 0, does not hold where it lies below 0, and is undecided
-otherwise, or where there is no interval (one prompt, too few Q3 tokens).
+Each claim is a difference that should be positive. It holds where the 95 % paired cluster-bootstrap
+interval lies above 0, does not hold where it lies below 0, and is undecided otherwise, or where there
+is no interval (one prompt, too few Q3 tokens).
 
 A claim of several differences (the order of selectors; random is worst) holds only if every one of
-them does, which needs no correction. It is refuted by any single one, so there the interval is
-Bonferroni's over the differences: looking five times must not make refutation five times as likely.
-The number shown is that of the weakest
-difference, with the interval that decided.
+them does, which needs no correction. Any single one refutes it, so the interval is then Bonferroni's
+over the differences. The number shown is that of the weakest difference, with the interval that
+decided.
 
-Learnable disagreement against divergence is judged twice: as published, where clipping D~ at its 95 %
+Learnable disagreement against divergence is judged twice. As published: clipping D~ at its 95 %
 quantile makes the divergence selector choose by position among equal scores at 3 % (the sentence
-says how often), and on the min-max scale, which has no such ties. A lead that only the first shows
-is a lead over ties, not over divergence.
+says how often). On the min-max scale: it has no such ties.
 
 Every claim is judged for each unit and each direction of KL, since they order learnable and
-incompatible tokens differently; a reader who is shown one of the four may be misled. The 95 % is per
-verdict: with four gains and ten claims, two of 40 would be decided by chance if nothing were true.
+incompatible tokens differently. The 95 % is per verdict: with four gains and ten claims, two of 40
+would be decided by chance if nothing were true.
 
 Source: METHOD section 4.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from taopd.diagnose.features import (
+    DEFAULTS,
+    AnalysisSettings,
+    Tokens,
+    TokenTable,
     discover_gains,
-    gain_column,
     gain_direction,
     gain_unit,
 )
@@ -94,90 +94,65 @@ def judge(low: float, high: float) -> str:
 
 
 def verdicts(
-    tokens: pd.DataFrame,
+    tokens: Tokens,
+    settings: AnalysisSettings = DEFAULTS,
     *,
     gains: Sequence[str] | None = None,
-    k: int = 16,
-    proxy: str = "mass",
-    cluster: str = "prompt",
-    num_resamples: int = 1000,
-    seed: int = 0,
-    method: str = "percentile",
-    reference: bool = False,
 ) -> list[Verdict]:
-    """Judge every claim for every gain column of the table (both units, both directions).
+    """The verdict on every claim for every gain column of the table (both units, both directions).
 
     Args:
+        settings: its `gain` is not read.
         gains: default: all that the table has. With `reference` each is replaced by its relative
             form, and forms named twice are judged once. [P!=C]
 
     Raises:
         DataError: as `token_features`.
     """
-    gains = discover_gains(tokens) if gains is None else gains
-    gains = list(dict.fromkeys(gain_column(name, reference=reference) for name in gains))
-    shared: dict[str, Any] = {
-        "k": k,
-        "proxy": proxy,
-        "cluster": cluster,
-        "num_resamples": num_resamples,
-        "seed": seed,
-        "method": method,
-        "reference": reference,
-    }
-    found = []
-    for gain in gains:
-        found.append(_decomposition_verdict(tokens, gain, shared))
-        banks = matched_banks(tokens, budgets=CLAIM_BUDGETS, selectors=ORDER, gain=gain, **shared)
-        untied = matched_banks(
-            tokens,
-            budgets=CLAIM_BUDGETS,
-            selectors=ORDER[:2],
-            normalization="minmax",
-            gain=gain,
-            **shared,
-        )
-        found += [_one_pair(bank) for bank in banks]
-        found += [_one_pair(bank, ", min-max scale") for bank in untied]
-        found.append(_q3_verdict(tokens, gain, shared))
-        neighbors = list(itertools.pairwise(ORDER))
-        order = " > ".join(WORDS[name] for name in ORDER)
-        against_random = [(name, "random") for name in ORDER[:-1]]
-        found += [_several(bank, f"order {order}", neighbors) for bank in banks]
-        found += [_several(bank, "random is worst", against_random) for bank in banks]
-    return found
+    table = TokenTable.of(tokens)
+    gains = discover_gains(table.tokens) if gains is None else gains
+    forms = dict.fromkeys(replace(settings, gain=name).gain_column for name in gains)
+    return [verdict for gain in forms for verdict in _of_gain(table, replace(settings, gain=gain))]
 
 
-def verdict_table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """One row per verdict, columns as the fields of `Verdict`."""
-    names = [item.name for item in fields(Verdict)]
-    return pd.DataFrame([asdict(verdict) for verdict in found], columns=names)
+def _of_gain(table: TokenTable, settings: AnalysisSettings) -> list[Verdict]:
+    shared: dict[str, Any] = {"budgets": CLAIM_BUDGETS}
+    banks = matched_banks(table, settings, selectors=ORDER, **shared)
+    untied = matched_banks(table, settings, selectors=ORDER[:2], normalization="minmax", **shared)
+    neighbors = list(itertools.pairwise(ORDER))
+    order = " > ".join(WORDS[name] for name in ORDER)
+    against_random = [(name, "random") for name in ORDER[:-1]]
+    return [
+        _decomposition_verdict(table, settings),
+        *(_one_pair(bank) for bank in banks),
+        *(_one_pair(bank, ", min-max scale") for bank in untied),
+        _q3_verdict(table, settings),
+        *(_several(bank, f"order {order}", neighbors) for bank in banks),
+        *(_several(bank, "random is worst", against_random) for bank in banks),
+    ]
 
 
-def _decomposition_verdict(tokens: pd.DataFrame, gain: str, shared: dict[str, Any]) -> Verdict:
-    options = {key: value for key, value in shared.items() if key != "k"}
-    table = decomposition(tokens, ks=[shared["k"]], gain=gain, targets=[TARGET], **options)
-    row = table[table["term"] == CONTRAST].iloc[0]
+def _decomposition_verdict(table: TokenTable, settings: AnalysisSettings) -> Verdict:
+    rows = decomposition(table, settings, ks=[settings.k], targets=[TARGET])
+    row = rows[rows["term"] == CONTRAST].iloc[0]
     return _verdict(
         "beta_L > beta_I",
         "beta_L - beta_I per standard deviation, gain winsorized at 1 %",
         row["beta"],
         (row["low"], row["high"]),
-        judge(row["low"], row["high"]),
         int(row["n"]),
         row["gain"],
         row["note"],
     )
 
 
-def _q3_verdict(tokens: pd.DataFrame, gain: str, shared: dict[str, Any]) -> Verdict:
-    row = q3_gap(tokens, groups=[3], gain=gain, **shared).iloc[0]
+def _q3_verdict(table: TokenTable, settings: AnalysisSettings) -> Verdict:
+    row = q3_gap(table, settings, groups=[3]).iloc[0]
     return _verdict(
         "Q3 is heterogeneous: high C gains more than low C",
         "top minus bottom third of C in Q3",
         row["value"],
         (row["low"], row["high"]),
-        judge(row["low"], row["high"]),
         int(row["num_high"] + row["num_low"]),
         row["gain"],
         row["note"],
@@ -191,7 +166,6 @@ def _one_pair(bank: MatchedBank, scale: str = "") -> Verdict:
         "difference of mean gain of the kept tokens",
         row["value"],
         (row["low"], row["high"]),
-        judge(row["low"], row["high"]),
         bank.num_requested,
         str(bank.facts["gain"]),
         row["note"],
@@ -221,10 +195,10 @@ def _several(bank: MatchedBank, claim: str, pairs: list[tuple[str, str]]) -> Ver
         what,
         weakest["value"],
         ends,
-        verdict,
         bank.num_requested,
         str(bank.facts["gain"]),
         weakest["note"],
+        verdict,
     )
 
 
@@ -233,11 +207,12 @@ def _verdict(
     what: str,
     value: float,
     ends: tuple[float, float],
-    verdict: str,
     n: int,
     gain: str,
     note: str,
+    verdict: str | None = None,
 ) -> Verdict:
+    verdict = judge(*ends) if verdict is None else verdict
     unit = "of the initial KL" if gain_unit(gain) == "share" else "nats"
     direction = gain_direction(gain)
     number = "no estimate" if not np.isfinite(value) else f"{value:+.4f} {unit}"
@@ -260,4 +235,4 @@ def _verdict(
 
 
 def _percent(bank: MatchedBank) -> str:
-    return f"{100 * float(str(bank.facts['budget'])):g} %"
+    return f"{100 * bank.budget:g} %"

@@ -1,1 +1,1 @@
-"""Several processes as one: sums and order statistics over ranks, and sharded parameters made whole."""
+"""Sums and order statistics over ranks, and full tensors of sharded parameters."""

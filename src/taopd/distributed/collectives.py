@@ -1,17 +1,18 @@
-"""What ranks know together of rows that are spread over them, from small sums alone.
+"""Collectives over ranks: counts, sums and exact order statistics of rows that are spread over them.
 
-Each rank holds some of the rows; `Ranks.all_reduce` adds a small tensor over all of them and is all that is
-asked of a backend. From it come counts, sums, and exact order statistics (quantiles, medians, the n-th best)
-without any value leaving its rank.
+Each rank holds some of the rows. A backend only has to provide `Ranks.all_reduce`, the sum of a small tensor
+over ranks. Counts, sums and exact order statistics (quantiles, medians, the n-th largest) are made from it;
+no row leaves its rank.
 
 Why not gather: the scores of all tokens on every rank are bytes in proportion to tokens times ranks. Here an
 order statistic costs `BYTES_PER_PLACE`, however many rows there are.
 
-How: a float64 is mapped to an int64 of the same order. Its 256 possible first bytes cut all numbers into as
-many parts; every rank counts what it has below each border, the sum says in which part the wanted place lies,
-and the next byte is looked for there. After eight bytes the number is known, bit for bit.
+How: a radix search. A float64 is mapped to an int64 of the same order. Its 256 possible first bytes divide
+the numbers into as many bins; every rank counts its values below each border, the sum gives the bin of the
+wanted order, and the next byte is searched within it. After eight bytes the number is exact.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BITS = 8
-"""Found per round; 2^BITS counts travel."""
+"""Determined per round, by an all-reduce of 2^BITS counts."""
 BYTES_PER_PLACE = (64 // BITS) * 2**BITS * 8
-"""That one order statistic sends: 8 rounds of 256 counts of 8 bytes, 16 KiB."""
+"""Sent by one order statistic: 8 rounds of 256 counts of 8 bytes, 16 KiB."""
 DRAWS_AT_ONCE = 2**20
-"""Random numbers of other ranks that are made and dropped at a time."""
+"""Random numbers of other ranks that are drawn and dropped at a time."""
 
 
 def _unchanged(values: Tensor) -> Tensor:
@@ -33,9 +34,9 @@ def _unchanged(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """A rank among others; the default is one that has everything.
+    """This process among the ranks; the default is a single process.
 
-    Every method but the properties is a collective: all ranks call it, with what they have.
+    Every method but the properties is a collective: all ranks call it, each with its values.
     """
 
     rank: int = 0
@@ -56,15 +57,15 @@ class Ranks:
         return self.total(bool(flags.any())) > 0
 
     def sums(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Entry by entry, in float64."""
+        """Sums over ranks of every entry, in float64."""
         device = values.device
         return values if self.alone else self.all_reduce(values.double().cpu()).to(device)
 
     def counts(self, count: int) -> list[int]:
-        """This number of every rank."""
-        mine = torch.zeros(self.size, dtype=torch.int64)
-        mine[self.rank] = count
-        return self.all_reduce(mine).tolist()
+        """A list of this number on every rank."""
+        local = torch.zeros(self.size, dtype=torch.int64)
+        local[self.rank] = count
+        return self.all_reduce(local).tolist()
 
     def before(self, count: int) -> int:
         """Sum of this number over the ranks before this one."""
@@ -77,7 +78,7 @@ ALONE = Ranks()
 def order_statistics(
     ascending: Float[Tensor, " M"] | Int[Tensor, " M"], places: Sequence[int], ranks: Ranks = ALONE
 ) -> list[float] | list[int]:
-    """Values at these 0-based places in the ascending order of all ranks' values; exact.
+    """Exact order statistics: the values at 0-based places in the ascending order over all ranks.
 
     Sends `BYTES_PER_PLACE` per place and rank.
 
@@ -104,22 +105,50 @@ def order_statistics(
     return _values(found[:, 0], ascending.dtype).tolist()
 
 
+def quantiles(
+    ascending: Float[Tensor, " M"],
+    shares: Sequence[float],
+    *,
+    snap: bool = True,
+    ranks: Ranks = ALONE,
+) -> list[float] | None:
+    """Quantiles of all ranks' values by linear interpolation at place q (M - 1); None without a value.
+
+    Args:
+        ascending: this rank's values, sorted, float64 without NaN; may be empty.
+        snap: return the value itself between two equal ones, where the weighted sum may be off in the last
+            bit (which the released code keeps).
+    """
+    last = ranks.total(ascending.shape[0]) - 1
+    if last < 0:
+        return None
+    exact = [share * last for share in shares]
+    lower = [math.floor(place) for place in exact]
+    places = [place for low in lower for place in (low, min(low + 1, last))]
+    values = order_statistics(ascending, places, ranks)
+    found = []
+    for place, low, left, right in zip(exact, lower, values[::2], values[1::2], strict=True):
+        weight = place - low
+        found.append(left if snap and left == right else left * (1 - weight) + right * weight)
+    return found
+
+
 def uniform_part(
     num_rows: int, generator: torch.Generator, ranks: Ranks, dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, " N"]:
-    """This rank's part of one `torch.rand` over the rows of all ranks, which is what `generator` gives.
+    """This rank's rows of one `torch.rand` draw over the rows of all ranks.
 
     Numbers are drawn one after the other, so those of the other ranks are drawn and dropped.
     """
     counts = ranks.counts(num_rows)
-    own = torch.empty(0, dtype=dtype)
+    local = torch.empty(0, dtype=dtype)
     for rank, count in enumerate(counts):
         if rank == ranks.rank:
-            own = torch.rand(count, generator=generator, dtype=dtype)
+            local = torch.rand(count, generator=generator, dtype=dtype)
             continue
         for start in range(0, count, DRAWS_AT_ONCE):
             torch.rand(min(DRAWS_AT_ONCE, count - start), generator=generator, dtype=dtype)
-    return own
+    return local
 
 
 def _sortable(values: Tensor) -> Int[Tensor, " M"]:

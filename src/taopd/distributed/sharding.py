@@ -1,8 +1,8 @@
-"""Tensors that processes hold in parts (FSDP2, DeepSpeed ZeRO-3), whole where formulas need them.
+"""Full tensors of sharded parameters (FSDP2, DeepSpeed ZeRO-3).
 
-Why: both gather a module's weights around that module's forward. Ours reads the output head without calling
-it, copies the student before training, and runs a teacher that no optimizer knows. DeepSpeed is not imported
-unless it holds the weights.
+Both gather a module's weights around that module's forward. Three uses here are outside of it: the output
+head is read without being called, the reference is a copy of the student, and the teacher has no optimizer.
+DeepSpeed is not imported unless it holds the weights.
 """
 
 from collections.abc import Iterable
@@ -15,31 +15,31 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def in_parts(weight: Tensor) -> bool:
-    """Whether ZeRO-3 holds this weight."""
+def is_sharded(weight: Tensor) -> bool:
+    """Whether ZeRO-3 shards this weight."""
     return hasattr(weight, "ds_id")
 
 
 def gathered(weights: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """Whole weights inside the block, on every process; all must enter it."""
-    parts = [weight for weight in weights if in_parts(weight)]
-    if not parts:
+    """Context with full ZeRO-3 weights on every process; a collective: all processes must enter it."""
+    sharded = [weight for weight in weights if is_sharded(weight)]
+    if not sharded:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parts)
+    return deepspeed.zero.GatheredParameters(sharded)
 
 
-def whole(value: Tensor) -> Tensor:
-    """The whole tensor, with its gradient; all processes must ask.
+def full_tensor(value: Tensor) -> Tensor:
+    """The full tensor of a sharded one, with its gradient; a collective: all processes must call it.
 
-    Of ZeRO-3, within a model's forward, that is the weight itself: DeepSpeed notices that a forward reads
-    what is not its own, and puts it together again for the backward. Elsewhere, and without gradient, it is
-    a copy.
+    Under ZeRO-3, within a model's forward, it is the weight itself: DeepSpeed gathers external parameters
+    that a forward reads, and gathers them again for the backward. Elsewhere, and without gradient, it is a
+    copy.
     """
     if isinstance(value, DTensor):
         return value.full_tensor()
-    if not in_parts(value):
+    if not is_sharded(value):
         return value
     if value.numel() == 0:
         with gathered([value]):
@@ -48,7 +48,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> Any:
-    """A model that is never trained, on this device; under ZeRO-3 in parts, as the student is."""
+    """A frozen model on this device; under ZeRO-3 sharded as the student is."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         return accelerator.prepare_model(model, evaluation_mode=True)

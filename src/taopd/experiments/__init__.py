@@ -1,1 +1,1 @@
-"""Experiments: arms of a comparison in processes of their own, studies, evaluation, and the tiny lab."""
+"""Experiments: arms of a comparison in subprocesses, studies, evaluation, and the tiny lab."""

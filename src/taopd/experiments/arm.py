@@ -1,4 +1,4 @@
-"""One arm of a comparison: train by its settings, evaluate along the way, leave one `results.json`.
+"""One arm of a comparison: a training run with evaluations, summarized in one `results.json`.
 
 An arm is a folder with `arm.json` in it; `python -m taopd.experiments.arm FOLDER` runs it in a process of its
 own, so that arms cannot disturb each other's random streams or threads, and a killed comparison keeps the
@@ -32,7 +32,7 @@ from taopd.trainer.trainer import TeachabilityTrainer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """Everything a process needs to run one arm; plain values, so that it is its own JSON."""
+    """The description of one arm; plain values that convert to JSON."""
 
     name: str
     seed: int
@@ -135,7 +135,7 @@ class AccuracyCurve(TrainerCallback):
 
 
 class TokenCount:
-    """Kept tokens so far over all ranks, and a digest of the prompts; an observer of the trainer."""
+    """Observer of the trainer: number of kept tokens over all ranks, and a digest of the prompts."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -183,7 +183,7 @@ def load_problems(arm: Arm):
 
 
 class KindTally:
-    """Counts kept tokens by kind and step; an observer of the trainer."""
+    """Observer of the trainer: number of kept tokens by kind and step."""
 
     def __init__(self, kinds: list[str]) -> None:
         self._kinds = kinds
@@ -264,7 +264,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
 
 
 def _leave_when_stdin_ends() -> None:
-    """The parent holds the other end of the pipe: it closes even when the parent is killed outright."""
+    """End the process when stdin closes, which it does when the parent dies, even by SIGKILL."""
     # Not sys.stdin: the interpreter could not close it while this thread reads.
     while os.read(0, 1):
         pass

@@ -1,4 +1,4 @@
-"""Runs arms in processes of their own, some at a time, and says how far they are.
+"""A pool of subprocesses that run arms, with progress.
 
 Knows folders and processes only: it imports no torch, so that waiting costs nothing.
 """
@@ -82,7 +82,7 @@ def last_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole document with a step; a line that is being written is passed over."""
+    """The last complete document with a step; an unfinished line is skipped."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

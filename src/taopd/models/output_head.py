@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from taopd.distributed.sharding import whole
+from taopd.distributed.sharding import full_tensor
 from taopd.kernels import Head
 
 
@@ -16,11 +16,11 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    bias = getattr(head, "bias", None)
+    bias, scale = getattr(head, "bias", None), _logit_scale(config)
     return Head(
-        weight=whole(head.weight)[:vocab_size],
-        bias=None if bias is None else whole(bias)[:vocab_size],
-        scale=_logit_scale(config),
+        weight=full_tensor(head.weight)[:vocab_size],
+        bias=None if bias is None else full_tensor(bias)[:vocab_size],
+        scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 

@@ -16,7 +16,7 @@ from taopd.models.batch import Forward, Positions
 from taopd.models.sampler_drift import drift
 from taopd.preflight.measure import Ends, Measured, read_ends, stop_masses
 from taopd.preflight.verdict import Problem, Verdict, judge
-from taopd.teachers import Teacher, ask_positions
+from taopd.teachers import Teacher, score_remote
 
 TEXTS = 8
 """Prompts whose tokens are compared."""
@@ -46,7 +46,7 @@ def measure_asked(
     """
     ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
     positions = Positions.of(mask & (ids < vocab_size))
-    scored = ask_positions(
+    scored = score_remote(
         forward,
         student,
         teacher,

@@ -1,10 +1,10 @@
-"""Which checkpoints of a run are whole: a seal in each, and the newest one whose files match it.
+"""Integrity of a run's checkpoints: a seal with checksums in each, and the newest complete one.
 
 `taopd.json` is written last, into a folder that is renamed only then. It lists every file with size and
-SHA-256, so that a checkpoint that was cut short, truncated or altered by a failing disk is noticed before
-anything is loaded, and the one before it is taken. It guards against damage. Against malice guards that
-nothing but safetensors and JSON is ever parsed: a checkpoint that holds a pickle is not opened. DeepSpeed's
-own files are the exception: only DeepSpeed can write and read them, and they are pickles.
+SHA-256. A checkpoint that was cut short, truncated or altered by a failing disk is detected before anything
+is loaded, and the one before it is used. This detects damage, not malice. Against malice, only safetensors
+and JSON are parsed: a checkpoint with a pickle is refused. DeepSpeed's own files are the exception: only
+DeepSpeed can write and read them, and they are pickles.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ PARTIAL = ".checkpoint-partial"
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 Layout = Literal["replicated", "sharded", "deepspeed"]
-"""Where the state lies: whole on every process (one, or DDP), in a file a process (FSDP2), or in DeepSpeed's
+"""Distribution of the state: full on every process (one, or DDP), a file per process (FSDP2), or DeepSpeed's
 own files."""
 
 
@@ -47,7 +47,7 @@ _SEAL = {
     "files": {...: {"bytes": WHOLE, "sha256": TEXT}},
 }
 _NUM_THREADS = 4
-"""Hashing lets go of the interpreter; one thread does about a gigabyte a second."""
+"""Hashing releases the GIL; one thread hashes about a gigabyte a second."""
 
 
 def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "replicated") -> None:
@@ -62,8 +62,8 @@ def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "repli
     write_json(folder / SEAL, about | {"files": files})
 
 
-def problem_of(folder: Path, layout: Layout = "replicated") -> str | None:
-    """Why a run of this layout cannot go on from a checkpoint, or None."""
+def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
+    """The reason why a run of this layout cannot resume from a checkpoint, or None."""
     if not (folder / SEAL).is_file():
         return f"it has no {SEAL}: it was cut short, or another tool wrote it"
     try:
@@ -71,15 +71,15 @@ def problem_of(folder: Path, layout: Layout = "replicated") -> str | None:
     except DataError as error:
         return f"its {SEAL} cannot be read: {error}"
     files = {name: (f["bytes"], f["sha256"]) for name, f in about["files"].items()}
-    found = _names(folder)
+    present = _names(folder)
     if about["layout"] != layout:
         return (
             f"it is of a {shown(about['layout'])} run, this one is {layout} (DDP, FSDP2, DeepSpeed)"
         )
-    pickles = sorted(name for name in found if Path(name).suffix.lower() in _PICKLES)
+    pickles = sorted(name for name in present if Path(name).suffix.lower() in _PICKLES)
     if pickles and layout != "deepspeed":
         return f"it holds {pickles[0]}, a pickle, which taopd neither writes nor reads"
-    if missing := sorted(files.keys() - found):
+    if missing := sorted(files.keys() - present):
         return f"{missing[0]} is missing"
     if STATE not in files or any(name not in files for name in _NEEDED[layout]):
         return "it holds the model alone (save_only_model)"
@@ -97,7 +97,7 @@ def problem_of(folder: Path, layout: Layout = "replicated") -> str | None:
 
 
 def num_processes_of(folder: Path) -> int:
-    """How many processes wrote a whole checkpoint."""
+    """Number of processes that wrote a complete checkpoint."""
     return read_document(folder / SEAL, _SEAL)["num_processes"]
 
 
@@ -108,16 +108,18 @@ def step_of(folder: Path) -> int | None:
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, whole or not, newest step first."""
+    """The checkpoint folders of a run, complete or not, newest step first."""
     numbered = [(step_of(path), path) for path in run_folder.glob(f"{PREFIX}*") if path.is_dir()]
     return [path for step, path in sorted(numbered, key=lambda n: n[0] or 0, reverse=True) if step]
 
 
-def newest_whole(run_folder: Path, layout: Layout = "replicated") -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line about each newer one that is not."""
+def newest_complete(
+    run_folder: Path, layout: Layout = "replicated"
+) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and a line about each newer incomplete one."""
     passed_over: list[str] = []
     for path in checkpoints(run_folder):
-        problem = problem_of(path, layout)
+        problem = why_incomplete(path, layout)
         if problem is None:
             return path, passed_over
         passed_over.append(f"{path.name} is passed over: {problem}")
@@ -125,9 +127,9 @@ def newest_whole(run_folder: Path, layout: Layout = "replicated") -> tuple[Path 
 
 
 def _names(folder: Path) -> set[str]:
-    """Files below a folder, relative, without the seal; links are followed by nobody."""
-    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return {path.relative_to(folder).as_posix() for path in found} - {SEAL}
+    """Relative paths of the files below a folder, without the seal and symbolic links."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix() for path in files} - {SEAL}
 
 
 def _digest(path: Path, *, flush: bool = False) -> str:

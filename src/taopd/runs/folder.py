@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taopd.errors import ConfigError, DataError
-from taopd.runs.checkpoints import PARTIAL, Layout, newest_whole
+from taopd.runs.checkpoints import PARTIAL, Layout, newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.validation import shown
 
@@ -153,7 +153,7 @@ class RunFolder:
 
     def newest_checkpoint(self, layout: Layout = "replicated") -> Path | None:
         """Return the whole checkpoint with the highest step, or None; newer ones are named in the log."""
-        found, passed_over = newest_whole(self.path, layout)
+        found, passed_over = newest_complete(self.path, layout)
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found

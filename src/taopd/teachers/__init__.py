@@ -3,7 +3,7 @@
 Teacher            score(token_ids, completion_start, want_ids, top_k) -> TeacherScores
 LocalTeacher       in this process; what a server's numbers are compared with
 connect(url)       a VllmTeacher or SglangTeacher over HTTP, probed for what it gives
-ask_positions      signals of a generation batch from any of them
+score_remote       signals of a generation batch from any of them
 load_teacher       the model itself, for losses over its distribution
 
 Which numbers a server gives, and what C is then: docs/teachers.md.
@@ -13,7 +13,7 @@ from taopd.teachers.connect import connect
 from taopd.teachers.from_path import load_teacher
 from taopd.teachers.local import LocalTeacher
 from taopd.teachers.protocol import Teacher, TeacherScores, check_scores, join
-from taopd.teachers.remote import as_bound, ask_positions
+from taopd.teachers.remote import as_bound, score_remote
 from taopd.teachers.server import ServerTeacher
 from taopd.teachers.sglang import SglangTeacher
 from taopd.teachers.transport import Transport
@@ -28,9 +28,9 @@ __all__ = [
     "Transport",
     "VllmTeacher",
     "as_bound",
-    "ask_positions",
     "check_scores",
     "connect",
     "join",
     "load_teacher",
+    "score_remote",
 ]

@@ -1,4 +1,4 @@
-"""Finding out which server answers at a URL."""
+"""Connection to a teacher server: detects its kind (vLLM or SGLang)."""
 
 from taopd.errors import ConfigError, TeacherError, suggest
 from taopd.teachers.server import ServerTeacher
@@ -24,7 +24,7 @@ def connect(
     timeout_s: float = 120.0,
     patience_s: float = 600.0,
 ) -> ServerTeacher:
-    """The teacher at a URL, asked once so that what it refuses is known now.
+    """The teacher at a URL, after one probe request that shows what the server supports.
 
     Args:
         vocab_size: ids that the teacher knows.

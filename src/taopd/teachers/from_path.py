@@ -1,4 +1,4 @@
-"""Loading a teacher and agreeing with the student on the ids that both know."""
+"""Loading of a teacher model and its shared vocabulary with the student."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from taopd.teachers.protocol import TeacherScores
 
 
 class LocalTeacher:
-    """A `Teacher` that is a model here.
+    """A `Teacher` that is a model in this process.
 
     `TeachabilityTrainer` given the model itself does more: it keeps the teacher's hidden states, which the
     losses over the full distribution read. This one is what a server's numbers are compared with.

@@ -1,4 +1,4 @@
-"""What a teacher is asked and what it answers, wherever it runs."""
+"""The teacher protocol: request, scores, and checks of the scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ by at most 2^-9 times the list's entropy, 0.01 at 100 entries."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores:
-    """A teacher at N completion tokens, in the order (sequence, position). Log-probs in nats, float32."""
+    """A teacher's scores of N completion tokens, in the order (sequence, position); nats, float32."""
 
     logprobs: Float[Tensor, " N"]
     """Of the sampled tokens."""
@@ -39,7 +39,7 @@ class TeacherScores:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Scores completions token by token. `local`, `vllm` and `sglang` implement it; so can you.
+    """Protocol of a model that scores completions token by token; see `local`, `vllm` and `sglang`.
 
     `score` is called from several threads at once, one per micro-batch.
     """
@@ -65,12 +65,12 @@ class Teacher(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What it is, for the log and the run folder; `exact`: whether it scores wanted ids."""
+        """Description for the log and the run folder; `exact`: whether it scores wanted ids."""
         ...
 
 
 def join(parts: Sequence[TeacherScores]) -> TeacherScores:
-    """Answers in their order as one; exact if all are."""
+    """Concatenated scores; exact if all parts are."""
     wanted = [part.want_logprobs for part in parts if part.want_logprobs is not None]
     return TeacherScores(
         logprobs=torch.cat([part.logprobs for part in parts]),
@@ -86,7 +86,7 @@ def check_scores(
     want_ids: Int[Tensor, "N W"] | None,
     vocab_size: int,
 ) -> None:
-    """Refuse an answer whose numbers cannot be true together.
+    """Refuse scores that contradict each other.
 
     Shapes; finite log-probs of at most 0; lists sorted, without repeats, ids in [0, vocab_size), mass of at
     most 1; a token in the list has the list's log-prob, one that is not has no more than its last.
@@ -131,7 +131,7 @@ def check_scores(
 
 
 def _fits(what: str, ids: Tensor, logprobs: Tensor, scores: TeacherScores) -> None:
-    """Against the list: the same number where it holds the id, at most its last one where it does not."""
+    """Check log-probs against the list: equal where it holds the id, else at most its last entry."""
     same = ids.unsqueeze(2) == scores.topk_ids.unsqueeze(1)
     listed = torch.where(same, scores.topk_logprobs.unsqueeze(1), 0.0).sum(2)
     last = scores.topk_logprobs.masked_fill(scores.topk_ids < 0, torch.inf).min(1).values

@@ -1,4 +1,4 @@
-"""Scoring a generation batch with a teacher that is asked: the student here, the teacher anywhere.
+"""Scoring of a generation batch with a local student and a remote teacher.
 
 Micro-batch by micro-batch the student runs first, since its top-K are the wanted ids; the teacher scores
 a micro-batch while the student runs on the next one. Where the teacher gives wanted ids the signals are
@@ -30,7 +30,7 @@ from taopd.signals import (
 from taopd.teachers.protocol import Teacher, TeacherScores
 
 
-def ask_positions(
+def score_remote(
     forward: Forward,
     student,
     teacher: Teacher,
@@ -43,7 +43,7 @@ def ask_positions(
     when: str,
     reuse: Reuse | None = None,
 ) -> Scored:
-    """Signals of the given positions of a padded batch, the teacher asked for its part.
+    """Signals of the given positions of a padded batch, with the scores of a remote teacher.
 
     Args:
         vocab_size: ids that both models share.
@@ -99,7 +99,7 @@ class _Part:
 
 
 def as_bound(signals: TokenSignals) -> TokenSignals:
-    """What two lists and the lower bound say, of signals that may be exact: for ranks that got less."""
+    """Signals reduced to top-K lists and the lower bound of C, where another rank has no exact ones."""
     lists = lists_from_exact(signals)
     assert lists.compatibility_bound is not None
     return replace(
@@ -111,7 +111,7 @@ def as_bound(signals: TokenSignals) -> TokenSignals:
 
 
 def _in_background(call: Callable[[], TeacherScores]) -> Future[TeacherScores]:
-    """A thread that keeps no process from ending: who interrupts a run must not wait for a server."""
+    """A call in a daemon thread, so that an interrupted run does not wait for a server."""
     future: Future[TeacherScores] = Future()
 
     def run() -> None:
@@ -131,7 +131,7 @@ def _question(
     want: Int[Tensor, "n K"],
     k: int,
 ) -> Callable[[], TeacherScores]:
-    """The call that asks for the scores at `mask`: every completion up to its last position there.
+    """The request for the scores at `mask`: every completion up to its last position there.
 
     Rows without such a position are not asked for; tokens skipped inside a row are scored with it.
     """
@@ -170,7 +170,7 @@ def _question(
 
 
 def _shared(scores: TeacherScores, vocab_size: int, device: torch.device) -> TeacherScores:
-    """Lists without ids that the student lacks, shorter where one was among them; on the student's device."""
+    """Scores without ids that the student lacks, on the student's device; such lists get shorter."""
     ids = scores.topk_ids.masked_fill(scores.topk_ids >= vocab_size, -1)
     order = (ids < 0).to(torch.int8).argsort(dim=1, stable=True)
     logprobs = scores.topk_logprobs.masked_fill(ids < 0, -torch.inf)

@@ -1,4 +1,4 @@
-"""What all teachers behind a server share: one request a sequence, many at once, every answer checked."""
+"""Base of teachers behind a server: one concurrent request per sequence, every answer checked."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class ServerTeacher(ABC):
     """Tokens of a sequence at most, where the server says."""
 
     def tokenize(self, text: str) -> list[int] | None:
-        """Ids of a text by the server's tokenizer, no special ones added; None: it does not say."""
+        """Ids of a text by the server's tokenizer, without special tokens; None if it cannot tell."""
         return None
 
     def close(self) -> None:
-        """Drop what is in flight, and the connections."""
+        """Cancel requests in flight and close the connections."""
         self._transport.close()
 
     @abstractmethod

@@ -1,15 +1,14 @@
-"""Requests to a server that may be slow, away or broken: time-outs, retries, a circuit breaker.
+"""HTTP transport with time-outs, retries with backoff, and a circuit breaker.
 
     after failure n of a request it waits min(10 s, 0.5 s * 2^n) * uniform(0.5, 1)
     every request of the last `patience_s` failed: open, what waits fails, what is new is tried every 10 s
 
-Connection errors, time-outs, 429 and 5xx are tried again until the patience is over; while a server fails,
-one request at a time tries it, so that it is not run over when it comes back. An answer that cannot be true
-is asked for three times. Any other status is the caller's to mend, and is not tried again.
+Connection errors, time-outs, 429 and 5xx are retried until the patience is over. While a server fails, one
+request at a time is sent, so that it is not overloaded when it comes back. An answer that contradicts itself
+is requested three times. Any other status is not retried.
 
-All of it runs on one event loop in a thread of its own: a time-out holds whatever the server does (headers
-that drip are as late as none), a caller who stops waiting cancels what is in flight, and nothing of it keeps
-a process from ending.
+All of it runs on one event loop in a daemon thread: a time-out holds even for a server that sends its answer
+slowly, and a caller that stops waiting cancels its request.
 """
 
 import asyncio
@@ -30,17 +29,17 @@ MOST_BYTES = 1 << 30
 """Of an answer: 64 lists of 20 at 32,768 tokens are 60 MiB."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 READS = 3
-"""How often an answer that cannot be true is asked for."""
+"""Times that a contradictory answer is requested."""
 KEY = "TAOPD_TEACHER_KEY"
 """Environment variable with the server's API key: settings are written into run folders."""
 FAILING = 3
-"""Failures in a row, of all requests, after which one at a time tries."""
+"""Consecutive failures of all requests after which only one at a time is sent."""
 
 T = TypeVar("T")
 
 
 class _Failed(Exception):
-    """One attempt that may be tried again; says what the server did."""
+    """A failed attempt that may be retried; the message is what the server did."""
 
 
 class Transport:
@@ -88,7 +87,7 @@ class Transport:
         return self._once("POST", path, body)
 
     def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> Future[T]:
-        """`read` of the document that the server answers with, tried again as the module says.
+        """`read` of the server's JSON document, with the retries of the module.
 
         Raises (from `result()`):
             TeacherUnavailable: names the URL, for how long it failed, and the last status.
@@ -97,7 +96,7 @@ class Transport:
         return self._start(self._call(path, body, read))
 
     def close(self) -> None:
-        """Close the connections and end the thread; what is in flight is cancelled."""
+        """Cancel requests in flight, close the connections and end the thread."""
 
         async def end() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -202,7 +201,7 @@ class Transport:
 
 
 class _Refused(TeacherError):
-    """A status that will not change by asking again."""
+    """A status that is not retried."""
 
 
 def _document(status: int, text: bytes) -> Any:
@@ -219,7 +218,7 @@ def _short(text: bytes) -> str:
 
 
 def message(document: Any) -> str:
-    """What a server says in the document of a refusal, in at most 500 characters."""
+    """The error message in a server's document, in at most 500 characters."""
     error = document.get("error", document) if isinstance(document, dict) else document
     if isinstance(error, dict):
         error = error.get("message", error)

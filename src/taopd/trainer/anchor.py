@@ -48,7 +48,7 @@ class Anchor:
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
-        self._coefficient = args.coef
+        self._coefficient = args.anchor_coef or 0.0
         needed = self._coefficient > 0.0 or guard is not None
         self._reference = ReferenceStudent(student, accelerator) if needed else None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.distributed.sharding import whole
+from taopd.distributed.sharding import full_tensor
 from taopd.runs.bounded_log import BoundedLog
 
 KEPT_LOGS = 500
@@ -105,7 +105,7 @@ class UpdateNorm(TrainerCallback):
         with torch.no_grad():
             for parameter, before in self._before:
                 norm = torch.linalg.vector_norm(parameter - before, dtype=torch.float32)
-                total += float(whole(norm)) ** 2
+                total += float(full_tensor(norm)) ** 2
             norm = math.sqrt(total)
             goal = min(norm, self._largest) if self._target is None else self._target
             if norm > 0.0 and goal != norm:

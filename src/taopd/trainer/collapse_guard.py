@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.runs.checkpoints import checkpoints, problem_of, step_of
+from taopd.runs.checkpoints import checkpoints, step_of, why_incomplete
 from taopd.runs.jsonl import append_jsonl, cut_lines
 from taopd.signals import SignalTable
 from taopd.trainer.checkpoint.fsdp import layout_of
@@ -107,7 +107,7 @@ class CollapseGuard(TrainerCallback):
         healthy = [
             path
             for step, path in known
-            if step <= self.watch.healthy_step and problem_of(path, self._layout) is None
+            if step <= self.watch.healthy_step and why_incomplete(path, self._layout) is None
         ]
         if not healthy:
             logger.warning(

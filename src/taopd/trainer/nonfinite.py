@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import TrainerCallback
 
-from taopd.distributed.sharding import whole
+from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.models.batch import SEQUENCE
@@ -250,12 +250,12 @@ class NonFiniteGuard(TrainerCallback):
 def _gradient_problem(model: torch.nn.Module, step: int) -> NumericsError | None:
     """None if the norm of all gradients is finite; else an error that names the parameters."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not gradients or bool(whole(torch.nn.utils.get_total_norm(gradients)).isfinite()):
+    if not gradients or bool(full_tensor(torch.nn.utils.get_total_norm(gradients)).isfinite()):
         return None
     bad = [
         name
         for name, p in model.named_parameters()
-        if p.grad is not None and not bool(whole(p.grad.isfinite().all()))
+        if p.grad is not None and not bool(full_tensor(p.grad.isfinite().all()))
     ]
     what = f"{len(bad)} parameters, first {', '.join(bad[:_NAMED])}" if bad else "their norm alone"
     return NumericsError(f"step {step}: the gradient is NaN or infinite ({what})")

@@ -7,7 +7,7 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,23 +49,34 @@ class Choice:
         return (self.loss_weights != 0) | (self.anchor_weights != 0)
 
 
-def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
-    """Further signals that selector, weighting and shadow selectors read, sorted."""
-    selectors = [resolve_selector(args.selector), resolve_weighting(args.weighting)]
-    selectors += [resolve_selector(name) for name in args.shadow_selectors or []]
-    return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
+class SignalNeeds(NamedTuple):
+    """What selector, weighting and shadow selectors read beyond D, C and H."""
+
+    signals: tuple[str, ...]
+    """Names of what they declare, sorted."""
+    all_declared: bool
+    """They read nothing else; a selector of the user's may read whatever a table holds."""
 
 
-def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
-    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that choosing reads.
-
-    All of them where a selector may read more than it declares.
-    """
-    chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
-    weighting = resolve_weighting(args.weighting)
+def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
+    """Resolve the names in the settings; the same for every step of a run."""
     # A function that did not promise `local` may read any column of the table.
-    declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
-    return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
+    names = (args.selector, *(args.shadow_selectors or []))
+    rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
+    known = [rule for rule in rules if rule is not None]
+    signals = {need for rule in known for need in rule.needs}
+    return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
+
+
+def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
+    """Further signals that selector, weighting and shadow selectors declare, sorted."""
+    return signal_needs(args).signals
+
+
+def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
+    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
+    needs = needs or signal_needs(args)
+    return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
 
 
 def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
@@ -86,11 +97,14 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
         check_spread(Rules(), resolve_selector(name))
 
 
-def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+def signal_options(
+    args: TeachabilityConfig, stop_ids: Sequence[int] = (), *, needs: SignalNeeds | None = None
+) -> dict[str, Any]:
     """What the settings ask of scoring, as keyword arguments of `signals.exact_signals`."""
+    needs = needs or signal_needs(args)
     return {
         "k": args.score_top_k,
-        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needed_signals(args)),
+        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needs.signals),
         "stop_ids": tuple(stop_ids) if args.stop_tokens == "merge" else (),
     }
 
@@ -101,6 +115,8 @@ def local_table(
     response: Int[Tensor, " N"],
     position: Int[Tensor, " N"],
     stop_ids: Sequence[int] = (),
+    *,
+    needs: SignalNeeds | None = None,
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
     # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
@@ -113,7 +129,7 @@ def local_table(
         position=position,
         valid=valid,
         compatibility=args.compatibility,
-        needs=needed_signals(args),
+        needs=(needs or signal_needs(args)).signals,
     )
 
 
@@ -162,7 +178,7 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=drawn * args.coef,
+        anchor_weights=drawn * (args.anchor_coef or 0.0),
         reference_mask=drawn != 0,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
@@ -174,10 +190,10 @@ def _anchor_draw(
 ) -> Float[Tensor, " N"]:
     """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
     guarded = args.collapse_guard != "off" and step % args.guard_every == 0
-    if args.coef == 0.0 and not guarded:
+    if not args.anchor_coef and not guarded:
         return torch.zeros_like(selection.weights)
     # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
-    some_left = args.coef > 0.0 or table.ranks.any(table.valid & ~selection.kept)
+    some_left = bool(args.anchor_coef) or table.ranks.any(table.valid & ~selection.kept)
     return anchor_weights(
         selection.kept if some_left else ~table.valid,
         table.valid,
@@ -192,6 +208,8 @@ def _anchor_draw(
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:
     """The nominal budget of a step, by `budget_schedule`."""
+    if args.budget_schedule == "constant":
+        return args.budget
     return scheduled_budget(
         step,
         start=args.budget,

@@ -1,4 +1,4 @@
-"""The fixed-context bank: what the student wrote, frozen, with what was known before training."""
+"""The fixed-context bank: completions of the student with every signal before training, frozen on disk."""
 
 from taopd.diagnose.bank.bank import BANK_FORMAT, FixedContextBank
 from taopd.diagnose.bank.completions import (

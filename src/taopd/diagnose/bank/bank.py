@@ -1,9 +1,9 @@
-"""`FixedContextBank`: contexts that the student wrote, frozen, with what was known before training.
+"""`FixedContextBank`: completions of the student with every signal before training, frozen on disk.
 
-Why frozen: after training the student writes other contexts, and a divergence measured there mixes what
-was learned with where the student now goes. Here before and after are measured at the same positions
-against the same teacher, so the difference is the gain of a token. Why features are stored: predictors
-must come from the student before training, and nobody can compute them from the trained one by accident.
+Why frozen: after training the student writes other contexts, so a divergence measured there mixes learning
+with the change of contexts. Here before and after are measured at the same positions against the same
+teacher; the difference is the gain of a token. Why features are stored: predictors must come from the
+student before training.
 
 A folder holds `tokens.parquet` (one row per completion token), `rollouts.safetensors` (ids and masks),
 `teacher_topk.safetensors` and `manifest.json`. Freezing the same input twice gives the same bytes.
@@ -12,7 +12,7 @@ Source: METHOD section 4; arXiv 2605.26844.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.bank.score import locate, score_rollouts
+from taopd.diagnose.bank.score import locate, rollout_states, score_rollouts
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError
 from taopd.models.batch import SEQUENCE, Rollouts
-from taopd.models.forward import bare
+from taopd.models.forward import State, bare
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
@@ -62,7 +62,7 @@ _SHAPE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedContextBank:
-    """A bank on disk, opened and checked.
+    """A bank on disk, opened and verified.
 
     Example:
         >>> bank = FixedContextBank.open("runs/bank")  # doctest: +SKIP
@@ -95,7 +95,7 @@ class FixedContextBank:
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> "FixedContextBank":
-        """Score rollouts with both models and write the bank, whole or not at all.
+        """Score rollouts with both models and write the bank atomically.
 
         Both models are scored in evaluation mode, in the dtype they have, and left in the mode they had.
 
@@ -149,7 +149,7 @@ class FixedContextBank:
 
     @classmethod
     def open(cls, folder: str | Path) -> "FixedContextBank":
-        """Read a bank, every file checked against the manifest.
+        """A bank read from its folder, every file checked against the manifest.
 
         Raises:
             DataError: no bank there, or a file that is missing, truncated or edited; says which and how.
@@ -176,7 +176,7 @@ class FixedContextBank:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that student and teacher share; distributions are cut to these."""
+        """Number of ids that student and teacher share; distributions are over these."""
         return int(self.manifest["vocab_size"])
 
     @property
@@ -186,13 +186,18 @@ class FixedContextBank:
 
     @property
     def temperature(self) -> float:
-        """Divides the logits of both models."""
+        """Temperature of both models' distributions."""
         return float(self.manifest["temperature"])
 
     @property
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Of "student" (before training), "teacher" and "tokenizer"."""
+        """Fingerprints of "student" (before training), "teacher" and "tokenizer"."""
         return self.manifest["fingerprints"]
+
+    def states(self, model: Any) -> Iterator[State]:
+        """A model's hidden states at the bank's tokens with its head, per micro-batch; lazy."""
+        size = int(self.manifest["batch_size"])
+        return rollout_states(model, self.rollouts, vocab_size=self.vocab_size, batch_size=size)
 
     def check_model(self, role: str, model: PreTrainedModel) -> None:
         """Refuse a model that is not the bank's.
@@ -215,12 +220,12 @@ class FixedContextBank:
         check_fingerprint("tokenizer", self.fingerprints["tokenizer"], found)
 
     def locate(self, row: int) -> str:
-        """Where a row of `tokens` is, in words."""
+        """Completion and position of a row of `tokens`, in words."""
         return locate(self.tokens["completion"], self.tokens["position"], row)
 
 
 def _check_tensors(path: Path, num_tokens: int, *parts: dict[str, Tensor]) -> None:
-    """The tensors that a bank has, and none whose size does not fit the others'."""
+    """Refuse tensors with other names than a bank has, or whose sizes do not fit each other."""
     batch, topk = parts
     if set(batch) != set(SEQUENCE) or set(topk) != {"ids", "logprobs"}:
         raise DataError(f"{path}: its tensors are {sorted(batch)} and {sorted(topk)}")

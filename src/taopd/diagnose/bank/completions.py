@@ -1,9 +1,8 @@
-"""The rollouts of a bank: prompts and completions as token ids, wherever they came from.
+"""The rollouts of a bank: prompts and completions as token ids.
 
-Three sources: `sample_rollouts` lets the student write, `read_completions` takes a file, and
-`taopd.diagnose.RolloutCollector` listens to a trainer. Ids are kept as they were sampled; text is only
-ever encoded where nothing else was given, because text that is decoded and encoded again need not come
-back as the tokens the student saw.
+Three sources: `sample_rollouts` samples from the student, `read_completions` reads a file, and
+`taopd.diagnose.collect.RolloutCollector` observes a trainer. Ids are kept as they were sampled. Text is
+encoded only where no ids are given, because decoding and encoding need not return the same tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +40,7 @@ def sample_rollouts(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollouts:
-    """Sample completions of the prompts in turn: completion i answers prompt i modulo their number.
+    """Completions sampled from the student; completion i answers prompt i modulo their number.
 
     The model's mode, the tokenizer's padding side and torch's random state are as before afterwards.
 
@@ -100,7 +99,7 @@ def read_completions(
     num_completions: int | None = None,
     max_tokens: int | None = None,
 ) -> Rollouts:
-    """Read JSON lines with `prompt` (text, messages or ids) and `completion` (text or ids).
+    """Rollouts from JSON lines with `prompt` (text, messages or ids) and `completion` (text or ids).
 
     Args:
         num_completions: only the first so many lines.

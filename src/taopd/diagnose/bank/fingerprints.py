@@ -1,8 +1,8 @@
-"""Which model, which tokenizer: short digests that survive a save, a move and another version.
+"""Fingerprints of models and tokenizers: digests that do not change with path, save or library version.
 
-A model's digest covers every weight in its own dtype and the settings that change what it computes; what
-a library writes beside them (paths, versions, special ids, caches) is left out. A tokenizer's covers the
-map from ids to tokens, nothing else: a bank holds ids, so merges and templates do not matter to it.
+A model's digest covers every weight in its own dtype and the settings that change what it computes, without
+paths, versions, special ids and caches. A tokenizer's covers the map from ids to tokens only: a bank holds
+ids, so merges and templates do not matter.
 
 Cost: one pass over the weights, 0.6 s per GiB measured on one core.
 """
@@ -24,7 +24,7 @@ _VOLATILE_ENDINGS = ("_token_id", "use_cache")
 
 
 def model_fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Digests of a model's weights and settings, with what a person can check: dtype and sizes."""
+    """Digests of a model's weights and settings, with dtype and sizes in plain text."""
     weights = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         weights.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())

@@ -1,8 +1,7 @@
-"""A folder of files that is written whole, named by its hashes, and refused when it no longer fits them.
+"""Folders of files that are written atomically and verified by the hashes in a manifest.
 
-The manifest holds size and sha256 of every file and a sha256 of itself. Nothing that changes from one
-run to the next is written: no time, no path, no map in random order. So the same input gives the same
-bytes, and a folder may be moved.
+The manifest holds size and sha256 of every file and a sha256 of itself. Times, paths and maps in random
+order are not written, so that the same input gives the same bytes and a folder may be moved.
 """
 
 import hashlib
@@ -24,14 +23,14 @@ from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
 MANIFEST = "manifest.json"
 SOURCES = "sources.json"
-"""Where the models were when a bank was frozen, relative to it: a hint beside the bank and no part of it, so
-that the bank's own bytes do not depend on where it lies."""
+"""Paths of the models relative to the bank; not part of its manifest, so that the bank's bytes do not depend
+on its path."""
 _BLOCK_BYTES = 2**20
 _SHAPE = {"format": ANY, "sha256": TEXT, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
 
 
 def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write columns with settings that are all named, so that equal columns give equal bytes."""
+    """Write a Parquet file; equal columns give equal bytes, because every writer setting is fixed."""
     # A plain schema: pandas' own metadata would put its version into the file.
     pq.write_table(
         pa.table(dict(columns)),
@@ -59,7 +58,7 @@ def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
-    """The manifest of a folder whose files are all there and as they were written.
+    """The manifest of a folder, after every file was checked against it.
 
     Args:
         kind: the format it must have, such as "taopd-bank-1".
@@ -136,10 +135,10 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write into; it takes the place of `path` if nothing went wrong.
+    """Context with a temporary folder that replaces `path` on success, and is removed on an error.
 
     Raises:
-        DataError: the place cannot be written.
+        DataError: the path cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

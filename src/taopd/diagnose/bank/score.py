@@ -1,4 +1,4 @@
-"""The passes over a bank's rollouts: all features before training, and the two divergences after it."""
+"""Scoring of a bank's rollouts: all features before training, and both KL divergences after it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from taopd.models.forward import State, backbone_forward, on_device, states_at
 
 @contextmanager
 def measuring(*models: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every model's mode is as before on leaving."""
+    """Context of evaluation mode without gradients; restores every model's mode."""
     modes = [model.training for model in models]
     try:
         for model in models:
@@ -43,7 +43,7 @@ def known_positions(batch: dict[str, Tensor], vocab_size: int) -> Positions:
 
 
 def locate(completion: Any, position: Any, row: int) -> str:
-    """Where a row of a bank is, in words."""
+    """Completion and position of a row of a bank, in words."""
     return f"completion {int(completion[row])} of the bank, position {int(position[row])}"
 
 
@@ -103,7 +103,7 @@ def score_rollouts(
 def rollout_states(
     model: Any, rollouts: Rollouts, *, vocab_size: int, batch_size: int
 ) -> Iterator[State]:
-    """Per micro-batch: the states that predict the known completion tokens, and the head."""
+    """Per micro-batch: hidden states that predict the known completion tokens, and the output head."""
     batch = on_device(rollouts.batch(), model)
     positions = known_positions(batch, vocab_size)
     return states_at(backbone_forward(vocab_size), model, batch, positions, batch_size)

@@ -1,8 +1,8 @@
-"""What a bank says about every token: all features of all K from one projection per chunk.
+"""Features of every token of a bank, for all K from one projection of the vocabulary.
 
-Every feature is a reduction of one row of log-probs per model. The vocabulary is projected once for both
-models, what needs all of it (entropies, divergences, ranks) is reduced once, and the supports of every K
-are prefixes of one top-K list; so a second K costs a gather and no second pass over the vocabulary.
+Every feature is a reduction of one row of log-probs per model. Entropies, divergences and ranks do not depend
+on K and are computed once. The supports of every K are prefixes of one top-K list, so a further K costs one
+gather and no pass over the vocabulary.
 
 `taopd.signals.signals_from_logprobs` is the definition for one K; a test holds the two equal.
 """
@@ -33,7 +33,7 @@ FEATURES = (
     "student_rank",
     "teacher_rank",
 )
-"""Columns that do not depend on K. Nats; ranks are 1-based places of the sampled token."""
+"""Columns that do not depend on K. Nats; ranks of the sampled token are 1-based."""
 SUPPORT_FEATURES = ("disagreement", "compatibility", "bound", "overlap", "jaccard", "bc")
 """Columns per K, named `<feature>_k<K>`; `quadrant_k<K>` comes from the whole bank."""
 
@@ -47,7 +47,7 @@ def chunked_logprobs(
     tolerate_student: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Iterator[tuple[slice, Float[Tensor, "n V"], Float[Tensor, "n V"]]]:
-    """Rows of all positions, and both models' log-probs there; one chunk is alive at a time.
+    """Chunks of both models' log-probs with their rows; one chunk is in memory at a time.
 
     Args:
         locate: turns a row number into words for an error message.
@@ -155,7 +155,7 @@ def _support_features(
 def quadrant_columns(
     columns: Mapping[str, Any], completion: Tensor, position: Tensor, ks: Sequence[int]
 ) -> dict[str, Tensor]:
-    """`quadrant_k<K>` 1..4 by the medians of H~ and D~ over the whole bank, as the selectors see it."""
+    """`quadrant_k<K>` 1..4 by the medians of H~ and D~ over the full bank, as the selectors compute it."""
     quadrants = {}
     for k in ks:
         table = SignalTable(

@@ -1,4 +1,4 @@
-"""Does this package reproduce the released selector? Recompute files of its recorded decisions.
+"""Conformance check against the released selector: recorded decisions, computed again and compared.
 
 What: a file holds batches of top-K lists with every metric, score and mask the released code made
 of them (`tests/golden/README.md` names the fields). Everything is computed again with `LIBM`, the
@@ -53,7 +53,7 @@ NUM_SHOWN = 10
 
 @dataclass(slots=True)
 class ConformanceReport:
-    """What was compared in one file and what differed."""
+    """Numbers of compared and differing values of one file."""
 
     path: str
     num_batches: int = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """What one evaluation found. Rates are in [0, 1]."""
+    """Rates and transcripts of one evaluation. Rates are in [0, 1]."""
 
     accuracy: float
     """Mean over problems of the share of right samples (pass@1)."""

@@ -1,4 +1,4 @@
-"""Is a completion's answer right? Exact text, a regular expression, or mathematics (math-verify).
+"""Graders of completions: exact text, a regular expression, or mathematics (math-verify).
 
 `Grader` is made once per evaluation and called per completion. "auto" decides per problem:
 mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
@@ -27,7 +27,7 @@ _MATCHES = ("auto", "exact", "math", "regex:PATTERN")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one completion."""
+    """The grade of one completion."""
 
     correct: bool
     parsed: bool
@@ -118,7 +118,7 @@ def _grade_math(completion: str, answer: str) -> Verdict:
 
 @lru_cache(maxsize=16_384)
 def _parse_answer(answer: str, timeout: int | None) -> tuple[Any, ...]:
-    """The gold answer as math-verify sees it; bare LaTeX is put between dollar signs first."""
+    """The gold answer parsed by math-verify; bare LaTeX is put between dollar signs first."""
     import math_verify
     from math_verify.errors import TimeoutException
 

@@ -36,7 +36,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteSettings:
-    """How a suite runs; None leaves a choice to the task."""
+    """Settings of a suite; None takes the task's default."""
 
     limit: int | None = None
     """Only the first N problems of every task."""
@@ -51,7 +51,7 @@ class SuiteSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteResult:
-    """What the harness found."""
+    """Scores and transcripts of a suite."""
 
     tasks: dict[str, dict[str, Any]]
     """Task to metric to {"value", "standard_error"}; metrics are named metric,filter."""

@@ -1,4 +1,4 @@
-"""The tiny lab: a teacher, a student and a task small enough for two CPU cores, made on the spot.
+"""The tiny lab: a teacher, a student and a task small enough for two CPU cores, trained on first use.
 
 What: `build_lab` pretrains two real Hugging Face checkpoints on an addition task in which the
 learnable and the incompatible disagreement are known by construction, and keeps them in a cache

@@ -1,4 +1,4 @@
-"""Build a lab once, keep it in a cache folder, hand out its paths.
+"""Construction of a lab in a cache folder, once per variant, seed and sizes.
 
 What: `<root>/<variant>-<hash12>/` with `teacher/`, `student/` (Hugging Face checkpoints),
 `prompts.parquet` and `lab.json` (the spec, accuracies, sha256 of every file, versions, seconds). A

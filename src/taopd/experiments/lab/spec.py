@@ -1,4 +1,4 @@
-"""Everything that decides the bytes of a lab, and the name of its folder.
+"""The specification of a lab: all settings that determine its files, and its folder name.
 
 What: a flat frozen dataclass of sizes and seeds. Its JSON, the variant's rules and `CODE_VERSION`
 are hashed into the folder's name, so a changed setting is another lab and never a stale one.

@@ -1,4 +1,4 @@
-"""The lab's tokenizer: one word, one token, an ordinary fast tokenizer in an ordinary folder.
+"""The lab's word-level tokenizer, a fast tokenizer in the usual files.
 
 What: `tokenizers` WordLevel over whitespace, wrapped in `PreTrainedTokenizerFast`, so that the text
 `1 2 3 + 4 5 6 =` becomes exactly the ids of `task.WORDS` and comes back as the same text. It pads

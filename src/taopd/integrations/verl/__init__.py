@@ -1,4 +1,4 @@
-"""Selective on-policy distillation inside verl: its rollouts, teacher, engine and loss, our choice of tokens.
+"""Adapter for verl: its rollouts, teacher, engine and loss, with token selection by taopd.
 
     VERL_USE_EXTERNAL_MODULES=taopd.integrations.verl python -m verl.trainer.main_ppo \\
         trainer.v1.trainer_mode=taopd_sync +trainer.v1.taopd_sync.budget=0.05 \\

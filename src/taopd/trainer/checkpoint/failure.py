@@ -1,4 +1,4 @@
-"""How a run ends that cannot go on: one message, and the state from which `--resume` will."""
+"""Errors that end a run: one message, and a checkpoint for `--resume` where one can be saved."""
 
 import errno
 import logging
@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from taopd.errors import NumericsError, ResourceError, TaopdError
-from taopd.runs.checkpoints import newest_whole
+from taopd.runs.checkpoints import newest_complete
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ _LOWER = (
 
 
 def stopped(trainer: Any, error: Exception) -> TaopdError | None:
-    """The error to end a training run with, after saving what can be saved; None for a bug.
+    """The error that ends a training run, after a checkpoint was saved if possible; None for a bug.
 
-    A checkpoint is written only where all processes stop together and no update is half done.
+    A checkpoint is written only where all processes stop together and no optimizer update is in progress.
     """
     step = trainer.state.global_step
     if is_out_of_memory(error):
@@ -57,7 +57,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def cannot_write(error: BaseException) -> str | None:
-    """What could not be written and why, if a full, limited or read-only disk is the reason."""
+    """The file that could not be written and why, for a full, limited or read-only disk; else None."""
     if isinstance(error, SafetensorError):
         return f"weights ({_first_line(error)})"
     if not isinstance(error, OSError):
@@ -87,7 +87,7 @@ def _save(trainer: Any, *, together: bool) -> str:
 
 
 def _newest(trainer: Any) -> str:
-    found, passed_over = newest_whole(Path(trainer.args.output_dir), trainer.layout)
+    found, passed_over = newest_complete(Path(trainer.args.output_dir), trainer.layout)
     for line in passed_over:
         logger.warning("%s", line)
     if found is None:

@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or absent, hold no pickle, and bring a run back to the bit.
+"""A mixin for `transformers.Trainer`: atomic checkpoints without pickle, and bitwise resume.
 
-Why not transformers' own: it writes into the folder that a resumed run will look at, so that a kill leaves
-half a checkpoint; it deletes the older one before the newer is known to be good; and it pickles optimizer,
-scheduler, random state and settings. Here a checkpoint is written beside the others, sealed
-(`checkpoint_files`) and renamed; older ones are deleted after that.
+Why not transformers' own checkpoints: they are written into the final folder, so that a killed run leaves an
+incomplete one; the older one is deleted before the newer is known to be good; and optimizer, scheduler,
+random state and settings are pickled. Here a checkpoint is written to a temporary folder, sealed
+(`runs.checkpoints`) and renamed. Older ones are deleted after that.
 
-Under FSDP2 every process writes its own part (`shards`). DeepSpeed keeps its own files, which only DeepSpeed
-can read; they are sealed and renamed like the rest. All processes must see one folder.
+Under FSDP2 every process writes its own shards (`checkpoint.fsdp`). DeepSpeed writes its own files, which
+only DeepSpeed can read; they are sealed and renamed like the rest. All processes must see one folder.
 """
 
 import logging
@@ -27,10 +27,10 @@ from taopd.runs.checkpoints import (
     PREFIX,
     STATE,
     Layout,
-    newest_whole,
+    newest_complete,
     num_processes_of,
-    problem_of,
     seal,
+    why_incomplete,
 )
 from taopd.trainer.checkpoint.failure import stopped
 from taopd.trainer.checkpoint.fsdp import (
@@ -46,29 +46,29 @@ from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Trainer):
-    """Mixin over `transformers.Trainer`; `TeachabilityTrainer` sets `rank_state` when it is made."""
+class AtomicCheckpoints(Trainer):
+    """Mixin over `transformers.Trainer`; `TeachabilityTrainer` sets `rank_state` in its constructor."""
 
     rank_state: RankState
     checked: Path | None = None
-    """A checkpoint that was found whole a moment ago; `train` does not read it a second time."""
+    """A checkpoint whose files are already verified; `train` does not verify it again."""
     _sampler: Any = None
     """TRL's, of the training prompts; None for a stream."""
     _partial: str | None = None
     """Where a checkpoint is being written."""
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; a step that cannot be done ends the run with one message and a state to resume from.
+        """Train; a step that fails ends the run with one message and a checkpoint to resume from.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest complete one.
 
         Raises:
             DataError: the checkpoint is damaged or of another kind.
             ResourceError: memory or disk ran out. NumericsError, TeacherUnavailable: see the trainer.
         """
         try:
-            checkpoint = self._whole(resume_from_checkpoint)
+            checkpoint = self._resolve(resume_from_checkpoint)
             return super().train(checkpoint, *args, **kwargs)
         except Exception as error:
             failure = stopped(self, error)
@@ -78,7 +78,8 @@ class WholeCheckpoints(Trainer):
         finally:
             self._partial = None
 
-    def _whole(self, named: Any) -> str | None:
+    def _resolve(self, named: Any) -> str | None:
+        """The folder of a complete checkpoint; verified by the first process, the same for all."""
         if named is None or named is False:
             return None
         folder = Path(self.args.output_dir) if named is True else Path(named)
@@ -87,9 +88,9 @@ class WholeCheckpoints(Trainer):
         found: list[Any] = [None, []]
         if self.args.process_index == 0:
             if named is True:
-                found = list(newest_whole(folder, self.layout))
+                found = list(newest_complete(folder, self.layout))
             else:
-                problem = problem_of(folder, self.layout)
+                problem = why_incomplete(folder, self.layout)
                 found = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
         if self.args.world_size > 1:
             broadcast_object_list(found)
@@ -102,7 +103,7 @@ class WholeCheckpoints(Trainer):
 
     @property
     def layout(self) -> Layout:
-        """How this run's state is divided over its processes."""
+        """How this run's state is distributed over its processes."""
         return layout_of(self.accelerator)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -158,7 +159,7 @@ class WholeCheckpoints(Trainer):
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the whole student; under FSDP2 it is gathered first.
+        """Save the full student; under FSDP2 it is gathered first.
 
         Within a checkpoint of a run with `fsdp_state_dict_type: SHARDED_STATE_DICT` there are shards alone.
         """
@@ -226,7 +227,7 @@ class WholeCheckpoints(Trainer):
             super()._load_best_model()
 
     def _processes(self, checkpoint: str | Path) -> tuple[int, int, int]:
-        """This one, how many wrote the checkpoint, and how many there are."""
+        """Index of this process, number of processes that wrote the checkpoint, and number of this run's."""
         saved = num_processes_of(Path(checkpoint))
         return self.args.process_index, saved, self.args.world_size
 
@@ -243,14 +244,14 @@ class WholeCheckpoints(Trainer):
             self.rank_state.restore(Path(checkpoint))
 
     def _replay_epochs(self) -> None:
-        """Shuffle as often as the run has; the sampler draws the next epoch's order from where it is."""
+        """Advance the sampler's generator by the epochs that the run has finished."""
         sampler = self._sampler
         for _ in range(int(self.state.epoch or 0) if sampler and sampler.shuffle else 0):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Rename a finished folder, in place of one of that name if there is one; on disk when it returns."""
+    """Rename a finished folder, replacing one of that name; flushed to disk on return."""
     old = final.with_name(f".{final.name}-old")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""What a checkpoint keeps of one process besides weights and optimizer: a resumed run is the same run.
+"""The state of one process in a checkpoint, besides weights and optimizer.
 
-    random generators (Python, NumPy, torch, the accelerator's), the callbacks' memories, the metrics that are
-    summed up for the next log line, and the generation batch while further steps will use it
+    random generators (Python, NumPy, torch, the accelerator's), the states of callbacks, the metrics that are
+    summed for the next log line, and the generation batch while further steps will use it
 
-It is noted at the start of every step: a step that fails half-way (memory, teacher, bad numbers) can then be
-saved as if it had never begun.
+It is taken at the start of every step. A step that fails half-way (memory, teacher, NaN) can then be saved as
+if it had not begun.
 """
 
 import logging
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """A callback whose memory travels with checkpoints: numbers, texts, tensors in lists and dictionaries."""
+class Stateful(Protocol):
+    """A callback with state in checkpoints: numbers, texts and tensors in lists and dictionaries."""
 
     def checkpoint_state(self) -> Any:
-        """What to keep; never changed afterwards."""
+        """The state to save; not modified afterwards."""
 
     def load_checkpoint_state(self, state: Any) -> None:
-        """Go on from `checkpoint_state()` of the same step."""
+        """Restore what `checkpoint_state()` returned."""
 
 
 class RankState(TrainerCallback):
-    """Notes and restores the state of this process.
+    """Saves and restores the state of this process.
 
     Args:
         trainer: a `TeachabilityTrainer`.
@@ -45,15 +45,15 @@ class RankState(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._noted: dict[str, Any] | None = None
-        """At the start of the step that runs, None between steps."""
+        self._at_step_start: dict[str, Any] | None = None
+        """The state when the current step began, None between steps."""
         self.updating = False
-        """The optimizer is at work: the weights are of no step."""
+        """The optimizer is updating the weights, which are of no step."""
 
     def save(self, folder: Path) -> None:
-        """Write this process's file of a checkpoint; inside a step, as it was when the step began."""
+        """Write this process's file of a checkpoint; inside a step, the state at the step's start."""
         trainer = self._trainer
-        state = dict(self._noted or self._take())
+        state = dict(self._at_step_start or self._take())
         state["num_processes"] = trainer.args.world_size
         state["division"] = self._division()
         if trainer.state.global_step % trainer.args.num_iterations:
@@ -62,15 +62,15 @@ class RankState(TrainerCallback):
         save_tree(folder / process_file("rank", trainer.args.process_index), state)
 
     def restore(self, folder: Path) -> None:
-        """Go on as the process that wrote the checkpoint would have.
+        """Restore the state of the process that wrote the checkpoint.
 
         Raises:
             DataError: the file is damaged. ConfigError: the checkpoint is in the middle of a generation batch
                 that these settings divide otherwise.
         """
         trainer = self._trainer
-        own = folder / process_file("rank", trainer.args.process_index)
-        state = load_tree(own if own.exists() else folder / process_file("rank", 0))
+        path = folder / process_file("rank", trainer.args.process_index)
+        state = load_tree(path if path.exists() else folder / process_file("rank", 0))
         self._load_callbacks(state["callbacks"], folder)
         if state["num_processes"] != trainer.args.world_size:
             logger.warning(
@@ -88,7 +88,7 @@ class RankState(TrainerCallback):
         trainer._globalstep_last_logged = state["last_logged"]
         trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         self._restore_buffer(state, folder)
-        self._noted = state
+        self._at_step_start = state
 
     def _restore_buffer(self, state: dict[str, Any], folder: Path) -> None:
         trainer = self._trainer
@@ -108,23 +108,23 @@ class RankState(TrainerCallback):
         trainer = self._trainer
         return {
             "random": _random_state(trainer.args.device),
-            "callbacks": {name: each.checkpoint_state() for name, each in self._remembering()},
+            "callbacks": {name: each.checkpoint_state() for name, each in self._stateful()},
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
             "loss": trainer._tr_loss.detach().clone(),
             "last_logged": trainer._globalstep_last_logged,
             "tokens": trainer.state.num_input_tokens_seen,
         }
 
-    def _remembering(self) -> Iterator[tuple[str, Remembering]]:
+    def _stateful(self) -> Iterator[tuple[str, Stateful]]:
         seen: dict[str, int] = {}
         for callback in self._trainer.callback_handler.callbacks:
-            if isinstance(callback, Remembering):
+            if isinstance(callback, Stateful):
                 name = type(callback).__name__
                 seen[name] = seen.get(name, -1) + 1
                 yield f"{name}-{seen[name]}", callback
 
     def _load_callbacks(self, states: dict[str, Any], folder: Path) -> None:
-        for name, callback in self._remembering():
+        for name, callback in self._stateful():
             if name in states:
                 callback.load_checkpoint_state(states[name])
             else:
@@ -133,21 +133,21 @@ class RankState(TrainerCallback):
     # -- callback ---------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._noted, self.updating = None, False
+        self._at_step_start, self.updating = None, False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The data loader's iterator, made next, draws a number; a resumed epoch draws it again.
-        self._noted = self._take()
+        self._at_step_start = self._take()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._noted is None:
-            self._noted = self._take()
+        if self._at_step_start is None:
+            self._at_step_start = self._take()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.updating = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._noted, self.updating = None, False
+        self._at_step_start, self.updating = None, False
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

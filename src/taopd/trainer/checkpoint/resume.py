@@ -1,4 +1,4 @@
-"""`taopd train --resume`: which checkpoint, what is left to do, and a student that is saved whole."""
+"""`taopd train --resume`: the checkpoint to resume from, the remaining training, and the saved student."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.runs.checkpoints import STATE, Layout, problem_of
+from taopd.runs.checkpoints import STATE, Layout, why_incomplete
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
 from taopd.runs.schemas import TRAINER_STATE
 from taopd.runs.validation import read_document
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from: `resume_from_checkpoint` if a path, else the newest whole one.
+    """The checkpoint to resume from: `resume_from_checkpoint` if a path, else the newest complete one.
 
     The first process reads and checks it; all get its answer.
 
     Raises:
         ConfigError: a checkpoint is named without --resume.
-        DataError: there is none, or the named one is not whole.
+        DataError: there is none, or the named one is incomplete.
     """
     named = args.resume_from_checkpoint
     by_name = isinstance(named, str) and named.lower() not in ("true", "false", "none", "")
@@ -45,7 +45,7 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
     if args.process_index == 0:
         layout = _layout(args)
         if by_name:
-            found = [Path(str(named)), problem_of(Path(str(named)), layout)]
+            found = [Path(str(named)), why_incomplete(Path(str(named)), layout)]
         else:
             found[0] = RunFolder(path=path).newest_checkpoint(layout)
     if args.world_size > 1:
@@ -61,19 +61,19 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
 
 
 def _layout(args: "TeachabilityConfig") -> Layout:
-    """What the trainer will have, which is not made yet."""
+    """The layout that the trainer will have, from the settings and accelerate's environment."""
 
-    def asked(name: str) -> bool:
+    def enabled(name: str) -> bool:
         launched = os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
         return bool(launched or getattr(args, name.lower()))
 
-    if asked("DEEPSPEED"):
+    if enabled("DEEPSPEED"):
         return "deepspeed"
-    return "sharded" if asked("FSDP") else "replicated"
+    return "sharded" if enabled("FSDP") else "replicated"
 
 
 def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> bool:
-    """Whether a run has done all its steps and has said so; its student is saved before it does."""
+    """Whether a run has done all its steps and written its results, which it does after the student."""
     done = _steps_done(checkpoint)
     if not 0 < args.max_steps <= done:
         return False
@@ -84,7 +84,7 @@ def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> boo
 
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
-    """Train what is left, if anything, and return the closing metrics."""
+    """Closing metrics of the remaining training, if any."""
     if checkpoint is None:
         return trainer.train().metrics
     trainer.checked = checkpoint
@@ -92,7 +92,7 @@ def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, 
 
 
 def save_student(trainer: "TeachabilityTrainer", path: Path) -> None:
-    """Write the student to `<run>/model`, whole or not at all."""
+    """Write the student to `<run>/model`, atomically."""
     partial = path / MODEL_PARTIAL
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
@@ -101,7 +101,7 @@ def save_student(trainer: "TeachabilityTrainer", path: Path) -> None:
 
 
 def disk_error(error: Exception, path: Path) -> ResourceError | None:
-    """The message about a disk that takes no more, None for another error."""
+    """The error to show for a disk that cannot be written, None for another error."""
     what = cannot_write(error)
     if what is None:
         return None

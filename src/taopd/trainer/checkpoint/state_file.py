@@ -1,10 +1,10 @@
-"""Nested state (optimizers, random generators, buffers) as one safetensors file: no pickle.
+"""A safetensors file of nested state (optimizers, random generators, buffers), without pickle.
 
-Tensors are stored as such; what they hang in (dictionaries, lists, tuples, numbers, texts, None) travels as
-JSON in the file's header. Reading it back gives equal values of equal types, and cannot run code.
+Tensors are stored as such. The dictionaries, lists, tuples, numbers, texts and None around them are JSON in
+the file's header. Reading gives equal values of equal types, and cannot run code.
 
     tensor -> {"tensor": name}    dict -> {"dict": [[key, value], ...]}    tuple -> {"tuple": [...]}
-    block of a larger tensor -> {"block": [name, shape of the whole, where the block begins in it]}
+    shard of a larger tensor -> {"block": [name, shape of the full tensor, offset of the shard in it]}
 """
 
 import json
@@ -23,24 +23,24 @@ _KEY = "taopd_tree"
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A block of a larger tensor that several processes hold."""
+class Shard:
+    """The block of a sharded tensor that one process holds."""
 
     values: Tensor | None
     """None if the file was read without them."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Of the full tensor."""
     start: tuple[int, ...]
-    """Index of the block's first element in it."""
+    """Index of the shard's first element in it."""
     size: tuple[int, ...]
-    """Shape of the block."""
+    """Shape of the shard."""
 
 
 def save_tree(path: str | Path, tree: Any) -> None:
-    """Write a tree of plain values, tensors and blocks.
+    """Write a tree of plain values, tensors and shards.
 
     Raises:
-        DataError: a value of another kind; says where it hangs.
+        DataError: a value of another kind; names its path in the tree.
         OSError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -51,11 +51,11 @@ def save_tree(path: str | Path, tree: Any) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
-def load_tree(path: str | Path, *, blocks: bool = True) -> Any:
+def load_tree(path: str | Path, *, shard_values: bool = True) -> Any:
     """Read what `save_tree` wrote; tensors are on the CPU.
 
     Args:
-        blocks: read the values of blocks; without them a file of many gigabytes tells its shapes at once.
+        shard_values: read the values of shards; without them only the header of a large file is read.
 
     Raises:
         DataError: missing, damaged, or another kind of file.
@@ -63,7 +63,7 @@ def load_tree(path: str | Path, *, blocks: bool = True) -> Any:
     try:
         with safe_open(path, framework="pt") as stored:
             skeleton = json.loads((stored.metadata() or {})[_KEY])
-            return _unpack(skeleton, stored, blocks=blocks)
+            return _unpack(skeleton, stored, shard_values=shard_values)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error
 
@@ -73,7 +73,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
         name = str(len(tensors))
         tensors[name] = _own(value, tensors)
         return {"tensor": name}
-    if isinstance(value, Block):
+    if isinstance(value, Shard):
         assert value.values is not None
         name = _pack(value.values, tensors, where)["tensor"]
         return {"block": [name, list(value.shape), list(value.start)]}
@@ -101,9 +101,9 @@ def _own(value: Tensor, others: dict[str, Tensor]) -> Tensor:
     return value
 
 
-def _unpack(skeleton: Any, stored: Any, *, blocks: bool) -> Any:
+def _unpack(skeleton: Any, stored: Any, *, shard_values: bool) -> Any:
     if isinstance(skeleton, list):
-        return [_unpack(item, stored, blocks=blocks) for item in skeleton]
+        return [_unpack(item, stored, shard_values=shard_values) for item in skeleton]
     if not isinstance(skeleton, dict):
         return skeleton
     ((kind, content),) = skeleton.items()
@@ -114,9 +114,9 @@ def _unpack(skeleton: Any, stored: Any, *, blocks: bool) -> Any:
         name, shape, start = content
         size = tuple(stored.get_slice(name).get_shape())
         if not len(size) == len(shape) == len(start):
-            raise ValueError(f"block {name} has {len(size)} dimensions, its tensor {len(shape)}")
-        values = stored.get_tensor(name).clone() if blocks else None
-        return Block(values, tuple(shape), tuple(start), size)
+            raise ValueError(f"shard {name} has {len(size)} dimensions, its tensor {len(shape)}")
+        values = stored.get_tensor(name).clone() if shard_values else None
+        return Shard(values, tuple(shape), tuple(start), size)
     if kind == "tuple":
-        return tuple(_unpack(item, stored, blocks=blocks) for item in content)
-    return {key: _unpack(item, stored, blocks=blocks) for key, item in content}
+        return tuple(_unpack(item, stored, shard_values=shard_values) for item in content)
+    return {key: _unpack(item, stored, shard_values=shard_values) for key, item in content}

@@ -1,4 +1,4 @@
-"""Runs jobs, each a stack of arms, in worker processes; every finished job is a file.
+"""A pool of worker processes for jobs (stacks of arms); every finished job is a file.
 
 What: a job is some arms and the file for their results. A job whose file exists is done, so a killed
 run goes on where it was, and adding jobs runs only these.
@@ -32,7 +32,7 @@ WORKER_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Arms of one stack, and where their results go."""
+    """The arms of one stack and the path of their results."""
 
     path: Path
     arms: list[Arm]

@@ -1,4 +1,4 @@
-"""S small Qwen3 models as one: every weight carries a leading axis, every matmul is batched over it.
+"""S small Qwen3 models in one: weights have a leading axis, and matmuls are batched over it.
 
     weight of one model   [out, in]         a linear layer is   x W^T
     of the stack          [S, in, out]      ...                 bmm(x, W),  x [S, N, in]

@@ -1,4 +1,4 @@
-"""Run a stack of arms from start to end: what `taopd.experiments.arm.run_arm` does for one arm, for many."""
+"""Training and evaluation of a stack of arms, as `taopd.experiments.arm.run_arm` does it for one."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

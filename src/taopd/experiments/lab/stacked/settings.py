@@ -1,4 +1,4 @@
-"""What the arms of a stack may differ in, checked before anything is loaded."""
+"""Settings of a stack: the options in which its arms may differ, checked before loading."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What happens inside the arms of a stack while they train: drift, interference, what is selected.
+"""Measurements inside the arms of a stack during training: drift, interference, selected tokens.
 
 An observer of `run_stack`. All divergences are over the full vocabulary, in nats, at the tokens of the step's
 own rollouts; "unselected" is every token where everything is selected.

@@ -1,4 +1,4 @@
-"""Train many arms of one tiny lab at once: the trainer's step, on a stack of students.
+"""The training step of many arms of one tiny lab at once, on a stack of students.
 
     sample -> score with both models -> `choose` -> loss at the chosen positions -> clip -> AdamW
 
@@ -63,7 +63,7 @@ Observer = Callable[[StackStep], None]
 
 
 class Stack:
-    """Arms of one lab, trained side by side.
+    """The arms of one lab with their stacked weights and optimizers.
 
     Args:
         arms: same student, teacher, prompts and `SHARED` settings; any seeds, selectors, budgets,
