@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import require, require_known
 from taopd.signals import SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -64,8 +64,7 @@ def scheduled_budget(
         >>> scheduled_budget(5, start=0.5, end=0.1, schedule="linear", num_steps=11)
         0.3
     """
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"budget_schedule={schedule!r} is unknown.{suggest(schedule, SCHEDULES)}")
+    require_known("budget_schedule", schedule, SCHEDULES)
     if schedule == "constant" or end is None:
         return start
     # A schedule of one step has no range to divide by; steps after the last stay at its end.

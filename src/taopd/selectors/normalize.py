@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.distributed.collectives import ALONE, Ranks, quantiles, uniform_part
-from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.errors import ConfigError, NumericsError, require_known
 from taopd.signals import SignalTable
 
 EPSILON = 1e-12
@@ -192,12 +192,9 @@ def normalized_view(
         ConfigError: for an unknown normalization or set of rules.
         NumericsError: under the paper's rules, if a valid row's D, C or H is not finite.
     """
-    if normalization not in NORMALIZATIONS:
-        raise ConfigError(
-            f"normalization={normalization!r} is unknown.{suggest(normalization, NORMALIZATIONS)}"
-        )
-    if rules not in RULES:
-        raise ConfigError(f"rules={rules!r} is unknown.{suggest(rules, RULES)}")
+    if normalization not in NORMALIZATIONS or rules not in RULES:
+        require_known("normalization", normalization, NORMALIZATIONS)
+        require_known("rules", rules, RULES)
     columns = {
         "h": table.entropy.double(),
         "d": table.disagreement.double(),

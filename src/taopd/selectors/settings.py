@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require, require_known
 from taopd.selectors.budget import SCOPES, check_budget
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
@@ -67,9 +67,8 @@ def check_ranges(how: Rules) -> None:
         if not holds:
             require(False, name, getattr(how, name), expected)
     for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
-        value = getattr(how, name)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+        if getattr(how, name) not in choices:
+            require_known(name, getattr(how, name), choices)
 
 
 def check_settings(how: Rules, chosen: Selector) -> None:

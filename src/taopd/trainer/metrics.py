@@ -158,12 +158,13 @@ def shadow_metrics(
     kept: Tensor, shadows: Mapping[str, Tensor], ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """Jaccard index of every shadow selector's mask with the active one, and of every pair of shadows."""
-    with_active = {
+    active = {
         f"shadow/jaccard/{name}": jaccard(kept, mask, ranks) for name, mask in shadows.items()
     }
-    return with_active | {
+    pairs = combinations(shadows.items(), 2)
+    return active | {
         f"shadow/jaccard_between/{one} & {other}": jaccard(mask, another, ranks)
-        for (one, mask), (other, another) in combinations(shadows.items(), 2)
+        for (one, mask), (other, another) in pairs
     }
 
 

@@ -76,6 +76,7 @@ def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
 def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
+    # A function that did not promise `local` may read any column of the table.
     return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
 
 
