@@ -100,7 +100,7 @@ class SamplerMonitor(TrainerCallback):
         # Tool calls are sampled in several turns, of which the last alone was heard.
         if self.logprobs is None or recomputed is None or "tool_mask" in batch:
             return
-        merged = self._trainer._stop_ids if args.stop_tokens == "merge" else ()
+        merged = self._trainer.stop_ids if args.stop_tokens == "merge" else ()
         found = drift(
             self.logprobs, batch["completion_ids"], scored.positions, recomputed, merged_ids=merged
         )

@@ -60,6 +60,7 @@ class SignalNeeds(NamedTuple):
 
 def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     """Resolve the names in the settings; the same for every step of a run."""
+    # A function that did not promise `local` may read any column of the table.
     names = (args.selector, *(args.shadow_selectors or []))
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
