@@ -239,7 +239,7 @@ def _change_tensors(path: Path, choices: Choices) -> None:
 
 def conformance_reader(root: Path) -> Read:
     """`taopd conformance FILE`."""
-    from taopd.diagnose.conformance.check import run
+    from taopd.cli.conformance import show
 
     golden = json.loads((ROOT / "tests/golden/topk_lists.json").read_text())[:1]
     golden[0]["selections"] = golden[0]["selections"][::20]
@@ -249,7 +249,7 @@ def conformance_reader(root: Path) -> Read:
         small = choices.below(3) == 0
         path.write_bytes(torn(seed, choices) if small else as_json(changed(golden, choices)))
         with _quiet():
-            run([path])
+            show([path])
 
     return read
 
