@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> int:
     folder = root / "benchmarks"
     parser = Parser(
         prog="taopd bench",
-        description="Measure speed and memory against TRL and full distillation, in one run, after\n"
+        description="Measure speed and memory against TRL and full distillation, in one run, after "
         "checking that results agree. Needs a checkout of the repository.",
         epilog="example:\n  taopd bench --tiny\n  taopd bench head_loss --save\n  taopd bench report",
     )

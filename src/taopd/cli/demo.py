@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags and run the demo; the heavy imports come after `--help`."""
     parser = Parser(
         prog="taopd demo",
-        description="Make a tiny teacher and student, distill the student on its own rollouts at\n"
+        description="Make a tiny teacher and student, distill the student on its own rollouts at "
         "a 10 % budget next to full distillation and a random control, and show what happened.",
         epilog="example:\n  taopd demo --output runs/demo --overwrite",
     )
@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
         type=Path,
         default=Path("runs/demo"),
         metavar="FOLDER",
-        help="run folder (runs/demo)",
+        help="run folder",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"
@@ -36,13 +36,13 @@ def run(argv: Sequence[str]) -> int:
         type=_steps,
         default=None,
         metavar="N",
-        help="optimizer steps per arm (about 300)",
+        help="optimizer steps per arm (default: about 300)",
     )
     parser.add_argument(
         "--variant",
         choices=_VARIANTS,
         default="dialect",
-        help="dialect: the method should win; reversal: it must lose (dialect)",
+        help="dialect: the method should win; reversal: it must lose",
     )
     options = parser.parse_args(argv)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser
+from taopd.cli import Parser, layout
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError, suggest
 
@@ -15,57 +15,27 @@ if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank, Rollouts
     from taopd.diagnose.gain import CheckpointGain
 
-_HELP = """usage: taopd diagnose freeze | gain | report | one-step [options]
+_COMMANDS = {
+    "freeze": "sample contexts of the student before training, and score every token",
+    "gain": "what checkpoints gained on these contexts, per token, in nats and share",
+    "report": "every analysis of the gains: tables, pictures, verdicts",
+    "one-step": "one optimizer step per selector from one batch",
+}
+_EXAMPLES = {
+    "freeze": "taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank",
+    "gain": "taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100",
+    "report": "taopd diagnose report runs/bank-gain",
+}
 
-Which of a teacher's signals are learnable, and does a score predict it?
 
-  freeze    write contexts of the student and every signal there, before training
-  gain      what checkpoints gained on a bank, per token, in nats and as a share
-  report    every analysis of the gains: tables, pictures, verdicts in words
-  one-step  one optimizer step per selector from one batch: the test of a selector
-
-`taopd diagnose freeze --help` and so on for the options of each.
-
-example:
-  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
-  taopd diagnose gain runs/bank --after runs/x/checkpoint-100 runs/x/model
-  taopd diagnose report runs/bank-gain
-"""
-
-_FREEZE_HELP = """usage: taopd diagnose freeze --student S --teacher T --prompts FILE --output BANK [options]
-
-Let the student write, score every token with both models, and freeze the result.
-
-  --student S            the student before training, a folder or hub id; --teacher T likewise
-  --prompts FILE         parquet, jsonl, json or csv file with `prompt`, folder or hub id
-  --split NAME           split of the prompts (train)
-  --completions FILE     instead of --prompts: JSON lines with prompt and completion
-  --num-completions N    completions, over the prompts in turn (300; a file: all)
-  --max-tokens N         tokens per completion (192)
-  --k K [K ...]          support sizes (8 16 32)
-  --temperature T        of sampling and of both distributions (1.0)
-  --seed N               of sampling (0)
-  --batch-size N         completions in one forward (8)
-  --dtype NAME           of both models, kept for later: float32, bfloat16 or float16 (float32)
-  --output BANK          folder to write; --overwrite replaces the bank in it
-
-example:
-  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
-"""
-
-_GAIN_HELP = """usage: taopd diagnose gain BANK --after CHECKPOINT [CHECKPOINT ...] [options]
-
-What students trained from the bank's gained at its tokens: fall of both KL divergences over
-the full vocabulary, in nats and as a share of the initial KL. Several checkpoints are a curve.
-
-  --after CHECKPOINT ...  folders or hub ids, LoRA adapters too, in the order of the curve
-  --teacher T             the bank's teacher, where it is no longer found
-  --output FOLDER         gains in Parquet and a manifest (BANK-gain)
-  --overwrite             replace the gains in that folder
-
-example:
-  taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100
-"""
+def _page() -> str:
+    return (
+        "usage: taopd diagnose COMMAND [options]\n\n"
+        "Which signals of a teacher are learnable, and does a selector's score predict it?\n\n"
+        f"{layout(list(_COMMANDS.items()))}\n\n"
+        "`taopd diagnose COMMAND --help` lists the options of a command.\n\n"
+        f"example:\n{chr(10).join(f'  {line}' for line in _EXAMPLES.values())}"
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -80,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         "one-step": diagnose_one_step.run,
     }
     if not argv or argv[0] in ("-h", "--help"):
-        print(_HELP, end="")
+        print(_page())
         return 0
     if argv[0] not in commands:
         raise ConfigError(f"unknown subcommand {argv[0]!r}.{suggest(argv[0], commands)}")
@@ -131,12 +101,30 @@ def freeze(argv: Sequence[str]) -> int:
 
 def gain(argv: Sequence[str]) -> int:
     """Open the bank, measure every checkpoint, write the folder, print the curve."""
-    parser = Parser(prog="taopd diagnose gain", page=_GAIN_HELP)
-    parser.add_argument("bank", type=Path)
-    parser.add_argument("--after", nargs="+", required=True)
-    parser.add_argument("--teacher")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    parser = Parser(
+        prog="taopd diagnose gain",
+        description="How much nearer students that were trained from the bank's student came to the teacher "
+        "at its tokens: fall of both KL divergences over the full vocabulary, in nats and as a share of "
+        "the initial KL. Several checkpoints make a curve.",
+        epilog=f"example:\n  {_EXAMPLES['gain']}",
+    )
+    add = parser.add_argument
+    add("bank", type=Path, metavar="BANK", help="folder that `taopd diagnose freeze` wrote")
+    add(
+        "--after",
+        nargs="+",
+        required=True,
+        metavar="CHECKPOINT",
+        help="folders or hub ids, LoRA adapters too, in the order of the curve",
+    )
+    add("--teacher", metavar="T", help="the bank's teacher, where it was moved")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="gains in Parquet and a manifest (default: BANK-gain)",
+    )
+    add("--overwrite", action="store_true", help="replace the gains in that folder")
     options = parser.parse_args(argv)
 
     import torch
@@ -164,22 +152,47 @@ def gain(argv: Sequence[str]) -> int:
 
 
 def _freeze_parser() -> Parser:
-    parser = Parser(prog="taopd diagnose freeze", page=_FREEZE_HELP)
+    parser = Parser(
+        prog="taopd diagnose freeze",
+        description="Sample completions of the student, score every token with both models, write both.",
+        epilog=f"example:\n  {_EXAMPLES['freeze']}",
+    )
     add = parser.add_argument
-    add("--student", required=True)
-    add("--teacher", required=True)
-    add("--prompts")
-    add("--split", default="train")
-    add("--completions", type=Path)
-    add("--num-completions", type=int)
-    add("--max-tokens", type=int, default=192)
-    add("--k", type=int, nargs="+", default=[8, 16, 32])
-    add("--temperature", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8)
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--output", type=Path, required=True)
-    add("--overwrite", action="store_true")
+    add("--student", required=True, metavar="S", help="before training; folder or hub id")
+    add("--teacher", required=True, metavar="T", help="folder or hub id")
+    add("--prompts", metavar="FILE", help="dataset with `prompt`: file, folder or hub id")
+    add("--split", default="train", metavar="NAME", help="split of the prompts")
+    add(
+        "--completions",
+        type=Path,
+        metavar="FILE",
+        help="instead of --prompts: JSON lines with prompt and completion",
+    )
+    add(
+        "--num-completions",
+        type=int,
+        metavar="N",
+        help="completions, over the prompts in turn (default: 300; of a file: all)",
+    )
+    add("--max-tokens", type=int, default=192, metavar="N", help="tokens a completion")
+    add("--k", type=int, nargs="+", default=[8, 16, 32], metavar="K", help="support sizes")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="of sampling and of both distributions",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of sampling")
+    add("--batch-size", type=int, default=8, metavar="N", help="completions a forward")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of both models, also later",
+    )
+    add("--output", type=Path, required=True, metavar="BANK", help="folder to write")
+    add("--overwrite", action="store_true", help="replace the bank in it")
     return parser
 
 

@@ -15,26 +15,6 @@ if TYPE_CHECKING:
 
     from taopd.diagnose.bank import Rollouts
 
-_HELP = """usage: taopd diagnose one-step --student S --teacher T --prompts FILE --output FOLDER [options]
-
-From one batch of rollouts every selector gets one step at equal budget; then how far both KL
-divergences fell on its tokens, on the others, and on fresh contexts of other prompts.
-
-  --student S, --teacher T  folders or hub ids with the same tokenizer
-  --prompts FILE            with `prompt`; --split NAME (train)
-  --budget 0.05             share of the tokens in the step
-  --selectors NAME ...      default: full, random and the paper's
-  --batches N               repetitions, for intervals (4)
-  --completions N           per batch, one per prompt; needs 2 x batches x N prompts (32)
-  --max-tokens N            tokens per completion (192)
-  --learning-rate 1e-5      of AdamW; sets the common norm of the updates
-  --loss reverse_kl         the loss of the step; --k 16 its and the scores' support size
-  --temperature T, --seed N, --batch-size N (1.0, 0, 8)
-  --output FOLDER           steps.parquet, summary.parquet, manifest; --overwrite
-
-example:
-  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step
-"""
 ONE_STEP_FORMAT = "taopd-one-step-1"
 
 
@@ -96,25 +76,49 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd diagnose one-step", page=_HELP)
+    parser = Parser(
+        prog="taopd diagnose one-step",
+        description="Every selector gets one optimizer step at equal budget from the same batch of "
+        "rollouts; then how far both KL divergences fell on its tokens, on the others, and on other prompts.",
+        epilog="example:\n"
+        "  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step",
+    )
     add = parser.add_argument
-    add("--student", required=True)
-    add("--teacher", required=True)
-    add("--prompts", required=True)
-    add("--split", default="train")
-    add("--budget", type=float, default=0.05)
-    add("--selectors", nargs="+")
-    add("--batches", type=int, default=4)
-    add("--completions", type=int, default=32)
-    add("--max-tokens", type=int, default=192)
-    add("--learning-rate", type=float, default=1e-5)
-    add("--loss", default="reverse_kl")
-    add("--k", type=int, default=16)
-    add("--temperature", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8)
-    add("--output", type=Path, required=True)
-    add("--overwrite", action="store_true")
+    add("--student", required=True, metavar="S", help="folder or hub id")
+    add("--teacher", required=True, metavar="T", help="with the same tokenizer")
+    add("--prompts", required=True, metavar="FILE", help="dataset with `prompt`")
+    add("--split", default="train", metavar="NAME", help="split of the prompts")
+    add("--budget", type=float, default=0.05, metavar="B", help="share of the tokens in the step")
+    add("--selectors", nargs="+", metavar="NAME", help="default: full, random and the paper's")
+    add("--batches", type=int, default=4, metavar="N", help="repetitions, for intervals")
+    add(
+        "--completions",
+        type=int,
+        default=32,
+        metavar="N",
+        help="per batch, one per prompt; needs 2 x batches x N prompts",
+    )
+    add("--max-tokens", type=int, default=192, metavar="N", help="tokens a completion")
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-5,
+        metavar="R",
+        help="of AdamW; sets the common norm of the updates",
+    )
+    add("--loss", default="reverse_kl", metavar="NAME", help="loss of the step")
+    add("--k", type=int, default=16, metavar="K", help="support size")
+    add("--temperature", type=float, default=1.0, metavar="T", help="of sampling")
+    add("--seed", type=int, default=0, metavar="N", help="of sampling")
+    add("--batch-size", type=int, default=8, metavar="N", help="completions a forward")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="steps.parquet, summary.parquet, manifest",
+    )
+    add("--overwrite", action="store_true", help="replace what it holds")
     return parser
 
 
