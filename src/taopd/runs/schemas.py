@@ -7,6 +7,7 @@ says it is.
 from typing import Any
 
 from taopd.errors import DataError
+from taopd.runs.signal_names import SIGNALS
 from taopd.runs.validation import (
     ANY,
     MARK,
@@ -100,13 +101,7 @@ ROLLOUT = {
     "kept?": Maybe([Maybe(MARK)]),
     "anchored?": Maybe([Maybe(MARK)]),
     "quadrant?": Maybe([whole(0, 4)]),
-    **{
-        f"{name}?": Maybe([Maybe(NUMBER)])
-        for name in (
-            *("disagreement", "compatibility", "entropy", "score", "learnable", "incompatible"),
-            *("gain", "student_logprob", "teacher_logprob"),
-        )
-    },
+    **{f"{name}?": Maybe([Maybe(NUMBER)]) for name in SIGNALS},
     "student_top?": Maybe(_TOP),
     "teacher_top?": Maybe(_TOP),
     "vocabulary?": {...: Maybe(WORD)},

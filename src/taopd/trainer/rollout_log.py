@@ -25,12 +25,13 @@ from transformers import PreTrainedTokenizerBase
 
 from taopd.models.batch import Positions
 from taopd.runs.bounded_log import BoundedLog
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import TokenSignals
 from taopd.trainer.selection import Choice
 
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
-_SIGNALS = ("disagreement", "compatibility", "entropy", "score")
+_SIGNALS = (*SELECTED_BY, "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +114,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "completion": scored.positions.row.tolist(),
         "position": scored.positions.column.tolist(),
         "token_id": scored.token_ids.tolist(),
-        "disagreement": _rounded(signals.disagreement),
-        "compatibility": _rounded(signals.compatibility),
-        "entropy": _rounded(signals.entropy),
+        **{name: _rounded(getattr(signals, name)) for name in SELECTED_BY},
         "score": _rounded(selection.scores[mine]),
         "rank": selection.ranks[mine].tolist(),
         "kept": selection.kept[mine].tolist(),

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import accuracy as outcome
-from taopd.report.sections import learnable as diagnostic
-from taopd.report.sections import runs, selected, training
-from taopd.report.sections import warnings as cautions
+from taopd.report.sections import accuracy, learnable, runs, selected, training
 from taopd.report.sections.tables import Section
 
-__all__ = ["Section", "all_sections", "warnings"]
+__all__ = ["Section", "all_sections"]
 
 
 def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) -> list[Section]:
@@ -22,21 +19,16 @@ def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) 
     studies, folders = sources.studies, sources.runs
     parts = (
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
-        ("outcome", "Outcome", outcome.LEAD, outcome.body(studies)),
-        ("budget", "Accuracy by budget", outcome.BUDGET_LEAD, outcome.budget_curve(studies)),
-        ("cost", "What it cost", outcome.COST_LEAD, outcome.against_cost(sources)),
+        ("outcome", "Outcome", accuracy.LEAD, accuracy.body(studies)),
+        ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
+        ("cost", "What it cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
         ("tokens", "Token by token", words, inspector),
         ("selected", "What was selected", selected.LEAD, selected.body(folders, rollouts)),
         ("training", "Over the training", training.LEAD, training.body(folders)),
-        ("diagnostic", "Which signals were learnable", diagnostic.LEAD, diagnostic.body(sources)),
+        ("diagnostic", "Which signals were learnable", learnable.LEAD, learnable.body(sources)),
         ("speed", "Speed and memory", training.SPEED_LEAD, training.speed(folders)),
     )
     return [
         Section(anchor=anchor, title=title, lead=lead, body=body)
         for anchor, title, lead, body in parts
     ]
-
-
-def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
-    """What a reader should know before the first number."""
-    return cautions.warnings(sources, rollouts)

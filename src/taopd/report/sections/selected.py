@@ -14,13 +14,13 @@ from taopd.report.rollouts import Rollout
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
 from taopd.runs.parquet import read_table
+from taopd.runs.signal_names import QUADRANTS
 
 LEAD = (
     "Of the tokens of each kind, the share that trained, and what part of all kept tokens that is. The thin "
     "line is the share of all tokens."
 )
 MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
-QUADRANTS = {1: "high H, high D", 2: "high H, low D", 3: "low H, high D", 4: "low H, low D"}
 
 
 def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from taopd.report.charts import Series, areas, bars, figure, key, lines, number
 from taopd.report.folders import Run
 from taopd.report.sections.tables import table
-from taopd.report.sections.warnings import DRIFT_WARN, TRUNCATED
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED
+from taopd.runs.signal_names import QUADRANTS
 from taopd.trainer.collapse_detector import DRIFT_LIMIT
 
 LEAD = "Every logging step, averaged where there are more points than pixels."
@@ -35,12 +36,6 @@ GUARD_WORDS = (
     "Drift is how far the unselected tokens moved from the initial student without coming nearer to the "
     "teacher. The level line, where there is one, is the limit at which a run warns."
 )
-QUADRANTS = (
-    ("q1", "Q1: high H, high D"),
-    ("q2", "Q2: high H, low D"),
-    ("q3", "Q3: low H, high D"),
-    ("q4", "Q4: low H, low D"),
-)
 STAGES = (
     ("perf/sample_s", "sample"),
     ("perf/score_s", "score"),
@@ -69,7 +64,7 @@ def body(runs: Sequence[Run]) -> str:
     quadrants = [_quadrants(run) for run in logged[:4]]
     if any(quadrants):
         parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
-        words = ", ".join(words for _, words in QUADRANTS)
+        words = ", ".join(f"Q{number}: {words}" for number, words in QUADRANTS.items())
         parts.append(f'<p class="note">{words}; high is above the median of the batch.</p>')
         parts.append(f'<div class="grid">{"".join(quadrants)}</div>')
     return "".join(parts)
@@ -94,7 +89,9 @@ def _chart(
 
 
 def _quadrants(run: Run) -> str:
-    curves = [(words, run.curve(f"select/quadrant_{short}")) for short, words in QUADRANTS]
+    curves = [
+        (f"Q{q}: {words}", run.curve(f"select/quadrant_q{q}")) for q, words in QUADRANTS.items()
+    ]
     if len({len(points) for _, points in curves}) > 1 or not curves[0][1]:
         return ""
     series = [
