@@ -31,5 +31,5 @@ def test_a_rollout_may_have_every_signal_and_the_page_gets_its_words(tmp_path):
 
 
 def test_a_signal_without_a_symbol_goes_by_its_key_and_title():
-    plain = SignalName(key="score", title="the selector's score")
+    plain = SignalName("score", "", "the selector's score", "")
     assert (plain.name, plain.short) == ("the selector's score", "score")

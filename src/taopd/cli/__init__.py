@@ -15,7 +15,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from taopd import __version__
 from taopd.errors import ConfigError, TaopdError, suggest
@@ -86,6 +86,19 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         self._settings = settings
+
+    def flag(self, spec: str, words: str | None = None, **options: Any) -> None:
+        """Add `NAME`, `--name VALUE` or, for a switch, `--name`; a default also gives the type."""
+        names = [part for part in spec.replace(",", "").split() if part.startswith("-")]
+        value = spec.rpartition(names[-1])[2].strip() if names else spec
+        default = options.get("default")
+        if not value and "action" not in options:
+            options["action"] = "store_true"
+        elif value:
+            options["metavar"] = value
+            if default is not None and not isinstance(default, list):
+                options.setdefault("type", type(default))
+        self.add_argument(*(names or [spec.lower()]), help=words, **options)
 
     def format_help(self) -> str:
         """The page: usage, description, flags, examples."""

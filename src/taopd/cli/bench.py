@@ -21,10 +21,8 @@ def run(argv: Sequence[str]) -> int:
         epilog="example:\n  taopd bench --tiny\n  taopd bench head_loss --save\n  taopd bench report",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=_names(folder))
-    parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
-    parser.add_argument(
-        "--save", action="store_true", help="keep results in benchmarks/results; needs a clean tree"
-    )
+    parser.flag("--tiny", "small sizes, as in CI")
+    parser.flag("--save", "keep results in benchmarks/results; needs a clean tree")
     options = parser.parse_args(argv)
     if not (folder / "__main__.py").exists():
         raise ConfigError(

@@ -71,14 +71,13 @@ def _parser() -> Parser:
         "example:\n  taopd check recipes/tiny.yaml",
         settings=[("CONFIG", "YAML of `taopd train`; its flags are accepted here too")],
     )
-    add = parser.add_argument
+    add = parser.flag
     add(
-        "--max-tokens",
+        "--max-tokens N",
+        "cut the completions here (default: max_completion_length)",
         type=_positive,
-        metavar="N",
-        help="cut the completions here (default: max_completion_length)",
     )
-    add("--json", action="store_true", help="for machines")
+    add("--json", "for machines")
     return parser
 
 

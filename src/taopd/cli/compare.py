@@ -56,22 +56,17 @@ def _parser() -> Parser:
         "or seconds), evaluate_every, num_test_prompts, random_control, full_control, output, ...\n\n"
         "example:\n  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study",
     )
-    add = parser.add_argument
-    add("study", metavar="STUDY", help="study file (YAML), or a folder of arms that have finished")
+    add = parser.flag
+    add("STUDY", "study file (YAML), or a folder of arms that have finished")
     add(
-        "--output",
+        "--output FOLDER",
+        "where to write (default: output of the study, or runs/<name of the file>)",
         type=Path,
-        metavar="FOLDER",
-        help="where to write (default: output of the study, or runs/<name of the file>)",
     )
-    add(
-        "--resume",
-        action="store_true",
-        help="continue: finished arms are kept, the others start anew",
-    )
-    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    add("--workers", type=int, metavar="N", help="arms at a time (default: one per GPU or core)")
-    add("--list", action="store_true", help="show the arms, controls included, and stop")
+    add("--resume", "continue: finished arms are kept, the others start anew")
+    add("--overwrite", "start anew in a folder that holds a run")
+    add("--workers N", "arms at a time (default: one per GPU or core)", type=int)
+    add("--list", "show the arms, controls included, and stop")
     return parser
 
 

@@ -17,32 +17,16 @@ def run(argv: Sequence[str]) -> int:
         "a 10 % budget next to full distillation and a random control, and show what happened.",
         epilog="example:\n  taopd demo --output runs/demo --overwrite",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="every selector and three seeds (much longer)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/demo"),
-        metavar="FOLDER",
-        help="run folder",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew in a folder that holds a run"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    parser.add_argument(
-        "--steps",
-        type=_steps,
-        default=None,
-        metavar="N",
-        help="optimizer steps per arm (default: about 300)",
-    )
-    parser.add_argument(
-        "--variant",
+    parser.flag("--all", "every selector and three seeds (much longer)")
+    parser.flag("--output FOLDER", "run folder", default=Path("runs/demo"))
+    parser.flag("--overwrite", "start anew in a folder that holds a run")
+    parser.flag("--resume", "go on with the run in the folder")
+    parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=_steps)
+    parser.flag(
+        "--variant NAME",
+        "dialect: the method should win; reversal: it must lose",
         choices=_VARIANTS,
         default="dialect",
-        help="dialect: the method should win; reversal: it must lose",
     )
     options = parser.parse_args(argv)
 

@@ -108,23 +108,17 @@ def gain(argv: Sequence[str]) -> int:
         "the initial KL. Several checkpoints make a curve.",
         epilog=f"example:\n  {_EXAMPLES['gain']}",
     )
-    add = parser.add_argument
-    add("bank", type=Path, metavar="BANK", help="folder that `taopd diagnose freeze` wrote")
+    add = parser.flag
+    add("BANK", "folder that `taopd diagnose freeze` wrote", type=Path)
     add(
-        "--after",
+        "--after CHECKPOINT",
+        "folders or hub ids, LoRA adapters too, in the order of the curve",
         nargs="+",
         required=True,
-        metavar="CHECKPOINT",
-        help="folders or hub ids, LoRA adapters too, in the order of the curve",
     )
-    add("--teacher", metavar="T", help="the bank's teacher, where it was moved")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="gains in Parquet and a manifest (default: BANK-gain)",
-    )
-    add("--overwrite", action="store_true", help="replace the gains in that folder")
+    add("--teacher T", "the bank's teacher, where it was moved")
+    add("--output FOLDER", "gains in Parquet and a manifest (default: BANK-gain)", type=Path)
+    add("--overwrite", "replace the gains in that folder")
     options = parser.parse_args(argv)
 
     import torch
@@ -157,42 +151,34 @@ def _freeze_parser() -> Parser:
         description="Sample completions of the student, score every token with both models, write both.",
         epilog=f"example:\n  {_EXAMPLES['freeze']}",
     )
-    add = parser.add_argument
-    add("--student", required=True, metavar="S", help="before training; folder or hub id")
-    add("--teacher", required=True, metavar="T", help="folder or hub id")
-    add("--prompts", metavar="FILE", help="dataset with `prompt`: file, folder or hub id")
-    add("--split", default="train", metavar="NAME", help="split of the prompts")
+    add = parser.flag
+    add("--student S", "before training; folder or hub id", required=True)
+    add("--teacher T", "folder or hub id", required=True)
+    add("--prompts FILE", "dataset with `prompt`: file, folder or hub id")
+    add("--split NAME", "split of the prompts", default="train")
     add(
-        "--completions",
+        "--completions FILE",
+        "instead of --prompts: JSON lines with prompt and completion",
         type=Path,
-        metavar="FILE",
-        help="instead of --prompts: JSON lines with prompt and completion",
     )
     add(
-        "--num-completions",
+        "--num-completions N",
+        "completions, over the prompts in turn (default: 300; of a file: all)",
         type=int,
-        metavar="N",
-        help="completions, over the prompts in turn (default: 300; of a file: all)",
     )
-    add("--max-tokens", type=int, default=192, metavar="N", help="tokens a completion")
-    add("--k", type=int, nargs="+", default=[8, 16, 32], metavar="K", help="support sizes")
+    add("--max-tokens N", "tokens a completion", default=192)
+    add("--k K", "support sizes", type=int, nargs="+", default=[8, 16, 32])
+    add("--temperature T", "of sampling and of both distributions", default=1.0)
+    add("--seed N", "of sampling", default=0)
+    add("--batch-size N", "completions a forward", default=8)
     add(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="of sampling and of both distributions",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="of sampling")
-    add("--batch-size", type=int, default=8, metavar="N", help="completions a forward")
-    add(
-        "--dtype",
+        "--dtype NAME",
+        "of both models, also later",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of both models, also later",
     )
-    add("--output", type=Path, required=True, metavar="BANK", help="folder to write")
-    add("--overwrite", action="store_true", help="replace the bank in it")
+    add("--output BANK", "folder to write", type=Path, required=True)
+    add("--overwrite", "replace the bank in it")
     return parser
 
 

@@ -83,42 +83,24 @@ def _parser() -> Parser:
         epilog="example:\n"
         "  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step",
     )
-    add = parser.add_argument
-    add("--student", required=True, metavar="S", help="folder or hub id")
-    add("--teacher", required=True, metavar="T", help="with the same tokenizer")
-    add("--prompts", required=True, metavar="FILE", help="dataset with `prompt`")
-    add("--split", default="train", metavar="NAME", help="split of the prompts")
-    add("--budget", type=float, default=0.05, metavar="B", help="share of the tokens in the step")
-    add("--selectors", nargs="+", metavar="NAME", help="default: full, random and the paper's")
-    add("--batches", type=int, default=4, metavar="N", help="repetitions, for intervals")
-    add(
-        "--completions",
-        type=int,
-        default=32,
-        metavar="N",
-        help="per batch, one per prompt; needs 2 x batches x N prompts",
-    )
-    add("--max-tokens", type=int, default=192, metavar="N", help="tokens a completion")
-    add(
-        "--learning-rate",
-        type=float,
-        default=1e-5,
-        metavar="R",
-        help="of AdamW; sets the common norm of the updates",
-    )
-    add("--loss", default="reverse_kl", metavar="NAME", help="loss of the step")
-    add("--k", type=int, default=16, metavar="K", help="support size")
-    add("--temperature", type=float, default=1.0, metavar="T", help="of sampling")
-    add("--seed", type=int, default=0, metavar="N", help="of sampling")
-    add("--batch-size", type=int, default=8, metavar="N", help="completions a forward")
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="steps.parquet, summary.parquet, manifest",
-    )
-    add("--overwrite", action="store_true", help="replace what it holds")
+    add = parser.flag
+    add("--student S", "folder or hub id", required=True)
+    add("--teacher T", "with the same tokenizer", required=True)
+    add("--prompts FILE", "dataset with `prompt`", required=True)
+    add("--split NAME", "split of the prompts", default="train")
+    add("--budget B", "share of the tokens in the step", default=0.05)
+    add("--selectors NAME", "default: full, random and the paper's", nargs="+")
+    add("--batches N", "repetitions, for intervals", default=4)
+    add("--completions N", "per batch, one per prompt; needs 2 x batches x N prompts", default=32)
+    add("--max-tokens N", "tokens a completion", default=192)
+    add("--learning-rate R", "of AdamW; sets the common norm of the updates", default=1e-05)
+    add("--loss NAME", "loss of the step", default="reverse_kl")
+    add("--k K", "support size", default=16)
+    add("--temperature T", "of sampling", default=1.0)
+    add("--seed N", "of sampling", default=0)
+    add("--batch-size N", "completions a forward", default=8)
+    add("--output FOLDER", "steps.parquet, summary.parquet, manifest", type=Path, required=True)
+    add("--overwrite", "replace what it holds")
     return parser
 
 

@@ -24,32 +24,22 @@ def run(argv: Sequence[str]) -> int:
         "number, interval, n.",
         epilog="example:\n  taopd diagnose report runs/bank-gain",
     )
-    add = parser.add_argument
-    add("gains", type=Path, metavar="GAINS", help="folder that `taopd diagnose gain` wrote")
+    add = parser.flag
+    add("GAINS", "folder that `taopd diagnose gain` wrote", type=Path)
+    add("--k K", "support size of the scores (default: 16 where the bank has it)", type=int)
     add(
-        "--k",
-        type=int,
-        metavar="K",
-        help="support size of the scores (default: 16 where the bank has it)",
-    )
-    add(
-        "--cluster",
+        "--cluster NAME",
+        "unit of the intervals",
         choices=("prompt", "completion"),
         default="prompt",
-        help="unit of the intervals",
     )
+    add("--reference", "the released tools' choices, to compare with a published number")
+    add("--num-resamples N", "of the bootstrap", default=1000)
+    add("--seed N", "of the bootstrap and the random selector", default=0)
     add(
-        "--reference",
-        action="store_true",
-        help="the released tools' choices, to compare with a published number",
-    )
-    add("--num-resamples", type=int, default=1000, metavar="N", help="of the bootstrap")
-    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap and the random selector")
-    add(
-        "--output",
+        "--output FOLDER",
+        "tables as CSV, verdicts.json, report.md, pictures (default: GAINS-report)",
         type=Path,
-        metavar="FOLDER",
-        help="tables as CSV, verdicts.json, report.md, pictures (default: GAINS-report)",
     )
     options = parser.parse_args(argv)
 

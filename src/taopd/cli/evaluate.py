@@ -75,42 +75,32 @@ def _parser() -> Parser:
         "  taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval\n"
         "  taopd evaluate runs/x/model --suite lm-eval:hendrycks_math500 --output runs/x-suite",
     )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="folder or hub id")
-    add("--dataset", metavar="FILE", help="file, folder or hub id")
-    add("--dataset-config", metavar="NAME", help="of the dataset")
-    add("--split", metavar="NAME", help="default: test, or only one")
-    add("--limit", type=int, metavar="N", help="only the first N problems")
-    add("--match", default="auto", metavar="HOW", help=GRADING)
-    add("--num-samples", type=int, default=1, metavar="N", help="completions a problem")
-    add("--greedy", action="store_true", help="no sampling")
-    add("--temperature", type=float, default=1.0, metavar="T", help="of sampling")
-    add("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling")
-    add("--top-k", type=int, default=0, metavar="K", help="of sampling; 0: no cut")
-    add("--seed", type=int, default=0, metavar="N", help="of sampling")
+    add = parser.flag
+    add("MODEL", "folder or hub id")
+    add("--dataset FILE", "file, folder or hub id")
+    add("--dataset-config NAME", "of the dataset")
+    add("--split NAME", "default: test, or only one")
+    add("--limit N", "only the first N problems", type=int)
+    add("--match HOW", GRADING, default="auto")
+    add("--num-samples N", "completions a problem", default=1)
+    add("--greedy", "no sampling")
+    add("--temperature T", "of sampling", default=1.0)
+    add("--top-p P", "nucleus sampling", default=1.0)
+    add("--top-k K", "of sampling; 0: no cut", default=0)
+    add("--seed N", "of sampling", default=0)
     add(
-        "--max-new-tokens",
+        "--max-new-tokens N",
+        f"length limit of a completion (default: {_MAX_NEW_TOKENS}; of a suite: the task's own)",
         type=int,
-        metavar="N",
-        help=f"length limit of a completion (default: {_MAX_NEW_TOKENS}; of a suite: the task's own)",
     )
-    add("--batch-size", type=int, default=32, metavar="N", help="completions at a time")
-    add("--output", type=Path, metavar="FOLDER", help="results and transcripts")
-    add("--overwrite", action="store_true", help="replace what it holds")
-    add("--suite", metavar="TASKS", help="lm-eval:TASK,...")
-    add("--num-fewshot", type=int, metavar="N", help="default: as the task says")
-    add("--chat-template", action="store_true", help="apply it in a suite")
-    add(
-        "--suite-path",
-        type=Path,
-        metavar="FOLDER",
-        help="own task files (YAML), from a source you trust",
-    )
-    add(
-        "--run-generated-code",
-        action="store_true",
-        help="allow a suite to execute what the model wrote (humaneval)",
-    )
+    add("--batch-size N", "completions at a time", default=32)
+    add("--output FOLDER", "results and transcripts", type=Path)
+    add("--overwrite", "replace what it holds")
+    add("--suite TASKS", "lm-eval:TASK,...")
+    add("--num-fewshot N", "default: as the task says", type=int)
+    add("--chat-template", "apply it in a suite")
+    add("--suite-path FOLDER", "own task files (YAML), from a source you trust", type=Path)
+    add("--run-generated-code", "allow a suite to execute what the model wrote (humaneval)")
     return parser
 
 

@@ -16,26 +16,16 @@ def run(argv: Sequence[str]) -> int:
         "underlined. Where the output is no terminal: plain text, kept tokens in [brackets].",
         epilog="example:\n  taopd inspect runs/tiny --signal disagreement --order taught",
     )
-    add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder")
-    add("--signal", default="learnable", metavar="NAME", help=", ".join(SHADES_OF_RUNS))
-    add(
-        "--rollout",
-        type=int,
-        action="append",
-        metavar="N",
-        help="only this one, from 0; repeatable",
-    )
-    add("--order", choices=list(ORDERS), default="logged")
-    add("--wrong", action="store_true", help="only rollouts with a wrong answer")
-    add("--truncated", action="store_true", help="only truncated rollouts")
-    add("--limit", type=int, default=4, metavar="N", help="rollouts shown")
-    add("--match", metavar="HOW", help=f"{GRADING} (default: that of the run)")
-    add(
-        "--tokens",
-        action="store_true",
-        help="also a table of the kept tokens: rank, signals, both models' best",
-    )
+    add = parser.flag
+    add("RUN", "run folder", type=Path)
+    add("--signal NAME", ", ".join(SHADES_OF_RUNS), default="learnable")
+    add("--rollout N", "only this one, from 0; repeatable", type=int, action="append")
+    add("--order NAME", choices=list(ORDERS), default="logged")
+    add("--wrong", "only rollouts with a wrong answer")
+    add("--truncated", "only truncated rollouts")
+    add("--limit N", "rollouts shown", default=4)
+    add("--match HOW", f"{GRADING} (default: that of the run)")
+    add("--tokens", "also a table of the kept tokens: rank, signals, both models' best")
     options = parser.parse_args(argv)
 
     from taopd.report import terminal

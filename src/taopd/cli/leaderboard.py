@@ -18,37 +18,17 @@ def run(argv: Sequence[str]) -> int:
         "  taopd leaderboard\n"
         '  taopd leaderboard --selector "teachability*compatible" --selector mypackage.scores:mine',
     )
-    parser.add_argument(
-        "--selector",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only this one; repeatable (default: all)",
+    parser.flag(
+        "--selector NAME", "only this one; repeatable (default: all)", action="append", default=[]
     )
-    parser.add_argument(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only this lab (default: all)",
-    )
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="training seeds")
-    parser.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="processes (default: one per core)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=Path,
-        default=Path("runs/leaderboard"),
-        metavar="FOLDER",
-        help="finished jobs",
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
+    parser.flag("--variant NAME", "only this lab (default: all)", action="append", default=[])
+    parser.flag("--seeds N", "training seeds", default=5)
+    parser.flag("--workers N", "processes (default: one per core)", type=int)
+    parser.flag("--jobs FOLDER", "finished jobs", default=Path("runs/leaderboard"))
+    parser.flag(
+        "--into FILE",
+        "the leaderboard; rows of other selectors stay",
         default=Path("docs/results/tinylab.json"),
-        metavar="FILE",
-        help="the leaderboard; rows of other selectors stay",
     )
     options = parser.parse_args(argv)
 

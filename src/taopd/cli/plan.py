@@ -65,14 +65,10 @@ def _parser() -> Parser:
         epilog="example:\n"
         "  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4",
     )
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML of `taopd train`; its flags are accepted here too")
-    add(
-        "--student",
-        metavar="S",
-        help="folder with config.json, or a public name (Qwen3-0.6B, Qwen3-8B, ...)",
-    )
-    add("--teacher", metavar="T", help="likewise")
+    add = parser.flag
+    add("--config FILE", "YAML of `taopd train`; its flags are accepted here too")
+    add("--student S", "folder with config.json, or a public name (Qwen3-0.6B, Qwen3-8B, ...)")
+    add("--teacher T", "likewise")
     for name, words in (
         ("batch", "completions at a time (1)"),
         ("micro-batches", "per optimizer step (1)"),
@@ -83,9 +79,9 @@ def _parser() -> Parser:
         ("lora-rank", "of an adapter"),
         ("num-ranks", "processes (1)"),
     ):
-        add(f"--{name}", type=int, metavar="N", help=words)
-    add("--budget", type=float, metavar="B", help="share that trains (0.05)")
-    add("--anchor-fraction", type=float, metavar="F", help="share under the anchor")
+        add(f"--{name} N", words, type=int)
+    add("--budget B", "share that trains (0.05)", type=float)
+    add("--anchor-fraction F", "share under the anchor", type=float)
     for name, words in (
         ("dtype", "of matmuls (bfloat16)"),
         ("student-dtype", "of weights (float32)"),
@@ -93,14 +89,14 @@ def _parser() -> Parser:
         ("device", "gpu, cpu (gpu)"),
         ("sharding", "ddp, fsdp2, zero3 (ddp)"),
     ):
-        add(f"--{name}", metavar="NAME", help=words)
+        add(f"--{name} NAME", words)
     for flag, name, value, words in (
         ("gradient-checkpointing", "gradient_checkpointing", True, "recompute activations"),
         ("recompute-prefix", "keep_prefix", False, "compute the prefix again per micro-batch"),
         ("no-padding", "padded", False, "equal lengths: no mask"),
     ):
-        add(f"--{flag}", dest=name, action="store_const", const=value, help=words)
-    add("--json", action="store_true", help="for machines")
+        add(f"--{flag}", words, dest=name, action="store_const", const=value)
+    add("--json", "for machines")
     return parser
 
 

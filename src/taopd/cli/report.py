@@ -16,17 +16,13 @@ def run(argv: Sequence[str]) -> int:
         "settings, accuracy with intervals, training curves, selected tokens, the token inspector.",
         epilog="example:\n  taopd report runs/tiny runs/tiny-random -o report.html",
     )
-    add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="FOLDER", help="folders in any order")
-    add("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
-    add(
-        "--max-rollouts",
-        type=int,
-        default=200,
-        metavar="N",
-        help="rollouts in the inspector, shared by the runs",
+    add = parser.flag
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders in any order"
     )
-    add("--match", metavar="HOW", help=f"{GRADING} (default: that of the run)")
+    add("-o, --output FILE", "the page", default=Path("report.html"))
+    add("--max-rollouts N", "rollouts in the inspector, shared by the runs", default=200)
+    add("--match HOW", f"{GRADING} (default: that of the run)")
     options = parser.parse_args(argv)
     if options.max_rollouts < 0:
         raise ConfigError(f"--max-rollouts {options.max_rollouts}: must be 0 or more")

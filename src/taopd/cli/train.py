@@ -75,13 +75,13 @@ def _parser() -> Parser:
         "  taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny",
         settings=SETTINGS,
     )
-    add = parser.add_argument
-    add("--config", nargs="?", const="", help=argparse.SUPPRESS)
-    add("--resume", action="store_true", help="from the newest checkpoint")
-    add("--overwrite", action="store_true", help="replace the run in output_dir")
-    add("--skip-check", action="store_true", help="start without `taopd check`")
-    add("--quiet", action="store_true", help="no line per step")
-    add("--help-all", action="store_true", help="every setting with its default")
+    add = parser.flag
+    parser.add_argument("--config", nargs="?", const="", help=argparse.SUPPRESS)
+    add("--resume", "from the newest checkpoint")
+    add("--overwrite", "replace the run in output_dir")
+    add("--skip-check", "start without `taopd check`")
+    add("--quiet", "no line per step")
+    add("--help-all", "every setting with its default")
     return parser
 
 

@@ -7,14 +7,14 @@ report and the help pages can read it too.
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SignalName:
     """One number per token: its key, and its words on a page."""
 
     key: str
+    symbol: str
     title: str
-    symbol: str = ""
-    unit: str = "nats"
+    unit: str
     """A unit, or what the number is and its range."""
     ramp: str = ""
     """Colors of the inspector: "s" blue, "o" orange; "": tokens are not shaded by it."""
@@ -30,50 +30,26 @@ class SignalName:
         return self.symbol or self.key
 
 
+_C = "teacher's mass on the student's top-K, 0 to 1"
 SIGNALS = {
     signal.key: signal
     for signal in (
-        SignalName(key="disagreement", symbol="D", title="disagreement", ramp="s"),
+        SignalName("disagreement", "D", "disagreement", "nats", "s"),
+        SignalName("compatibility", "C", "compatibility", _C, "s", top=1.0),
+        SignalName("entropy", "H", "the student's entropy", "nats", "s"),
+        SignalName("learnable", "Dᴸ", "learnable disagreement", "D̃·C̃, 0 to 1", "s"),
         SignalName(
-            key="compatibility",
-            symbol="C",
-            title="compatibility",
-            unit="teacher's mass on the student's top-K, 0 to 1",
-            ramp="s",
-            top=1.0,
+            "incompatible",
+            *("Dᴵ", "incompatible disagreement", "D̃·(1 \N{MINUS SIGN} C̃), 0 to 1", "o"),
         ),
-        SignalName(key="entropy", symbol="H", title="the student's entropy", ramp="s"),
-        SignalName(
-            key="learnable",
-            symbol="Dᴸ",
-            title="learnable disagreement",
-            unit="D̃·C̃, 0 to 1",
-            ramp="s",
-        ),
-        SignalName(
-            key="incompatible",
-            symbol="Dᴵ",
-            title="incompatible disagreement",
-            unit="D̃·(1 \N{MINUS SIGN} C̃), 0 to 1",
-            ramp="o",
-        ),
-        SignalName(
-            key="score", title="the selector's score", unit="as the selector gave it", ramp="s"
-        ),
-        SignalName(
-            key="gain",
-            title="gain since the bank was frozen",
-            unit="nats; orange: it got worse",
-            ramp="s",
-        ),
-        SignalName(key="student_logprob", title="the student's log-prob of the token"),
-        SignalName(key="teacher_logprob", title="the teacher's log-prob of the token"),
+        SignalName("score", "", "the selector's score", "as the selector gave it", "s"),
+        SignalName("gain", "", "gain since the bank was frozen", "nats; orange: it got worse", "s"),
+        SignalName("student_logprob", "", "the student's log-prob of the token", "nats"),
+        SignalName("teacher_logprob", "", "the teacher's log-prob of the token", "nats"),
     )
 }
 """In the order of the page; `rollouts.jsonl` and the columns of the page have these keys."""
-KEPT = SignalName(
-    key="kept", title="kept or not", unit="underlined: the teacher taught it", ramp="s"
-)
+KEPT = SignalName("kept", "", "kept or not", "underlined: the teacher taught it", "s")
 """No number, but what the inspector can show in place of one."""
 SHADES = {key: signal for key, signal in (SIGNALS | {KEPT.key: KEPT}).items() if signal.ramp}
 """What tokens can be shaded by."""
