@@ -83,7 +83,7 @@ def test_a_study_leaves_everything_it_promises(undisturbed):
     assert first["selected_tokens_curve"][-1] == [4, first["selected_tokens"]]
     names = {path.name for path in undisturbed.iterdir()}
     expected = {"results.json", "timings.json", "summary.md", "config.json", "env.json"}
-    assert expected | {"accuracy.png", "cost.svg", "differences.png"} <= names
+    assert expected | {"accuracy.png", "accuracy.svg"} <= names
     rows = records.read_jsonl(undisturbed / "arms" / "full-seed0" / "accuracy.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 4]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from taopd.diagnose import verdict_table, verdicts
+from taopd.diagnose import verdicts
 from taopd.diagnose.verdicts import FAILS, HOLDS, UNDECIDED, judge
 from tests.unit.diagnose_simulation import simulate_bank
 
@@ -78,8 +78,7 @@ def test_verdict_follows_from_the_interval_it_prints(seed):
         assert judge(verdict.low, verdict.high) == verdict.verdict
         assert verdict.low <= verdict.value <= verdict.high
         assert verdict.verdict in verdict.sentence and f"n = {verdict.n}" in verdict.sentence
-    table = verdict_table(found)
-    assert set(zip(table["unit"], table["direction"], strict=True)) == {
+    assert {(verdict.unit, verdict.direction) for verdict in found} == {
         ("nats", "forward"),
         ("nats", "reverse"),
         ("share", "forward"),

@@ -151,9 +151,7 @@ def test_table_page_and_pictures(tmp_path):
     page = markdown(found, timings(rows))
     assert "| full |" in page and "cannot be told apart with 3 seeds" in page
     assert "| teachability@10% | 94.0 [83,100] | 93.0 | 0/3 |" in page
-    paths = draw(found, timings(rows), tmp_path)
-    assert {path.name for path in paths} == {
-        f"{name}.{kind}" for name in ("accuracy", "differences", "cost") for kind in ("png", "svg")
-    }
+    paths = draw(found, tmp_path)
+    assert {path.name for path in paths} == {f"accuracy.{kind}" for kind in ("png", "svg")}
     before = [path.read_bytes() for path in paths]
-    assert before == [path.read_bytes() for path in draw(found, timings(rows), tmp_path)]
+    assert before == [path.read_bytes() for path in draw(found, tmp_path)]

@@ -129,10 +129,10 @@ def _show(results: dict[str, Any], output: Path) -> None:
     console.print(table(results))
     console.print(results["noise_floor"]["words"], highlight=False)
     seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
-    pictures = draw(results, seconds, output)
+    picture = draw(results, output)[0]
     write_text(output / "summary.md", markdown(results, seconds))
     print(f"results:  {output / 'results.json'}\ntable:    {output / 'summary.md'}")
-    print(f"pictures: {', '.join(path.name for path in pictures if path.suffix == '.png')}")
+    print(f"picture:  {picture}\nmore:     taopd report {shlex.quote(str(output))}")
 
 
 def _print_arms(study: Any) -> None:

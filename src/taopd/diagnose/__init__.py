@@ -7,7 +7,7 @@ from taopd.diagnose.matched import MatchedBank, matched_banks, matched_differenc
 from taopd.diagnose.quadrants import q3_buckets, q3_gap
 from taopd.diagnose.regression import decomposition
 from taopd.diagnose.robustness import gain_curve, robustness
-from taopd.diagnose.verdicts import Verdict, verdict_table, verdicts
+from taopd.diagnose.verdicts import Verdict, verdicts
 
 __all__ = [
     "GAINS",
@@ -28,6 +28,5 @@ __all__ = [
     "q3_gap",
     "robustness",
     "token_features",
-    "verdict_table",
     "verdicts",
 ]

@@ -24,7 +24,7 @@ Source: METHOD section 4.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,6 @@ def verdicts(
         found += [_several(bank, f"order {order}", neighbors) for bank in banks]
         found += [_several(bank, "random is worst", against_random) for bank in banks]
     return found
-
-
-def verdict_table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """One row per verdict, columns as the fields of `Verdict`."""
-    names = [item.name for item in fields(Verdict)]
-    return pd.DataFrame([asdict(verdict) for verdict in found], columns=names)
 
 
 def _decomposition_verdict(tokens: pd.DataFrame, gain: str, shared: dict[str, Any]) -> Verdict:
