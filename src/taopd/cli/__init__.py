@@ -24,10 +24,10 @@ from taopd.runs.redaction import RedactingFormatter, redact
 COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
-    "check": "a look before the GPU hours: tokenizers, stops, templates, memory, drift",
+    "check": "find faults before a run: tokenizers, stop ids, templates, memory, drift",
     "compare": "arms x seeds from one file: which selector, at what budget, with error bars",
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
-    "diagnose": "which signals are learnable: freeze, measure, judge",
+    "diagnose": "which signals are learnable: freeze contexts, measure gains, report",
     "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
     "bench": "speed and memory against TRL and full distillation",
@@ -43,7 +43,7 @@ _WIDTH, _HALF, _FLAG_WIDTH = 100, 48, 20
 
 _USAGE = f"""usage: taopd COMMAND [options]
 
-On-policy distillation that trains only on the tokens that teach.
+On-policy distillation that trains only on the tokens that a selector keeps.
 
 commands:
 {chr(10).join(f"  {name:<12} {line}" for name, line in COMMANDS.items())}

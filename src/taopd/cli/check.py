@@ -1,4 +1,4 @@
-"""`taopd check`: what usually ruins a distillation run, looked for before it starts.
+"""`taopd check`: finds common faults of a distillation run before it starts.
 
 Also run at the start of `taopd train`, where completions are cut short so that it takes seconds, passes are
 silent, and a fail stops the run.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
 
 QUICK_TOKENS = 256
-"""Tokens of a completion in the look that `taopd train` takes."""
+"""Tokens of a completion in the check that `taopd train` runs."""
 _STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
 
 
@@ -60,7 +60,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="taopd check",
         usage="CONFIG [--name value ...] [options]",
-        description="Looks for what usually ruins a distillation run, before it starts. Nothing is trained "
+        description="Finds common faults of a distillation run before it starts. Nothing is trained "
         "and nothing is written. Items: tokenizers, heads, end-of-sequence and padding ids, "
         "generation configs, chat templates, thinking flags, context length, memory, dtypes. "
         "Then one micro-batch is sampled and "
@@ -132,7 +132,7 @@ def show(found: Sequence["Verdict"], console: "Console") -> None:
 def before_training(
     settings: "TrainSettings", inputs: "Inputs", trainer: Any, *, quiet: bool
 ) -> dict[str, Any]:
-    """The look at the start of a run: warnings and fails on stderr; returns what `--json` prints.
+    """The check at the start of a run: warnings and fails on stderr; returns what `--json` prints.
 
     Raises:
         ConfigError: an item failed.
@@ -150,7 +150,7 @@ def before_training(
     if failed:
         names = ", ".join(verdict.item for verdict in failed)
         raise ConfigError(
-            f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all of it, "
-            "--skip-check trains all the same"
+            f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all items, "
+            "--skip-check starts without the check"
         )
     return as_dict(found)

@@ -1,4 +1,4 @@
-"""`taopd demo`: the tiny lab, from nothing to a distilled student, a table and a picture."""
+"""`taopd demo`: the tiny lab, trains teacher and student, distills, draws a table and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path

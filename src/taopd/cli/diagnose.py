@@ -1,4 +1,4 @@
-"""`taopd diagnose`: freeze a bank, measure what checkpoints gained on it, test selectors by one step."""
+"""`taopd diagnose`: freeze a bank of contexts, measure gains of checkpoints, test selectors by one step."""
 
 import argparse
 import json

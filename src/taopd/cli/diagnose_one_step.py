@@ -1,4 +1,4 @@
-"""`taopd diagnose one-step`: one optimizer step per selector from the same batch, and what it brought."""
+"""`taopd diagnose one-step`: one optimizer step per selector from the same batch, and its gain."""
 
 import argparse
 from collections.abc import Sequence

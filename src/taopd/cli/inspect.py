@@ -62,5 +62,5 @@ def run(argv: Sequence[str]) -> int:
         tokens=options.tokens,
     )
     if not chosen:
-        print("no rollout is like that")
+        print("no rollout matches these filters")
     return 0

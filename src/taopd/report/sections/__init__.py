@@ -13,15 +13,15 @@ __all__ = ["Section", "all_sections"]
 def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) -> list[Section]:
     """Every section, empty ones included, in the order of the page."""
     words = (
-        "Which words the teacher got to teach. Point at a token, or walk with the arrow keys: "
-        "<kbd>n</kbd> and <kbd>p</kbd> jump between kept tokens."
+        "Completions token by token, shaded by a signal; kept tokens are underlined. Point at a token or "
+        "use the arrow keys; <kbd>n</kbd> and <kbd>p</kbd> go to the next and the previous kept token."
     )
     studies, folders = sources.studies, sources.runs
     parts = (
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
         ("outcome", "Outcome", accuracy.LEAD, accuracy.body(studies)),
         ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
-        ("cost", "What it cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
+        ("cost", "Accuracy by cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
         ("tokens", "Token by token", words, inspector),
         ("selected", "What was selected", selected.LEAD, selected.body(folders, rollouts)),
         ("training", "Over the training", training.LEAD, training.body(folders)),

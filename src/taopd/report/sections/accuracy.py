@@ -11,8 +11,8 @@ from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
-BUDGET_LEAD = "The share of tokens that trained, and what came of it."
-COST_LEAD = "The same accuracies against what they were paid with."
+BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
+COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
 
 WIDE = (460, 240)
 
@@ -64,7 +64,7 @@ def _inside(value: float | None) -> float | None:
 
 
 def interval_words(study: Study) -> str:
-    """What the intervals of a study are."""
+    """The kind and the size of a study's intervals, for captions."""
     seeds = len({row.get("seed") for row in study.outcomes})
     prompts = next(
         (row["num_test_prompts"] for row in study.outcomes if row.get("num_test_prompts")), 0
