@@ -136,6 +136,10 @@ def test_a_finished_folder_is_refused_kept_and_guarded(study_path, undisturbed, 
     found = json.loads(before)
     by_name = {arm["name"]: arm for arm in again["arms"]}
     assert by_name == {arm["name"]: arm for arm in found["arms"]}
+    assert f"taopd report {tmp_path / 'again'}\n" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "again"), "-o", str(page)]) == 0
+    assert "Outcome" in page.read_text() and "Accuracy by cost" in page.read_text()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from taopd.experiments.study.analysis import (
     timings,
 )
 from taopd.report.figures.study import draw
+from taopd.report.folders import read_folders
 from taopd.report.study_table import markdown, table
 from tests.unit.study_simulation import outcome
 
@@ -155,3 +156,13 @@ def test_table_page_and_pictures(tmp_path):
     assert {path.name for path in paths} == {f"accuracy.{kind}" for kind in ("png", "svg")}
     before = [path.read_bytes() for path in paths]
     assert before == [path.read_bytes() for path in draw(found, tmp_path)]
+
+
+def test_the_report_reads_an_analysed_study(tmp_path):
+    """An arm's steps and selected tokens are means over seeds there, and so no whole numbers."""
+    rows = [row | {"steps": 4, "selected_tokens": 501 + row["seed"]} for row in results_of_arms()]
+    results = {"title": "a study"} | analyse(rows)
+    assert isinstance(results["arms"][0]["selected_tokens"], float)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (study,) = read_folders([tmp_path]).studies
+    assert len(study.outcomes) == len(rows)

@@ -26,6 +26,7 @@ from taopd.runs.validation import (
 OBJECT = {...: ANY}
 _CURVE = Some((NUMBER, SHARE))
 _ESTIMATE = {"mean?": NUMBER, "low?": Maybe(NUMBER), "high?": Maybe(NUMBER)}
+_ESTIMATES = {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}
 
 CONFIG = {"changed?": Maybe(OBJECT)}
 ENV = {
@@ -58,7 +59,8 @@ OUTCOME = {
 }
 """One arm and seed, as `taopd.experiments.arm.run_arm` leaves it."""
 STUDY = {
-    "arms?": [OUTCOME | {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}],
+    # An analysed arm has means over its seeds, which are no whole numbers.
+    "arms?": [OUTCOME | dict.fromkeys(("steps?", "selected_tokens?"), NUMBER) | _ESTIMATES],
     "outcomes?": Maybe([OUTCOME]),
     "comparisons?": [
         {
