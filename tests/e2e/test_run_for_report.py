@@ -10,8 +10,8 @@ import torch
 
 from taopd.preflight.probe import measure_micro_batch
 from taopd.report.page import write_report
+from taopd.runs.limits import LIST_FLOOR
 from taopd.trainer import tracker_tables as live
-from taopd.trainer.rollout_log import LIST_FLOOR
 from tests.e2e.test_trainer import make_trainer
 
 

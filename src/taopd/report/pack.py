@@ -18,11 +18,10 @@ import numpy as np
 
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
+from taopd.runs.limits import LIST_FLOOR
 from taopd.runs.signal_names import SHADES, SIGNALS, SignalName
 
 LEVELS, MISSING = 1023, 65535
-LIST_FLOOR = 5e-4
-"""What `rollout_log` leaves out."""
 FLOORS = (0.0, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 MAX_PROMPT = 4000
 

@@ -25,12 +25,11 @@ from transformers import PreTrainedTokenizerBase
 
 from taopd.models.batch import Positions
 from taopd.runs.bounded_log import BoundedLog
+from taopd.runs.limits import LIST_FLOOR
 from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import TokenSignals
 from taopd.trainer.selection import Choice
 
-LIST_FLOOR = 5e-4
-"""Probability below which an id is left out of a logged list, unless the other model gives it more."""
 _SIGNALS = (*SELECTED_BY, "score")
 
 
