@@ -22,6 +22,13 @@ import pytest
 WORDS = ("<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", "+", "=", *(f"w{i}" for i in range(24)))
 
 
+def is_documented(key: str) -> bool:
+    """Whether a metric key of ours is in `METRICS`, directly or through its `/*` family."""
+    from taopd.trainer.metrics import METRICS
+
+    return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
+
+
 @dataclass(frozen=True)
 class MicroLab:
     """Paths of the micro models and prompts."""

@@ -10,7 +10,7 @@ from test_trainer import (
     weights_of,
 )
 
-from taopd.trainer.metrics import is_documented
+from tests.conftest import is_documented
 
 LONG = 64
 SETTINGS = {"budget": 0.15, "anchor_coef": 0.5}

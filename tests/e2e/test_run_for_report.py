@@ -13,8 +13,8 @@ from taopd.report import terminal
 from taopd.report.folders import read_folders
 from taopd.report.page import write_report
 from taopd.report.rollouts import read_rollouts
+from taopd.runs.limits import LIST_FLOOR
 from taopd.trainer import tracker_tables as live
-from taopd.trainer.rollout_log import LIST_FLOOR
 from tests.e2e.test_trainer import make_trainer
 
 

@@ -13,8 +13,7 @@ from test_trainer import (
 )
 
 from taopd.losses import merge_columns, reverse_kl
-from taopd.trainer.metrics import is_documented
-from tests.conftest import WORDS
+from tests.conftest import WORDS, is_documented
 
 
 def last_metrics(tmp_path):

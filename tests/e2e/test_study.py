@@ -83,7 +83,7 @@ def test_a_study_leaves_everything_it_promises(undisturbed):
     assert first["selected_tokens_curve"][-1] == [4, first["selected_tokens"]]
     names = {path.name for path in undisturbed.iterdir()}
     expected = {"results.json", "timings.json", "summary.md", "config.json", "env.json"}
-    assert expected | {"accuracy.png", "cost.svg", "differences.png"} <= names
+    assert expected | {"accuracy.png", "accuracy.svg"} <= names
     rows = records.read_jsonl(undisturbed / "arms" / "full-seed0" / "accuracy.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 4]
 
@@ -136,6 +136,10 @@ def test_a_finished_folder_is_refused_kept_and_guarded(study_path, undisturbed, 
     found = json.loads(before)
     by_name = {arm["name"]: arm for arm in again["arms"]}
     assert by_name == {arm["name"]: arm for arm in found["arms"]}
+    assert f"taopd report {tmp_path / 'again'}\n" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "again"), "-o", str(page)]) == 0
+    assert "Outcome" in page.read_text() and "Accuracy by cost" in page.read_text()
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from taopd.losses import policy_gradient, reverse_kl
 from taopd.models.prompts import load_prompts
 from taopd.selectors import SELECTORS, register_selector
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.metrics import is_documented
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.conftest import WORDS, is_documented, make_model, make_tokenizer
 
 CPU = {
     "bf16": False,

@@ -35,7 +35,7 @@ from taopd.integrations.verl.selection import WEIGHTS, VerlSettings, choose_weig
 from taopd.integrations.verl.trainer import read_settings
 from taopd.selectors import select
 from taopd.signals import signal_table, signals_from_logprobs, topk_lists_signals
-from taopd.trainer.metrics import is_documented
+from tests.conftest import is_documented
 from tests.e2e.test_trainer import gradients_on_fixed_completions, make_trainer, relative_error
 
 LISTS = VerlSettings(budget=0.3, score_top_k=4)

@@ -15,8 +15,8 @@ import yaml
 
 from taopd import cli
 from taopd.experiments.lab import VARIANTS, build_lab
-from taopd.trainer.metrics import is_documented
 from taopd.trainer.sampler_monitor import SamplerMonitor
+from tests.conftest import is_documented
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config
 
 

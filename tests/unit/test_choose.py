@@ -11,8 +11,9 @@ from taopd.models.stop_tokens import stop_ids
 from taopd.selectors import select
 from taopd.signals import lists_from_exact, signals_from_logprobs
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.metrics import is_documented, jaccard, selection_metrics
+from taopd.trainer.metrics import jaccard, selection_metrics
 from taopd.trainer.selection import choose, local_table, needed_signals, signal_options
+from tests.conftest import is_documented
 
 
 def config(**settings):

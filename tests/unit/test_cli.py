@@ -70,6 +70,28 @@ def test_every_command_has_a_module_and_every_flag_is_in_the_help(capsys):
     assert all(flag in shown for flag in flags if flag.startswith("--") and flag != "--help")
 
 
+def test_a_help_page_is_made_from_the_parser():
+    """Oracle: the page by hand; defaults are the parser's, and two short flags share a line."""
+    parser = cli.Parser(
+        prog="taopd x", description="What it does.", epilog="example:\n  taopd x RUN"
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 16], metavar="K", help="sizes")
+    parser.add_argument("--order", choices=("up", "down"), default="up", help="of the rows" * 3)
+    parser.add_argument("--into", required=True, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="less")
+    page = [
+        "usage: taopd x RUN --into FILE [options]",
+        "What it does.",
+        f"  RUN {' ' * 18}run folder {' ' * 17}--k K ...             sizes (8 16)",
+        f"  --order NAME {' ' * 9}up, down; {'of the rows' * 3} (up)",
+        f"  --into FILE {' ' * 38}--quick               less",
+        "example:",
+        "  taopd x RUN",
+    ]
+    assert [line for line in parser.format_help().splitlines() if line] == page
+
+
 def test_train_help_all_lists_every_setting(capsys):
     assert cli.main(["train", "--help-all"]) == 0
     shown = capsys.readouterr().out

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from taopd import cli
-from taopd.diagnose.bank import FixedContextBank
+from taopd.diagnose.bank import NUM_COMPLETIONS, FixedContextBank
 from taopd.diagnose.gain_files import read_gains
 from tests.conftest import make_model, make_rows
 
@@ -51,6 +51,11 @@ def test_help_fits_a_screen_and_holds_an_example(capsys, name):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
     assert "example:" in lines and lines[-1].startswith("  taopd diagnose ")
+
+
+def test_the_help_page_names_the_bank_s_number_of_completions(capsys):
+    assert cli.main(["diagnose", "freeze", "--help"]) == 0
+    assert f"(default: {NUM_COMPLETIONS}; of a file: all)" in capsys.readouterr().out
 
 
 def test_freeze_writes_a_bank_that_a_second_one_equals(frozen, micro_lab, tmp_path, capsys):

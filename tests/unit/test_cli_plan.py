@@ -7,6 +7,7 @@ import pytest
 
 from taopd import cli
 from taopd.trainer.cost import SHAPES, PlanSettings, plan
+from taopd.trainer.cost.settings import DEFAULT_LENGTHS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAIR = ("--student", "Qwen3-1.7B", "--teacher", "Qwen/Qwen3-4B")
@@ -48,6 +49,19 @@ def test_flags_arrive_in_the_plan(capsys):
     expected = plan(SHAPES["Qwen3-1.7B"], SHAPES["Qwen3-4B"], settings).as_dict()
     assert found == json.loads(json.dumps(expected))
     assert [row["window"] for row in found["windows"]] == [None, 0, 4, 6, 8, 32]
+
+
+def test_the_defaults_on_the_help_page_are_those_of_the_plan(capsys):
+    """The page cannot read them: it imports no torch."""
+    assert cli.main(["plan", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    settings = PlanSettings(batch=1, **DEFAULT_LENGTHS)
+    for name in (
+        *("batch", "micro_batches", "prompt_length", "completion_length", "top_k", "num_ranks"),
+        *("budget", "dtype", "student_dtype", "teacher_dtype", "device", "sharding"),
+    ):
+        _, _, words = page.partition(f"--{name.replace('_', '-')} ")
+        assert words.partition(")")[0].rpartition("(")[2] == str(getattr(settings, name)), name
 
 
 def test_a_recipe_and_flags_over_it(capsys):

@@ -29,9 +29,8 @@ from taopd.errors import ConfigError, DataError
 from taopd.models.loading import load_model
 from taopd.models.prompts import load_prompts
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.metrics import is_documented
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import WORDS, make_model, make_rows, make_tokenizer
+from tests.conftest import WORDS, is_documented, make_model, make_rows, make_tokenizer
 
 PROMPTS = [row["prompt"] for row in make_rows(6, "train")]
 

@@ -7,7 +7,7 @@ import pytest
 from taopd import cli, preflight
 from taopd.report.charts import Series, areas
 from taopd.report.page import write_report
-from taopd.report.sections import warnings as cautions
+from taopd.report.sections import warnings
 from tests.browser import make_pages, synthetic
 
 
@@ -93,8 +93,8 @@ def test_guard_check_teacher_and_sampler_are_on_the_page(run, tmp_path):
 
 
 def test_the_pages_limits_are_those_of_the_run():
-    assert cautions.DRIFT_WARN == preflight.DRIFT_WARN
-    assert cautions.TRUNCATED == preflight.TRUNCATED
+    assert warnings.DRIFT_WARN == preflight.DRIFT_WARN
+    assert warnings.TRUNCATED == preflight.TRUNCATED
 
 
 def test_stacked_shares_fill_the_height_and_name_their_end():

@@ -15,6 +15,7 @@ from taopd.experiments.study.analysis import (
     timings,
 )
 from taopd.report.figures.study import draw
+from taopd.report.folders import read_folders
 from taopd.report.study_table import markdown, table
 from tests.unit.study_simulation import outcome
 
@@ -151,9 +152,17 @@ def test_table_page_and_pictures(tmp_path):
     page = markdown(found, timings(rows))
     assert "| full |" in page and "cannot be told apart with 3 seeds" in page
     assert "| teachability@10% | 94.0 [83,100] | 93.0 | 0/3 |" in page
-    paths = draw(found, timings(rows), tmp_path)
-    assert {path.name for path in paths} == {
-        f"{name}.{kind}" for name in ("accuracy", "differences", "cost") for kind in ("png", "svg")
-    }
+    paths = draw(found, tmp_path)
+    assert {path.name for path in paths} == {f"accuracy.{kind}" for kind in ("png", "svg")}
     before = [path.read_bytes() for path in paths]
-    assert before == [path.read_bytes() for path in draw(found, timings(rows), tmp_path)]
+    assert before == [path.read_bytes() for path in draw(found, tmp_path)]
+
+
+def test_the_report_reads_an_analysed_study(tmp_path):
+    """An arm's steps and selected tokens are means over seeds there, and so no whole numbers."""
+    rows = [row | {"steps": 4, "selected_tokens": 501 + row["seed"]} for row in results_of_arms()]
+    results = {"title": "a study"} | analyse(rows)
+    assert isinstance(results["arms"][0]["selected_tokens"], float)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (study,) = read_folders([tmp_path]).studies
+    assert len(study.outcomes) == len(rows)

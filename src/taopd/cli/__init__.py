@@ -13,8 +13,9 @@ import argparse
 import importlib
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from taopd import __version__
 from taopd.errors import ConfigError, TaopdError, suggest
@@ -23,10 +24,10 @@ from taopd.runs.redaction import RedactingFormatter, redact
 COMMANDS = {
     "demo": "distill the bundled tiny student on this machine, in minutes",
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
-    "check": "a look before the GPU hours: tokenizers, stops, templates, memory, drift",
+    "check": "find faults before a run: tokenizers, stop ids, templates, memory, drift",
     "compare": "arms x seeds from one file: which selector, at what budget, with error bars",
     "evaluate": "accuracy of a model on prompts with answers, with standard errors",
-    "diagnose": "which signals are learnable: freeze, measure, judge",
+    "diagnose": "which signals are learnable: freeze contexts, measure gains, report",
     "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",
     "bench": "speed and memory against TRL and full distillation",
@@ -35,10 +36,14 @@ COMMANDS = {
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED = 130
+GRADING = "grading: auto, exact, math or regex:PATTERN"
+"""Help text of `--match`."""
+_WIDTH, _HALF, _FLAG_WIDTH = 100, 48, 20
+"""Of a help page in characters: a line, a flag that shares one, and the column of the flags."""
 
 _USAGE = f"""usage: taopd COMMAND [options]
 
-On-policy distillation that trains only on the tokens that teach.
+On-policy distillation that trains only on the tokens that a selector keeps.
 
 commands:
 {chr(10).join(f"  {name:<12} {line}" for name, line in COMMANDS.items())}
@@ -55,25 +60,55 @@ example:
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are `ConfigError`s, without abbreviated flags.
 
-    page: the whole of `--help`; default argparse's own, from description, flags and epilog.
+    Its help page has a line for every flag, with the default in brackets; two short ones share a line.
+
+    Args:
+        usage: what follows the command; default: the required arguments and "[options]".
+        settings: (flag, help) of flags that another parser reads; shown first.
     """
 
     def __init__(
-        self, *, prog: str, description: str = "", epilog: str = "", page: str | None = None
+        self,
+        *,
+        prog: str,
+        description: str,
+        epilog: str,
+        usage: str | None = None,
+        settings: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self._page = page
         super().__init__(
             prog=prog,
+            usage=usage,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-                prog, max_help_position=26, width=96
-            ),
+            add_help=False,
         )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self._settings = settings
+
+    def flag(self, spec: str, words: str | None = None, **options: Any) -> None:
+        """Add `NAME`, `--name VALUE` or, for a switch, `--name`; a default also gives the type."""
+        names = [part for part in spec.replace(",", "").split() if part.startswith("-")]
+        value = spec.rpartition(names[-1])[2].strip() if names else spec
+        default = options.get("default")
+        if not value and "action" not in options:
+            options["action"] = "store_true"
+        elif value:
+            options["metavar"] = value
+            if default is not None and not isinstance(default, list):
+                options.setdefault("type", type(default))
+        self.add_argument(*(names or [spec.lower()]), help=words, **options)
 
     def format_help(self) -> str:
-        return self._page or super().format_help()
+        """The page: usage, description, flags, examples."""
+        actions = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        required = [_flags(action) for action in actions if action.required]
+        usage = self.usage or " ".join([*required, "[options]"])
+        rows = [*self._settings, *((_flags(action), _words(action)) for action in actions)]
+        description = textwrap.fill(self.description or "", _WIDTH)
+        head = f"usage: {self.prog} {usage}\n\n{description}"
+        return f"{head}\n\n{layout(rows)}\n\n{self.epilog}\n"
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -110,6 +145,45 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(done.code, file=sys.stderr)
             return 1
         return int(done.code or 0)
+
+
+def layout(rows: Sequence[tuple[str, str]]) -> str:
+    """Flags and their help texts as lines; two neighbors that are short share one."""
+    lines: list[str] = []
+    left = ""
+    for flags, words in rows:
+        text = f"{flags:<{_FLAG_WIDTH}}  {words}".rstrip()
+        if left and len(text) <= _HALF:
+            lines[-1] = f"  {left:<{_HALF}}  {text}"
+            left = ""
+            continue
+        indent = " " * (_FLAG_WIDTH + 4)
+        lines += textwrap.wrap(
+            text, _WIDTH, initial_indent="  ", subsequent_indent=indent, break_on_hyphens=False
+        )
+        left = text if len(text) <= _HALF else ""
+    return "\n".join(lines)
+
+
+def _flags(action: argparse.Action) -> str:
+    """`--name VALUE`, or the name of a positional argument."""
+    value = str(action.metavar or ("NAME" if action.choices else action.dest.upper()))
+    if action.nargs in ("+", "*"):
+        value = f"{value} ..." if action.nargs == "+" else f"[{value} ...]"
+    if not action.option_strings:
+        return value
+    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
+
+
+def _words(action: argparse.Action) -> str:
+    """Choices, help text, and the default in brackets."""
+    choices = ", ".join(map(str, action.choices or ()))
+    words = "; ".join(filter(None, (choices, action.help)))
+    default = action.default
+    if default is None or isinstance(default, bool) or default == []:
+        return words
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    return f"{words} ({shown})"
 
 
 def _log_to_stderr() -> None:

@@ -16,15 +16,13 @@ def run(argv: Sequence[str]) -> int:
     folder = root / "benchmarks"
     parser = Parser(
         prog="taopd bench",
-        description="Measure speed and memory against TRL and full distillation, in one run, after\n"
+        description="Measure speed and memory against TRL and full distillation, in one run, after "
         "checking that results agree. Needs a checkout of the repository.",
         epilog="example:\n  taopd bench --tiny\n  taopd bench head_loss --save\n  taopd bench report",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=_names(folder))
-    parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
-    parser.add_argument(
-        "--save", action="store_true", help="keep results in benchmarks/results; needs a clean tree"
-    )
+    parser.flag("--tiny", "small sizes, as in CI")
+    parser.flag("--save", "keep results in benchmarks/results; needs a clean tree")
     options = parser.parse_args(argv)
     if not (folder / "__main__.py").exists():
         raise ConfigError(

@@ -1,10 +1,9 @@
-"""`taopd check`: what usually ruins a distillation run, looked for before it starts.
+"""`taopd check`: finds common faults of a distillation run before it starts.
 
 Also run at the start of `taopd train`, where completions are cut short so that it takes seconds, passes are
 silent, and a fail stops the run.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taopd.cli import Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,46 +22,15 @@ if TYPE_CHECKING:
     from taopd.trainer.from_settings import Inputs
     from taopd.trainer.settings_file import TrainSettings
 
-_HELP = """usage: taopd check CONFIG [--name value ...] [--max-tokens N] [--json]
-
-Looks for what usually ruins a distillation run, before it starts; CONFIG is the YAML of `taopd
-train`, and its flags are accepted here too. Nothing is trained and nothing is written.
-
-Tokenizers and heads, end-of-sequence and padding ids, generation configs, the chat template of both
-models, thinking flags, context, memory (`taopd plan`), number formats; then one micro-batch is
-sampled and scored: sampling log-probs against recomputed ones, both models' mass on every stop id
-where completions end, truncation, KL to the teacher, mass off the student's top K, kept tokens.
-With teacher_url: who answers, whether C is exact, its tokenizer; what no server sends is named.
-
-  --max-tokens N     cut the completions here (default: max_completion_length)
-  --json             for machines
-
-Each item passes, warns or fails, with what to do. Exit status: 0; 1 if an item fails. `taopd train`
-looks too and stops at a fail; --skip-check goes on.
-
-example:
-  taopd check recipes/tiny.yaml
-"""
 QUICK_TOKENS = 256
-"""Tokens of a completion in the look that `taopd train` takes."""
+"""Tokens of a completion in the check that `taopd train` runs."""
 _STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
 
 
 def run(argv: Sequence[str]) -> int:
     """Check, print a table or JSON, and return 1 if an item failed."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("-h", "--help", action="store_true")
-    own.add_argument("config", nargs="?")
-    own.add_argument("--json", action="store_true")
-    own.add_argument("--max-tokens", type=_positive)
     config, rest = _config_and_rest(argv)
-    try:
-        options, flags = own.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from error
-    if options.help:
-        print(_HELP, end="")
-        return 0
+    options, flags = _parser().parse_known_args(rest)
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
@@ -85,6 +54,31 @@ def run(argv: Sequence[str]) -> int:
     else:
         show(found, plain_console())
     return int(any(verdict.level == "fail" for verdict in found))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="taopd check",
+        usage="CONFIG [--name value ...] [options]",
+        description="Finds common faults of a distillation run before it starts. Nothing is trained "
+        "and nothing is written. Items: tokenizers, heads, end-of-sequence and padding ids, "
+        "generation configs, chat templates, thinking flags, context length, memory, dtypes. "
+        "Then one micro-batch is sampled and "
+        "scored: sampler against scoring pass, mass on stop ids, truncation, KL to the teacher, mass "
+        "outside the student's top K, kept tokens. With teacher_url also: server, tokenizer, exact C.",
+        epilog="Each item passes, warns or fails, with what to do. Exit status: 0; 1 if an item fails.\n"
+        "`taopd train` runs this check too and stops at a fail; --skip-check turns it off.\n\n"
+        "example:\n  taopd check recipes/tiny.yaml",
+        settings=[("CONFIG", "YAML of `taopd train`; its flags are accepted here too")],
+    )
+    add = parser.flag
+    add(
+        "--max-tokens N",
+        "cut the completions here (default: max_completion_length)",
+        type=_positive,
+    )
+    add("--json", "for machines")
+    return parser
 
 
 def _config_and_rest(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -138,7 +132,7 @@ def show(found: Sequence["Verdict"], console: "Console") -> None:
 def before_training(
     settings: "TrainSettings", inputs: "Inputs", trainer: Any, *, quiet: bool
 ) -> dict[str, Any]:
-    """The look at the start of a run: warnings and fails on stderr; returns what `--json` prints.
+    """The check at the start of a run: warnings and fails on stderr; returns what `--json` prints.
 
     Raises:
         ConfigError: an item failed.
@@ -156,7 +150,7 @@ def before_training(
     if failed:
         names = ", ".join(verdict.item for verdict in failed)
         raise ConfigError(
-            f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all of it, "
-            "--skip-check trains all the same"
+            f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all items, "
+            "--skip-check starts without the check"
         )
     return as_dict(found)

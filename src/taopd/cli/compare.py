@@ -15,31 +15,6 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from taopd.experiments.study.run import StudyPlan
 
-_HELP = """usage: taopd compare STUDY.yaml [options] | taopd compare FOLDER [--output FOLDER]
-
-Every arm of a study with every seed, each in its own process: mean, median, interval over seeds,
-collapsed seeds, paired differences to full distillation and to random tokens with corrected p,
-pictures, and which differences could not have been seen. FOLDER: arms that have already run.
-
-  --output FOLDER   where to write (output of the study, or runs/<name of the file>)
-  --resume          go on: finished arms are kept, the others start anew
-  --overwrite       start anew in a folder that holds a run
-  --workers N       arms at a time (default: one per GPU, else one per core)
-  --list            show the arms, controls included, and stop
-
-The file: student, teacher, prompts (or lab: dialect), match, config (settings of all arms), arms (a
-list) and/or grid (setting: list of values), seeds, equal (steps, update_norm, selected_tokens or
-seconds), evaluate_every, num_test_prompts, random_control, full_control (both true), output, ...
-
-example:
-  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study
-
-  lab: dialect
-  config: {max_steps: 100}
-  grid: {selector: [teachability, entropy], budget: [0.05, 0.1]}
-  seeds: [0, 1, 2]
-"""
-
 
 def run(argv: Sequence[str]) -> int:
     """Check, run, analyse, draw; or analyse a folder of finished arms."""
@@ -71,13 +46,27 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd compare", page=_HELP)
-    parser.add_argument("study")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--list", action="store_true")
+    parser = Parser(
+        prog="taopd compare",
+        description="Every arm of a study with every seed, each in its own process: mean, median, interval "
+        "over seeds, collapsed seeds, paired differences to full distillation and to random tokens with "
+        "corrected p, a picture, and the smallest difference that the seeds can detect.",
+        epilog="The file: student, teacher, prompts (or lab: dialect), config (settings of all arms), arms\n"
+        "(a list) and/or grid (setting: list of values), seeds, equal (steps, update_norm, selected_tokens\n"
+        "or seconds), evaluate_every, num_test_prompts, random_control, full_control, output, ...\n\n"
+        "example:\n  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study",
+    )
+    add = parser.flag
+    add("STUDY", "study file (YAML), or a folder of arms that have finished")
+    add(
+        "--output FOLDER",
+        "where to write (default: output of the study, or runs/<name of the file>)",
+        type=Path,
+    )
+    add("--resume", "continue: finished arms are kept, the others start anew")
+    add("--overwrite", "start anew in a folder that holds a run")
+    add("--workers N", "arms at a time (default: one per GPU or core)", type=int)
+    add("--list", "show the arms, controls included, and stop")
     return parser
 
 
@@ -140,10 +129,10 @@ def _show(results: dict[str, Any], output: Path) -> None:
     console.print(table(results))
     console.print(results["noise_floor"]["words"], highlight=False)
     seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
-    pictures = draw(results, seconds, output)
+    picture = draw(results, output)[0]
     write_text(output / "summary.md", markdown(results, seconds))
     print(f"results:  {output / 'results.json'}\ntable:    {output / 'summary.md'}")
-    print(f"pictures: {', '.join(path.name for path in pictures if path.suffix == '.png')}")
+    print(f"picture:  {picture}\nmore:     taopd report {shlex.quote(str(output))}")
 
 
 def _print_arms(study: Any) -> None:

@@ -10,7 +10,7 @@ def run(argv: Sequence[str]) -> int:
     """Compare every file; 0 without a mismatch, 1 with any."""
     parser = Parser(
         prog="taopd conformance",
-        description="Recompute every token metric, score and selection of reference vectors,\n"
+        description="Recompute every token metric, score and selection of reference vectors, "
         "and count mismatches: masks exact, floats to 1e-9 relative. Exit code 1 if there is any.",
         epilog="example:\n  taopd conformance topk_lists.json",
     )

@@ -1,4 +1,4 @@
-"""`taopd demo`: the tiny lab, from nothing to a distilled student, a table and a picture."""
+"""`taopd demo`: the tiny lab, trains teacher and student, distills, draws a table and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,36 +13,20 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags and run the demo; the heavy imports come after `--help`."""
     parser = Parser(
         prog="taopd demo",
-        description="Make a tiny teacher and student, distill the student on its own rollouts at\n"
+        description="Make a tiny teacher and student, distill the student on its own rollouts at "
         "a 10 % budget next to full distillation and a random control, and show what happened.",
         epilog="example:\n  taopd demo --output runs/demo --overwrite",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="every selector and three seeds (much longer)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/demo"),
-        metavar="FOLDER",
-        help="run folder (runs/demo)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew in a folder that holds a run"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    parser.add_argument(
-        "--steps",
-        type=_steps,
-        default=None,
-        metavar="N",
-        help="optimizer steps per arm (about 300)",
-    )
-    parser.add_argument(
-        "--variant",
+    parser.flag("--all", "every selector and three seeds (much longer)")
+    parser.flag("--output FOLDER", "run folder", default=Path("runs/demo"))
+    parser.flag("--overwrite", "start anew in a folder that holds a run")
+    parser.flag("--resume", "go on with the run in the folder")
+    parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=_steps)
+    parser.flag(
+        "--variant NAME",
+        "dialect: the method should win; reversal: it must lose",
         choices=_VARIANTS,
         default="dialect",
-        help="dialect: the method should win; reversal: it must lose (dialect)",
     )
     options = parser.parse_args(argv)
 

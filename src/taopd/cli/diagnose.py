@@ -1,4 +1,4 @@
-"""`taopd diagnose`: freeze a bank, measure what checkpoints gained on it, test selectors by one step."""
+"""`taopd diagnose`: freeze a bank of contexts, measure gains of checkpoints, test selectors by one step."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser
+from taopd.cli import Parser, layout
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError, suggest
 
@@ -15,57 +15,27 @@ if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank, Rollouts
     from taopd.diagnose.gain import CheckpointGain
 
-_HELP = """usage: taopd diagnose freeze | gain | report | one-step [options]
+_COMMANDS = {
+    "freeze": "sample contexts of the student before training, and score every token",
+    "gain": "what checkpoints gained on these contexts, per token, in nats and share",
+    "report": "every analysis of the gains: tables, pictures, verdicts",
+    "one-step": "one optimizer step per selector from one batch",
+}
+_EXAMPLES = {
+    "freeze": "taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank",
+    "gain": "taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100",
+    "report": "taopd diagnose report runs/bank-gain",
+}
 
-Which of a teacher's signals are learnable, and does a score predict it?
 
-  freeze    write contexts of the student and every signal there, before training
-  gain      what checkpoints gained on a bank, per token, in nats and as a share
-  report    every analysis of the gains: tables, pictures, verdicts in words
-  one-step  one optimizer step per selector from one batch: the test of a selector
-
-`taopd diagnose freeze --help` and so on for the options of each.
-
-example:
-  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
-  taopd diagnose gain runs/bank --after runs/x/checkpoint-100 runs/x/model
-  taopd diagnose report runs/bank-gain
-"""
-
-_FREEZE_HELP = """usage: taopd diagnose freeze --student S --teacher T --prompts FILE --output BANK [options]
-
-Let the student write, score every token with both models, and freeze the result.
-
-  --student S            the student before training, a folder or hub id; --teacher T likewise
-  --prompts FILE         parquet, jsonl, json or csv file with `prompt`, folder or hub id
-  --split NAME           split of the prompts (train)
-  --completions FILE     instead of --prompts: JSON lines with prompt and completion
-  --num-completions N    completions, over the prompts in turn (300; a file: all)
-  --max-tokens N         tokens per completion (192)
-  --k K [K ...]          support sizes (8 16 32)
-  --temperature T        of sampling and of both distributions (1.0)
-  --seed N               of sampling (0)
-  --batch-size N         completions in one forward (8)
-  --dtype NAME           of both models, kept for later: float32, bfloat16 or float16 (float32)
-  --output BANK          folder to write; --overwrite replaces the bank in it
-
-example:
-  taopd diagnose freeze --student S --teacher T --prompts prompts.parquet --output runs/bank
-"""
-
-_GAIN_HELP = """usage: taopd diagnose gain BANK --after CHECKPOINT [CHECKPOINT ...] [options]
-
-What students trained from the bank's gained at its tokens: fall of both KL divergences over
-the full vocabulary, in nats and as a share of the initial KL. Several checkpoints are a curve.
-
-  --after CHECKPOINT ...  folders or hub ids, LoRA adapters too, in the order of the curve
-  --teacher T             the bank's teacher, where it is no longer found
-  --output FOLDER         gains in Parquet and a manifest (BANK-gain)
-  --overwrite             replace the gains in that folder
-
-example:
-  taopd diagnose gain runs/bank --after runs/x/checkpoint-50 runs/x/checkpoint-100
-"""
+def _page() -> str:
+    return (
+        "usage: taopd diagnose COMMAND [options]\n\n"
+        "Which signals of a teacher are learnable, and does a selector's score predict it?\n\n"
+        f"{layout(list(_COMMANDS.items()))}\n\n"
+        "`taopd diagnose COMMAND --help` lists the options of a command.\n\n"
+        f"example:\n{chr(10).join(f'  {line}' for line in _EXAMPLES.values())}"
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -80,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         "one-step": diagnose_one_step.run,
     }
     if not argv or argv[0] in ("-h", "--help"):
-        print(_HELP, end="")
+        print(_page())
         return 0
     if argv[0] not in commands:
         raise ConfigError(f"unknown subcommand {argv[0]!r}.{suggest(argv[0], commands)}")
@@ -131,12 +101,24 @@ def freeze(argv: Sequence[str]) -> int:
 
 def gain(argv: Sequence[str]) -> int:
     """Open the bank, measure every checkpoint, write the folder, print the curve."""
-    parser = Parser(prog="taopd diagnose gain", page=_GAIN_HELP)
-    parser.add_argument("bank", type=Path)
-    parser.add_argument("--after", nargs="+", required=True)
-    parser.add_argument("--teacher")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    parser = Parser(
+        prog="taopd diagnose gain",
+        description="How much nearer students that were trained from the bank's student came to the teacher "
+        "at its tokens: fall of both KL divergences over the full vocabulary, in nats and as a share of "
+        "the initial KL. Several checkpoints make a curve.",
+        epilog=f"example:\n  {_EXAMPLES['gain']}",
+    )
+    add = parser.flag
+    add("BANK", "folder that `taopd diagnose freeze` wrote", type=Path)
+    add(
+        "--after CHECKPOINT",
+        "folders or hub ids, LoRA adapters too, in the order of the curve",
+        nargs="+",
+        required=True,
+    )
+    add("--teacher T", "the bank's teacher, where it was moved")
+    add("--output FOLDER", "gains in Parquet and a manifest (default: BANK-gain)", type=Path)
+    add("--overwrite", "replace the gains in that folder")
     options = parser.parse_args(argv)
 
     import torch
@@ -164,22 +146,39 @@ def gain(argv: Sequence[str]) -> int:
 
 
 def _freeze_parser() -> Parser:
-    parser = Parser(prog="taopd diagnose freeze", page=_FREEZE_HELP)
-    add = parser.add_argument
-    add("--student", required=True)
-    add("--teacher", required=True)
-    add("--prompts")
-    add("--split", default="train")
-    add("--completions", type=Path)
-    add("--num-completions", type=int)
-    add("--max-tokens", type=int, default=192)
-    add("--k", type=int, nargs="+", default=[8, 16, 32])
-    add("--temperature", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8)
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--output", type=Path, required=True)
-    add("--overwrite", action="store_true")
+    parser = Parser(
+        prog="taopd diagnose freeze",
+        description="Sample completions of the student, score every token with both models, write both.",
+        epilog=f"example:\n  {_EXAMPLES['freeze']}",
+    )
+    add = parser.flag
+    add("--student S", "before training; folder or hub id", required=True)
+    add("--teacher T", "folder or hub id", required=True)
+    add("--prompts FILE", "dataset with `prompt`: file, folder or hub id")
+    add("--split NAME", "split of the prompts", default="train")
+    add(
+        "--completions FILE",
+        "instead of --prompts: JSON lines with prompt and completion",
+        type=Path,
+    )
+    add(
+        "--num-completions N",
+        "completions, over the prompts in turn (default: 300; of a file: all)",
+        type=int,
+    )
+    add("--max-tokens N", "tokens a completion", default=192)
+    add("--k K", "support sizes", type=int, nargs="+", default=[8, 16, 32])
+    add("--temperature T", "of sampling and of both distributions", default=1.0)
+    add("--seed N", "of sampling", default=0)
+    add("--batch-size N", "completions a forward", default=8)
+    add(
+        "--dtype NAME",
+        "of both models, also later",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+    )
+    add("--output BANK", "folder to write", type=Path, required=True)
+    add("--overwrite", "replace the bank in it")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`taopd diagnose one-step`: one optimizer step per selector from the same batch, and what it brought."""
+"""`taopd diagnose one-step`: one optimizer step per selector from the same batch, and its gain."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,26 +15,6 @@ if TYPE_CHECKING:
 
     from taopd.diagnose.bank import Rollouts
 
-_HELP = """usage: taopd diagnose one-step --student S --teacher T --prompts FILE --output FOLDER [options]
-
-From one batch of rollouts every selector gets one step at equal budget; then how far both KL
-divergences fell on its tokens, on the others, and on fresh contexts of other prompts.
-
-  --student S, --teacher T  folders or hub ids with the same tokenizer
-  --prompts FILE            with `prompt`; --split NAME (train)
-  --budget 0.05             share of the tokens in the step
-  --selectors NAME ...      default: full, random and the paper's
-  --batches N               repetitions, for intervals (4)
-  --completions N           per batch, one per prompt; needs 2 x batches x N prompts (32)
-  --max-tokens N            tokens per completion (192)
-  --learning-rate 1e-5      of AdamW; sets the common norm of the updates
-  --loss reverse_kl         the loss of the step; --k 16 its and the scores' support size
-  --temperature T, --seed N, --batch-size N (1.0, 0, 8)
-  --output FOLDER           steps.parquet, summary.parquet, manifest; --overwrite
-
-example:
-  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step
-"""
 ONE_STEP_FORMAT = "taopd-one-step-1"
 
 
@@ -96,25 +76,31 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd diagnose one-step", page=_HELP)
-    add = parser.add_argument
-    add("--student", required=True)
-    add("--teacher", required=True)
-    add("--prompts", required=True)
-    add("--split", default="train")
-    add("--budget", type=float, default=0.05)
-    add("--selectors", nargs="+")
-    add("--batches", type=int, default=4)
-    add("--completions", type=int, default=32)
-    add("--max-tokens", type=int, default=192)
-    add("--learning-rate", type=float, default=1e-5)
-    add("--loss", default="reverse_kl")
-    add("--k", type=int, default=16)
-    add("--temperature", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8)
-    add("--output", type=Path, required=True)
-    add("--overwrite", action="store_true")
+    parser = Parser(
+        prog="taopd diagnose one-step",
+        description="Every selector gets one optimizer step at equal budget from the same batch of "
+        "rollouts; then how far both KL divergences fell on its tokens, on the others, and on other prompts.",
+        epilog="example:\n"
+        "  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step",
+    )
+    add = parser.flag
+    add("--student S", "folder or hub id", required=True)
+    add("--teacher T", "with the same tokenizer", required=True)
+    add("--prompts FILE", "dataset with `prompt`", required=True)
+    add("--split NAME", "split of the prompts", default="train")
+    add("--budget B", "share of the tokens in the step", default=0.05)
+    add("--selectors NAME", "default: full, random and the paper's", nargs="+")
+    add("--batches N", "repetitions, for intervals", default=4)
+    add("--completions N", "per batch, one per prompt; needs 2 x batches x N prompts", default=32)
+    add("--max-tokens N", "tokens a completion", default=192)
+    add("--learning-rate R", "of AdamW; sets the common norm of the updates", default=1e-05)
+    add("--loss NAME", "loss of the step", default="reverse_kl")
+    add("--k K", "support size", default=16)
+    add("--temperature T", "of sampling", default=1.0)
+    add("--seed N", "of sampling", default=0)
+    add("--batch-size N", "completions a forward", default=8)
+    add("--output FOLDER", "steps.parquet, summary.parquet, manifest", type=Path, required=True)
+    add("--overwrite", "replace what it holds")
     return parser
 
 

@@ -14,34 +14,33 @@ if TYPE_CHECKING:
 
     from taopd.diagnose.gain_analysis import Analysis
 
-_HELP = """usage: taopd diagnose report GAINS [options]
-
-Does teachability predict what was learned? Every analysis of the gains of the last checkpoint, and
-for each claim of the paper: holds, does not hold, or undecided here, with number, interval and n.
-
-  GAINS                   folder that `taopd diagnose gain` wrote
-  --k K                   support size of the scores (16 where the bank has it)
-  --cluster NAME          unit of the intervals: prompt or completion (prompt)
-  --reference             the released tools' choices, to compare with a published number
-  --num-resamples N       of the bootstrap (1000)
-  --seed N                of the bootstrap and the random selector (0)
-  --output FOLDER         tables as CSV, verdicts.json, report.md, pictures (GAINS-report)
-
-example:
-  taopd diagnose report runs/bank-gain
-"""
-
 
 def run(argv: Sequence[str]) -> int:
     """Read, analyse, write, draw, print the verdicts."""
-    parser = Parser(prog="taopd diagnose report", page=_HELP)
-    parser.add_argument("gains", type=Path)
-    parser.add_argument("--k", type=int)
-    parser.add_argument("--cluster", choices=("prompt", "completion"), default="prompt")
-    parser.add_argument("--reference", action="store_true")
-    parser.add_argument("--num-resamples", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
+    parser = Parser(
+        prog="taopd diagnose report",
+        description="Does teachability predict what was learned? Analyses of the gains of the last "
+        "checkpoint. For each claim of the paper: holds, does not hold, or undecided here, with "
+        "number, interval, n.",
+        epilog="example:\n  taopd diagnose report runs/bank-gain",
+    )
+    add = parser.flag
+    add("GAINS", "folder that `taopd diagnose gain` wrote", type=Path)
+    add("--k K", "support size of the scores (default: 16 where the bank has it)", type=int)
+    add(
+        "--cluster NAME",
+        "unit of the intervals",
+        choices=("prompt", "completion"),
+        default="prompt",
+    )
+    add("--reference", "the released tools' choices, to compare with a published number")
+    add("--num-resamples N", "of the bootstrap", default=1000)
+    add("--seed N", "of the bootstrap and the random selector", default=0)
+    add(
+        "--output FOLDER",
+        "tables as CSV, verdicts.json, report.md, pictures (default: GAINS-report)",
+        type=Path,
+    )
     options = parser.parse_args(argv)
 
     from taopd.diagnose.features import AnalysisSettings

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser
+from taopd.cli import GRADING, Parser
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError
 
@@ -13,31 +13,7 @@ if TYPE_CHECKING:
     from taopd.experiments.evaluation.evaluate import EvaluationResult
     from taopd.experiments.evaluation.lm_eval import SuiteResult
 
-
 _MAX_NEW_TOKENS = 512
-_HELP = """usage: taopd evaluate MODEL (--dataset FILE | --suite lm-eval:TASK,...) [options]
-
-Pass@1 and pass@k of a model (folder or hub id) on the columns prompt and answer of a dataset, with
-errors clustered by problem; or tasks of lm-evaluation-harness (aime24, ifeval, hendrycks_math500).
-
-  --dataset FILE         parquet, jsonl, json or csv file, folder, or hub id
-  --dataset-config NAME, --split NAME   of a dataset (split: test, or the only one)
-  --match HOW            auto, exact, math or regex:PATTERN (auto)
-  --num-samples N        completions per problem (1)
-  --greedy               most likely token instead of sampling
-  --temperature T, --top-p P, --top-k K   of sampling (1.0, 1.0, 0: no cut)
-  --max-new-tokens N     length limit of a completion (512; of a suite: the task's own)
-  --batch-size N         completions generated together (32)
-  --seed N, --limit N    seed of sampling (0); only the first N problems
-  --output FOLDER        write results.json and transcripts.jsonl there; --overwrite replaces
-  --suite-path FOLDER    task files (YAML) of your own, from a folder that you trust
-  --num-fewshot N, --chat-template   of a suite (as the task says; no template)
-  --run-generated-code   allow a suite to execute what the model wrote (humaneval)
-
-example:
-  taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval
-  taopd evaluate runs/x/model --suite lm-eval:hendrycks_math500,ifeval --output runs/x-suite
-"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -90,29 +66,41 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd evaluate", page=_HELP)
-    add = parser.add_argument
-    add("model")
-    add("--dataset")
-    add("--suite")
-    add("--suite-path", type=Path)
-    add("--num-fewshot", type=int)
-    add("--chat-template", action="store_true")
-    add("--run-generated-code", action="store_true")
-    add("--dataset-config")
-    add("--split")
-    add("--match", default="auto")
-    add("--num-samples", type=int, default=1)
-    add("--greedy", action="store_true")
-    add("--temperature", type=float, default=1.0)
-    add("--top-p", type=float, default=1.0)
-    add("--top-k", type=int, default=0)
-    add("--max-new-tokens", type=int)
-    add("--batch-size", type=int, default=32)
-    add("--seed", type=int, default=0)
-    add("--limit", type=int)
-    add("--output", type=Path)
-    add("--overwrite", action="store_true")
+    parser = Parser(
+        prog="taopd evaluate",
+        usage="MODEL (--dataset FILE | --suite lm-eval:TASK,...) [options]",
+        description="Pass@1 and pass@k of a model on the columns prompt and answer of a dataset, with "
+        "errors clustered by problem; or tasks of lm-evaluation-harness (aime24, ifeval, ...).",
+        epilog="example:\n"
+        "  taopd evaluate runs/x/model --dataset test.jsonl --num-samples 8 --output runs/x-eval\n"
+        "  taopd evaluate runs/x/model --suite lm-eval:hendrycks_math500 --output runs/x-suite",
+    )
+    add = parser.flag
+    add("MODEL", "folder or hub id")
+    add("--dataset FILE", "file, folder or hub id")
+    add("--dataset-config NAME", "of the dataset")
+    add("--split NAME", "default: test, or only one")
+    add("--limit N", "only the first N problems", type=int)
+    add("--match HOW", GRADING, default="auto")
+    add("--num-samples N", "completions a problem", default=1)
+    add("--greedy", "no sampling")
+    add("--temperature T", "of sampling", default=1.0)
+    add("--top-p P", "nucleus sampling", default=1.0)
+    add("--top-k K", "of sampling; 0: no cut", default=0)
+    add("--seed N", "of sampling", default=0)
+    add(
+        "--max-new-tokens N",
+        f"length limit of a completion (default: {_MAX_NEW_TOKENS}; of a suite: the task's own)",
+        type=int,
+    )
+    add("--batch-size N", "completions at a time", default=32)
+    add("--output FOLDER", "results and transcripts", type=Path)
+    add("--overwrite", "replace what it holds")
+    add("--suite TASKS", "lm-eval:TASK,...")
+    add("--num-fewshot N", "default: as the task says", type=int)
+    add("--chat-template", "apply it in a suite")
+    add("--suite-path FOLDER", "own task files (YAML), from a source you trust", type=Path)
+    add("--run-generated-code", "allow a suite to execute what the model wrote (humaneval)")
     return parser
 
 

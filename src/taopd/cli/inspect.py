@@ -3,50 +3,38 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from taopd.cli import Parser
+from taopd.cli import GRADING, Parser
 from taopd.errors import ConfigError, DataError, suggest
-
-_HELP = """usage: taopd inspect RUN [options]
-
-Rollouts of a run as running text, tokens shaded by a signal, kept tokens underlined. Plain text,
-kept tokens in [brackets], where the output is no terminal.
-
-  --signal NAME   disagreement, compatibility, entropy, score, learnable, incompatible or kept
-  --rollout N     only this one, counted from 0 (may be repeated)
-  --order NAME    logged, taught, disagreement, incompatible (logged)
-  --wrong         only rollouts with a wrong answer
-  --truncated     only truncated rollouts
-  --limit N       rollouts shown (4)
-  --match HOW     how completions are graded: auto, exact, math or regex:PATTERN (auto)
-  --tokens        below each rollout, its kept tokens with rank, signals and both models' best
-
-example:
-  taopd inspect runs/tiny --signal disagreement --order taught
-"""
-ORDERS = ("logged", "taught", "disagreement", "incompatible")
+from taopd.runs.signal_names import ORDERS, SHADES_OF_RUNS
 
 
 def run(argv: Sequence[str]) -> int:
     """Read, filter, order, print."""
-    parser = Parser(prog="taopd inspect", page=_HELP)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--signal", default="learnable")
-    parser.add_argument("--rollout", type=int, action="append")
-    parser.add_argument("--order", choices=ORDERS, default="logged")
-    parser.add_argument("--wrong", action="store_true")
-    parser.add_argument("--truncated", action="store_true")
-    parser.add_argument("--limit", type=int, default=4)
-    parser.add_argument("--match")
-    parser.add_argument("--tokens", action="store_true")
+    parser = Parser(
+        prog="taopd inspect",
+        description="Rollouts of a run as running text. Tokens are shaded by a signal and kept tokens are "
+        "underlined. Where the output is no terminal: plain text, kept tokens in [brackets].",
+        epilog="example:\n  taopd inspect runs/tiny --signal disagreement --order taught",
+    )
+    add = parser.flag
+    add("RUN", "run folder", type=Path)
+    add("--signal NAME", ", ".join(SHADES_OF_RUNS), default="learnable")
+    add("--rollout N", "only this one, from 0; repeatable", type=int, action="append")
+    add("--order NAME", choices=list(ORDERS), default="logged")
+    add("--wrong", "only rollouts with a wrong answer")
+    add("--truncated", "only truncated rollouts")
+    add("--limit N", "rollouts shown", default=4)
+    add("--match HOW", f"{GRADING} (default: that of the run)")
+    add("--tokens", "also a table of the kept tokens: rank, signals, both models' best")
     options = parser.parse_args(argv)
 
     from taopd.report import terminal
     from taopd.report.folders import read_folders
     from taopd.report.rollouts import read_rollouts
 
-    if options.signal not in terminal.SIGNALS:
+    if options.signal not in SHADES_OF_RUNS:
         raise ConfigError(
-            f"--signal {options.signal} is unknown.{suggest(options.signal, terminal.SIGNALS)}"
+            f"--signal {options.signal} is unknown.{suggest(options.signal, SHADES_OF_RUNS)}"
         )
     if options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: must be at least 1")
@@ -74,5 +62,5 @@ def run(argv: Sequence[str]) -> int:
         tokens=options.tokens,
     )
     if not chosen:
-        print("no rollout is like that")
+        print("no rollout matches these filters")
     return 0

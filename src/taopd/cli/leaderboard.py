@@ -11,40 +11,24 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags, run what is missing, write the tables; heavy imports come after `--help`."""
     parser = Parser(
         prog="taopd leaderboard",
-        description="Train every selector at 2, 5, 10 and 30 % on five variants of the tiny lab, with\n"
-        "sampled and exact reverse KL and five seeds, and rank them. Finished jobs are kept:\n"
+        description="Train every selector at 2, 5, 10 and 30 % on five variants of the tiny lab, with "
+        "sampled and exact reverse KL and five seeds, and rank them. Finished jobs are kept: "
         "a second call goes on, and a new selector runs its own rows alone.",
         epilog="example:\n"
         "  taopd leaderboard\n"
         '  taopd leaderboard --selector "teachability*compatible" --selector mypackage.scores:mine',
     )
-    parser.add_argument(
-        "--selector",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only this one; may be repeated (all)",
+    parser.flag(
+        "--selector NAME", "only this one; repeatable (default: all)", action="append", default=[]
     )
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="NAME", help="only this lab (all)"
-    )
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="training seeds (5)")
-    parser.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="processes (one per core)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=Path,
-        default=Path("runs/leaderboard"),
-        metavar="FOLDER",
-        help="finished jobs (runs/leaderboard)",
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
+    parser.flag("--variant NAME", "only this lab (default: all)", action="append", default=[])
+    parser.flag("--seeds N", "training seeds", default=5)
+    parser.flag("--workers N", "processes (default: one per core)", type=int)
+    parser.flag("--jobs FOLDER", "finished jobs", default=Path("runs/leaderboard"))
+    parser.flag(
+        "--into FILE",
+        "the leaderboard; rows of other selectors stay",
         default=Path("docs/results/tinylab.json"),
-        metavar="FILE",
-        help="the leaderboard; rows of other selectors stay (docs/results/tinylab.json)",
     )
     options = parser.parse_args(argv)
 

@@ -15,28 +15,6 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from taopd.trainer.cost import Plan, PlanSettings
 
-_HELP = """usage: taopd plan (--config FILE | --student X --teacher X) [options]
-
-What one optimizer step on one device will cost: memory by part, FLOPs of matmuls by stage, and the
-ratio to full distillation in TRL, from configs alone; of several ranks, what one of them holds
-and sends. Not counted: elementwise work, allocator and kernel buffers; sequences are at full
-length, selection is random.
-
-  --config FILE          YAML of `taopd train`; its flags are accepted here too
-  --student X            folder with config.json, or a public name (Qwen3-0.6B, 1.7B, 4B, 8B, 14B,
-  --teacher X            Qwen2.5-3B, DeepSeek-R1-Distill-Qwen-14B)
-  --batch N, --micro-batches N          completions at a time, and how often per step (1, 1)
-  --prompt-length N, --completion-length N     tokens (256, 512)
-  --budget 0.05, --window W, --top-k K  share that trains; gradient window (none); lists (16)
-  --dtype D              of the matmuls (bfloat16); --student-dtype, --teacher-dtype: of the weights
-  --anchor-fraction F, --lora-rank R, --gradient-checkpointing, --recompute-prefix
-  --num-ranks N, --sharding ddp|fsdp2|zero3     processes (1, ddp); batches are those of one
-  --no-padding           all sequences equally long: attention needs no mask
-  --json                 for machines
-
-example:
-  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4
-"""
 _OVERRIDES = (
     *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
     *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
@@ -78,24 +56,47 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="taopd plan", page=_HELP)
-    add = parser.add_argument
-    for name in ("--config", "--student", "--teacher"):
-        add(name)
-    for name in ("--batch", "--micro-batches", "--prompt-length", "--completion-length"):
-        add(name, type=int)
-    add("--budget", type=float)
-    add("--window", type=int)
-    add("--top-k", type=int)
-    add("--num-ranks", type=int)
-    for name in ("--dtype", "--student-dtype", "--teacher-dtype", "--device", "--sharding"):
-        add(name)
-    add("--anchor-fraction", type=float)
-    add("--lora-rank", type=int)
-    add("--gradient-checkpointing", action="store_const", const=True)
-    add("--recompute-prefix", dest="keep_prefix", action="store_const", const=False)
-    add("--no-padding", dest="padded", action="store_const", const=False)
-    add("--json", action="store_true")
+    parser = Parser(
+        prog="taopd plan",
+        usage="(--config FILE | --student S --teacher T) [options]",
+        description="What one optimizer step on one device costs, from configs alone: memory by part, FLOPs "
+        "of matmuls by stage, the ratio to full distillation in TRL, and what each process sends. Not "
+        "counted: elementwise work, allocator and kernel buffers. Sequences have full length.",
+        epilog="example:\n"
+        "  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4",
+    )
+    add = parser.flag
+    add("--config FILE", "YAML of `taopd train`; its flags are accepted here too")
+    add("--student S", "folder with config.json, or a public name (Qwen3-0.6B, Qwen3-8B, ...)")
+    add("--teacher T", "likewise")
+    for name, words in (
+        ("batch", "completions at a time (1)"),
+        ("micro-batches", "per optimizer step (1)"),
+        ("prompt-length", "tokens (256)"),
+        ("completion-length", "tokens (512)"),
+        ("window", "gradient window"),
+        ("top-k", "tokens of a list (16)"),
+        ("lora-rank", "of an adapter"),
+        ("num-ranks", "processes (1)"),
+    ):
+        add(f"--{name} N", words, type=int)
+    add("--budget B", "share that trains (0.05)", type=float)
+    add("--anchor-fraction F", "share under the anchor", type=float)
+    for name, words in (
+        ("dtype", "of matmuls (bfloat16)"),
+        ("student-dtype", "of weights (float32)"),
+        ("teacher-dtype", "of weights (bfloat16)"),
+        ("device", "gpu, cpu (gpu)"),
+        ("sharding", "ddp, fsdp2, zero3 (ddp)"),
+    ):
+        add(f"--{name} NAME", words)
+    for flag, name, value, words in (
+        ("gradient-checkpointing", "gradient_checkpointing", True, "recompute activations"),
+        ("recompute-prefix", "keep_prefix", False, "compute the prefix again per micro-batch"),
+        ("no-padding", "padded", False, "equal lengths: no mask"),
+    ):
+        add(f"--{flag}", words, dest=name, action="store_const", const=value)
+    add("--json", "for machines")
     return parser
 
 

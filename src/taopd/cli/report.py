@@ -4,30 +4,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from taopd.cli import Parser
+from taopd.cli import GRADING, Parser
 from taopd.errors import ConfigError
-
-_HELP = """usage: taopd report FOLDER [FOLDER ...] [options]
-
-One self-contained HTML file from run, study, bank, gains and diagnostic folders: what was run, the
-outcome with intervals, training curves, what was selected, and the token inspector.
-
-  -o, --output FILE   the page (report.html)
-  --max-rollouts N    rollouts in the inspector, shared by the runs (200)
-  --match HOW         how logged completions are graded: auto, exact, math or regex:PATTERN (auto)
-
-example:
-  taopd report runs/tiny runs/tiny-random -o report.html
-"""
 
 
 def run(argv: Sequence[str]) -> int:
     """Read the folders, write the page, say how large it is."""
-    parser = Parser(prog="taopd report", page=_HELP)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
-    parser.add_argument("--max-rollouts", type=int, default=200)
-    parser.add_argument("--match")
+    parser = Parser(
+        prog="taopd report",
+        description="One self-contained HTML file from run, study, bank, gains and diagnostic folders: "
+        "settings, accuracy with intervals, training curves, selected tokens, the token inspector.",
+        epilog="example:\n  taopd report runs/tiny runs/tiny-random -o report.html",
+    )
+    add = parser.flag
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders in any order"
+    )
+    add("-o, --output FILE", "the page", default=Path("report.html"))
+    add("--max-rollouts N", "rollouts in the inspector, shared by the runs", default=200)
+    add("--match HOW", f"{GRADING} (default: that of the run)")
     options = parser.parse_args(argv)
     if options.max_rollouts < 0:
         raise ConfigError(f"--max-rollouts {options.max_rollouts}: must be 0 or more")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import INTERRUPTED
+from taopd.cli import INTERRUPTED, Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,47 +21,31 @@ if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
     from taopd.trainer.trainer import TeachabilityTrainer
 
-_HELP = """usage: taopd train --config FILE [--name value ...] [--resume] [--overwrite]
-
-Distill a student on its own rollouts. FILE is YAML, flags override it. Every field of
-TeachabilityConfig, trl.DistillationConfig, trl.ModelConfig and trl.ScriptArguments is accepted.
-
-  --model_name_or_path X          student, a folder or hub id
-  --teacher_model_name_or_path X  teacher with the same tokenizer
-  --teacher_url http://host:8000  or score with this vLLM or SGLang server, see docs/teachers.md
-  --dataset_name X                parquet, jsonl, json or csv file, folder or hub id
-  --output_dir X                  run folder
-  --budget 0.05                   share of the completion tokens that train
-  --selector teachability         or random, full, entropy, ..., a dotted path of your own
-  --loss reverse_kl               or sampled_reverse_kl, forward_kl, jsd, topk_reverse_kl
-  --method anchored               published: unselected tokens are not held, as in the paper
-  --num_generations 1             completions per prompt
-  --max_completion_length 512     tokens per completion
-  --max_steps N, --learning_rate 1e-6, --temperature 1, --use_peft, --use_vllm, ...
-  --help-all                      every setting with its default
-  --resume, --overwrite           go on from its newest checkpoint; replace the run in output_dir
-  --skip-check                    start without the look that `taopd check` takes (seconds)
-  --quiet                         no line per step
-
-example:
-  taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny
-"""
+SETTINGS = (
+    ("--config FILE", "YAML file with settings; flags override it"),
+    ("--model_name_or_path S", "student, a folder or hub id"),
+    ("--teacher_model_name_or_path T", "teacher with the same tokenizer"),
+    ("--teacher_url URL", "vLLM or SGLang server that scores instead, see docs/teachers.md"),
+    ("--dataset_name X", "parquet, jsonl, json or csv file, folder or hub id"),
+    ("--output_dir FOLDER", "run folder"),
+    ("--budget B", "share of tokens that train"),
+    ("--selector NAME", "teachability, random, full, entropy, ..., or a dotted path of your own"),
+    ("--loss NAME", "reverse_kl, sampled_reverse_kl, forward_kl, jsd or topk_reverse_kl"),
+    (
+        "--method NAME",
+        "anchored, or published: no KL penalty on unselected tokens",
+    ),
+    ("--num_generations N", "completions per prompt"),
+    ("--learning_rate R", "of the optimizer"),
+    ("--max_completion_length N", "in tokens"),
+    ("--max_steps N", "optimizer steps"),
+)
+"""The settings on the help page: (flag, help). `--help-all` lists all of them with their defaults."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse, check, claim the folder, train, save; prints where the files are."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    own.add_argument("-h", "--help", action="store_true")
-    own.add_argument("--help-all", action="store_true")
-    own.add_argument("--config", nargs="?", const="")
-    own.add_argument("--resume", action="store_true")
-    own.add_argument("--overwrite", action="store_true")
-    own.add_argument("--quiet", action="store_true")
-    own.add_argument("--skip-check", action="store_true")
-    options, flags = own.parse_known_args(argv)
-    if options.help:
-        print(_HELP, end="")
-        return 0
+    options, flags = _parser().parse_known_args(argv)
     if options.config == "":
         raise ConfigError("--config needs a file")
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
@@ -79,6 +63,26 @@ def run(argv: Sequence[str]) -> int:
         quiet=options.quiet,
         checked=not options.skip_check,
     )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="taopd train",
+        usage="--config FILE [--name value ...] [options]",
+        description="Distill a student on its own rollouts. Every field of TeachabilityConfig, "
+        "trl.DistillationConfig, trl.ModelConfig and trl.ScriptArguments is a setting and a flag.",
+        epilog="example:\n"
+        "  taopd train --config recipes/tiny.yaml --budget 0.1 --output_dir runs/tiny",
+        settings=SETTINGS,
+    )
+    add = parser.flag
+    parser.add_argument("--config", nargs="?", const="", help=argparse.SUPPRESS)
+    add("--resume", "from the newest checkpoint")
+    add("--overwrite", "replace the run in output_dir")
+    add("--skip-check", "start without `taopd check`")
+    add("--quiet", "no line per step")
+    add("--help-all", "every setting with its default")
+    return parser
 
 
 def _train(

@@ -64,12 +64,8 @@ def _rollouts(
         raise DataError(f"{run}: its tables are not those of a bank")
     k = max([size for size in sizes if size <= 16], default=sizes[0])
     columns = {
-        "disagreement": f"disagreement_k{k}",
-        "compatibility": f"compatibility_k{k}",
-        "entropy": "entropy",
-        "student_logprob": "student_logprob",
-        "teacher_logprob": "teacher_logprob",
-        "quadrant": f"quadrant_k{k}",
+        **{name: name for name in ("entropy", "student_logprob", "teacher_logprob")},
+        **{name: f"{name}_k{k}" for name in ("disagreement", "compatibility", "quadrant")},
     }
     kind = tokenizer_kind(words.values())
     rollouts = []

@@ -1,4 +1,4 @@
-"""Terminals that show text as it is."""
+"""A rich console that prints text without interpreting markup."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What a folder holds for the report: runs, studies, banks, gains and diagnostic reports.
+"""Reader of the folders that a report shows: runs, studies, banks, gains and diagnostic reports.
 
 Reads files only, tolerates every one that is absent, and imports no torch. A study's or demo's arms are
 runs of their own, below `arms/`.

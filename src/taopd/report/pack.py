@@ -18,14 +18,10 @@ import numpy as np
 
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
+from taopd.runs.limits import LIST_FLOOR
+from taopd.runs.signal_names import SHADES, SIGNALS, SignalName
 
 LEVELS, MISSING = 1023, 65535
-SIGNALS = (
-    *("disagreement", "compatibility", "entropy", "score", "learnable", "incompatible", "gain"),
-    *("student_logprob", "teacher_logprob"),
-)
-LIST_FLOOR = 5e-4
-"""What `rollout_log` leaves out."""
 FLOORS = (0.0, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 MAX_PROMPT = 4000
 
@@ -102,11 +98,20 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
     pairs = zip(rollouts, start, strict=False)
     described = {
         "columns": packer.columns,
+        "signals": {key: _shade(signal) for key, signal in SHADES.items()},
         "words": listed,
         "floor": max(FLOORS[low], LIST_FLOOR),
         "rollouts": [_described(rollout, int(at)) for rollout, at in pairs],
     }
     return described, stream
+
+
+def _shade(signal: SignalName) -> dict[str, Any]:
+    """What the page's script knows of a signal."""
+    return {
+        **{"name": signal.name, "short": signal.short, "unit": signal.unit},
+        **{"ramp": signal.ramp, "to": signal.top},
+    }
 
 
 def _pack_signals(packer: Packer, rollouts: Sequence[Rollout]) -> None:

@@ -19,9 +19,11 @@ from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
 from taopd.report.pack import pack
 from taopd.report.rollouts import Rollout, read_rollouts
-from taopd.report.sections import Section, all_sections, warnings
+from taopd.report.sections import Section, all_sections
+from taopd.report.sections.warnings import warnings
 from taopd.report.text import embed, escape
 from taopd.runs.jsonl import write_text
+from taopd.runs.signal_names import ORDERS
 
 STYLES = ("page.css", "inspector.css")
 SCRIPTS = ("data.js", "shade.js", "running.js", "details.js", "scatter.js", "main.js")
@@ -171,13 +173,7 @@ def _control(name: str, text: str, inner: str) -> str:
 def _inspector(rollouts: Sequence[Rollout]) -> str:
     if not rollouts:
         return ""
-    orders = (
-        ("logged", "as logged"),
-        ("taught", "most taught"),
-        ("disagreement", "largest disagreement"),
-        ("incompatible", "most incompatible"),
-    )
-    order = "".join(f'<option value="{name}">{text}</option>' for name, text in orders)
+    order = "".join(f'<option value="{name}">{text}</option>' for name, text in ORDERS.items())
     controls = [
         _control("signal", "shade by", '<select id="signal"></select>'),
         _control("run", "run", '<select id="run"></select>'),

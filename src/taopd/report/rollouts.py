@@ -16,19 +16,6 @@ from taopd.runs.schemas import check_rollout
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
 
-PER_TOKEN = (
-    *(
-        "token_ids",
-        "disagreement",
-        "compatibility",
-        "entropy",
-        "score",
-        "learnable",
-        "incompatible",
-    ),
-    *("student_logprob", "teacher_logprob", "rank", "kept", "anchored", "quadrant"),
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:

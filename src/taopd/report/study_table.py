@@ -6,7 +6,6 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-_NOTE_SIGNIFICANT = 0.05
 Bracket = Callable[[float | None, float | None, float], str]
 _EQUAL_WORDS = {
     "steps": "equal optimizer steps ({:g})",
@@ -110,11 +109,6 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     ]
     lines += [f"{arm['name']}: {arm['note']}.\n" for arm in results["arms"] if "note" in arm]
     return "\n".join(lines)
-
-
-def significant(row: dict[str, Any]) -> bool:
-    """Whether a comparison is told apart from zero after correction."""
-    return row["p_holm"] is not None and row["p_holm"] < _NOTE_SIGNIFICANT
 
 
 def _percent(value: float) -> str:

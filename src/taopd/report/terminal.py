@@ -15,16 +15,8 @@ from rich.text import Text
 from taopd.report.console import plain_console
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
+from taopd.runs.signal_names import SELECTED_BY, SHADES, SIGNALS
 
-SIGNALS = {
-    "disagreement": "D, nats",
-    "compatibility": "C, the teacher's mass on the student's top-K",
-    "entropy": "H of the student, nats",
-    "score": "the selector's score",
-    "learnable": "D^L = D~ C~",
-    "incompatible": "D^I = D~ (1 - C~)",
-    "kept": "kept or not",
-}
 BLUES = ("", "#eef5fb", "#dcebf7", "#c3ddf1", "#a5cce9", "#82b7df", "#5d9fd2", "#4590c8")
 ORANGES = ("", "#fef4e8", "#fde6cb", "#fad3a4", "#f5bc79", "#eda552", "#e08f33", "#d27f20")
 MAX_ROLLOUTS = 1_000
@@ -77,7 +69,6 @@ def show(
 
 
 def _visible_prompt(rollout: Rollout) -> str:
-
     return visible(str(rollout.line.get("prompt", ""))[:2000])
 
 
@@ -92,9 +83,9 @@ def _mean(rollout: Rollout, name: str) -> float:
 
 
 def _top(rollouts: Sequence[Rollout], signal: str) -> float:
-    """What the darkest shade begins near: the 99th percentile of the signal, 1 for C and kept."""
-    if signal in ("compatibility", "kept"):
-        return 1.0
+    """Value of the darkest shade: of the table, else the 99th percentile of the signal."""
+    if (top := SHADES[signal].top) is not None or signal == "kept":
+        return top or 1.0
     known = sorted(
         value for one in rollouts for value in _values(one, signal) if not math.isnan(value)
     )
@@ -106,21 +97,22 @@ def _level(value: float, top: float, signal: str) -> int:
         return 0
     if signal == "kept":
         return 5 if value else 0
-    power = 1.0 if signal == "compatibility" else 0.5
+    power = 1.0 if SHADES[signal].top else 0.5
     return min(7, int(8 * min(1.0, value / top) ** power))
 
 
 def _style(level: int, kept: bool, signal: str) -> str:
-    ramp = ORANGES if signal == "incompatible" else BLUES
+    ramp = ORANGES if SHADES[signal].ramp == "o" else BLUES
     ground = f"black on {ramp[level]}" if level else ""
     return f"{ground} {'bold underline' if kept else ''}".strip()
 
 
 def _legend(signal: str, top: float, *, plain: bool) -> Text:
-    text = Text(f"{SIGNALS[signal]}: ")
+    known = SHADES[signal]
+    text = Text(f"{known.name}: " if signal == "kept" else f"{known.name} ({known.unit}): ")
     if plain:
         return text.append("kept tokens in [brackets]")
-    power = 1.0 if signal == "compatibility" else 2.0
+    power = 1.0 if known.top else 2.0
     levels = (0, 5) if signal == "kept" else range(8)
     for level in levels:
         words = (
@@ -167,7 +159,8 @@ def _kept_table(rollout: Rollout) -> Table:
     """The kept tokens by rank: signals, and what both models found likeliest."""
     line = rollout.line
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("token", "rank", "D", "C", "H", "student's best", "teacher's best"):
+    symbols = (SIGNALS[key].symbol for key in SELECTED_BY)
+    for name in ("token", "rank", *symbols, *_BESTS):
         table.add_column(name, justify="left" if name in ("token", *_BESTS) else "right")
     ranks = line.get("rank") or [0] * len(rollout)
     order = sorted(
@@ -175,9 +168,7 @@ def _kept_table(rollout: Rollout) -> Table:
     )
     total = f" of {line['num_valid']:,}" if line.get("num_valid") else ""
     for i in order[:20]:
-        signals = (
-            f"{_values(rollout, n)[i]:.3g}" for n in ("disagreement", "compatibility", "entropy")
-        )
+        signals = (f"{_values(rollout, name)[i]:.3g}" for name in SELECTED_BY)
         best = (_best(rollout, model, i) for model in ("student", "teacher"))
         cells = (rollout.pieces[i].strip("\n "), f"{ranks[i] + 1:,}{total}", *signals, *best)
         table.add_row(*map(Text, cells))
@@ -188,7 +179,6 @@ _BESTS = ("student's best", "teacher's best")
 
 
 def _best(rollout: Rollout, model: str, index: int) -> str:
-
     top = rollout.line.get(f"{model}_top")
     if not top or not top["ids"][index]:
         return ""

@@ -1,4 +1,4 @@
-"""Tokens as people can read them: text of models is data, and nothing in it may act or hide.
+"""Readable, escaped text of tokens and prompts: text of models is data and must not act or hide.
 
 `visible` replaces what a reader cannot see or what moves other text (controls, bidirectional marks,
 zero-width characters, odd spaces) by a sign or by its code point. `readable` turns vocabulary entries

@@ -1,11 +1,11 @@
-"""Limits of drift and truncation, and the likely causes in words. Read by check, trainer and page."""
+"""Limits of drift, truncation and logged lists, and likely causes in words, for check, trainer and page."""
 
 DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
 """Mean |log p_sampler - log p_recomputed|, nats per token."""
-
-
 TRUNCATED = 0.1
 """Share of completions that did not end."""
+LIST_FLOOR = 5e-4
+"""Probability below which an id is left out of a logged list, unless the other model gives it more."""
 
 
 def drift_cause(sampler: str) -> str:

@@ -7,6 +7,7 @@ says it is.
 from typing import Any
 
 from taopd.errors import DataError
+from taopd.runs.signal_names import SIGNALS
 from taopd.runs.validation import (
     ANY,
     MARK,
@@ -25,6 +26,7 @@ from taopd.runs.validation import (
 OBJECT = {...: ANY}
 _CURVE = Some((NUMBER, SHARE))
 _ESTIMATE = {"mean?": NUMBER, "low?": Maybe(NUMBER), "high?": Maybe(NUMBER)}
+_ESTIMATES = {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}
 
 CONFIG = {"changed?": Maybe(OBJECT)}
 ENV = {
@@ -57,7 +59,8 @@ OUTCOME = {
 }
 """One arm and seed, as `taopd.experiments.arm.run_arm` leaves it."""
 STUDY = {
-    "arms?": [OUTCOME | {"greedy?": _ESTIMATE, "sampled?": _ESTIMATE}],
+    # An analysed arm has means over its seeds, which are no whole numbers.
+    "arms?": [OUTCOME | dict.fromkeys(("steps?", "selected_tokens?"), NUMBER) | _ESTIMATES],
     "outcomes?": Maybe([OUTCOME]),
     "comparisons?": [
         {
@@ -100,13 +103,7 @@ ROLLOUT = {
     "kept?": Maybe([Maybe(MARK)]),
     "anchored?": Maybe([Maybe(MARK)]),
     "quadrant?": Maybe([whole(0, 4)]),
-    **{
-        f"{name}?": Maybe([Maybe(NUMBER)])
-        for name in (
-            *("disagreement", "compatibility", "entropy", "score", "learnable", "incompatible"),
-            *("gain", "student_logprob", "teacher_logprob"),
-        )
-    },
+    **{f"{name}?": Maybe([Maybe(NUMBER)]) for name in SIGNALS},
     "student_top?": Maybe(_TOP),
     "teacher_top?": Maybe(_TOP),
     "vocabulary?": {...: Maybe(WORD)},

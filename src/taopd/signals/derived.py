@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals.types import SignalTable, TokenSignals, compatibility_proxy
 
 LOG_RATIO_CLIP = 30.0
@@ -198,7 +199,7 @@ def signal_table(
         valid=valid,
         extra=extra,
     )
-    for name in ("disagreement", "compatibility", "entropy"):
+    for name in SELECTED_BY:
         bad = ~getattr(table, name).isfinite() & valid
         if bad.any():
             row = int(bad.nonzero()[0])

@@ -16,12 +16,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from taopd.distributed.collectives import Ranks
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import SignalTable
 
 PLACE_BYTES = 8
 """Response, position and validity of a row in one int64."""
 _POSITION_BITS = 31
-_COLUMNS = ("disagreement", "compatibility", "entropy")
 
 
 class Gathered(NamedTuple):
@@ -54,7 +54,7 @@ def gather_table(
     if accelerator.num_processes == 1:
         return Gathered(part, part, slice(0, len(part)))
     names = sorted(part.extra if columns is None else set(part.extra) & set(columns))
-    values = [getattr(part, name) for name in _COLUMNS] + [part.extra[name] for name in names]
+    values = [getattr(part, name) for name in SELECTED_BY] + [part.extra[name] for name in names]
     exact = [int(torch.equal(value, value.float().double())) for value in values]
     facts = torch.tensor([[num_rows, len(part), *exact]], device=accelerator.device)
     facts = accelerator.gather(facts).cpu()
@@ -92,7 +92,7 @@ def _all_reduce(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def _to_cpu(table: SignalTable) -> SignalTable:
-    names = (*_COLUMNS, "response", "position", "valid")
+    names = (*SELECTED_BY, "response", "position", "valid")
     moved = {name: getattr(table, name).cpu() for name in names}
     return SignalTable(**moved, extra={name: value.cpu() for name, value in table.extra.items()})
 
@@ -114,9 +114,7 @@ def _unpacked(rows: Tensor, names: list[str], dtypes: list[torch.dtype]) -> Sign
         piece.view(dtype)[:, 0].double() for piece, dtype in zip(pieces[1:], dtypes, strict=True)
     ]
     return SignalTable(
-        disagreement=values[0],
-        compatibility=values[1],
-        entropy=values[2],
+        **dict(zip(SELECTED_BY, values[:3], strict=True)),
         response=place >> (_POSITION_BITS + 1),
         position=(place >> 1) & (2**_POSITION_BITS - 1),
         valid=(place & 1).bool(),

@@ -101,11 +101,6 @@ METRICS: dict[str, str] = {
 """Keys ending in `/*` stand for the statistics their text lists."""
 
 
-def is_documented(key: str) -> bool:
-    """Whether a metric key of ours is in `METRICS`, directly or through its `/*` family."""
-    return key in METRICS or f"{key.rpartition('/')[0]}/*" in METRICS
-
-
 def selection_metrics(
     table: SignalTable, choice: Chosen, part: SignalTable | None = None
 ) -> dict[str, float]:

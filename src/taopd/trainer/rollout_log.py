@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from taopd.runs.bounded_log import BoundedLog
+from taopd.runs.limits import LIST_FLOOR
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import TokenSignals
 from taopd.trainer.scored_batch import ScoredBatch
 
-LIST_FLOOR = 5e-4
-"""Probability below which an id is left out of a logged list, unless the other model gives it more."""
-_SIGNALS = ("disagreement", "compatibility", "entropy", "score")
+_SIGNALS = (*SELECTED_BY, "score")
 
 
 class RolloutLog:
@@ -88,9 +88,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "completion": scored.positions.row.tolist(),
         "position": scored.positions.column.tolist(),
         "token_id": scored.token_ids.tolist(),
-        "disagreement": _rounded(signals.disagreement),
-        "compatibility": _rounded(signals.compatibility),
-        "entropy": _rounded(signals.entropy),
+        **{name: _rounded(getattr(signals, name)) for name in SELECTED_BY},
         "score": _rounded(selection.scores[local]),
         "rank": selection.order[local].tolist(),
         "kept": selection.kept[local].tolist(),

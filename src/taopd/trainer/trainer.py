@@ -241,7 +241,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _tell_observers(self, selected: ScoredBatch, answers: list[Any]) -> None:
         if self.model.training and self.accelerator.is_main_process:
-                seen = replace(selected, batch=selected.batch | {"answers": answers})
+            seen = replace(selected, batch=selected.batch | {"answers": answers})
             for observer in self.observers:
                 observer(seen)
 
@@ -268,7 +268,9 @@ class TeachabilityTrainer(BaseTrainer):
             losses = [self.nonfinite.zero_loss(error, hidden, head)]
         # Their sum. DDP and FSDP average gradients over processes; the weights already hold the global
         # denominator.
-        self._record_losses(losses)
+        self._recorder.add("loss/selected_nats", losses[0].item())
+        for penalty in losses[1:]:
+            self._recorder.add("loss/anchor_nats", penalty.item() / (self.args.anchor_coef or 1.0))
         loss = torch.stack(losses).sum() * self.accelerator.num_processes
         # FSDP2 hands the loss out in the compute dtype: the float32 value goes past the wrapper.
         self._loss_value = loss.detach()
@@ -303,12 +305,6 @@ class TeachabilityTrainer(BaseTrainer):
                 head = read_head(student, self.vocab_size)
                 losses = self._terms(student, hidden, head, part, read)
                 gradients.append(gradients_of(torch.stack(losses).sum(), student))
-
-    def _record_losses(self, losses: list[Tensor]) -> None:
-        names = ("loss/selected_nats", "loss/anchor_nats")
-        scales = (1.0, self.args.anchor_coef or 0.0)
-        for name, scale, loss in zip(names, scales, losses, strict=False):
-            self._recorder.add(name, loss.item() / scale)
 
     def compute_loss(self, *args, **kwargs):
         return with_value(super().compute_loss(*args, **kwargs), self._loss_value)

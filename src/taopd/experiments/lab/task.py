@@ -44,7 +44,6 @@ NUM_DIGITS = 3
 """Digits of a summand."""
 NUM_ANSWER_DIGITS = NUM_DIGITS + 1
 NUM_NUMBERS = 10**NUM_DIGITS
-PROMPT_LENGTH = 2 * NUM_DIGITS + 2
 COMPLETION_LENGTH = 2 * NUM_ANSWER_DIGITS + 1
 NUM_EXTRA_TOKENS = 4
 """Tokens that a completion may go on for where ending it is part of the task."""

@@ -12,19 +12,12 @@ from torch import Tensor
 
 from taopd.kernels import TopKScores
 from taopd.kernels.scores import select_top
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import TokenSignals, signals_from_answer, topk_lists_signals
 
 PREFIX = "taopd_"
 """Of every column that the adapter adds to verl's batch."""
-SIGNAL_COLUMNS = (
-    "disagreement",
-    "compatibility",
-    "entropy",
-    "reverse_disagreement",
-    "bhattacharyya",
-    "overlap",
-    "jaccard",
-)
+SIGNAL_COLUMNS = (*SELECTED_BY, "reverse_disagreement", "bhattacharyya", "overlap", "jaccard")
 """Fields of `TokenSignals` that travel to the controller."""
 COLUMNS = (*SIGNAL_COLUMNS, "student_logprobs", "teacher_logprobs", "covered")
 BLOCK_ROWS = 1024

@@ -8,6 +8,8 @@ T.load = async function () {
   T.words = described.words;
   T.rollouts = described.rollouts.map((rollout, index) => ({ ...rollout, index }));
   T.floor = described.floor;
+  // Per signal: name, short name, unit, ramp ("s" blue, "o" orange), value of the darkest level or null.
+  T.signals = described.signals;
   T.columns = {};
   for (const [name, column] of Object.entries(described.columns)) {
     T.columns[name] = T.decode(stream, column);

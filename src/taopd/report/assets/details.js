@@ -31,7 +31,7 @@ T.numbers = function (token) {
   const list = T.element("dl", "numbers");
   const quadrant = T.columns.quadrant[token];
   const shown = T.offered().filter((name) => name !== "kept").map((name) => [
-    `${T.signals[name].short}${["disagreement", "entropy", "gain"].includes(name) ? ", nats" : ""}`,
+    `${T.signals[name].short}${T.signals[name].unit.startsWith("nats") ? ", nats" : ""}`,
     T.format(T.value(name, token)),
   ]);
   const known = shown.filter(([, value]) => value !== "–");

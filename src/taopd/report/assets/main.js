@@ -31,7 +31,7 @@ T.fillList = function () {
       head.append(T.element("span", "", T.title(rollout)), T.element("span", "", marks.filter(Boolean).join(" ")));
       button.append(head, T.element("span", "sub", rollout.prompt.slice(0, 80)));
       const kept = `${(100 * rollout.kept).toFixed(0)} % kept`;
-      button.append(T.element("span", "sub", `${kept}, D ${T.format(rollout.meanD)}, Dᴵ ${T.format(rollout.meanI)}`));
+      button.append(T.element("span", "sub", `${kept}, ${T.signals.disagreement.short} ${T.format(rollout.meanD)}, ${T.signals.incompatible.short} ${T.format(rollout.meanI)}`));
       button.addEventListener("click", () => T.show(rollout, null));
       button.rollout = rollout;
       return button;

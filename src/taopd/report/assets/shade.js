@@ -1,14 +1,4 @@
-// Signals: what each is, how it is binned, and the legend. Levels 0 to 7, "s" blue, "o" orange.
-T.signals = {
-  disagreement: { name: "D, disagreement", short: "D", unit: "nats", ramp: "s" },
-  compatibility: { name: "C, compatibility", short: "C", unit: "teacher's mass on the student's top-K, 0 to 1", ramp: "s", to: 1 },
-  entropy: { name: "H, the student's entropy", short: "H", unit: "nats", ramp: "s" },
-  learnable: { name: "Dᴸ, learnable disagreement", short: "Dᴸ", unit: "D̃·C̃, 0 to 1", ramp: "s" },
-  incompatible: { name: "Dᴵ, incompatible disagreement", short: "Dᴵ", unit: "D̃·(1 − C̃), 0 to 1", ramp: "o" },
-  score: { name: "the selector's score", short: "score", unit: "as the selector gave it", ramp: "s" },
-  gain: { name: "gain since the bank was frozen", short: "gain", unit: "nats; orange: it got worse", ramp: "s" },
-  kept: { name: "kept or not", short: "kept", unit: "underlined: the teacher taught it", ramp: "s" },
-};
+// How a signal is binned, and the legend. Levels 0 to 7, "s" blue, "o" orange.
 T.offered = () => Object.keys(T.signals).filter((name) => name === "kept" || T.columns[name]);
 
 // The scale of a signal is that of all tokens in the report: its 99th percentile is the darkest level.

@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from rich import box
 from rich.table import Table
-from scipy import stats
 
+from taopd.experiments.study.statistics import wilson
 from taopd.report.figures import style as drawing
 from taopd.report.figures.style import MARKERS
 
@@ -38,8 +38,7 @@ def interval(accuracies: Iterable[float], num_prompts: int) -> tuple[float, floa
     mean = sum(values) / len(values)
     if len(values) > 1:
         return mean, min(values), max(values)
-    bounds = stats.binomtest(round(mean * num_prompts), num_prompts).proportion_ci(method="wilson")
-    return mean, float(bounds.low), float(bounds.high)
+    return mean, *wilson(mean, num_prompts)
 
 
 def interval_words(results: dict[str, Any]) -> str:

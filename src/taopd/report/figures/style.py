@@ -1,4 +1,4 @@
-"""What the pictures share: colors, markers, error bars, words, files.
+"""Shared style of the PNG figures: colors, markers, error bars, words, files.
 
 Series differ in marker, line style or hatch as well as in color. SVG ids are salted with a constant,
 so that the same table gives the same file.

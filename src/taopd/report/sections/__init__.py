@@ -4,39 +4,31 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import accuracy as outcome
-from taopd.report.sections import learnable as diagnostic
-from taopd.report.sections import runs, selected, training
-from taopd.report.sections import warnings as cautions
+from taopd.report.sections import accuracy, learnable, runs, selected, training
 from taopd.report.sections.tables import Section
 
-__all__ = ["Section", "all_sections", "warnings"]
+__all__ = ["Section", "all_sections"]
 
 
 def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) -> list[Section]:
     """Every section, empty ones included, in the order of the page."""
     words = (
-        "Which words the teacher got to teach. Point at a token, or walk with the arrow keys: "
-        "<kbd>n</kbd> and <kbd>p</kbd> jump between kept tokens."
+        "Completions token by token, shaded by a signal; kept tokens are underlined. Point at a token or "
+        "use the arrow keys; <kbd>n</kbd> and <kbd>p</kbd> go to the next and the previous kept token."
     )
     studies, folders = sources.studies, sources.runs
     parts = (
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
-        ("outcome", "Outcome", outcome.LEAD, outcome.body(studies)),
-        ("budget", "Accuracy by budget", outcome.BUDGET_LEAD, outcome.budget_curve(studies)),
-        ("cost", "What it cost", outcome.COST_LEAD, outcome.against_cost(sources)),
+        ("outcome", "Outcome", accuracy.LEAD, accuracy.body(studies)),
+        ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
+        ("cost", "Accuracy by cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
         ("tokens", "Token by token", words, inspector),
         ("selected", "What was selected", selected.LEAD, selected.body(folders, rollouts)),
         ("training", "Over the training", training.LEAD, training.body(folders)),
-        ("diagnostic", "Which signals were learnable", diagnostic.LEAD, diagnostic.body(sources)),
+        ("diagnostic", "Which signals were learnable", learnable.LEAD, learnable.body(sources)),
         ("speed", "Speed and memory", training.SPEED_LEAD, training.speed(folders)),
     )
     return [
         Section(anchor=anchor, title=title, lead=lead, body=body)
         for anchor, title, lead, body in parts
     ]
-
-
-def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
-    """What a reader should know before the first number."""
-    return cautions.warnings(sources, rollouts)

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from scipy import stats
-
+from taopd.experiments.study.statistics import t_estimate, wilson
 from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
-BUDGET_LEAD = "The share of tokens that trained, and what came of it."
-COST_LEAD = "The same accuracies against what they were paid with."
+BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
+COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
 
 WIDE = (460, 240)
 
@@ -34,15 +33,10 @@ def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, f
 
     None where neither is known.
     """
-    mean = sum(values) / len(values)
-    if len(values) > 1:
-        error = float(stats.sem(values))
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-        return mean, max(0.0, mean - half), min(1.0, mean + half)
-    if not num_prompts:
-        return None
-    bounds = stats.binomtest(round(mean * num_prompts), num_prompts).proportion_ci(method="wilson")
-    return mean, float(bounds.low), float(bounds.high)
+    found = t_estimate(values)
+    if found.low is not None and found.high is not None:
+        return found.mean, max(0.0, found.low), min(1.0, found.high)
+    return (found.mean, *wilson(found.mean, num_prompts)) if num_prompts else None
 
 
 def _estimates(study: Study) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
@@ -70,7 +64,7 @@ def _inside(value: float | None) -> float | None:
 
 
 def interval_words(study: Study) -> str:
-    """What the intervals of a study are."""
+    """The kind and the size of a study's intervals, for captions."""
     seeds = len({row.get("seed") for row in study.outcomes})
     prompts = next(
         (row["num_test_prompts"] for row in study.outcomes if row.get("num_test_prompts")), 0

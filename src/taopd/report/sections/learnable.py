@@ -1,4 +1,4 @@
-"""The fixed-context diagnostic: its verdicts in words and its pictures, as its report folder holds them."""
+"""Verdicts and pictures of the fixed-context diagnostic, from its report folder."""
 
 import base64
 from collections import Counter
@@ -12,12 +12,12 @@ from taopd.report.text import escape
 from taopd.runs.schemas import MANIFEST, VERDICTS
 from taopd.runs.validation import read_document
 
-LEAD = "Measured at frozen contexts, before and after: which tokens gained."
+LEAD = "Gain at fixed contexts: how far the KL to the teacher fell from before to after training."
 PICTURES = {
     "gain_vs_disagreement": "Gain against disagreement, colored by compatibility",
-    "coefficients": "What a unit of learnable and of incompatible disagreement is worth",
+    "coefficients": "Gain per standard deviation of learnable and of incompatible disagreement",
     "matched_top_n": "Mean gain of each selector's tokens at equal budgets",
-    "q3_gap": "Compatible against incompatible tokens where the student is sure and disagrees",
+    "q3_gap": "Compatible minus incompatible tokens at low entropy and high disagreement (Q3)",
     "gain_curve": "Gain over the checkpoints",
 }
 MAX_PICTURE = 400_000

@@ -1,4 +1,4 @@
-"""What was run, and how to run it again."""
+"""Settings, versions, machine and command of every run."""
 
 import shlex
 from collections import Counter
@@ -9,7 +9,7 @@ from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 
-LEAD = "Settings that differ from the defaults; everything else is as the version below has it."
+LEAD = "Settings that differ from the defaults, and the version, commit and machine of each run."
 _MAIN = ("selector", "budget", "loss", "score_top_k", "anchor_coef", "gradient_window", "max_steps")
 _HIDDEN = {"output_dir", "run_name", "logging_dir"}
 
@@ -96,7 +96,7 @@ def _origin(env: dict[str, Any]) -> str:
 
 
 def _teacher(about: dict[str, Any]) -> str:
-    """Who was asked, and what C therefore is."""
+    """The remote teacher, and whether C is exact."""
     version = f" {about['version']}" if about.get("version") else ""
     where = f" at {about['url']}" if about.get("url") else ""
     why = f" ({about['why']})" if about.get("why") else ""
@@ -108,7 +108,7 @@ def _teacher(about: dict[str, Any]) -> str:
 
 
 def _check(run: Run) -> str:
-    """The look before the first step, in one line; what did not pass is in the warnings."""
+    """The result of the check before training, in one line; warnings are listed at the top."""
     counts = Counter(str(item.get("level")) for item in run.check)
     if not counts:
         return ""

@@ -14,19 +14,19 @@ from taopd.report.rollouts import Rollout
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
 from taopd.runs.parquet import read_table
+from taopd.runs.signal_names import QUADRANTS
 
 LEAD = (
-    "Of the tokens of each kind, the share that trained, and what part of all kept tokens that is. The thin "
-    "line is the share of all tokens."
+    "Per group of tokens: the share that trained, and its part of all kept tokens. The thin line is the "
+    "share over all tokens."
 )
 MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
-QUADRANTS = {1: "high H, high D", 2: "high H, low D", 3: "low H, high D", 4: "low H, low D"}
 
 
 def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
-    """Per run: four bar charts and the most and least taught tokens."""
+    """Per run: bar charts, and the tokens kept most and least often."""
     parts = []
-    # The control by chance last: what it kept says nothing about a selector.
+    # The random control last: its kept tokens say nothing about a selector.
     for run in sorted(runs, key=lambda run: run.config.get("selector") == "random"):
         words = _words(run, rollouts)
         tokens = _every_token(run)
@@ -132,13 +132,13 @@ def _bars(tokens: pd.DataFrame, by: pd.Series, *, sort: bool = True) -> str:
 
 
 def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:
-    """Tokens taught most often, and frequent tokens taught least often."""
+    """Tokens kept most often, and frequent tokens kept least often."""
     found = tokens.groupby("token_id")["kept"].agg(["size", "sum", "mean"]).reset_index()
     often = found[found["size"] >= max(5, found["size"].quantile(0.25))]
     most = often[often["sum"] > 0].sort_values(["mean", "sum"], ascending=False).head(NUM_TOKENS)
     least = often.sort_values(["mean", "size"], ascending=[True, False]).head(NUM_TOKENS)
     parts = []
-    for title, rows in (("Most taught tokens", most), ("Least taught tokens", least)):
+    for title, rows in (("Tokens kept most often", most), ("Tokens kept least often", least)):
         columns = (rows[name].tolist() for name in ("token_id", "mean", "size"))
         cells = [
             [_quoted(words[token]), percent(share), f"{seen:,}"]

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from taopd.report.charts import Series, areas, bars, figure, key, lines, number
 from taopd.report.folders import Run
 from taopd.report.sections.tables import table
-from taopd.report.sections.warnings import DRIFT_WARN, TRUNCATED
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED
+from taopd.runs.signal_names import QUADRANTS
 from taopd.trainer.collapse_detector import DRIFT_LIMIT
 
-LEAD = "Every logging step, averaged where there are more points than pixels."
-SPEED_LEAD = "Where a step's time and memory go, against training every token."
+LEAD = "Metrics of every logging step; averaged where there are more points than pixels."
+SPEED_LEAD = "Time and memory of a step by stage, compared with training on every token."
 MAX_RUNS = 8
 CHARTS = (
     ("Loss on the kept tokens", "loss/selected_nats", "nats"),
@@ -25,21 +26,20 @@ CHARTS = (
 )
 GUARDS = (
     ("Drift of the tokens that nobody teaches", "guard/idle_drift_nats", "nats", DRIFT_LIMIT),
-    ("Anchor: KL to the initial student", "loss/anchor_nats", "nats", None),
-    ("Sampler against the scoring pass", "rollout/drift_nats/mean", "nats a token", DRIFT_WARN),
+    ("Anchor: KL to the reference model", "loss/anchor_nats", "nats", None),
+    (
+        "Log-probs: sampler against scoring pass",
+        "rollout/drift_nats/mean",
+        "nats a token",
+        DRIFT_WARN,
+    ),
     ("Truncated completions", "completions/clipped_ratio", "%", 100 * TRUNCATED),
     ("Gain on the bank", "bank/gain_forward_nats/mean", "nats", None),
 )
-"""What a run watches itself by; the last entry is the limit that it warns at."""
+"""Metrics of stability: title, key, unit, and the limit at which a run warns."""
 GUARD_WORDS = (
-    "Drift is how far the unselected tokens moved from the initial student without coming nearer to the "
-    "teacher. The level line, where there is one, is the limit at which a run warns."
-)
-QUADRANTS = (
-    ("q1", "Q1: high H, high D"),
-    ("q2", "Q2: high H, low D"),
-    ("q3", "Q3: low H, high D"),
-    ("q4", "Q4: low H, low D"),
+    "Drift: how far the unselected tokens moved away from the reference model (the initial student) without "
+    "moving towards the teacher. A level line is the limit at which a run warns."
 )
 STAGES = (
     ("perf/sample_s", "sample"),
@@ -64,12 +64,12 @@ def body(runs: Sequence[Run]) -> str:
     )
     parts = [note, legend, f'<div class="grid">{"".join(charts)}</div>']
     if guards:
-        parts.append(f'<h3>Does it hold?</h3><p class="note">{GUARD_WORDS}</p>')
+        parts.append(f'<h3>Stability</h3><p class="note">{GUARD_WORDS}</p>')
         parts.append(f'{legend}<div class="grid">{"".join(guards)}</div>')
     quadrants = [_quadrants(run) for run in logged[:4]]
     if any(quadrants):
         parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
-        words = ", ".join(words for _, words in QUADRANTS)
+        words = ", ".join(f"Q{number}: {words}" for number, words in QUADRANTS.items())
         parts.append(f'<p class="note">{words}; high is above the median of the batch.</p>')
         parts.append(f'<div class="grid">{"".join(quadrants)}</div>')
     return "".join(parts)
@@ -86,7 +86,7 @@ def _chart(
         if (points := run.curve(name))
     ]
     largest = max((abs(y) for one in series for _, y in one.points), default=0.0)
-    # A watched number that stays far below its limit, or at 0, says nothing as a picture.
+    # A chart of a metric that stays far below its limit, or at 0, shows nothing.
     watched = {name for _, name, *_ in GUARDS}
     if not series or (name in watched and largest <= 0.01 * (limit or 0.0)):
         return ""
@@ -94,7 +94,9 @@ def _chart(
 
 
 def _quadrants(run: Run) -> str:
-    curves = [(words, run.curve(f"select/quadrant_{short}")) for short, words in QUADRANTS]
+    curves = [
+        (f"Q{q}: {words}", run.curve(f"select/quadrant_q{q}")) for q, words in QUADRANTS.items()
+    ]
     if len({len(points) for _, points in curves}) > 1 or not curves[0][1]:
         return ""
     series = [

@@ -1,4 +1,4 @@
-"""What a reader should be wary of, on top of the page: every warning that the files themselves give."""
+"""The warnings at the top of the page: what in the files limits the conclusions."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from taopd.report.text import escape
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 
 COLLAPSE = 0.2
-"""Share of accuracy below its own best at which an arm is named."""
+"""Loss of accuracy since its own best, above which an arm counts as collapsed."""
 MAX_SHOWN = 6
 
 
@@ -20,7 +20,7 @@ def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
     found = [text for study in sources.studies for text in _of_study(study)]
     found += [f"{run.name}: {text}" for run in sources.runs for text in _of_run(run)]
     if sources.runs and not rollouts:
-        found.append("No rollouts were logged (log_rollouts: 0), so no token can be looked at")
+        found.append("No rollouts were logged (log_rollouts: 0), so the token inspector is empty")
     found = list(dict.fromkeys(found))
     if not found:
         return ""
@@ -28,7 +28,7 @@ def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
     shown, rest = "".join(items[:MAX_SHOWN]), "".join(items[MAX_SHOWN:])
     more = f"<details><summary>{len(items) - MAX_SHOWN} more</summary><ul>{rest}</ul></details>"
     return (
-        '<div class="warnings" role="note" aria-label="warnings"><strong>Before you read on</strong>'
+        '<div class="warnings" role="note" aria-label="warnings"><strong>Warnings</strong>'
         f"<ul>{shown}</ul>{more if rest else ''}</div>"
     )
 
@@ -40,8 +40,8 @@ def _of_study(study: Study) -> list[str]:
         words = ", ".join(f"{row.get('name')} (seed {row.get('seed')})" for row in fallen[:6])
         more = f" and {len(fallen) - 6} more" if len(fallen) > 6 else ""
         found.append(
-            f"{study.name}: collapsed, at the end {100 * COLLAPSE:.0f} points or more below their own "
-            f"best: {words}{more}"
+            f"{study.name}: collapsed (final accuracy {100 * COLLAPSE:.0f} points or more below their own "
+            f"best): {words}{more}"
         )
     if len({row.get("seed") for row in study.outcomes}) == 1:
         found.append(f"{study.name}: one training seed; its intervals are over prompts only")
@@ -61,7 +61,7 @@ def _of_run(run: Run) -> list[str]:
         found.append(f"collapse guard, step {first.get('step')}: {first.get('reason')}{more}")
     missing = [line for line in run.metrics if "loss" in line and not _finite(line["loss"])]
     if missing:
-        found.append(f"the loss was not a number at step {missing[0].get('step')}")
+        found.append(f"the loss was not finite at step {missing[0].get('step')}")
     found += _sampling(run)
     found += [
         f"check before training, {item.get('item')}: {item.get('measured')}. {item.get('advice')}"
@@ -69,7 +69,9 @@ def _of_run(run: Run) -> list[str]:
         if item.get("level") != "pass"
     ]
     if run.teacher.get("compatibility") == "lower bound":
-        found.append("the teacher gave its own top K only: C is a lower bound, D is of two lists")
+        found.append(
+            "the teacher returned only its own top K: C is a lower bound, D is of two lists"
+        )
     found += _unfinished(run)
     if run.env.get("git_dirty"):
         found.append("the work tree had uncommitted changes")
@@ -77,7 +79,7 @@ def _of_run(run: Run) -> list[str]:
 
 
 def _sampling(run: Run) -> list[str]:
-    """What the sampler and the vocabulary did to the tokens."""
+    """Warnings about sampled tokens: log-probs, truncation, vocabulary."""
     found = []
     apart = [(step, v) for step, v in run.curve("rollout/drift_nats/mean") if v > DRIFT_WARN]
     if apart:
@@ -102,13 +104,14 @@ def _sampling(run: Run) -> list[str]:
 
 def _unfinished(run: Run) -> list[str]:
     found = [
-        f"the last line of {name} is cut: a run that was killed, or goes on" for name in run.torn
+        f"the last line of {name} is cut: the run was killed or is still running"
+        for name in run.torn
     ]
     if not run.metrics:
         return [*found, "no step was logged yet"]
     wanted, done = run.config.get("max_steps"), max(step for step, _ in _steps(run))
     if isinstance(wanted, int) and 0 < done < wanted and not run.results:
-        found.append(f"has done {done:,} of its {wanted:,} steps, and no results yet")
+        found.append(f"{done:,} of {wanted:,} steps are done; there are no results yet")
     return found
 
 

@@ -31,6 +31,7 @@ from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
+from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
 from taopd.trainer.selection import Choice, choose, needed_signals
 
@@ -310,7 +311,7 @@ class Stack:
 
 def take_rows(table: SignalTable, rows: slice) -> SignalTable:
     """A part of a table, as a view."""
-    columns = ("disagreement", "compatibility", "entropy", "response", "position", "valid")
+    columns = (*SELECTED_BY, "response", "position", "valid")
     return replace(
         table,
         extra={name: value[rows] for name, value in table.extra.items()},
