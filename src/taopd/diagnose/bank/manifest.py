@@ -25,7 +25,6 @@ MANIFEST = "manifest.json"
 SOURCES = "sources.json"
 """Paths of the models relative to the bank; not part of its manifest, so that the bank's bytes do not depend
 on its path."""
-_BLOCK_BYTES = 2**20
 _SHAPE = {"format": ANY, "sha256": TEXT, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
 
 
@@ -96,11 +95,8 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path:
