@@ -121,7 +121,7 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
         raise DataError(f"{folder} holds files that are no {what}; choose another output folder")
     if not overwrite:
         raise DataError(f"{folder} already holds a {what}; choose another folder or --overwrite")
-    foreign = sorted({found.name for found in path.iterdir()} - names)
+    foreign = sorted({file.name for file in path.iterdir()} - names)
     if foreign:
         raise DataError(
             f"{folder} holds {foreign[0]} beside the {what}, and overwriting would remove it; move it away"
@@ -168,10 +168,10 @@ def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
         raise DataError(
             f"{path} was {change}: it has {size} bytes and the manifest says {expected['bytes']}"
         )
-    found = file_sha256(path)
-    if found != expected["sha256"]:
+    digest = file_sha256(path)
+    if digest != expected["sha256"]:
         raise DataError(
-            f"{path} was edited: its sha256 is {found[:12]}... and the manifest says "
+            f"{path} was edited: its sha256 is {digest[:12]}... and the manifest says "
             f"{expected['sha256'][:12]}..."
         )
 
