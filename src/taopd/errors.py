@@ -71,6 +71,17 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
         raise ConfigError(f"{name}={value!r}: must be {expected}")
 
 
+def require_known(name: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a setting's value that is none of the known ones.
+
+    Raises:
+        ConfigError: with the nearest known value.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), known)}")
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
 

@@ -201,7 +201,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     def watched(table, *args, **kwargs):
         choice = choose(table, *args, **kwargs)
         if kwargs["training"]:
-            for flags, places in ((choice.selection.kept, kept), (choice.held, anchored)):
+            for flags, places in ((choice.selection.kept, kept), (choice.reference_mask, anchored)):
                 pairs = torch.stack([table.response, table.position], 1)[flags]
                 places.append(pairs.tolist())
         return choice

@@ -46,7 +46,7 @@ def test_a_logged_rollout_holds_what_was_scored(trained):
     here = (scored.positions.row == line["completion"]).nonzero().squeeze(1)
     selection = scored.choice.selection
     assert line["num_valid"] == selection.num_valid and line["cut"] == selection.num_budget
-    assert line["rank"] == selection.ranks[scored.local][here].tolist()
+    assert line["rank"] == selection.order[scored.local][here].tolist()
     for name, values in (
         ("disagreement", scored.signals.disagreement),
         ("learnable", selection.learnable[scored.local]),

@@ -106,14 +106,14 @@ def test_r14_no_valid_rows_leave_the_masks_untouched():
 
 def test_r15_ties_go_to_the_smaller_position_then_the_earlier_response():
     rows = [(1.0, 1.0, 1.0, r, p, True) for r in range(2) for p in range(3)]
-    order = select(table_of(rows), budget=0.5, rules="reference").ranks.tolist()
+    order = select(table_of(rows), budget=0.5, rules="reference").order.tolist()
     assert order == [0, 2, 4, 1, 3, 5]
 
 
 def test_r15_ascending_ties_go_to_the_larger_position_then_the_earlier_response():
     rows = [(1.0, 1.0, 1.0, r, p, True) for r in range(2) for p in range(3)]
     lowest = Selector(name="lowest", scores=entropy, ascending=True)
-    assert select(table_of(rows), selector=lowest).ranks.tolist() == [4, 2, 0, 5, 3, 1]
+    assert select(table_of(rows), selector=lowest).order.tolist() == [4, 2, 0, 5, 3, 1]
 
 
 @pytest.mark.parametrize("rules", ["paper", "reference"])
@@ -123,7 +123,7 @@ def test_r16_q3_takes_its_candidates_and_nothing_else(rules):
         ours = select(table, selector=name, budget=0.9, rules=rules)
         assert torch.equal(ours.kept, (ours.quadrant == 3) & table.valid)
         assert int(ours.kept.sum()) < ours.num_budget
-        assert torch.equal(ours.ranks >= 0, ours.kept)
+        assert torch.equal(ours.order >= 0, ours.kept)
 
 
 def test_r17_the_top_up_goes_by_the_soft_or_whatever_the_selector():

@@ -87,7 +87,7 @@ def test_laws_of_every_selector(table, name, budget, min_keep, paper):
         assert torch.equal(ours.weights, ours.kept.double())
     assert (ours.weights >= 0).all() and (ours.weights[~ours.kept] == 0).all()
     assert ours.scores.isfinite().all() and ((ours.h >= 0) & (ours.h <= 1)).all()
-    ranked = ours.ranks[ours.ranks >= 0].sort().values
+    ranked = ours.order[ours.order >= 0].sort().values
     assert ranked.tolist() == list(range(len(ranked)))
     if budget == 1.0:
         assert torch.equal(ours.kept, table.valid)
@@ -111,7 +111,7 @@ def test_a_monotone_transform_moves_no_rank(table, name, budget):
     one, two = (
         select(t, selector=name, budget=budget, normalization="none") for t in (table, squared)
     )
-    assert torch.equal(one.kept, two.kept) and torch.equal(one.ranks, two.ranks)
+    assert torch.equal(one.kept, two.kept) and torch.equal(one.order, two.order)
 
 
 DRAWN = ("random", "compatible", "selectkd")
@@ -169,7 +169,7 @@ def test_a_column_of_equal_values_gives_zero_not_nan(rules):
 def test_nothing_to_choose_from_keeps_nothing(name, rows):
     ours = select(table_of(rows), selector=name, min_keep=1)
     assert not ours.kept.any() and ours.num_budget == ours.num_valid == 0
-    assert ours.kept_fraction == 0.0 and (ours.ranks == -1).all()
+    assert ours.kept_fraction == 0.0 and (ours.order == -1).all()
 
 
 def test_budget_is_a_plain_double_product():

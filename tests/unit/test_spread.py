@@ -76,7 +76,7 @@ def compared(whole, parts):
     for part in parts:
         for name in ("num_valid", "num_kept", "num_budget", "kept_fraction"):
             assert getattr(part, name) == getattr(whole, name), name
-        assert bool((part.ranks == -1).all())
+        assert bool((part.order == -1).all())
 
 
 rules = st.fixed_dictionaries(
@@ -140,7 +140,7 @@ def test_loss_weights_anchors_and_metrics_equal_the_whole(reduction):
     )
     how = {"step": 0, "training": True}
     whole = choose(table, args, **how)
-    assert bool(whole.held.any())
+    assert bool(whole.reference_mask.any())
     expected = selection_metrics(table, whole)
 
     def both(part):
@@ -148,7 +148,7 @@ def test_loss_weights_anchors_and_metrics_equal_the_whole(reduction):
         return choice, selection_metrics(part, choice)
 
     parts = on_ranks(table, [5, 9], both)
-    for name in ("held", "anchor_weights", "loss_weights"):
+    for name in ("reference_mask", "anchor_weights", "loss_weights"):
         found = torch.cat([getattr(choice, name) for choice, _ in parts])
         torch.testing.assert_close(found, getattr(whole, name), rtol=1e-14, atol=0)
     for name, mask in whole.shadows.items():

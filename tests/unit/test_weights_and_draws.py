@@ -29,7 +29,7 @@ def test_weightings_by_definition():
         "iw": resolve_selector("iw").scores(view),
     }
     num_kept = int(kept.sum())
-    expected["rank"] = (num_kept - hard.ranks).double() / num_kept
+    expected["rank"] = (num_kept - hard.order).double() / num_kept
     for weighting, weights in expected.items():
         ours = select(table, selector="ier", budget=0.2, weighting=weighting)
         assert torch.equal(ours.kept, kept), weighting
@@ -39,7 +39,7 @@ def test_weightings_by_definition():
 def test_the_score_of_an_ascending_selector_weighs_the_lowest_most():
     table = random_table(masked=0.0)
     ours = select(table, selector="bottom", budget=0.5, weighting="score", normalization="minmax")
-    assert ours.weights[ours.ranks == 0].item() == ours.weights.max().item()
+    assert ours.weights[ours.order == 0].item() == ours.weights.max().item()
 
 
 def test_bad_weightings_are_named():
@@ -60,14 +60,14 @@ def test_bad_weightings_are_named():
 def test_the_response_scope_is_a_selection_in_every_response(table, name, budget):
     ours = select(table, selector=name, budget=budget, scope="response")
     for response in set(table.response.tolist()):
-        mine = (table.response == response) & (ours.ranks >= 0)
+        mine = (table.response == response) & (ours.order >= 0)
         num_valid = int(((table.response == response) & table.valid).sum())
         if budget == 1.0:
             assert int((ours.kept & (table.response == response)).sum()) == num_valid
             continue
         quota = max(1, math.ceil(budget * num_valid)) if num_valid else 0
-        best = sorted(ours.ranks[mine].tolist())[:quota]
-        assert sorted(ours.ranks[mine & ours.kept].tolist()) == best
+        best = sorted(ours.order[mine].tolist())[:quota]
+        assert sorted(ours.order[mine & ours.kept].tolist()) == best
 
 
 def test_one_response_has_one_scope():

@@ -53,7 +53,7 @@ def selector_order(
         normalization=normalization,
         rules="reference" if reference else "paper",
     )
-    return choice.ranks.numpy(), choice.scores.numpy()
+    return choice.order.numpy(), choice.scores.numpy()
 
 
 def places_by_position(ranks: np.ndarray, scores: np.ndarray, num_kept: int) -> int:

@@ -12,6 +12,7 @@ the numbers into as many bins; every rank counts its values below each border, t
 wanted order, and the next byte is searched within it. After eight bytes the number is exact.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,34 @@ def order_statistics(
         part = (below <= wanted).sum(1, keepdim=True)
         found += digits[part] << shift
     return _values(found[:, 0], ascending.dtype).tolist()
+
+
+def quantiles(
+    ascending: Float[Tensor, " M"],
+    shares: Sequence[float],
+    *,
+    snap: bool = True,
+    ranks: Ranks = ALONE,
+) -> list[float] | None:
+    """Quantiles of all ranks' values by linear interpolation at place q (M - 1); None without a value.
+
+    Args:
+        ascending: this rank's values, sorted, float64 without NaN; may be empty.
+        snap: return the value itself between two equal ones, where the weighted sum may be off in the last
+            bit (which the released code keeps).
+    """
+    last = ranks.total(ascending.shape[0]) - 1
+    if last < 0:
+        return None
+    exact = [share * last for share in shares]
+    lower = [math.floor(place) for place in exact]
+    places = [place for low in lower for place in (low, min(low + 1, last))]
+    values = order_statistics(ascending, places, ranks)
+    found = []
+    for place, low, left, right in zip(exact, lower, values[::2], values[1::2], strict=True):
+        weight = place - low
+        found.append(left if snap and left == right else left * (1 - weight) + right * weight)
+    return found
 
 
 def uniform_part(

@@ -47,8 +47,9 @@ def _check(hidden: Tensor, head: Head, target_ids: Tensor, k: int, temperature: 
         raise ShapeError(
             f"hidden has width {hidden.shape[1]}, the head {head.weight.shape[1]}; are they of one model?"
         )
-    if not 1 <= k <= head.vocab_size:
-        fault = "less than 1" if k < 1 else f"larger than the vocabulary of {head.vocab_size} ids"
+    vocab_size = head.weight.shape[0]
+    if not 1 <= k <= vocab_size:
+        fault = "less than 1" if k < 1 else f"larger than the vocabulary of {vocab_size} ids"
         raise ConfigError(f"score_top_k={k}: {fault}")
     if temperature <= 0:
         raise ConfigError(f"temperature={temperature}: must be greater than 0")
@@ -122,10 +123,11 @@ def pair_score(
         ConfigError: if k or temperature is out of range, or `impl` is unknown or cannot run here.
         ShapeError: if the heads' vocabularies, lengths or widths disagree.
     """
-    if student_head.vocab_size != teacher_head.vocab_size:
+    num_ids = student_head.weight.shape[0], teacher_head.weight.shape[0]
+    if num_ids[0] != num_ids[1]:
         raise ShapeError(
-            f"the student's head has {student_head.vocab_size} ids and the teacher's "
-            f"{teacher_head.vocab_size}; cut both to the ids their tokenizers share"
+            f"the student's head has {num_ids[0]} ids and the teacher's {num_ids[1]}; cut both to the ids "
+            "their tokenizers share"
         )
     if not student_hidden.shape[0] == teacher_hidden.shape[0] == target_ids.shape[0]:
         raise ShapeError(

@@ -7,9 +7,16 @@ Sign law: `*_kl` is student against teacher, >= 0 exactly for the exact sums, in
 `sampled_reverse_kl`.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from taopd.errors import ConfigError, suggest
+from taopd.losses.head_loss import LossFunction, Targets
+from taopd.losses.merged_stops import merge_columns, sampled_logprobs
 
 
 def reverse_kl(
@@ -138,3 +145,82 @@ def policy_gradient(
     ratio = (student_logprobs - sampling).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     return -torch.minimum(ratio * gain, clipped * gain)
+
+
+LOSSES: tuple[str, ...] = (
+    "fixed_advantage",
+    "forward_kl",
+    "jsd",
+    "reverse_kl",
+    "routed_kl",
+    "sampled_reverse_kl",
+    "topk_reverse_kl",
+)
+"""Names that `resolve_loss` knows."""
+
+
+SAMPLED = ("fixed_advantage", "sampled_reverse_kl")
+"""Losses on the sampled token alone."""
+
+
+def resolve_loss(
+    name: str,
+    *,
+    beta: float = 0.5,
+    k: int = 16,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    merged_ids: Sequence[int] = (),
+) -> LossFunction:
+    """Return the loss of that name as a function (student log-probs [n, V], targets) -> [n].
+
+    Args:
+        beta: of `jsd`.
+        k: of `topk_reverse_kl`.
+        clip_low: of the losses on the sampled token, with `clip_high`.
+        merged_ids: ids that count as one token in both models (ids that end a completion).
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name in SAMPLED:
+
+        def sampled(student: Tensor, targets: Targets) -> Tensor:
+            advantage = None if name == "sampled_reverse_kl" else FIXED_ADVANTAGE
+            if advantage is None and targets.teacher_logprobs is None:
+                raise ConfigError(
+                    "sampled_reverse_kl needs the teacher's log-prob of the sampled token"
+                )
+            return policy_gradient(
+                sampled_logprobs(student, targets.token_ids, merged_ids=merged_ids),
+                targets.teacher_logprobs,
+                sampling_logprobs=targets.sampling_logprobs,
+                clip_low=clip_low,
+                clip_high=clip_high,
+                advantage=advantage,
+            )
+
+        return sampled
+    divergences: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "reverse_kl": reverse_kl,
+        "forward_kl": forward_kl,
+        "jsd": partial(jsd, beta=beta),
+        "topk_reverse_kl": partial(topk_reverse_kl, k=k),
+        "routed_kl": partial(routed_kl, k=k),
+    }
+    if name not in divergences:
+        raise ConfigError(f"loss={name!r} is unknown.{suggest(name, LOSSES)}")
+    divergence = divergences[name]
+
+    def exact(student: Tensor, targets: Targets) -> Tensor:
+        teacher = targets.teacher_distribution()
+        if merged_ids:
+            student, teacher = (merge_columns(each, merged_ids) for each in (student, teacher))
+        return divergence(student, teacher)
+
+    return exact
+
+
+def needs_teacher_distribution(name: str) -> bool:
+    """Whether a loss reads the teacher's full distribution, not only its log-prob of the sampled token."""
+    return name not in SAMPLED

@@ -16,11 +16,11 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    bias = getattr(head, "bias", None)
+    bias, scale = getattr(head, "bias", None), _logit_scale(config)
     return Head(
         weight=full_tensor(head.weight)[:vocab_size],
         bias=None if bias is None else full_tensor(bias)[:vocab_size],
-        scale=_logit_scale(config),
+        scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 

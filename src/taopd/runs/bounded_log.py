@@ -41,12 +41,13 @@ class BoundedLog:
             while steps and all(step % (2 * self.every) == 0 for step in steps):
                 self.every *= 2
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Write a line, if its step is one of those that are kept."""
-        if line["step"] % self.every and not self._stays(line):
+    def append(self, *lines: dict[str, Any]) -> None:
+        """Write lines of one step, if it is one of those that are kept."""
+        kept = [line for line in lines if line["step"] % self.every == 0 or self._stays(line)]
+        if not kept:
             return
-        append_jsonl(self._path, line)
-        while self._path.stat().st_size > MAX_BYTES and self.every <= line["step"]:
+        append_jsonl(self._path, *kept)
+        while self._path.stat().st_size > MAX_BYTES and self.every <= kept[0]["step"]:
             self.every *= 2
             thin_jsonl(self._path, self.every, self._stays)
             logger.warning(

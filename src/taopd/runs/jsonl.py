@@ -36,8 +36,8 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     _replace(Path(path), "".join(_line(row) for row in rows))
 
 
-def append_jsonl(path: str | Path, obj: Any) -> None:
-    """Append one JSON document as one line and flush it. Non-finite floats become null.
+def append_jsonl(path: str | Path, *documents: Any) -> None:
+    """Append JSON documents, a line each, and flush them. Non-finite floats become null.
 
     What cannot be written in full (a full disk) is taken back before the error goes on.
 
@@ -46,7 +46,7 @@ def append_jsonl(path: str | Path, obj: Any) -> None:
     """
     if os.path.islink(path):
         raise DataError(f"{path} is a symbolic link: a run writes into its own folder only")
-    rest = _line(obj).encode("utf-8")
+    rest = "".join(map(_line, documents)).encode("utf-8")
     with open(path, "ab", buffering=0) as stream:  # a buffer would be written again on closing
         before = stream.tell()
         try:

@@ -52,7 +52,6 @@ def whole(low: int = 0, high: int = 2**53) -> Leaf:
 
 
 ANY = Leaf("anything", lambda v: True)
-FLAG = Leaf("true or false", lambda v: isinstance(v, bool))
 MARK = Leaf("true, false, 0 or 1", lambda v: type(v) in (bool, int) and v in (0, 1))
 NUMBER, SHARE, WHOLE = number(), number(0.0, 1.0), whole()
 TEXT = Leaf("text", lambda v: isinstance(v, str) and _encodes(v))

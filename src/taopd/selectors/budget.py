@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import require, require_known
 from taopd.signals import SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -20,8 +20,8 @@ def check_budget(budget: object, name: str = "budget") -> None:
     Raises:
         ConfigError: names the setting.
     """
-    inside = isinstance(budget, Real) and 0.0 < float(budget) <= 1.0
-    require(inside, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
+    if not (isinstance(budget, Real) and 0.0 < float(budget) <= 1.0):
+        require(False, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def budget_count(budget: float, num_valid: int) -> int:
@@ -64,10 +64,10 @@ def scheduled_budget(
         >>> scheduled_budget(5, start=0.5, end=0.1, schedule="linear", num_steps=11)
         0.3
     """
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"budget_schedule={schedule!r} is unknown.{suggest(schedule, SCHEDULES)}")
+    require_known("budget_schedule", schedule, SCHEDULES)
     if schedule == "constant" or end is None:
         return start
+    # A schedule of one step has no range to divide by; steps after the last stay at its end.
     x = min(1.0, step / max(1, num_steps - 1))
     share = x if schedule == "linear" else (1.0 - math.cos(math.pi * x)) / 2.0
     return start + (end - start) * share

@@ -55,6 +55,7 @@ def parse_expression(text: str) -> Selector:
     """
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"selector expression of {len(text)} characters; at most {MAX_LENGTH}")
+    # Python's parser answers deep nesting with RecursionError or MemoryError.
     try:
         root = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -88,6 +89,7 @@ def midrank(values: Float[Tensor, " N"], population: Bool[Tensor, " N"]) -> Floa
     if inside.numel() == 0:
         return ranks
     _, group, counts = inside.unique(return_inverse=True, return_counts=True)
+    # Equal values share the middle of their ranks, so that position decides nothing here.
     first = counts.cumsum(0) - counts
     middle = first.double() + (counts.double() - 1.0) / 2.0
     ranks[population] = middle[group] / max(1, inside.shape[0] - 1)
@@ -217,6 +219,7 @@ class _Parser:
         negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
         inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
         value = inner.value if isinstance(inner, ast.Constant) else None
+        # True is an int in Python, and 1e999 parses as infinity.
         if (
             isinstance(value, bool)
             or not isinstance(value, (int, float))

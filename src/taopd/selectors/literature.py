@@ -81,6 +81,7 @@ def selectkd(view: NormalizedView) -> Float[Tensor, " N"]:
 
 def selectkd_weight(view: NormalizedView) -> Float[Tensor, " N"]:
     """1 for an accepted token, 0.01 for a rejected one. Source: SelecTKD, arXiv 2510.24021."""
+    # Not 0: a rejected token that was selected still trains a little, as in the source.
     accepted = view.signal("student_top1_accepted")
     return torch.where(accepted > 0, 1.0, REJECTED_WEIGHT).double()
 

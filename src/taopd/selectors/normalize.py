@@ -14,15 +14,15 @@ on how they round.
 Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
 """
 
-import math
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.distributed.collectives import ALONE, Ranks, order_statistics, uniform_part
-from taopd.errors import ConfigError, NumericsError, suggest
+from taopd.distributed.collectives import ALONE, Ranks, quantiles, uniform_part
+from taopd.errors import ConfigError, NumericsError, require_known
 from taopd.signals import SignalTable
 
 EPSILON = 1e-12
@@ -96,22 +96,13 @@ def interpolated_quantile(
 ) -> float:
     """Quantile of sorted values of all ranks: linear interpolation at place q (M - 1). [METHOD R9]
 
-    Between two equal values the paper's rules return exactly that value; the released code's
-    weighted sum may be off in the last bit, which "reference" keeps.
-
     Example:
         >>> interpolated_quantile(torch.arange(5.0), 0.05)
         0.2
     """
-    last = ranks.total(ascending.shape[0]) - 1
-    place = q * last
-    low = math.floor(place)
-    weight = place - low
-    below, above = order_statistics(ascending, [low, min(low + 1, last)], ranks)
-    # The weighted sum of two equal values may differ from them in the last bit.
-    if rules == "paper" and below == above:
-        return below
-    return below * (1 - weight) + above * weight
+    values = quantiles(ascending, (q,), snap=rules == "paper", ranks=ranks)
+    assert values is not None
+    return values[0]
 
 
 def scale_of(
@@ -124,15 +115,13 @@ def scale_of(
 ) -> Scale | None:
     """The two values that `normalize` maps to 0 and 1; None where nothing is finite on any rank."""
     ascending = values[population & values.isfinite()].sort().values
-    last = ranks.total(ascending.shape[0]) - 1
-    if last < 0:
+    ends = QUANTILES if normalization == "quantile" else (0.0, 1.0)
+    found = quantiles(ascending, ends, snap=rules == "paper", ranks=ranks)
+    if found is None:
         return None
+    smallest, largest = found
     if normalization == "quantile":
-        low, high = (
-            interpolated_quantile(ascending, q, rules=rules, ranks=ranks) for q in QUANTILES
-        )
-        return low, high
-    smallest, largest = order_statistics(ascending, [0, last], ranks)
+        return smallest, largest
     return (smallest, largest) if normalization == "minmax" else (0.0, max(largest, EPSILON))
 
 
@@ -159,6 +148,7 @@ def normalize(
     scale = scale_of(values, population, normalization=normalization, rules=rules, ranks=ranks)
     if scale is None:
         return torch.zeros_like(values)
+    # Rows outside the population are no part of the scale; a value of theirs could be anything.
     usable, (low, high) = population & values.isfinite(), scale
     spread = high - low
     if rules == "reference" and abs(spread) < EPSILON:
@@ -181,8 +171,10 @@ def quadrants(
     R11]"""
     if not ranks.any(population):
         return torch.zeros_like(h, dtype=torch.int8)
-    high_h = h >= interpolated_quantile(h[population].sort().values, 0.5, ranks=ranks)
-    high_d = d >= interpolated_quantile(d[population].sort().values, 0.5, ranks=ranks)
+    columns = [values[population].sort().values for values in (h, d)]
+    medians = [quantiles(column, (0.5,), ranks=ranks) for column in columns]
+    assert medians[0] is not None and medians[1] is not None
+    high_h, high_d = h >= medians[0][0], d >= medians[1][0]
     number = 4 - 2 * high_h.to(torch.int8) - high_d.to(torch.int8)  # HH 1, HL 2, LH 3, LL 4
     return number.masked_fill_(~population, 0)
 
@@ -200,12 +192,9 @@ def normalized_view(
         ConfigError: for an unknown normalization or set of rules.
         NumericsError: under the paper's rules, if a valid row's D, C or H is not finite.
     """
-    if normalization not in NORMALIZATIONS:
-        raise ConfigError(
-            f"normalization={normalization!r} is unknown.{suggest(normalization, NORMALIZATIONS)}"
-        )
-    if rules not in RULES:
-        raise ConfigError(f"rules={rules!r} is unknown.{suggest(rules, RULES)}")
+    if normalization not in NORMALIZATIONS or rules not in RULES:
+        require_known("normalization", normalization, NORMALIZATIONS)
+        require_known("rules", rules, RULES)
     columns = {
         "h": table.entropy.double(),
         "d": table.disagreement.double(),
@@ -222,6 +211,7 @@ def normalized_view(
                     f"{name.upper()} is not finite at row {int(bad.nonzero()[0])} of the table; "
                     'mask the row or look for NaN logits (rules="reference" reads it as 0)'
                 )
+    # Norm(D C) is a column of its own: the product of normalized columns is another number.
     columns["dc"] = columns["d"] * columns["c"]
     scaled = {
         name: normalize(
@@ -237,3 +227,11 @@ def normalized_view(
         normalization=normalization,
         rules=rules,
     )
+
+
+def seeded_generator(seed: int, step: int) -> torch.Generator:
+    """CPU generator for one step, the same on every rank; neighboring seeds and steps share
+    nothing."""
+    # Not seed + step: seed 0 at step 1 would then draw what seed 1 draws at step 0.
+    digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -222,6 +222,7 @@ def checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:
     Raises:
         ShapeError: it is not.
     """
+    # A tensor of another shape might broadcast, and select other rows without a word.
     if not isinstance(values, Tensor) or values.shape != view.h.shape:
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ShapeError(

@@ -37,6 +37,7 @@ def resolve_selector(selector: str | Score | Selector) -> Selector:
 
 
 def _load(path: str) -> object:
+    # Without a colon the last dot parts module and function.
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -7,19 +7,9 @@ expectation of the sum over all candidates (Horvitz and Thompson, 1952).
 Source: NAT, arXiv 2603.06619 (random token masks with weights 1 / p); systematic sampling: Madow (1949).
 """
 
-import hashlib
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-
-def seeded_generator(seed: int, step: int) -> torch.Generator:
-    """CPU generator for one step, the same on every rank; neighboring seeds and steps share
-    nothing."""
-    # Not seed + step: seed 0 at step 1 would then draw what seed 1 draws at step 0.
-    digest = hashlib.blake2b(f"{seed},{step}".encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def inclusion_probabilities(

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from taopd.selectors import formulas
 from taopd.selectors.budget import budget_count, response_counts, top_up, within_quota
-from taopd.selectors.normalize import NormalizedView, normalized_view
+from taopd.selectors.normalize import NormalizedView, normalized_view, seeded_generator
 from taopd.selectors.registry import Score, Selector, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
-from taopd.selectors.sampling import draw_rows, inclusion_probabilities, seeded_generator
+from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
 from taopd.selectors.topk import best_rows, ranking
 from taopd.selectors.weighting import kept_weights, unit_scores
@@ -35,7 +35,7 @@ class Selection:
 
         kept     F    T    T    F    F
         scores  .1   .9   .5   .3   .8
-        ranks    3    0    1    2   -1     the last row may not train
+        order    3    0    1    2   -1     the last row may not train
         weights .0   1.   1.   .0   .0
     """
 
@@ -44,7 +44,7 @@ class Selection:
     kept: Bool[Tensor, " N"]
     scores: Float[Tensor, " N"]
     """float64, as the selector gave them; 0 where there was no valid row at all."""
-    ranks: Int[Tensor, " N"]
+    order: Int[Tensor, " N"]
     """0-based place in the order of selection; -1 for a row that was no candidate, and where the table is
     spread over ranks: a place there is known only of the cut."""
     num_valid: int
@@ -99,7 +99,7 @@ def select(
     chosen = resolve_selector(selector)
     check_settings(how, chosen)
     check_needs(chosen, table)
-    if not table.ranks.alone:
+    if table.ranks.size > 1:
         check_spread(how, chosen)
     view = normalized_view(
         table,
@@ -133,7 +133,7 @@ class _Order(NamedTuple):
     def places(self, table: SignalTable) -> Int[Tensor, " N"]:
         """0-based place of every row; -1 where it is no candidate, or not known on one rank."""
         places = torch.full_like(table.response, -1, dtype=torch.int64)
-        if table.ranks.alone:
+        if table.ranks.size == 1:
             index = self.best_first
             places[index] = torch.arange(index.shape[0], device=index.device)
         return places
@@ -203,7 +203,7 @@ def _cut(
 
 def _best(chosen: Selector, table: SignalTable, order: _Order, num_kept: int) -> Bool[Tensor, " N"]:
     """This rank's part of the first `num_kept` rows in the order of all ranks."""
-    if table.ranks.alone:
+    if table.ranks.size == 1:
         kept = torch.zeros_like(order.candidates)
         kept[order.best_first[:num_kept]] = True
         return kept
@@ -236,8 +236,11 @@ def _weights(
     probability: Tensor | None,
 ) -> Float[Tensor, " N"]:
     """What every row weighs: 0 where it is not kept, over its probability where it was drawn."""
-    places = order.places(view.table)
-    weights = kept_weights(how.weighting, chosen, order.scores, places, kept, view)
+    if how.weighting == "hard" and not chosen.weighted and chosen.weights is None:
+        weights = kept.double()
+    else:
+        places = order.places(view.table)
+        weights = kept_weights(how.weighting, chosen, order.scores, places, kept, view)
     if probability is None:
         return weights
     # One row of a small probability must not decide the whole step.
@@ -246,6 +249,7 @@ def _weights(
 
 
 def _nothing(view: NormalizedView) -> Selection:
+    # R14: without a row that may train there is no scale, no score and no draw.
     zeros = torch.zeros_like(view.h)
     places = torch.full_like(view.table.response, -1, dtype=torch.int64)
     return _selection(view, zeros, places, view.table.valid.clone(), zeros, 0, None)
@@ -266,7 +270,7 @@ def _selection(
         weights=weights,
         kept=kept,
         scores=scores,
-        ranks=places,
+        order=places,
         num_valid=num_valid,
         num_kept=num_kept,
         num_budget=num_budget,

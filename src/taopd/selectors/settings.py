@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require, require_known
 from taopd.selectors.budget import SCOPES, check_budget
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
@@ -37,13 +37,16 @@ class Rules:
     """See `weighting.kept_weights`."""
 
 
+SHARE = "in [0, 1]"
+
+
 def check_share(share: float, name: str) -> None:
     """Refuse a share outside [0, 1].
 
     Raises:
         ConfigError: names the setting.
     """
-    require(0.0 <= share <= 1.0, name, share, "in [0, 1]")
+    require(0.0 <= share <= 1.0, name, share, SHARE)
 
 
 def check_ranges(how: Rules) -> None:
@@ -55,14 +58,17 @@ def check_ranges(how: Rules) -> None:
     if how.rules == "paper" or not 1.0 < how.budget < math.inf:  # R13: more than 1 counts as 1
         check_budget(how.budget)
     is_count = isinstance(how.min_keep, int) and not isinstance(how.min_keep, bool)
-    require(is_count and how.min_keep >= 0, "min_keep", how.min_keep, "a whole number >= 0")
-    check_share(how.gamma, "gamma")
-    check_share(how.draw_floor, "draw_floor")
-    require(how.draw_clip >= 1.0, "draw_clip", how.draw_clip, "at least 1")
+    for holds, name, expected in (
+        (is_count and how.min_keep >= 0, "min_keep", "a whole number >= 0"),
+        (0.0 <= how.gamma <= 1.0, "gamma", SHARE),
+        (0.0 <= how.draw_floor <= 1.0, "draw_floor", SHARE),
+        (how.draw_clip >= 1.0, "draw_clip", "at least 1"),
+    ):
+        if not holds:
+            require(False, name, getattr(how, name), expected)
     for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
-        value = getattr(how, name)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+        if getattr(how, name) not in choices:
+            require_known(name, getattr(how, name), choices)
 
 
 def check_settings(how: Rules, chosen: Selector) -> None:

@@ -22,6 +22,7 @@ def resolve_weighting(weighting: str) -> Selector | None:
     Raises:
         ConfigError: unknown, or not a plain score.
     """
+    # Before the registered names: "score" means the selector's own, whatever is registered under it.
     if weighting in WEIGHTINGS:
         return None
     try:
@@ -47,7 +48,7 @@ def kept_weights(
     weighting: str,
     chosen: Selector,
     scores: Float[Tensor, " N"],
-    ranks: Int[Tensor, " N"],
+    order: Int[Tensor, " N"],
     kept: Bool[Tensor, " N"],
     view: NormalizedView,
 ) -> Float[Tensor, " N"]:
@@ -67,7 +68,7 @@ def kept_weights(
     elif weighting == "score":
         weights = unit_scores(chosen, scores, view)
     elif weighting == "rank":
-        weights = _rank_weights(ranks, kept)
+        weights = _rank_weights(order, kept)
     elif chosen.weights is not None:
         weights = chosen.weights(view).double()
     else:
@@ -83,10 +84,10 @@ def kept_weights(
     return torch.where(kept, weights, 0.0)
 
 
-def _rank_weights(ranks: Tensor, kept: Tensor) -> Tensor:
+def _rank_weights(order: Tensor, kept: Tensor) -> Tensor:
     num_kept = int(kept.sum())
     # A row that min_keep added may be no candidate, and then has no place: it counts as last.
-    order = torch.where(kept & (ranks >= 0), ranks, ranks.max() + 1 if ranks.numel() else 0)
+    order = torch.where(kept & (order >= 0), order, order.max() + 1 if order.numel() else 0)
     place = torch.empty_like(order)
     place[order.argsort(stable=True)] = torch.arange(order.shape[0], device=order.device)
     return (num_kept - place).clamp_min(1).double() / max(1, num_kept)

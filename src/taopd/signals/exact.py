@@ -143,7 +143,7 @@ def exact_signals(
         teacher_hidden,
         teacher_head,
         target_ids,
-        k=scan_width(k, stop_ids, student_head.weight.shape[0]),
+        k=scan_width(k, stop_ids, student_head.weight.shape[0]) if stop_ids else k,
         temperature=temperature,
         full_kl=full_kl,
         impl=impl,

@@ -1,7 +1,7 @@
 """The KL penalty to the reference model, and the measurement that the collapse guard reads.
 
 Both need the student as it was before training (the reference model) at some unselected tokens of the batch:
-selection says at which (`Choice.held`), and one forward on the completions that hold them serves both.
+`Choice.reference_mask` says at which, and one forward on the completions that hold them serves both.
 """
 
 import copy
@@ -48,16 +48,16 @@ class Anchor:
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
-        self._coefficient = args.coef
+        self._coefficient = args.anchor_coef or 0.0
         needed = self._coefficient > 0.0 or guard is not None
         self._reference = ReferenceStudent(student, accelerator) if needed else None
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""
         choice, positions = scored.choice, scored.positions
-        if self._reference is None or not scored.table.ranks.any(choice.held):
+        if self._reference is None or not scored.table.ranks.any(choice.reference_mask):
             return {}
-        tokens = choice.held[scored.local].to(positions.row.device)
+        tokens = choice.reference_mask[scored.local].to(positions.row.device)
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
             mask = positions.spread(tokens.float()) != 0

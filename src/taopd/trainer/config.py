@@ -104,7 +104,7 @@ class TeachabilityConfig(DistillationConfig):
     gather_limit: int = option(
         10_000_000,
         "Several processes: completion tokens of a generation batch up to which every process gets the "
-        "signals of all of them (some 20 bytes a token). Above, only counts travel; same tokens.",
+        "signals of all of them (some 20 bytes a token). Above it only counts are exchanged; same tokens.",
     )
 
     # The loss at the kept tokens
@@ -132,14 +132,14 @@ class TeachabilityConfig(DistillationConfig):
         "sampled_reverse_kl: the ratio to the sampling policy is clipped at 1 - this. Without effect when "
         "num_iterations=1, where the ratio is 1.",
     )
-    ppo_clip_high: float = option(0.28, "... and at 1 + this.")
+    ppo_clip_high: float = option(0.28, "sampled_reverse_kl: the ratio is clipped at 1 + this.")
 
     # The anchor at unselected tokens, and the guard against collapse
 
     method: str = option(
         "anchored",
-        "anchored: unselected tokens are held near the initial student, so long runs stay up. published: "
-        "the paper's method, unchanged, which can collapse (docs/results/collapse.md).",
+        "anchored: a KL penalty keeps unselected tokens near the initial student, so that long runs do not "
+        "collapse. published: the paper's method without it (docs/results/collapse.md).",
     )
     anchor_coef: float | None = option(
         None,
@@ -156,8 +156,8 @@ class TeachabilityConfig(DistillationConfig):
     )
     anchor_loss: str = option(
         "reverse_kl",
-        "reverse_kl: KL(student || reference). forward_kl: KL(reference || student), which let go of a seed "
-        "in the tiny lab.",
+        "reverse_kl: KL(student || reference). forward_kl: KL(reference || student), with which one seed of "
+        "the tiny lab collapsed.",
     )
     collapse_guard: str = option(
         "warn",
@@ -165,7 +165,7 @@ class TeachabilityConfig(DistillationConfig):
         "checkpoint), or off. Compares with the initial student, of which it keeps a frozen copy unless the "
         "student is a LoRA adapter.",
     )
-    guard_every: int = option(5, "Optimizer steps between two looks of the guard.")
+    guard_every: int = option(5, "Optimizer steps between two checks of the guard.")
 
     # The step: rollouts, gradient, update
 
@@ -209,8 +209,8 @@ class TeachabilityConfig(DistillationConfig):
     teacher_timeout_s: float = option(120.0, "Seconds for one request to teacher_url.")
     teacher_patience_s: float = option(
         600.0,
-        "Seconds that the server may stay away; after them the run stops with a checkpoint that --resume "
-        "goes on from.",
+        "Seconds to wait for a server that does not answer; then the run stops with a checkpoint from which "
+        "--resume continues.",
     )
     cut_renamed_control_tokens: bool = option(
         False,
@@ -237,7 +237,8 @@ class TeachabilityConfig(DistillationConfig):
         1, "Log every N optimizer steps; what was kept changes with every step."
     )
     log_selection: bool = option(
-        False, "Write every token's signals and fate to <output_dir>/selection/*.parquet."
+        False,
+        "Write every token's signals and whether it trained to <output_dir>/selection/*.parquet.",
     )
     log_update_norm: bool = option(
         True,

@@ -6,7 +6,7 @@ Every function takes the config and raises a `ConfigError` that names the settin
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require, require_known
 from taopd.losses import LOSSES, needs_teacher_distribution
 from taopd.selectors import (
     NORMALIZATIONS,
@@ -91,9 +91,7 @@ def check_config(config: "TeachabilityConfig") -> None:
         ConfigError: names the setting, with the nearest known name or the range.
     """
     for name, choices in CHOICES.items():
-        value = getattr(config, name)
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), choices)}")
+        require_known(name, getattr(config, name), choices)
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         require(value is None or value >= least, name, value, f"at least {least:g}")
@@ -118,6 +116,7 @@ def check_config(config: "TeachabilityConfig") -> None:
 
 
 def _check_selection(config: "TeachabilityConfig") -> None:
+    # Made only to be checked: `select` would refuse the same settings, but at the first step.
     rules = Rules(
         min_keep=config.min_keep,
         scope=config.budget_scope,
@@ -130,6 +129,7 @@ def _check_selection(config: "TeachabilityConfig") -> None:
     names = [config.selector, *(config.shadow_selectors or [])]
     needs = {name: resolve_selector(name).needs for name in names}
     weight = resolve_weighting(config.weighting)
+    # A weighting that is a score reads signals just as a selector does.
     needs |= {} if weight is None else {config.weighting: weight.needs}
     if config.signals != "topk_lists":
         return
@@ -152,6 +152,7 @@ def _check_schedule(config: "TeachabilityConfig") -> None:
             f"budget_schedule={config.budget_schedule!r} and budget_end={end}: a schedule needs both, "
             "a constant budget neither"
         )
+    # max_steps is -1 where epochs decide, and the last step is then not known in advance.
     if end is not None and config.budget_steps is None and config.max_steps <= 0:
         raise ConfigError("a budget schedule needs max_steps or budget_steps")
 
@@ -159,8 +160,10 @@ def _check_schedule(config: "TeachabilityConfig") -> None:
 def _check_anchor(config: "TeachabilityConfig") -> None:
     fraction, responses = config.anchor_fraction, config.anchor_responses
     require(0.0 < fraction <= 1.0, "anchor_fraction", fraction, "in (0, 1]")
+    # The drawn tokens lie in the drawn completions, which must hold enough of them.
     inside = fraction <= responses <= 1.0
     require(inside, "anchor_responses", responses, f"in [anchor_fraction={fraction}, 1]")
+    # TRL takes its enum as well as the enum's text.
     saves = str(config.save_strategy) not in ("no", "SaveStrategy.NO")
     if config.collapse_guard == "restore" and not saves:
         raise ConfigError("collapse_guard='restore' needs checkpoints: set save_strategy='steps'")
@@ -174,6 +177,7 @@ def _check_gradient_window(config: "TeachabilityConfig") -> None:
         raise ConfigError(
             "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"
         )
+    # The comparison calls torch.autograd.grad, which reentrant checkpointing does not allow.
     if every and (config.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ConfigError(
             "gradient_check_every does not work with reentrant checkpointing: set "
@@ -187,6 +191,7 @@ def beta_of(config: "TeachabilityConfig") -> float:
     Raises:
         ConfigError: `beta` is set and contradicts the loss.
     """
+    # TRL's field: a value that contradicts `loss` would be written to config.json and used by nothing.
     beta, derived = config.beta, BETA_OF_LOSS.get(config.loss, 1.0)
     if beta is None:
         return derived
@@ -206,6 +211,7 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting and the alternatives.
     """
+    # vLLM and SGLang answer with log-probs of single ids, at temperature 1.
     if needs_teacher_distribution(config.loss):
         served = [name for name in LOSSES if not needs_teacher_distribution(name)]
         raise ConfigError(
@@ -230,6 +236,7 @@ def check_generation_batch(config: "TeachabilityConfig", size: int, *, streaming
     Raises:
         ConfigError: if num_generations does not divide it, or a stream would have to be repeated.
     """
+    # A group that spans two generation batches would be sampled from two states of the student.
     if size % config.num_generations:
         raise ConfigError(
             f"num_generations={config.num_generations} does not divide the generation batch of {size} "

@@ -131,21 +131,23 @@ def selection_metrics(
         "select/kept_compatibility": table.compatibility[kept],
         "select/kept_entropy_nats": table.entropy[kept],
     }
-    for quadrant in (1, 2, 3, 4):
-        averaged[f"select/quadrant_q{quadrant}"] = selection.quadrant[valid] == quadrant
-    for name, column in (
-        ("signal/disagreement_nats", table.disagreement),
-        ("signal/compatibility", table.compatibility),
-        ("signal/entropy_nats", table.entropy),
-        ("signal/teachability", selection.learnable),
-        ("signal/incompatible", selection.incompatible),
-    ):
-        metrics |= _percentiles(name, column[valid], selection.num_valid, ranks)
-        if selection.num_valid:
-            averaged[f"{name}/mean"] = column[valid]
+    averaged |= {
+        f"select/quadrant_q{quadrant}": selection.quadrant[valid] == quadrant
+        for quadrant in (1, 2, 3, 4)
+    }
+    signals = {
+        "signal/disagreement_nats": table.disagreement[valid],
+        "signal/compatibility": table.compatibility[valid],
+        "signal/entropy_nats": table.entropy[valid],
+        "signal/teachability": selection.learnable[valid],
+        "signal/incompatible": selection.incompatible[valid],
+    }
+    if selection.num_valid:
+        averaged |= {f"{name}/mean": column for name, column in signals.items()}
     part = table if part is None else part
     return (
         metrics
+        | _percentiles(signals, selection.num_valid, ranks)
         | _means(averaged, ranks)
         | _means(_sampled(part), part.ranks)
         | shadow_metrics(kept, choice.shadows, ranks)
@@ -156,12 +158,14 @@ def shadow_metrics(
     kept: Tensor, shadows: Mapping[str, Tensor], ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """Jaccard index of every shadow selector's mask with the active one, and of every pair of shadows."""
-    metrics = {
+    active = {
         f"shadow/jaccard/{name}": jaccard(kept, mask, ranks) for name, mask in shadows.items()
     }
-    for (one, mask), (other, another) in combinations(shadows.items(), 2):
-        metrics[f"shadow/jaccard_between/{one} & {other}"] = jaccard(mask, another, ranks)
-    return metrics
+    pairs = combinations(shadows.items(), 2)
+    return active | {
+        f"shadow/jaccard_between/{one} & {other}": jaccard(mask, another, ranks)
+        for (one, mask), (other, another) in pairs
+    }
 
 
 def jaccard(one: Tensor, other: Tensor, ranks: Ranks = ALONE) -> float:
@@ -193,11 +197,16 @@ def _means(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
     }
 
 
-def _percentiles(name: str, values: Tensor, num_valid: int, ranks: Ranks) -> dict[str, float]:
-    """p10, p50 and p90 by nearest rank, so that no interpolation is implied."""
+def _percentiles(columns: Mapping[str, Tensor], num_valid: int, ranks: Ranks) -> dict[str, float]:
+    """p10, p50 and p90 of each column by nearest rank, so that no interpolation is implied."""
     if num_valid == 0:
         return {}
     percents = (10, 50, 90)
     places = [round(q / 100 * (num_valid - 1)) for q in percents]
-    found = order_statistics(values.sort().values, places, ranks)
-    return {f"{name}/p{q}": value for q, value in zip(percents, found, strict=True)}
+    return {
+        f"{name}/p{q}": value
+        for name, values in columns.items()
+        for q, value in zip(
+            percents, order_statistics(values.sort().values, places, ranks), strict=True
+        )
+    }

@@ -56,8 +56,8 @@ class RolloutLog:
         if self._every_token:
             self._write_tokens(columns, scored.step)
         if scored.step % self._log.every == 0:
-            for row in range(min(self._num_rollouts, scored.positions.shape[0])):
-                self._log.append(_rollout(row, scored, columns))
+            rows = range(min(self._num_rollouts, scored.positions.shape[0]))
+            self._log.append(*[_rollout(row, scored, columns) for row in rows])
 
     def _rewind(self, step: int) -> None:
         """Drop what an interrupted run wrote of this step and later ones."""
@@ -90,7 +90,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "compatibility": _rounded(signals.compatibility),
         "entropy": _rounded(signals.entropy),
         "score": _rounded(selection.scores[local]),
-        "rank": selection.ranks[local].tolist(),
+        "rank": selection.order[local].tolist(),
         "kept": selection.kept[local].tolist(),
         "anchored": (scored.choice.anchor_weights[local] > 0).tolist(),
         "quadrant": selection.quadrant[local].tolist(),

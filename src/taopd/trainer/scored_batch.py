@@ -22,6 +22,8 @@ class ScoredBatch:
     dataset's answer to each prompt, None where it has none."""
     positions: Positions
     """The N valid positions of this process."""
+    token_ids: Int[Tensor, " N"]
+    """The sampled tokens there."""
     signals: TokenSignals
     """Of these N positions."""
     table: SignalTable
@@ -33,8 +35,3 @@ class ScoredBatch:
     stop_ids: tuple[int, ...]
     """Ids at which the sampler stops, and the padding that stands in for one."""
     tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def token_ids(self) -> Int[Tensor, " N"]:
-        """The sampled tokens."""
-        return self.batch["completion_ids"][self.positions.row, self.positions.column]

@@ -7,8 +7,7 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,15 +29,15 @@ from taopd.trainer.config import TeachabilityConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The fate of the N positions of a whole generation batch, or of the part of it on this rank."""
+    """What the loss does with the N positions of a generation batch, or of the part of it on this rank."""
 
     selection: Selection
     loss_weights: Float[Tensor, " N"]
     """Selection weight over the global denominator; 0 where nothing is trained."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
-    held: Bool[Tensor, " N"]
-    """Unselected tokens at which the initial student is asked: those of the anchor, or of the guard."""
+    reference_mask: Bool[Tensor, " N"]
+    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -50,22 +49,34 @@ class Choice:
         return (self.loss_weights != 0) | (self.anchor_weights != 0)
 
 
+class SignalNeeds(NamedTuple):
+    """What selector, weighting and shadow selectors read beyond D, C and H."""
+
+    signals: tuple[str, ...]
+    """Names of what they declare, sorted."""
+    all_declared: bool
+    """They read nothing else; a selector of the user's may read whatever a table holds."""
+
+
+def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
+    """Resolve the names in the settings; the same for every step of a run."""
+    names = (args.selector, *(args.shadow_selectors or []))
+    rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
+    known = [rule for rule in rules if rule is not None]
+    signals = {need for rule in known for need in rule.needs}
+    return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
+
+
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
-    """Further signals that selector, weighting and shadow selectors read, sorted."""
-    selectors = [resolve_selector(args.selector), resolve_weighting(args.weighting)]
-    selectors += [resolve_selector(name) for name in args.shadow_selectors or []]
-    return tuple(sorted({need for each in selectors if each is not None for need in each.needs}))
+    """Further signals that selector, weighting and shadow selectors declare, sorted."""
+    return signal_needs(args).signals
 
 
-def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
-    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that choosing reads.
-
-    All of them where a selector may read more than it declares.
-    """
-    chosen = [resolve_selector(name) for name in (args.selector, *(args.shadow_selectors or []))]
-    weighting = resolve_weighting(args.weighting)
-    declared = all(each.local for each in chosen) and (weighting is None or weighting.local)
-    return {"limit": args.gather_limit, "columns": needed_signals(args) if declared else None}
+def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
+    """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
+    needs = needs or signal_needs(args)
+    # A function that did not promise `local` may read any column of the table.
+    return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
 
 
 def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
@@ -77,6 +88,7 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
     Raises:
         ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
     """
+    # At full length: a run that may fail must do so before it starts, not at the first long batch.
     if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
         return
     rules = Rules(draw=args.draw, weighting=args.weighting)
@@ -85,11 +97,14 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
         check_spread(Rules(), resolve_selector(name))
 
 
-def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+def signal_options(
+    args: TeachabilityConfig, stop_ids: Sequence[int] = (), *, needs: SignalNeeds | None = None
+) -> dict[str, Any]:
     """What the settings ask of scoring, as keyword arguments of `signals.exact_signals`."""
+    needs = needs or signal_needs(args)
     return {
         "k": args.score_top_k,
-        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needed_signals(args)),
+        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needs.signals),
         "stop_ids": tuple(stop_ids) if args.stop_tokens == "merge" else (),
     }
 
@@ -100,8 +115,11 @@ def local_table(
     response: Int[Tensor, " N"],
     position: Int[Tensor, " N"],
     stop_ids: Sequence[int] = (),
+    *,
+    needs: SignalNeeds | None = None,
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
+    # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
     valid = torch.ones_like(response, dtype=torch.bool)
     if args.stop_tokens == "exclude" and signals.token_ids is not None:
         valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
@@ -111,7 +129,7 @@ def local_table(
         position=position,
         valid=valid,
         compatibility=args.compatibility,
-        needs=needed_signals(args),
+        needs=(needs or signal_needs(args)).signals,
     )
 
 
@@ -122,28 +140,28 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
     on them is not comparable over time.
     """
     budget = budget_at(step, args) if training else 1.0
-    by_settings = partial(
-        select,
-        table,
-        budget=budget,
-        min_keep=args.min_keep,
-        normalization=args.normalization,
-        gamma=args.split_gamma,
-        seed=args.seed,
-        step=step,
-        rules="reference" if args.signals == "topk_lists" else "paper",
-    )
-    if not training:
-        selection = by_settings(selector="full")
-    else:
-        selection = by_settings(
+    rules: dict[str, Any] = {
+        "budget": budget,
+        "min_keep": args.min_keep,
+        "normalization": args.normalization,
+        "gamma": args.split_gamma,
+        "seed": args.seed,
+        "step": step,
+        "rules": "reference" if args.signals == "topk_lists" else "paper",
+    }
+    if training:
+        selection = select(
+            table,
             selector=args.selector,
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
             draw_clip=args.draw_clip,
             weighting=args.weighting,
+            **rules,
         )
+    else:
+        selection = select(table, selector="full", **rules)
     weights = reduction_weights(
         selection.weights,
         table.response,
@@ -153,34 +171,45 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         ranks=table.ranks,
     )
     drawn = torch.zeros_like(weights)
-    watched = args.collapse_guard != "off" and step % args.guard_every == 0
-    if training and (args.coef > 0.0 or watched):
-        # Where everything is selected there is nothing to hold, and the guard watches everything.
-        anything = table.ranks.any(table.valid & ~selection.kept) or args.coef > 0.0
-        drawn = anchor_weights(
-            selection.kept if anything else ~table.valid,
-            table.valid,
-            table.response,
-            fraction=args.anchor_fraction,
-            responses=args.anchor_responses,
-            seed=args.seed,
-            step=step,
-            ranks=table.ranks,
-        )
+    if training:
+        drawn = _anchor_draw(table, selection, args, step)
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=drawn * args.coef,
-        held=drawn != 0,
+        anchor_weights=drawn * (args.anchor_coef or 0.0),
+        reference_mask=drawn != 0,
         budget=budget,
-        shadows={name: by_settings(selector=name).kept for name in shadows or []},
+        shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
+    )
+
+
+def _anchor_draw(
+    table: SignalTable, selection: Selection, args: TeachabilityConfig, step: int
+) -> Float[Tensor, " N"]:
+    """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
+    guarded = args.collapse_guard != "off" and step % args.guard_every == 0
+    if not args.anchor_coef and not guarded:
+        return torch.zeros_like(selection.weights)
+    # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
+    some_left = bool(args.anchor_coef) or table.ranks.any(table.valid & ~selection.kept)
+    return anchor_weights(
+        selection.kept if some_left else ~table.valid,
+        table.valid,
+        table.response,
+        fraction=args.anchor_fraction,
+        responses=args.anchor_responses,
+        seed=args.seed,
+        step=step,
+        ranks=table.ranks,
     )
 
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:
     """The nominal budget of a step, by `budget_schedule`."""
+    if args.budget_schedule == "constant":
+        return args.budget
     return scheduled_budget(
         step,
         start=args.budget,

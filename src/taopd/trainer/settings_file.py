@@ -87,6 +87,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
         ConfigError: the file is missing or no YAML mapping; an unknown key or flag, a wrong type, a
             value outside its range, or a required setting that is missing.
     """
+    # Names and types before TRL's parser, which takes an unknown key and a wrong type as they are.
     parser = make_parser()
     config = {} if config_file is None else read_yaml(config_file, "the config file")
     _set_environment(config, config_file)
@@ -107,6 +108,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
 
 def make_parser() -> TrlParser:
     """Return TRL's parser over the three dataclasses; its errors are `ConfigError`s."""
+    # No abbreviations: one would change its meaning as soon as a setting is added.
     parser = _Parser(_TYPES, prog="taopd train", allow_abbrev=False)
     for action in parser._actions:
         # argparse formats help with %: a bare percent sign would break `--help-all`.
@@ -121,6 +123,7 @@ def known_names() -> list[str]:
 
 def _set_environment(config: dict[str, Any], config_file: str | None) -> None:
     """TRL's `env` key: environment variables for the run."""
+    # TRL follows `env` only where it reads the file itself, and checks no names.
     variables = config.pop("env", {})
     if not isinstance(variables, dict):
         raise ConfigError(f"{config_file}: env must be a mapping of environment variables")
@@ -154,6 +157,7 @@ def _check_types(config: dict[str, Any], config_file: str | None) -> None:
     hints: dict[str, Any] = {}
     for kind in _TYPES:
         hints |= typing.get_type_hints(kind)
+    # After the names, so that every key has a type.
     for name, value in config.items():
         if not _fits(value, hints[name]):
             expected = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
@@ -169,8 +173,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if hint is type(None):
         return value is None
+    # First, because True is an int in Python.
     if isinstance(value, bool):
         return hint is bool or hint is Any or hint is str
+    # argparse converts text to the field's type, and reports what it cannot convert.
     if isinstance(value, str):
         return origin is not dict and hint is not dict
     if origin is list or hint is list:
@@ -194,6 +200,7 @@ def _check_required(settings: TrainSettings, given: set[str], flags: Sequence[st
     }
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
+    # A teacher behind a URL needs no local model; its name then only gives the tokenizer.
     if settings.training.teacher_url is not None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
     if missing:

@@ -216,11 +216,12 @@ class StudentForward:
     def _of_scoring(self, part: Trimmed, inputs: LossInputs) -> Float[Tensor, "b n D"]:
         """The states of the scoring pass, which was recorded: it is the training forward."""
         assert inputs.student_hidden is not None and inputs.scored is not None
-        hidden = torch.cat(inputs.student_hidden)[inputs.active[inputs.scored]]
+        active = inputs.active
+        hidden = torch.cat(inputs.student_hidden)[active[inputs.scored]]
         tokens = int(inputs.prompt_mask.sum() + inputs.completion_mask.sum())
         self._recorder.add("perf/train_tokens", tokens)
         self._recorder.add("perf/reused_tokens", tokens)
-        return _padded(hidden, inputs.active[part.rows, : part.num_completion])
+        return _padded(hidden, active[part.rows, : part.num_completion])
 
     def _windowed(
         self, student: Any, part: Trimmed, inputs: LossInputs, prefix: KeyValuePrefix | None

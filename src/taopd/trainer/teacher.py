@@ -23,7 +23,7 @@ from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.selection import needed_signals, signal_options
+from taopd.trainer.selection import signal_needs, signal_options
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
@@ -52,6 +52,8 @@ class TeacherSource:
         accelerator: Accelerator,
     ) -> None:
         self._args, self._accelerator = args, accelerator
+        self._needs = signal_needs(args)
+        self._reads_hidden = needs_teacher_distribution(args.loss)
         self.asked: Teacher | None = None
         """The teacher, if it is asked."""
         self.plain: PreTrainedModel | None = None
@@ -101,7 +103,7 @@ class TeacherSource:
     ) -> Scored:
         """Signals of every position of a padded batch, as the settings ask for them."""
         args = self._args
-        options = signal_options(args, stop_ids)
+        options = signal_options(args, stop_ids, needs=self._needs)
         size = args.per_device_train_batch_size
         if self.asked is not None:
             return self._ask(forward, student, batch, positions, size, when, reuse)
@@ -113,7 +115,7 @@ class TeacherSource:
             positions,
             micro_batch_size=size,
             temperature=temperature,
-            keep_teacher_hidden=needs_teacher_distribution(args.loss),
+            keep_teacher_hidden=self._reads_hidden,
             when=when,
             reuse=reuse,
             **options,
@@ -193,7 +195,7 @@ class TeacherSource:
         given = BOUND_GIVES if not exact else SERVER_GIVES
         if exact and args.signals == "topk_lists":
             given = LISTS_GIVE
-        missing = sorted(set(needed_signals(args)) - given)
+        missing = sorted(set(self._needs.signals) - given)
         if missing:
             enough = sorted(name for name, rule in SELECTORS.items() if set(rule.needs) <= given)
             which = "" if exact else " gives its own top list only, and so"

@@ -63,7 +63,7 @@ def token_rows(scored: ScoredBatch) -> list[list[Any]]:
         selection.scores[local][here],
     )
     numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
-    ranks, kept = selection.ranks[local][here].tolist(), selection.kept[local][here].tolist()
+    ranks, kept = selection.order[local][here].tolist(), selection.kept[local][here].tolist()
     rows = zip(tokens, numbers, ranks, kept, strict=True)
     return [[token, *four, rank + 1, is_kept] for token, four, rank, is_kept in rows]
 

@@ -35,7 +35,13 @@ from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.rollout_log import RolloutLog
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import check_size, choose, gather_options, local_table
+from taopd.trainer.selection import (
+    check_size,
+    choose,
+    gather_options,
+    local_table,
+    signal_needs,
+)
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -95,6 +101,8 @@ class TeachabilityTrainer(BaseTrainer):
             clip_high=args.ppo_clip_high,
             merged_ids=self.stop_ids if args.stop_tokens == "merge" else (),
         )
+        self._needs = signal_needs(args)
+        self._gather_options = gather_options(args, needs=self._needs)
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
@@ -185,24 +193,26 @@ class TeachabilityTrainer(BaseTrainer):
             nothing = torch.zeros(positions.shape, dtype=torch.bool, device=positions.row.device)
             return self._score(batch, Positions.of(nothing))
         self._student.finish_scoring(positions)
-        self._recorder.add("perf/score_tokens", len(positions))
         return positions, scored
 
     @torch.no_grad()
     def _select(self, batch: Batch, positions: Positions, scored: Scored) -> ScoredBatch:
         """The tokens that train, chosen over the generation batch of all processes."""
         training, step, signals = self.model.training, self.state.global_step, scored.signals
-        rows = local_table(signals, self.args, positions.row, positions.column, self.stop_ids)
+        place = positions.row, positions.column
+        rows = local_table(signals, self.args, *place, self.stop_ids, needs=self._needs)
         part, table, local = gather_table(
-            self.accelerator, rows, num_rows=positions.shape[0], **gather_options(self.args)
+            self.accelerator, rows, num_rows=positions.shape[0], **self._gather_options
         )
         choice = choose(table, self.args, step=step, training=training)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
-        self._recorder.add_all(selection_metrics(table, choice, part))
+        metrics = selection_metrics(table, choice, part)
+        self._recorder.add_all({"perf/score_tokens": positions.row.shape[0]} | metrics)
         return ScoredBatch(
             step=step,
             batch=batch,
             positions=positions,
+            token_ids=batch["completion_ids"][place],
             signals=signals,
             table=table,
             choice=choice,
@@ -288,7 +298,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _record_losses(self, losses: list[Tensor]) -> None:
         names = ("loss/selected_nats", "loss/anchor_nats")
-        scales = (1.0, self.args.coef)
+        scales = (1.0, self.args.anchor_coef or 0.0)
         for name, scale, loss in zip(names, scales, losses, strict=False):
             self._recorder.add(name, loss.item() / scale)
 

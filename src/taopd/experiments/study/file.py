@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -108,12 +108,10 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
         raise ConfigError("the study has no arms: give arms (a list) or grid (key: list of values)")
     for name in ("evaluate_every", "num_test_prompts", "max_new_tokens", "workers"):
         value = getattr(study, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
+        require(value is None or value >= 1, name, value, "at least 1")
     if study.evaluation_batch_size < 1 or not 0 < study.collapse_points <= 100:
         raise ConfigError("evaluation_batch_size must be at least 1, collapse_points in (0, 100]")
-    if study.metric not in METRICS:
-        raise ConfigError(f"metric={study.metric!r} is unknown.{suggest(study.metric, METRICS)}")
+    require_known("metric", study.metric, METRICS)
     return study
 
 
@@ -200,8 +198,7 @@ def _check_seeds(study: StudyFile) -> None:
 
 
 def _check_equal(study: StudyFile) -> None:
-    if study.equal not in EQUAL:
-        raise ConfigError(f"equal={study.equal!r} is unknown.{suggest(study.equal, EQUAL)}")
+    require_known("equal", study.equal, EQUAL)
     for name in sorted(_AMOUNTS):
         value = getattr(study, name)
         if name == study.equal and (value is None or value <= 0):
