@@ -29,6 +29,7 @@ from taopd.diagnose.features import GAINS, default_k, discover_ks
 from taopd.errors import DataError
 from taopd.models.forward import State
 from taopd.models.loading import load_model, load_tokenizer
+from taopd.runs.checkpoints import step_of
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ def measure_gains(
                 model,
                 states,
                 label=label,
-                step=_step(Path(checkpoint)),
+                step=step_of(Path(checkpoint)),
                 progress=None if progress is None else _advance(progress, label, total),
             )
             gains.append(gain)
@@ -261,9 +262,3 @@ def _labels(checkpoints: Sequence[str | Path]) -> list[str]:
     if len(set(longer)) == len(longer):
         return longer
     return [f"{name} ({index})" for index, name in enumerate(longer, start=1)]
-
-
-def _step(folder: Path) -> int | None:
-    """Step of a trainer's checkpoint, from `checkpoint-<step>`."""
-    number = folder.name.removeprefix("checkpoint-")
-    return int(number) if number != folder.name and number.isdigit() else None

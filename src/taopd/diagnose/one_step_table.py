@@ -27,7 +27,7 @@ from taopd.errors import DataError
 from taopd.losses import reduction_weights
 from taopd.selectors import Selection, select
 
-PLACES = ("selected", "others", "fresh")
+GROUPS = ("selected", "others", "fresh")
 INTERVAL = (0.025, 0.975)
 AGREEMENT_NATS = 1e-7
 """A mean KL below this is rounding in float32."""
@@ -47,9 +47,9 @@ def one_step(
     """Table of one step per selector, optimizer and variant from one frozen batch; restores the student.
 
     Columns: batch, selector, optimizer, variant, learning_rate, update_norm, num_selected, num_tokens,
-    num_fresh, num_excluded (gains that are not finite, in no mean); `gain_<direction>_<place>`, mean fall
-    of the divergence in nats per token for the places selected, others and fresh; and
-    `spearman_<direction>_<place>` of the score before the step with the gain of every token of the batch
+    num_fresh, num_excluded (gains that are not finite, in no mean); `gain_<direction>_<group>`, mean fall
+    of the divergence in nats per token for the groups selected, others and fresh; and
+    `spearman_<direction>_<group>` of the score before the step with the gain of every token of the batch
     ("batch") or of the fresh contexts ("fresh"), NaN where scores do not differ.
 
     Args:
@@ -59,23 +59,23 @@ def one_step(
     Raises:
         ConfigError, DataError, NumericsError: see `freeze_batch`, `trainable` and `select`.
     """
-    own = freeze_batch(student, teacher, frozen, settings, vocab_size)
-    other = freeze_batch(student, teacher, fresh, settings, vocab_size)
+    batch = freeze_batch(student, teacher, frozen, settings, vocab_size)
+    fresh_batch = freeze_batch(student, teacher, fresh, settings, vocab_size)
     parameters = trainable(student)
     common = settings.learning_rate * math.sqrt(sum(p.numel() for p in parameters))
 
     def gradient(selection: Selection) -> list[Any]:
-        weights = reduction_weights(selection.weights, own.table.response, own.table.valid)
-        return selection_gradient(student, own, weights, settings, vocab_size)
+        weights = reduction_weights(selection.weights, batch.table.response, batch.table.valid)
+        return selection_gradient(student, batch, weights, settings, vocab_size)
 
-    everything = norm_of(gradient(_select(own, "full", settings, batch_index)))
-    if own.before["forward"].mean() < AGREEMENT_NATS or not everything > 0:
+    everything = norm_of(gradient(_select(batch, "full", settings, batch_index)))
+    if batch.before["forward"].mean() < AGREEMENT_NATS or not everything > 0:
         raise DataError("student and teacher agree on this batch: there is nothing to distill")
     rates = {"adamw": settings.learning_rate, "sgd": common / everything}
     rows = []
     for name in settings.selectors:
-        chosen = _select(own, name, settings, batch_index)
-        fresh_scores = _select(other, name, settings, batch_index).scores
+        chosen = _select(batch, name, settings, batch_index)
+        fresh_scores = _select(fresh_batch, name, settings, batch_index).scores
         direction = gradient(chosen)
         for optimizer in OPTIMIZERS:
             update = update_of(parameters, direction, optimizer, rates[optimizer], settings)
@@ -83,7 +83,7 @@ def one_step(
             for variant in VARIANTS:
                 scale = 1.0 if variant == "raw" or norm == 0 else common / norm
                 with moved(parameters, update, scale):
-                    gains = [_gains(student, batch, settings, vocab_size) for batch in (own, other)]
+                    gains = [_gains(student, b, settings, vocab_size) for b in (batch, fresh_batch)]
                 rows.append(
                     {
                         "batch": batch_index,
@@ -210,12 +210,12 @@ def _gains(
 def _outcome(
     chosen: Selection,
     fresh_scores: np.ndarray,
-    own: dict[str, np.ndarray],
+    gained: dict[str, np.ndarray],
     fresh: dict[str, np.ndarray],
 ) -> dict[str, float]:
     kept, scores = chosen.kept.cpu().numpy(), chosen.scores.cpu().numpy()
     finite, fresh_finite = (
-        np.isfinite(np.stack(list(gains.values()))).all(axis=0) for gains in (own, fresh)
+        np.isfinite(np.stack(list(gains.values()))).all(axis=0) for gains in (gained, fresh)
     )
     row: dict[str, float] = {
         "num_selected": int(kept.sum()),
@@ -224,10 +224,14 @@ def _outcome(
         "num_excluded": int((~finite).sum() + (~fresh_finite).sum()),
     }
     for name in DIRECTIONS:
-        places = (own[name][finite & kept], own[name][finite & ~kept], fresh[name][fresh_finite])
-        for place, gains in zip(PLACES, places, strict=True):
-            row[f"gain_{name}_{place}"] = float(gains.mean()) if len(gains) else math.nan
-        row[f"spearman_{name}_batch"] = spearman(scores[finite], own[name][finite])
+        groups = (
+            gained[name][finite & kept],
+            gained[name][finite & ~kept],
+            fresh[name][fresh_finite],
+        )
+        for group, gains in zip(GROUPS, groups, strict=True):
+            row[f"gain_{name}_{group}"] = float(gains.mean()) if len(gains) else math.nan
+        row[f"spearman_{name}_batch"] = spearman(scores[finite], gained[name][finite])
         row[f"spearman_{name}_fresh"] = spearman(
             fresh_scores[fresh_finite], fresh[name][fresh_finite]
         )

@@ -138,11 +138,9 @@ def _decomposition_verdict(table: TokenTable, settings: AnalysisSettings) -> Ver
     return _verdict(
         "beta_L > beta_I",
         "beta_L - beta_I per standard deviation, gain winsorized at 1 %",
-        row["beta"],
-        (row["low"], row["high"]),
+        row.rename({"beta": "value"}),
         int(row["n"]),
-        row["gain"],
-        row["note"],
+        settings.gain_column,
     )
 
 
@@ -151,82 +149,62 @@ def _q3_verdict(table: TokenTable, settings: AnalysisSettings) -> Verdict:
     return _verdict(
         "Q3 is heterogeneous: high C gains more than low C",
         "top minus bottom third of C in Q3",
-        row["value"],
-        (row["low"], row["high"]),
+        row,
         int(row["num_high"] + row["num_low"]),
-        row["gain"],
-        row["note"],
+        settings.gain_column,
     )
 
 
 def _one_pair(bank: MatchedBank, scale: str = "") -> Verdict:
-    row = matched_differences(bank, [("teachability", "divergence")]).iloc[0]
     return _verdict(
         f"learnable disagreement beats divergence, top {_percent(bank)}{scale}",
         "difference of mean gain of the kept tokens",
-        row["value"],
-        (row["low"], row["high"]),
+        matched_differences(bank, [("teachability", "divergence")]).iloc[0],
         bank.num_requested,
         str(bank.facts["gain"]),
-        row["note"],
     )
 
 
 def _several(bank: MatchedBank, claim: str, pairs: list[tuple[str, str]]) -> Verdict:
     table = matched_differences(bank, pairs)
+    joint = table.assign(low=table["joint_low"], high=table["joint_high"])
     if (table["low"] > 0).all():
         verdict, weakest = HOLDS, table.iloc[int(table["low"].argmin())]
-        ends = (weakest["low"], weakest["high"])
-    elif (table["joint_high"] < 0).any():
-        verdict, weakest = FAILS, table.iloc[int(table["joint_high"].argmin())]
-        ends = (weakest["joint_low"], weakest["joint_high"])
+    elif (joint["high"] < 0).any():
+        verdict, weakest = FAILS, joint.iloc[int(joint["high"].argmin())]
     else:
         # Without intervals (one cluster) the smallest difference, else the one that may be negative.
         by = table["low"].fillna(np.inf) if table["low"].notna().any() else table["value"]
-        verdict, weakest = UNDECIDED, table.iloc[int(by.argmin())]
-        ends = (weakest["joint_low"], weakest["joint_high"])
-    shown = int((table["low"] > 0).sum())
+        verdict, weakest = UNDECIDED, joint.iloc[int(by.argmin())]
+    positive = int((table["low"] > 0).sum())
     what = (
-        f"{shown} of {len(table)} differences are above 0; the weakest is "
+        f"{positive} of {len(table)} differences are above 0; the weakest is "
         f"{WORDS[weakest['first']]} minus {WORDS[weakest['second']]}"
     )
-    return _verdict(
-        f"{claim}, top {_percent(bank)}",
-        what,
-        weakest["value"],
-        ends,
-        bank.num_requested,
-        str(bank.facts["gain"]),
-        weakest["note"],
-        verdict,
-    )
+    title = f"{claim}, top {_percent(bank)}"
+    return _verdict(title, what, weakest, bank.num_requested, str(bank.facts["gain"]), verdict)
 
 
 def _verdict(
-    claim: str,
-    what: str,
-    value: float,
-    ends: tuple[float, float],
-    n: int,
-    gain: str,
-    note: str,
-    verdict: str | None = None,
+    claim: str, what: str, row: Any, n: int, gain: str, verdict: str | None = None
 ) -> Verdict:
-    verdict = judge(*ends) if verdict is None else verdict
+    """The verdict on a difference: a row with value, low, high and note."""
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    verdict = judge(low, high) if verdict is None else verdict
     unit = "of the initial KL" if gain_unit(gain) == "share" else "nats"
     direction = gain_direction(gain)
-    number = "no estimate" if not np.isfinite(value) else f"{value:+.4f} {unit}"
-    if np.isfinite(ends[0]):
-        number += f" [{ends[0]:+.4f}, {ends[1]:+.4f}]"
+    number = f"{value:+.4f} {unit}" if np.isfinite(value) else "no estimate"
+    if np.isfinite(low):
+        number += f" [{low:+.4f}, {high:+.4f}]"
     elif np.isfinite(value):
         number += ", no interval"
-    because = f" ({note})" if note else ""
+    because = f" ({row['note']})" if row["note"] else ""
     return Verdict(
         claim=claim,
         verdict=verdict,
-        value=float(value),
-        low=float(ends[0]),
-        high=float(ends[1]),
+        value=value,
+        low=low,
+        high=high,
         n=n,
         unit=gain_unit(gain),
         direction=direction,

@@ -47,15 +47,15 @@ def run_pool(
         if folder not in waiting:
             progress(folder, logged_steps(folder))
     running: dict[Path, subprocess.Popen] = {}
-    place: dict[Path, str] = {}
+    device_of: dict[Path, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
                 folder = waiting.pop(0)
                 if devices:
-                    used = [place[other] for other in running]
-                    place[folder] = min(devices, key=used.count)
-                running[folder] = _start(folder, *([place[folder]] if devices else []))
+                    used = [device_of[other] for other in running]
+                    device_of[folder] = min(devices, key=used.count)
+                running[folder] = _start(folder, *([device_of[folder]] if devices else []))
             for folder, process in list(running.items()):
                 progress(folder, logged_steps(folder))
                 if process.poll() is None:
@@ -91,9 +91,9 @@ def _last_line(path: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            found = json.loads(line)
-            if isinstance(found, dict) and "step" in found:
-                return found
+            document = json.loads(line)
+            if isinstance(document, dict) and "step" in document:
+                return document
         except json.JSONDecodeError:
             continue
     return None

@@ -67,16 +67,18 @@ def score_remote(
             first_column=reuse.first_column,
         )
         targets = batch["completion_ids"][rows][mask]
-        own = topk_score(hidden.detach(), head, targets, k=k)
+        scores = topk_score(hidden.detach(), head, targets, k=k)
         try:
-            _check_finite(own, Positions.of(mask), rows.start, when)
+            _check_finite(scores, Positions.of(mask), rows.start, when)
         except NumericsError as error:
             # Raised after the loop, as in `score_positions`: other processes are in the same forwards.
             problem = problem or error
             continue
         sequences = {name: batch[name][rows] for name in SEQUENCE}
-        answer = _in_background(_question(teacher, sequences, mask, own.topk_ids, k))
-        parts.append(_Part(own=own, hidden=hidden, head=head, targets=targets, answer=answer))
+        answer = _in_background(_question(teacher, sequences, mask, scores.topk_ids, k))
+        parts.append(
+            _Part(student=scores, hidden=hidden, head=head, targets=targets, answer=answer)
+        )
     if problem is not None:
         raise problem
     answers = [_shared(part.answer.result(), vocab_size, part.hidden.device) for part in parts]
@@ -91,7 +93,7 @@ def score_remote(
 class _Part:
     """A micro-batch of n positions that the student has scored and the teacher is scoring."""
 
-    own: TopKScores
+    student: TopKScores
     hidden: Float[Tensor, "n D"]
     head: Head
     targets: Int[Tensor, " n"]
@@ -135,7 +137,7 @@ def _question(
 
     Rows without such a position are not asked for; tokens skipped inside a row are scored with it.
     """
-    tokens, starts, places = [], [], []
+    tokens, starts, masks = [], [], []
     for row in mask.any(1).nonzero().flatten().tolist():
         prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         length = int(mask[row].nonzero().max()) + 1
@@ -143,7 +145,7 @@ def _question(
         completion = batch["completion_ids"][row, :length][inside]
         tokens.append([*prompt.tolist(), *completion.tolist()])
         starts.append(len(prompt))
-        places.append(mask[row, :length][inside])
+        masks.append(mask[row, :length][inside])
     if not tokens:
         return lambda: TeacherScores(
             logprobs=torch.zeros(0),
@@ -151,19 +153,19 @@ def _question(
             topk_logprobs=torch.zeros(0, k),
             want_logprobs=torch.zeros(0, k),
         )
-    chosen = torch.cat(places)
+    chosen = torch.cat(masks)
     # A skipped token's first wanted ids are as good as any: what is scored there is dropped.
     wanted = want[:1].expand(len(chosen), -1).clone()
     wanted[chosen] = want
 
     def ask() -> TeacherScores:
         scores = teacher.score(tokens, starts, wanted, k)
-        here = chosen.to(scores.logprobs.device)
+        rows = chosen.to(scores.logprobs.device)
         return TeacherScores(
-            logprobs=scores.logprobs[here],
-            topk_ids=scores.topk_ids[here],
-            topk_logprobs=scores.topk_logprobs[here],
-            want_logprobs=None if scores.want_logprobs is None else scores.want_logprobs[here],
+            logprobs=scores.logprobs[rows],
+            topk_ids=scores.topk_ids[rows],
+            topk_logprobs=scores.topk_logprobs[rows],
+            want_logprobs=None if scores.want_logprobs is None else scores.want_logprobs[rows],
         )
 
     return ask
@@ -184,24 +186,24 @@ def _shared(scores: TeacherScores, vocab_size: int, device: torch.device) -> Tea
 
 
 def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
-    own, k = part.own, part.own.topk_ids.shape[1]
+    student, k = part.student, part.student.topk_ids.shape[1]
     if not exact:
         lists = topk_lists_signals(
-            own.topk_ids, own.topk_logprobs, teacher.topk_ids, teacher.topk_logprobs, k=k
+            student.topk_ids, student.topk_logprobs, teacher.topk_ids, teacher.topk_logprobs, k=k
         )
         return replace(
             lists,
             token_ids=part.targets,
-            student_logprobs=own.target_logprobs,
+            student_logprobs=student.target_logprobs,
             teacher_logprobs=teacher.logprobs,
         )
     missing = teacher.topk_ids < 0
     ids = teacher.topk_ids.clamp_min(0)
-    asked = topk_score(part.hidden.detach(), part.head, part.targets, k=1, want_ids=ids)
-    assert asked.want_logprobs is not None
+    rescored = topk_score(part.hidden.detach(), part.head, part.targets, k=1, want_ids=ids)
+    assert rescored.want_logprobs is not None
     assert teacher.want_logprobs is not None
     return signals_from_answer(
-        own._replace(want_logprobs=asked.want_logprobs.masked_fill(missing, -torch.inf)),
+        student._replace(want_logprobs=rescored.want_logprobs.masked_fill(missing, -torch.inf)),
         part.targets,
         target_logprobs=teacher.logprobs,
         topk_ids=teacher.topk_ids,
@@ -210,8 +212,8 @@ def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
     )
 
 
-def _check_finite(own: TopKScores, positions: Positions, first_row: int, when: str) -> None:
-    wrong = ~torch.isfinite(own.logsumexp)
+def _check_finite(student: TopKScores, positions: Positions, first_row: int, when: str) -> None:
+    wrong = ~torch.isfinite(student.logsumexp)
     if bool(wrong.any()):
         index = int(wrong.nonzero()[0])
         where = positions.describe(index, first_row=first_row, when=when)

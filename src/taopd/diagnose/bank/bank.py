@@ -216,8 +216,8 @@ class FixedContextBank:
         Raises:
             DataError: names what differs.
         """
-        found = tokenizer_fingerprint(tokenizer)
-        check_fingerprint("tokenizer", self.fingerprints["tokenizer"], found)
+        current = tokenizer_fingerprint(tokenizer)
+        check_fingerprint("tokenizer", self.fingerprints["tokenizer"], current)
 
     def locate(self, row: int) -> str:
         """Completion and position of a row of `tokens`, in words."""

@@ -141,7 +141,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def _until_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
-    end = next((place for place, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
+    end = next((index for index, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
     return ids[: end + 1]
 
 

@@ -46,16 +46,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
     return {"num_tokens": len(vocabulary), "vocabulary": _digest(vocabulary)}
 
 
-def check_fingerprint(what: str, frozen: Fingerprint, found: Fingerprint) -> None:
+def check_fingerprint(what: str, frozen: Fingerprint, current: Fingerprint) -> None:
     """Refuse a model or tokenizer that is not the one a bank was frozen with.
 
     Raises:
         DataError: names every part that differs, with both values (digests shortened).
     """
     parts = [
-        f"{name} is {_short(found.get(name))} and was {_short(value)}"
+        f"{name} is {_short(current.get(name))} and was {_short(value)}"
         for name, value in frozen.items()
-        if found.get(name) != value
+        if current.get(name) != value
     ]
     if parts:
         raise DataError(

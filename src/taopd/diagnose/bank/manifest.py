@@ -25,7 +25,6 @@ MANIFEST = "manifest.json"
 SOURCES = "sources.json"
 """Paths of the models relative to the bank; not part of its manifest, so that the bank's bytes do not depend
 on its path."""
-_BLOCK_BYTES = 2**20
 _SHAPE = {"format": ANY, "sha256": TEXT, "files": {...: {"bytes": WHOLE, "sha256": TEXT}}}
 
 
@@ -96,11 +95,8 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path:
@@ -125,7 +121,7 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
         raise DataError(f"{folder} holds files that are no {what}; choose another output folder")
     if not overwrite:
         raise DataError(f"{folder} already holds a {what}; choose another folder or --overwrite")
-    foreign = sorted({found.name for found in path.iterdir()} - names)
+    foreign = sorted({file.name for file in path.iterdir()} - names)
     if foreign:
         raise DataError(
             f"{folder} holds {foreign[0]} beside the {what}, and overwriting would remove it; move it away"
@@ -172,10 +168,10 @@ def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
         raise DataError(
             f"{path} was {change}: it has {size} bytes and the manifest says {expected['bytes']}"
         )
-    found = file_sha256(path)
-    if found != expected["sha256"]:
+    digest = file_sha256(path)
+    if digest != expected["sha256"]:
         raise DataError(
-            f"{path} was edited: its sha256 is {found[:12]}... and the manifest says "
+            f"{path} was edited: its sha256 is {digest[:12]}... and the manifest says "
             f"{expected['sha256'][:12]}..."
         )
 

@@ -108,24 +108,24 @@ def run_suite(
     check_tasks(tasks, manager.all_tasks, path)
     if settings.run_generated_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    found = _evaluate(model, tasks, manager, settings, device)
+    output = _evaluate(model, tasks, manager, settings, device)
     return SuiteResult(
-        tasks={task: _metrics(metrics) for task, metrics in sorted(found["results"].items())},
-        num_problems={task: n["effective"] for task, n in sorted(found["n-samples"].items())},
-        versions=dict(sorted(found["versions"].items())) | {"lm_eval": found["lm_eval_version"]},
+        tasks={task: _metrics(metrics) for task, metrics in sorted(output["results"].items())},
+        num_problems={task: n["effective"] for task, n in sorted(output["n-samples"].items())},
+        versions=dict(sorted(output["versions"].items())) | {"lm_eval": output["lm_eval_version"]},
         settings={
             "limit": settings.limit,
             "seed": settings.seed,
             "batch_size": settings.batch_size,
             "chat_template": settings.chat_template,
-            "num_fewshot": dict(found["n-shot"]),
+            "num_fewshot": dict(output["n-shot"]),
             "generation": {
-                task: config.get("generation_kwargs") for task, config in found["configs"].items()
+                task: config.get("generation_kwargs") for task, config in output["configs"].items()
             },
         },
         samples=[
             _sample(task, sample)
-            for task, samples in sorted(found["samples"].items())
+            for task, samples in sorted(output["samples"].items())
             for sample in samples
         ],
     )
@@ -155,7 +155,7 @@ def _evaluate(
         {} if settings.max_new_tokens is None else {"max_gen_toks": settings.max_new_tokens}
     )
     try:
-        found = lm_eval.simple_evaluate(
+        output = lm_eval.simple_evaluate(
             model="hf",
             model_args={"pretrained": model, "dtype": "auto", "trust_remote_code": False},
             tasks=list(tasks),
@@ -175,7 +175,7 @@ def _evaluate(
         )
     except (OSError, ConnectionError, ValueError) as error:
         raise DataError(f"lm-evaluation-harness stopped: {error}") from error
-    return dict(found) | {"lm_eval_version": lm_eval.__version__}
+    return dict(output) | {"lm_eval_version": lm_eval.__version__}
 
 
 def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sample(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+    raw = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
     hidden = {"doc_hash", "prompt_hash", "target_hash"}
     return {
         "task": task,
@@ -205,7 +205,7 @@ def _sample(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
         "answer": str(sample["target"]),
         "completions": [str(r) for group in sample["resps"] for r in _listed(group)],
         "graded": [str(response) for response in _listed(sample["filtered_resps"])],
-        "verdict": {k: v for k, v in sample.items() if k not in own | hidden},
+        "verdict": {k: v for k, v in sample.items() if k not in raw | hidden},
     }
 
 

@@ -123,17 +123,17 @@ def run_demo(
         for name in settings
     ]
     folders = [folder / "arms" / arm.folder_name for arm in arms]
-    for arm, place in zip(arms, folders, strict=True):
-        write_arm(arm, place)
+    for arm, arm_folder in zip(arms, folders, strict=True):
+        write_arm(arm, arm_folder)
     write_json(folder / "config.json", {"variant": variant, "steps": steps, "arms": settings})
     write_json(folder / "env.json", environment(seed=seeds[0]))
 
     def count(_folder: Path, _step: int) -> None:
-        done = sum(logged_steps(place) for place in folders)
+        done = sum(map(logged_steps, folders))
         progress("arms", min(done, steps * len(arms)), steps * len(arms))
 
     run_pool(folders, num_workers=num_workers, progress=count)
-    outcomes = [json.loads((place / "results.json").read_text()) for place in folders]
+    outcomes = [json.loads((each / "results.json").read_text()) for each in folders]
     best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
     shutil.rmtree(folder / "best-student", ignore_errors=True)
     shutil.copytree(best[1] / "model", folder / "best-student")

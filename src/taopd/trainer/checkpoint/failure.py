@@ -87,12 +87,12 @@ def _save(trainer: Any, *, together: bool) -> str:
 
 
 def _newest(trainer: Any) -> str:
-    found, passed_over = newest_complete(Path(trainer.args.output_dir), trainer.layout)
+    newest, passed_over = newest_complete(Path(trainer.args.output_dir), trainer.layout)
     for line in passed_over:
         logger.warning("%s", line)
-    if found is None:
+    if newest is None:
         return "There is no checkpoint yet: start anew (--overwrite)"
-    return f"The newest checkpoint is {found}: go on with --resume"
+    return f"The newest checkpoint is {newest}: go on with --resume"
 
 
 def _first_line(error: BaseException) -> str:

@@ -85,21 +85,21 @@ class AtomicCheckpoints(Trainer):
         folder = Path(self.args.output_dir) if named is True else Path(named)
         if self.checked == folder:
             return str(folder)
-        found: list[Any] = [None, []]
+        answer: list[Any] = [None, []]
         if self.args.process_index == 0:
             if named is True:
-                found = list(newest_complete(folder, self.layout))
+                answer = list(newest_complete(folder, self.layout))
             else:
                 problem = why_incomplete(folder, self.layout)
-                found = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
+                answer = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
         if self.args.world_size > 1:
-            broadcast_object_list(found)
-        for line in found[1]:
+            broadcast_object_list(answer)
+        for line in answer[1]:
             logger.warning("%s", line)
-        if found[0] is None:
-            why = "; ".join(found[1]) or f"{folder} has no checkpoint"
+        if answer[0] is None:
+            why = "; ".join(answer[1]) or f"{folder} has no checkpoint"
             raise DataError(f"nothing to resume from: {why}")
-        return str(found[0])
+        return str(answer[0])
 
     @property
     def layout(self) -> Layout:

@@ -41,16 +41,16 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
         raise ConfigError("resume_from_checkpoint: true is written --resume here")
     if not resume:
         return None
-    found: list[Any] = [None, None]
+    answer: list[Any] = [None, None]
     if args.process_index == 0:
         layout = _layout(args)
         if by_name:
-            found = [Path(str(named)), why_incomplete(Path(str(named)), layout)]
+            answer = [Path(str(named)), why_incomplete(Path(str(named)), layout)]
         else:
-            found[0] = RunFolder(path=path).newest_checkpoint(layout)
+            answer[0] = RunFolder(path=path).newest_checkpoint(layout)
     if args.world_size > 1:
-        broadcast_object_list(found)
-    checkpoint, problem = found
+        broadcast_object_list(answer)
+    checkpoint, problem = answer
     if problem is not None:
         raise DataError(f"resume_from_checkpoint: {checkpoint}: {problem}")
     if checkpoint is None:
