@@ -64,8 +64,8 @@ tests/browser/node_modules: tests/browser/package.json
 	touch $@
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/ruff check src tests benchmarks scripts
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider tests/contract
 	$(BIN)/python -m scripts.audit
