@@ -11,7 +11,7 @@ C; `taopd.signals` has the exact ones.
 Source: METHOD section 6; arXiv 2605.26844, eq. 3, 4, 9, 10, 17.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from taopd.signals.list_support import (
     target_rank,
     union_geometry,
 )
-from taopd.signals.types import TokenSignals
+from taopd.signals.types import TokenSignals, concatenate
 
 BLOCK_ROWS = 2048
 """Positions handled at once on a CPU, so that [2 K, rows] of float64 stays in its cache."""
@@ -129,42 +129,25 @@ def list_metrics(
         ShapeError: if two inputs disagree. ConfigError: if k < 1.
     """
     shape = (student_ids.shape[0], student_ids.shape[-1])
-    _check(
-        k,
-        shape,
-        {
-            "student_ids": student_ids,
-            "student_logprobs": student_logprobs,
-            "teacher_ids": teacher_ids,
-            "teacher_logprobs": teacher_logprobs,
-            "teacher_logprobs_at_student_ids": teacher_logprobs_at_student_ids,
-            "target_ids": target_ids,
-        },
-    )
-    columns: tuple[Any, ...] = (
-        student_ids,
-        student_logprobs,
-        teacher_ids,
-        teacher_logprobs,
-        teacher_logprobs_at_student_ids,
-        target_ids,
-    )
-    if student_ids.device.type != "cpu" or shape[0] <= BLOCK_ROWS:
-        return _block_metrics(*columns, k=k, arithmetic=arithmetic)
+    columns = {
+        "student_ids": student_ids,
+        "student_logprobs": student_logprobs,
+        "teacher_ids": teacher_ids,
+        "teacher_logprobs": teacher_logprobs,
+        "teacher_logprobs_at_student_ids": teacher_logprobs_at_student_ids,
+        "target_ids": target_ids,
+    }
+    _check(k, shape, columns)
+    # A GPU takes all positions at once: only a CPU's cache needs the blocks.
+    size = BLOCK_ROWS if student_ids.device.type == "cpu" else max(1, shape[0])
     blocks = []
-    for start in range(0, shape[0], BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        part: list[Any] = [None if column is None else column[rows] for column in columns]
-        blocks.append(_block_metrics(*part, k=k, arithmetic=arithmetic))
-    return _joined(blocks)
-
-
-def _joined(blocks: list[ListMetrics]) -> ListMetrics:
-    joined: dict[str, Any] = {}
-    for column in fields(ListMetrics):
-        parts = [getattr(block, column.name) for block in blocks]
-        joined[column.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
-    return ListMetrics(**joined)
+    for start in range(0, max(1, shape[0]), size):
+        rows = slice(start, start + size)
+        part: dict[str, Any] = {
+            name: None if column is None else column[rows] for name, column in columns.items()
+        }
+        blocks.append(_block_metrics(**part, k=k, arithmetic=arithmetic))
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
 
 
 def _block_metrics(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import TeacherError
+from taopd.signals import concatenate
 
 TOLERANCE = 1e-3
 """Nats by which numbers of one answer may contradict each other: servers round, but all alike."""
@@ -71,13 +72,7 @@ class Teacher(Protocol):
 
 def join(parts: Sequence[TeacherScores]) -> TeacherScores:
     """Concatenated scores; exact if all parts are."""
-    wanted = [part.want_logprobs for part in parts if part.want_logprobs is not None]
-    return TeacherScores(
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        topk_ids=torch.cat([part.topk_ids for part in parts]),
-        topk_logprobs=torch.cat([part.topk_logprobs for part in parts]),
-        want_logprobs=torch.cat(wanted) if len(wanted) == len(parts) else None,
-    )
+    return concatenate(parts)
 
 
 def check_scores(
