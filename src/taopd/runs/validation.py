@@ -83,9 +83,9 @@ def fit(value: Any, shape: Any, place: str) -> None:
         inner = shape[...] if isinstance(shape, dict) else shape[0]
         if isinstance(shape, Some) and not value:
             raise DataError(f"{place}: expected a list of at least one, got []")
-        if _all_fit(value.values() if kind is dict else value, inner):
+        if _all_fit(value.values() if isinstance(value, dict) else value, inner):
             return
-        items = value.items() if kind is dict else enumerate(value)
+        items = value.items() if isinstance(value, dict) else enumerate(value)
         parts = [(shown(key), held, inner) for key, held in items]
     elif isinstance(shape, dict):
         names = {key.removesuffix("?"): key for key in shape}

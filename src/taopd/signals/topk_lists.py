@@ -69,25 +69,6 @@ class ListMetrics:
     teacher_ids: Int[Tensor, "N K"]
     teacher_logprobs: Float[Tensor, "N K"]
 
-    def signals(self) -> TokenSignals:
-        """The selector's view of these metrics; both entropies are the ones divided by ln(n)."""
-        return TokenSignals(
-            disagreement=self.disagreement,
-            compatibility=self.compatibility,
-            entropy=self.student_entropy,
-            teacher_entropy=self.teacher_entropy,
-            reverse_disagreement=self.reverse_disagreement,
-            bhattacharyya=self.bhattacharyya,
-            overlap=self.overlap,
-            jaccard=self.jaccard,
-            compatibility_is_exact=self.compatibility_is_exact,
-            compatibility_bound=self.compatibility_bound,
-            student_topk_ids=self.student_ids,
-            student_topk_logprobs=self.student_logprobs,
-            teacher_topk_ids=self.teacher_ids,
-            teacher_topk_logprobs=self.teacher_logprobs,
-        )
-
 
 def _check(k: int, shape: tuple[int, ...], columns: dict[str, Tensor | None]) -> None:
     if k < 1:
@@ -223,15 +204,15 @@ def topk_lists_signals(
 ) -> TokenSignals:
     """Signals of N positions from two top-K lists each: `list_metrics` as a selector reads them.
 
-    D is in nats and floored, C is exact only with `teacher_logprobs_at_student_ids`, H is divided
-    by ln(n). `target_ids` is checked for shape; ranks of the target are in `list_metrics`.
+    D is in nats and floored, C is exact only with `teacher_logprobs_at_student_ids`, both entropies
+    are divided by ln(n). `target_ids` is checked for shape; ranks of the target are in `list_metrics`.
 
     Raises:
         ShapeError: if two inputs disagree. ConfigError: if k < 1.
 
     Source: METHOD section 6, R1-R6.
     """
-    signals = list_metrics(
+    metrics = list_metrics(
         student_ids,
         student_logprobs,
         teacher_ids,
@@ -239,9 +220,24 @@ def topk_lists_signals(
         k=k,
         teacher_logprobs_at_student_ids=teacher_logprobs_at_student_ids,
         target_ids=target_ids,
-    ).signals()
-    return replace(
-        signals, token_ids=target_ids, teacher_at_student_ids=teacher_logprobs_at_student_ids
+    )
+    return TokenSignals(
+        disagreement=metrics.disagreement,
+        compatibility=metrics.compatibility,
+        entropy=metrics.student_entropy,
+        teacher_entropy=metrics.teacher_entropy,
+        reverse_disagreement=metrics.reverse_disagreement,
+        bhattacharyya=metrics.bhattacharyya,
+        overlap=metrics.overlap,
+        jaccard=metrics.jaccard,
+        compatibility_is_exact=metrics.compatibility_is_exact,
+        compatibility_bound=metrics.compatibility_bound,
+        student_topk_ids=metrics.student_ids,
+        student_topk_logprobs=metrics.student_logprobs,
+        teacher_topk_ids=metrics.teacher_ids,
+        teacher_topk_logprobs=metrics.teacher_logprobs,
+        token_ids=target_ids,
+        teacher_at_student_ids=teacher_logprobs_at_student_ids,
     )
 
 

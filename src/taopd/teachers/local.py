@@ -50,12 +50,10 @@ class LocalTeacher:
                 padded = torch.nn.utils.rnn.pad_sequence(
                     [torch.tensor(row) for row in rows], batch_first=True
                 ).to(self._model.device)
-                mask = torch.nn.utils.rnn.pad_sequence(
-                    [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
-                ).to(self._model.device)
-                hidden = self._model.get_decoder()(
-                    input_ids=padded, attention_mask=mask
-                ).last_hidden_state
+                lengths = torch.tensor([[len(row)] for row in rows], device=padded.device)
+                mask = (torch.arange(padded.shape[1], device=padded.device) < lengths).long()
+                backbone = self._model.get_decoder()
+                hidden = backbone(input_ids=padded, attention_mask=mask).last_hidden_state
                 for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
                     states.append(hidden[row, start - 1 : len(tokens) - 1])
                     targets.append(padded[row, start : len(tokens)])

@@ -65,9 +65,8 @@ class TrainSettings:
         found = {}
         for part in (self.script, self.training, self.model):
             for field in fields(part):
-                default = field.default
-                if field.default_factory is not MISSING:
-                    default = field.default_factory()
+                made = field.default_factory
+                default = field.default if made is MISSING else made()
                 value = getattr(part, field.name)
                 if field.name not in _DERIVED and value != default:
                     found[field.name] = value
