@@ -81,10 +81,8 @@ def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> boo
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
     """Closing metrics of the remaining training, if any."""
-    if checkpoint is None:
-        return trainer.train().metrics
     trainer.checked = checkpoint
-    return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics
+    return trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
 
 
 def save_student(trainer: "TeachabilityTrainer", path: Path) -> None:
