@@ -70,20 +70,6 @@ class ListMetrics:
     teacher_logprobs: Float[Tensor, "N K"]
 
 
-def _check(k: int, shape: tuple[int, ...], columns: dict[str, Tensor | None]) -> None:
-    if k < 1:
-        raise ConfigError(f"k={k} must be at least 1; it is the K of both top-K lists")
-    if shape[1] < 1:
-        raise ShapeError("student_ids: the lists need at least one column; pad with id -1")
-    for name, value in columns.items():
-        expected = shape[:1] if name == "target_ids" else shape
-        if value is not None and (value.ndim != len(expected) or tuple(value.shape) != expected):
-            raise ShapeError(
-                f"{name}: expected {list(expected)}, got {list(value.shape)}; pad short lists with "
-                "id -1 and log-prob -inf"
-            )
-
-
 def list_metrics(
     student_ids: Int[Tensor, "N K"],
     student_logprobs: Float[Tensor, "N K"],
@@ -118,7 +104,17 @@ def list_metrics(
         "teacher_logprobs_at_student_ids": teacher_logprobs_at_student_ids,
         "target_ids": target_ids,
     }
-    _check(k, shape, columns)
+    if k < 1:
+        raise ConfigError(f"k={k} must be at least 1; it is the K of both top-K lists")
+    if shape[1] < 1:
+        raise ShapeError("student_ids: the lists need at least one column; pad with id -1")
+    for name, value in columns.items():
+        expected = shape[:1] if name == "target_ids" else shape
+        if value is not None and tuple(value.shape) != expected:
+            raise ShapeError(
+                f"{name}: expected {list(expected)}, got {list(value.shape)}; pad short lists with "
+                "id -1 and log-prob -inf"
+            )
     # A GPU takes all positions at once: only a CPU's cache needs the blocks.
     size = BLOCK_ROWS if student_ids.device.type == "cpu" else max(1, shape[0])
     blocks = []
