@@ -1,15 +1,11 @@
 """The run folder: one folder per run, and the only interface between a run and whoever reads it.
 
 What: `RunFolder.create` claims a folder for one run and refuses one that holds another;
-`write_json`, `write_jsonl` and `append_jsonl` write its files; `environment` is what `env.json`
-holds.
+`taopd.runs.jsonl` writes its files.
 
 Why a marker file: a folder is only ever emptied (`overwrite=True`) when taopd made it. A
 `config.json` alone proves nothing, every Hugging Face model folder has one. Even then only files
 that a run writes are removed.
-
-Why atomic: a reader, or a run that is killed, never sees half a JSON document. `append_jsonl` is
-the exception, its last line may be cut by a crash, and readers skip an unfinished last line.
 
 Not here: checkpoints (transformers writes them) and reading (`report`).
 """
@@ -96,10 +92,7 @@ class RunFolder:
             a_file = folder.exists() and not folder.is_dir()
             evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
             ours = (folder / MARKER).exists()
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # a name that no folder can have, or one out of bounds
+        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
             raise DataError(f"cannot use {shown(str(path))}: {error}") from error
         if a_file:
             raise DataError(f"{path} is a file; the output must be a folder")

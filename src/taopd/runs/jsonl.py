@@ -21,19 +21,31 @@ from taopd.runs.validation import ANY, fit, parse_json, read_text
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Write one JSON document atomically: whole or not at all. Non-finite floats become null."""
-    _replace(
-        Path(path), json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_text(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically: whole or not at all."""
-    _replace(Path(path), text)
+def write_text(path: str | Path, text: str | Iterable[str]) -> None:
+    """Write a text file, whole or in pieces, atomically: all of it or nothing."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.writelines([text] if isinstance(text, str) else text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp gives 0600; a result is as readable as any other file the user writes.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line, atomically. Non-finite floats become null."""
-    _replace(Path(path), "".join(_line(row) for row in rows))
+    write_text(path, map(_line, rows))
 
 
 def append_jsonl(path: str | Path, *documents: Any) -> None:
@@ -100,15 +112,14 @@ def rewind_jsonl(path: str | Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             break
-    _replace(path, "".join(f"{line}\n" for line in kept))
+    write_text(path, (f"{line}\n" for line in kept))
 
 
 def cut_lines(path: str | Path, num_lines: int) -> None:
     """Keep the first lines of a log, for a run that goes on from there; without a file nothing is done."""
     path = Path(path)
     if path.exists():
-        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines]
-        _replace(path, "".join(kept))
+        write_text(path, path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines])
 
 
 def thin_jsonl(path: str | Path, every: int, stays: Callable[[dict[str, Any]], bool]) -> None:
@@ -119,24 +130,7 @@ def thin_jsonl(path: str | Path, every: int, stays: Callable[[dict[str, Any]], b
         return row["step"] % every == 0 or stays(row)
 
     with open(path, encoding="utf-8") as stream:
-        _replace(Path(path), filter(kept, stream))
-
-
-def _replace(path: Path, text: str | Iterable[str]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines([text] if isinstance(text, str) else text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp gives 0600; a result is as readable as any other file the user writes.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write_text(path, filter(kept, stream))
 
 
 def _line(obj: Any) -> str:

@@ -71,48 +71,34 @@ def fit(value: Any, shape: Any, place: str) -> None:
     if isinstance(shape, Maybe):
         if value is not None:
             fit(value, shape.shape, place)
-    elif isinstance(shape, Leaf):
+        return
+    if isinstance(shape, Leaf):
         if not shape.fits(value):
             raise DataError(f"{place}: expected {shape.words}, got {shown(value)}")
-    elif isinstance(shape, dict):
-        _fit_object(value, shape, place)
-    else:
-        _fit_list(value, shape, place)
-
-
-def _fit_object(value: Any, shape: dict, place: str) -> None:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object, got {shown(value)}")
-    for key, inner in shape.items():
-        if key is ...:
-            if _all_fit(value.values(), inner):
-                continue
-            for name, held in value.items():
-                fit(held, inner, f"{place}, {shown(name)}")
-            continue
-        name = key.removesuffix("?")
-        if name in value:
-            fit(value[name], inner, f"{place}, {name}")
-        elif name == key:
-            raise DataError(f"{place}: {name!r} is missing")
-
-
-def _fit_list(value: Any, shape: Any, place: str) -> None:
-    if not isinstance(value, list):
-        raise DataError(f"{place}: expected a list, got {shown(value)}")
-    if isinstance(shape, Some) and not value:
-        raise DataError(f"{place}: expected a list of at least one, got []")
-    if isinstance(shape, tuple) and not isinstance(shape, Some):
-        if len(value) != len(shape):
-            raise DataError(f"{place}: expected {len(shape)} values, got {shown(value)}")
-        shapes: Any = shape
-    else:
-        inner = shape.shape if isinstance(shape, Some) else shape[0]
-        if _all_fit(value, inner):
+        return
+    kind, words = (dict, "an object") if isinstance(shape, dict) else (list, "a list")
+    if not isinstance(value, kind):
+        raise DataError(f"{place}: expected {words}, got {shown(value)}")
+    if ... in shape or isinstance(shape, (list, Some)):
+        inner = shape[...] if isinstance(shape, dict) else shape[0]
+        if isinstance(shape, Some) and not value:
+            raise DataError(f"{place}: expected a list of at least one, got []")
+        if _all_fit(value.values() if isinstance(value, dict) else value, inner):
             return
-        shapes = [inner] * len(value)
-    for index, (held, inner) in enumerate(zip(value, shapes, strict=True)):
-        fit(held, inner, f"{place}[{index}]")
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        parts = [(shown(key), held, inner) for key, held in items]
+    elif isinstance(shape, dict):
+        names = {key.removesuffix("?"): key for key in shape}
+        for name, key in names.items():
+            if name == key and name not in value:
+                raise DataError(f"{place}: {name!r} is missing")
+        parts = [(name, value[name], shape[key]) for name, key in names.items() if name in value]
+    elif len(value) != len(shape):
+        raise DataError(f"{place}: expected {len(shape)} values, got {shown(value)}")
+    else:
+        parts = [(str(i), *pair) for i, pair in enumerate(zip(value, shape, strict=True))]
+    for name, held, inner in parts:
+        fit(held, inner, f"{place}, {name}" if kind is dict else f"{place}[{name}]")
 
 
 def _all_fit(values: Iterable[Any], shape: Any) -> bool:

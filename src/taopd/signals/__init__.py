@@ -11,7 +11,6 @@ from taopd.signals.derived import (
 )
 from taopd.signals.drift import at_ids, idle_drift, ids_to_compare
 from taopd.signals.exact import (
-    concatenate,
     exact_signals,
     signals_from_answer,
     signals_from_logprobs,
@@ -24,6 +23,7 @@ from taopd.signals.types import (
     SignalTable,
     TokenSignals,
     compatibility_proxy,
+    concatenate,
     prefix_ema,
 )
 

@@ -13,6 +13,7 @@ Source: each function's docstring.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -109,11 +110,8 @@ def corrective_mass(signals: TokenSignals) -> Float[Tensor, " N"]:
     variation), as collected in the survey of the field.
     """
     assert signals.teacher_at_student_ids is not None
-    q, p = (
-        signals.teacher_at_student_ids.double().exp(),
-        signals.student_topk_logprobs.double().exp(),
-    )
-    return (q - p).clamp_min(0.0).sum(1)
+    q, p = signals.teacher_at_student_ids.double(), signals.student_topk_logprobs.double()
+    return (q.exp() - p.exp()).clamp_min(0.0).sum(1)
 
 
 def student_top1_accepted(signals: TokenSignals) -> Float[Tensor, " N"]:
@@ -143,9 +141,10 @@ KNOWN_SIGNALS = tuple(sorted((*ALWAYS, "mass", *COMPUTED)))
 _READS = {name: (name,) for name in ALWAYS} | {name: reads for name, (_, reads) in COMPUTED.items()}
 
 
-def _without(*fields_of_signals: str) -> frozenset[str]:
-    absent = set(fields_of_signals)
-    return frozenset({name for name, reads in _READS.items() if not absent & set(reads)} | {"mass"})
+def _without(*absent: str) -> frozenset[str]:
+    return frozenset(
+        {name for name, reads in _READS.items() if not {*absent} & {*reads}} | {"mass"}
+    )
 
 
 LISTS_GIVE = _without("forward_kl", "reverse_kl", "student_at_teacher_ids")
@@ -158,12 +157,9 @@ SERVER_GIVES = _without("forward_kl", "reverse_kl", "teacher_entropy")
 
 def available_signals(signals: TokenSignals) -> frozenset[str]:
     """The further signals that these positions' source can give."""
-    given = {
-        name
-        for name, reads in _READS.items()
-        if all(getattr(signals, read) is not None for read in reads)
-    }
-    return frozenset(given | {"mass"})
+    return _without(
+        *(column.name for column in fields(signals) if getattr(signals, column.name) is None)
+    )
 
 
 def signal_table(

@@ -157,29 +157,12 @@ def exact_signals(
                 index=row,
             )
     if stop_ids:
-        student_stops, teacher_stops = (
-            logits_at(
-                hidden, head, target_ids.new_tensor(stop_ids).expand(len(hidden), -1), temperature
-            )
-            - scores.logsumexp.unsqueeze(1)
-            for hidden, head, scores in (
-                (student_hidden, student_head, pair.student),
-                (teacher_hidden, teacher_head, pair.teacher),
-            )
-        )
+        ids = target_ids.new_tensor(stop_ids).expand(len(target_ids), -1)
+        student_stops = logits_at(student_hidden, student_head, ids, temperature)
+        student_stops = student_stops - pair.student.logsumexp.unsqueeze(1)
+        teacher_stops = logits_at(teacher_hidden, teacher_head, ids, temperature)
+        teacher_stops = teacher_stops - pair.teacher.logsumexp.unsqueeze(1)
         pair, target_ids = merge_stop_class(
             pair, student_stops, teacher_stops, target_ids, stop_ids=stop_ids, k=k
         )
     return signals_from_pair(pair, target_ids)
-
-
-def concatenate(chunks: list[TokenSignals]) -> TokenSignals:
-    """One `TokenSignals` from consecutive blocks of positions (at least one block)."""
-    joined: dict[str, Tensor | bool | None] = {}
-    for name in TokenSignals.__dataclass_fields__:
-        values = [getattr(chunk, name) for chunk in chunks]
-        if name == "compatibility_is_exact":
-            joined[name] = all(values)
-        else:
-            joined[name] = None if values[0] is None else torch.cat(values)
-    return TokenSignals(**joined)  # type: ignore[arg-type]

@@ -120,12 +120,10 @@ def union_geometry(
     forward = sum_in_order(q * log_ratio)
     reverse = -sum_in_order(log_ratio.mul_(p))
     bhattacharyya = sum_in_order(arithmetic.sqrt(p.mul_(q)).mul_(member))
-    zero = torch.zeros_like(forward)
-    return (
-        torch.where(defined, forward, zero),
-        torch.where(defined, reverse, zero),
-        torch.where(defined, bhattacharyya, zero),
+    forward, reverse, bhattacharyya = (
+        value.masked_fill(~defined, 0.0) for value in (forward, reverse, bhattacharyya)
     )
+    return forward, reverse, bhattacharyya
 
 
 def target_rank(support: Support, target_ids: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ C; `taopd.signals` has the exact ones.
 Source: METHOD section 6; arXiv 2605.26844, eq. 3, 4, 9, 10, 17.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from taopd.signals.list_support import (
     target_rank,
     union_geometry,
 )
-from taopd.signals.types import TokenSignals
+from taopd.signals.types import TokenSignals, concatenate
 
 BLOCK_ROWS = 2048
 """Positions handled at once on a CPU, so that [2 K, rows] of float64 stays in its cache."""
@@ -69,39 +69,6 @@ class ListMetrics:
     teacher_ids: Int[Tensor, "N K"]
     teacher_logprobs: Float[Tensor, "N K"]
 
-    def signals(self) -> TokenSignals:
-        """The selector's view of these metrics; both entropies are the ones divided by ln(n)."""
-        return TokenSignals(
-            disagreement=self.disagreement,
-            compatibility=self.compatibility,
-            entropy=self.student_entropy,
-            teacher_entropy=self.teacher_entropy,
-            reverse_disagreement=self.reverse_disagreement,
-            bhattacharyya=self.bhattacharyya,
-            overlap=self.overlap,
-            jaccard=self.jaccard,
-            compatibility_is_exact=self.compatibility_is_exact,
-            compatibility_bound=self.compatibility_bound,
-            student_topk_ids=self.student_ids,
-            student_topk_logprobs=self.student_logprobs,
-            teacher_topk_ids=self.teacher_ids,
-            teacher_topk_logprobs=self.teacher_logprobs,
-        )
-
-
-def _check(k: int, shape: tuple[int, ...], columns: dict[str, Tensor | None]) -> None:
-    if k < 1:
-        raise ConfigError(f"k={k} must be at least 1; it is the K of both top-K lists")
-    if shape[1] < 1:
-        raise ShapeError("student_ids: the lists need at least one column; pad with id -1")
-    for name, value in columns.items():
-        expected = shape[:1] if name == "target_ids" else shape
-        if value is not None and (value.ndim != len(expected) or tuple(value.shape) != expected):
-            raise ShapeError(
-                f"{name}: expected {list(expected)}, got {list(value.shape)}; pad short lists with "
-                "id -1 and log-prob -inf"
-            )
-
 
 def list_metrics(
     student_ids: Int[Tensor, "N K"],
@@ -129,42 +96,35 @@ def list_metrics(
         ShapeError: if two inputs disagree. ConfigError: if k < 1.
     """
     shape = (student_ids.shape[0], student_ids.shape[-1])
-    _check(
-        k,
-        shape,
-        {
-            "student_ids": student_ids,
-            "student_logprobs": student_logprobs,
-            "teacher_ids": teacher_ids,
-            "teacher_logprobs": teacher_logprobs,
-            "teacher_logprobs_at_student_ids": teacher_logprobs_at_student_ids,
-            "target_ids": target_ids,
-        },
-    )
-    columns: tuple[Any, ...] = (
-        student_ids,
-        student_logprobs,
-        teacher_ids,
-        teacher_logprobs,
-        teacher_logprobs_at_student_ids,
-        target_ids,
-    )
-    if student_ids.device.type != "cpu" or shape[0] <= BLOCK_ROWS:
-        return _block_metrics(*columns, k=k, arithmetic=arithmetic)
+    columns = {
+        "student_ids": student_ids,
+        "student_logprobs": student_logprobs,
+        "teacher_ids": teacher_ids,
+        "teacher_logprobs": teacher_logprobs,
+        "teacher_logprobs_at_student_ids": teacher_logprobs_at_student_ids,
+        "target_ids": target_ids,
+    }
+    if k < 1:
+        raise ConfigError(f"k={k} must be at least 1; it is the K of both top-K lists")
+    if shape[1] < 1:
+        raise ShapeError("student_ids: the lists need at least one column; pad with id -1")
+    for name, value in columns.items():
+        expected = shape[:1] if name == "target_ids" else shape
+        if value is not None and tuple(value.shape) != expected:
+            raise ShapeError(
+                f"{name}: expected {list(expected)}, got {list(value.shape)}; pad short lists with "
+                "id -1 and log-prob -inf"
+            )
+    # A GPU takes all positions at once: only a CPU's cache needs the blocks.
+    size = BLOCK_ROWS if student_ids.device.type == "cpu" else max(1, shape[0])
     blocks = []
-    for start in range(0, shape[0], BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        part: list[Any] = [None if column is None else column[rows] for column in columns]
-        blocks.append(_block_metrics(*part, k=k, arithmetic=arithmetic))
-    return _joined(blocks)
-
-
-def _joined(blocks: list[ListMetrics]) -> ListMetrics:
-    joined: dict[str, Any] = {}
-    for column in fields(ListMetrics):
-        parts = [getattr(block, column.name) for block in blocks]
-        joined[column.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
-    return ListMetrics(**joined)
+    for start in range(0, max(1, shape[0]), size):
+        rows = slice(start, start + size)
+        part: dict[str, Any] = {
+            name: None if column is None else column[rows] for name, column in columns.items()
+        }
+        blocks.append(_block_metrics(**part, k=k, arithmetic=arithmetic))
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
 
 
 def _block_metrics(
@@ -240,15 +200,15 @@ def topk_lists_signals(
 ) -> TokenSignals:
     """Signals of N positions from two top-K lists each: `list_metrics` as a selector reads them.
 
-    D is in nats and floored, C is exact only with `teacher_logprobs_at_student_ids`, H is divided
-    by ln(n). `target_ids` is checked for shape; ranks of the target are in `list_metrics`.
+    D is in nats and floored, C is exact only with `teacher_logprobs_at_student_ids`, both entropies
+    are divided by ln(n). `target_ids` is checked for shape; ranks of the target are in `list_metrics`.
 
     Raises:
         ShapeError: if two inputs disagree. ConfigError: if k < 1.
 
     Source: METHOD section 6, R1-R6.
     """
-    signals = list_metrics(
+    metrics = list_metrics(
         student_ids,
         student_logprobs,
         teacher_ids,
@@ -256,9 +216,24 @@ def topk_lists_signals(
         k=k,
         teacher_logprobs_at_student_ids=teacher_logprobs_at_student_ids,
         target_ids=target_ids,
-    ).signals()
-    return replace(
-        signals, token_ids=target_ids, teacher_at_student_ids=teacher_logprobs_at_student_ids
+    )
+    return TokenSignals(
+        disagreement=metrics.disagreement,
+        compatibility=metrics.compatibility,
+        entropy=metrics.student_entropy,
+        teacher_entropy=metrics.teacher_entropy,
+        reverse_disagreement=metrics.reverse_disagreement,
+        bhattacharyya=metrics.bhattacharyya,
+        overlap=metrics.overlap,
+        jaccard=metrics.jaccard,
+        compatibility_is_exact=metrics.compatibility_is_exact,
+        compatibility_bound=metrics.compatibility_bound,
+        student_topk_ids=metrics.student_ids,
+        student_topk_logprobs=metrics.student_logprobs,
+        teacher_topk_ids=metrics.teacher_ids,
+        teacher_topk_logprobs=metrics.teacher_logprobs,
+        token_ids=target_ids,
+        teacher_at_student_ids=teacher_logprobs_at_student_ids,
     )
 
 

@@ -5,7 +5,9 @@ of it that a selector may read, with the bookkeeping a global choice needs (whic
 may it train); it is what travels between ranks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,6 +67,25 @@ class TokenSignals:
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
+
+
+Columns = TypeVar("Columns")
+"""A dataclass of tensors with one row for each position."""
+
+
+def concatenate(blocks: Sequence[Columns]) -> Columns:
+    """One dataclass of columns from those of consecutive positions (at least one block).
+
+    A column that a block lacks (None) is None; a flag holds if it holds in every block.
+    """
+    joined: dict[str, Any] = {}
+    for name in (column.name for column in fields(blocks[0])):  # type: ignore[arg-type]
+        parts = [getattr(block, name) for block in blocks]
+        if isinstance(parts[0], bool):
+            joined[name] = all(parts)
+        else:
+            joined[name] = None if any(part is None for part in parts) else torch.cat(parts)
+    return type(blocks[0])(**joined)
 
 
 COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema")
@@ -148,16 +169,15 @@ def compatibility_proxy(
     Raises:
         ConfigError: for an unknown name.
     """
-    if name == "mass":
-        return signals.compatibility
-    if name == "bound" and signals.compatibility_bound is not None:
-        return signals.compatibility_bound
-    if name == "set":
-        return signals.overlap
-    if name == "bc":
-        return signals.bhattacharyya
-    if name == "jaccard":
-        return signals.jaccard
     if name == "prefix_ema":
         return prefix_ema(signals.compatibility, response)
+    proxies = {
+        "mass": signals.compatibility,
+        "bound": signals.compatibility_bound,
+        "set": signals.overlap,
+        "bc": signals.bhattacharyya,
+        "jaccard": signals.jaccard,
+    }
+    if (proxy := proxies.get(name)) is not None:
+        return proxy
     raise ConfigError(f"compatibility={name!r} is unknown.{suggest(name, COMPATIBILITIES)}")

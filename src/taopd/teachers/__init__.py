@@ -10,8 +10,7 @@ Which numbers a server gives, and what C is then: docs/teachers.md.
 """
 
 from taopd.teachers.connect import connect
-from taopd.teachers.from_path import load_teacher
-from taopd.teachers.local import LocalTeacher
+from taopd.teachers.local import LocalTeacher, load_teacher
 from taopd.teachers.protocol import Teacher, TeacherScores, check_scores, join
 from taopd.teachers.remote import as_bound, score_remote
 from taopd.teachers.server import ServerTeacher

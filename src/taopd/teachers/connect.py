@@ -1,6 +1,6 @@
 """Connection to a teacher server: detects its kind (vLLM or SGLang)."""
 
-from taopd.errors import ConfigError, TeacherError, suggest
+from taopd.errors import ConfigError, TeacherError, require_known
 from taopd.teachers.server import ServerTeacher
 from taopd.teachers.sglang import SglangTeacher
 from taopd.teachers.transport import KEY, Transport
@@ -38,8 +38,7 @@ def connect(
         TeacherUnavailable: nobody answers. TeacherError: the server is none of these, or refuses.
         ConfigError: an unknown kind, what is not a URL, or one with a password.
     """
-    if kind not in (*KINDS, "auto"):
-        raise ConfigError(f"teacher_server={kind!r} is unknown.{suggest(kind, [*KINDS, 'auto'])}")
+    require_known("teacher_server", kind, (*KINDS, "auto"))
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
     if "@" in url:

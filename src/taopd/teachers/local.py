@@ -1,4 +1,4 @@
-"""A teacher in this process, behind the same protocol as a server."""
+"""A teacher in this process: its loading, and the same protocol as a server's."""
 
 import threading
 from collections.abc import Sequence
@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.kernels import topk_score
+from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.output_head import read_head
+from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers.protocol import TeacherScores
 
 
@@ -50,12 +52,10 @@ class LocalTeacher:
                 padded = torch.nn.utils.rnn.pad_sequence(
                     [torch.tensor(row) for row in rows], batch_first=True
                 ).to(self._model.device)
-                mask = torch.nn.utils.rnn.pad_sequence(
-                    [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True
-                ).to(self._model.device)
-                hidden = self._model.get_decoder()(
-                    input_ids=padded, attention_mask=mask
-                ).last_hidden_state
+                lengths = torch.tensor([[len(row)] for row in rows], device=padded.device)
+                mask = (torch.arange(padded.shape[1], device=padded.device) < lengths).long()
+                backbone = self._model.get_decoder()
+                hidden = backbone(input_ids=padded, attention_mask=mask).last_hidden_state
                 for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
                     states.append(hidden[row, start - 1 : len(tokens) - 1])
                     targets.append(padded[row, start : len(tokens)])
@@ -69,3 +69,39 @@ class LocalTeacher:
                 topk_logprobs=scores.topk_logprobs,
                 want_logprobs=scores.want_logprobs,
             )
+
+
+def load_teacher(
+    teacher: str | PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    revision: str | None = None,
+    init_kwargs: dict[str, Any] | None = None,
+    cut_renamed_control_tokens: bool = False,
+) -> tuple[PreTrainedModel, int]:
+    """The frozen teacher, and how many ids it shares with the student.
+
+    Args:
+        teacher: a path or hub id, loaded with `init_kwargs` (dtype float32 unless said, as TRL does),
+            or a model, which is taken to use the student's tokenizer.
+        tokenizer: the student's.
+        cut_renamed_control_tokens: see `taopd.models.tokenizers.check_same_tokenizer`.
+
+    Raises:
+        DataError: if the teacher cannot be loaded, or the tokenizers give one id to two different tokens
+            (names the first).
+    """
+    teacher_tokenizer = tokenizer
+    if isinstance(teacher, str):
+        kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
+        teacher_tokenizer = load_tokenizer(teacher, revision=kwargs["revision"])
+        teacher = load_model(teacher, **kwargs)
+    vocab_size = shared_vocabulary(
+        tokenizer,
+        teacher_tokenizer,
+        student.config.get_text_config().vocab_size,
+        teacher.config.get_text_config().vocab_size,
+        cut_renamed_control_tokens=cut_renamed_control_tokens,
+    )
+    return teacher.requires_grad_(False), vocab_size

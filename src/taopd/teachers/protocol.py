@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import TeacherError
+from taopd.signals import concatenate
 
 TOLERANCE = 1e-3
 """Nats by which numbers of one answer may contradict each other: servers round, but all alike."""
@@ -71,13 +72,7 @@ class Teacher(Protocol):
 
 def join(parts: Sequence[TeacherScores]) -> TeacherScores:
     """Concatenated scores; exact if all parts are."""
-    wanted = [part.want_logprobs for part in parts if part.want_logprobs is not None]
-    return TeacherScores(
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        topk_ids=torch.cat([part.topk_ids for part in parts]),
-        topk_logprobs=torch.cat([part.topk_logprobs for part in parts]),
-        want_logprobs=torch.cat(wanted) if len(wanted) == len(parts) else None,
-    )
+    return concatenate(parts)
 
 
 def check_scores(
@@ -104,18 +99,15 @@ def check_scores(
     listed = ids >= 0
     _refuse(~listed[:, :1].any(1), "list is empty")
     _refuse((listed[:, 1:] & ~listed[:, :-1]).any(1), "list has a gap")
-    _refuse(
-        (ids >= vocab_size).any(1), f"list holds an id outside of the vocabulary of {vocab_size}"
-    )
-    _refuse(
-        (torch.isnan(logprobs) | (logprobs > TOLERANCE)).any(1), "list holds a NaN or is above 0"
-    )
+    outside = (ids >= vocab_size).any(1)
+    _refuse(outside, f"list holds an id outside of the vocabulary of {vocab_size}")
+    # A comparison with NaN is false.
+    _refuse(~(logprobs <= TOLERANCE).all(1), "list holds a NaN or is above 0")
     _refuse((torch.isinf(logprobs) & listed).any(1), "list holds an infinite log-prob")
     _refuse((logprobs[:, 1:] > logprobs[:, :-1] + TOLERANCE).any(1), "list is not sorted")
     ordered = ids.masked_fill(~listed, -1).sort(1).values
-    _refuse(
-        ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1), "list repeats an id"
-    )
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    _refuse(repeated.any(1), "list repeats an id")
     mass = logprobs.exp().masked_fill(~listed, 0.0).sum(1)
     _refuse(mass > 1.0 + MASS_TOLERANCE, "list has a mass above 1")
     _fits("sampled token", token_ids.unsqueeze(1), scores.logprobs.unsqueeze(1), scores)
@@ -136,14 +128,10 @@ def _fits(what: str, ids: Tensor, logprobs: Tensor, scores: TeacherScores) -> No
     listed = torch.where(same, scores.topk_logprobs.unsqueeze(1), 0.0).sum(2)
     last = scores.topk_logprobs.masked_fill(scores.topk_ids < 0, torch.inf).min(1).values
     inside = same.any(2)
-    _refuse(
-        (inside & ((logprobs - listed).abs() > TOLERANCE)).any(1),
-        f"log-prob of the {what} is not the list's",
-    )
-    _refuse(
-        (~inside & (logprobs > last.unsqueeze(1) + TOLERANCE)).any(1),
-        f"{what} is better than the list's last entry, but not in the list",
-    )
+    other = inside & ((logprobs - listed).abs() > TOLERANCE)
+    _refuse(other.any(1), f"log-prob of the {what} is not the list's")
+    better = ~inside & (logprobs > last.unsqueeze(1) + TOLERANCE)
+    _refuse(better.any(1), f"{what} is better than the list's last entry, but not in the list")
 
 
 def _refuse(wrong: Tensor, what: str) -> None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -12,6 +12,16 @@ from torch import Tensor
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores, check_scores, join
 from taopd.teachers.transport import Transport, message
+
+
+class Question(NamedTuple):
+    """What a server is asked about one sequence."""
+
+    tokens: list[int]
+    start: int
+    """Of the completion."""
+    want: list[list[int]] | None
+    top_k: int
 
 
 class ServerTeacher(ABC):
@@ -44,15 +54,11 @@ class ServerTeacher(ABC):
         """Whether the wanted ids of all these sequences can be asked for."""
 
     @abstractmethod
-    def _request(
-        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> tuple[str, dict[str, Any]]:
+    def _request(self, asked: Question) -> tuple[str, dict[str, Any]]:
         """Path and body."""
 
     @abstractmethod
-    def _read(
-        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> TeacherScores:
+    def _read(self, document: Any, asked: Question) -> TeacherScores:
         """The answer; one of `MALFORMED` if it is malformed."""
 
     def score(
@@ -70,56 +76,56 @@ class ServerTeacher(ABC):
             if self._can_score(rows):
                 wanted = rows
         jobs = zip(token_ids, completion_start, wanted, strict=True)
-        futures = [self._submit(list(tokens), start, want, top_k) for tokens, start, want in jobs]
+        futures = [
+            self._submit(Question(list(tokens), start, want, top_k)) for tokens, start, want in jobs
+        ]
         try:
             return join([future.result() for future in futures])
         finally:
             for future in futures:
                 future.cancel()
 
-    def _submit(
-        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> Future[TeacherScores]:
-        if not 1 <= start < len(tokens):
+    def _submit(self, asked: Question) -> Future[TeacherScores]:
+        if not 1 <= asked.start < len(asked.tokens):
             raise TeacherError(
-                f"a sequence of {len(tokens)} tokens, completion from {start} on: both parts need a token"
+                f"a sequence of {len(asked.tokens)} tokens, completion from {asked.start} on: both parts "
+                "need a token"
             )
-        path, body = self._request(tokens, start, want, top_k)
-        return self._transport.submit(
-            path, body, lambda document: self._checked(document, tokens, start, want, top_k)
-        )
+        path, body = self._request(asked)
+        return self._transport.submit(path, body, lambda document: self._checked(document, asked))
 
-    def _checked(
-        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> TeacherScores:
+    def _checked(self, document: Any, asked: Question) -> TeacherScores:
         """The answer; TeacherError if it is malformed or cannot be true."""
         try:
-            scores = self._read(document, tokens, start, want, top_k)
+            scores = self._read(document, asked)
         except TeacherError:
             raise
         except MALFORMED as error:
             raise TeacherError(f"malformed answer ({type(error).__name__}: {error})") from error
-        wanted = None if want is None else torch.tensor(want)
-        check_scores(scores, torch.tensor(tokens[start:]), wanted, self._vocab_size)
+        wanted = None if asked.want is None else torch.tensor(asked.want)
+        sampled = torch.tensor(asked.tokens[asked.start :])
+        check_scores(scores, sampled, wanted, self._vocab_size)
         # A shorter list would pass for a teacher with less mass on the student's ids.
-        if bool((scores.topk_ids[:, : min(top_k, self._vocab_size)] < 0).any()):
-            raise TeacherError(f"a list of fewer than the {top_k} entries that were asked for")
+        if bool((scores.topk_ids[:, : min(asked.top_k, self._vocab_size)] < 0).any()):
+            raise TeacherError(
+                f"a list of fewer than the {asked.top_k} entries that were asked for"
+            )
         return scores
 
-    def _try(self, tokens: list[int], want: list[list[int]] | None, top_k: int) -> None:
-        """Score all but the first token, in one request that is not repeated.
+    def _try(self, asked: Question) -> None:
+        """Ask once, in a request that is not repeated.
 
         Raises:
             TeacherError: the server refuses, or answers what cannot be true.
             TeacherUnavailable: nobody answers.
         """
-        path, body = self._request(tokens, 1, want, top_k)
+        path, body = self._request(asked)
         status, answer = self._transport.post(path, body)
         where = f"{self._transport.url}{path}"
         if status != 200:
             raise TeacherError(f"{where} refuses with status {status}: {message(answer)}")
         try:
-            self._checked(answer, tokens, 1, want, top_k)
+            self._checked(answer, asked)
         except TeacherError as error:
             raise TeacherError(f"{where}: {error}") from error
 
@@ -128,17 +134,23 @@ MALFORMED = (KeyError, TypeError, ValueError, IndexError, OverflowError, Attribu
 """What reading JSON of another shape raises."""
 
 
-def lists(rows: list[list[tuple[int, float]]], top_k: int) -> tuple[Tensor, Tensor]:
-    """(ids [N, K], log-probs [N, K]) of lists that may be shorter."""
-    ids = torch.full((len(rows), top_k), -1, dtype=torch.long)
-    logprobs = torch.full((len(rows), top_k), -torch.inf, dtype=torch.float32)
-    for row, entries in enumerate(rows):
-        chosen = entries[:top_k]
-        ids[row, : len(chosen)] = torch.tensor([entry[0] for entry in chosen], dtype=torch.long)
-        logprobs[row, : len(chosen)] = torch.tensor(
-            [entry[1] for entry in chosen], dtype=torch.float32
-        )
-    return ids, logprobs
+def read_scores(
+    sampled: list[float], rows: list[list[tuple[int, float]]], wanted: Tensor | None, top_k: int
+) -> TeacherScores:
+    """Scores as tensors.
+
+    Args:
+        rows: the teacher's own list of (id, log-prob) at each token, best first; it may be shorter than K.
+    """
+    filled = [(entries + [(-1, -torch.inf)] * top_k)[:top_k] for entries in rows]
+    ids = [[index for index, _ in entries] for entries in filled]
+    logprobs = [[logprob for _, logprob in entries] for entries in filled]
+    return TeacherScores(
+        logprobs=torch.tensor(sampled, dtype=torch.float32),
+        topk_ids=torch.tensor(ids, dtype=torch.long),
+        topk_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+        want_logprobs=wanted,
+    )
 
 
 def number(value: Any) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores
-from taopd.teachers.server import ServerTeacher, lists, number, token_id
+from taopd.teachers.server import Question, ServerTeacher, number, read_scores, token_id
 from taopd.teachers.transport import Transport
 
 MOST_IDS = 2048
@@ -29,7 +29,7 @@ class SglangTeacher(ServerTeacher):
                 f"{transport.url}/get_model_info answers {status}: {str(about)[:300]}"
             )
         self._model = str(about.get("model_path", "unnamed"))
-        self._try([0, 0], [[0]], top_k)
+        self._try(Question([0, 0], 1, [[0]], top_k))
 
     def describe(self) -> dict[str, Any]:
         """Kind, URL, model; exact up to `MOST_IDS`."""
@@ -40,24 +40,21 @@ class SglangTeacher(ServerTeacher):
     def _can_score(self, want_ids: list[list[list[int]]]) -> bool:
         return all(len({index for row in rows for index in row}) <= MOST_IDS for rows in want_ids)
 
-    def _request(
-        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> tuple[str, dict[str, Any]]:
+    def _request(self, asked: Question) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
-            "input_ids": tokens,
+            "input_ids": asked.tokens,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
             "return_logprob": True,
-            "logprob_start_len": start - 1,
-            "top_logprobs_num": top_k,
+            "logprob_start_len": asked.start - 1,
+            "top_logprobs_num": asked.top_k,
             "return_text_in_logprobs": False,
         }
-        if want is not None:
-            body["token_ids_logprob"] = sorted({index for row in want for index in row})
+        if asked.want is not None:
+            body["token_ids_logprob"] = sorted({index for row in asked.want for index in row})
         return "/generate", body
 
-    def _read(
-        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> TeacherScores:
+    def _read(self, document: Any, asked: Question) -> TeacherScores:
+        tokens, start, want, top_k = asked
         about, count = document["meta_info"], len(tokens) - start
         names = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"]
         # The first token of what was asked for has no log-prob; older versions leave its entry out.
@@ -68,7 +65,6 @@ class SglangTeacher(ServerTeacher):
         if [token_id(entry[1]) for entry in columns[0]] != tokens[start:]:
             raise TeacherError("the answer is about another sequence")
         rows = [[(token_id(e[1]), number(e[0])) for e in entries] for entries in columns[1]]
-        ids, logprobs = lists(rows, top_k)
         wanted = None
         if want is not None:
             scored = [{token_id(e[1]): number(e[0]) for e in entries} for entries in columns[2]]
@@ -76,9 +72,4 @@ class SglangTeacher(ServerTeacher):
                 [given[index] for index in row] for given, row in zip(scored, want, strict=True)
             ]
             wanted = torch.tensor(chosen, dtype=torch.float32)
-        return TeacherScores(
-            logprobs=torch.tensor([number(e[0]) for e in columns[0]], dtype=torch.float32),
-            topk_ids=ids,
-            topk_logprobs=logprobs,
-            want_logprobs=wanted,
-        )
+        return read_scores([number(e[0]) for e in columns[0]], rows, wanted, top_k)

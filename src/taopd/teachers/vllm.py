@@ -14,7 +14,7 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores
-from taopd.teachers.server import MALFORMED, ServerTeacher, lists, number, token_id
+from taopd.teachers.server import MALFORMED, Question, ServerTeacher, number, read_scores, token_id
 from taopd.teachers.transport import Transport
 
 SAMPLING: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
@@ -41,10 +41,10 @@ class VllmTeacher(ServerTeacher):
             raise TeacherError(
                 f"{transport.url} names no model at /v1/models, as vLLM does: {str(models)[:300]}"
             ) from error
-        self._try([0, 0], None, top_k)
+        self._try(Question([0, 0], 1, None, top_k))
         self._why = ""
         try:
-            self._try([0, 0, 0], [list(range(top_k))] * 2, top_k)
+            self._try(Question([0, 0, 0], 1, [list(range(top_k))] * 2, top_k))
         except TeacherError as error:
             self._why = str(error)
 
@@ -65,20 +65,17 @@ class VllmTeacher(ServerTeacher):
     def _can_score(self, want_ids: list[list[list[int]]]) -> bool:
         return not self._why
 
-    def _request(
-        self, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> tuple[str, dict[str, Any]]:
+    def _request(self, asked: Question) -> tuple[str, dict[str, Any]]:
+        tokens, start, want, top_k = asked
+        body: dict[str, Any] = {"model": self._model, "return_token_ids": True}
         if want is None:
-            asked = {"prompt": tokens, "prompt_logprobs": top_k, "return_token_ids": True}
-            return COMPLETIONS, {"model": self._model} | asked | SAMPLING
+            return COMPLETIONS, body | {"prompt": tokens, "prompt_logprobs": top_k} | SAMPLING
         scored = {"prompt_logprob_token_ids": want, "prompt_logprob_start": start - 1}
         sampling = SAMPLING | {"prompt_logprobs": top_k} | scored
-        asked = {"token_ids": tokens, "sampling_params": sampling, "return_token_ids": True}
-        return GENERATE, {"model": self._model} | asked
+        return GENERATE, body | {"token_ids": tokens, "sampling_params": sampling}
 
-    def _read(
-        self, document: Any, tokens: list[int], start: int, want: list[list[int]] | None, top_k: int
-    ) -> TeacherScores:
+    def _read(self, document: Any, asked: Question) -> TeacherScores:
+        tokens, start, want, top_k = asked
         holder = document["choices"][0] if want is None else document
         if holder["prompt_token_ids"] != tokens:
             raise TeacherError("the answer is about another sequence")
@@ -93,13 +90,8 @@ class VllmTeacher(ServerTeacher):
                 for key, entry in entries.items()
             )
             rows.append([(key, logprob) for rank, key, logprob in ranked if rank <= top_k])
-        ids, logprobs = lists(rows, top_k)
-        return TeacherScores(
-            logprobs=torch.tensor(sampled, dtype=torch.float32),
-            topk_ids=ids,
-            topk_logprobs=logprobs,
-            want_logprobs=None if want is None else _wanted(document, len(want), len(want[0])),
-        )
+        wanted = None if want is None else _wanted(document, len(want), len(want[0]))
+        return read_scores(sampled, rows, wanted, top_k)
 
 
 # Read by hand: NumPy's reader sets aside whatever memory a header asks for, and ends in a dozen ways.

@@ -7,7 +7,8 @@ Every watch compares a smoothed number with a fixed bound or with the run's own 
 late, and catch what it cannot see: a student that stops ending, a selection that leaves the support.
 """
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import astuple, dataclass, field
 
 MEMORY = 0.6
 DRIFT_LIMIT = 0.1
@@ -30,8 +31,8 @@ class _Series:
         return self.total / self.weight
 
     @property
-    def base(self) -> float:
-        return sum(self.start) / len(self.start)
+    def base(self) -> float | None:
+        return sum(self.start) / NUM_START if len(self.start) == NUM_START else None
 
 
 class CollapseWatch:
@@ -51,9 +52,10 @@ class CollapseWatch:
 
     def update(self, step: int, values: dict[str, float]) -> list[str]:
         """The reasons that are new at this step."""
-        smooth = {}
-        for name, value in values.items():
-            smooth[name] = self._series.setdefault(name, _Series()).add(value)
+        smooth = {
+            name: self._series.setdefault(name, _Series()).add(value)
+            for name, value in values.items()
+        }
         found = self._reasons(smooth)
         new = {name: text for name, text in found.items() if name not in self.fired}
         self.fired |= dict.fromkeys(new, step)
@@ -63,23 +65,19 @@ class CollapseWatch:
 
     def _reasons(self, smooth: dict[str, float]) -> dict[str, str]:
         found: dict[str, str] = {}
-
-        def base(name: str) -> float | None:
-            series = self._series[name]
-            return series.base if len(series.start) == NUM_START else None
-
+        bases = {name: self._series[name].base for name in smooth}
         if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT:
             found["idle_drift"] = (
                 f"unselected tokens have drifted by {now:.2f} nats (limit {DRIFT_LIMIT}) from the initial "
                 "student without coming nearer to the teacher: raise anchor_coef, or stop here"
             )
-        if "entropy" in smooth and (start := base("entropy")) and smooth["entropy"] > 2.5 * start:
+        if "entropy" in smooth and (start := bases["entropy"]) and smooth["entropy"] > 2.5 * start:
             found["entropy"] = f"entropy {smooth['entropy']:.2f} nats, {start:.2f} at the start"
-        if "length" in smooth and (start := base("length")):
+        if "length" in smooth and (start := bases["length"]):
             now = smooth["length"]
             if not 0.5 * start <= now <= 2.0 * start:
                 found["length"] = f"{now:.0f} tokens a completion, {start:.0f} at the start"
-        if "kept_compatibility" in smooth and (start := base("kept_compatibility")):
+        if "kept_compatibility" in smooth and (start := bases["kept_compatibility"]):
             now = smooth["kept_compatibility"]
             if now < start - 0.25:
                 found["kept_compatibility"] = (
@@ -97,11 +95,8 @@ class CollapseWatch:
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
-        series = {
-            name: [each.total, each.weight, list(each.start)] for name, each in self._series.items()
-        }
         return {
-            "series": series,
+            "series": {name: list(astuple(series)) for name, series in self._series.items()},
             "best_gain": self._best_gain,
             "fired": dict(self.fired),
             "healthy_step": self.healthy_step,
@@ -109,9 +104,7 @@ class CollapseWatch:
 
     def load(self, state: dict) -> None:
         """Go on from `state()`."""
-        self._series = {
-            name: _Series(total, weight, list(start))
-            for name, (total, weight, start) in state["series"].items()
-        }
-        self._best_gain, self.fired = state["best_gain"], dict(state["fired"])
+        state = copy.deepcopy(state)
+        self._series = {name: _Series(*each) for name, each in state["series"].items()}
+        self._best_gain, self.fired = state["best_gain"], state["fired"]
         self.healthy_step = state["healthy_step"]

@@ -77,12 +77,12 @@ class CollapseGuard(TrainerCallback):
             self._record("guard/idle_drift_nats", total / count)
         if num_kept:
             values["kept_compatibility"] = compatibility / num_kept
-        self._tell(step, self.watch.update(step, values))
+        self._update(step, values)
 
-    def _tell(self, step: int, reasons: list[str]) -> None:
-        if not reasons or not self._accelerator.is_main_process:
-            return
-        for reason in reasons:
+    def _update(self, step: int, values: dict[str, float]) -> None:
+        """Tell the watch; the first process writes down what is new."""
+        reasons = self.watch.update(step, values)
+        for reason in reasons if self._accelerator.is_main_process else ():
             logger.warning("step %d: the run may be collapsing: %s", step, reason)
             append_jsonl(self._folder / WARNINGS_FILE, {"step": step, "reason": reason})
             self._num_warnings += 1
@@ -91,10 +91,7 @@ class CollapseGuard(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if BANK_GAIN in (logs or {}):
-            self._tell(
-                state.global_step,
-                self.watch.update(state.global_step, {"bank_gain": logs[BANK_GAIN]}),
-            )
+            self._update(state.global_step, {"bank_gain": logs[BANK_GAIN]})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.watch.fired and self._action != "warn":
@@ -103,21 +100,17 @@ class CollapseGuard(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.watch.fired or self._action != "restore":
             return
-        known = [(step_of(path) or 0, path) for path in checkpoints(self._folder)]
-        healthy = [
-            path
-            for step, path in known
-            if step <= self.watch.healthy_step and why_incomplete(path, self._layout) is None
-        ]
-        if not healthy:
+        old = (p for p in checkpoints(self._folder) if (step_of(p) or 0) <= self.watch.healthy_step)
+        healthy = next((p for p in old if why_incomplete(p, self._layout) is None), None)
+        if healthy is None:
             logger.warning(
                 "no whole checkpoint is as old as step %d, the last healthy one: the weights stay as they "
                 "are; lower save_steps",
                 self.watch.healthy_step,
             )
             return
-        logger.warning("collapse_guard: back to %s", healthy[0])
-        self._load_checkpoint(str(healthy[0]))
+        logger.warning("collapse_guard: back to %s", healthy)
+        self._load_checkpoint(str(healthy))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.watch, self._num_warnings = CollapseWatch(), 0

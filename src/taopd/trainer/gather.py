@@ -7,7 +7,6 @@ the part stays where it is, with `Ranks` to ask the others for counts and order 
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,11 +58,11 @@ def gather_table(
     facts = torch.tensor([[num_rows, len(part), *exact]], device=accelerator.device)
     facts = accelerator.gather(facts).cpu()
     rank, sizes = accelerator.process_index, facts[:, 1].tolist()
-    ranks = Ranks(
-        rank=rank,
-        size=accelerator.num_processes,
-        all_reduce=partial(_all_reduce, accelerator),
-    )
+
+    def all_reduce(values: Tensor) -> Tensor:
+        return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
+
+    ranks = Ranks(rank=rank, size=accelerator.num_processes, all_reduce=all_reduce)
     part = replace(part, response=part.response + facts[:rank, 0].sum(), ranks=ranks)
     if sum(sizes) > limit:
         return Gathered(part, part, slice(0, len(part)))
@@ -87,14 +86,11 @@ def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool
     return (rows < state.remainder if uneven else rows >= 0)[:, None]
 
 
-def _all_reduce(accelerator: Accelerator, values: Tensor) -> Tensor:
-    return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
-
-
 def _to_cpu(table: SignalTable) -> SignalTable:
-    names = (*SELECTED_BY, "response", "position", "valid")
-    moved = {name: getattr(table, name).cpu() for name in names}
-    return SignalTable(**moved, extra={name: value.cpu() for name, value in table.extra.items()})
+    moved = {
+        name: getattr(table, name).cpu() for name in (*SELECTED_BY, "response", "position", "valid")
+    }
+    return replace(table, **moved, extra={name: value.cpu() for name, value in table.extra.items()})
 
 
 def _packed(part: SignalTable, values: list[Tensor]) -> Tensor:
@@ -114,7 +110,7 @@ def _unpacked(rows: Tensor, names: list[str], dtypes: list[torch.dtype]) -> Sign
         piece.view(dtype)[:, 0].double() for piece, dtype in zip(pieces[1:], dtypes, strict=True)
     ]
     return SignalTable(
-        **dict(zip(SELECTED_BY, values[:3], strict=True)),
+        **dict(zip(SELECTED_BY, values, strict=False)),
         response=place >> (_POSITION_BITS + 1),
         position=(place >> 1) & (2**_POSITION_BITS - 1),
         valid=(place & 1).bool(),

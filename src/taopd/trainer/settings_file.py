@@ -65,9 +65,8 @@ class TrainSettings:
         found = {}
         for part in (self.script, self.training, self.model):
             for field in fields(part):
-                default = field.default
-                if field.default_factory is not MISSING:
-                    default = field.default_factory()
+                made = field.default_factory
+                default = field.default if made is MISSING else made()
                 value = getattr(part, field.name)
                 if field.name not in _DERIVED and value != default:
                     found[field.name] = value
@@ -94,7 +93,10 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
     _check_names([str(key) for key in config], f"key in {config_file}")
     _check_types(config, config_file)
     parser.set_defaults_with_config(**config)
-    _check_unknown_flags(parser.parse_known_args(list(flags))[1])
+    unknown = parser.parse_known_args(list(flags))[1]
+    _check_names(_flag_names(unknown), "flag")
+    if unknown:
+        raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
     try:
         parsed = parser.parse_args_into_dataclasses(args=list(flags), look_for_args_file=False)
     except (ValueError, TypeError) as error:
@@ -102,7 +104,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
             raise
         raise ConfigError(f"a setting is not valid: {error}") from error
     settings = TrainSettings(script=parsed[0], training=parsed[1], model=parsed[2])
-    _check_required(settings, set(config), flags)
+    _check_required(settings, {*config, *_flag_names(flags)})
     return settings
 
 
@@ -138,19 +140,15 @@ def _check_names(names: Sequence[str], what: str) -> None:
     known = known_names()
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown {what}: {name!r}.{_nearest(name, known)}")
+            hint = suggest(name, known)
+            # `suggest` names all known ones where none is near: here they are some two hundred.
+            near = hint if hint.startswith(" Did") else " `taopd train --help-all` lists them all."
+            raise ConfigError(f"unknown {what}: {name!r}.{near}")
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    hint = suggest(name, known)
-    return hint if hint.startswith(" Did") else " `taopd train --help-all` lists them all."
-
-
-def _check_unknown_flags(unknown: Sequence[str]) -> None:
-    flags = [text for text in unknown if text.startswith("--")]
-    _check_names([flag[2:].partition("=")[0].replace("-", "_") for flag in flags], "flag")
-    if unknown:
-        raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
+def _flag_names(arguments: Sequence[str]) -> list[str]:
+    flags = [text for text in arguments if text.startswith("--")]
+    return [flag[2:].partition("=")[0].replace("-", "_") for flag in flags]
 
 
 def _check_types(config: dict[str, Any], config_file: str | None) -> None:
@@ -168,36 +166,25 @@ def _check_types(config: dict[str, Any], config_file: str | None) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can become a field of this type; argparse converts text itself."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
-    if hint is type(None):
-        return value is None
     # First, because True is an int in Python.
     if isinstance(value, bool):
-        return hint is bool or hint is Any or hint is str
+        return kind in (bool, str, Any)
     # argparse converts text to the field's type, and reports what it cannot convert.
     if isinstance(value, str):
-        return origin is not dict and hint is not dict
-    if origin is list or hint is list:
-        return isinstance(value, list)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict)
-    if hint is bool:
+        return kind not in (dict, type(None))
+    if not isinstance(kind, type):
+        return True
+    if kind is bool:
         return value in (0, 1)
-    if hint is int:
-        return isinstance(value, int)
-    if hint is float:
-        return isinstance(value, (int, float))
-    if isinstance(hint, type) and value is None:
-        return False
-    return not isinstance(value, (list, dict)) if isinstance(hint, type) else True
+    if kind in (list, dict, int, float, type(None)):
+        return isinstance(value, (int, float) if kind is float else kind)
+    return not isinstance(value, (list, dict, type(None)))
 
 
-def _check_required(settings: TrainSettings, given: set[str], flags: Sequence[str]) -> None:
-    given = given | {
-        flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")
-    }
+def _check_required(settings: TrainSettings, given: set[str]) -> None:
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
     # A teacher behind a URL needs no local model; its name then only gives the tokenizer.

@@ -14,13 +14,8 @@ from taopd.runs.checkpoints import newest_complete
 
 logger = logging.getLogger(__name__)
 
-_DISK = {
-    number: os.strerror(number)
-    for number in (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
-    )
-}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 _LOWER = (
     "lower per_device_train_batch_size (raise gradient_accumulation_steps by the same factor), "
     "max_completion_length or prefix_memory_mib, or set gradient_window or gradient_checkpointing; "
@@ -63,16 +58,15 @@ def cannot_write(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
     text = _first_line(error)
-    if error.errno not in _DISK and not any(words in text for words in _DISK.values()):
+    if error.errno not in _DISK and not any(os.strerror(n) in text for n in _DISK):
         return None
     return f"{error.filename or 'a file'} ({error.strerror or text})"
 
 
 def _save(trainer: Any, *, together: bool) -> str:
     step = trainer.state.global_step
-    if step == 0:
-        return _newest(trainer)
-    if trainer.rank_state.updating or not (together or trainer.args.world_size == 1):
+    alone = trainer.args.world_size == 1
+    if step == 0 or trainer.rank_state.updating or not (together or alone):
         return _newest(trainer)
     try:
         trainer.model_wrapped.zero_grad()

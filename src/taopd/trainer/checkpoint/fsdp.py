@@ -72,7 +72,8 @@ def load_weights(
         DataError: a file is missing or damaged, or of a model with other names or shapes.
     """
     targets = dict(_weights(model, trained_only=trained_only))
-    files = _files(folder, WEIGHTS, process, num_saved, num_now)
+    writers = [process] if num_saved == num_now else range(num_saved)
+    files = [folder / process_file(WEIGHTS, writer) for writer in writers]
     trees = _overlapping(files, lambda tree: tree, targets)
     for name, target in targets.items():
         stored = [tree[name] for tree in trees if name in tree]
@@ -107,7 +108,8 @@ def load_optimizer(
             an optimizer whose state is not sharded as the weights are.
     """
     params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    files = _files(folder, OPTIMIZER, process, num_saved, num_now)
+    writers = [process] if num_saved == num_now else range(num_saved)
+    files = [folder / process_file(OPTIMIZER, writer) for writer in writers]
     trees = _overlapping(files, lambda tree: tree["state"], params)
     state: dict[int, dict[str, Any]] = {}
     for index, values in trees[0]["state"].items():
@@ -158,11 +160,6 @@ def _weights(model: nn.Module, *, trained_only: bool) -> Iterator[tuple[str, Ten
             yield name, value
 
 
-def _files(folder: Path, kind: str, process: int, num_saved: int, num_now: int) -> list[Path]:
-    processes = [process] if num_saved == num_now else range(num_saved)
-    return [folder / process_file(kind, number) for number in processes]
-
-
 def _overlapping(
     files: list[Path], shards_in: Callable[[Any], dict[Any, Any]], targets: Mapping[Any, Tensor]
 ) -> list[Any]:
@@ -171,13 +168,12 @@ def _overlapping(
     Args:
         shards_in: gives the shards in a tree, by the keys of the targets.
     """
-    trees = []
+    trees: list[Any] = []
     for path in files:
-        if path is not files[0]:
-            shards = shards_in(load_tree(path, shard_values=False)).items()
-            if not any(_overlaps(value, targets.get(key)) for key, value in shards):
-                continue
-        trees.append(load_tree(path))
+        # Values only where they are needed: the header says which shards a file holds.
+        shards = shards_in(load_tree(path, shard_values=False)).items() if trees else ()
+        if not trees or any(_overlaps(value, targets.get(key)) for key, value in shards):
+            trees.append(load_tree(path))
     return trees
 
 

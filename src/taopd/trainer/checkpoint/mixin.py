@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from taopd.errors import DataError
@@ -85,15 +85,7 @@ class AtomicCheckpoints(Trainer):
         folder = Path(self.args.output_dir) if named is True else Path(named)
         if self.checked == folder:
             return str(folder)
-        answer: list[Any] = [None, []]
-        if self.args.process_index == 0:
-            if named is True:
-                answer = list(newest_complete(folder, self.layout))
-            else:
-                problem = why_incomplete(folder, self.layout)
-                answer = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
-        if self.args.world_size > 1:
-            broadcast_object_list(answer)
+        answer = agreed(self.args, self.layout, folder, newest=named is True)
         for line in answer[1]:
             logger.warning("%s", line)
         if answer[0] is None:
@@ -248,6 +240,25 @@ class AtomicCheckpoints(Trainer):
         sampler = self._sampler
         for _ in range(int(self.state.epoch or 0) if sampler and sampler.shuffle else 0):
             torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def agreed(
+    args: TrainingArguments, layout: Layout, folder: Path, *, newest: bool
+) -> tuple[Path | None, list[str]]:
+    """A complete checkpoint, or None, and what is wrong with others; the first process reads, all get it.
+
+    Args:
+        folder: the checkpoint, or with `newest` the run whose newest complete one is meant.
+    """
+    found: list[Any] = [None, []]
+    if args.process_index == 0 and newest:
+        found = list(newest_complete(folder, layout))
+    elif args.process_index == 0:
+        problem = why_incomplete(folder, layout)
+        found = [None if problem else folder, [f"{folder}: {problem}"] if problem else []]
+    if args.world_size > 1:
+        broadcast_object_list(found)
+    return found[0], found[1]
 
 
 def replace_folder(partial: Path, final: Path) -> None:

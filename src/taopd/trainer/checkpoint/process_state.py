@@ -71,7 +71,11 @@ class RankState(TrainerCallback):
         trainer = self._trainer
         path = folder / process_file("rank", trainer.args.process_index)
         state = load_tree(path if path.exists() else folder / process_file("rank", 0))
-        self._load_callbacks(state["callbacks"], folder)
+        for name, callback in self._stateful():
+            if name in state["callbacks"]:
+                callback.load_checkpoint_state(state["callbacks"][name])
+            else:
+                logger.warning("%s has no state of %s: it starts anew", folder / STATE, name)
         if state["num_processes"] != trainer.args.world_size:
             logger.warning(
                 "%s is of %d processes, this run has %d: it goes on with other random draws",
@@ -122,13 +126,6 @@ class RankState(TrainerCallback):
                 name = type(callback).__name__
                 seen[name] = seen.get(name, -1) + 1
                 yield f"{name}-{seen[name]}", callback
-
-    def _load_callbacks(self, states: dict[str, Any], folder: Path) -> None:
-        for name, callback in self._stateful():
-            if name in states:
-                callback.load_checkpoint_state(states[name])
-            else:
-                logger.warning("%s has no state of %s: it starts anew", folder / STATE, name)
 
     # -- callback ---------------------------------------------------------------------------------
 

@@ -1,23 +1,25 @@
 """`taopd train --resume`: the checkpoint to resume from, the remaining training, and the saved student."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
-
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.runs.checkpoints import STATE, Layout, why_incomplete
-from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL, RunFolder
+from taopd.runs.checkpoints import STATE, Layout
+from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
 from taopd.runs.schemas import TRAINER_STATE
 from taopd.runs.validation import read_document
 from taopd.trainer.checkpoint.failure import cannot_write
-from taopd.trainer.checkpoint.mixin import replace_folder
+from taopd.trainer.checkpoint.mixin import agreed, replace_folder
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
     from taopd.trainer.trainer import TeachabilityTrainer
+
+
+logger = logging.getLogger(__name__)
 
 
 def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None:
@@ -41,18 +43,12 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
         raise ConfigError("resume_from_checkpoint: true is written --resume here")
     if not resume:
         return None
-    answer: list[Any] = [None, None]
-    if args.process_index == 0:
-        layout = _layout(args)
-        if by_name:
-            answer = [Path(str(named)), why_incomplete(Path(str(named)), layout)]
-        else:
-            answer[0] = RunFolder(path=path).newest_checkpoint(layout)
-    if args.world_size > 1:
-        broadcast_object_list(answer)
-    checkpoint, problem = answer
-    if problem is not None:
-        raise DataError(f"resume_from_checkpoint: {checkpoint}: {problem}")
+    folder = Path(str(named)) if by_name else path
+    checkpoint, problems = agreed(args, _layout(args), folder, newest=not by_name)
+    if by_name and problems:
+        raise DataError(f"resume_from_checkpoint: {problems[0]}")
+    for line in problems if args.process_index == 0 else ():
+        logger.warning("%s: %s", path, line)
     if checkpoint is None:
         raise DataError(
             f"nothing to resume: {path} has no complete checkpoint; start with --overwrite"
@@ -85,10 +81,8 @@ def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> boo
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
     """Closing metrics of the remaining training, if any."""
-    if checkpoint is None:
-        return trainer.train().metrics
     trainer.checked = checkpoint
-    return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics
+    return trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
 
 
 def save_student(trainer: "TeachabilityTrainer", path: Path) -> None:

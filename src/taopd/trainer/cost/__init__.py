@@ -103,8 +103,7 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
         [None, 0, 4, 8, 32]
     """
     full = trl_cost(student, teacher, settings)
-    extra = set() if settings.window in WINDOWS else {settings.window}
-    numbers = sorted(value for value in {*WINDOWS, *extra} if value is not None)
+    numbers = sorted(value for value in {*WINDOWS, settings.window} if value is not None)
     rows = []
     for window in (None, *numbers):
         one, several = (

@@ -32,15 +32,15 @@ class StepCost:
 
     sample: float
     """Prefill and one token at a time with its head; bound by memory traffic, so slower than it looks."""
-    score_student: float
+    score_student: float = 0.0
     """Backbone, forward; with gradient where it is the training forward as well."""
     score_teacher: float
-    score_heads: float
+    score_heads: float = 0.0
     train_forward: float
     """Backbone passes of the student beyond the scoring pass."""
     train_backward: float
     loss_heads: float
-    anchor: float
+    anchor: float = 0.0
     """Reference forward on the drawn completions and the heads at the anchored positions."""
     logit_passes: float
     """Passes over the logits, as matmuls that take as long."""
@@ -131,12 +131,9 @@ def step_cost(
     loss_heads = matmuls * student_head
     if settings.needs_teacher_distribution:
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
-    anchor = 0.0
+    anchor = settings.anchored_share * (matmuls + 1) * student_head
     if settings.anchor_fraction:
-        anchor = (
-            full * settings.anchor_responses
-            + settings.anchored_share * (matmuls + 1) * student_head
-        )
+        anchor += full * settings.anchor_responses
     trained = settings.budget + settings.anchored_share
     passes_over_logits = SCORE_LOGIT_FLOPS + trained * LOSS_LOGIT_FLOPS
     return StepCost(
@@ -164,12 +161,9 @@ def trl_cost(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     heads += TRL_TEACHER_MATMULS * head_flops(teacher, vocab_size, scored)
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
-        score_student=0.0,
         score_teacher=forward_flops(teacher, tokens, length) / TERA,
-        score_heads=0.0,
         train_forward=full / TERA,
         train_backward=(backward + (full if settings.gradient_checkpointing else 0.0)) / TERA,
         loss_heads=heads / TERA,
-        anchor=0.0,
         logit_passes=scored * vocab_size * TRL_LOGIT_FLOPS / TERA,
     )

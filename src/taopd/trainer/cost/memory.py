@@ -58,13 +58,10 @@ class Memory:
         return max(self.phases.values())
 
 
-def layer_bytes_per_token(
-    shape: ModelShape, settings: PlanSettings, *, length: int, packed: bool = False
-) -> float:
+def layer_bytes_per_token(shape: ModelShape, settings: PlanSettings, *, packed: bool) -> float:
     """What autograd keeps of one decoder layer, bytes per token.
 
     Args:
-        length: tokens of a padded row, for the mask.
         packed: active positions of a gradient window in one row: neither mask nor repeated keys.
     """
     compute, stream = BYTES[settings.dtype], BYTES[settings.student_dtype]
@@ -80,7 +77,7 @@ def layer_bytes_per_token(
     if not packed:
         total += FLOAT32 * shape.num_heads
     if masked:
-        total += compute * length
+        total += compute * settings.length
     return total + compute * 4 * shape.intermediate_size
 
 
@@ -94,7 +91,7 @@ def activation_bytes(
     """
     stream = BYTES[settings.student_dtype]
     tokens = settings.batch * settings.length * (1.0 if share is None else share)
-    layer = layer_bytes_per_token(shape, settings, length=settings.length, packed=share is not None)
+    layer = layer_bytes_per_token(shape, settings, packed=share is not None)
     layers = shape.num_layers * layer
     if settings.gradient_checkpointing:
         layers = shape.num_layers * shape.hidden_size * stream + layer

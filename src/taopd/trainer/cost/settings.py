@@ -1,6 +1,7 @@
 """What a plan is made for; mirrors the training settings that decide memory and compute."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,24 +82,16 @@ class PlanSettings:
             require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
         require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
         check_budget(self.budget)
-        require(
-            0.0 <= self.anchor_fraction <= 1.0, "anchor_fraction", self.anchor_fraction, "in [0, 1]"
-        )
-        require(
-            0.0 < self.anchor_responses <= 1.0,
-            "anchor_responses",
-            self.anchor_responses,
-            "in (0, 1]",
-        )
+        anchored, drawn = self.anchor_fraction, self.anchor_responses
+        require(0.0 <= anchored <= 1.0, "anchor_fraction", anchored, "in [0, 1]")
+        require(0.0 < drawn <= 1.0, "anchor_responses", drawn, "in (0, 1]")
         require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
         require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
-        if self.sharding not in SHARDINGS:
-            raise ConfigError(f"sharding={self.sharding!r}: must be {' or '.join(SHARDINGS)}")
-        if self.device not in ("cpu", "gpu"):
-            raise ConfigError(f"device={self.device!r}: must be 'cpu' or 'gpu'")
-        for name in ("dtype", "student_dtype", "teacher_dtype"):
+        choices: dict[str, Collection[str]] = {"sharding": SHARDINGS, "device": ("cpu", "gpu")}
+        choices |= dict.fromkeys(("dtype", "student_dtype", "teacher_dtype"), BYTES)
+        for name, known in choices.items():
             value = getattr(self, name)
-            require(value in BYTES, name, value, f"one of {', '.join(BYTES)}")
+            require(value in known, name, value, " or ".join(known))
 
     @property
     def length(self) -> int:

@@ -76,26 +76,22 @@ class ModelShape:
                 f"known: {', '.join(FAMILIES)}"
             )
         from_config = bool(getattr(config, "attention_bias", False))
-        sizes: dict[str, Any] = {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_layers": config.num_hidden_layers,
-            "num_heads": config.num_attention_heads,
-            "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
-            "head_dim": getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
-            "tied": bool(config.tie_word_embeddings),
-        }
-        if config.model_type == "qwen3_moe":
-            sizes |= _expert_sizes(config)
         return ModelShape(
             name=name or config.model_type,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            tied=bool(config.tie_word_embeddings),
             qk_norm=family.qk_norm,
             qkv_bias=from_config if family.qkv_bias is None else family.qkv_bias,
             output_bias=from_config and family.qkv_bias is None,
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
-            **sizes,
+            **(_expert_sizes(config) if config.model_type == "qwen3_moe" else {}),
         )
 
     @property
