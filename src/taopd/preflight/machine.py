@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from taopd.preflight.verdict import Problem, Verdict, judge
+from taopd.preflight.verdict import Problem, Problems, Verdict, judge
 
 HALF = ("float16", "bfloat16")
 TIGHT = 0.8
@@ -55,40 +55,28 @@ def check_precision(
         autocast: dtype of the matmuls where `bf16` or `fp16` is set.
         trains_weights: the student's own weights move (no adapters).
     """
-    problems: list[Problem] = []
+    problems = Problems()
     held = [student] if teacher is None else [student, teacher]
     computes = [autocast or model.dtype for model in held]
     if computes[0] != computes[-1]:
-        problems.append(
-            (
-                "warn",
-                f"The student computes in {computes[0]}, the teacher in {computes[-1]}: part of what they "
-                "disagree about is rounding. Load both with one dtype, or set bf16: true for both.",
-            )
+        problems.warn(
+            f"The student computes in {computes[0]}, the teacher in {computes[-1]}: part of what they "
+            "disagree about is rounding. Load both with one dtype, or set bf16: true for both."
         )
     if trains_weights and student.dtype in HALF:
-        problems.append(
-            (
-                "warn",
-                f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
-                "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true.",
-            )
+        problems.warn(
+            f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
+            "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true."
         )
     if student.attention != held[-1].attention:
-        problems.append(
-            (
-                "warn",
-                f"The student attends with {student.attention}, the teacher with {held[-1].attention}: name "
-                "one attn_implementation for both.",
-            )
+        problems.warn(
+            f"The student attends with {student.attention}, the teacher with {held[-1].attention}: name "
+            "one attn_implementation for both."
         )
     for owner, model, compute in zip(("student", "teacher"), held, computes, strict=False):
         if model.attention.startswith("flash") and compute not in HALF:
-            problems.append(
-                (
-                    "fail",
-                    f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa.",
-                )
+            problems.fail(
+                f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa."
             )
     measured = (
         f"weights {' / '.join(model.dtype for model in held)}, matmuls {' / '.join(computes)}, "
@@ -115,12 +103,11 @@ def check_memory(
         "gradient_checkpointing or gradient_window, or lower max_completion_length; `taopd plan` shows the "
         "parts."
     )
-    problems: list[Problem] = []
+    problems = Problems()
     if share > 1.0:
-        level: Problem = ("warn" if sharded else "fail", f"It will not fit. {advice}")
-        problems.append(level)
+        problems.append(("warn" if sharded else "fail", f"It will not fit. {advice}"))
     elif share > TIGHT:
-        problems.append(("warn", f"It may not fit: buffers are not counted. {advice}"))
+        problems.warn(f"It may not fit: buffers are not counted. {advice}")
     measured = f"{peak_mib:,.0f} of {machine_mib:,.0f} MiB ({device}), peak in {phase}"
     figures = {"peak_mib": round(peak_mib, 1), "machine_mib": round(machine_mib, 1)}
     return judge("memory", measured, problems, figures=figures)
