@@ -16,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import DataError
 from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
@@ -184,8 +185,7 @@ def run_leaderboard(
     chosen = entries(names)
     variants = list(variants) or list(VARIANTS)
     for variant in variants:
-        if variant not in VARIANTS:
-            raise ConfigError(f"no lab is called {variant!r}.{suggest(variant, VARIANTS)}")
+        check_variant(variant)  # of all, before the first is built
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         job

@@ -206,9 +206,7 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
         described[metric] = {
             "mean": estimate.mean,
             "median": median(values),
-            "low": estimate.low,
-            "high": estimate.high,
-            "standard_deviation": estimate.standard_deviation,
+            **_interval(estimate),
             "values": values,
         }
     fallen = [
@@ -249,21 +247,16 @@ def _compare(groups: Groups, controls: Controls, question: Question) -> list[dic
         estimate = t_estimate(differences, resolution=math.sqrt(2) / problems if problems else 0.0)
         estimates.append(estimate)
         rows.append(
-            {"arm": name, "to": kind, "reference": reference, "seeds": shared} | _row(estimate)
+            {"arm": name, "to": kind, "reference": reference, "seeds": shared}
+            | {"difference": estimate.mean, **_interval(estimate), "p": estimate.p}
         )
     for row, p in zip(rows, holm([estimate.p for estimate in estimates]), strict=True):
         row["p_holm"] = p
     return rows
 
 
-def _row(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "difference": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "standard_deviation": estimate.standard_deviation,
-        "p": estimate.p,
-    }
+def _interval(estimate: Estimate) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in ("low", "high", "standard_deviation")}
 
 
 def _pairing(groups: Groups) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.arm import Arm, load_problems, write_arm
-from taopd.experiments.lab import VARIANTS, Lab, build_lab
+from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
@@ -102,15 +102,8 @@ def plan_study(
     """
     base = base_config(study)
     arms = expand(study, base)
-    if study.lab is not None:
-        if study.lab not in VARIANTS:
-            raise ConfigError(
-                f"lab={study.lab!r} is unknown. Known: {', '.join(sorted(VARIANTS))}."
-            )
-        lab = build_lab(study.lab, progress=progress, **study.lab_sizes)
-        runs = [_lab_run(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
-    else:
-        runs = [_own_run(study, base, arm, seed) for seed in study.seeds for arm in arms]
+    lab = build_lab(study.lab, progress=progress, **study.lab_sizes) if study.lab else None
+    runs = [_run_of(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
     _check_inputs(runs[0])
     return StudyPlan(study=study, arms=arms, runs=runs)
 
@@ -174,45 +167,38 @@ def _title(study: StudyFile) -> str:
     return f"{study.title} ({where})" if study.title else where
 
 
-def _own_run(study: StudyFile, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
+def _run_of(
+    study: StudyFile, lab: Lab | None, base: dict[str, Any], arm: StudyArm, seed: int
+) -> Arm:
     config = base | arm.settings
-    return Arm(
-        name=arm.name,
-        seed=seed,
-        config=config,
-        student=str(study.student),
-        teacher=str(study.teacher),
-        prompts=str(study.prompts),
-        match=study.match,
-        evaluate_every=study.evaluate_every or _a_tenth(config),
-        num_test_prompts=study.num_test_prompts or DEFAULT_PROMPTS,
-        save_model=study.save_models,
-        test_prompts=study.test_prompts,
-        **_limits(study),
-    )
-
-
-def _lab_run(study: StudyFile, lab: Lab, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
-    steps = int(base["max_steps"])
-    made = lab_arm(lab, arm.name, {}, seed=seed, steps=steps)
-    config = made.config | base | arm.settings
+    asked = study.num_test_prompts
+    if lab is not None:
+        run = lab_arm(lab, arm.name, config, seed=seed, steps=int(base["max_steps"]))
+        num_test_prompts = min(asked or LAB_PROMPTS, run.num_test_prompts)
+    else:
+        num_test_prompts = asked or DEFAULT_PROMPTS
+        run = Arm(
+            name=arm.name,
+            seed=seed,
+            config=config,
+            student=str(study.student),
+            teacher=str(study.teacher),
+            prompts=str(study.prompts),
+            match=study.match,
+            evaluate_every=1,
+            num_test_prompts=num_test_prompts,
+            test_prompts=study.test_prompts,
+        )
     return dataclasses.replace(
-        made,
-        config=config,
+        run,
         evaluate_every=study.evaluate_every or _a_tenth(config),
-        num_test_prompts=min(study.num_test_prompts or LAB_PROMPTS, made.num_test_prompts),
+        num_test_prompts=num_test_prompts,
         save_model=study.save_models,
-        **_limits(study),
+        max_new_tokens=study.max_new_tokens,
+        evaluation_batch_size=study.evaluation_batch_size,
+        max_selected_tokens=study.selected_tokens,
+        max_seconds=study.seconds,
     )
-
-
-def _limits(study: StudyFile) -> dict[str, Any]:
-    return {
-        "max_new_tokens": study.max_new_tokens,
-        "evaluation_batch_size": study.evaluation_batch_size,
-        "max_selected_tokens": study.selected_tokens,
-        "max_seconds": study.seconds,
-    }
 
 
 def _a_tenth(config: dict[str, Any]) -> int:

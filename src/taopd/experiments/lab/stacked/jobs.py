@@ -17,13 +17,10 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.arm import Arm
+from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.jsonl import write_json
 
-WORKER_ENVIRONMENT = {
-    # Two OpenMP threads that spin against another process make a step 40 times slower.
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
+WORKER_ENVIRONMENT = ONE_THREAD | {
     # Fresh pages for every large tensor cost as much as the arithmetic; glibc is told to keep them.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),

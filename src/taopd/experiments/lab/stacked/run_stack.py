@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm import Arm, outcome, shares
 from taopd.experiments.lab.stacked.problems import Exam
 from taopd.experiments.lab.stacked.train import Observer, Stack, StackStep
 
@@ -21,12 +21,9 @@ class _Kept:
         self.by_kind: list[Counter[str]] = [Counter() for _ in arms]
 
     def __call__(self, seen: StackStep) -> None:
-        targets = seen.token_ids[seen.positions.row, seen.positions.column]
-        start = 0
-        for arm, choice in enumerate(seen.choices):
+        for arm, (rows, choice) in enumerate(zip(seen.rows, seen.choices, strict=True)):
             kept = choice.selection.kept
-            ids = targets[start : start + len(kept)][kept].tolist()
-            start += len(kept)
+            ids = seen.targets[rows][kept].tolist()
             self.tokens[arm] += len(ids)
             self.valid[arm] += len(kept)
             if self._kinds is not None:
@@ -75,24 +72,11 @@ def run_stack(
         if (step + 1) % arms[0].evaluate_every == 0 or step + 1 == steps:
             measure(step + 1)
     return [
-        {
-            "name": arm.name,
-            "selector": args.selector,
-            "budget": args.budget if args.selector != "full" else 1.0,
-            "loss": args.loss,
-            "seed": arm.seed,
-            "base_accuracy": curves["greedy"][index][0][1],
-            "accuracy_greedy": curves["greedy"][index][-1][1],
-            "accuracy_sampled": curves["sampled"][index][-1][1],
-            "accuracy_curve": curves["greedy"][index],
-            "accuracy_sampled_curve": curves["sampled"][index],
+        outcome(arm, args, curves["greedy"][index], curves["sampled"][index])
+        | {
             "selected_tokens_curve": tokens[index],
-            "num_test_prompts": arm.num_test_prompts,
             "kept_fraction": kept.tokens[index] / max(1, kept.valid[index]),
-            "selected_share_by_kind": {
-                kind: count / max(1, kept.tokens[index])
-                for kind, count in sorted(kept.by_kind[index].items())
-            },
+            "selected_share_by_kind": shares(kept.by_kind[index]),
             "steps": steps,
         }
         for index, (arm, args) in enumerate(zip(arms, stack.settings, strict=True))

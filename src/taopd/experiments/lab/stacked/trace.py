@@ -15,6 +15,7 @@ from taopd.signals.types import TokenSignals
 from taopd.trainer.collapse_detector import CollapseWatch
 
 KINDS = ("digit", "marker", "end")
+GUARD_EVERY = 5
 LEFT = 0.01
 """A token that the initial student gives less than this is where a completion leaves its path."""
 COLUMNS = (
@@ -34,41 +35,36 @@ class Trace:
 
     Args:
         token_kinds: kind of every token id.
-        every: steps between two rows; the guard looks every `guard_every` steps.
+        every: steps between two rows; the guard looks every `GUARD_EVERY` steps.
     """
 
-    def __init__(
-        self, token_kinds: Sequence[str], num_arms: int, *, every: int = 10, guard_every: int = 5
-    ) -> None:
+    def __init__(self, token_kinds: Sequence[str], num_arms: int, *, every: int) -> None:
         self._kinds = torch.tensor(
             [KINDS.index(kind) if kind in KINDS else -1 for kind in token_kinds]
         )
-        self._every, self._guard_every = every, guard_every
+        self._every = every
         self.rows: list[list[list[float]]] = [[] for _ in range(num_arms)]
         self.watches = [CollapseWatch() for _ in range(num_arms)]
 
     def __call__(self, seen: StackStep) -> None:
         """One step of the stack."""
         tracing = seen.step % self._every == 0
-        if not tracing and seen.step % self._guard_every:
+        if not tracing and seen.step % GUARD_EVERY:
             return
         reference = seen.reference_logprobs()
         now = seen.student_logprobs
         idle = _idle(seen.signals, now, reference, seen.teacher_logprobs)
         drift = _kl(now, reference)
         moved = _kl(seen.after_logprobs(), reference) - drift if tracing else drift
-        tokens = seen.token_ids[seen.positions.row, seen.positions.column]
-        rare = reference.gather(1, tokens.unsqueeze(1)).squeeze(1).exp() < LEFT
-        start = 0
-        for arm, (table, choice) in enumerate(zip(seen.tables, seen.choices, strict=True)):
-            here = slice(start, start + len(table))
-            start += len(table)
+        rare = reference.gather(1, seen.targets.unsqueeze(1)).squeeze(1).exp() < LEFT
+        arms = zip(seen.rows, seen.tables, seen.choices, strict=True)
+        for arm, (here, table, choice) in enumerate(arms):
             kept = choice.selection.kept
             rest = ~kept if bool((~kept).any()) else kept
             self._watch(arm, seen.step, table, kept, float(idle[here][rest].mean()))
             if not tracing:
                 continue
-            kinds = self._kinds[tokens[here]]
+            kinds = self._kinds[seen.targets[here]]
             dc = table.disagreement * table.compatibility
             num_rows = int(table.response.unique().numel())
             self.rows[arm].append(

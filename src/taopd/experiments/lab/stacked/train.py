@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.experiments.arm import Arm
@@ -37,12 +37,13 @@ from taopd.trainer.selection import Choice, choose, needed_signals
 
 @dataclass(frozen=True, kw_only=True)
 class StackStep:
-    """One step of a stack as observers see it; rows of the batch run arm by arm, B each."""
+    """One step of a stack as observers see it."""
 
     step: int
-    token_ids: Int[Tensor, "SB T"]
-    mask: Bool[Tensor, "SB T"]
-    positions: Positions
+    targets: Int[Tensor, " N"]
+    """The tokens at every valid position, arm by arm."""
+    rows: list[slice]
+    """The positions of every arm."""
     signals: TokenSignals
     tables: list[SignalTable]
     choices: list[Choice]
@@ -147,10 +148,7 @@ class Stack:
         completions = ids[..., num_prompt:].reshape(num_arms * size, -1)
         ended = (completions == EOS_ID).long().cumsum(1) - (completions == EOS_ID).long()
         positions = Positions.of(ended == 0)
-        hidden = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
-        everywhere = logits(self.weights, hidden.reshape(num_arms, -1, hidden.shape[-1]))
-        everywhere = everywhere.reshape(*completions.shape, -1)
-        student = everywhere[positions.row, positions.column].log_softmax(-1)
+        student = self._student_logprobs(ids, positions)
         teacher_hidden, teacher = self._frozen(self._teacher_shape, self._teacher, ids, positions)
         targets = completions[positions.row, positions.column]
         signals = signals_from_logprobs(
@@ -171,10 +169,7 @@ class Stack:
 
         @torch.no_grad()
         def after() -> Tensor:
-            moved = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
-            scores = logits(self.weights, moved.reshape(num_arms, -1, moved.shape[-1]))
-            scores = scores.reshape(*completions.shape, -1)
-            return scores[positions.row, positions.column].log_softmax(-1)
+            return self._student_logprobs(ids, positions)
 
         losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
         self._optimizer.zero_grad()
@@ -184,9 +179,8 @@ class Stack:
         if observers:
             seen = StackStep(
                 step=number,
-                token_ids=completions,
-                mask=ended == 0,
-                positions=positions,
+                targets=targets,
+                rows=self._rows(positions),
                 signals=signals,
                 tables=tables,
                 choices=choices,
@@ -200,6 +194,14 @@ class Stack:
             for observer in observers:
                 observer(seen)
         return choices
+
+    def _student_logprobs(
+        self, ids: Int[Tensor, "S B L"], positions: Positions
+    ) -> Float[Tensor, "N V"]:
+        hidden = hidden_states(self.shape, self.weights, ids)[:, :, self._prompts.shape[1] - 1 : -1]
+        everywhere = logits(self.weights, hidden.reshape(len(self.arms), -1, hidden.shape[-1]))
+        everywhere = everywhere.reshape(*positions.shape, -1)
+        return everywhere[positions.row, positions.column].log_softmax(-1)
 
     def _tables(self, signals: TokenSignals, positions: Positions) -> list[SignalTable]:
         whole = signal_table(
