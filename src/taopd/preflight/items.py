@@ -74,14 +74,10 @@ def _generation_config(subject: Subject) -> Verdict:
     )
 
 
-def _chat_template(subject: Subject) -> Verdict:
+def _rendered(check: Callable[..., Verdict], subject: Subject) -> Verdict:
+    """A check of the first prompt as both templates render it."""
     prompt, options = subject.prompts[0]["prompt"], subject.template_options
-    return tokenizer_checks.check_chat_template(*subject.tokenizers, prompt, options=options)
-
-
-def _thinking(subject: Subject) -> Verdict:
-    prompt, options = subject.prompts[0]["prompt"], subject.template_options
-    return tokenizer_checks.check_thinking(*subject.tokenizers, prompt, options=options)
+    return check(*subject.tokenizers, prompt, options=options)
 
 
 def _context(subject: Subject) -> Verdict:
@@ -170,8 +166,8 @@ _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "tokenizers": _tokenizers,
     "special tokens": _special_tokens,
     "generation config": _generation_config,
-    "chat template": _chat_template,
-    "thinking mode": _thinking,
+    "chat template": partial(_rendered, tokenizer_checks.check_chat_template),
+    "thinking mode": partial(_rendered, tokenizer_checks.check_thinking),
     "context": _context,
     "memory": _memory,
     "precision": _precision,

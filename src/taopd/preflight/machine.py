@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from taopd.preflight.verdict import Problem, Problems, Verdict, judge
+from taopd.preflight.verdict import Problems, Verdict, judge
 
 HALF = ("float16", "bfloat16")
 TIGHT = 0.8
@@ -19,16 +19,14 @@ def check_context(
         limits: context by whose it is ("student", "teacher", "vllm_max_model_length"); None: no limit.
     """
     needed = longest_prompt + max_completion_length
-    problems: list[Problem] = [
-        (
-            "fail",
-            f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
-            f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more.",
-        )
-        for name, limit in limits.items()
-        if limit is not None and needed > limit
-    ]
     known = {name: limit for name, limit in limits.items() if limit is not None}
+    problems = Problems()
+    for name, limit in known.items():
+        if needed > limit:
+            problems.fail(
+                f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
+                f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more."
+            )
     room = ", ".join(f"{name} {limit}" for name, limit in known.items()) or "no limit known"
     measured = f"{longest_prompt} + {max_completion_length} tokens; {room}"
     figures = {"prompt_tokens": longest_prompt, "completion_tokens": max_completion_length}

@@ -1,6 +1,6 @@
 """Figures of one real micro-batch, which both models score once; `rollout_checks` judges them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,29 +36,6 @@ class Measured:
     """At which sampling was cut for this measurement."""
     teacher_stops_unknown: float = 0.0
     """Mean mass on the candidates that `teacher_stops` may lack, where it is read off a list."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """Where B completions ended, E of them with a stop id."""
-
-    lengths: Int[Tensor, " B"]
-    ended: Bool[Tensor, " B"]
-    positions: Positions
-    """Of the E last tokens."""
-
-
-def read_ends(batch: Mapping[str, Tensor], stops: Iterable[int]) -> Ends:
-    """Ends of the completions of a padded batch, each of at least one token."""
-    ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-    lengths = mask.sum(1)
-    rows = torch.arange(len(ids), device=ids.device)
-    last = ids[rows, lengths - 1]
-    ended = torch.isin(last, last.new_tensor(list(stops)))
-    positions = Positions(
-        row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1])
-    )
-    return Ends(lengths=lengths, ended=ended, positions=positions)
 
 
 @torch.no_grad()
@@ -103,16 +80,18 @@ def measure(
             stop_ids=merged_ids,
             **common,
         ).signals
-    found = read_ends(batch, stops)
+    rows, lengths = torch.arange(len(ids), device=ids.device), mask.sum(1)
+    last = ids[rows, lengths - 1]
+    ended = torch.isin(last, last.new_tensor(list(stops)))
+    ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
     wanted = [token for token in candidates if token < vocab_size]
 
     def masses(model) -> Float[Tensor, "E M"]:
-        where = batch, found.positions, micro_batch_size
-        return stop_masses(forward, model, *where, wanted, temperature)
+        return stop_masses(forward, model, batch, ends, micro_batch_size, wanted, temperature)
 
     own, unknown = masses(student), 0.0
     if remote:
-        teachers, unknown = _remote_masses(teacher, batch, found.positions, wanted, k)
+        teachers, unknown = _remote_masses(teacher, batch, ends, wanted, k)
     else:
         teachers = masses(teacher)
     compared = None
@@ -121,8 +100,8 @@ def measure(
         compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged_ids)
     return Measured(
         signals=signals,
-        lengths=found.lengths,
-        ended=found.ended,
+        lengths=lengths,
+        ended=ended,
         drift=compared,
         stops=stops,
         candidates={token: candidates[token] for token in wanted},

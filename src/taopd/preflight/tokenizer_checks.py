@@ -87,12 +87,11 @@ def check_special_tokens(
             f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
             f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if asked else _MERGE}."
         )
-    for owner, tokenizer in (("student", student), ("teacher", teacher)):
-        if tokenizer.pad_token_id == tokenizer.eos_token_id and owner == "student":
-            problems.warn(
-                "The student's padding is its end-of-sequence token, or it has none of its own: tools "
-                "that mask padding would also mask the end. Give the tokenizer a pad_token."
-            )
+    if student.pad_token_id == student.eos_token_id:
+        problems.warn(
+            "The student's padding is its end-of-sequence token, or it has none of its own: tools "
+            "that mask padding would also mask the end. Give the tokenizer a pad_token."
+        )
     names = ("eos_token_id", "pad_token_id", "bos_token_id")
     figures = {
         f"{owner}_{name}": getattr(tokenizer, name)

@@ -1,8 +1,4 @@
-"""The demo: four selectors on the tiny lab at one budget, trained past the peak of accuracy.
-
-Builds teacher and student (once), runs the arms through the same trainer as everything else, and writes
-`results.json`. It draws nothing: tables and pictures are made from the results by `taopd.report`.
-"""
+"""The demo: four selectors on the tiny lab at one budget, trained past the peak of accuracy."""
 
 import json
 import shutil

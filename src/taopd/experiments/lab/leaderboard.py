@@ -7,7 +7,6 @@ long in distance (Adam moves as far as in 200 steps at the demo's 3e-4): the lea
 after about ten steps, and who collapses does so before the end. Arms of one variant, loss and selector
 run as one stack, budgets and seeds side by side.
 Why not the demo's settings: a leaderboard of thousands of runs has to end within the hour on two cores.
-Not here: tables and pictures (`taopd.report.figures.leaderboard`).
 """
 
 import json
@@ -64,17 +63,15 @@ def jobs_of(
     folder: Path,
     chosen: dict[str, dict[str, Any]],
     *,
-    losses: Iterable[str] = LOSSES,
-    budgets: Iterable[float] = BUDGETS,
-    num_seeds: int = 5,
-    steps: int = STEPS,
+    num_seeds: int,
+    steps: int,
 ) -> list[Job]:
     """One job for every loss and entry on one lab."""
     jobs = []
-    for loss in losses:
+    for loss in LOSSES:
         for name, settings in chosen.items():
             # The full selector has no budget.
-            shares = [1.0] if settings["selector"] == "full" else sorted(budgets)
+            shares = [1.0] if settings["selector"] == "full" else BUDGETS
             arms = [
                 replace(
                     lab_arm(

@@ -26,7 +26,7 @@ from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
-from taopd.experiments.study.file import StudyFile, number, settings_hints
+from taopd.experiments.study.file import StudyFile, numbers
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
@@ -74,8 +74,7 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         ConfigError: no max_steps where the steps are what is equal.
     """
     lab = LAB_CONFIG | VARIANT_CONFIG.get(study.lab, {}) if study.lab else {}
-    hints = settings_hints()
-    base = lab | {key: number(key, value, hints[key]) for key, value in study.config.items()}
+    base = lab | numbers(study.config)
     if study.equal == "update_norm":
         base["match_update_norm"] = study.update_norm
     if study.equal in ("selected_tokens", "seconds"):
@@ -154,17 +153,13 @@ def conclude(plan: StudyPlan, folder: Path) -> dict[str, Any]:
         read_document(plan.folder_of(run, folder) / "results.json", OUTCOME) for run in plan.runs
     ]
     controls = {arm.name: arm.controls for arm in plan.arms}
-    results = {"title": _title(plan.study)} | analyse(
-        outcomes, controls=controls, question=plan.question
-    )
+    study = plan.study
+    where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
+    title = f"{study.title} ({where})" if study.title else where
+    results = {"title": title} | analyse(outcomes, controls=controls, question=plan.question)
     write_json(folder / "timings.json", timings(outcomes))
     write_json(folder / "results.json", results)
     return results
-
-
-def _title(study: StudyFile) -> str:
-    where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
-    return f"{study.title} ({where})" if study.title else where
 
 
 def _run_of(

@@ -139,8 +139,3 @@ def pooled_deviation(deviations: Sequence[float | None]) -> float | None:
     """Root mean square of the known standard deviations; None if there are none."""
     known = [deviation for deviation in deviations if deviation is not None]
     return math.sqrt(math.fsum(d * d for d in known) / len(known)) if known else None
-
-
-def median(values: Sequence[float]) -> float:
-    """Median of the values."""
-    return float(np.median(np.asarray(values, dtype=float)))

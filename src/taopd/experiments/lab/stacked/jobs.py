@@ -1,7 +1,5 @@
-"""A pool of worker processes for jobs (stacks of arms); every finished job is a file.
+"""A pool of worker processes for jobs (stacks of arms); a job whose file exists is done.
 
-What: a job is some arms and the file for their results. A job whose file exists is done, so a killed
-run goes on where it was, and adding jobs runs only these.
 Why processes that take one job after the other, and not one process a job: importing torch and
 transformers costs as much as a small job.
 """

@@ -1,7 +1,7 @@
 """Training and evaluation of a stack of arms, as `taopd.experiments.arm.run_arm` does it for one."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,6 @@ def run_stack(
     *,
     output_dir: str,
     observers: Sequence[Observer] = (),
-    progress: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, Any]]:
     """Train and evaluate; one `results.json` document an arm, as `run_arm` writes it.
 
@@ -43,7 +42,6 @@ def run_stack(
         arms: of one stack; see `Stack`.
         output_dir: named in the settings; nothing is written there.
         observers: called with every step.
-        progress: called with the number of finished steps.
 
     Raises:
         ConfigError: for arms that do not fit together.
@@ -68,7 +66,6 @@ def run_stack(
     measure(0)
     for step in range(steps):
         stack.step(step, (kept, *observers))
-        progress(step + 1)
         if (step + 1) % arms[0].evaluate_every == 0 or step + 1 == steps:
             measure(step + 1)
     return [

@@ -61,40 +61,37 @@ class Trace:
         for arm, (here, table, choice) in enumerate(arms):
             kept = choice.selection.kept
             rest = ~kept if bool((~kept).any()) else kept
-            self._watch(arm, seen.step, table, kept, float(idle[here][rest].mean()))
+            num_rows = int(table.response.unique().numel())
+            watched = {
+                "idle_drift": float(idle[here][rest].mean()),
+                "entropy": float(table.entropy.mean()),
+                "length": len(table) / num_rows,
+            }
+            if bool(kept.any()):
+                watched["kept_compatibility"] = float(table.compatibility[kept].mean())
+            self.watches[arm].update(seen.step, watched)
             if not tracing:
                 continue
             kinds = self._kinds[seen.targets[here]]
             dc = table.disagreement * table.compatibility
-            num_rows = int(table.response.unique().numel())
             self.rows[arm].append(
                 [
                     float(seen.step),
-                    float(table.entropy.mean()),
-                    len(table) / num_rows,
+                    watched["entropy"],
+                    watched["length"],
                     float((kinds == KINDS.index("end")).sum()) / num_rows,
                     float(table.disagreement[kept].mean()),
                     float(table.compatibility[kept].mean()),
                     float(seen.update_norms[arm]),
                     float(seen.gradient_norms[arm]),
                     float(drift[here][rest].mean()),
-                    float(idle[here][rest].mean()),
+                    watched["idle_drift"],
                     float(moved[here][rest].mean()),
                     float(dc[_behind(rare[here], table)].sum() / dc.sum().clamp_min(1e-9)),
                     *(_mean(drift[here][kinds == kind]) for kind in range(len(KINDS))),
                     *(_mean((kinds[kept] == kind).float()) for kind in range(len(KINDS))),
                 ]
             )
-
-    def _watch(self, arm: int, step: int, table: SignalTable, kept: Tensor, idle: float) -> None:
-        values = {
-            "idle_drift": idle,
-            "entropy": float(table.entropy.mean()),
-            "length": len(table) / int(table.response.unique().numel()),
-        }
-        if bool(kept.any()):
-            values["kept_compatibility"] = float(table.compatibility[kept].mean())
-        self.watches[arm].update(step, values)
 
 
 def _idle(signals: TokenSignals, now: Tensor, reference: Tensor, teacher: Tensor) -> Tensor:

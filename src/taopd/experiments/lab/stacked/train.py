@@ -2,14 +2,15 @@
 
     sample -> score with both models -> `choose` -> loss at the chosen positions -> clip -> AdamW
 
-What: the same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only
-the models are stacked, and the scoring pass is the training forward. A test compares one step with the
+The same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only the
+models are stacked, and the scoring pass is the training forward. A test compares one step with the
 trainer's. Arms with the same seed see the same prompts and draw from their distributions with the same
 uniform numbers. Settings that this loop does not follow are refused.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -143,9 +144,7 @@ class Stack:
         self, ids: Int[Tensor, "S B L"], number: int, observers: tuple[Observer, ...] = ()
     ) -> list[Choice]:
         """Score given prompts and completions, choose, and take one optimizer step."""
-        num_arms, size, _ = ids.shape
-        num_prompt = self._prompts.shape[1]
-        completions = ids[..., num_prompt:].reshape(num_arms * size, -1)
+        completions = ids[..., self._prompts.shape[1] :].flatten(0, 1)
         ended = (completions == EOS_ID).long().cumsum(1) - (completions == EOS_ID).long()
         positions = Positions.of(ended == 0)
         student = self._student_logprobs(ids, positions)
@@ -163,14 +162,6 @@ class Stack:
             choose(table, args, step=number, training=True)
             for table, args in zip(tables, self.settings, strict=True)
         ]
-
-        def reference() -> Tensor:
-            return self._frozen(self.shape, self._initial, ids, positions)[1]
-
-        @torch.no_grad()
-        def after() -> Tensor:
-            return self._student_logprobs(ids, positions)
-
         losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
         self._optimizer.zero_grad()
         losses.backward()
@@ -186,8 +177,10 @@ class Stack:
                 choices=choices,
                 student_logprobs=student.detach(),
                 teacher_logprobs=teacher,
-                reference_logprobs=reference,
-                after_logprobs=after,
+                reference_logprobs=lambda: self._frozen(self.shape, self._initial, ids, positions)[
+                    1
+                ],
+                after_logprobs=torch.no_grad()(partial(self._student_logprobs, ids, positions)),
                 update_norms=update_norms,
                 gradient_norms=gradient_norms,
             )
