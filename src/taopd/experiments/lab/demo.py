@@ -24,10 +24,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"selector": "random"},
 }
 MORE_ARMS: dict[str, dict[str, Any]] = {
-    "compatibility": {"selector": "compatibility"},
-    "entropy": {"selector": "entropy"},
-    "divergence": {"selector": "divergence"},
-    "tip": {"selector": "tip"},
+    name: {"selector": name} for name in ("compatibility", "entropy", "divergence", "tip")
 }
 VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that
