@@ -255,7 +255,7 @@ def main() -> None:
     from rich.console import Console
 
     from taopd.cli.check import show
-    from taopd.preflight import Verdict
+    from taopd.preflight.verdict import Verdict
 
     page = DOCS / "check.md"
     table = "\n".join(["| planted | printed |", "|---|---|", *page_rows()])

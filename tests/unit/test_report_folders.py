@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from taopd import cli, preflight
+from taopd import cli
+from taopd.preflight import rollout_checks as preflight
 from taopd.report.charts import Series, areas
 from taopd.report.page import write_report
 from taopd.report.sections import warnings

@@ -3,7 +3,6 @@
 import pytest
 
 from taopd.errors import ConfigError
-from taopd.experiments.study import file as study_file
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file, parse_study_file
 from taopd.experiments.study.run import base_config
@@ -123,15 +122,11 @@ def test_not_a_mapping(tmp_path, text):
         load_study_file(tmp_path / "none.yaml")
 
 
-def test_update_norm_is_a_setting_or_a_clear_refusal(monkeypatch):
+def test_update_norm_is_a_setting():
     keys = {"equal": "update_norm", "update_norm": 0.01}
     study = parse_study_file(GOOD | keys)
     base = base_config(study)
     assert base["match_update_norm"] == 0.01 and len(expand(study, base)) == 3
-    hints = {k: v for k, v in study_file.settings_hints().items() if k != "match_update_norm"}
-    monkeypatch.setattr(study_file, "settings_hints", lambda: hints)
-    with pytest.raises(ConfigError, match=r"needs TeachabilityConfig\.match_update_norm"):
-        parse_study_file(GOOD | keys)
 
 
 def test_equal_tokens_and_seconds_run_until_they_are_reached():

@@ -9,7 +9,6 @@ from statsmodels.stats.power import TTestPower
 from taopd.errors import ConfigError
 from taopd.experiments.study.statistics import (
     holm,
-    median,
     minimum_detectable_difference,
     pooled_deviation,
     t_estimate,
@@ -60,10 +59,9 @@ def test_detectable_difference_equals_statsmodels_power(n):
     assert minimum_detectable_difference(0.02, 1) is None
 
 
-def test_pooled_deviation_and_median():
+def test_pooled_deviation():
     assert pooled_deviation([3.0, None, 4.0]) == pytest.approx((12.5) ** 0.5)
     assert pooled_deviation([None]) is None
-    assert median([0.9, 0.1, 0.8]) == 0.8
 
 
 @pytest.mark.parametrize("num_seeds", [3, 5, 10])

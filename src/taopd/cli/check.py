@@ -18,7 +18,7 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from taopd.preflight import Verdict
+    from taopd.preflight.verdict import Verdict
     from taopd.trainer.from_settings import Inputs
     from taopd.trainer.settings_file import TrainSettings
 

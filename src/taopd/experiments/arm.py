@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,55 +68,77 @@ class Arm:
         return f"{self.name}-seed{self.seed}"
 
 
-class AccuracyCurve(TrainerCallback):
-    """Greedy and sampled accuracy before training, every `every` steps and at the end."""
+class KeptTokens:
+    """Observer of the trainer: kept tokens over all ranks, their kinds, and a digest of the prompts."""
 
-    def __init__(self, arm: Arm, tokenizer, tokens: "TokenCount", folder: Path) -> None:
+    def __init__(self, kinds: list[str] | None) -> None:
+        self._kinds = kinds
+        self._prompts = hashlib.sha256()
+        self.total = 0
+        self.by_kind_curve: list[tuple[int, Counter[str]]] = []
+        """Step, and its kept tokens of this process by kind."""
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        self.total += scored.choice.selection.num_kept
+        ids, mask = (scored.batch[name].cpu() for name in ("prompt_ids", "prompt_mask"))
+        for row, valid in zip(ids, mask.bool(), strict=True):
+            self._prompts.update(json.dumps(row[valid].tolist()).encode())
+        if self._kinds is not None:
+            kept = scored.choice.selection.kept[scored.local].to(scored.token_ids.device)
+            kinds = Counter(self._kinds[token] for token in scored.token_ids[kept].tolist())
+            self.by_kind_curve.append((scored.step, kinds))
+
+    @property
+    def prompt_digest(self) -> str:
+        """The same for arms that saw the same prompts in order."""
+        return self._prompts.hexdigest()[:16]
+
+
+class AccuracyCurve(TrainerCallback):
+    """Greedy and sampled accuracy before training, every `evaluate_every` steps and at the end."""
+
+    def __init__(self, arm: Arm, tokenizer, tokens: KeptTokens, folder: Path) -> None:
         self._arm = arm
         self._log = folder / CURVE_FILE
         self._tokenizer = tokenizer
         self._problems = load_problems(arm)
         self._tokens = tokens
-        self.greedy: list[list[float]] = []
-        self.sampled: list[list[float]] = []
-        self.train_seconds: list[list[float]] = []
-        """[step, seconds of training so far], evaluations left out."""
-        self.selected_tokens: list[list[int]] = []
-        """[step, tokens kept so far]."""
-        self.prompt_digests: list[list[Any]] = []
-        """[step, digest of all prompts so far]: the same for arms that saw the same prompts in order."""
+        self._points: list[dict[str, Any]] = []
         self.seconds = 0.0
+        """Of evaluations."""
         self._begun = 0.0
 
     def measure(self, model, step: int) -> None:
-        """Append one point to both curves."""
+        """Add one point to the curves."""
         started = time.perf_counter()
         self._begun = self._begun or started
-        self.train_seconds.append([step, round(started - self._begun - self.seconds, 3)])
-        self.selected_tokens.append([step, self._tokens.total])
-        self.prompt_digests.append([step, self._tokens.prompt_digest])
-        for curve, greedy in ((self.greedy, True), (self.sampled, False)):
-            result = evaluate(
+        accuracies = {
+            f"accuracy_{how}": evaluate(
                 model,
                 self._tokenizer,
                 self._problems,
-                greedy=greedy,
+                greedy=how == "greedy",
                 match=self._arm.match,
                 max_new_tokens=self._arm.max_new_tokens
                 or self._arm.config["max_completion_length"],
                 batch_size=self._arm.evaluation_batch_size or len(self._problems),
                 seed=self._arm.seed,
-            )
-            curve.append([step, result.accuracy])
+            ).accuracy
+            for how in ("greedy", "sampled")
+        }
         point = {
             "step": step,
-            "accuracy_greedy": self.greedy[-1][1],
-            "accuracy_sampled": self.sampled[-1][1],
+            **accuracies,
             "selected_tokens": self._tokens.total,
-            "train_seconds": self.train_seconds[-1][1],
+            "train_seconds": round(started - self._begun - self.seconds, 3),
         }
         append_jsonl(self._log, point)
+        self._points.append(point | {"prompt_digests": self._tokens.prompt_digest})
         self.seconds += time.perf_counter() - started
+
+    def curve(self, name: str) -> list[list[Any]]:
+        """[step, value so far] of every point; seconds leave evaluations out."""
+        return [[point["step"], point[name]] for point in self._points]
 
     def elapsed(self) -> float:
         """Seconds of training since the first evaluation, evaluations left out."""
@@ -130,32 +153,14 @@ class AccuracyCurve(TrainerCallback):
             self.measure(model, state.global_step)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        if self.greedy[-1][0] != state.global_step:  # Stopped between two evaluations.
+        if self._points[-1]["step"] != state.global_step:  # Stopped between two evaluations.
             self.measure(model, state.global_step)
-
-
-class TokenCount:
-    """Observer of the trainer: number of kept tokens over all ranks, and a digest of the prompts."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._prompts = hashlib.sha256()
-
-    def __call__(self, scored: ScoredBatch) -> None:
-        self.total += scored.choice.selection.num_kept
-        ids, mask = (scored.batch[name].cpu() for name in ("prompt_ids", "prompt_mask"))
-        for row, kept in zip(ids, mask.bool(), strict=True):
-            self._prompts.update(json.dumps(row[kept].tolist()).encode())
-
-    @property
-    def prompt_digest(self) -> str:
-        return self._prompts.hexdigest()[:16]
 
 
 class StopRule(TrainerCallback):
     """Ends training at the first step that reaches the arm's total of tokens or seconds."""
 
-    def __init__(self, arm: Arm, tokens: TokenCount, curve: AccuracyCurve) -> None:
+    def __init__(self, arm: Arm, tokens: KeptTokens, curve: AccuracyCurve) -> None:
         self._arm, self._tokens, self._curve = arm, tokens, curve
         self.reason = "max_steps"
 
@@ -182,24 +187,29 @@ def load_problems(arm: Arm):
     return rows.select(range(arm.num_test_prompts))
 
 
-class KindTally:
-    """Observer of the trainer: number of kept tokens by kind and step."""
+def outcome(
+    arm: Arm, args: TeachabilityConfig, greedy: list[list[Any]], sampled: list[list[Any]]
+) -> dict[str, Any]:
+    """The part of `results.json` that does not depend on who trained the arm, from its two curves."""
+    return {
+        "name": arm.name,
+        "selector": args.selector,
+        "budget": args.budget if args.selector != "full" else 1.0,
+        "loss": args.loss,
+        "seed": arm.seed,
+        "base_accuracy": greedy[0][1],
+        "accuracy_greedy": greedy[-1][1],
+        "accuracy_sampled": sampled[-1][1],
+        "accuracy_curve": greedy,
+        "accuracy_sampled_curve": sampled,
+        "num_test_prompts": arm.num_test_prompts,
+    }
 
-    def __init__(self, kinds: list[str]) -> None:
-        self._kinds = kinds
-        self.curve: list[tuple[int, dict[str, int]]] = []
 
-    def __call__(self, scored: ScoredBatch) -> None:
-        kept = scored.choice.selection.kept[scored.local].to(scored.token_ids.device)
-        kinds = Counter(self._kinds[token] for token in scored.token_ids[kept].tolist())
-        self.curve.append((scored.step, dict(kinds)))
-
-    def shares(self) -> dict[str, float]:
-        """Share of all kept tokens by kind."""
-        total: Counter[str] = Counter()
-        for _, counts in self.curve:
-            total.update(counts)
-        return {kind: count / max(1, total.total()) for kind, count in sorted(total.items())}
+def shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Share of all counted tokens by kind."""
+    total = max(1, sum(counts.values()))
+    return {kind: count / total for kind, count in sorted(counts.items())}
 
 
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
@@ -213,7 +223,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     }
     args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | arm.config)
     tokenizer = load_tokenizer(arm.student)
-    tokens = TokenCount()
+    tokens = KeptTokens(arm.token_kinds)
     curve = AccuracyCurve(arm, tokenizer, tokens, folder)
     stop = StopRule(arm, tokens, curve)
     trainer = TeachabilityTrainer(
@@ -226,9 +236,6 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     )
     trainer.remove_callback(ProgressCallback)
     trainer.observers.append(tokens)
-    tally = KindTally(arm.token_kinds or [])
-    if arm.token_kinds is not None:
-        trainer.observers.append(tally)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started - curve.seconds
@@ -236,28 +243,19 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         trainer.save_model(str(folder / "model"))
     logs = read_jsonl(folder / "metrics.jsonl")
     kept = [line["select/kept_fraction"] for line in logs if "loss" in line]
-    results = {
-        "name": arm.name,
-        "selector": args.selector,
-        "budget": args.budget if args.selector != "full" else 1.0,
-        "loss": args.loss,
-        "seed": arm.seed,
-        "base_accuracy": curve.greedy[0][1],
-        "accuracy_greedy": curve.greedy[-1][1],
-        "accuracy_sampled": curve.sampled[-1][1],
-        "accuracy_curve": curve.greedy,
-        "accuracy_sampled_curve": curve.sampled,
-        "num_test_prompts": arm.num_test_prompts,
+    by_kind = sum((counts for _, counts in tokens.by_kind_curve), Counter())
+    curves = [curve.curve(f"accuracy_{how}") for how in ("greedy", "sampled")]
+    results = outcome(arm, args, *curves) | {
         "kept_fraction": sum(kept) / len(kept),
-        "selected_share_by_kind": tally.shares(),
-        "selected_by_kind_curve": [[step, counts] for step, counts in tally.curve],
+        "selected_share_by_kind": shares(by_kind),
+        "selected_by_kind_curve": tokens.by_kind_curve,
         "train_seconds": seconds,
-        "train_seconds_curve": curve.train_seconds,
+        "train_seconds_curve": curve.curve("train_seconds"),
         "steps": trainer.state.global_step,
         "stopped_by": stop.reason,
         "selected_tokens": tokens.total,
-        "selected_tokens_curve": curve.selected_tokens,
-        "prompt_digests": curve.prompt_digests,
+        "selected_tokens_curve": curve.curve("selected_tokens"),
+        "prompt_digests": curve.curve("prompt_digests"),
     }
     write_json(folder / "results.json", results)
     return results

@@ -15,6 +15,13 @@ from typing import Any
 from taopd.errors import DataError
 
 POLL_SECONDS = 0.25
+ONE_THREAD = {
+    # Two OpenMP threads that spin against another process make a step 40 times slower.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of a process beside which others compute."""
 STOP_WITH_PARENT = "--stop-with-parent"
 """Flag of `python -m taopd.experiments.arm`: a killed comparison leaves no arms running."""
 CURVE_FILE = "accuracy.jsonl"
@@ -100,12 +107,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
 
 
 def _start(folder: Path, device: str | None = None) -> subprocess.Popen:
-    environment = os.environ | {
-        # One thread an arm: two processes whose OpenMP threads spin against each other crawl.
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    environment = os.environ | ONE_THREAD
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with open(folder / "log.txt", "w") as log:

@@ -12,53 +12,47 @@ from typing import Any
 
 import torch
 
-from taopd import preflight as look
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, TaopdError
 from taopd.models.stop_tokens import declared_ids
-from taopd.preflight import Measured, Precision, Verdict, guarded, judge
-from taopd.preflight import teacher_items as check_teacher
+from taopd.preflight import machine, remote_teacher, rollout_checks, tokenizer_checks
+from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
+from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
 
 
-def items(subject: Subject) -> Iterator[tuple[str, Callable[[], Verdict]]]:
-    """Every item with the call that judges it, cheapest first."""
-    yield from check_teacher.items(subject)
-    for name, check in (
-        ("tokenizers", _tokenizers),
-        ("special tokens", _special_tokens),
-        ("generation config", _generation_config),
-        ("chat template", _chat_template),
-        ("thinking mode", _thinking),
-        ("context", _context),
-        ("memory", _memory),
-        ("precision", _precision),
-    ):
-        yield name, partial(check, subject)
-    for name in _ON_ROLLOUTS:
-        yield name, partial(_on_rollouts, name, subject)
-
-
 def verdicts(subject: Subject) -> Iterator[Verdict]:
-    """Judge item by item; an error is a fail of its own item."""
-    for name, check in items(subject):
-        yield guarded(name, partial(_or_missing, name, check))
+    """Judge item by item, cheapest first."""
+    before = remote_teacher.ITEMS if subject.asked else {}
+    sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
+    for name, check in (before | _ITEMS | sampled).items():
+        yield _guarded(name, check, subject)
 
 
-def _or_missing(name: str, check: Callable[[], Verdict]) -> Verdict:
+def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
+    """Run one check; whatever it raises is a fail of this check and of no other."""
     try:
-        return check()
+        return check(subject)
     except Missing as missing:
         return judge(name, "not run", [("fail", str(missing))])
-    except Unnamed:
-        return judge(name, "not compared", [("warn", check_teacher.UNNAMED)])
+    except Unnamed as unnamed:
+        return judge(name, "not compared", [("warn", str(unnamed))])
+    except TaopdError as error:  # says itself what to do
+        return judge(name, "refused", [("fail", _line(error))])
+    except Exception as error:
+        problem = f"{type(error).__name__}: {_line(error)}"
+        return judge(name, "the check itself broke", [("fail", problem)])
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _tokenizers(subject: Subject) -> Verdict:
     student, teacher = subject.configs
-    return look.check_tokenizers(
+    return tokenizer_checks.check_tokenizers(
         *subject.tokenizers,
         student_rows=student.get_text_config().vocab_size,
         teacher_rows=teacher.get_text_config().vocab_size,
@@ -69,25 +63,21 @@ def _tokenizers(subject: Subject) -> Verdict:
 def _special_tokens(subject: Subject) -> Verdict:
     asked, excluded = subject.asked, subject.settings.training.stop_tokens == "exclude"
     cured = subject.merged or (asked and excluded)
-    return look.check_special_tokens(*subject.tokenizers, merged=cured, asked=asked)
+    return tokenizer_checks.check_special_tokens(*subject.tokenizers, merged=cured, asked=asked)
 
 
 def _generation_config(subject: Subject) -> Verdict:
     (student, teacher), configs = subject.tokenizers, subject.generation_configs
     stops = [declared_ids(config.eos_token_id) for config in configs]
-    return look.check_generation_config(
+    return tokenizer_checks.check_generation_config(
         student, stops[0], teacher, stops[1], merged=subject.merged, asked=subject.asked
     )
 
 
-def _chat_template(subject: Subject) -> Verdict:
+def _rendered(check: Callable[..., Verdict], subject: Subject) -> Verdict:
+    """A check of the first prompt as both templates render it."""
     prompt, options = subject.prompts[0]["prompt"], subject.template_options
-    return look.check_chat_template(*subject.tokenizers, prompt, options=options)
-
-
-def _thinking(subject: Subject) -> Verdict:
-    prompt, options = subject.prompts[0]["prompt"], subject.template_options
-    return look.check_thinking(*subject.tokenizers, prompt, options=options)
+    return check(*subject.tokenizers, prompt, options=options)
 
 
 def _context(subject: Subject) -> Verdict:
@@ -98,7 +88,7 @@ def _context(subject: Subject) -> Verdict:
     }
     if args.use_vllm:
         limits["vllm_max_model_length"] = args.vllm_max_model_length
-    return look.check_context(subject.longest_prompt, args.max_completion_length or 1, limits)
+    return machine.check_context(subject.longest_prompt, args.max_completion_length or 1, limits)
 
 
 def _memory(subject: Subject) -> Verdict:
@@ -115,7 +105,7 @@ def _memory(subject: Subject) -> Verdict:
         memory = plan(student, teacher, settings).memory
     except ConfigError as error:  # an architecture or optimizer that the plan does not know
         return judge("memory", "not planned", [("warn", f"{error}.")])
-    return look.check_memory(
+    return machine.check_memory(
         memory.peak / MIB,
         _machine_bytes(on_gpu) / MIB,
         device="GPU" if on_gpu else "CPU",
@@ -149,14 +139,14 @@ def _precision(subject: Subject) -> Verdict:
     subject.need("inputs")
     args = subject.settings.training
     held = [
-        Precision(
+        machine.Precision(
             dtype=_dtype(model),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
         )
         for model in (subject.inputs.student, subject.inputs.teacher)
         if model is not None
     ]
-    return look.check_precision(
+    return machine.check_precision(
         held[0],
         held[1] if len(held) == 2 else None,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
@@ -167,21 +157,33 @@ def _precision(subject: Subject) -> Verdict:
 def _kept(subject: Subject, measured: Measured) -> Verdict:
     args, limit = subject.settings.training, subject.trainer.max_completion_length
     budget = 1.0 if args.selector == "full" else args.budget
-    return look.check_kept(
+    return rollout_checks.check_kept(
         measured, budget=budget, min_keep=args.min_keep, max_completion_length=limit
     )
 
 
+_ITEMS: dict[str, Callable[[Subject], Verdict]] = {
+    "tokenizers": _tokenizers,
+    "special tokens": _special_tokens,
+    "generation config": _generation_config,
+    "chat template": partial(_rendered, tokenizer_checks.check_chat_template),
+    "thinking mode": partial(_rendered, tokenizer_checks.check_thinking),
+    "context": _context,
+    "memory": _memory,
+    "precision": _precision,
+}
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
-    "drift": lambda subject, found: look.check_drift(
+    "drift": lambda subject, found: rollout_checks.check_drift(
         found, sampler=subject.trainer.sampler_monitor.sampler
     ),
-    "stop audit": lambda subject, found: look.check_stops(found, handled=subject.trainer.stop_ids),
-    "truncation": lambda subject, found: look.check_truncation(
+    "stop audit": lambda subject, found: rollout_checks.check_stops(
+        found, handled=subject.trainer.stop_ids
+    ),
+    "truncation": lambda subject, found: rollout_checks.check_truncation(
         found, max_completion_length=subject.trainer.max_completion_length
     ),
-    "teacher KL": check_teacher.divergence,
-    "off support": lambda subject, found: look.check_support(
+    "teacher KL": remote_teacher.divergence,
+    "off support": lambda subject, found: rollout_checks.check_support(
         found, k=subject.settings.training.score_top_k
     ),
     "kept tokens": _kept,

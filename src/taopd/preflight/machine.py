@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from taopd.preflight.verdict import Problem, Verdict, judge
+from taopd.preflight.verdict import Problems, Verdict, judge
 
 HALF = ("float16", "bfloat16")
 TIGHT = 0.8
@@ -19,16 +19,14 @@ def check_context(
         limits: context by whose it is ("student", "teacher", "vllm_max_model_length"); None: no limit.
     """
     needed = longest_prompt + max_completion_length
-    problems: list[Problem] = [
-        (
-            "fail",
-            f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
-            f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more.",
-        )
-        for name, limit in limits.items()
-        if limit is not None and needed > limit
-    ]
     known = {name: limit for name, limit in limits.items() if limit is not None}
+    problems = Problems()
+    for name, limit in known.items():
+        if needed > limit:
+            problems.fail(
+                f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
+                f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more."
+            )
     room = ", ".join(f"{name} {limit}" for name, limit in known.items()) or "no limit known"
     measured = f"{longest_prompt} + {max_completion_length} tokens; {room}"
     figures = {"prompt_tokens": longest_prompt, "completion_tokens": max_completion_length}
@@ -55,40 +53,28 @@ def check_precision(
         autocast: dtype of the matmuls where `bf16` or `fp16` is set.
         trains_weights: the student's own weights move (no adapters).
     """
-    problems: list[Problem] = []
+    problems = Problems()
     held = [student] if teacher is None else [student, teacher]
     computes = [autocast or model.dtype for model in held]
     if computes[0] != computes[-1]:
-        problems.append(
-            (
-                "warn",
-                f"The student computes in {computes[0]}, the teacher in {computes[-1]}: part of what they "
-                "disagree about is rounding. Load both with one dtype, or set bf16: true for both.",
-            )
+        problems.warn(
+            f"The student computes in {computes[0]}, the teacher in {computes[-1]}: part of what they "
+            "disagree about is rounding. Load both with one dtype, or set bf16: true for both."
         )
     if trains_weights and student.dtype in HALF:
-        problems.append(
-            (
-                "warn",
-                f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
-                "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true.",
-            )
+        problems.warn(
+            f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
+            "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true."
         )
     if student.attention != held[-1].attention:
-        problems.append(
-            (
-                "warn",
-                f"The student attends with {student.attention}, the teacher with {held[-1].attention}: name "
-                "one attn_implementation for both.",
-            )
+        problems.warn(
+            f"The student attends with {student.attention}, the teacher with {held[-1].attention}: name "
+            "one attn_implementation for both."
         )
     for owner, model, compute in zip(("student", "teacher"), held, computes, strict=False):
         if model.attention.startswith("flash") and compute not in HALF:
-            problems.append(
-                (
-                    "fail",
-                    f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa.",
-                )
+            problems.fail(
+                f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa."
             )
     measured = (
         f"weights {' / '.join(model.dtype for model in held)}, matmuls {' / '.join(computes)}, "
@@ -115,12 +101,11 @@ def check_memory(
         "gradient_checkpointing or gradient_window, or lower max_completion_length; `taopd plan` shows the "
         "parts."
     )
-    problems: list[Problem] = []
+    problems = Problems()
     if share > 1.0:
-        level: Problem = ("warn" if sharded else "fail", f"It will not fit. {advice}")
-        problems.append(level)
+        problems.append(("warn" if sharded else "fail", f"It will not fit. {advice}"))
     elif share > TIGHT:
-        problems.append(("warn", f"It may not fit: buffers are not counted. {advice}"))
+        problems.warn(f"It may not fit: buffers are not counted. {advice}")
     measured = f"{peak_mib:,.0f} of {machine_mib:,.0f} MiB ({device}), peak in {phase}"
     figures = {"peak_mib": round(peak_mib, 1), "machine_mib": round(machine_mib, 1)}
     return judge("memory", measured, problems, figures=figures)

@@ -1,10 +1,8 @@
-"""What one real micro-batch says of two models: `measure` runs both once over sampled completions.
+"""Figures of one real micro-batch, which both models score once; `rollout_checks` judges them."""
 
-The figures; `rollout_checks` judges them.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +14,7 @@ from taopd.models.forward import states_at
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import score_positions
 from taopd.signals import TokenSignals
+from taopd.teachers import Teacher, score_remote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,29 +38,6 @@ class Measured:
     """Mean mass on the candidates that `teacher_stops` may lack, where it is read off a list."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """Where B completions ended, E of them with a stop id."""
-
-    lengths: Int[Tensor, " B"]
-    ended: Bool[Tensor, " B"]
-    positions: Positions
-    """Of the E last tokens."""
-
-
-def read_ends(batch: Mapping[str, Tensor], stops: Iterable[int]) -> Ends:
-    """Ends of the completions of a padded batch, each of at least one token."""
-    ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-    lengths = mask.sum(1)
-    rows = torch.arange(len(ids), device=ids.device)
-    last = ids[rows, lengths - 1]
-    ended = torch.isin(last, last.new_tensor(list(stops)))
-    positions = Positions(
-        row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1])
-    )
-    return Ends(lengths=lengths, ended=ended, positions=positions)
-
-
 @torch.no_grad()
 def measure(
     forward: Forward,
@@ -69,6 +45,7 @@ def measure(
     teacher,
     batch: Mapping[str, Tensor],
     *,
+    remote: bool,
     sampling_logprobs: Float[Tensor, "B S"] | None,
     stops: dict[int, str],
     candidates: dict[int, str],
@@ -81,44 +58,56 @@ def measure(
 ) -> Measured:
     """Score sampled completions with both models; see `Measured` and `scoring.score_positions`.
 
+    Args:
+        remote: the teacher is a `Teacher` that is asked. Its divergence over the full vocabulary is not
+            sent, and its mass on stop ids is exact only where it scores wanted ids.
+
     Raises:
-        NumericsError: on NaN or infinite logits.
+        NumericsError: on NaN or infinite logits. TeacherError: see `Teacher.score`.
     """
     ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
     positions = Positions.of(mask & (ids < vocab_size))
-    scored = score_positions(
-        forward,
-        student,
-        teacher,
-        batch,
-        positions,
-        micro_batch_size=micro_batch_size,
-        k=k,
-        temperature=temperature,
-        keep_teacher_hidden=False,
-        when="taopd check",
-        full_kl=True,
-        stop_ids=merged_ids,
-    )
-    found = read_ends(batch, stops)
+    models = forward, student, teacher, batch, positions
+    common: dict[str, Any] = {"micro_batch_size": micro_batch_size, "k": k, "when": "taopd check"}
+    if remote:
+        signals = score_remote(*models, vocab_size=vocab_size, **common).signals
+    else:
+        signals = score_positions(
+            *models,
+            temperature=temperature,
+            keep_teacher_hidden=False,
+            full_kl=True,
+            stop_ids=merged_ids,
+            **common,
+        ).signals
+    rows, lengths = torch.arange(len(ids), device=ids.device), mask.sum(1)
+    last = ids[rows, lengths - 1]
+    ended = torch.isin(last, last.new_tensor(list(stops)))
+    ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
     wanted = [token for token in candidates if token < vocab_size]
-    masses = [
-        stop_masses(forward, model, batch, found.positions, micro_batch_size, wanted, temperature)
-        for model in (student, teacher)
-    ]
+
+    def masses(model) -> Float[Tensor, "E M"]:
+        return stop_masses(forward, model, batch, ends, micro_batch_size, wanted, temperature)
+
+    own, unknown = masses(student), 0.0
+    if remote:
+        teachers, unknown = _remote_masses(teacher, batch, ends, wanted, k)
+    else:
+        teachers = masses(teacher)
     compared = None
-    if sampling_logprobs is not None and scored.signals.student_logprobs is not None:
-        recomputed = scored.signals.student_logprobs
+    if sampling_logprobs is not None and signals.student_logprobs is not None:
+        recomputed = signals.student_logprobs
         compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged_ids)
     return Measured(
-        signals=scored.signals,
-        lengths=found.lengths,
-        ended=found.ended,
+        signals=signals,
+        lengths=lengths,
+        ended=ended,
         drift=compared,
         stops=stops,
         candidates={token: candidates[token] for token in wanted},
-        student_stops=masses[0],
-        teacher_stops=masses[1],
+        student_stops=own,
+        teacher_stops=teachers,
+        teacher_stops_unknown=unknown,
         max_tokens=max_tokens,
     )
 
@@ -143,3 +132,33 @@ def stop_masses(
             assert scores.want_logprobs is not None
             found.append(scores.want_logprobs.exp().float().cpu())
     return torch.cat(found)
+
+
+def _remote_masses(
+    teacher: Teacher, batch: Mapping[str, Tensor], ends: Positions, wanted: list[int], k: int
+) -> tuple[Float[Tensor, "E M"], float]:
+    """Probability of the wanted ids at the ends, and the mean mass at most that it misses.
+
+    Exact where the teacher scores wanted ids; else what its list holds, and no more than the list's last
+    probability for each id that is missing there.
+    """
+    sequences = []
+    for row in ends.row.tolist():
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        sequences.append([*prompt.tolist(), *completion.tolist()])
+    if not sequences:
+        return torch.zeros(0, len(wanted)), 0.0
+    starts, parts, unknown = [len(tokens) - 1 for tokens in sequences], [], 0.0
+    for first in range(0, len(wanted), k):  # servers limit the ids of one request
+        ids = torch.tensor(wanted[first : first + k]).expand(len(sequences), -1)
+        scores = teacher.score(sequences, starts, ids, k)
+        if scores.want_logprobs is not None:
+            parts.append(scores.want_logprobs.exp().float().cpu())
+            continue
+        same = ids.unsqueeze(2) == scores.topk_ids.cpu().unsqueeze(1)
+        listed = scores.topk_logprobs.cpu().exp()
+        parts.append((same * listed.unsqueeze(1)).sum(2))
+        missing = (~same.any(2)).sum(1)
+        unknown += float((missing * listed.min(1).values).mean())
+    return torch.cat(parts, dim=1), unknown

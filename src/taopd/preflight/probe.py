@@ -11,7 +11,8 @@ from typing import Any
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.models.stop_tokens import declared_ids, possible_stop_ids
-from taopd.preflight import Measured, measure, measure_asked, token_name
+from taopd.preflight.measure import Measured, measure
+from taopd.preflight.tokenizer_checks import token_name
 from taopd.trainer.selection import signal_options
 
 MOST_COMPLETIONS = 32
@@ -41,25 +42,22 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
         prompts, completions = trainer.sample(trainer.train_dataset[:count]["prompt"], tokens)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
-        common: dict[str, Any] = {
-            "sampling_logprobs": trainer.sampler_monitor.logprobs,
-            "stops": _named(tokenizer, trainer.eos_token_ids),
-            "candidates": _named(tokenizer, _candidates(trainer)),
-            "micro_batch_size": size,
-            "vocab_size": trainer.vocab_size,
-            "k": args.score_top_k,
-            "max_tokens": tokens,
-        }
-        student = trainer.forward_states, trainer.model_wrapped
-        if trainer.teacher_model is None:
-            return measure_asked(*student, trainer.remote_teacher, batch, **common)
+        remote = trainer.teacher_model is None
         return measure(
-            *student,
-            trainer.teacher_model,
+            trainer.forward_states,
+            trainer.model_wrapped,
+            trainer.remote_teacher if remote else trainer.teacher_model,
             batch,
+            remote=remote,
+            sampling_logprobs=trainer.sampler_monitor.logprobs,
+            stops=_named(tokenizer, trainer.eos_token_ids),
+            candidates=_named(tokenizer, _candidates(trainer)),
             merged_ids=signal_options(args, trainer.stop_ids)["stop_ids"],
+            micro_batch_size=size,
+            vocab_size=trainer.vocab_size,
+            k=args.score_top_k,
             temperature=trainer.temperature,
-            **common,
+            max_tokens=tokens,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from taopd.preflight.measure import Measured
-from taopd.preflight.verdict import Level, Problem, Verdict, judge
+from taopd.preflight.verdict import Level, Problems, Verdict, judge
 from taopd.runs.limits import DRIFT_FAIL, DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 
 SAME_MODEL = 1e-6
@@ -38,7 +38,7 @@ def check_drift(measured: Measured, *, sampler: str) -> Verdict:
     if found is None:
         problem = "The sampler gave no log-probs to compare; the same figure is logged in training."
         return judge(item, "not measured", [("warn", problem)])
-    problems: list[Problem] = []
+    problems = Problems()
     if found.mean > DRIFT_WARN:
         level: Level = "fail" if found.mean > DRIFT_FAIL else "warn"
         problems.append((level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler)}"))
@@ -64,7 +64,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     ids = list(measured.candidates)
     own = torch.tensor([index in measured.stops for index in ids])
     on_own, on_all = float(teacher[own].sum()), float(teacher.sum())
-    problems: list[Problem] = []
+    problems = Problems()
     best = ids[int(teacher.masked_fill(own, -1.0).argmax())]
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
     if elsewhere and best not in handled:
@@ -78,12 +78,9 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
         )
         problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
     elif on_all + measured.teacher_stops_unknown < GOES_ON:
-        problems.append(
-            (
-                "warn",
-                "The teacher would go on where the student ends: look at a rollout (chat template, length), "
-                "or leave the ends out with stop_tokens: exclude.",
-            )
+        problems.warn(
+            "The teacher would go on where the student ends: look at a rollout (chat template, length), "
+            "or leave the ends out with stop_tokens: exclude."
         )
     shown = [
         (index, measured.candidates[index], float(p), float(q))
@@ -113,11 +110,11 @@ def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdi
         f"{round(share * num_rows)} of {num_rows} without an end after {measured.max_tokens} tokens"
     )
     figures = {"truncated_share": share, "completions": num_rows, "tokens": measured.max_tokens}
-    problems: list[Problem] = []
+    problems = Problems()
     if measured.max_tokens < max_completion_length:
         text += f"; not judged, a run allows {max_completion_length}"
     elif share > TRUNCATED:
-        problems.append(("warn", truncation_cause(rising=False)))
+        problems.warn(truncation_cause(rising=False))
     return judge(item, text, problems, figures=figures)
 
 
@@ -128,15 +125,13 @@ def check_divergence(measured: Measured) -> Verdict:
     forward, reverse = (
         float(kl.double().mean()) for kl in (signals.forward_kl, signals.reverse_kl)
     )
-    problems: list[Problem] = []
+    problems = Problems()
     if max(forward, reverse) < SAME_MODEL:
-        problem = "Teacher and student are one model: check both paths."
-        problems.append(("fail", problem))
+        problems.fail("Teacher and student are one model: check both paths.")
     if not math.isfinite(reverse):
-        problem = (
+        problems.fail(
             "The teacher excludes tokens that the student writes: check its vocabulary and dtype."
         )
-        problems.append(("fail", problem))
     figures = {"forward_nats": forward, "reverse_nats": reverse, "tokens": len(signals)}
     text = (
         f"KL(student || teacher) {reverse:.2f}, KL(teacher || student) {forward:.2f} nats per token"
@@ -148,13 +143,12 @@ def check_support(measured: Measured, *, k: int) -> Verdict:
     """Teacher mass off the student's top-K: what this student cannot take from this teacher yet."""
     share = 1.0 - float(measured.signals.compatibility.double().mean())
     at_most = "" if measured.signals.compatibility_is_exact else "at most "
-    problems: list[Problem] = []
+    problems = Problems()
     if share > OFF_SUPPORT:
-        problem = (
+        problems.warn(
             "Hardly any of the teacher's mass is on tokens that the student considers. Check tokenizer and "
             "template, raise score_top_k, or warm the student up on the teacher's texts."
         )
-        problems.append(("warn", problem))
     figures = {"off_support_mass": share, "k": k}
     text = f"{at_most}{share:.1%} of the teacher's mass outside the student's top {k}"
     return judge("off support", text, problems, figures=figures)
@@ -166,11 +160,10 @@ def check_kept(
     """Tokens that would train, per completion."""
     mean = float(measured.lengths.double().mean())
     kept = max(budget * mean, min(min_keep, mean))
-    problems: list[Problem] = []
+    problems = Problems()
     cut = measured.max_tokens < max_completion_length and not bool(measured.ended.all())
     if kept < FEW_KEPT and not cut:
-        problem = "Most completions would train nothing: raise budget, or set min_keep: 1."
-        problems.append(("warn", problem))
+        problems.warn("Most completions would train nothing: raise budget, or set min_keep: 1.")
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
     text = f"{kept:.1f} of {mean:.1f} tokens per completion at a budget of {budget:g}"
     if cut:

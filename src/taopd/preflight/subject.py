@@ -7,11 +7,11 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from taopd.models import prompts as data
-from taopd.preflight import Measured
-from taopd.preflight import teacher_items as check_teacher
+from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
 from taopd.trainer import from_settings as build
 from taopd.trainer.settings_file import TrainSettings
+from taopd.trainer.teacher import connect_teacher
 
 MOST_PROMPTS = 2000
 """Prompts whose length is looked at for the figures, evenly over the dataset; `train` looks at all."""
@@ -57,13 +57,20 @@ class Subject:
         """Where the teacher's files are; a teacher behind a server may have none."""
         name = self.settings.training.teacher_model_name_or_path
         if name is None:
-            raise Unnamed
+            raise Unnamed(
+                "The teacher's files are not named: set teacher_model_name_or_path beside teacher_url. Its "
+                "tokenizer and config are read, no weights."
+            )
         return str(name)
 
     @cached_property
     def server(self) -> Any:
         """The teacher behind `teacher_url`."""
-        return check_teacher.connected(self)
+        if self.has("trainer"):
+            return self.trainer.remote_teacher
+        # Where no trainer can be made, a connection of our own.
+        rows = self.student_config.get_text_config().vocab_size
+        return connect_teacher(self.settings.training, rows)
 
     @cached_property
     def prompts(self) -> Any:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
 from taopd.models.tokenizers import shared_vocabulary
-from taopd.preflight.verdict import Problem, Verdict, judge
+from taopd.preflight.verdict import Problems, Verdict, judge
 
 THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
 """Names under which chat templates take their thinking mode."""
@@ -54,19 +54,16 @@ def check_tokenizers(
         teacher_rows,
         cut_renamed_control_tokens=cut_renamed_control_tokens,
     )
-    problems: list[Problem] = []
+    problems = Problems()
     for owner, tokenizer, rows in (
         ("student", student, student_rows),
         ("teacher", teacher, teacher_rows),
     ):
         if rows < len(tokenizer):
-            problems.append(
-                (
-                    "fail",
-                    f"The {owner}'s head has {rows} rows for {len(tokenizer)} tokens: it cannot write or "
-                    f"read ids from {rows} on. Its tokenizer belongs to another checkpoint, or the "
-                    "embeddings were not resized after tokens were added.",
-                )
+            problems.fail(
+                f"The {owner}'s head has {rows} rows for {len(tokenizer)} tokens: it cannot write or "
+                f"read ids from {rows} on. Its tokenizer belongs to another checkpoint, or the "
+                "embeddings were not resized after tokens were added."
             )
     sizes = {"student_rows": student_rows, "teacher_rows": teacher_rows, "shared_ids": shared}
     measured = f"{shared} shared ids; rows of the heads {student_rows} and {teacher_rows}"
@@ -82,28 +79,19 @@ def check_special_tokens(
         merged: stop ids already count as one token.
         asked: the teacher is behind a server.
     """
-    problems: list[Problem] = []
+    problems = Problems()
     if student.eos_token_id is None:
-        problems.append(
-            ("fail", "The student has no end-of-sequence token: set eos_token in its tokenizer.")
-        )
+        problems.fail("The student has no end-of-sequence token: set eos_token in its tokenizer.")
     elif teacher.eos_token_id != student.eos_token_id and not merged:
-        problems.append(
-            (
-                "warn",
-                f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
-                f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if asked else _MERGE}.",
-            )
+        problems.warn(
+            f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
+            f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if asked else _MERGE}."
         )
-    for owner, tokenizer in (("student", student), ("teacher", teacher)):
-        if tokenizer.pad_token_id == tokenizer.eos_token_id and owner == "student":
-            problems.append(
-                (
-                    "warn",
-                    "The student's padding is its end-of-sequence token, or it has none of its own: tools "
-                    "that mask padding would also mask the end. Give the tokenizer a pad_token.",
-                )
-            )
+    if student.pad_token_id == student.eos_token_id:
+        problems.warn(
+            "The student's padding is its end-of-sequence token, or it has none of its own: tools "
+            "that mask padding would also mask the end. Give the tokenizer a pad_token."
+        )
     names = ("eos_token_id", "pad_token_id", "bos_token_id")
     figures = {
         f"{owner}_{name}": getattr(tokenizer, name)
@@ -135,18 +123,15 @@ def check_generation_config(
         asked: the teacher is behind a server.
     """
     cure = _EXCLUDE if asked else _MERGE
-    problems: list[Problem] = []
+    problems = Problems()
     for owner, tokenizer, stops in (
         ("student", student, student_stops),
         ("teacher", teacher, teacher_stops),
     ):
         outside = [index for index in stops if index >= len(tokenizer)]
         if outside:
-            problems.append(
-                (
-                    "fail",
-                    f"The {owner}'s generation config stops at {outside[0]}, which is no token.",
-                )
+            problems.fail(
+                f"The {owner}'s generation config stops at {outside[0]}, which is no token."
             )
         if stops and tokenizer.eos_token_id not in stops and not merged:
             names = ", ".join(token_name(tokenizer, index) for index in stops)
@@ -195,22 +180,16 @@ def check_chat_template(
     if texts[0] == texts[1]:
         return judge(item, f"the same {len(texts[0])} characters from both", [])
     control = [_control_tokens(student, text) for text in texts]
-    problems: list[Problem] = []
+    problems = Problems()
     if control[0] != control[1]:
-        problems.append(
-            (
-                "fail",
-                "The turns are marked by other control tokens: the teacher would score a layout it was not "
-                "trained on. Take the teacher's template for both, or another teacher.",
-            )
+        problems.fail(
+            "The turns are marked by other control tokens: the teacher would score a layout it was not "
+            "trained on. Take the teacher's template for both, or another teacher."
         )
     else:
-        problems.append(
-            (
-                "warn",
-                "Only ordinary text differs, as a default system prompt would: give both the same system "
-                "message in the prompts.",
-            )
+        problems.warn(
+            "Only ordinary text differs, as a default system prompt would: give both the same system "
+            "message in the prompts."
         )
     changed = sum(len(text) for owner, text in difference if owner != "both")
     figures = {"student": texts[0], "teacher": texts[1]}
@@ -227,34 +206,25 @@ def check_thinking(
         return judge(item, "not used: the prompts are plain text", [])
     flags = [_flags(tokenizer) for tokenizer in (student, teacher)]
     set_flags = {name: value for name, value in options.items() if name in THINKING_FLAGS}
-    problems: list[Problem] = []
+    problems = Problems()
     for name in sorted(flags[0] ^ flags[1]):
         owner = "student" if name in flags[0] else "teacher"
-        problems.append(
-            (
-                "fail",
-                f"Only the {owner}'s template takes {name}: one model thinks, the other answers. Choose a "
-                f"pair of one kind, or set chat_template_kwargs: {{{name}: false}} if the {owner} then "
-                "writes as the other does.",
-            )
+        problems.fail(
+            f"Only the {owner}'s template takes {name}: one model thinks, the other answers. Choose a "
+            f"pair of one kind, or set chat_template_kwargs: {{{name}: false}} if the {owner} then "
+            "writes as the other does."
         )
     for name in set_flags:
         if name not in flags[0]:
-            problems.append(
-                (
-                    "fail",
-                    f"chat_template_kwargs sets {name}, which the student's template ignores: take it out.",
-                )
+            problems.fail(
+                f"chat_template_kwargs sets {name}, which the student's template ignores: take it out."
             )
     if student.chat_template is not None and teacher.chat_template is not None:
         opens = [_opens_thought(_rendered(tok, prompt, options)) for tok in (student, teacher)]
         if opens[0] != opens[1]:
             owner = "student" if opens[0] else "teacher"
-            problems.append(
-                (
-                    "fail",
-                    f"Only the {owner}'s rendered prompt ends inside <think>: set its thinking flag.",
-                )
+            problems.fail(
+                f"Only the {owner}'s rendered prompt ends inside <think>: set its thinking flag."
             )
     shown = [", ".join(sorted(names)) or "none" for names in flags]
     chosen = ", ".join(f"{name}={value}" for name, value in set_flags.items()) or "defaults"

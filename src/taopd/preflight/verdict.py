@@ -1,10 +1,8 @@
 """A verdict: what one check found, how bad it is, and what to do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-from taopd.errors import TaopdError
 
 Level = Literal["pass", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("pass", "warn", "fail")
@@ -12,6 +10,18 @@ LEVELS: tuple[Level, ...] = ("pass", "warn", "fail")
 
 Problem = tuple[Level, str]
 """How bad, and what is wrong and what to do about it, in one sentence or two."""
+
+
+class Problems(list[Problem]):
+    """What is wrong with one item."""
+
+    def warn(self, text: str) -> None:
+        """Add what may be meant."""
+        self.append(("warn", text))
+
+    def fail(self, text: str) -> None:
+        """Add what makes the run wrong."""
+        self.append(("fail", text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,22 +67,3 @@ def judge(
         figures=figures or {},
         difference=difference,
     )
-
-
-def guarded(item: str, check: Callable[[], Verdict]) -> Verdict:
-    """Run one check; whatever it raises is a fail of this check and of no other."""
-    try:
-        return check()
-    except TaopdError as error:  # says itself what to do
-        return Verdict(item=item, level="fail", measured="refused", advice=_line(error))
-    except Exception as error:
-        return Verdict(
-            item=item,
-            level="fail",
-            measured="the check itself broke",
-            advice=f"{type(error).__name__}: {_line(error)}",
-        )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -8,7 +8,7 @@ unbiased estimator.
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -38,21 +38,10 @@ class EvaluationResult:
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the transcripts, for `results.json`."""
-        names = (
-            "accuracy",
-            "standard_error",
-            "num_problems",
-            "num_samples",
-            "num_truncated",
-            "num_unparsed",
-        )
-        return {name: getattr(self, name) for name in names} | {
-            "pass_at_k": {str(k): rate for k, rate in self.pass_at_k.items()},
-            "pass_at_k_standard_error": {
-                str(k): error for k, error in self.pass_at_k_standard_error.items()
-            },
-            "settings": self.settings,
-        }
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.repr}
+        for name in ("pass_at_k", "pass_at_k_standard_error"):
+            shown[name] = {str(k): rate for k, rate in shown[name].items()}
+        return shown
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -1,10 +1,4 @@
-"""Accuracy of a model on prompts with answers: greedy or sampled.
-
-What: `evaluate` generates completions for every problem, grades them, and returns an
-`EvaluationResult`.
-
-Not here: benchmark suites (lm-evaluation-harness runs those).
-"""
+"""Accuracy of a model on prompts with answers: greedy or sampled. Benchmark suites: `lm_eval`."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,14 +6,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.evaluation.accuracy import EvaluationResult, summarize
 from taopd.experiments.evaluation.grading import Grader
-from taopd.models.generation import (
-    generate_ids,
-    generation_settings,
-    undisturbed,
-)
+from taopd.models.generation import generate_ids, generation_settings, undisturbed
 from taopd.models.prompts import context_length, encode_prompts
 from taopd.models.stop_tokens import sampler_stop_ids
 
@@ -129,13 +119,9 @@ def _transcript(
 def _check_settings(
     *, num_samples: int, temperature: float, greedy: bool, batch_size: int, max_new_tokens: int
 ) -> None:
-    for name, value in (
-        ("num_samples", num_samples),
-        ("batch_size", batch_size),
-        ("max_new_tokens", max_new_tokens),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
+    require(num_samples >= 1, "num_samples", num_samples, "at least 1")
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
     if not greedy and not (temperature > 0 and math.isfinite(temperature)):
         raise ConfigError(
             f"temperature={temperature}: must be above 0; for the most likely token use greedy"

@@ -151,9 +151,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     import lm_eval
 
-    generation = (
-        {} if settings.max_new_tokens is None else {"max_gen_toks": settings.max_new_tokens}
-    )
+    tokens = settings.max_new_tokens
     try:
         output = lm_eval.simple_evaluate(
             model="hf",
@@ -164,7 +162,7 @@ def _evaluate(
             batch_size=settings.batch_size,
             device=device,
             limit=settings.limit,
-            gen_kwargs=generation or None,
+            gen_kwargs=None if tokens is None else {"max_gen_toks": tokens},
             apply_chat_template=settings.chat_template,
             random_seed=settings.seed,
             numpy_random_seed=settings.seed,

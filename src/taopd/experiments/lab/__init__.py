@@ -1,12 +1,8 @@
 """The tiny lab: a teacher, a student and a task small enough for two CPU cores, trained on first use.
 
-What: `build_lab` pretrains two real Hugging Face checkpoints on an addition task in which the
-learnable and the incompatible disagreement are known by construction, and keeps them in a cache
-folder.
-Why not a downloaded model: nothing to download, nothing to license, and every position's kind is
-known.
-Not here: distillation; the rest of the package sees a lab as folders and a parquet file, like any
-user's.
+The task is addition: the learnable and the incompatible disagreement are known by construction.
+Why not a downloaded model: nothing to license, and every position's kind is known.
+The rest of the package sees a lab as folders and a parquet file, like any user's.
 Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
 """
 

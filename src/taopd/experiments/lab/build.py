@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from taopd.experiments.lab import task
 from taopd.experiments.lab.pretrain import pretrain, split_pairs
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.task import Role
+from taopd.experiments.pool import ONE_THREAD
 
 Progress = Callable[[str, int, int], object]
 """Called as `progress(role, step, total_steps)` for role "teacher" and "student"."""
@@ -200,22 +202,13 @@ def _publish(workshop: Path, folder: Path, spec: LabSpec) -> None:
 
 
 def _train_here(folder: Path, spec: LabSpec, progress: Progress) -> dict[Role, dict[str, float]]:
-    def report_for(role: Role) -> Callable[[int, int], object]:
-        return lambda step, total: progress(role, step, total)
-
-    return {role: pretrain(spec, role, folder / role, report_for(role)) for role in ROLES}
+    return {role: pretrain(spec, role, folder / role, partial(progress, role)) for role in ROLES}
 
 
 def _train_in_processes(
     folder: Path, spec: LabSpec, progress: Progress
 ) -> dict[Role, dict[str, float]]:
     """Train both models at once, one process and one thread each."""
-    # Two OpenMP threads that spin against another process make a step 40 times slower.
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     lines: queue.Queue[tuple[Role, str | None]] = queue.Queue()
     children: dict[Role, subprocess.Popen[str]] = {}
     results: dict[Role, dict[str, float]] = {}
@@ -237,7 +230,7 @@ def _train_in_processes(
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,
-                    env=environment,
+                    env=os.environ | ONE_THREAD,
                 )
             threading.Thread(target=forward, args=(role, children[role]), daemon=True).start()
         running = set(ROLES)
@@ -246,7 +239,8 @@ def _train_in_processes(
             if line is None:
                 running.remove(role)
                 if children[role].wait() or role not in results:
-                    raise RuntimeError(f"The {role} did not train.\n{_tail(folder, role)}")
+                    errors_end = (folder.parent / f"{role}.stderr").read_text()[-2000:]
+                    raise RuntimeError(f"The {role} did not train.\n{errors_end}")
                 continue
             message = json.loads(line)
             if "result" in message:
@@ -258,11 +252,6 @@ def _train_in_processes(
             child.kill()
             child.wait()
     return results
-
-
-def _tail(folder: Path, role: Role) -> str:
-    """Return the end of what a child process wrote on stderr."""
-    return (folder.parent / f"{role}.stderr").read_text()[-2000:]
 
 
 def _sha256(path: Path) -> str:

@@ -1,8 +1,4 @@
-"""The demo: four selectors on the tiny lab at one budget, trained past the peak of accuracy.
-
-Builds teacher and student (once), runs the arms through the same trainer as everything else, and writes
-`results.json`. It draws nothing: tables and pictures are made from the results by `taopd.report`.
-"""
+"""The demo: four selectors on the tiny lab at one budget, trained past the peak of accuracy."""
 
 import json
 import shutil
@@ -28,10 +24,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"selector": "random"},
 }
 MORE_ARMS: dict[str, dict[str, Any]] = {
-    "compatibility": {"selector": "compatibility"},
-    "entropy": {"selector": "entropy"},
-    "divergence": {"selector": "divergence"},
-    "tip": {"selector": "tip"},
+    name: {"selector": name} for name in ("compatibility", "entropy", "divergence", "tip")
 }
 VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that

@@ -7,7 +7,6 @@ long in distance (Adam moves as far as in 200 steps at the demo's 3e-4): the lea
 after about ten steps, and who collapses does so before the end. Arms of one variant, loss and selector
 run as one stack, budgets and seeds side by side.
 Why not the demo's settings: a leaderboard of thousands of runs has to end within the hour on two cores.
-Not here: tables and pictures (`taopd.report.figures.leaderboard`).
 """
 
 import json
@@ -16,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import DataError
 from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
@@ -63,17 +63,15 @@ def jobs_of(
     folder: Path,
     chosen: dict[str, dict[str, Any]],
     *,
-    losses: Iterable[str] = LOSSES,
-    budgets: Iterable[float] = BUDGETS,
-    num_seeds: int = 5,
-    steps: int = STEPS,
+    num_seeds: int,
+    steps: int,
 ) -> list[Job]:
     """One job for every loss and entry on one lab."""
     jobs = []
-    for loss in losses:
+    for loss in LOSSES:
         for name, settings in chosen.items():
             # The full selector has no budget.
-            shares = [1.0] if settings["selector"] == "full" else sorted(budgets)
+            shares = [1.0] if settings["selector"] == "full" else BUDGETS
             arms = [
                 replace(
                     lab_arm(
@@ -184,8 +182,7 @@ def run_leaderboard(
     chosen = entries(names)
     variants = list(variants) or list(VARIANTS)
     for variant in variants:
-        if variant not in VARIANTS:
-            raise ConfigError(f"no lab is called {variant!r}.{suggest(variant, VARIANTS)}")
+        check_variant(variant)  # of all, before the first is built
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         job

@@ -22,6 +22,16 @@ CODE_VERSION = 1
 """Raise it whenever the same spec would give other files."""
 
 
+def check_variant(name: str) -> None:
+    """Refuse a variant that does not exist.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    if name not in VARIANTS:
+        raise ConfigError(f"variant: no lab is called {name!r}.{suggest(name, VARIANTS)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabSpec:
     """Sizes and seeds of a lab."""
@@ -46,10 +56,7 @@ class LabSpec:
     """Share of the student's training digits that ignore the carry."""
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ConfigError(
-                f"variant: no lab is called {self.variant!r}.{suggest(self.variant, VARIANTS)}"
-            )
+        check_variant(self.variant)
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if kind is float and not 0 <= value <= 1:

@@ -16,11 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.study import noise
-from taopd.experiments.study.statistics import Estimate, holm, median, t_estimate
+from taopd.experiments.study.statistics import Estimate, holm, t_estimate
 from taopd.runs.schemas import OUTCOME, QUESTION
 from taopd.runs.validation import fit, read_document
 
@@ -123,9 +124,7 @@ def analyse(
         "noise_floor": noise.floor(arms, comparisons),
         "pairing": _pairing(groups),
         "outcomes": [
-            {key: outcome[key] for key in _KEPT_KEYS if key in outcome}
-            for group in groups.values()
-            for outcome in group.values()
+            {key: outcome[key] for key in _KEPT_KEYS if key in outcome} for outcome in _flat(groups)
         ],
     }
 
@@ -154,6 +153,10 @@ def by_arm(outcomes: Sequence[Outcome]) -> Groups:
         group[outcome["seed"]] = outcome
     order = dict.fromkeys(outcome["name"] for outcome in outcomes)
     return {name: groups[name] for name in order}
+
+
+def _flat(groups: Groups) -> list[Outcome]:
+    return [outcome for group in groups.values() for outcome in group.values()]
 
 
 def find_controls(groups: Groups) -> dict[str, dict[str, str | None]]:
@@ -206,9 +209,7 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
         described[metric] = {
             "mean": estimate.mean,
             "median": median(values),
-            "low": estimate.low,
-            "high": estimate.high,
-            "standard_deviation": estimate.standard_deviation,
+            **_interval(estimate),
             "values": values,
         }
     fallen = [
@@ -249,39 +250,28 @@ def _compare(groups: Groups, controls: Controls, question: Question) -> list[dic
         estimate = t_estimate(differences, resolution=math.sqrt(2) / problems if problems else 0.0)
         estimates.append(estimate)
         rows.append(
-            {"arm": name, "to": kind, "reference": reference, "seeds": shared} | _row(estimate)
+            {"arm": name, "to": kind, "reference": reference, "seeds": shared}
+            | {"difference": estimate.mean, **_interval(estimate), "p": estimate.p}
         )
     for row, p in zip(rows, holm([estimate.p for estimate in estimates]), strict=True):
         row["p_holm"] = p
     return rows
 
 
-def _row(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "difference": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "standard_deviation": estimate.standard_deviation,
-        "p": estimate.p,
-    }
+def _interval(estimate: Estimate) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in ("low", "high", "standard_deviation")}
 
 
 def _pairing(groups: Groups) -> dict[str, Any]:
     """Whether the arms of a seed saw the same prompts in the same order, as far as both went."""
-    digests: dict[int, dict[int, set[str]]] = {}
-    recorded = 0
-    for group in groups.values():
-        for seed, outcome in group.items():
-            if outcome.get("prompt_digests"):
-                recorded += 1
-            for step, digest in outcome.get("prompt_digests", ()):
-                digests.setdefault(seed, {}).setdefault(step, set()).add(digest)
-    differing = sorted(
-        seed for seed, steps in digests.items() if any(len(found) > 1 for found in steps.values())
-    )
-    total = sum(len(group) for group in groups.values())
-    if recorded < total:
+    outcomes = _flat(groups)
+    if not all(outcome.get("prompt_digests") for outcome in outcomes):
         return {"same_prompts": None, "words": "the order of the prompts was not recorded"}
+    digests: dict[tuple[int, int], set[str]] = {}
+    for outcome in outcomes:
+        for step, digest in outcome["prompt_digests"]:
+            digests.setdefault((outcome["seed"], step), set()).add(digest)
+    differing = sorted({seed for (seed, _), found in digests.items() if len(found) > 1})
     if differing:
         words = f"in seeds {differing} the arms did not see the same prompts in the same order"
         return {"same_prompts": False, "words": words}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taopd.errors import ConfigError
-from taopd.experiments.study.file import StudyFile, number, settings_hints
+from taopd.experiments.study.file import StudyFile, numbers
 from taopd.runs.redaction import redact_document
 from taopd.selectors import check_budget
 from taopd.trainer.config import TeachabilityConfig
@@ -57,10 +57,9 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
     Raises:
         ConfigError: two arms of one name, a setting outside its range.
     """
-    hints = settings_hints()
     named: dict[str, dict[str, Any]] = {}
     for entry in [*study.arms, *_grid(study.grid)]:
-        settings = {k: number(k, v, hints[k]) for k, v in entry.items() if k != "name"}
+        settings = numbers({k: v for k, v in entry.items() if k != "name"})
         settings = {"selector": base.get("selector", TeachabilityConfig.selector)} | settings
         # Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is.
         check_budget(settings.get("budget", 1.0))

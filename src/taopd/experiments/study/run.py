@@ -21,12 +21,12 @@ import torch
 
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.arm import Arm, load_problems, write_arm
-from taopd.experiments.lab import VARIANTS, Lab, build_lab
+from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
-from taopd.experiments.study.file import StudyFile, number, settings_hints
+from taopd.experiments.study.file import StudyFile, numbers
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
@@ -74,8 +74,7 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         ConfigError: no max_steps where the steps are what is equal.
     """
     lab = LAB_CONFIG | VARIANT_CONFIG.get(study.lab, {}) if study.lab else {}
-    hints = settings_hints()
-    base = lab | {key: number(key, value, hints[key]) for key, value in study.config.items()}
+    base = lab | numbers(study.config)
     if study.equal == "update_norm":
         base["match_update_norm"] = study.update_norm
     if study.equal in ("selected_tokens", "seconds"):
@@ -102,15 +101,8 @@ def plan_study(
     """
     base = base_config(study)
     arms = expand(study, base)
-    if study.lab is not None:
-        if study.lab not in VARIANTS:
-            raise ConfigError(
-                f"lab={study.lab!r} is unknown. Known: {', '.join(sorted(VARIANTS))}."
-            )
-        lab = build_lab(study.lab, progress=progress, **study.lab_sizes)
-        runs = [_lab_run(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
-    else:
-        runs = [_own_run(study, base, arm, seed) for seed in study.seeds for arm in arms]
+    lab = build_lab(study.lab, progress=progress, **study.lab_sizes) if study.lab else None
+    runs = [_run_of(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
     _check_inputs(runs[0])
     return StudyPlan(study=study, arms=arms, runs=runs)
 
@@ -161,58 +153,47 @@ def conclude(plan: StudyPlan, folder: Path) -> dict[str, Any]:
         read_document(plan.folder_of(run, folder) / "results.json", OUTCOME) for run in plan.runs
     ]
     controls = {arm.name: arm.controls for arm in plan.arms}
-    results = {"title": _title(plan.study)} | analyse(
-        outcomes, controls=controls, question=plan.question
-    )
+    study = plan.study
+    where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
+    title = f"{study.title} ({where})" if study.title else where
+    results = {"title": title} | analyse(outcomes, controls=controls, question=plan.question)
     write_json(folder / "timings.json", timings(outcomes))
     write_json(folder / "results.json", results)
     return results
 
 
-def _title(study: StudyFile) -> str:
-    where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
-    return f"{study.title} ({where})" if study.title else where
-
-
-def _own_run(study: StudyFile, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
+def _run_of(
+    study: StudyFile, lab: Lab | None, base: dict[str, Any], arm: StudyArm, seed: int
+) -> Arm:
     config = base | arm.settings
-    return Arm(
-        name=arm.name,
-        seed=seed,
-        config=config,
-        student=str(study.student),
-        teacher=str(study.teacher),
-        prompts=str(study.prompts),
-        match=study.match,
-        evaluate_every=study.evaluate_every or _a_tenth(config),
-        num_test_prompts=study.num_test_prompts or DEFAULT_PROMPTS,
-        save_model=study.save_models,
-        test_prompts=study.test_prompts,
-        **_limits(study),
-    )
-
-
-def _lab_run(study: StudyFile, lab: Lab, base: dict[str, Any], arm: StudyArm, seed: int) -> Arm:
-    steps = int(base["max_steps"])
-    made = lab_arm(lab, arm.name, {}, seed=seed, steps=steps)
-    config = made.config | base | arm.settings
+    asked = study.num_test_prompts
+    if lab is not None:
+        run = lab_arm(lab, arm.name, config, seed=seed, steps=int(base["max_steps"]))
+        num_test_prompts = min(asked or LAB_PROMPTS, run.num_test_prompts)
+    else:
+        num_test_prompts = asked or DEFAULT_PROMPTS
+        run = Arm(
+            name=arm.name,
+            seed=seed,
+            config=config,
+            student=str(study.student),
+            teacher=str(study.teacher),
+            prompts=str(study.prompts),
+            match=study.match,
+            evaluate_every=1,
+            num_test_prompts=num_test_prompts,
+            test_prompts=study.test_prompts,
+        )
     return dataclasses.replace(
-        made,
-        config=config,
+        run,
         evaluate_every=study.evaluate_every or _a_tenth(config),
-        num_test_prompts=min(study.num_test_prompts or LAB_PROMPTS, made.num_test_prompts),
+        num_test_prompts=num_test_prompts,
         save_model=study.save_models,
-        **_limits(study),
+        max_new_tokens=study.max_new_tokens,
+        evaluation_batch_size=study.evaluation_batch_size,
+        max_selected_tokens=study.selected_tokens,
+        max_seconds=study.seconds,
     )
-
-
-def _limits(study: StudyFile) -> dict[str, Any]:
-    return {
-        "max_new_tokens": study.max_new_tokens,
-        "evaluation_batch_size": study.evaluation_batch_size,
-        "max_selected_tokens": study.selected_tokens,
-        "max_seconds": study.seconds,
-    }
 
 
 def _a_tenth(config: dict[str, Any]) -> int:

@@ -145,8 +145,3 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n problems (Wilson), for one seed."""
     bounds = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
     return float(bounds.low), float(bounds.high)
-
-
-def median(values: Sequence[float]) -> float:
-    """Median of the values."""
-    return float(np.median(np.asarray(values, dtype=float)))

@@ -1,7 +1,5 @@
-"""A pool of worker processes for jobs (stacks of arms); every finished job is a file.
+"""A pool of worker processes for jobs (stacks of arms); a job whose file exists is done.
 
-What: a job is some arms and the file for their results. A job whose file exists is done, so a killed
-run goes on where it was, and adding jobs runs only these.
 Why processes that take one job after the other, and not one process a job: importing torch and
 transformers costs as much as a small job.
 """
@@ -17,13 +15,10 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.arm import Arm
+from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.jsonl import write_json
 
-WORKER_ENVIRONMENT = {
-    # Two OpenMP threads that spin against another process make a step 40 times slower.
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
+WORKER_ENVIRONMENT = ONE_THREAD | {
     # Fresh pages for every large tensor cost as much as the arithmetic; glibc is told to keep them.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),

@@ -133,7 +133,6 @@ def generate(
     eos_id: int,
     pad_id: int,
     uniforms: Float[Tensor, "S B T"] | None = None,
-    temperature: float = 1.0,
 ) -> Int[Tensor, "S B T"]:
     """Completions; after an end token only padding.
 
@@ -151,7 +150,7 @@ def generate(
         if uniforms is None:
             drawn = scores.argmax(-1)
         else:
-            cumulative = (scores / temperature).softmax(-1).cumsum(-1)
+            cumulative = scores.softmax(-1).cumsum(-1)
             quantile = uniforms[:, :, step, None] * cumulative[..., -1:]
             drawn = torch.searchsorted(cumulative, quantile, right=True).squeeze(-1)
             drawn = drawn.clamp_max(scores.shape[-1] - 1)

@@ -1,12 +1,12 @@
 """Training and evaluation of a stack of arms, as `taopd.experiments.arm.run_arm` does it for one."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm import Arm, outcome, shares
 from taopd.experiments.lab.stacked.problems import Exam
 from taopd.experiments.lab.stacked.train import Observer, Stack, StackStep
 
@@ -21,12 +21,9 @@ class _Kept:
         self.by_kind: list[Counter[str]] = [Counter() for _ in arms]
 
     def __call__(self, seen: StackStep) -> None:
-        targets = seen.token_ids[seen.positions.row, seen.positions.column]
-        start = 0
-        for arm, choice in enumerate(seen.choices):
+        for arm, (rows, choice) in enumerate(zip(seen.rows, seen.choices, strict=True)):
             kept = choice.selection.kept
-            ids = targets[start : start + len(kept)][kept].tolist()
-            start += len(kept)
+            ids = seen.targets[rows][kept].tolist()
             self.tokens[arm] += len(ids)
             self.valid[arm] += len(kept)
             if self._kinds is not None:
@@ -38,7 +35,6 @@ def run_stack(
     *,
     output_dir: str,
     observers: Sequence[Observer] = (),
-    progress: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, Any]]:
     """Train and evaluate; one `results.json` document an arm, as `run_arm` writes it.
 
@@ -46,7 +42,6 @@ def run_stack(
         arms: of one stack; see `Stack`.
         output_dir: named in the settings; nothing is written there.
         observers: called with every step.
-        progress: called with the number of finished steps.
 
     Raises:
         ConfigError: for arms that do not fit together.
@@ -71,28 +66,14 @@ def run_stack(
     measure(0)
     for step in range(steps):
         stack.step(step, (kept, *observers))
-        progress(step + 1)
         if (step + 1) % arms[0].evaluate_every == 0 or step + 1 == steps:
             measure(step + 1)
     return [
-        {
-            "name": arm.name,
-            "selector": args.selector,
-            "budget": args.budget if args.selector != "full" else 1.0,
-            "loss": args.loss,
-            "seed": arm.seed,
-            "base_accuracy": curves["greedy"][index][0][1],
-            "accuracy_greedy": curves["greedy"][index][-1][1],
-            "accuracy_sampled": curves["sampled"][index][-1][1],
-            "accuracy_curve": curves["greedy"][index],
-            "accuracy_sampled_curve": curves["sampled"][index],
+        outcome(arm, args, curves["greedy"][index], curves["sampled"][index])
+        | {
             "selected_tokens_curve": tokens[index],
-            "num_test_prompts": arm.num_test_prompts,
             "kept_fraction": kept.tokens[index] / max(1, kept.valid[index]),
-            "selected_share_by_kind": {
-                kind: count / max(1, kept.tokens[index])
-                for kind, count in sorted(kept.by_kind[index].items())
-            },
+            "selected_share_by_kind": shares(kept.by_kind[index]),
             "steps": steps,
         }
         for index, (arm, args) in enumerate(zip(arms, stack.settings, strict=True))

@@ -41,7 +41,16 @@ def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]
     Raises:
         ConfigError: for arms that do not fit together, or a setting that only the trainer follows.
     """
-    settings = [_config(arm, output_dir) for arm in arms]
+    fixed: dict[str, Any] = {
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    settings = [
+        TeachabilityConfig(output_dir=output_dir, seed=arm.seed, **fixed, **arm.config)
+        for arm in arms
+    ]
     for arm, args in zip(arms, settings, strict=True):
         for name, value in FIXED.items():
             if getattr(args, name) != value:
@@ -56,15 +65,3 @@ def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]
             if getattr(arm, name) != getattr(arms[0], name):
                 raise ConfigError(f"arm {arm.name!r}: one stack has one {name}")
     return settings
-
-
-def _config(arm: Arm, output_dir: str) -> TeachabilityConfig:
-    return TeachabilityConfig(
-        output_dir=output_dir,
-        seed=arm.seed,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        **arm.config,
-    )

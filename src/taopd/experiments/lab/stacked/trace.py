@@ -15,6 +15,7 @@ from taopd.signals.types import TokenSignals
 from taopd.trainer.collapse_detector import CollapseWatch
 
 KINDS = ("digit", "marker", "end")
+GUARD_EVERY = 5
 LEFT = 0.01
 """A token that the initial student gives less than this is where a completion leaves its path."""
 COLUMNS = (
@@ -34,71 +35,63 @@ class Trace:
 
     Args:
         token_kinds: kind of every token id.
-        every: steps between two rows; the guard looks every `guard_every` steps.
+        every: steps between two rows; the guard looks every `GUARD_EVERY` steps.
     """
 
-    def __init__(
-        self, token_kinds: Sequence[str], num_arms: int, *, every: int = 10, guard_every: int = 5
-    ) -> None:
+    def __init__(self, token_kinds: Sequence[str], num_arms: int, *, every: int) -> None:
         self._kinds = torch.tensor(
             [KINDS.index(kind) if kind in KINDS else -1 for kind in token_kinds]
         )
-        self._every, self._guard_every = every, guard_every
+        self._every = every
         self.rows: list[list[list[float]]] = [[] for _ in range(num_arms)]
         self.watches = [CollapseWatch() for _ in range(num_arms)]
 
     def __call__(self, seen: StackStep) -> None:
         """One step of the stack."""
         tracing = seen.step % self._every == 0
-        if not tracing and seen.step % self._guard_every:
+        if not tracing and seen.step % GUARD_EVERY:
             return
         reference = seen.reference_logprobs()
         now = seen.student_logprobs
         idle = _idle(seen.signals, now, reference, seen.teacher_logprobs)
         drift = _kl(now, reference)
         moved = _kl(seen.after_logprobs(), reference) - drift if tracing else drift
-        tokens = seen.token_ids[seen.positions.row, seen.positions.column]
-        rare = reference.gather(1, tokens.unsqueeze(1)).squeeze(1).exp() < LEFT
-        start = 0
-        for arm, (table, choice) in enumerate(zip(seen.tables, seen.choices, strict=True)):
-            here = slice(start, start + len(table))
-            start += len(table)
+        rare = reference.gather(1, seen.targets.unsqueeze(1)).squeeze(1).exp() < LEFT
+        arms = zip(seen.rows, seen.tables, seen.choices, strict=True)
+        for arm, (here, table, choice) in enumerate(arms):
             kept = choice.selection.kept
             rest = ~kept if bool((~kept).any()) else kept
-            self._watch(arm, seen.step, table, kept, float(idle[here][rest].mean()))
+            num_rows = int(table.response.unique().numel())
+            watched = {
+                "idle_drift": float(idle[here][rest].mean()),
+                "entropy": float(table.entropy.mean()),
+                "length": len(table) / num_rows,
+            }
+            if bool(kept.any()):
+                watched["kept_compatibility"] = float(table.compatibility[kept].mean())
+            self.watches[arm].update(seen.step, watched)
             if not tracing:
                 continue
-            kinds = self._kinds[tokens[here]]
+            kinds = self._kinds[seen.targets[here]]
             dc = table.disagreement * table.compatibility
-            num_rows = int(table.response.unique().numel())
             self.rows[arm].append(
                 [
                     float(seen.step),
-                    float(table.entropy.mean()),
-                    len(table) / num_rows,
+                    watched["entropy"],
+                    watched["length"],
                     float((kinds == KINDS.index("end")).sum()) / num_rows,
                     float(table.disagreement[kept].mean()),
                     float(table.compatibility[kept].mean()),
                     float(seen.update_norms[arm]),
                     float(seen.gradient_norms[arm]),
                     float(drift[here][rest].mean()),
-                    float(idle[here][rest].mean()),
+                    watched["idle_drift"],
                     float(moved[here][rest].mean()),
                     float(dc[_behind(rare[here], table)].sum() / dc.sum().clamp_min(1e-9)),
                     *(_mean(drift[here][kinds == kind]) for kind in range(len(KINDS))),
                     *(_mean((kinds[kept] == kind).float()) for kind in range(len(KINDS))),
                 ]
             )
-
-    def _watch(self, arm: int, step: int, table: SignalTable, kept: Tensor, idle: float) -> None:
-        values = {
-            "idle_drift": idle,
-            "entropy": float(table.entropy.mean()),
-            "length": len(table) / int(table.response.unique().numel()),
-        }
-        if bool(kept.any()):
-            values["kept_compatibility"] = float(table.compatibility[kept].mean())
-        self.watches[arm].update(step, values)
 
 
 def _idle(signals: TokenSignals, now: Tensor, reference: Tensor, teacher: Tensor) -> Tensor:

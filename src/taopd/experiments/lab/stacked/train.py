@@ -2,17 +2,18 @@
 
     sample -> score with both models -> `choose` -> loss at the chosen positions -> clip -> AdamW
 
-What: the same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only
-the models are stacked, and the scoring pass is the training forward. A test compares one step with the
+The same functions as in `TeachabilityTrainer` decide (`signal_table`, `choose`, the losses); only the
+models are stacked, and the scoring pass is the training forward. A test compares one step with the
 trainer's. Arms with the same seed see the same prompts and draw from their distributions with the same
 uniform numbers. Settings that this loop does not follow are refused.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.experiments.arm import Arm
@@ -38,12 +39,13 @@ from taopd.trainer.selection import Choice, choose, needed_signals
 
 @dataclass(frozen=True, kw_only=True)
 class StackStep:
-    """One step of a stack as observers see it; rows of the batch run arm by arm, B each."""
+    """One step of a stack as observers see it."""
 
     step: int
-    token_ids: Int[Tensor, "SB T"]
-    mask: Bool[Tensor, "SB T"]
-    positions: Positions
+    targets: Int[Tensor, " N"]
+    """The tokens at every valid position, arm by arm."""
+    rows: list[slice]
+    """The positions of every arm."""
     signals: TokenSignals
     tables: list[SignalTable]
     choices: list[Choice]
@@ -143,15 +145,10 @@ class Stack:
         self, ids: Int[Tensor, "S B L"], number: int, observers: tuple[Observer, ...] = ()
     ) -> list[Choice]:
         """Score given prompts and completions, choose, and take one optimizer step."""
-        num_arms, size, _ = ids.shape
-        num_prompt = self._prompts.shape[1]
-        completions = ids[..., num_prompt:].reshape(num_arms * size, -1)
+        completions = ids[..., self._prompts.shape[1] :].flatten(0, 1)
         ended = (completions == EOS_ID).long().cumsum(1) - (completions == EOS_ID).long()
         positions = Positions.of(ended == 0)
-        hidden = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
-        everywhere = logits(self.weights, hidden.reshape(num_arms, -1, hidden.shape[-1]))
-        everywhere = everywhere.reshape(*completions.shape, -1)
-        student = everywhere[positions.row, positions.column].log_softmax(-1)
+        student = self._student_logprobs(ids, positions)
         teacher_hidden, teacher = self._frozen(self._teacher_shape, self._teacher, ids, positions)
         targets = completions[positions.row, positions.column]
         signals = signals_from_logprobs(
@@ -166,17 +163,6 @@ class Stack:
             choose(table, args, step=number, training=True)
             for table, args in zip(tables, self.settings, strict=True)
         ]
-
-        def reference() -> Tensor:
-            return self._frozen(self.shape, self._initial, ids, positions)[1]
-
-        @torch.no_grad()
-        def after() -> Tensor:
-            moved = hidden_states(self.shape, self.weights, ids)[:, :, num_prompt - 1 : -1]
-            scores = logits(self.weights, moved.reshape(num_arms, -1, moved.shape[-1]))
-            scores = scores.reshape(*completions.shape, -1)
-            return scores[positions.row, positions.column].log_softmax(-1)
-
         losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
         self._optimizer.zero_grad()
         losses.backward()
@@ -185,22 +171,31 @@ class Stack:
         if observers:
             seen = StackStep(
                 step=number,
-                token_ids=completions,
-                mask=ended == 0,
-                positions=positions,
+                targets=targets,
+                rows=self._rows(positions),
                 signals=signals,
                 tables=tables,
                 choices=choices,
                 student_logprobs=student.detach(),
                 teacher_logprobs=teacher,
-                reference_logprobs=reference,
-                after_logprobs=after,
+                reference_logprobs=lambda: self._frozen(self.shape, self._initial, ids, positions)[
+                    1
+                ],
+                after_logprobs=torch.no_grad()(partial(self._student_logprobs, ids, positions)),
                 update_norms=update_norms,
                 gradient_norms=gradient_norms,
             )
             for observer in observers:
                 observer(seen)
         return choices
+
+    def _student_logprobs(
+        self, ids: Int[Tensor, "S B L"], positions: Positions
+    ) -> Float[Tensor, "N V"]:
+        hidden = hidden_states(self.shape, self.weights, ids)[:, :, self._prompts.shape[1] - 1 : -1]
+        everywhere = logits(self.weights, hidden.reshape(len(self.arms), -1, hidden.shape[-1]))
+        everywhere = everywhere.reshape(*positions.shape, -1)
+        return everywhere[positions.row, positions.column].log_softmax(-1)
 
     def _tables(self, signals: TokenSignals, positions: Positions) -> list[SignalTable]:
         whole = signal_table(
