@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from taopd.errors import ConfigError, DataError, ShapeError, suggest
+from taopd.errors import DataError, ShapeError, require, require_known
 
 Statistic = Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R S"]]
 """Sums of R resamples to S statistics each; NaN where a resample leaves one undefined."""
@@ -57,7 +57,7 @@ class Bootstrap:
 
     @property
     def standard_error(self) -> Float[np.ndarray, " S"]:
-        return _column_std(self.samples)
+        return np.ma.masked_invalid(self.samples).std(axis=0, ddof=1).filled(np.nan)
 
     def interval(
         self, level: float = LEVEL
@@ -153,10 +153,8 @@ def cluster_bootstrap(
     num_clusters = sums.shape[0]
     if num_clusters == 0:
         raise DataError("there are no clusters to resample: the table has no usable tokens")
-    if method not in METHODS:
-        raise ConfigError(f"method={method!r} is unknown.{suggest(method, METHODS)}")
-    if num_resamples < 2:
-        raise ConfigError(f"num_resamples={num_resamples} must be at least 2; 1000 is usual")
+    require_known("method", method, METHODS)
+    require(num_resamples >= 2, "num_resamples", num_resamples, "at least 2; 1000 is usual")
     total = sums.sum(axis=0, keepdims=True)
     value = statistic(total)[0]
     samples = jackknife = np.empty((0, value.shape[0]))
@@ -261,17 +259,6 @@ def group_means(
     columns = np.empty((len(values), 2 * weights.shape[1]))
     columns[:, ::2], columns[:, 1::2] = weights * values[:, None], weights
     return cluster_bootstrap(cluster_sums(columns, codes, num_clusters), ratios, **settings)
-
-
-def _column_std(samples: np.ndarray) -> np.ndarray:
-    if samples.shape[0] == 0:
-        return np.full(samples.shape[1], np.nan)
-    defined = np.isfinite(samples)
-    count = defined.sum(axis=0)
-    filled = np.where(defined, samples, 0.0)
-    mean = filled.sum(axis=0) / np.maximum(count, 1)
-    squares = np.where(defined, (samples - mean) ** 2, 0.0).sum(axis=0)
-    return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
 
 def _note(samples: np.ndarray, num_clusters: int) -> str:

@@ -21,7 +21,7 @@ from taopd.diagnose.gain import (
     summarize,
     teacher_states,
 )
-from taopd.errors import ConfigError, DataError
+from taopd.errors import DataError, require
 from taopd.models.forward import State, bare
 
 SAME_STUDENT_NATS = 1e-3
@@ -55,8 +55,7 @@ class BankCallback(TrainerCallback):
         every: int = 50,
         k: int | None = None,
     ) -> None:
-        if every < 1:
-            raise ConfigError(f"every={every}: must be at least 1 step")
+        require(every >= 1, "every", every, "at least 1 step")
         self._bank, self._record, self._every, self._k = bank, record, every, k
         self._teacher: Any = bare(teacher)
         bank.check_model("teacher", self._teacher)

@@ -1,7 +1,8 @@
 """An observer that collects the rollouts of a bank from a trainer."""
 
 from taopd.diagnose.bank import NUM_COMPLETIONS, Rollouts
-from taopd.errors import ConfigError, DataError
+from taopd.errors import DataError, require
+from taopd.models.batch import SEQUENCE
 from taopd.trainer.scored_batch import ScoredBatch
 
 
@@ -18,8 +19,7 @@ class RolloutCollector:
     """
 
     def __init__(self, num_completions: int = NUM_COMPLETIONS) -> None:
-        if num_completions < 1:
-            raise ConfigError(f"num_completions={num_completions}: must be at least 1")
+        require(num_completions >= 1, "num_completions", num_completions, "at least 1")
         self._num_completions = num_completions
         self._prompts: list[list[int]] = []
         self._completions: list[list[int]] = []
@@ -30,10 +30,7 @@ class RolloutCollector:
         room = self._num_completions - len(self._completions)
         if room <= 0:
             return
-        batch = {
-            name: scored.batch[name][:room]
-            for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        }
+        batch = {name: scored.batch[name][:room] for name in SEQUENCE}
         rollouts = Rollouts.of_batch(batch, {})
         self._prompts += rollouts.prompt_ids
         self._completions += rollouts.completion_ids

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 
 from taopd.diagnose.bootstrap import METHODS, cluster_codes
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import DataError, require, require_known, suggest
 from taopd.selectors import normalized_view
 from taopd.signals import SignalTable
 
@@ -73,11 +73,9 @@ class AnalysisSettings:
     """Kind of interval, one of `bootstrap.METHODS`."""
 
     def __post_init__(self) -> None:
-        choices = {"proxy": PROXIES, "cluster": CLUSTERS, "method": METHODS}
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"{name}={value!r} is unknown.{suggest(value, allowed)}")
+        require_known("proxy", self.proxy, PROXIES)
+        require_known("cluster", self.cluster, CLUSTERS)
+        require_known("method", self.method, METHODS)
 
     @property
     def gain_column(self) -> str:
@@ -113,6 +111,12 @@ class Features:
         return {name: self.table.attrs[name] for name in names} | {
             "num_clusters": self.num_clusters
         }
+
+    @property
+    def q3(self) -> tuple[pd.DataFrame, Int[np.ndarray, " M"]]:
+        """The tokens of quadrant 3, and their cluster codes."""
+        inside = self.table["quadrant"].to_numpy() == 3
+        return self.table[inside], self.clusters[inside]
 
     def gain(self, winsor: float = 0.0) -> Float[np.ndarray, " N"]:
         """The gain column, winsorized."""
@@ -208,7 +212,19 @@ def _features(tokens: pd.DataFrame, settings: AnalysisSettings) -> Features:
     k, gain = settings.k, settings.gain_column
     columns = [*SHARED, f"disagreement_k{k}", proxy_column(settings.proxy, k), gain]
     usable, excluded = _usable(tokens, columns)
-    signals = signal_table_of(usable, k=k, proxy=settings.proxy)
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor(usable[name].to_numpy(np.float64))
+
+    signals = SignalTable(
+        disagreement=column(f"disagreement_k{k}"),
+        compatibility=column(proxy_column(settings.proxy, k)),
+        entropy=column("entropy"),
+        response=torch.tensor(usable["completion"].to_numpy(np.int64)),
+        position=torch.tensor(usable["position"].to_numpy(np.int64)),
+        valid=torch.ones(len(usable), dtype=torch.bool),
+        extra={signal: column(name) for name, signal in EXTRA.items() if name in usable.columns},
+    )
     view = normalized_view(signals, rules="reference" if settings.reference else "paper")
     h, d, c = (getattr(view, name).numpy() for name in "hdc")
     quadrant = view.quadrant.numpy()
@@ -240,23 +256,6 @@ def _features(tokens: pd.DataFrame, settings: AnalysisSettings) -> Features:
     return Features(table=table, signals=signals, clusters=clusters, num_clusters=num_clusters)
 
 
-def signal_table_of(tokens: pd.DataFrame, *, k: int, proxy: str) -> SignalTable:
-    """The signals that a selector reads, from a token table in the order (completion, position)."""
-
-    def column(name: str) -> torch.Tensor:
-        return torch.tensor(tokens[name].to_numpy(np.float64))
-
-    return SignalTable(
-        disagreement=column(f"disagreement_k{k}"),
-        compatibility=column(proxy_column(proxy, k)),
-        entropy=column("entropy"),
-        response=torch.tensor(tokens["completion"].to_numpy(np.int64)),
-        position=torch.tensor(tokens["position"].to_numpy(np.int64)),
-        valid=torch.ones(len(tokens), dtype=torch.bool),
-        extra={signal: column(name) for name, signal in EXTRA.items() if name in tokens.columns},
-    )
-
-
 def proxy_column(proxy: str, k: int) -> str:
     """The column of a compatibility proxy."""
     return f"{PROXIES[proxy]}_k{k}"
@@ -268,8 +267,7 @@ def winsorize(values: np.ndarray, share: float) -> np.ndarray:
     Raises:
         ConfigError: if share is outside [0, 0.5).
     """
-    if not 0 <= share < 0.5:
-        raise ConfigError(f"winsor={share} must be in [0, 0.5); 0.01 clips 1 % at either end")
+    require(0 <= share < 0.5, "winsor", share, "in [0, 0.5); 0.01 clips 1 % at either end")
     return np.clip(values, *np.quantile(values, [share, 1 - share])) if share else values
 
 
@@ -294,10 +292,11 @@ def _usable(tokens: pd.DataFrame, columns: list[str]) -> tuple[pd.DataFrame, dic
             f"{', '.join(f'{name} {bad}' for name, bad in excluded.items())}"
         )
     kept = tokens.loc[rows].sort_values(["completion", "position"], kind="stable")
-    if kept.duplicated(["completion", "position"]).any():
-        twice = kept[kept.duplicated(["completion", "position"])].iloc[0]
+    repeated = kept[kept.duplicated(["completion", "position"])]
+    if len(repeated):
+        completion, position = repeated[["completion", "position"]].iloc[0].astype(int)
         raise DataError(
-            f"position {int(twice['position'])} of completion {int(twice['completion'])} is in the "
-            "token table twice; are two banks or two checkpoints in one table?"
+            f"position {position} of completion {completion} is in the token table twice; are two "
+            "banks or two checkpoints in one table?"
         )
     return kept, excluded

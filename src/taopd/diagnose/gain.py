@@ -16,6 +16,7 @@ Source: METHOD section 4; eq. 1 of arXiv 2605.26844 (nats) and the released code
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def model_gain(
     *,
     label: str,
     step: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckpointGain:
     """Gain of a model in memory.
 
@@ -173,7 +174,7 @@ def measure_gains(
     teacher: PreTrainedModel,
     *,
     device: Any = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> list[CheckpointGain]:
     """Gains of checkpoints (folders or hub ids, LoRA adapters too), in the order given: a curve.
 
@@ -188,22 +189,20 @@ def measure_gains(
     """
     if not checkpoints:
         raise DataError("no checkpoint: name at least one")
-    labels = _labels(checkpoints)
     gains: list[CheckpointGain] = []
     with measuring(teacher):
         states = teacher_states(bank, teacher)
         if len(checkpoints) > 1:
             states = list(states)
-        for label, checkpoint in zip(labels, checkpoints, strict=True):
+        for label, checkpoint in zip(_labels(checkpoints), checkpoints, strict=True):
             model = load_checkpoint(bank, checkpoint).to(device)
-            total = len(bank.tokens)
             gain = model_gain(
                 bank,
                 model,
                 states,
                 label=label,
                 step=step_of(Path(checkpoint)),
-                progress=None if progress is None else _advance(progress, label, total),
+                progress=partial(progress, label),
             )
             gains.append(gain)
             del model  # or it would stay in memory while the next one is loaded
@@ -245,12 +244,6 @@ def check_vocabulary(
         raise DataError(
             f"{name} has another vocabulary: its head has {rows} rows, the bank's student had {expected}"
         )
-
-
-def _advance(
-    progress: Callable[[str, int, int], None], label: str, total: int
-) -> Callable[[int], None]:
-    return lambda done: progress(label, done, total)
 
 
 def _labels(checkpoints: Sequence[str | Path]) -> list[str]:

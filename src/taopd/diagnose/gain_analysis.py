@@ -4,9 +4,10 @@ The tables are about the last checkpoint, the gain curve about all of them. Ever
 (nats and share of the initial KL, forward and reverse), because they order tokens differently.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
@@ -26,7 +27,8 @@ from taopd.diagnose.robustness import gain_curve, robustness
 from taopd.diagnose.verdicts import Verdict, verdicts
 from taopd.errors import ConfigError
 
-NUM_ANALYSES = 7
+ANALYSES = (decomposition, matched_top_n, q3_gap, q3_buckets, robustness)
+"""The analyses of one checkpoint; `gain_curve` takes all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,33 +71,21 @@ def analyse(
     forms = dict.fromkeys(replace(settings, gain=g).gain_column for g in discover_gains(last))
     parts: dict[str, list[pd.DataFrame]] = {}
     judged: list[Verdict] = []
-    done = 0
+    steps = [index if c.step is None else c.step for index, c in enumerate(checkpoints, start=1)]
+    done, total = itertools.count(1), (len(ANALYSES) + 2) * len(forms)
     # One gain after the other, so that the features of only one are in memory.
     for gain in forms:
         of_gain = replace(settings, gain=gain)
-        for name, result in _analyses(checkpoints, of_gain):
-            if name == "verdicts":
-                judged += result
-            else:
-                result.attrs = {}  # pandas cannot join tables whose attrs hold dicts
-                parts.setdefault(name, []).append(result.assign(gain=gain))
-            done += 1
-            progress("analyses", done, NUM_ANALYSES * len(forms))
+        tokens = [TokenTable(checkpoint.tokens) for checkpoint in checkpoints]
+        analyses = {each.__name__: partial(each, tokens[-1], of_gain) for each in ANALYSES}
+        curve = list(zip(steps, tokens, strict=True))
+        analyses["gain_curve"] = partial(gain_curve, curve, of_gain)
+        for name, analysis in analyses.items():
+            table = analysis()
+            table.attrs = {}  # pandas cannot join tables whose attrs hold dicts
+            parts.setdefault(name, []).append(table.assign(gain=gain))
+            progress("analyses", next(done), total)
+        judged += verdicts(tokens[-1], of_gain, gains=[gain])
+        progress("analyses", next(done), total)
     tables = {name: pd.concat(each, ignore_index=True) for name, each in parts.items()}
     return Analysis(checkpoint=checkpoints[-1].label, k=k, tables=tables, verdicts=judged)
-
-
-def _analyses(
-    checkpoints: Sequence[CheckpointGain], settings: AnalysisSettings
-) -> Iterator[tuple[str, Any]]:
-    """Every analysis of one gain column by name, on shared features."""
-    tables = [TokenTable(checkpoint.tokens) for checkpoint in checkpoints]
-    steps = [index if c.step is None else c.step for index, c in enumerate(checkpoints, start=1)]
-    last = tables[-1]
-    yield "decomposition", decomposition(last, settings)
-    yield "matched_top_n", matched_top_n(last, settings)
-    yield "q3_gap", q3_gap(last, settings)
-    yield "q3_buckets", q3_buckets(last, settings)
-    yield "robustness", robustness(last, settings)
-    yield "gain_curve", gain_curve(list(zip(steps, tables, strict=True)), settings)
-    yield "verdicts", verdicts(last, settings, gains=[settings.gain])

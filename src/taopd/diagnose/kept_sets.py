@@ -9,7 +9,7 @@ Source: METHOD section 4; ties R15.
 import numpy as np
 from jaxtyping import Float, Int
 
-from taopd.errors import ConfigError
+from taopd.errors import require
 from taopd.selectors import SELECTORS, check_budget, select
 from taopd.signals import SignalTable
 
@@ -23,13 +23,8 @@ def hard_selectors() -> tuple[str, ...]:
 
     Without `full`, which has no N, and without those that read signals which a bank does not hold.
     """
-    return tuple(
-        sorted(
-            name
-            for name, rule in SELECTORS.items()
-            if name != "full" and not rule.weighted and not rule.needs
-        )
-    )
+    names = (n for n, rule in SELECTORS.items() if not rule.weighted and not rule.needs)
+    return tuple(sorted(set(names) - {"full"}))
 
 
 def matched_count(budget: float, num_tokens: int) -> int:
@@ -77,8 +72,7 @@ def random_draws(
 
     Not `select(selector="random")`: the same law, without 200 passes over the bank.
     """
-    if num_draws < 2:
-        raise ConfigError(f"num_draws={num_draws} must be at least 2; {NUM_DRAWS} is usual")
+    require(num_draws >= 2, "num_draws", num_draws, f"at least 2; {NUM_DRAWS} is usual")
     generator = np.random.default_rng([seed, num_kept])
     times = np.zeros(len(values))
     means = np.empty(num_draws)

@@ -106,13 +106,8 @@ def matched_banks(
             weights.append(kept.astype(np.float64))
             num_kept.append(int(kept.sum()))
             num_tied.append(places_by_position(order, scores, num_requested))
-        boot = group_means(
-            values,
-            np.stack(weights, axis=1),
-            features.clusters,
-            features.num_clusters,
-            **settings.bootstrap,
-        )
+        clusters = features.clusters, features.num_clusters
+        boot = group_means(values, np.stack(weights, axis=1), *clusters, **settings.bootstrap)
         banks.append(
             MatchedBank(
                 names=names,
@@ -192,11 +187,9 @@ def matched_differences(
     Raises:
         ConfigError: for a selector that the bank does not hold.
     """
-    for name in {name for pair in pairs for name in pair}:
-        if name not in bank.names:
-            raise ConfigError(f"selector {name!r} is not in the bank.{suggest(name, bank.names)}")
-    first = [bank.names.index(pair[0]) for pair in pairs]
-    second = [bank.names.index(pair[1]) for pair in pairs]
+    for name in {name for pair in pairs for name in pair} - set(bank.names):
+        raise ConfigError(f"selector {name!r} is not in the bank.{suggest(name, bank.names)}")
+    first, second = ([bank.names.index(pair[side]) for pair in pairs] for side in (0, 1))
     boot = bank.boot.map(lambda means: means[:, first] - means[:, second])
     low, high = boot.interval(level)
     joint_low, joint_high = boot.interval(1 - (1 - level) / len(pairs))

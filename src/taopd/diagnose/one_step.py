@@ -31,7 +31,7 @@ from torch import Tensor
 
 from taopd.diagnose.bank import Rollouts
 from taopd.diagnose.bank.score import divergences, known_positions, measuring
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import ConfigError, DataError, require, require_known, suggest
 from taopd.losses import (
     LOSSES,
     Targets,
@@ -86,11 +86,9 @@ class OneStepSettings:
         if not self.selectors:
             raise ConfigError(f"no selectors.{suggest('', SELECTORS)}")
         check_budget(self.budget)
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss={self.loss!r} is unknown.{suggest(self.loss, LOSSES)}")
+        require_known("loss", self.loss, LOSSES)
         for name in ("learning_rate", "temperature", "score_top_k", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,38 +191,26 @@ def selection_gradient(
     parameters = trainable(student)
     kept: Bool[Tensor, " N"] = weights != 0
     selected = Positions.of(frozen.positions.spread(kept))
-    targets, weights = _rows(frozen.targets, kept), weights[kept].float()
+    targets, weights = frozen.targets[kept], weights[kept].float()
     if not needs_teacher_distribution(settings.loss):
         targets = replace(targets, teacher_hidden=None, teacher_head=None)
     student.zero_grad(set_to_none=True)
-    training = student.training
-    student.eval()
     try:
-        start = 0
-        for rows, mask in micro_batches(selected, size):
-            tokens = slice(start, start + int(mask.sum()))
-            start = tokens.stop
-            if not bool(mask.any()):
-                continue
-            hidden, head = states_of(forward, student, frozen.batch, rows, mask, with_graph=True)
-            loss, _ = head_loss(hidden, head, weights[tokens], targets[tokens], loss_function)
-            loss.backward()
-        return [
-            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters
-        ]
+        with measuring(student), torch.enable_grad():
+            start = 0
+            for rows, mask in micro_batches(selected, size):
+                tokens = slice(start, start + int(mask.sum()))
+                start = tokens.stop
+                if not bool(mask.any()):
+                    continue
+                hidden, head = states_of(
+                    forward, student, frozen.batch, rows, mask, with_graph=True
+                )
+                loss, _ = head_loss(hidden, head, weights[tokens], targets[tokens], loss_function)
+                loss.backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         student.zero_grad(set_to_none=True)
-        student.train(training)
-
-
-def _rows(targets: Targets, kept: Bool[Tensor, " N"]) -> Targets:
-    assert targets.teacher_hidden is not None and targets.teacher_logprobs is not None
-    return replace(
-        targets,
-        token_ids=targets.token_ids[kept],
-        teacher_hidden=targets.teacher_hidden[kept],
-        teacher_logprobs=targets.teacher_logprobs[kept],
-    )
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -269,7 +255,7 @@ def update_of(
     updates = []
     with torch.no_grad():
         for parameter, old in zip(parameters, before, strict=True):
-            updates.append(parameter.detach() - old)
+            updates.append(parameter - old)
             parameter.copy_(old)
             parameter.grad = None
     return updates

@@ -1,7 +1,9 @@
 """Tables of the one-step protocol: one row per selector, optimizer, variant and batch, and their summary."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ def one_step(
     *,
     vocab_size: int,
     batch_index: int = 0,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> pd.DataFrame:
     """Table of one step per selector, optimizer and variant from one frozen batch; restores the student.
 
@@ -64,18 +66,20 @@ def one_step(
     parameters = trainable(student)
     common = settings.learning_rate * math.sqrt(sum(p.numel() for p in parameters))
 
+    choose = partial(select, budget=settings.budget, seed=settings.seed, step=batch_index)
+
     def gradient(selection: Selection) -> list[Any]:
         weights = reduction_weights(selection.weights, batch.table.response, batch.table.valid)
         return selection_gradient(student, batch, weights, settings, vocab_size)
 
-    everything = norm_of(gradient(_select(batch, "full", settings, batch_index)))
+    everything = norm_of(gradient(choose(batch.table, selector="full")))
     if batch.before["forward"].mean() < AGREEMENT_NATS or not everything > 0:
         raise DataError("student and teacher agree on this batch: there is nothing to distill")
     rates = {"adamw": settings.learning_rate, "sgd": common / everything}
     rows = []
     for name in settings.selectors:
-        chosen = _select(batch, name, settings, batch_index)
-        fresh_scores = _select(fresh_batch, name, settings, batch_index).scores
+        chosen = choose(batch.table, selector=name)
+        fresh_scores = choose(fresh_batch.table, selector=name).scores
         direction = gradient(chosen)
         for optimizer in OPTIMIZERS:
             update = update_of(parameters, direction, optimizer, rates[optimizer], settings)
@@ -95,8 +99,7 @@ def one_step(
                     }
                     | _outcome(chosen, fresh_scores.cpu().numpy(), *gains)
                 )
-                if progress is not None:
-                    progress()
+                progress()
     return pd.DataFrame(rows)
 
 
@@ -107,7 +110,7 @@ def one_step_batches(
     settings: OneStepSettings,
     *,
     vocab_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """`one_step` on several (frozen, fresh) pairs; rows of all of them.
 
@@ -117,14 +120,7 @@ def one_step_batches(
     if not batches:
         raise DataError("no batches: the one-step protocol needs at least one")
     total = len(batches) * len(settings.selectors) * len(OPTIMIZERS) * len(VARIANTS)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
+    done = itertools.count(1)
     tables = [
         one_step(
             student,
@@ -134,7 +130,7 @@ def one_step_batches(
             settings,
             vocab_size=vocab_size,
             batch_index=index,
-            progress=advance,
+            progress=lambda: progress(next(done), total),
         )
         for index, (frozen, fresh) in enumerate(batches)
     ]
@@ -190,14 +186,6 @@ def split_batches(rollouts: Rollouts, size: int) -> Iterator[tuple[Rollouts, Rol
                 "remove duplicate prompts or use more of them"
             )
         yield pair[0], pair[1]
-
-
-def _select(
-    frozen: FrozenBatch, name: str, settings: OneStepSettings, batch_index: int
-) -> Selection:
-    return select(
-        frozen.table, selector=name, budget=settings.budget, seed=settings.seed, step=batch_index
-    )
 
 
 def _gains(

@@ -34,7 +34,7 @@ from taopd.diagnose.bootstrap import (
     ratios,
 )
 from taopd.diagnose.features import DEFAULTS, AnalysisSettings, Features, Tokens, TokenTable
-from taopd.errors import ConfigError
+from taopd.errors import require
 
 BUCKET_FEATURES = ("c", "learnable", "incompatible")
 SEPARATION = 4.0
@@ -51,16 +51,13 @@ def quantile_groups(
         >>> codes.tolist()
         [0, 0, 1, 1, 2, 2]
     """
-    if num_groups < 2:
-        raise ConfigError(f"groups={num_groups} must be at least 2; thirds are 3")
+    require(num_groups >= 2, "groups", num_groups, "at least 2; thirds are 3")
     if len(values) < num_groups:
         return None
     cuts = np.quantile(values, np.arange(1, num_groups) / num_groups)
-    if (
-        cuts[0] >= values.max()
-        or cuts[-1] <= values.min()
-        or (num_groups > 2 and cuts[0] == cuts[-1])
-    ):
+    if cuts[0] >= values.max() or cuts[-1] <= values.min():
+        return None
+    if num_groups > 2 and cuts[0] == cuts[-1]:
         return None
     codes = np.searchsorted(cuts, values, side="right")
     codes[values <= cuts[0]] = 0
@@ -87,8 +84,8 @@ def q3_gap(
         ConfigError: for fewer than 2 groups.
     """
     features = TokenTable.of(tokens).features(settings)
-    inside = features.table["quadrant"].to_numpy() == 3
-    q3, clusters = features.table[inside], features.clusters[inside]
+    q3, clusters = features.q3
+    numbers = ("value", "low", "high", "standard_error", "mean_high", "mean_low")
     rows = []
     for num_groups in groups:
         split = quantile_groups(q3["c"].to_numpy(), num_groups)
@@ -96,8 +93,7 @@ def q3_gap(
             row: dict[str, object] = {
                 "groups": num_groups,
                 "version": version,
-                **dict.fromkeys(("value", "low", "high", "standard_error"), np.nan),
-                **dict.fromkeys(("mean_high", "mean_low"), np.nan),
+                **dict.fromkeys(numbers, np.nan),
                 "num_q3": len(q3),
                 "num_high": 0,
                 "num_low": 0,
@@ -106,11 +102,7 @@ def q3_gap(
                 row["note"] = _why_no_groups(len(q3), num_groups)
             else:
                 is_high, is_low = split[0] == num_groups - 1, split[0] == 0
-                if version == "plain":
-                    pairs = np.flatnonzero(is_high), np.flatnonzero(is_low)
-                else:
-                    pairs = nearest_low(q3, is_high, is_low)
-                row |= _gap(q3["gain"].to_numpy(), clusters, *pairs, version, features, settings)
+                row |= _gap(q3, clusters, is_high, is_low, version, features, settings)
             rows.append({**row, **features.facts})
     table = pd.DataFrame(rows)
     table.attrs = dict(features.table.attrs)
@@ -127,8 +119,7 @@ def q3_buckets(
     cannot be cut gives one row, bucket 0, and says why. Errors as `q3_gap`.
     """
     features = TokenTable.of(tokens).features(settings)
-    inside = features.table["quadrant"].to_numpy() == 3
-    q3, clusters = features.table[inside], features.clusters[inside]
+    q3, clusters = features.q3
     rows: list[dict[str, Any]] = []
     for name in BUCKET_FEATURES:
         values = q3[name].to_numpy()
@@ -138,13 +129,8 @@ def q3_buckets(
             rows.append({"feature": name, "bucket": 0, "num": 0, "note": note})
             continue
         members = split[0][:, None] == np.arange(num_buckets)
-        boot = group_means(
-            q3["gain"].to_numpy(),
-            members,
-            clusters,
-            features.num_clusters,
-            **settings.bootstrap,
-        )
+        gain, num_clusters = q3["gain"].to_numpy(), features.num_clusters
+        boot = group_means(gain, members, clusters, num_clusters, **settings.bootstrap)
         columns = boot.columns()
         for bucket in range(num_buckets):
             part = values[members[:, bucket]]
@@ -185,26 +171,28 @@ def nearest_low(
 
 
 def _gap(
-    gain: np.ndarray,
+    q3: pd.DataFrame,
     clusters: np.ndarray,
-    high: np.ndarray,
-    low: np.ndarray,
+    is_high: np.ndarray,
+    is_low: np.ndarray,
     version: str,
     features: Features,
     settings: AnalysisSettings,
 ) -> dict[str, object]:
-    """The gap of two groups of rows, or of pairs of rows, with its bootstrap."""
+    """The gap of the high and the low rows, or of their matched pairs, with its bootstrap."""
+    gain = q3["gain"].to_numpy()
     if version == "plain":
-        members = np.zeros((len(gain), 2), dtype=bool)
-        members[high, 0], members[low, 1] = True, True
+        high, low = np.flatnonzero(is_high), np.flatnonzero(is_low)
+        members = np.column_stack([is_high, is_low])
         means = group_means(gain, members, clusters, features.num_clusters, **settings.bootstrap)
-    elif len(high):
+    else:
+        high, low = nearest_low(q3, is_high, is_low)
+        if len(high) == 0:
+            return {"note": "no completion has both high-C and low-C tokens in Q3"}
         ones = np.ones(len(high))
         columns = np.stack([gain[high], ones, gain[low], ones], axis=1)
         sums = cluster_sums(columns, clusters[high], features.num_clusters)
         means = cluster_bootstrap(sums, ratios, **settings.bootstrap)
-    else:
-        return {"note": "no completion has both high-C and low-C tokens in Q3"}
     boot = means.map(lambda values: values[:, :1] - values[:, 1:])
     row: dict[str, object] = {name: values[0] for name, values in boot.columns().items()}
     row |= {"mean_high": means.value[0], "mean_low": means.value[1], "note": boot.note}

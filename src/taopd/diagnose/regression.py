@@ -36,7 +36,7 @@ from taopd.diagnose.features import (
     TokenTable,
     discover_ks,
 )
-from taopd.errors import ConfigError, suggest
+from taopd.errors import require_known
 
 MODELS = {
     "baseline": ("h", "d", "h_d", "position", "teacher_entropy"),
@@ -105,8 +105,7 @@ def decomposition(
         ConfigError: for an unknown target.
     """
     for name in targets:
-        if name not in TARGETS:
-            raise ConfigError(f"target={name!r} is unknown.{suggest(name, TARGETS)}")
+        require_known("target", name, TARGETS)
     table = TokenTable.of(tokens)
     tables = []
     for k in discover_ks(table.tokens) if ks is None else ks:
@@ -153,11 +152,9 @@ def least_squares(
 
 
 def _problem(features: Features, target: str) -> _Problem:
-    table = features.table
-    raw = {name: table[name].to_numpy(np.float64) for name in PREDICTORS if name != "h_d"}
-    raw["h_d"] = raw["h"] * raw["d"]
+    table = features.table.assign(h_d=features.table["h"] * features.table["d"])
     gain = features.gain(TARGETS[target])
-    columns = [raw[name] for name in PREDICTORS]
+    columns = [table[name].to_numpy(np.float64) for name in PREDICTORS]
     if target == "rank":
         columns = [stats.rankdata(column) for column in columns]
         gain = stats.rankdata(gain)
@@ -207,10 +204,7 @@ def _bootstrap(problem: _Problem, settings: AnalysisSettings) -> Bootstrap:
 
 
 def _rows(problem: _Problem, boot: Bootstrap) -> list[dict[str, object]]:
-    statistics = {
-        column: dict(zip(("value", "low", "high", "error"), values, strict=True))
-        for column, *values in zip(COLUMNS, *boot.columns().values(), strict=True)
-    }
+    statistics = pd.DataFrame(boot.columns(), index=pd.Index(COLUMNS)).to_dict("index")
     undefined = dict.fromkeys(("value", "low", "high"), np.nan)
     rows: list[dict[str, object]] = []
     for model, names in MODELS.items():
@@ -224,7 +218,7 @@ def _rows(problem: _Problem, boot: Bootstrap) -> list[dict[str, object]]:
             statistic, note = statistics[model, name], boot.note
             beta, error = estimates.get(name, (np.nan, np.nan))
             if name == CONTRAST:
-                beta, error = statistic["value"], statistic["error"]
+                beta, error = statistic["value"], statistic["standard_error"]
                 note = note if np.isfinite(beta) else "beta_L or beta_I undefined"
             elif not problem.varying[PREDICTORS.index(name)]:
                 note = "constant in this bank: left out"
@@ -243,10 +237,6 @@ def _estimates(problem: _Problem, model: str) -> dict[str, tuple[float, float]]:
     fit = sm.OLS(problem.target, design).fit()
     errors = np.full(len(used) + 1, np.nan)
     if problem.num_clusters > 1:
-        robust = fit.get_robustcov_results(cov_type="cluster", groups=problem.clusters)
-        errors = robust.bse
-    pairs = zip(fit.params[1:], errors[1:], strict=True)
-    return {
-        PREDICTORS[index]: (float(beta), float(error))
-        for index, (beta, error) in zip(used, pairs, strict=True)
-    }
+        errors = fit.get_robustcov_results(cov_type="cluster", groups=problem.clusters).bse
+    estimates = zip(used, fit.params[1:], errors[1:], strict=True)
+    return {PREDICTORS[index]: (float(beta), float(error)) for index, beta, error in estimates}

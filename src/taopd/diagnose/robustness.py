@@ -72,32 +72,24 @@ def gain_curve(
     """
     if not checkpoints:
         raise DataError("no checkpoints: a gain curve needs at least one (step, token table)")
-    rows = []
+    tables = []
     for step, tokens in sorted(checkpoints, key=lambda pair: pair[0]):
         features = TokenTable.of(tokens).features(settings)
-        members = _curve_members(features.table)
+        # bool [N, 4] in the order of CURVE_GROUPS
+        inside = features.table["quadrant"].to_numpy() == 3
+        members = np.zeros((len(inside), len(CURVE_GROUPS)), dtype=bool)
+        members[:, 0], members[:, 1] = True, inside
+        split = quantile_groups(features.table["c"].to_numpy()[inside], 3)
+        if split is not None:
+            members[inside, 2], members[inside, 3] = split[0] == 2, split[0] == 0
         clusters = features.clusters, features.num_clusters
         boot = group_means(features.gain(), members, *clusters, **settings.bootstrap)
         low, high = boot.interval()
-        facts = {
-            name: value for name, value in features.facts.items() if name not in ("k", "proxy")
-        }
-        for index, name in enumerate(CURVE_GROUPS):
-            num = int(members[:, index].sum())
-            row = {"step": step, "group": name, "num": num, "value": boot.value[index]}
-            row |= {"low": low[index], "high": high[index], **facts}
-            rows.append({**row, "note": boot.note if num else "no such tokens"})
-    table = pd.DataFrame(rows)
+        num = members.sum(axis=0)
+        columns = {"step": step, "group": CURVE_GROUPS, "num": num, "value": boot.value}
+        columns |= {"low": low, "high": high, **features.facts}
+        columns["note"] = np.where(num > 0, boot.note, "no such tokens")
+        tables.append(pd.DataFrame(columns).drop(columns=["k", "proxy"]))
+    table = pd.concat(tables, ignore_index=True)
     table.attrs = dict(features.table.attrs)
     return table
-
-
-def _curve_members(features: pd.DataFrame) -> np.ndarray:
-    """bool [N, 4] in the order of CURVE_GROUPS."""
-    inside = features["quadrant"].to_numpy() == 3
-    members = np.zeros((len(features), len(CURVE_GROUPS)), dtype=bool)
-    members[:, 0], members[:, 1] = True, inside
-    split = quantile_groups(features["c"].to_numpy()[inside], 3)
-    if split is not None:
-        members[inside, 2], members[inside, 3] = split[0] == 2, split[0] == 0
-    return members

@@ -38,7 +38,7 @@ class Targets:
     """log-prob of the sampled token under the policy that sampled it; None: the student itself."""
     temperature: float = 1.0
 
-    def __getitem__(self, rows: slice) -> "Targets":
+    def __getitem__(self, rows: slice | Tensor) -> "Targets":
         def cut(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
 

@@ -38,11 +38,11 @@ from taopd.diagnose.bank.manifest import (
     write_parquet,
     written_whole,
 )
-from taopd.diagnose.bank.score import locate, rollout_states, score_rollouts
+from taopd.diagnose.bank.score import known_positions, locate, score_rollouts
 from taopd.diagnose.bank.token_features import BANK_TOP_K
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, require
 from taopd.models.batch import SEQUENCE, Rollouts
-from taopd.models.forward import State, bare
+from taopd.models.forward import State, backbone_forward, bare, on_device, states_at
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
@@ -128,7 +128,11 @@ class FixedContextBank:
         with written_whole(path) as partial_folder:
             write_parquet(partial_folder / _TOKENS, columns)
             # No metadata: safetensors writes that map in random order.
-            save_file(_rollout_tensors(rollouts), partial_folder / _ROLLOUTS)
+            tensors = {
+                name: values.to(torch.uint8 if name.endswith("mask") else torch.int32).contiguous()
+                for name, values in rollouts.batch().items()
+            }
+            save_file(tensors, partial_folder / _ROLLOUTS)
             save_file({"ids": topk[0], "logprobs": topk[1]}, partial_folder / _TEACHER)
             num_tokens = len(columns["token_id"])
             content = settings | {
@@ -196,8 +200,10 @@ class FixedContextBank:
 
     def states(self, model: Any) -> Iterator[State]:
         """A model's hidden states at the bank's tokens with its head, per micro-batch; lazy."""
+        batch = on_device(self.rollouts.batch(), model)
+        positions = known_positions(batch, self.vocab_size)
         size = int(self.manifest["batch_size"])
-        return rollout_states(model, self.rollouts, vocab_size=self.vocab_size, batch_size=size)
+        return states_at(backbone_forward(self.vocab_size), model, batch, positions, size)
 
     def check_model(self, role: str, model: PreTrainedModel) -> None:
         """Refuse a model that is not the bank's.
@@ -224,16 +230,16 @@ class FixedContextBank:
         return locate(self.tokens["completion"], self.tokens["position"], row)
 
 
-def _check_tensors(path: Path, num_tokens: int, *parts: dict[str, Tensor]) -> None:
+def _check_tensors(
+    path: Path, num_tokens: int, batch: dict[str, Tensor], topk: dict[str, Tensor]
+) -> None:
     """Refuse tensors with other names than a bank has, or whose sizes do not fit each other."""
-    batch, topk = parts
     if set(batch) != set(SEQUENCE) or set(topk) != {"ids", "logprobs"}:
         raise DataError(f"{path}: its tensors are {sorted(batch)} and {sorted(topk)}")
+    prompt, prompt_mask, completion, completion_mask = (batch[name].shape for name in SEQUENCE)
     shapes = [
-        *(
-            (batch[f"{name}_ids"].shape, batch[f"{name}_mask"].shape)
-            for name in ("prompt", "completion")
-        ),
+        (prompt, prompt_mask),
+        (completion, completion_mask),
         (topk["ids"].shape, topk["logprobs"].shape),
     ]
     fitting = all(len(one) == 2 and one == other for one, other in shapes)
@@ -248,10 +254,8 @@ def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:
 
 
 def _check(rollouts: Rollouts, temperature: float, batch_size: int, *models: Any) -> None:
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature}: must be above 0")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: must be at least 1")
+    require(temperature > 0, "temperature", temperature, "above 0")
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     num_ids = min(model.get_input_embeddings().weight.shape[0] for model in models)
     context = context_length(*(bare(model) for model in models))
     for index, prompt in enumerate(rollouts.prompt_ids):
@@ -270,11 +274,3 @@ def _check(rollouts: Rollouts, temperature: float, batch_size: int, *models: Any
 
 def _head_rows(model: Any) -> int:
     return model.get_output_embeddings().weight.shape[0]
-
-
-def _rollout_tensors(rollouts: Rollouts) -> dict[str, Tensor]:
-    tensors = rollouts.batch()
-    return {
-        name: values.to(torch.uint8 if name.endswith("mask") else torch.int32).contiguous()
-        for name, values in tensors.items()
-    }

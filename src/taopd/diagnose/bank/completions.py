@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.errors import ConfigError, DataError
+from taopd.errors import DataError, require
 from taopd.models.batch import Rollouts
 from taopd.models.generation import (
     generate_ids,
@@ -58,14 +58,18 @@ def sample_rollouts(
         ("max_tokens", max_tokens),
         ("batch_size", batch_size),
     ):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
-    if not temperature > 0:
-        raise ConfigError(f"temperature={temperature}: must be above 0")
+        require(value >= 1, name, value, "at least 1")
+    require(temperature > 0, "temperature", temperature, "above 0")
     if not len(prompts):
         raise DataError("no prompts: a bank needs at least one")
     encoded = encode_prompts(tokenizer, list(prompts)[:num_completions])
-    _check_context(encoded, context_length(student), max_tokens)
+    context = context_length(student)
+    for row, ids in enumerate(encoded):
+        if context is not None and len(ids) + max_tokens > context:
+            raise DataError(
+                f"prompt {row} has {len(ids)} tokens; with max_tokens={max_tokens} that exceeds the "
+                f"context of {context}. Lower max_tokens or drop the prompt"
+            )
     prompt_ids = [encoded[index % len(encoded)] for index in range(num_completions)]
     eos_ids = sampler_stop_ids(tokenizer, student)
     config = GenerationConfig(
@@ -143,12 +147,3 @@ def _is_ids(value: Any) -> bool:
 def _until_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     end = next((index for index, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
     return ids[: end + 1]
-
-
-def _check_context(prompt_ids: list[list[int]], context: int | None, max_tokens: int) -> None:
-    for row, ids in enumerate(prompt_ids):
-        if context is not None and len(ids) + max_tokens > context:
-            raise DataError(
-                f"prompt {row} has {len(ids)} tokens; with max_tokens={max_tokens} that exceeds the "
-                f"context of {context}. Lower max_tokens or drop the prompt"
-            )

@@ -72,7 +72,14 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         raise DataError(f"{folder} is a file; a {what} is a folder with {MANIFEST}")
     if not folder.is_dir():
         raise DataError(f"no such {what} folder: {folder} (looked in {Path.cwd()})")
-    manifest = _read_json(folder / MANIFEST, what)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} is no {what}: it has no readable {MANIFEST}")
+    try:
+        manifest = read_document(path)
+    except DataError as error:
+        raise DataError(f"{error}; the {what} was truncated or edited") from error
+    fit(manifest, {...: ANY}, str(path))
     if manifest.get("format") != kind:
         raise DataError(
             f"{folder} is no {what}: its manifest says format {manifest.get('format')!r}, expected "
@@ -80,15 +87,11 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         )
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest.get("sha256") != _own_sha256(content):
-        raise DataError(
-            f"{folder / MANIFEST} was edited: its own sha256 does not fit; make it anew"
-        )
-    fit(manifest, _SHAPE, str(folder / MANIFEST))
+        raise DataError(f"{path} was edited: its own sha256 does not fit; make it anew")
+    fit(manifest, _SHAPE, str(path))
     for name, expected in manifest["files"].items():
         if Path(name).name != name:
-            raise DataError(
-                f"{folder / MANIFEST} names {shown(name)}, which is no file of this folder"
-            )
+            raise DataError(f"{path} names {shown(name)}, which is no file of this folder")
         _check_file(folder / name, expected, what)
     return manifest
 
@@ -174,18 +177,6 @@ def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
             f"{path} was edited: its sha256 is {digest[:12]}... and the manifest says "
             f"{expected['sha256'][:12]}..."
         )
-
-
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path.parent} is no {what}: it has no readable {path.name}")
-    try:
-        document = read_document(path)
-    except DataError as error:
-        raise DataError(f"{error}; the {what} was truncated or edited") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path} is no manifest: expected a JSON object")
-    return document
 
 
 def _own_sha256(document: Mapping[str, Any]) -> str:

@@ -64,24 +64,22 @@ def score_rollouts(
             "models know"
         )
     target_ids = batch["completion_ids"][positions.row, positions.column]
+    forward = backbone_forward(vocab_size)
     with measuring(student, teacher):
         chunks = chunked_logprobs(
-            *(
-                rollout_states(
-                    model, rollouts, vocab_size=vocab_size, batch_size=settings["batch_size"]
-                )
-                for model in (student, teacher)
-            ),
+            states_at(forward, student, batch, positions, settings["batch_size"]),
+            states_at(forward, teacher, batch, positions, settings["batch_size"]),
             temperature=settings["temperature"],
             locate=partial(locate, positions.row, positions.column),
         )
-        features, *topk = collect_features(chunks, target_ids, ks=settings["k"], progress=progress)
+        features, topk_ids, topk_logprobs = collect_features(
+            chunks, target_ids, ks=settings["k"], progress=progress
+        )
     row, column = positions.row.cpu(), positions.column.cpu()
     features |= quadrant_columns(features, row, column, settings["k"])
-    prompts = torch.tensor(rollouts.prompts)
     integers = {
         "completion": row,
-        "prompt": prompts[row],
+        "prompt": torch.tensor(rollouts.prompts)[row],
         "position": column,
         "token_id": target_ids.cpu(),
     }
@@ -97,16 +95,7 @@ def score_rollouts(
         elif name.endswith("_rank"):
             kind = torch.int32
         columns[name] = features[name].to(kind).numpy()
-    return columns, (topk[0].contiguous(), topk[1].contiguous())
-
-
-def rollout_states(
-    model: Any, rollouts: Rollouts, *, vocab_size: int, batch_size: int
-) -> Iterator[State]:
-    """Per micro-batch: hidden states that predict the known completion tokens, and the output head."""
-    batch = on_device(rollouts.batch(), model)
-    positions = known_positions(batch, vocab_size)
-    return states_at(backbone_forward(vocab_size), model, batch, positions, batch_size)
+    return columns, (topk_ids, topk_logprobs)
 
 
 def divergences(
@@ -116,12 +105,12 @@ def divergences(
     num_tokens: int,
     temperature: float,
     locate: Callable[[int], str],
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Forward and reverse KL of all positions over the shared vocabulary, nats; NaN where the student is.
 
     Args:
-        progress: called with the positions done.
+        progress: called with (positions done, positions in all).
 
     Raises:
         NumericsError: on NaN or infinite logits of the teacher.
@@ -137,5 +126,5 @@ def divergences(
         forward[rows] = forward_kl(student, teacher).double().cpu().numpy()
         reverse[rows] = reverse_kl(student, teacher).double().cpu().numpy()
         if progress is not None:
-            progress(rows.stop)
+            progress(rows.stop, num_tokens)
     return forward, reverse

@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError
-from taopd.kernels import CHUNK_ELEMENTS, bhattacharyya, disagreement, positions_per_chunk
+from taopd.kernels import TopKScores, positions_per_chunk
 from taopd.losses import forward_kl, reverse_kl
 from taopd.models.forward import State
 from taopd.selectors import normalized_view
-from taopd.signals import SignalTable
+from taopd.signals import SignalTable, signals_from_answer
 
 BANK_TOP_K = (8, 16, 32)
 """The published K. [METHOD section 4]"""
@@ -34,8 +34,15 @@ FEATURES = (
     "teacher_rank",
 )
 """Columns that do not depend on K. Nats; ranks of the sampled token are 1-based."""
-SUPPORT_FEATURES = ("disagreement", "compatibility", "bound", "overlap", "jaccard", "bc")
-"""Columns per K, named `<feature>_k<K>`; `quadrant_k<K>` comes from the whole bank."""
+SUPPORT_FEATURES = {
+    "disagreement": "disagreement",
+    "compatibility": "compatibility",
+    "bound": "compatibility_bound",
+    "overlap": "overlap",
+    "jaccard": "jaccard",
+    "bc": "bhattacharyya",
+}
+"""Columns per K, named `<feature>_k<K>`, and their signals; `quadrant_k<K>` is of the whole bank."""
 
 
 def chunked_logprobs(
@@ -45,7 +52,6 @@ def chunked_logprobs(
     temperature: float,
     locate: Callable[[int], str],
     tolerate_student: bool = False,
-    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Iterator[tuple[slice, Float[Tensor, "n V"], Float[Tensor, "n V"]]]:
     """Chunks of both models' log-probs with their rows; one chunk is in memory at a time.
 
@@ -60,11 +66,9 @@ def chunked_logprobs(
     for (student, student_head), (teacher, teacher_head) in zip(
         student_states, teacher_states, strict=True
     ):
-        student_head, teacher_head = (
-            student_head.cast(student.dtype),
-            teacher_head.cast(teacher.dtype),
-        )
-        size = positions_per_chunk(student_head.vocab_size, chunk_elements)
+        student_head = student_head.cast(student.dtype)
+        teacher_head = teacher_head.cast(teacher.dtype)
+        size = positions_per_chunk(student_head.vocab_size)
         for start in range(0, student.shape[0], size):
             rows = slice(start, min(start + size, student.shape[0]))
             logprobs = []
@@ -106,50 +110,31 @@ def features_from_logprobs(
         sampled = logprobs.gather(1, target)
         columns[f"{name}_logprob"] = sampled.squeeze(1)
         columns[f"{name}_rank"] = (logprobs > sampled).sum(-1) + 1
-    student_ids = student.topk(max(ks), dim=-1).indices
-    teacher_best = teacher.topk(max(ks), dim=-1)
+    student_best, teacher_best = (side.topk(max(ks), dim=-1) for side in (student, teacher))
     for k in ks:
-        support = _support_features(
-            student, teacher, student_ids[:, :k], teacher_best.indices[:, :k]
+        ids, teacher_ids = student_best.indices[:, :k], teacher_best.indices[:, :k]
+        own = TopKScores(
+            target_logprobs=columns["student_logprob"],
+            topk_logprobs=student_best.values[:, :k],
+            topk_ids=ids,
+            logsumexp=torch.zeros_like(columns["entropy"]),  # nothing reads it
+            entropy=columns["entropy"],
+            want_logprobs=student.gather(1, teacher_ids),
         )
-        columns |= {f"{name}_k{k}": values for name, values in support.items()}
+        signals = signals_from_answer(
+            own,
+            target_ids,
+            target_logprobs=columns["teacher_logprob"],
+            topk_ids=teacher_ids,
+            topk_logprobs=teacher_best.values[:, :k],
+            want_logprobs=teacher.gather(1, ids),
+        )
+        columns |= {f"{f}_k{k}": getattr(signals, signal) for f, signal in SUPPORT_FEATURES.items()}
     return columns, (teacher_best.indices, teacher_best.values)
 
 
 def _entropy(logprobs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     return -(logprobs.exp() * logprobs).sum(-1)
-
-
-def support_union(
-    student_ids: Int[Tensor, "N K"], teacher_ids: Int[Tensor, "N K"]
-) -> tuple[Int[Tensor, "N U"], Tensor]:
-    """U = S_S united with S_T as [N, 2K] ids, and which entries count (a repeated id counts once)."""
-    repeated = (teacher_ids.unsqueeze(2) == student_ids.unsqueeze(1)).any(-1)
-    ids = torch.cat([student_ids, teacher_ids], dim=1)
-    return ids, torch.cat([torch.ones_like(repeated), ~repeated], dim=1)
-
-
-def _support_features(
-    student: Tensor, teacher: Tensor, student_ids: Tensor, teacher_ids: Tensor
-) -> dict[str, Tensor]:
-    """The columns of one K, from both supports. [METHOD section 2]"""
-    k = student_ids.shape[1]
-    union, counts = support_union(student_ids, teacher_ids)
-    student_on_union, teacher_on_union = (
-        logprobs.gather(1, union).masked_fill(~counts, -torch.inf)
-        for logprobs in (student, teacher)
-    )
-    shared = (2 * k - counts.sum(-1)).to(student.dtype)
-    mass = teacher.gather(1, student_ids).exp()
-    in_both = (student_ids.unsqueeze(2) == teacher_ids.unsqueeze(1)).any(-1)
-    return {
-        "disagreement": disagreement(student_on_union, teacher_on_union),
-        "compatibility": mass.sum(-1).clamp(0.0, 1.0),
-        "bound": (mass * in_both).sum(-1).clamp(0.0, 1.0),
-        "overlap": shared / k,
-        "jaccard": shared / (2 * k - shared),
-        "bc": bhattacharyya(student_on_union, teacher_on_union),
-    }
 
 
 def quadrant_columns(

@@ -9,13 +9,13 @@ Why a file with nothing to compare is an error: it would pass without having sho
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from taopd.diagnose.conformance.files import SELECTION, Batch, Json, read_batches, table_of
+from taopd.diagnose.conformance.files import SELECTION, Batch, Json, read_batches
 from taopd.errors import DataError, suggest
 from taopd.runs.validation import fit
 from taopd.selectors import REFERENCE_NAMES, NormalizedView, normalized_view, select
@@ -35,8 +35,8 @@ ABSOLUTE_FLOOR = 1e-13
 error."""
 KINDS = ("token metrics", "scores", "selections")
 NORMALIZATION_NAMES = {
-    "batch_quantile": "quantile",
     "quantile": "quantile",
+    "batch_quantile": "quantile",
     "batch_minmax": "minmax",
     "minmax": "minmax",
     "none": "none",
@@ -143,13 +143,11 @@ def _same(expected: Json, found: Json) -> bool:
 
 
 def _compare_columns(
-    report: ConformanceReport,
-    kind: str,
-    batch: Batch,
-    expected: dict[str, list[Json]],
-    found: dict[str, list[Json]],
+    report: ConformanceReport, kind: str, batch: Batch, found: dict[str, list[Json]]
 ) -> None:
-    for name in batch.recorded[kind.replace(" ", "_")].keys() - found.keys():
+    key = kind.replace(" ", "_")
+    expected = batch.expected(key, found)
+    for name in batch.recorded[key].keys() - found.keys():
         report.not_compared[f"columns {name!r}"] += 1
     for name, ours in found.items():
         rows = zip(batch.places, expected[name], ours, strict=True)
@@ -159,57 +157,36 @@ def _compare_columns(
             )
 
 
-def _selections(
-    report: ConformanceReport, batch: Batch
-) -> Iterator[tuple[str, dict[str, Json], list[int]]]:
-    """(place, settings of one recorded selection, its flattened mask)."""
-    for number, recorded in enumerate(batch.selections):
-        place = f"{batch.place}, selections[{number}]"
-        method = recorded["method"]
-        if method not in REFERENCE_NAMES:
-            raise DataError(
-                f"{place}, method: {method!r} is unknown.{suggest(method, REFERENCE_NAMES)}"
-            )
-        if method == "random":  # Its generator is not recorded, so there is nothing to recompute.
-            report.not_compared["random choices"] += 1
-            continue
-        fit(recorded, SELECTION, place)
-        normalization = recorded.get("normalization", "quantile")
-        if normalization not in NORMALIZATION_NAMES:
-            raise DataError(
-                f"{place}, normalization: {normalization!r} is unknown."
-                f"{suggest(str(normalization), NORMALIZATION_NAMES)}"
-            )
-        proxy = recorded.get("proxy", "mass")
-        if proxy not in PROXY_METRICS:
-            raise DataError(
-                f"{place}, proxy: {proxy!r} is unknown.{suggest(str(proxy), PROXY_METRICS)}"
-            )
-        gamma = next(
-            (recorded[key] for key in ("gamma", "split_gamma") if key in recorded), batch.gamma
-        )
-        settings = {
-            "method": method,
-            "selector": REFERENCE_NAMES[method],
-            "budget": recorded["ratio"],
-            "min_keep": recorded["min_keep"],
-            "normalization": NORMALIZATION_NAMES[normalization],
-            "proxy": proxy,
-            "gamma": gamma,
-        }
-        yield place, settings, batch.flat_masks(recorded, place)
+def _known(names: Mapping[str, str], recorded: dict[str, Json], key: str, place: str) -> str:
+    """What a recorded name stands for; an absent one is the first of the known names."""
+    name = recorded.get(key, next(iter(names)))
+    if name not in names:
+        raise DataError(f"{place}, {key}: {name!r} is unknown.{suggest(name, names)}")
+    return names[name]
 
 
 def _compare_selections(
     report: ConformanceReport, batch: Batch, tables: dict[str, SignalTable]
 ) -> None:
-    for place, settings, theirs in _selections(report, batch):
-        proxy = settings.pop("proxy")
-        method = settings.pop("method")
-        selection = select(tables[proxy], rules="reference", **settings)
-        ours = selection.kept.long().tolist()
+    for number, recorded in enumerate(batch.selections):
+        place, method = f"{batch.place}, selections[{number}]", recorded["method"]
+        selector = _known(REFERENCE_NAMES, recorded, "method", place)
+        if method == "random":  # Its generator is not recorded, so there is nothing to recompute.
+            report.not_compared["random choices"] += 1
+            continue
+        fit(recorded, SELECTION, place)
+        selection = select(
+            tables[_known(PROXY_METRICS, recorded, "proxy", place)],
+            selector=selector,
+            budget=recorded["ratio"],
+            min_keep=recorded["min_keep"],
+            normalization=_known(NORMALIZATION_NAMES, recorded, "normalization", place),
+            gamma=recorded.get("gamma", recorded.get("split_gamma", batch.gamma)),
+            rules="reference",
+        )
+        theirs, ours = batch.flat_masks(recorded, place), selection.kept.long().tolist()
         differing = [row for row, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
-        label = f"{place}, {method} ratio {settings['budget']:g} min_keep {settings['min_keep']}"
+        label = f"{place}, {method} ratio {recorded['ratio']:g} min_keep {recorded['min_keep']}"
         shown = "; ".join(batch.places[row] for row in differing[:4])
         report.count(
             "selections",
@@ -223,15 +200,20 @@ def _compare_selections(
 def check_batch(report: ConformanceReport, batch: Batch) -> None:
     """Recompute one batch and add what was compared to the report."""
     columns, metrics = _metrics(batch)
-    _compare_columns(
-        report, "token metrics", batch, batch.expected("token_metrics", columns), columns
-    )
+    _compare_columns(report, "token metrics", batch, columns)
     tables = {
-        proxy: table_of(batch, metrics, torch.tensor(columns[name], dtype=torch.float64))
-        for proxy, name in PROXY_METRICS.items()
+        name: SignalTable(
+            disagreement=metrics.disagreement,
+            compatibility=torch.tensor(columns[name], dtype=torch.float64),
+            entropy=metrics.student_entropy,
+            response=batch.response,
+            position=batch.position,
+            valid=batch.valid,
+        )
+        for name in PROXY_METRICS.values()
     }
-    scores = _scores(normalized_view(tables["mass"], rules="reference"))
-    _compare_columns(report, "scores", batch, batch.expected("scores", scores), scores)
+    scores = _scores(normalized_view(tables["Cmass"], rules="reference"))
+    _compare_columns(report, "scores", batch, scores)
     _compare_selections(report, batch, tables)
     report.num_batches += 1
     report.num_tokens += len(batch.places)

@@ -27,7 +27,6 @@ from taopd.runs.validation import (
     number,
     whole,
 )
-from taopd.signals import ListMetrics, SignalTable
 
 Json = Any
 """A parsed JSON value, checked where it is used."""
@@ -121,12 +120,9 @@ class Batch:
                     f"{place}, {name}: expected one value for each of {len(self.places)} positions, "
                     f"got {len(columns[name])}"
                 )
-        return {
-            name: [QUADRANT_NAMES[value] for value in columns[name]]
-            if name == "quadrant"
-            else columns[name]
-            for name in ours
-        }
+        if "quadrant" in ours:
+            return columns | {"quadrant": [QUADRANT_NAMES[name] for name in columns["quadrant"]]}
+        return columns
 
     def flat_masks(self, recorded: dict[str, Json], place: str) -> list[int]:
         """The masks of one recorded selection, response after response."""
@@ -157,18 +153,6 @@ def read_batches(path: Path) -> Iterator[Batch]:
         yield _batch(raw, place)
 
 
-def table_of(batch: Batch, metrics: ListMetrics, compatibility: Tensor) -> SignalTable:
-    """The signal table of a recorded batch with a chosen compatibility."""
-    return SignalTable(
-        disagreement=metrics.disagreement,
-        compatibility=compatibility,
-        entropy=metrics.student_entropy,
-        response=batch.response,
-        position=batch.position,
-        valid=batch.valid,
-    )
-
-
 def _batch(raw: dict[str, Json], place: str) -> Batch:
     """The tensors of one batch whose form is that of `_BATCH`."""
     k, samples = raw["K"], raw["samples"]
@@ -184,7 +168,6 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
     requested_logprobs = [
         [(row[4] or {}).get(token, -math.inf) for _, token in row[2]] for row in rows
     ]
-    gamma_key = next((key for key in ("gamma", "split_gamma") if key in raw), None)
 
     def integers(column: int) -> Tensor:
         return torch.tensor([row[column] for row in rows], dtype=torch.int64)
@@ -193,7 +176,7 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
         place=place,
         places=places,
         k=k,
-        gamma=raw[gamma_key] if gamma_key else DEFAULT_GAMMA,
+        gamma=raw["gamma"] if "gamma" in raw else raw.get("split_gamma", DEFAULT_GAMMA),
         student_ids=student_ids,
         student_logprobs=student_logprobs,
         teacher_ids=teacher_ids,
