@@ -52,7 +52,7 @@ def table_for(lists: tuple[torch.Tensor, ...], num_responses: int, k: int) -> Si
     length = lists[0].shape[0] // num_responses
     return signal_table(
         topk_lists_signals(*lists, k=k),
-        response=rows // length,
+        completion=rows // length,
         position=rows % length,
         valid=rows % 20 != 19,
     )
@@ -92,7 +92,7 @@ def check(lists: tuple[torch.Tensor, ...], k: int) -> float:
         "dlearn_high",
         BUDGET,
         0,
-        table.response.tolist(),
+        table.completion.tolist(),
         table.position.tolist(),
         table.valid.tolist(),
     )

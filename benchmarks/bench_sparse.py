@@ -151,7 +151,7 @@ class Workload:
             k=16,
         )
         valid = torch.ones_like(rows, dtype=torch.bool)
-        table = signal_table(signals, response=rows, position=columns, valid=valid)
+        table = signal_table(signals, completion=rows, position=columns, valid=valid)
         select(table, selector="teachability", budget=BUDGET)
 
     def step(self, *, forwards: int) -> Tensor:

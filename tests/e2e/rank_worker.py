@@ -56,7 +56,7 @@ NUM_ROWS = 8
 @register_selector("first_responses", local=True)
 def first_responses(view):
     """The first completions of the batch: with a small budget most ranks select nothing."""
-    return -view.table.response.double()
+    return -view.table.completion.double()
 
 
 def completion_of(prompt_ids: list[int]) -> list[int]:
@@ -202,7 +202,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
         choice = choose(table, *args, **kwargs)
         if kwargs["training"]:
             for flags, places in ((choice.selection.kept, kept), (choice.reference_mask, anchored)):
-                pairs = torch.stack([table.response, table.position], 1)[flags]
+                pairs = torch.stack([table.completion, table.position], 1)[flags]
                 places.append(pairs.tolist())
         return choice
 

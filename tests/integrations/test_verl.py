@@ -96,7 +96,7 @@ def test_selected_positions_equal_select_on_a_table_by_definition(
     table = table_by_definition(micro_lab, rows, exact=exact)
     rules = "paper" if exact else "reference"
     truth = select(table, selector=selector, budget=0.3, step=3, rules=rules).kept
-    expected = zip(table.response[truth].tolist(), table.position[truth].tolist(), strict=True)
+    expected = zip(table.completion[truth].tolist(), table.position[truth].tolist(), strict=True)
     assert kept_positions(weights) == list(expected)
     assert metrics["select/kept_tokens"] == int(truth.sum())
     assert all(is_documented(name) for name in metrics)

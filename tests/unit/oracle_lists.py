@@ -157,7 +157,7 @@ SCORE_OF = {
 }
 
 
-def select(scored, method, ratio, min_keep, response, position, valid, gamma=0.5):
+def select(scored, method, ratio, min_keep, completion, position, valid, gamma=0.5):
     """R12-R18: the kept flag of every row."""
     rows = [i for i, ok in enumerate(valid) if ok]
     if method == "full" or ratio >= 1 or not rows:
@@ -166,8 +166,8 @@ def select(scored, method, ratio, min_keep, response, position, valid, gamma=0.5
     def ordered(candidates, name, ascending=False):
         values = scored[name]
         if ascending:
-            return sorted(candidates, key=lambda i: (values[i], -position[i], response[i]))
-        return sorted(candidates, key=lambda i: (-values[i], position[i], response[i]))
+            return sorted(candidates, key=lambda i: (values[i], -position[i], completion[i]))
+        return sorted(candidates, key=lambda i: (-values[i], position[i], completion[i]))
 
     budget = max(1, math.ceil(ratio * len(rows)))
     if method == "split_budget_ca":
@@ -181,8 +181,8 @@ def select(scored, method, ratio, min_keep, response, position, valid, gamma=0.5
         ascending = method in ("q3_lowc", "q3_teachability_low")
         chosen = ordered(candidates, SCORE_OF[method], ascending)[:budget]
     kept = set(chosen)
-    for number in sorted(set(response)):
-        mine = [i for i in rows if response[i] == number]
+    for number in sorted(set(completion)):
+        mine = [i for i in rows if completion[i] == number]
         missing = min(min_keep, len(mine)) - sum(i in kept for i in mine)
         spare = ordered([i for i in mine if i not in kept], "ca_softor_score")
         kept.update(spare[: max(0, missing)])

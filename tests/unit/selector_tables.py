@@ -18,7 +18,7 @@ def further_signals(num_rows, seed=0):
 
 
 def table_of(rows):
-    """[(D, C, H, response, position, valid), ...] -> SignalTable with all further signals."""
+    """[(D, C, H, completion, position, valid), ...] -> SignalTable with all further signals."""
     columns = list(zip(*rows, strict=True)) or [()] * 6
     floats = [torch.tensor(column, dtype=torch.float64) for column in columns[:3]]
     integers = [torch.tensor(column, dtype=torch.int64) for column in columns[3:5]]
@@ -26,7 +26,7 @@ def table_of(rows):
         disagreement=floats[0],
         compatibility=floats[1],
         entropy=floats[2],
-        response=integers[0],
+        completion=integers[0],
         position=integers[1],
         valid=torch.tensor(columns[5], dtype=torch.bool),
         extra=further_signals(len(rows)),
@@ -42,7 +42,7 @@ def random_table(num_rows=200, num_responses=4, seed=0, masked=0.2):
         disagreement=10 * draws[0],
         compatibility=draws[1],
         entropy=3 * draws[2],
-        response=index // length,
+        completion=index // length,
         position=index % length,
         valid=draws[3] >= masked,
         extra=further_signals(num_rows, seed),
@@ -56,10 +56,10 @@ coarse = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.0, 3.0])
 @st.composite
 def tables(draw, min_valid=0):
     rows = []
-    for response in range(draw(st.integers(1, 4))):
+    for completion in range(draw(st.integers(1, 4))):
         for position in range(draw(st.integers(0, 7))):
             values = tuple(draw(coarse) for _ in range(3))
-            rows.append((*values, response, position, draw(st.booleans())))
+            rows.append((*values, completion, position, draw(st.booleans())))
     if sum(row[-1] for row in rows) < min_valid:
         rows.append((1.0, 0.5, 0.5, 9, 0, True))
     return table_of(rows)

@@ -50,12 +50,12 @@ def split(table, cuts):
     borders = [0, *sorted(cuts), 10**6]
     parts = []
     for low, high in pairwise(borders):
-        rows = (table.response >= low) & (table.response < high)
+        rows = (table.completion >= low) & (table.completion < high)
         columns = {
             name: getattr(table, name)[rows]
             for name in (
                 *("disagreement", "compatibility", "entropy"),
-                *("response", "position", "valid"),
+                *("completion", "position", "valid"),
             )
         }
         extra = {name: column[rows] for name, column in table.extra.items()}

@@ -1,4 +1,4 @@
-"""Selectors from the work around the paper, against loops in plain Python over each response."""
+"""Selectors from the work around the paper, against loops in plain Python over each completion."""
 
 import math
 
@@ -15,9 +15,9 @@ from taopd.signals import SignalTable
 
 
 def responses(table):
-    """Per response: row numbers in the order of position, all and valid ones."""
-    for response in sorted(set(table.response.tolist())):
-        rows = [i for i, r in enumerate(table.response.tolist()) if r == response]
+    """Per completion: row numbers in the order of position, all and valid ones."""
+    for completion in sorted(set(table.completion.tolist())):
+        rows = [i for i, r in enumerate(table.completion.tolist()) if r == completion]
         rows.sort(key=lambda i: table.position[i].item())
         yield rows, [i for i in rows if table.valid[i]]
 
@@ -188,7 +188,7 @@ def test_a_table_without_the_signal_refuses_the_selector_and_names_what_it_is_en
         disagreement=table.disagreement,
         compatibility=table.compatibility,
         entropy=table.entropy,
-        response=table.response,
+        completion=table.completion,
         position=table.position,
         valid=table.valid,
         extra={"student_logprobs": table.extra["student_logprobs"]},
@@ -213,7 +213,7 @@ def test_declared_needs_are_all_that_is_read(name):
         disagreement=table.disagreement,
         compatibility=table.compatibility,
         entropy=table.entropy,
-        response=table.response,
+        completion=table.completion,
         position=table.position,
         valid=table.valid,
         extra={need: table.extra[need] for need in rule.needs},

@@ -11,15 +11,15 @@ from taopd.trainer.collapse_detector import DRIFT_LIMIT, CollapseWatch
 
 
 def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():
-    response = torch.arange(200).repeat_interleave(50)
+    completion = torch.arange(200).repeat_interleave(50)
     kept = torch.arange(10_000) % 20 == 0
     valid = torch.ones(10_000, dtype=torch.bool)
     sums = []
     for step in range(200):
         weights = anchor_weights(
-            kept, valid, response, fraction=0.05, responses=0.25, seed=1, step=step
+            kept, valid, completion, fraction=0.05, responses=0.25, seed=1, step=step
         )
-        assert response[weights != 0].unique().numel() <= 50
+        assert completion[weights != 0].unique().numel() <= 50
         assert (weights[kept] == 0).all()
         sums.append(float(weights.sum()))
     mean = sum(sums) / len(sums)

@@ -36,7 +36,9 @@ def rows(num, vocab, seed, sharpness=2.0):
 
 def table_for(signals, needs=NEEDS):
     place = torch.arange(len(signals))
-    return signal_table(signals, response=place * 0, position=place, valid=place >= 0, needs=needs)
+    return signal_table(
+        signals, completion=place * 0, position=place, valid=place >= 0, needs=needs
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 11])

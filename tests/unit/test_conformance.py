@@ -92,15 +92,15 @@ def finished(batch, rows):
     d, c, h = (columns[name] for name in ("KLf_union", "Cmass", "Hs_topk_norm"))
     scored = oracle.scores(d, c, h) if rows else {name: [] for name in oracle.scores([1], [1], [1])}
     batch["scores"] = {**scored, "quadrant": [QUADRANTS[q] for q in scored["quadrant"]]}
-    response, position, valid = ([row[i] for row in rows] for i in range(3))
+    completion, position, valid = ([row[i] for row in rows] for i in range(3))
     batch["selections"] = []
     for method in oracle.ORACLE_METHODS:
         for ratio, min_keep in ((0.1, 0), (0.55, 2), (1.0, 1), (1.5, 0)):
             kept = oracle.select(
-                scored, method, ratio, min_keep, response, position, valid, batch["gamma"]
+                scored, method, ratio, min_keep, completion, position, valid, batch["gamma"]
             )
             masks = [
-                [int(kept[i]) for i in range(len(rows)) if response[i] == number]
+                [int(kept[i]) for i in range(len(rows)) if completion[i] == number]
                 for number in range(len(batch["samples"]))
             ]
             batch["selections"].append(

@@ -16,15 +16,15 @@ def test_rows_come_back_as_they_were(dtype):
     assert rows.dtype == torch.uint8
     assert rows.shape == (50, 8 + dtype.itemsize + 16)
     found = _unpacked(rows, [], dtypes)
-    for name in ("response", "position", "valid", "compatibility", "entropy"):
+    for name in ("completion", "position", "valid", "compatibility", "entropy"):
         assert torch.equal(getattr(found, name), getattr(table, name)), name
     assert torch.equal(found.disagreement, values[0])
 
 
 def test_numbers_at_the_ends_of_their_ranges():
     table = random_table(2, 2)
-    table.response[:] = torch.tensor([0, 2**31 - 1])
+    table.completion[:] = torch.tensor([0, 2**31 - 1])
     table.position[:] = torch.tensor([2**31 - 1, 0])
     found = _unpacked(_packed(table, [table.entropy] * 3), [], [torch.float64] * 3)
-    assert torch.equal(found.response, table.response)
+    assert torch.equal(found.completion, table.completion)
     assert torch.equal(found.position, table.position)

@@ -195,11 +195,11 @@ def test_policy_gradient_value_is_the_k1_estimate_and_the_clip_stops_the_gradien
 
 def test_reduction_weights_by_counting():
     weights = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.0], dtype=DOUBLE)
-    response = torch.tensor([0, 0, 0, 4, 4, 7])
+    completion = torch.tensor([0, 0, 0, 4, 4, 7])
     valid = torch.tensor([True, True, True, True, True, False])
 
     def reduced(**settings):
-        return reduction_weights(weights, response, valid, **settings).tolist()
+        return reduction_weights(weights, completion, valid, **settings).tolist()
 
     assert reduced() == pytest.approx([0.4, 0, 0.2, 0.4, 0, 0])
     assert reduced(denominator="completion") == pytest.approx([0.2, 0, 0.1, 0.2, 0, 0])
@@ -221,8 +221,8 @@ def test_reduction_weights_by_counting():
 def test_anchor_weights_are_unbiased_reproducible_and_off_the_kept_tokens():
     kept = torch.arange(20_000) % 10 == 0
     valid = torch.arange(20_000) % 7 != 0
-    response = torch.arange(20_000) // 50
-    draw = {"response": response, "coef": 2.0, "fraction": 0.1, "seed": 3}
+    completion = torch.arange(20_000) // 50
+    draw = {"completion": completion, "coef": 2.0, "fraction": 0.1, "seed": 3}
     weights = anchor_weights(kept, valid, step=5, **draw)
     assert torch.equal(weights, anchor_weights(kept, valid, step=5, **draw))
     assert not torch.equal(weights, anchor_weights(kept, valid, step=6, **draw))

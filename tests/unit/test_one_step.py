@@ -125,7 +125,7 @@ def test_gains_of_selected_and_others_add_up(lab):
     from taopd.selectors import select
 
     selection = select(frozen.table, selector="random", budget=0.2, seed=0, step=0)
-    weights = reduction_weights(selection.weights, frozen.table.response, frozen.table.valid)
+    weights = reduction_weights(selection.weights, frozen.table.completion, frozen.table.valid)
     gradient = selection_gradient(student, frozen, weights, SETTINGS, VOCAB)
     update = update_of(trainable(student), gradient, "sgd", row["learning_rate"], SETTINGS)
     with torch.no_grad():

@@ -27,7 +27,7 @@ def test_reference_rules_match_the_oracle(table, method, budget, min_keep, data)
         return
     columns = (table.disagreement, table.compatibility, table.entropy)
     scored = oracle.scores(*(column.tolist() for column in columns), how)
-    rows = (table.response.tolist(), table.position.tolist(), table.valid.tolist())
+    rows = (table.completion.tolist(), table.position.tolist(), table.valid.tolist())
     expected = oracle.select(scored, method, budget, min_keep, *rows, gamma=gamma)
     ours = select(
         table,

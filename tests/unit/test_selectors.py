@@ -91,8 +91,8 @@ def test_laws_of_every_selector(table, name, budget, min_keep, paper):
     assert ranked.tolist() == list(range(len(ranked)))
     if budget == 1.0:
         assert torch.equal(ours.kept, table.valid)
-    for response in set(table.response.tolist()):
-        mine = table.response == response
+    for completion in set(table.completion.tolist()):
+        mine = table.completion == completion
         assert int((ours.kept & mine).sum()) >= min(min_keep, int((table.valid & mine).sum()))
 
 
@@ -104,7 +104,7 @@ def test_a_monotone_transform_moves_no_rank(table, name, budget):
         disagreement=table.disagreement**2,
         compatibility=table.compatibility,
         entropy=table.entropy**2,
-        response=table.response,
+        completion=table.completion,
         position=table.position,
         valid=table.valid,
     )
@@ -131,7 +131,7 @@ def test_order_of_rows_and_of_responses_does_not_matter_without_ties(seed, name)
         disagreement=table.disagreement[order],
         compatibility=table.compatibility[order],
         entropy=table.entropy[order],
-        response=renamed[table.response[order]],
+        completion=renamed[table.completion[order]],
         position=table.position[order],
         valid=table.valid[order],
         extra={name: column[order] for name, column in table.extra.items()},

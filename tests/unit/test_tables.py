@@ -17,10 +17,10 @@ from taopd.signals import (
 )
 
 
-def ema_by_definition(values, response, decay):
+def ema_by_definition(values, completion, decay):
     averages = []
     for row, value in enumerate(values):
-        if row == 0 or response[row] != response[row - 1]:
+        if row == 0 or completion[row] != completion[row - 1]:
             averages.append(value)
         else:
             averages.append(decay * averages[-1] + (1 - decay) * value)
@@ -41,13 +41,13 @@ def small_signals(num_rows=5):
 @settings(deadline=None)
 def test_r7_prefix_ema_matches_the_recursion_and_resets_per_response(responses, decay):
     values = [value for one in responses for value in one]
-    response = [number for number, one in enumerate(responses) for _ in one]
+    completion = [number for number, one in enumerate(responses) for _ in one]
     ours = prefix_ema(
         torch.tensor(values, dtype=torch.float64),
-        torch.tensor(response, dtype=torch.int64),
+        torch.tensor(completion, dtype=torch.int64),
         decay=decay,
     )
-    assert ours.tolist() == ema_by_definition(values, response, decay)
+    assert ours.tolist() == ema_by_definition(values, completion, decay)
 
 
 def test_r7_prefix_ema_runs_over_masked_rows():
@@ -57,18 +57,18 @@ def test_r7_prefix_ema_runs_over_masked_rows():
 
 
 def test_every_proxy_is_the_column_it_names():
-    signals, response = small_signals(), torch.zeros(5, dtype=torch.int64)
+    signals, completion = small_signals(), torch.zeros(5, dtype=torch.int64)
     expected = {
         "mass": signals.compatibility,
         "bound": signals.compatibility_bound,
         "set": signals.overlap,
         "bc": signals.bhattacharyya,
         "jaccard": signals.jaccard,
-        "prefix_ema": prefix_ema(signals.compatibility, response),
+        "prefix_ema": prefix_ema(signals.compatibility, completion),
     }
     assert set(expected) == set(COMPATIBILITIES)
     for name, column in expected.items():
-        assert_close(compatibility_proxy(signals, name, response), column)
+        assert_close(compatibility_proxy(signals, name, completion), column)
 
 
 def test_an_unknown_proxy_is_an_error_with_the_nearest_name():
@@ -79,7 +79,7 @@ def test_an_unknown_proxy_is_an_error_with_the_nearest_name():
 def test_signal_table_names_the_first_bad_row_and_forgives_masked_ones():
     signals = small_signals()
     signals.disagreement[3] = torch.nan
-    rows = {"response": torch.tensor([0, 0, 0, 1, 1]), "position": torch.tensor([0, 1, 2, 0, 1])}
+    rows = {"completion": torch.tensor([0, 0, 0, 1, 1]), "position": torch.tensor([0, 1, 2, 0, 1])}
     with pytest.raises(NumericsError, match="response 1, position 0"):
         signal_table(signals, **rows, valid=torch.ones(5, dtype=torch.bool))
     table = signal_table(signals, **rows, valid=torch.tensor([True, True, True, False, True]))
@@ -93,7 +93,7 @@ def test_a_column_of_another_length_is_an_error():
             disagreement=column,
             compatibility=column,
             entropy=torch.zeros(2, dtype=torch.float64),
-            response=torch.zeros(3, dtype=torch.int64),
+            completion=torch.zeros(3, dtype=torch.int64),
             position=torch.arange(3),
             valid=torch.ones(3, dtype=torch.bool),
         )

@@ -59,11 +59,11 @@ def test_bad_weightings_are_named():
 @settings(deadline=None)
 def test_the_response_scope_is_a_selection_in_every_response(table, name, budget):
     ours = select(table, selector=name, budget=budget, scope="response")
-    for response in set(table.response.tolist()):
-        mine = (table.response == response) & (ours.order >= 0)
-        num_valid = int(((table.response == response) & table.valid).sum())
+    for completion in set(table.completion.tolist()):
+        mine = (table.completion == completion) & (ours.order >= 0)
+        num_valid = int(((table.completion == completion) & table.valid).sum())
         if budget == 1.0:
-            assert int((ours.kept & (table.response == response)).sum()) == num_valid
+            assert int((ours.kept & (table.completion == completion)).sum()) == num_valid
             continue
         quota = max(1, math.ceil(budget * num_valid)) if num_valid else 0
         best = sorted(ours.order[mine].tolist())[:quota]
@@ -143,7 +143,7 @@ def test_the_drawn_loss_is_the_full_loss_in_expectation():
         drawn = select(table, selector="ier", budget=0.1, draw="proportional", step=step)
         assert int(drawn.kept.sum()) == drawn.num_budget and drawn.probability is not None
         weights = reduction_weights(
-            drawn.weights, table.response, table.valid, denominator="completion"
+            drawn.weights, table.completion, table.valid, denominator="completion"
         )
         estimates.append(float((weights * losses).sum()))
     mean = sum(estimates) / len(estimates)

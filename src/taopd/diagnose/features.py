@@ -220,7 +220,7 @@ def _features(tokens: pd.DataFrame, settings: AnalysisSettings) -> Features:
         disagreement=column(f"disagreement_k{k}"),
         compatibility=column(proxy_column(settings.proxy, k)),
         entropy=column("entropy"),
-        response=torch.tensor(usable["completion"].to_numpy(np.int64)),
+        completion=torch.tensor(usable["completion"].to_numpy(np.int64)),
         position=torch.tensor(usable["position"].to_numpy(np.int64)),
         valid=torch.ones(len(usable), dtype=torch.bool),
         extra={signal: column(name) for name, signal in EXTRA.items() if name in usable.columns},

@@ -151,7 +151,7 @@ def freeze_batch(
             ),
             table=signal_table(
                 scored.signals,
-                response=positions.row,
+                completion=positions.row,
                 position=positions.column,
                 valid=torch.ones_like(positions.row, dtype=torch.bool),
                 needs=needs,

@@ -69,7 +69,7 @@ def one_step(
     choose = partial(select, budget=settings.budget, seed=settings.seed, step=batch_index)
 
     def gradient(selection: Selection) -> list[Any]:
-        weights = reduction_weights(selection.weights, batch.table.response, batch.table.valid)
+        weights = reduction_weights(selection.weights, batch.table.completion, batch.table.valid)
         return selection_gradient(student, batch, weights, settings, vocab_size)
 
     everything = norm_of(gradient(choose(batch.table, selector="full")))

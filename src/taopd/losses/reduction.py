@@ -19,7 +19,7 @@ from taopd.errors import ConfigError
 
 def reduction_weights(
     weights: Float[Tensor, " N"],
-    response: Int[Tensor, " N"],
+    completion: Int[Tensor, " N"],
     valid: Bool[Tensor, " N"],
     *,
     reduction: str = "token_mean",
@@ -43,7 +43,7 @@ def reduction_weights(
     counted = weights if denominator == "selected" else valid.to(weights.dtype)
     if reduction == "token_mean":
         return weights / _nonzero(ranks.sums(counted.sum()))
-    groups, index = torch.unique(response, return_inverse=True)
+    groups, index = torch.unique(completion, return_inverse=True)
     totals = counted.new_zeros(len(groups)).index_add_(0, index, counted)
     return weights / _nonzero(totals)[index] / max(1, ranks.total(len(groups)))
 
@@ -51,7 +51,7 @@ def reduction_weights(
 def anchor_weights(
     kept: Bool[Tensor, " N"],
     valid: Bool[Tensor, " N"],
-    response: Int[Tensor, " N"],
+    completion: Int[Tensor, " N"],
     *,
     coef: float = 1.0,
     fraction: float,
@@ -74,7 +74,7 @@ def anchor_weights(
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
     uniform = uniform_part(kept.shape[0], generator, ranks, torch.float32).to(kept.device)
-    groups, group = response.unique(return_inverse=True)
+    groups, group = completion.unique(return_inverse=True)
     counts = ranks.counts(len(groups))
     num_groups, first = sum(counts), sum(counts[: ranks.rank])
     num_drawn = math.ceil(responses * num_groups)

@@ -1,4 +1,4 @@
-"""How many rows may be kept: counts from a share, over the batch or per response, and over time."""
+"""How many rows may be kept: counts from a share, over the batch or per completion, and over time."""
 
 import math
 from numbers import Real
@@ -37,13 +37,13 @@ def budget_count(budget: float, num_valid: int) -> int:
     return min(num_valid, max(1, math.ceil(budget * num_valid)))
 
 
-def response_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " N"], int]:
-    """Per row, what the budget pays for in its response, by the rule of `budget_count`; and the sum.
+def completion_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " N"], int]:
+    """Per row, what the budget pays for in its completion, by the rule of `budget_count`; and the sum.
 
-    A response without a valid row counts 0. The sum is over all ranks.
+    A completion without a valid row counts 0. The sum is over all ranks.
     """
-    responses, group = table.response.unique(return_inverse=True)
-    num_valid = torch.zeros(len(responses), dtype=torch.int64, device=group.device)
+    completions, group = table.completion.unique(return_inverse=True)
+    num_valid = torch.zeros(len(completions), dtype=torch.int64, device=group.device)
     num_valid.index_add_(0, group, table.valid.long())
     # In Python's doubles: a float32 product on the device would round to other counts.
     counts = torch.tensor([budget_count(budget, n) for n in num_valid.tolist()], dtype=torch.int64)
@@ -73,15 +73,15 @@ def scheduled_budget(
     return start + (end - start) * share
 
 
-def within_quota(order: Tensor, quota: Tensor, response: Tensor) -> Tensor:
-    """Rows of an order whose place among those of their own response is below the response's quota."""
-    return order[place_in_response(order, response) < quota[order]]
+def within_quota(order: Tensor, quota: Tensor, completion: Tensor) -> Tensor:
+    """Rows of an order whose place among those of their own completion is below the completion's quota."""
+    return order[place_in_completion(order, completion) < quota[order]]
 
 
-def place_in_response(order: Tensor, response: Tensor) -> Tensor:
-    """0-based place of each entry of an order among the entries of the same response."""
-    _, group = response[order].unique(return_inverse=True)
-    # The stable sort puts a response's entries side by side and leaves their order as it is.
+def place_in_completion(order: Tensor, completion: Tensor) -> Tensor:
+    """0-based place of each entry of an order among the entries of the same completion."""
+    _, group = completion[order].unique(return_inverse=True)
+    # The stable sort puts a completion's entries side by side and leaves their order as it is.
     by_response = group.argsort(stable=True)
     sizes = torch.bincount(group)
     starts = sizes.cumsum(0) - sizes
@@ -89,13 +89,13 @@ def place_in_response(order: Tensor, response: Tensor) -> Tensor:
     return torch.empty_like(nth).index_put_((by_response,), nth)
 
 
-def top_up(kept: Tensor, preference: Tensor, response: Tensor, min_keep: int) -> None:
-    """Add each response's most preferred unkept rows until it has min_keep, or no row left; in
+def top_up(kept: Tensor, preference: Tensor, completion: Tensor, min_keep: int) -> None:
+    """Add each completion's most preferred unkept rows until it has min_keep, or no row left; in
     place."""
-    groups, group = response.unique(return_inverse=True)
+    groups, group = completion.unique(return_inverse=True)
     num_kept = torch.zeros_like(groups).index_add_(0, group, kept.to(groups.dtype))
-    # All responses at once: a loop over them would wait for the device in each.
+    # All completions at once: a loop over them would wait for the device in each.
     spare = preference[~kept[preference]]
-    nth = place_in_response(spare, response)
-    most = min(min_keep, response.shape[0])
+    nth = place_in_completion(spare, completion)
+    most = min(min_keep, completion.shape[0])
     kept[spare[nth < most - num_kept[group[spare]]]] = True

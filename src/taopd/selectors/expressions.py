@@ -248,7 +248,7 @@ def _probe(selector: Selector) -> None:
         disagreement=-value,
         compatibility=-value,
         entropy=-value,
-        response=place,
+        completion=place,
         position=place,
         valid=place == 0,
         extra=dict.fromkeys(KNOWN_SIGNALS, value),

@@ -21,7 +21,7 @@ REJECTED_WEIGHT = 0.01
 
 
 def prefix(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Earliest positions of every response first: -t. Source: ESR, arXiv 2605.27028; POPD 2605.31490."""
+    """Earliest positions of every completion first: -t. Source: ESR, arXiv 2605.27028; POPD 2605.31490."""
     return -view.table.position.double()
 
 
@@ -87,7 +87,7 @@ def selectkd_weight(view: NormalizedView) -> Float[Tensor, " N"]:
 
 
 def iw(view: NormalizedView, *, gamma: float = 0.5) -> Float[Tensor, " N"]:
-    """1 + gamma (1 - sum_(k<t) |Delta_k| / sum_k |Delta_k|) along the response, in [1, 1 + gamma].
+    """1 + gamma (1 - sum_(k<t) |Delta_k| / sum_k |Delta_k|) along the completion, in [1, 1 + gamma].
 
     Source: IW-OPD, arXiv 2606.22600.
     """
@@ -102,7 +102,7 @@ def iw(view: NormalizedView, *, gamma: float = 0.5) -> Float[Tensor, " N"]:
 def pw(
     view: NormalizedView, *, floor: float = 0.25, center: float = 0.30, width: float = 0.10
 ) -> Float[Tensor, " N"]:
-    """floor + (1 - floor) sigmoid((pos - center) / width), pos in [0, 1] along the response; increasing.
+    """floor + (1 - floor) sigmoid((pos - center) / width), pos in [0, 1] along the completion; increasing.
 
     Source: PW-OPSD, arXiv 2605.21606.
     """
@@ -115,10 +115,10 @@ def pw(
 def fire(
     view: NormalizedView, *, alpha: float = 1.0, beta: float = 1.0, drop: float = 0.2
 ) -> Float[Tensor, " N"]:
-    """(1 + alpha (1 - H_T / max H_T)) (1 + beta H_S / max H_S); 0 in the dropped responses.
+    """(1 + alpha (1 - H_T / max H_T)) (1 + beta H_S / max H_S); 0 in the dropped completions.
 
-    Dropped are the `drop` share of responses with the lowest mean log q(y); the maxima are over the batch.
-    Source: FiRe-OPD, arXiv 2606.02684 (the released code's scope; the paper normalizes per response).
+    Dropped are the `drop` share of completions with the lowest mean log q(y); the maxima are over the batch.
+    Source: FiRe-OPD, arXiv 2606.02684 (the released code's scope; the paper normalizes per completion).
     """
     _inside("drop", drop, 0.0, 0.999)
     sure = 1.0 - view.signal("teacher_entropy") / _largest(view.signal("teacher_entropy"), view)
@@ -136,7 +136,7 @@ def sure(view: NormalizedView, *, alpha: float = 1.0) -> Float[Tensor, " N"]:
 def bellman(
     values: Float[Tensor, " N"], view: NormalizedView, *, gamma: float = 0.995
 ) -> Float[Tensor, " N"]:
-    """Look-ahead of any score: V = R / M along the response, a_t = min(q(y) / p(y), 1).
+    """Look-ahead of any score: V = R / M along the completion, a_t = min(q(y) / p(y), 1).
 
         R_t = values_t + gamma a_t R_(t+1),   M_t = 1 + gamma a_t M_(t+1)
 
@@ -177,16 +177,16 @@ def _largest(values: Tensor, view: NormalizedView) -> Tensor:
 
 
 def _dropped(view: NormalizedView, share: float) -> Bool[Tensor, " N"]:
-    """Rows of the floor(share R) responses whose sampled tokens the teacher finds least likely."""
+    """Rows of the floor(share R) completions whose sampled tokens the teacher finds least likely."""
     table = view.table
-    responses, group = table.response.unique(return_inverse=True)
+    completions, group = table.completion.unique(return_inverse=True)
     ones = torch.ones_like(view.h)
     total = response_sum(view.signal("teacher_logprobs"), table)
     mean = total / response_sum(ones, table).clamp_min(1.0)
-    of_response = torch.empty_like(responses, dtype=mean.dtype).index_put_((group,), mean)
-    dropped = torch.zeros_like(responses, dtype=torch.bool)
-    # Stable: among equal responses the earlier one is dropped on every device.
-    dropped[of_response.argsort(stable=True)[: int(share * len(responses))]] = True
+    of_response = torch.empty_like(completions, dtype=mean.dtype).index_put_((group,), mean)
+    dropped = torch.zeros_like(completions, dtype=torch.bool)
+    # Stable: among equal completions the earlier one is dropped on every device.
+    dropped[of_response.argsort(stable=True)[: int(share * len(completions))]] = True
     return dropped[group]
 
 
@@ -196,26 +196,26 @@ def _inside(name: str, value: float, low: float, high: float) -> None:
 
 
 def in_order(table: SignalTable) -> Int[Tensor, " N"]:
-    """Index that puts the rows in the order (response, position)."""
+    """Index that puts the rows in the order (completion, position)."""
     if len(table) == 0:
-        return table.response.new_zeros(0)
+        return table.completion.new_zeros(0)
     width = table.position.max() + 1
-    return (table.response.long() * width + table.position).argsort(stable=True)
+    return (table.completion.long() * width + table.position).argsort(stable=True)
 
 
 def earlier_sum(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor, " N"]:
-    """Sum of `values` over the valid rows of the same response that come before each row."""
+    """Sum of `values` over the valid rows of the same completion that come before each row."""
     order = in_order(table)
     counted = torch.where(table.valid, values, 0.0)[order]
     before = counted.cumsum(0) - counted
-    starts = _starts(table.response[order])
-    # The running sum of the whole table, less what it was where the response began.
+    starts = _starts(table.completion[order])
+    # The running sum of the whole table, less what it was where the completion began.
     return torch.empty_like(values).index_put_((order,), before - before[starts])
 
 
 def response_sum(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor, " N"]:
-    """Sum of `values` over the valid rows of each row's response."""
-    _, group = table.response.unique(return_inverse=True)
+    """Sum of `values` over the valid rows of each row's completion."""
+    _, group = table.completion.unique(return_inverse=True)
     counted = torch.where(table.valid, values, 0.0)
     num_groups = int(group.max()) + 1 if group.numel() else 0
     return counted.new_zeros(num_groups).index_add_(0, group, counted)[group]
@@ -224,16 +224,16 @@ def response_sum(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tenso
 def discounted_future(
     values: Float[Tensor, " N"], decay: Float[Tensor, " N"], table: SignalTable
 ) -> Float[Tensor, " N"]:
-    """R_t = values_t + decay_t R_(t+1) along each response, R = 0 after its last row.
+    """R_t = values_t + decay_t R_(t+1) along each completion, R = 0 after its last row.
 
     A row that may not train adds nothing itself and hands on what comes after it.
     """
     order = in_order(table)
     own = torch.where(table.valid, values, 0.0)[order]
     carry = torch.where(table.valid, decay, torch.ones_like(decay))[order]
-    _, lengths = torch.unique_consecutive(table.response[order], return_counts=True)
+    _, lengths = torch.unique_consecutive(table.completion[order], return_counts=True)
     starts = lengths.cumsum(0) - lengths
-    # Backward over positions, all responses at once: as many steps as the longest response has tokens.
+    # Backward over positions, all completions at once: as many steps as the longest completion has tokens.
     result = own.clone()
     for step in range(int(lengths.max()) - 2 if lengths.numel() else -1, -1, -1):
         rows = starts[lengths > step + 1] + step
@@ -242,10 +242,10 @@ def discounted_future(
 
 
 def relative_position(table: SignalTable) -> Float[Tensor, " N"]:
-    """Place in the response, 0 at its first position and 1 at its last."""
+    """Place in the completion, 0 at its first position and 1 at its last."""
     if len(table) == 0:
         return table.disagreement.new_zeros(0)
-    _, group = table.response.unique(return_inverse=True)
+    _, group = table.completion.unique(return_inverse=True)
     last = torch.zeros(int(group.max()) + 1, dtype=table.position.dtype, device=group.device)
     last.scatter_reduce_(0, group, table.position, "amax")
     return table.position.double() / last[group].clamp_min(1)

@@ -51,7 +51,7 @@ class Selector:
     bounded: bool = False
     """Scores lie in [0, 1]: an expression takes them as they are and normalizes all others."""
     local: bool = False
-    """A score reads its row and its response alone, and no further signal than `needs`: ranks can score
+    """A score reads its row and its completion alone, and no further signal than `needs`: ranks can score
     their own rows, which a generation batch above `gather_limit` asks for. The view's columns, quadrants,
     `normalized` and `uniform` are of the whole batch in any case."""
 

@@ -1,4 +1,4 @@
-"""Choose which tokens of a whole rollout batch train: budget, order, ties, minimum per response.
+"""Choose which tokens of a whole rollout batch train: budget, order, ties, minimum per completion.
 
 The choice is global: the table holds every prompt, sample, rank and micro-batch, so the kept set does not
 depend on how the work was divided.
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.selectors import formulas
-from taopd.selectors.budget import budget_count, response_counts, top_up, within_quota
+from taopd.selectors.budget import budget_count, completion_counts, top_up, within_quota
 from taopd.selectors.normalize import NormalizedView, normalized_view, seeded_generator
 from taopd.selectors.registry import Score, Selector, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
@@ -83,7 +83,7 @@ def select(
     A table that is one rank's part (`table.ranks`) gives this rank's part of the same selection; then every
     rank must call it.
 
-    Ties: smaller position in the response, then earlier response (ascending selectors: larger
+    Ties: smaller position in the completion, then earlier completion (ascending selectors: larger
     position). `budget=1.0` keeps every valid row whatever the selector, which is plain distillation
     (R12).
 
@@ -132,7 +132,7 @@ class _Order(NamedTuple):
 
     def places(self, table: SignalTable) -> Int[Tensor, " N"]:
         """0-based place of every row; -1 where it is no candidate, or not known on one rank."""
-        places = torch.full_like(table.response, -1, dtype=torch.int64)
+        places = torch.full_like(table.completion, -1, dtype=torch.int64)
         if table.ranks.size == 1:
             index = self.best_first
             places[index] = torch.arange(index.shape[0], device=index.device)
@@ -140,9 +140,9 @@ class _Order(NamedTuple):
 
 
 def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
-    """Per row, the rows its response may keep, and the sum; None where only the sum counts."""
+    """Per row, the rows its completion may keep, and the sum; None where only the sum counts."""
     if how.scope == "response":
-        return response_counts(how.budget, table)
+        return completion_counts(how.budget, table)
     return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
 
 
@@ -192,12 +192,12 @@ def _cut(
         return draw_rows(probability, num_kept, view.generator), probability
     if quota is not None:
         kept = torch.zeros_like(order.candidates)
-        kept[within_quota(order.best_first, quota, table.response)] = True
+        kept[within_quota(order.best_first, quota, table.completion)] = True
     else:
         kept = _best(chosen, table, order, num_budget)
     # After the cut: these rows come on top of the budget and take no other row's place.
     if how.min_keep > 0:
-        top_up(kept, _preference(chosen, view, order), table.response, how.min_keep)
+        top_up(kept, _preference(chosen, view, order), table.completion, how.min_keep)
     return kept, None
 
 
@@ -251,7 +251,7 @@ def _weights(
 def _nothing(view: NormalizedView) -> Selection:
     # R14: without a row that may train there is no scale, no score and no draw.
     zeros = torch.zeros_like(view.h)
-    places = torch.full_like(view.table.response, -1, dtype=torch.int64)
+    places = torch.full_like(view.table.completion, -1, dtype=torch.int64)
     return _selection(view, zeros, places, view.table.valid.clone(), zeros, 0, None)
 
 

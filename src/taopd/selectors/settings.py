@@ -19,14 +19,14 @@ class Rules:
     budget: float = 0.05
     """Share of valid rows, in (0, 1]; the reference's rules take more than 1 as 1."""
     min_keep: int = 0
-    """At least this many rows of every response that has them, added to the budget: best of the
+    """At least this many rows of every completion that has them, added to the budget: best of the
     selector's own order, its candidates first (reference: best soft OR, R17)."""
     gamma: float = 0.5
     """Share of the budget that `split` spends on entropy."""
     rules: str = "paper"
     """"paper", or "reference" for R8-R18 of the released code."""
     scope: str = "global"
-    """"response": the budget holds in every response by itself."""
+    """"response": the budget holds in every completion by itself."""
     draw: str = "top"
     """"proportional": draw with probability in proportion to the score, weight 1 / probability."""
     draw_floor: float = 0.1

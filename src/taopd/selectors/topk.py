@@ -1,7 +1,7 @@
 """The best n rows of all ranks, in the total order of METHOD R15, and the score at a place of that order.
 
 One rank that has every row sorts them. Several ranks find the n-th best score, then among the rows equal to
-it the n-th position, then among the rows equal in both take the earlier response: three bounded searches
+it the n-th position, then among the rows equal in both take the earlier completion: three bounded searches
 (`taopd.distributed.collectives`), and each rank marks its own rows. Same rows, bit for bit.
 """
 
@@ -24,10 +24,10 @@ def ranking(
     index = rows.nonzero()[:, 0]
     if index.shape[0] == 0:
         return index
-    position, response = table.position[index].long(), table.response[index].long()
+    position, completion = table.position[index].long(), table.completion[index].long()
     place = position.max() - position if ascending else position
-    # One number orders by position, then response; the stable sort by score keeps it among equal scores.
-    ties = place * (response.max() + 1) + response
+    # One number orders by position, then completion; the stable sort by score keeps it among equal scores.
+    ties = place * (completion.max() + 1) + completion
     index = index[ties.argsort(stable=True)]
     return index[scores[index].argsort(descending=not ascending, stable=True)]
 
@@ -56,9 +56,9 @@ def best_rows(
         best |= better
         count -= table.ranks.total(better.sum())
         left &= column == cut
-    # Ranks hold the responses in their order.
+    # Ranks hold the completions in their order.
     index = left.nonzero()[:, 0]
-    index = index[table.response[index].argsort(stable=True)]
+    index = index[table.completion[index].argsort(stable=True)]
     mine = max(0, count - table.ranks.before(index.shape[0]))
     best[index[:mine]] = True
     return best

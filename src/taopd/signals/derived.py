@@ -165,7 +165,7 @@ def available_signals(signals: TokenSignals) -> frozenset[str]:
 def signal_table(
     signals: TokenSignals,
     *,
-    response: Int[Tensor, " N"],
+    completion: Int[Tensor, " N"],
     position: Int[Tensor, " N"],
     valid: Bool[Tensor, " N"],
     compatibility: str = "mass",
@@ -188,9 +188,9 @@ def signal_table(
         extra[name] = _computed(signals, name)
     table = SignalTable(
         disagreement=signals.disagreement.double(),
-        compatibility=compatibility_proxy(signals, compatibility, response).double(),
+        compatibility=compatibility_proxy(signals, compatibility, completion).double(),
         entropy=signals.entropy.double(),
-        response=response,
+        completion=completion,
         position=position,
         valid=valid,
         extra=extra,
@@ -200,7 +200,7 @@ def signal_table(
         if bad.any():
             row = int(bad.nonzero()[0])
             raise NumericsError(
-                f"{name} is not finite at response {int(response[row])}, position {int(position[row])}; "
+                f"{name} is not finite at completion {int(completion[row])}, position {int(position[row])}; "
                 "look for NaN or infinite logits there"
             )
     return table

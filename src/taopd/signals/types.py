@@ -1,7 +1,7 @@
 """What is known about every completion position: one row per position, no model, no device choice.
 
 `TokenSignals` is what scoring produces on one rank, top-K lists included. `SignalTable` is the narrow part
-of it that a selector may read, with the bookkeeping a global choice needs (which response, where in it,
+of it that a selector may read, with the bookkeeping a global choice needs (which completion, where in it,
 may it train); it is what travels between ranks.
 """
 
@@ -94,11 +94,11 @@ COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalTable:
-    """What a selector reads: N positions in the order (response, position). float64, one device.
+    """What a selector reads: N positions in the order (completion, position). float64, one device.
 
-    Aligned example, two responses of three and two tokens, the last one masked out:
+    Aligned example, two completions of three and two tokens, the last one masked out:
 
-        response       0    0    0    1    1
+        completion       0    0    0    1    1
         position       0    1    2    0    1
         valid          T    T    T    T    F
         disagreement  .02  1.3   .4   .0   .7
@@ -108,8 +108,8 @@ class SignalTable:
     compatibility: Float[Tensor, " N"]
     """Already the chosen proxy."""
     entropy: Float[Tensor, " N"]
-    response: Int[Tensor, " N"]
-    """Index of the response in the whole generation batch, ascending."""
+    completion: Int[Tensor, " N"]
+    """Index of the completion in the whole generation batch, ascending."""
     position: Int[Tensor, " N"]
     """0-based position inside the completion."""
     valid: Bool[Tensor, " N"]
@@ -117,7 +117,7 @@ class SignalTable:
     extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
     """Further named signals; see `signals.columns`."""
     ranks: Ranks = ALONE
-    """Who holds the other rows, if this is one rank's part of a table: whole responses, by rank."""
+    """Who holds the other rows, if this is one rank's part of a table: whole completions, by rank."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.disagreement.shape)
@@ -134,17 +134,17 @@ class SignalTable:
 
 
 def prefix_ema(
-    compatibility: Float[Tensor, " N"], response: Int[Tensor, " N"], *, decay: float = 0.9
+    compatibility: Float[Tensor, " N"], completion: Int[Tensor, " N"], *, decay: float = 0.9
 ) -> Float[Tensor, " N"]:
-    """Moving average of C along each response: e_0 = C_0, e_t = decay e_{t-1} + (1 - decay) C_t.
+    """Moving average of C along each completion: e_0 = C_0, e_t = decay e_{t-1} + (1 - decay) C_t.
 
-    Rows are in the order (response, position). Masked rows take part (METHOD R7). All responses advance
-    together, one step per position, so the cost is the longest response, not the number of tokens.
+    Rows are in the order (completion, position). Masked rows take part (METHOD R7). All completions advance
+    together, one step per position, so the cost is the longest completion, not the number of tokens.
     """
     num_rows = compatibility.shape[0]
     if num_rows == 0:
         return compatibility.clone()
-    _, lengths = torch.unique_consecutive(response, return_counts=True)
+    _, lengths = torch.unique_consecutive(completion, return_counts=True)
     starts = lengths.cumsum(0) - lengths
     averages = compatibility.clone()
     previous = compatibility[starts]
@@ -159,18 +159,18 @@ def prefix_ema(
 
 
 def compatibility_proxy(
-    signals: TokenSignals, name: str, response: Int[Tensor, " N"]
+    signals: TokenSignals, name: str, completion: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
     """The chosen stand-in for C. [METHOD section 2]
 
     mass: teacher mass on S_S; bound: on the ids in both lists (eq. 17); set: |S_S and S_T| / K; bc:
-    Bhattacharyya; jaccard; prefix_ema: moving average of mass along the response.
+    Bhattacharyya; jaccard; prefix_ema: moving average of mass along the completion.
 
     Raises:
         ConfigError: for an unknown name.
     """
     if name == "prefix_ema":
-        return prefix_ema(signals.compatibility, response)
+        return prefix_ema(signals.compatibility, completion)
     proxies = {
         "mass": signals.compatibility,
         "bound": signals.compatibility_bound,

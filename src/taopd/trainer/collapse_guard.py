@@ -67,7 +67,7 @@ class CollapseGuard(TrainerCallback):
         num_valid, num_kept = choice.selection.num_valid, choice.selection.num_kept
         found = (table.entropy[valid].double().sum(), table.compatibility[kept].double().sum())
         entropy, compatibility = ranks.sums(torch.stack(found)).tolist()
-        num_responses = ranks.total(table.response[valid].unique().numel())
+        num_responses = ranks.total(table.completion[valid].unique().numel())
         values = {
             "entropy": entropy / max(1, num_valid),
             "length": num_valid / max(1, num_responses),

@@ -1,8 +1,8 @@
 """One table of signals over all ranks, so that 1 rank and 8 ranks choose the same positions.
 
-Up to `limit` tokens every rank gets all rows, as bytes: 8 for response, position and validity, 4 for a column
-that float32 holds without loss (every rank says so with its counts), else 8. Above it no row leaves its rank:
-the part stays where it is, with `Ranks` to ask the others for counts and order statistics. No pickle.
+Up to `limit` tokens every rank gets all rows, as bytes: 8 for completion, position and validity, 4 for a
+column that float32 holds without loss (every rank says so with its counts), else 8. Above it no row leaves
+its rank: the part stays where it is, with `Ranks` to ask the others for counts and order statistics. No pickle.
 """
 
 from collections.abc import Collection
@@ -63,7 +63,7 @@ def gather_table(
         return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
 
     ranks = Ranks(rank=rank, size=accelerator.num_processes, all_reduce=all_reduce)
-    part = replace(part, response=part.response + facts[:rank, 0].sum(), ranks=ranks)
+    part = replace(part, completion=part.completion + facts[:rank, 0].sum(), ranks=ranks)
     if sum(sizes) > limit:
         return Gathered(part, part, slice(0, len(part)))
     dtypes = [torch.float32 if all(flags) else torch.float64 for flags in facts[:, 2:].T.tolist()]
@@ -88,14 +88,15 @@ def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool
 
 def _to_cpu(table: SignalTable) -> SignalTable:
     moved = {
-        name: getattr(table, name).cpu() for name in (*SELECTED_BY, "response", "position", "valid")
+        name: getattr(table, name).cpu()
+        for name in (*SELECTED_BY, "completion", "position", "valid")
     }
     return replace(table, **moved, extra={name: value.cpu() for name, value in table.extra.items()})
 
 
 def _packed(part: SignalTable, values: list[Tensor]) -> Tensor:
     """uint8 [rows, bytes]."""
-    place = part.response.long() << (_POSITION_BITS + 1)
+    place = part.completion.long() << (_POSITION_BITS + 1)
     place |= (part.position.long() << 1) | part.valid.long()
     return torch.cat(
         [column[:, None].contiguous().view(torch.uint8) for column in (place, *values)], 1
@@ -111,7 +112,7 @@ def _unpacked(rows: Tensor, names: list[str], dtypes: list[torch.dtype]) -> Sign
     ]
     return SignalTable(
         **dict(zip(SELECTED_BY, values, strict=False)),
-        response=place >> (_POSITION_BITS + 1),
+        completion=place >> (_POSITION_BITS + 1),
         position=(place >> 1) & (2**_POSITION_BITS - 1),
         valid=(place & 1).bool(),
         extra=dict(zip(names, values[3:], strict=True)),

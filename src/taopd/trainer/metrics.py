@@ -118,8 +118,8 @@ def selection_metrics(
         "select/valid_tokens": float(selection.num_valid),
     }
     # Counts of completions add up over processes: no completion lies on two.
-    num_responses = ranks.total(table.response[valid].unique().numel())
-    num_taught = ranks.total(table.response[kept].unique().numel())
+    num_responses = ranks.total(table.completion[valid].unique().numel())
+    num_taught = ranks.total(table.completion[kept].unique().numel())
     metrics["select/empty_completions"] = 1.0 - num_taught / max(1, num_responses)
     averaged = {
         "select/mean_weight": selection.weights[kept],

@@ -113,7 +113,7 @@ def signal_options(
 def local_table(
     signals: TokenSignals,
     args: TeachabilityConfig,
-    response: Int[Tensor, " N"],
+    completion: Int[Tensor, " N"],
     position: Int[Tensor, " N"],
     stop_ids: Sequence[int] = (),
     *,
@@ -121,12 +121,12 @@ def local_table(
 ) -> SignalTable:
     """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
     # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
-    valid = torch.ones_like(response, dtype=torch.bool)
+    valid = torch.ones_like(completion, dtype=torch.bool)
     if args.stop_tokens == "exclude" and signals.token_ids is not None:
         valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
     return signal_table(
         signals,
-        response=response,
+        completion=completion,
         position=position,
         valid=valid,
         compatibility=args.compatibility,
@@ -165,7 +165,7 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         selection = select(table, selector="full", **rules)
     weights = reduction_weights(
         selection.weights,
-        table.response,
+        table.completion,
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
@@ -198,7 +198,7 @@ def _anchor_draw(
     return anchor_weights(
         selection.kept if some_left else ~table.valid,
         table.valid,
-        table.response,
+        table.completion,
         fraction=args.anchor_fraction,
         responses=args.anchor_responses,
         seed=args.seed,

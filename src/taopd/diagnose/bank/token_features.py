@@ -147,7 +147,7 @@ def quadrant_columns(
             disagreement=columns[f"disagreement_k{k}"].double(),
             compatibility=columns[f"compatibility_k{k}"].double(),
             entropy=columns["entropy"].double(),
-            response=completion,
+            completion=completion,
             position=position,
             valid=torch.ones_like(completion, dtype=torch.bool),
         )

@@ -113,7 +113,7 @@ def _metrics(batch: Batch) -> tuple[dict[str, list[Json]], ListMetrics]:
         "reach_t1": metrics.teacher_best_reached.long().tolist(),
         "target_student_rank": [rank or None for rank in metrics.student_target_rank.tolist()],
         "target_teacher_rank": [rank or None for rank in metrics.teacher_target_rank.tolist()],
-        "Cprefix_ema": prefix_ema(mass, batch.response).tolist(),
+        "Cprefix_ema": prefix_ema(mass, batch.completion).tolist(),
     }
     return columns, metrics
 
@@ -206,7 +206,7 @@ def check_batch(report: ConformanceReport, batch: Batch) -> None:
             disagreement=metrics.disagreement,
             compatibility=torch.tensor(columns[name], dtype=torch.float64),
             entropy=metrics.student_entropy,
-            response=batch.response,
+            completion=batch.completion,
             position=batch.position,
             valid=batch.valid,
         )

@@ -87,7 +87,7 @@ _COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One recorded batch as tensors, rows in the order (response, position)."""
+    """One recorded batch as tensors, rows in the order (completion, position)."""
 
     place: str
     places: list[str]
@@ -103,7 +103,7 @@ class Batch:
     requested_logprobs: Tensor
     """[N, K]; -inf where an id was not recorded."""
     target_ids: Tensor
-    response: Tensor
+    completion: Tensor
     position: Tensor
     valid: Tensor
     lengths: list[int]
@@ -125,7 +125,7 @@ class Batch:
         return columns
 
     def flat_masks(self, recorded: dict[str, Json], place: str) -> list[int]:
-        """The masks of one recorded selection, response after response."""
+        """The masks of one recorded selection, completion after completion."""
         masks = recorded["masks"]
         if [len(mask) for mask in masks] != self.lengths:
             raise DataError(
@@ -158,10 +158,10 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
     k, samples = raw["K"], raw["samples"]
     rows: list[tuple[Json, ...]] = []
     places: list[str] = []
-    for response, sample in enumerate(samples):
-        for position, row in enumerate(_response(sample, f"{place}, response {response}")):
-            places.append(f"response {response}, position {position}")
-            rows.append((response, position, *row))
+    for completion, sample in enumerate(samples):
+        for position, row in enumerate(_response(sample, f"{place}, completion {completion}")):
+            places.append(f"response {completion}, position {position}")
+            rows.append((completion, position, *row))
     width = max([k, *(len(row[column]) for row in rows for column in (2, 3))])
     student_ids, student_logprobs = _lists([row[2] for row in rows], width)
     teacher_ids, teacher_logprobs = _lists([row[3] for row in rows], width)
@@ -184,7 +184,7 @@ def _batch(raw: dict[str, Json], place: str) -> Batch:
         requested=torch.tensor([row[4] is not None for row in rows], dtype=torch.bool),
         requested_logprobs=_padded(requested_logprobs, width, -math.inf, torch.float64),
         target_ids=integers(5),
-        response=integers(0),
+        completion=integers(0),
         position=integers(1),
         valid=integers(6).bool(),
         lengths=[len(sample["token_ids"]) for sample in samples],

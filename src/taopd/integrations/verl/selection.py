@@ -174,7 +174,7 @@ def _table(
     )
     return signal_table(
         signals,
-        response=row,
+        completion=row,
         position=position,
         valid=listed if on_teacher_list else torch.ones_like(listed),
         compatibility=settings.compatibility,
@@ -192,11 +192,11 @@ def _factors(
             f"actor_rollout_ref.actor.loss_agg_mode to {' or '.join(REDUCTIONS)}"
         )
     final = reduction_weights(
-        selection.weights, table.response, table.valid, reduction=REDUCTIONS[agg_mode]
+        selection.weights, table.completion, table.valid, reduction=REDUCTIONS[agg_mode]
     )
     if agg_mode == "token-mean":
         return final * counted.sum()
-    return final * counted[table.response] * len(counted)
+    return final * counted[table.completion] * len(counted)
 
 
 def _mean(values: Tensor) -> float:

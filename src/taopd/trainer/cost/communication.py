@@ -26,7 +26,7 @@ from taopd.trainer.cost.settings import BYTES, PlanSettings
 from taopd.trainer.cost.shapes import ModelShape
 
 ROW_BYTES = 20
-"""A token of the selection table: response, position and validity in 8, D, C and H in 4 each."""
+"""A token of the selection table: completion, position and validity in 8, D, C and H in 4 each."""
 SPREAD_PLACES = 37
 """Order statistics of a spread selection with its metrics: two for each of 2 quantiles of 4 columns (16) and
 of 2 medians (4), the cut, a tie, three percentiles of 5 columns (15)."""

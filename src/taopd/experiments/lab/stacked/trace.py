@@ -61,7 +61,7 @@ class Trace:
         for arm, (here, table, choice) in enumerate(arms):
             kept = choice.selection.kept
             rest = ~kept if bool((~kept).any()) else kept
-            num_rows = int(table.response.unique().numel())
+            num_rows = int(table.completion.unique().numel())
             watched = {
                 "idle_drift": float(idle[here][rest].mean()),
                 "entropy": float(table.entropy.mean()),
@@ -111,10 +111,10 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _behind(rare: Tensor, table: SignalTable) -> Tensor:
     """Tokens of a completion that come after its first rare one."""
-    first = torch.full((int(table.response.max()) + 1,), 1 << 30)
+    first = torch.full((int(table.completion.max()) + 1,), 1 << 30)
     at = table.position[rare].long()
-    first.scatter_reduce_(0, table.response[rare].long(), at, reduce="amin")
-    return table.position.long() > first[table.response.long()]
+    first.scatter_reduce_(0, table.completion[rare].long(), at, reduce="amin")
+    return table.position.long() > first[table.completion.long()]
 
 
 def _mean(values: Tensor) -> float:

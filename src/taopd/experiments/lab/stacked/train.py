@@ -200,7 +200,7 @@ class Stack:
     def _tables(self, signals: TokenSignals, positions: Positions) -> list[SignalTable]:
         whole = signal_table(
             signals,
-            response=positions.row,
+            completion=positions.row,
             position=positions.column,
             valid=torch.ones_like(positions.row, dtype=torch.bool),
             compatibility=self.settings[0].compatibility,
@@ -306,7 +306,7 @@ class Stack:
 
 def take_rows(table: SignalTable, rows: slice) -> SignalTable:
     """A part of a table, as a view."""
-    columns = (*SELECTED_BY, "response", "position", "valid")
+    columns = (*SELECTED_BY, "completion", "position", "valid")
     return replace(
         table,
         extra={name: value[rows] for name, value in table.extra.items()},
