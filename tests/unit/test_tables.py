@@ -80,7 +80,7 @@ def test_signal_table_names_the_first_bad_row_and_forgives_masked_ones():
     signals = small_signals()
     signals.disagreement[3] = torch.nan
     rows = {"completion": torch.tensor([0, 0, 0, 1, 1]), "position": torch.tensor([0, 1, 2, 0, 1])}
-    with pytest.raises(NumericsError, match="response 1, position 0"):
+    with pytest.raises(NumericsError, match="completion 1, position 0"):
         signal_table(signals, **rows, valid=torch.ones(5, dtype=torch.bool))
     table = signal_table(signals, **rows, valid=torch.tensor([True, True, True, False, True]))
     assert len(table) == 5 and table.extra["teacher_entropy"].dtype == torch.float64

@@ -61,6 +61,7 @@ class CollapseGuard(TrainerCallback):
             table: of the whole generation batch; choice: what was selected of it.
             idle_drift: nats, at the watched tokens of this rank.
         """
+        # Sums and not means: processes hold different numbers of watched tokens.
         sums = torch.stack([idle_drift.sum(), idle_drift.new_tensor(float(idle_drift.numel()))])
         total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
         valid, kept, ranks = table.valid, choice.selection.kept, table.ranks
@@ -94,6 +95,7 @@ class CollapseGuard(TrainerCallback):
             self._update(state.global_step, {"bank_gain": logs[BANK_GAIN]})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # At the end of a step, so that the checkpoint that follows is a whole one.
         if self.watch.fired and self._action != "warn":
             control.should_training_stop = True
 

@@ -2,7 +2,7 @@
 
 Up to `limit` tokens every rank gets all rows, as bytes: 8 for completion, position and validity, 4 for a
 column that float32 holds without loss (every rank says so with its counts), else 8. Above it no row leaves
-its rank: the part stays where it is, with `Ranks` to ask the others for counts and order statistics. No pickle.
+its rank: the part stays where it is, with `Ranks` to ask the others for counts and order statistics.
 """
 
 from collections.abc import Collection
@@ -56,6 +56,7 @@ def gather_table(
     values = [getattr(part, name) for name in SELECTED_BY] + [part.extra[name] for name in names]
     exact = [int(torch.equal(value, value.float().double())) for value in values]
     facts = torch.tensor([[num_rows, len(part), *exact]], device=accelerator.device)
+    # One small collective first, so that every process knows how long the next one is.
     facts = accelerator.gather(facts).cpu()
     rank, sizes = accelerator.process_index, facts[:, 1].tolist()
 
@@ -68,6 +69,7 @@ def gather_table(
         return Gathered(part, part, slice(0, len(part)))
     dtypes = [torch.float32 if all(flags) else torch.float64 for flags in facts[:, 2:].T.tolist()]
     rows = _packed(part, [value.to(dtype) for value, dtype in zip(values, dtypes, strict=True)])
+    # Collectives want equal lengths; the rows that fill up are cut off again by count.
     padding = rows.new_zeros(max(sizes) - len(part), rows.shape[1])
     gathered = accelerator.gather(torch.cat([rows, padding])[None].to(accelerator.device)).cpu()
     whole = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])

@@ -199,6 +199,7 @@ def _percentiles(columns: Mapping[str, Tensor], num_valid: int, ranks: Ranks) ->
     if num_valid == 0:
         return {}
     percents = (10, 50, 90)
+    # Interpolation would invent a value that no token has.
     places = [round(q / 100 * (num_valid - 1)) for q in percents]
     return {
         f"{name}/p{q}": value

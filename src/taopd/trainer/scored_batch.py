@@ -12,6 +12,7 @@ from taopd.signals import SignalTable, TokenSignals
 from taopd.trainer.selection import Choice
 
 
+# Frozen: several observers see it, and the loss reads it after them.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
     """This process's part of a generation batch, its signals, and what was selected of it."""

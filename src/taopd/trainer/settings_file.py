@@ -92,6 +92,7 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
     _set_environment(config, config_file)
     _check_names([str(key) for key in config], f"key in {config_file}")
     _check_types(config, config_file)
+    # As defaults, so that a flag wins over the file.
     parser.set_defaults_with_config(**config)
     unknown = parser.parse_known_args(list(flags))[1]
     _check_names(_flag_names(unknown), "flag")

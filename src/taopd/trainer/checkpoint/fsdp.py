@@ -38,6 +38,7 @@ def layout_of(accelerator: Accelerator) -> Layout:
         ConfigError: by version 1 of FSDP, whose flattened parameters are not supported.
     """
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
+    # Flattened parameters have no shape of their own that a shard could be cut from.
     if plugin is not None and plugin.fsdp_version == 1:
         raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2")
     return _LAYOUTS.get(accelerator.distributed_type, "replicated")
@@ -112,6 +113,7 @@ def load_optimizer(
     files = [folder / process_file(OPTIMIZER, writer) for writer in writers]
     trees = _overlapping(files, lambda tree: tree["state"], params)
     state: dict[int, dict[str, Any]] = {}
+    # State that is not sharded (step counts) is the same in every file: the first will do.
     for index, values in trees[0]["state"].items():
         if index not in params:
             raise DataError(f"{folder} is of an optimizer with more parameters than {len(params)}")
@@ -155,6 +157,7 @@ def _weights(model: nn.Module, *, trained_only: bool) -> Iterator[tuple[str, Ten
     """Weights and saved buffers by name, tied ones once."""
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
+        # Tied weights are one parameter under two names.
         if id(value) not in seen and (value.requires_grad or not trained_only):
             seen.add(id(value))
             yield name, value

@@ -83,6 +83,7 @@ class AtomicCheckpoints(Trainer):
         if named is None or named is False:
             return None
         folder = Path(self.args.output_dir) if named is True else Path(named)
+        # The command has verified it before it loaded the models: hashing a checkpoint twice takes minutes.
         if self.checked == folder:
             return str(folder)
         answer = agreed(self.args, self.layout, folder, newest=named is True)
@@ -132,6 +133,7 @@ class AtomicCheckpoints(Trainer):
 
     def _publish(self, partial: Path, final: Path) -> None:
         """Seal a checkpoint and give it its name."""
+        # transformers noted the name under which it was being written.
         if self.state.best_model_checkpoint == str(partial):
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(partial / STATE))
@@ -164,6 +166,7 @@ class AtomicCheckpoints(Trainer):
         if self.layout == "deepspeed":
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        # transformers would pickle schedule and scaler; both are plain numbers.
         scaler = self.accelerator.scaler
         assert self.optimizer is not None and self.lr_scheduler is not None
         others = {

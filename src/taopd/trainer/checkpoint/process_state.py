@@ -53,9 +53,11 @@ class RankState(TrainerCallback):
     def save(self, folder: Path) -> None:
         """Write this process's file of a checkpoint; inside a step, the state at the step's start."""
         trainer = self._trainer
+        # A failure inside a step must not save the half of it that has run.
         state = dict(self._at_step_start or self._take())
         state["num_processes"] = trainer.args.world_size
         state["division"] = self._division()
+        # The generation batch is used by several steps: the next one needs it as it was sampled.
         if trainer.state.global_step % trainer.args.num_iterations:
             state["buffer"] = trainer._buffered_inputs
         trainer.state.num_input_tokens_seen = state["tokens"]
@@ -70,6 +72,7 @@ class RankState(TrainerCallback):
         """
         trainer = self._trainer
         path = folder / process_file("rank", trainer.args.process_index)
+        # More processes than before: the new ones begin with the first one's state.
         state = load_tree(path if path.exists() else folder / process_file("rank", 0))
         for name, callback in self._stateful():
             if name in state["callbacks"]:

@@ -64,6 +64,7 @@ def load_tree(path: str | Path, *, shard_values: bool = True) -> Any:
         with safe_open(path, framework="pt") as stored:
             skeleton = json.loads((stored.metadata() or {})[_KEY])
             return _unpack(skeleton, stored, shard_values=shard_values)
+    # A damaged file fails in any of these ways; none of them is a bug of the caller's.
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error
 
@@ -80,6 +81,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):
+        # JSON turns integer keys into text: keys are written as values, so only what JSON holds exactly.
         if not all(isinstance(key, (int, str)) for key in value):
             raise DataError(f"cannot be saved without pickle: the keys of {where or 'the state'}")
         return {"dict": [[key, _pack(value[key], tensors, f"{where}/{key}")] for key in value]}
@@ -93,6 +95,7 @@ def _own(value: Tensor, others: dict[str, Tensor]) -> Tensor:
     """On the CPU, in memory of its own: safetensors refuses views and tensors that share."""
     value = value.detach().to("cpu")
     storage = value.untyped_storage()
+    # Tied weights share memory, and safetensors writes no tensor twice.
     shared = any(
         storage.data_ptr() == other.untyped_storage().data_ptr() for other in others.values()
     )

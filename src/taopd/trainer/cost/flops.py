@@ -76,6 +76,7 @@ def backward_flops(
         fresh_share: share of the keys that carry gradient.
         frozen: weights get no gradient (LoRA; the adapters themselves are not counted).
     """
+    # Two matmuls of the backward: by the input, and by the weight unless it is frozen.
     per_weight = 2.0 if frozen else 4.0
     attention = _attention(shape, num_keys) * (1.0 + fresh_share)
     return num_queries * (per_weight * shape.active_weights + attention)
@@ -94,6 +95,7 @@ def sample_flops(shape: ModelShape, settings: PlanSettings) -> float:
     """FLOP of sampling the generation batch with a key/value cache."""
     prompt, completion = settings.prompt_length, settings.completion_length
     prefill = forward_flops(shape, prompt, prompt)
+    # A token in the middle of the completion sees the prompt and half of the completion.
     decode = forward_flops(shape, completion, prompt + (completion + 1) / 2)
     head = head_flops(shape, shape.vocab_size, completion)
     return settings.num_rows * (prefill + decode + head)
@@ -118,6 +120,7 @@ def step_cost(
     frozen = settings.lora_rank is not None
     share = gradient_share(settings, window)
     full = forward_flops(student, tokens, length)
+    # The scoring pass is the training forward, or has left the keys and values of one.
     passes = 0.0 if shared_forward or (window is not None and settings.keep_prefix) else full
     sparse = forward_flops(student, share * tokens, length)
     backward = backward_flops(student, share * tokens, length, fresh_share=share, frozen=frozen) + (
@@ -131,6 +134,7 @@ def step_cost(
     loss_heads = matmuls * student_head
     if settings.needs_teacher_distribution:
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
+    # One more matmul: the reference model's own head at these tokens.
     anchor = settings.anchored_share * (matmuls + 1) * student_head
     if settings.anchor_fraction:
         anchor += full * settings.anchor_responses
@@ -157,6 +161,7 @@ def trl_cost(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     full = forward_flops(student, tokens, length)
     backward = backward_flops(student, tokens, length, frozen=frozen)
     scored = settings.num_completion_tokens
+    # TRL projects every completion token, whatever the budget.
     heads = (TRL_STUDENT_MATMULS - frozen) * head_flops(student, vocab_size, scored)
     heads += TRL_TEACHER_MATMULS * head_flops(teacher, vocab_size, scored)
     return StepCost(

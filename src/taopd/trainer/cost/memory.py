@@ -66,16 +66,19 @@ def layer_bytes_per_token(shape: ModelShape, settings: PlanSettings, *, packed: 
     """
     compute, stream = BYTES[settings.dtype], BYTES[settings.student_dtype]
     query, key = shape.query_size, shape.key_size
+    # Under autocast a matmul's output is kept in the compute dtype beside the float32 stream.
     outputs = 5 if settings.autocast else 2
     masked = settings.padded and not packed
     total = shape.hidden_size * (2 * FLOAT32 + 2 * stream + outputs * compute) + 2 * FLOAT32
     if shape.qk_norm:
         total += (query + key) * (FLOAT32 + compute)
         total += FLOAT32 * (shape.num_heads + shape.num_kv_heads)
+    # sdpa with a mask has no kernel for grouped heads: keys and values are repeated.
     repeated = query if masked and shape.num_heads != shape.num_kv_heads else key
     total += compute * (2 * query + 2 * repeated)
     if not packed:
         total += FLOAT32 * shape.num_heads
+    # The additive mask, one row of it a token.
     if masked:
         total += compute * settings.length
     return total + compute * 4 * shape.intermediate_size
@@ -94,6 +97,7 @@ def activation_bytes(
     layer = layer_bytes_per_token(shape, settings, packed=share is not None)
     layers = shape.num_layers * layer
     if settings.gradient_checkpointing:
+        # Each layer's input, and one layer at a time recomputed in full.
         layers = shape.num_layers * shape.hidden_size * stream + layer
     norm = shape.hidden_size * (FLOAT32 + stream) + FLOAT32
     rotation = 2 * shape.head_dim * stream * settings.length
@@ -118,10 +122,12 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     stored = BYTES[settings.student_dtype]
     trained, shards = trained_parameters(student, settings), settings.shards
     adapters = 0 if settings.lora_rank is None else trained
+    # DDP copies gradients into buckets to send them while the backward goes on.
     buckets = settings.sharding == "ddp" and settings.num_ranks > 1
     compute, zero3 = BYTES[settings.dtype], settings.sharding == "zero3"
     held = stored + (compute if zero3 and settings.autocast else 0)
     gathered = [student] if not zero3 or settings.teacher_elsewhere else [student, teacher]
+    # FSDP2 leaves a model without gradient whole: it is not wrapped.
     frozen = shards if zero3 else 1
     of_teacher = BYTES[settings.teacher_dtype] * teacher.num_parameters / frozen
     of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
@@ -162,8 +168,10 @@ def _logits(student: ModelShape, teacher: ModelShape, settings: PlanSettings) ->
     chunk = positions_per_chunk(vocab_size)
     tile = TILES["cpu" if settings.device == "cpu" else "other"].elements
     scored = settings.batch * settings.completion_length
+    # The anchor's terms and the loss's run one after the other: the larger of the two counts.
     trained = max(1.0, scored * max(settings.budget, settings.anchored_share))
     row = FLOAT32 * vocab_size
+    # One float32 gradient of the head, folded from all chunks; an adapter leaves the head frozen.
     head = row * student.hidden_size if settings.lora_rank is None else 0
     casts = BYTES[settings.dtype] * vocab_size * student.hidden_size if settings.autocast else 0
     return {
