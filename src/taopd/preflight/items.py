@@ -25,7 +25,7 @@ from taopd.trainer.cost.settings import plan_settings
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
     """Judge item by item, cheapest first."""
-    before = remote_teacher.ITEMS if subject.asked else {}
+    before = remote_teacher.ITEMS if subject.remote else {}
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
     for name, check in (before | _ITEMS | sampled).items():
         yield _guarded(name, check, subject)
@@ -61,16 +61,16 @@ def _tokenizers(subject: Subject) -> Verdict:
 
 
 def _special_tokens(subject: Subject) -> Verdict:
-    asked, excluded = subject.asked, subject.settings.training.stop_tokens == "exclude"
-    cured = subject.merged or (asked and excluded)
-    return tokenizer_checks.check_special_tokens(*subject.tokenizers, merged=cured, asked=asked)
+    remote, excluded = subject.remote, subject.settings.training.stop_tokens == "exclude"
+    cured = subject.merged or (remote and excluded)
+    return tokenizer_checks.check_special_tokens(*subject.tokenizers, merged=cured, remote=remote)
 
 
 def _generation_config(subject: Subject) -> Verdict:
     (student, teacher), configs = subject.tokenizers, subject.generation_configs
     stops = [declared_ids(config.eos_token_id) for config in configs]
     return tokenizer_checks.check_generation_config(
-        student, stops[0], teacher, stops[1], merged=subject.merged, asked=subject.asked
+        student, stops[0], teacher, stops[1], merged=subject.merged, remote=subject.remote
     )
 
 

@@ -59,7 +59,7 @@ def measure(
     """Score sampled completions with both models; see `Measured` and `scoring.score_positions`.
 
     Args:
-        remote: the teacher is a `Teacher` that is asked. Its divergence over the full vocabulary is not
+        remote: the teacher is a `Teacher` elsewhere. Its divergence over the full vocabulary is not
             sent, and its mass on stop ids is exact only where it scores wanted ids.
 
     Raises:

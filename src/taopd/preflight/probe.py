@@ -32,7 +32,7 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
     Raises:
         DataError: every completion is empty.
         NumericsError: NaN or infinite logits.
-        TeacherError: a teacher that is asked does not answer.
+        TeacherError: a remote teacher does not answer.
     """
     args, tokenizer = trainer.args, trainer.text_tokenizer
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)

@@ -163,7 +163,7 @@ class Subject:
         return dict(self.settings.training.chat_template_kwargs or {})
 
     @property
-    def asked(self) -> bool:
+    def remote(self) -> bool:
         """The teacher is behind a server."""
         return self.settings.training.teacher_url is not None
 

@@ -71,13 +71,13 @@ def check_tokenizers(
 
 
 def check_special_tokens(
-    student: Tokenizer, teacher: Tokenizer, *, merged: bool, asked: bool = False
+    student: Tokenizer, teacher: Tokenizer, *, merged: bool, remote: bool = False
 ) -> Verdict:
     """End-of-sequence and padding ids of both tokenizers.
 
     Args:
         merged: stop ids already count as one token.
-        asked: the teacher is behind a server.
+        remote: the teacher is behind a server.
     """
     problems = Problems()
     if student.eos_token_id is None:
@@ -85,7 +85,7 @@ def check_special_tokens(
     elif teacher.eos_token_id != student.eos_token_id and not merged:
         problems.warn(
             f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
-            f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if asked else _MERGE}."
+            f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if remote else _MERGE}."
         )
     if student.pad_token_id == student.eos_token_id:
         problems.warn(
@@ -113,16 +113,16 @@ def check_generation_config(
     teacher_stops: Sequence[int],
     *,
     merged: bool,
-    asked: bool = False,
+    remote: bool = False,
 ) -> Verdict:
     """Where a model stops by its generation config, against its tokenizer's end.
 
     Args:
         student_stops: ids of `generation_config.eos_token_id`; none where the config names none.
         merged: stop ids already count as one token.
-        asked: the teacher is behind a server.
+        remote: the teacher is behind a server.
     """
-    cure = _EXCLUDE if asked else _MERGE
+    cure = _EXCLUDE if remote else _MERGE
     problems = Problems()
     for owner, tokenizer, stops in (
         ("student", student, student_stops),

@@ -66,7 +66,7 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     @property
     def remote_teacher(self) -> Teacher | None:
         """The teacher, if it is behind a server or a `Teacher` of the caller's."""
-        return self._teacher.asked
+        return self._teacher.remote
 
     def _get_train_sampler(self, dataset=None):
         args = self.args

@@ -274,7 +274,7 @@ class TeachabilityConfig(DistillationConfig):
         """Refuse a generation batch that cannot be divided; see `config_checks.check_generation_batch`."""
         config_checks.check_generation_batch(self, size, streaming=streaming)
 
-    def check_teacher(self, asked: bool) -> None:
-        """Refuse what a teacher that is `asked` at a URL or through `Teacher` cannot do."""
-        if asked:
+    def check_teacher(self, remote: bool) -> None:
+        """Refuse what a teacher at a URL or through `Teacher` (`remote`) cannot do."""
+        if remote:
             config_checks.check_remote_teacher(self)

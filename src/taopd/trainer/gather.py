@@ -30,7 +30,7 @@ class Gathered(NamedTuple):
     """This rank's rows, with every column; responses numbered over all ranks."""
     table: SignalTable
     """What to choose from: the rows of all ranks in the order of one big batch, or `part` itself."""
-    mine: slice
+    local: slice
     """Where this rank's rows are in `table`."""
 
 
@@ -72,9 +72,9 @@ def gather_table(
     # Collectives want equal lengths; the rows that fill up are cut off again by count.
     padding = rows.new_zeros(max(sizes) - len(part), rows.shape[1])
     gathered = accelerator.gather(torch.cat([rows, padding])[None].to(accelerator.device)).cpu()
-    whole = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
+    every = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
     start = sum(sizes[:rank])
-    return Gathered(part, _unpacked(whole, names, dtypes), slice(start, start + len(part)))
+    return Gathered(part, _unpacked(every, names, dtypes), slice(start, start + len(part)))
 
 
 def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:

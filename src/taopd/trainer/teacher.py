@@ -1,4 +1,4 @@
-"""The trainer's teacher: a model that runs here, or a `Teacher` that is asked."""
+"""The trainer's teacher: a model that runs here, or a `Teacher` elsewhere."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ from taopd.trainer.selection import signal_needs, signal_options
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
-"""In the run folder: what was asked, and whether C is exact or a lower bound."""
+"""In the run folder: the teacher, and whether C is exact or a lower bound."""
 
 
 class TeacherSource:
     """Scores generation batches, whoever the teacher is.
 
     Args:
-        teacher: path, hub id or model for a teacher here; for one that is asked a `Teacher`, or None
+        teacher: path, hub id or model for a teacher here; for one elsewhere a `Teacher`, or None
             with `args.teacher_url`.
         student: its vocabulary is what both must share.
 
     Raises:
-        ConfigError: a loss, signal or setting that an asked teacher cannot serve, or no teacher at all.
+        ConfigError: a loss, signal or setting that a remote teacher cannot serve, or no teacher at all.
         DataError: see `load_teacher`. TeacherError, TeacherUnavailable: see `connect`.
     """
 
@@ -54,8 +54,8 @@ class TeacherSource:
         self._args, self._accelerator = args, accelerator
         self._needs = signal_needs(args)
         self._reads_hidden = needs_teacher_distribution(args.loss)
-        self.asked: Teacher | None = None
-        """The teacher, if it is asked."""
+        self.remote: Teacher | None = None
+        """The teacher, if it is not a model in this process."""
         self.plain: PreTrainedModel | None = None
         """The model as it was loaded, if it runs here."""
         self.model: Any = None
@@ -65,10 +65,10 @@ class TeacherSource:
         if isinstance(teacher, PreTrainedModel) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
         if args.teacher_url or isinstance(teacher, Teacher):
-            args.check_teacher(asked=True)
+            args.check_teacher(remote=True)
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
-            self.asked = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
-            self._check_signals(self.asked.describe()["exact"])
+            self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
+            self._check_signals(self.remote.describe()["exact"])
             # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
@@ -108,8 +108,8 @@ class TeacherSource:
         args = self._args
         options = signal_options(args, stop_ids, needs=self._needs)
         size = args.per_device_train_batch_size
-        if self.asked is not None:
-            return self._ask(forward, student, batch, positions, size, when, reuse)
+        if self.remote is not None:
+            return self._score_remote(forward, student, batch, positions, size, when, reuse)
         scored = score_positions(
             forward,
             student,
@@ -127,7 +127,7 @@ class TeacherSource:
             scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
 
-    def _ask(
+    def _score_remote(
         self,
         forward: Forward,
         student: Any,
@@ -138,12 +138,12 @@ class TeacherSource:
         reuse: Reuse,
     ) -> Scored:
         scored, error = None, None
-        assert self.asked is not None
+        assert self.remote is not None
         try:
             scored = score_remote(
                 forward,
                 student,
-                self.asked,
+                self.remote,
                 batch,
                 positions,
                 micro_batch_size=size,
@@ -178,8 +178,8 @@ class TeacherSource:
         if exact == self._said or not self._accelerator.is_main_process:
             return
         self._said = exact
-        assert self.asked is not None
-        about = self.asked.describe() | {"compatibility": "exact" if exact else "lower bound"}
+        assert self.remote is not None
+        about = self.remote.describe() | {"compatibility": "exact" if exact else "lower bound"}
         logger.info("teacher: %s", about)
         if not exact:
             logger.warning(
