@@ -79,10 +79,8 @@ class TeachabilityTrainer(BaseTrainer):
         # Signals and padding know token ids alone.
         if isinstance(self.processing_class, ProcessorMixin):
             raise DataError("multimodal students are not supported: pass a text model")
-        size, streaming = (
-            self._generation_batch_size(),
-            isinstance(self.train_dataset, IterableDataset),
-        )
+        size = self._generation_batch_size()
+        streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(size, streaming=streaming)
         check_size(args, size, self.accelerator.num_processes)
         self._teacher = TeacherSource(
