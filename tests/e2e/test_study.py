@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_keeps_finished_arms(undisturbed, tmp_path, monkeyp
     assert sorted(path.parent.name for path in output.glob("arms/*/results.json")) == ["full-seed0"]
     assert not list(output.rglob("*.tmp")) and not (output / "results.json").exists()
 
-    really_replace = records._replace
+    really_replace = records.write_text
 
     def no_room(path, text):
         if path == output / "results.json":
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_keeps_finished_arms(undisturbed, tmp_path, monkeyp
         really_replace(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_replace", no_room)
+        patch.setattr(records, "write_text", no_room)
         with pytest.raises(DataError, match="No space left on device; finished arms are kept"):
             run_study(plan, output=output, resume=True, num_workers=1)
     assert not (output / "results.json").exists()

@@ -238,8 +238,15 @@ class StudentForward:
         window = self._args.gradient_window
         assert window is not None
         with self._accelerator.autocast():
+            # A NaN here is the loss's to find: an error would leave the trainer without states to go on with.
             sparse = sparse_states(
-                student, part.input_ids, part.attention_mask, wanted, window=window, prefix=prefix
+                student,
+                part.input_ids,
+                part.attention_mask,
+                wanted,
+                window=window,
+                prefix=prefix,
+                check_finite=False,
             )
             hidden = head_dtype(sparse.hidden)
         return _padded(hidden, active), sparse.share

@@ -19,6 +19,7 @@ Why not a `Cache` that scatters fresh keys into the stored ones: layers drop the
 checkpointing, masks differ per model family, and sdpa keeps repeated keys of the whole length per layer.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from taopd.errors import ConfigError, ShapeError
+from taopd.errors import ConfigError, NumericsError, ShapeError
 from taopd.models.gradient_window.attention import IMPLEMENTATION, WindowState, window_state
 from taopd.models.gradient_window.positions import Layout, gradient_positions
 from taopd.models.gradient_window.prefix import KeyValuePrefix, backbone_of, capture_prefix
@@ -113,6 +114,7 @@ def sparse_states(
     *,
     window: int,
     prefix: KeyValuePrefix | None = None,
+    check_finite: bool = True,
 ) -> SparseStates:
     """Last hidden states at the wanted positions, with gradient through them and the `window` before each.
 
@@ -126,11 +128,13 @@ def sparse_states(
         wanted: positions whose state predicts a selected token.
         window: 0 or more positions.
         prefix: of these very rows and columns, from the weights as they are now; None: computed here.
+        check_finite: False: leave NaN to the loss, which names the token.
 
     Raises:
         ConfigError: if the backbone is not supported; `window` is negative; the result differs from the
             prefix pass beyond rounding.
         ShapeError: if the prefix is of other rows or columns.
+        NumericsError: NaN or infinite states, with `check_finite`.
     """
     if window < 0:
         raise ConfigError(f"gradient_window={window}: must be 0 or more positions")
@@ -157,7 +161,7 @@ def sparse_states(
             use_cache=False,
         ).last_hidden_state[0]
     hidden = hidden[wanted[layout.row, layout.column]]
-    _check_values(backbone, hidden.detach(), prefix, wanted)
+    _check_values(backbone, hidden.detach(), prefix, wanted, check_finite)
     return SparseStates(
         hidden=hidden,
         gradient_tokens=int(active.sum()) if bool(wanted.any()) else 0,
@@ -165,7 +169,9 @@ def sparse_states(
     )
 
 
-def _check_values(backbone: Any, found: Tensor, prefix: KeyValuePrefix, wanted: Tensor) -> None:
+def _check_values(
+    backbone: Any, found: Tensor, prefix: KeyValuePrefix, wanted: Tensor, check_finite: bool
+) -> None:
     """The guard of this file: the sparse pass must reproduce the prefix pass."""
     if any(
         isinstance(layer, nn.Dropout) and layer.p > 0 and layer.training
@@ -175,8 +181,10 @@ def _check_values(backbone: Any, found: Tensor, prefix: KeyValuePrefix, wanted: 
     expected = prefix.hidden[wanted].double()
     difference = float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
     name = type(backbone).__name__
-    # NaN is left to the loss, which names the token. An error here would come before the loss of this process
-    # and in the middle of the forwards of the others.
+    if not math.isfinite(difference):
+        if check_finite:
+            raise NumericsError(f"{name}: NaN or infinite hidden states at positions that train")
+        return
     if difference > TOLERANCE.get(prefix.values[0].dtype, HALF_TOLERANCE):
         raise ConfigError(
             f"gradient_window: {name}'s hidden states differ by {difference:.1e} (relative) from those of a "
