@@ -142,6 +142,7 @@ class Rollouts:
     """Where they came from, enough to make them again; plain values, no paths."""
 
     def __post_init__(self) -> None:
+        # An empty batch has no width, and no forward could be run on it.
         if not self.completion_ids:
             raise DataError("no completions: a bank needs at least one")
         if len(self.prompt_ids) != len(self.completion_ids):

@@ -106,6 +106,7 @@ def score_positions(
             continue
         signals.append(scored)
         if reuse.keep_student_graph:
+            # Their graph lives until the loss's backward: this pass is the training forward.
             of_student.append(hidden)
         if keep_teacher_hidden:
             of_teacher.append(teacher_hidden)

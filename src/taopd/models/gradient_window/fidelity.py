@@ -45,6 +45,7 @@ def gradients_of(
     """Gradient of a loss by every trainable parameter, taken aside: no `.grad` changes, no hook runs."""
     every = model.parameters() if isinstance(model, nn.Module) else model
     parameters = [parameter for parameter in every if parameter.requires_grad]
+    # Not `backward`: gradients that the step has gathered so far must stay as they are.
     return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 

@@ -181,6 +181,7 @@ def _check_values(
     expected = prefix.hidden[wanted].double()
     difference = float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
     name = type(backbone).__name__
+    # A comparison with NaN is false: without this line a NaN would pass for a good result.
     if not math.isfinite(difference):
         if check_finite:
             raise NumericsError(f"{name}: NaN or infinite hidden states at positions that train")
