@@ -137,7 +137,7 @@ def table_of(teacher, models, batch, positions):
         when="",
     ).signals
     valid = torch.ones_like(positions.row, dtype=torch.bool)
-    return signal_table(signals, response=positions.row, position=positions.column, valid=valid)
+    return signal_table(signals, completion=positions.row, position=positions.column, valid=valid)
 
 
 @torch.no_grad()
