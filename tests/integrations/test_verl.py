@@ -79,7 +79,7 @@ def table_by_definition(micro_lab, rows, *, exact):
         signals = topk_lists_signals(own.indices, own.values, other.indices, other.values, k=4)
     return signal_table(
         signals,
-        response=torch.tensor(response),
+        completion=torch.tensor(response),
         position=torch.tensor(position),
         valid=torch.ones(len(response), dtype=torch.bool),
     )
