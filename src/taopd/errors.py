@@ -68,7 +68,12 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
         ConfigError: names the setting, its value and what is expected.
     """
     if not holds:
-        raise ConfigError(f"{name}={value!r}: must be {expected}")
+        raise out_of_range(name, value, expected)
+
+
+def out_of_range(name: str, value: object, expected: str) -> ConfigError:
+    """The error of a setting whose value is not what is expected."""
+    return ConfigError(f"{name}={value!r}: must be {expected}")
 
 
 def require_known(name: str, value: object, known: Iterable[str]) -> None:

@@ -6,12 +6,14 @@ How a model is run (inside which wrapper) is the caller's `Forward`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.errors import NumericsError
+from taopd.kernels import Head
 from taopd.models.batch import Forward, Positions, micro_batches
 from taopd.models.forward import states_of
 from taopd.signals import TokenSignals, concatenate, exact_signals
@@ -27,6 +29,29 @@ class Reuse:
     """The student's, where it is not the teacher's."""
     first_column: int | None = None
     """Where all micro-batches of the student begin; see `trim`."""
+
+    def student_states(
+        self,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        rows: slice,
+        mask: Bool[Tensor, "b T"],
+    ) -> tuple[Float[Tensor, "n D"], Head]:
+        """`states_of` the student for a micro-batch, kept as the loss will take it.
+
+        Args:
+            forward: the teacher's, and the student's where it has none of its own.
+        """
+        return states_of(
+            self.student_forward or forward,
+            student,
+            batch,
+            rows,
+            mask,
+            with_graph=self.keep_student_graph,
+            first_column=self.first_column,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +96,7 @@ def score_positions(
     signals, of_teacher, of_student = [], [], []
     problem = None
     for rows, mask in micro_batches(positions, micro_batch_size):
-        hidden, student_head = states_of(
-            reuse.student_forward or forward,
-            student,
-            batch,
-            rows,
-            mask,
-            with_graph=reuse.keep_student_graph,
-            first_column=reuse.first_column,
-        )
+        hidden, student_head = reuse.student_states(forward, student, batch, rows, mask)
         # The teacher has no prefix to keep: its columns may begin later than the student's.
         teacher_hidden, teacher_head = states_of(forward, teacher, batch, rows, mask)
         local = Positions.of(mask)

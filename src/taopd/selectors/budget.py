@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import require, require_known
+from taopd.errors import out_of_range, require_known
 from taopd.signals import SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -21,7 +21,7 @@ def check_budget(budget: object, name: str = "budget") -> None:
         ConfigError: names the setting.
     """
     if not (isinstance(budget, Real) and 0.0 < float(budget) <= 1.0):
-        require(False, name, budget, "in (0, 1]; it is a share, five percent is 0.05")
+        raise out_of_range(name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def budget_count(budget: float, num_valid: int) -> int:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, require, require_known
+from taopd.errors import ConfigError, out_of_range, require, require_known
 from taopd.selectors.budget import SCOPES, check_budget
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
@@ -65,7 +65,7 @@ def check_ranges(how: Rules) -> None:
         (how.draw_clip >= 1.0, "draw_clip", "at least 1"),
     ):
         if not holds:
-            require(False, name, getattr(how, name), expected)
+            raise out_of_range(name, getattr(how, name), expected)
     for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
         if getattr(how, name) not in choices:
             require_known(name, getattr(how, name), choices)

@@ -18,7 +18,6 @@ from torch import Tensor
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
 from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches
-from taopd.models.forward import states_of
 from taopd.models.scoring import Reuse, Scored
 from taopd.signals import (
     TokenSignals,
@@ -57,15 +56,7 @@ def score_remote(
     reuse = Reuse() if reuse is None else reuse
     parts, problem = [], None
     for rows, mask in micro_batches(positions, micro_batch_size):
-        hidden, head = states_of(
-            reuse.student_forward or forward,
-            student,
-            batch,
-            rows,
-            mask,
-            with_graph=reuse.keep_student_graph,
-            first_column=reuse.first_column,
-        )
+        hidden, head = reuse.student_states(forward, student, batch, rows, mask)
         targets = batch["completion_ids"][rows][mask]
         scores = topk_score(hidden.detach(), head, targets, k=k)
         try:

@@ -101,16 +101,16 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
 
     def forward_states(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
         """Backbone and head of a model, inside its DDP or FSDP wrapper."""
-        model = self.accelerator.unwrap_model(wrapped)
-        sequences = part.input_ids, part.attention_mask, part.num_completion
-        run = self._states_and_head, self._get_last_hidden_state, model
-        return self._forward_redirection(wrapped, model, *run, *sequences)
+        return self._run_inside(wrapped, self._get_last_hidden_state, part)
 
     def _forward_keeping_prefix(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
-        """`_forward` of the student that leaves its keys and values for the sparse forward."""
+        """`forward_states` of the student that leaves its keys and values for the sparse forward."""
+        return self._run_inside(wrapped, self._student.scoring_states, part)
+
+    def _run_inside(self, wrapped, backbone, part: Trimmed) -> tuple[Tensor, Head]:
         model = self.accelerator.unwrap_model(wrapped)
         sequences = part.input_ids, part.attention_mask, part.num_completion
-        run = self._states_and_head, self._student.scoring_states, model
+        run = self._states_and_head, backbone, model
         return self._forward_redirection(wrapped, model, *run, *sequences)
 
     def _states_and_head(self, backbone, model, *sequences) -> tuple[Tensor, Head]:

@@ -53,6 +53,7 @@ class TeacherSource:
     ) -> None:
         self._args, self._accelerator = args, accelerator
         self._needs = signal_needs(args)
+        self._options: dict[str, Any] | None = None
         self._reads_hidden = needs_teacher_distribution(args.loss)
         self.remote: Teacher | None = None
         """The teacher, if it is not a model in this process."""
@@ -106,10 +107,12 @@ class TeacherSource:
     ) -> Scored:
         """Signals of every position of a padded batch, as the settings ask for them."""
         args = self._args
-        options = signal_options(args, stop_ids, needs=self._needs)
         size = args.per_device_train_batch_size
         if self.remote is not None:
             return self._score_remote(forward, student, batch, positions, size, when, reuse)
+        # The same for every batch of a run.
+        if self._options is None:
+            self._options = signal_options(args, stop_ids, needs=self._needs)
         scored = score_positions(
             forward,
             student,
@@ -121,7 +124,7 @@ class TeacherSource:
             keep_teacher_hidden=self._reads_hidden,
             when=when,
             reuse=reuse,
-            **options,
+            **self._options,
         )
         if args.signals == "topk_lists":
             scored = replace(scored, signals=lists_from_exact(scored.signals))
