@@ -43,13 +43,15 @@ FULL_LOGITS_LIMIT = 2**28
 
 @dataclass(frozen=True)
 class Case:
-    """Positions, vocabulary, width of both models, rounds."""
+    """Positions, vocabulary, width of the models, rounds."""
 
     name: str
     num_rows: int
     vocab_size: int
     width: int
     repeats: int
+    teacher_width: int = 0
+    """Default the student's."""
 
 
 CASES = {
@@ -62,32 +64,42 @@ CASES = {
 class Workload:
     """States and heads of both models, from a fixed seed."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(
+        self,
+        case: Case,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        impl: str = "auto",
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
+        self.case, self.impl = case, impl
+        width, other = case.width, case.teacher_width or case.width
 
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
-        self.case = case
-        self.student = normal(case.num_rows, case.width).requires_grad_()
-        self.teacher = normal(case.num_rows, case.width)
+        self.student = normal(case.num_rows, width).requires_grad_()
+        self.teacher = normal(case.num_rows, other)
         # Logits with a standard deviation of two.
-        self.weight = (2 * normal(case.vocab_size, case.width) / case.width**0.5).requires_grad_()
-        self.teacher_weight = 2 * normal(case.vocab_size, case.width) / case.width**0.5
-        self.targets = torch.randint(case.vocab_size, (case.num_rows,), generator=generator)
-        self.order = torch.randperm(case.num_rows, generator=generator)
+        self.weight = normal(case.vocab_size, width, scale=2 / width**0.5).requires_grad_()
+        self.teacher_weight = normal(case.vocab_size, other, scale=2 / other**0.5)
+        self.targets = torch.randint(
+            case.vocab_size, (case.num_rows,), generator=generator
+        ).to(device)
+        self.order = torch.randperm(case.num_rows, generator=generator).to(device)
         self.leaves = (self.student, self.weight)
         self.loss = resolve_loss("reverse_kl")
 
     def trl(self, rows: Tensor | None = None) -> Tensor:
         """Mean reverse KL by TRL."""
-        rows = torch.arange(self.case.num_rows) if rows is None else rows
+        device = self.student.device
+        rows = torch.arange(self.case.num_rows, device=device) if rows is None else rows
         return _chunked_divergence_loss(
             self.student[rows][None],
             self.teacher[rows][None],
             self.weight,
             self.teacher_weight,
-            torch.ones(1, len(rows)),
+            torch.ones(1, len(rows), device=device),
             1.0,
         )[0]
 
@@ -101,6 +113,7 @@ class Workload:
                 Head(weight=self.teacher_weight),
                 self.targets,
                 k=K,
+                impl=self.impl,
             )
 
     def selected(self, rows: Tensor) -> Tensor:
@@ -110,7 +123,7 @@ class Workload:
             teacher_hidden=self.teacher[rows],
             teacher_head=Head(weight=self.teacher_weight),
         )
-        weights = torch.full((len(rows),), 1.0 / len(rows))
+        weights = torch.full((len(rows),), 1.0 / len(rows), device=rows.device)
         return head_loss(self.student[rows], Head(weight=self.weight), weights, targets, self.loss)[
             0
         ]
