@@ -91,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
         if name not in STAGES:
             parser.error(f"no stage is called {name!r}; there are {', '.join(STAGES)}")
     if not torch.cuda.is_available() and not options.toy:
-        print("no GPU: PyTorch sees no CUDA device; --toy runs the stages on the CPU", file=sys.stderr)
+        print(
+            "no GPU: PyTorch sees no CUDA device; --toy runs the stages on the CPU", file=sys.stderr
+        )
         return 2
     options.output.mkdir(parents=True, exist_ok=True)
     statuses = {}

@@ -64,7 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
-    document = {"tests": run_tests() if not options.toy else {}, "rows": run_kernels(toy=options.toy)}
+    document = {
+        "tests": run_tests() if not options.toy else {},
+        "rows": run_kernels(toy=options.toy),
+    }
     print(json.dumps(document))
 
 

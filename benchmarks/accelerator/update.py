@@ -34,9 +34,7 @@ def main() -> None:
     except SystemExit as error:
         document["check"] = str(error)
         print(error, flush=True)
-    modes = {
-        name: call for name, call in work.modes().items() if name[0] != "w" or name in WINDOWS
-    }
+    modes = {name: call for name, call in work.modes().items() if name[0] != "w" or name in WINDOWS}
     leaves = list(work.model.parameters())
     found = measured(modes, leaves, repeats=case.repeats)
     parameters = sum(p.numel() for p in leaves) - work.vocab * case.hidden

@@ -49,12 +49,12 @@ def test_full_selection_equals_trl(micro_lab, tmp_path):
         assert relative_error(gradient, their_gradients[name]) < 1e-4, name
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "published"}, {"gradient_window": 64}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"method": "published"}, {"gradient_window": 64}], ids=str
+)
 def test_loss_and_gradients_equal_the_cpus(micro_lab, tmp_path, settings):
     cpu = gradients_on_fixed_completions(make_trainer(micro_lab, tmp_path / "a", **settings))
-    gpu = gradients_on_fixed_completions(
-        make_trainer(micro_lab, tmp_path / "b", **settings, **GPU)
-    )
+    gpu = gradients_on_fixed_completions(make_trainer(micro_lab, tmp_path / "b", **settings, **GPU))
     assert gpu[0] == pytest.approx(cpu[0], rel=1e-4)
     for name, gradient in cpu[1].items():
         assert relative_error(gpu[1][name].cpu(), gradient) < 1e-3, name

@@ -100,9 +100,9 @@ def test_the_heads_loss_and_its_gradients_against_float64(dtype):
             teacher_head=Head(weight=other.head.weight.to(hidden.device)),
         )
         weights = torch.full((48,), 1 / 48, device=hidden.device)
-        loss = head_loss(
-            hidden, Head(weight=weight), weights, targets, resolve_loss("reverse_kl")
-        )[0]
+        loss = head_loss(hidden, Head(weight=weight), weights, targets, resolve_loss("reverse_kl"))[
+            0
+        ]
         return loss, *torch.autograd.grad(loss, (hidden, weight))
 
     exact = run(case.hidden.double(), case.head.weight.double(), teacher.double())

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class AccuracyCurve(TrainerCallback):
         """Add one point to the curves."""
         started = time.perf_counter()
         self._begun = self._begun or started
-        accuracies = {
-            f"accuracy_{how}": evaluate(
+        results = {
+            how: evaluate(
                 model,
                 self._tokenizer,
                 self._problems,
@@ -123,12 +124,15 @@ class AccuracyCurve(TrainerCallback):
                 or self._arm.config["max_completion_length"],
                 batch_size=self._arm.evaluation_batch_size or len(self._problems),
                 seed=self._arm.seed,
-            ).accuracy
+            )
             for how in ("greedy", "sampled")
         }
         point = {
             "step": step,
-            **accuracies,
+            **{f"accuracy_{how}": result.accuracy for how, result in results.items()},
+            # Arms are compared problem by problem: one digit for each.
+            "right_greedy": "".join("01"[t["correct"]] for t in results["greedy"].transcripts),
+            "mean_tokens_greedy": mean(t["num_tokens"] for t in results["greedy"].transcripts),
             "selected_tokens": self._tokens.total,
             "train_seconds": round(started - self._begun - self.seconds, 3),
         }
@@ -256,6 +260,8 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "selected_tokens": tokens.total,
         "selected_tokens_curve": curve.curve("selected_tokens"),
         "prompt_digests": curve.curve("prompt_digests"),
+        "right_greedy_curve": curve.curve("right_greedy"),
+        "mean_tokens_greedy_curve": curve.curve("mean_tokens_greedy"),
     }
     write_json(folder / "results.json", results)
     return results

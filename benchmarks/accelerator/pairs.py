@@ -1,0 +1,154 @@
+"""Stage 4: SmolLM2-135M pairs on a GPU, with the study files of `recipes/studies`.
+
+The pair is made on this machine from the GGUF file (in `--weights`, default runs/smollm2), then arms are run
+side by side. What has finished when the time is up is kept; the next call goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.accelerator.measure import DEVICE
+from taopd.experiments.evaluation.evaluate import evaluate
+from taopd.experiments.smollm2 import Pair, make_pair
+from taopd.experiments.smollm2.pair import PairSpec
+from taopd.experiments.smollm2.problems import MATCH
+from taopd.experiments.study.file import StudyFile, load_study_file
+from taopd.experiments.study.run import plan_study, run_study
+from taopd.models.prompts import load_model, load_prompts, load_tokenizer
+
+STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
+CORE = ("full", "published-10", "default-10", "random-10")
+RESERVE_SECONDS = 20.0
+"""Kept for the end of the stage."""
+
+
+def parts(pair: Pair) -> dict[str, StudyFile]:
+    """The studies in order of worth: name -> study."""
+    base = dataclasses.replace(
+        load_study_file(STUDIES / "smollm2.yaml"),
+        student=str(pair.student),
+        teacher=str(pair.teacher),
+        prompts=str(pair.prompts),
+    )
+    core = dataclasses.replace(base, arms=[a for a in base.arms if a["name"] in CORE])
+    instruct = {"student": str(pair.instruct), "title": "SmolLM2-135M, untouched student"}
+    long = dataclasses.replace(
+        core,
+        config=base.config | {"max_steps": 200},
+        arms=[a for a in base.arms if a["name"] in ("published-10", "default-10", "full")],
+        title="SmolLM2-135M, 200 steps",
+    )
+    return {
+        "pair1-core": core,
+        "pair2-core": dataclasses.replace(core, **instruct),
+        "pair1-all": base,
+        "pair1-long": long,
+        "pair2-all": dataclasses.replace(base, **instruct),
+    }
+
+
+def toy(study: StudyFile) -> StudyFile:
+    """Two steps of four rollouts, one seed."""
+    config = study.config | {"max_steps": 2, "per_device_train_batch_size": 4}
+    return dataclasses.replace(
+        study, config=config, seeds=[0], num_test_prompts=4, evaluate_every=1, arms=study.arms[:2]
+    )
+
+
+def teacher_accuracy(pair: Pair, *, few: bool) -> dict[str, Any]:
+    """Greedy accuracy of the teacher on the test problems, with its standard error."""
+    result = evaluate(
+        load_model(pair.teacher, dtype=torch.float32).to(DEVICE),
+        load_tokenizer(pair.teacher),
+        load_prompts(pair.prompts, split="test").select(range(4 if few else 300)),
+        greedy=True,
+        max_new_tokens=48,
+        match=MATCH,
+        batch_size=300,
+    )
+    right = "".join("01"[t["correct"]] for t in result.transcripts)
+    return {
+        "accuracy": result.accuracy,
+        "standard_error": result.standard_error,
+        "right_greedy": right,
+    }
+
+
+class TimeIsUp(Exception):
+    """Raised by the alarm: arms that run are stopped, finished ones are kept."""
+
+
+def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Study -> results of its finished arms, without what only a page of one run shows."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(root.glob("*/arms/*/results.json")):
+        row = json.loads(path.read_text())
+        row.pop("selected_by_kind_curve", None)
+        found.setdefault(path.parents[2].name, []).append(row)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--weights", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--root", type=Path, default=Path("runs/accelerator-pairs"))
+    parser.add_argument("--workers", type=int, default=None)
+    options = parser.parse_args()
+    started = time.monotonic()
+
+    def alarm(*_: Any) -> None:
+        raise TimeIsUp
+
+    signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes - RESERVE_SECONDS)
+    unfinished: list[str] = ["the pair"]
+    accuracies: dict[str, Any] = {}
+    try:
+        spec = PairSpec(device=DEVICE)
+        if options.toy:
+            spec = dataclasses.replace(
+                spec, teacher_steps=2, student_step=1, batch_size=2, num_train=16, num_test=8
+            )
+        pair = make_pair(root=options.weights, spec=spec, progress=_say)
+        print(f"pair ready after {time.monotonic() - started:.0f} s", flush=True)
+        accuracies = teacher_accuracy(pair, few=options.toy)
+        print(json.dumps(accuracies), flush=True)
+        studies = parts(pair)
+        unfinished = list(studies)
+        for name, study in studies.items():
+            output = options.root / name
+            plan = plan_study(toy(study) if options.toy else study)
+            run_study(
+                plan,
+                output=output,
+                resume=output.exists(),
+                num_workers=options.workers or (min(12, os.cpu_count() or 1)),
+            )
+            unfinished.remove(name)
+            print(f"{name}: done after {time.monotonic() - started:.0f} s", flush=True)
+    except TimeIsUp:
+        print(f"time is up: {', '.join(unfinished)} to go", flush=True)
+    print(
+        json.dumps(
+            {"unfinished": unfinished, "teacher": accuracies, "studies": outcomes(options.root)}
+        )
+    )
+
+
+def _say(what: str, done: int, total: int) -> None:
+    if done == total or done % 10 == 0:
+        print(f"{what}: {done} of {total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
