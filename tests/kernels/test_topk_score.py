@@ -301,3 +301,53 @@ def test_extra_memory_does_not_grow_with_positions_times_vocabulary(run_python):
     base = extra(2048, 32768)
     assert base > 2**21 * 4, "vacuous: less than one tile was measured"
     assert extra(4096, 65536) < 1.1 * base
+
+
+ROUNDED = """
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, PhiConfig, Qwen3Config
+from taopd.kernels import pair_score, topk_score
+from taopd.models.output_head import head_dtype, read_head
+
+sizes = dict(vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+             num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+configs = {"plain": Qwen3Config(**sizes), "bias": PhiConfig(**sizes),
+           "softcap": Gemma2Config(**sizes, final_logit_softcapping=5.0)}
+for name, config in configs.items():
+    for autocast in (True, False):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        model = model if autocast else model.bfloat16()
+        ids = torch.arange(40)[None]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            own = model(ids).logits[0].float()
+            hidden = head_dtype(model.base_model(ids).last_hidden_state[0])
+        assert hidden.dtype == torch.bfloat16
+        everything = torch.arange(300).expand(40, -1)
+        head, options = read_head(model, 300), dict(k=16, impl=IMPL)
+        scores = topk_score(hidden, head, ids[0], want_ids=everything, **options)
+        logits = scores.want_logprobs + scores.logsumexp[:, None]
+        # Every quantity is of one head: the mass is 1, and the list is the log-probs at its ids.
+        assert (scores.want_logprobs.exp().sum(-1) - 1).abs().max() < 1e-5, (name, autocast)
+        listed = scores.want_logprobs.gather(1, scores.topk_ids)
+        assert (listed - scores.topk_logprobs).abs().max() < 1e-5
+        # The model's own logits are these, rounded; a soft cap rounds three times more.
+        assert (logits - own).abs().max() < 2**-7 * own.abs().max() + 1e-3
+        if name == "plain":
+            assert (logits.bfloat16().float() == own).float().mean() > 0.99, autocast
+        pair = pair_score(hidden, head, hidden, head, ids[0], **options)
+        assert pair.disagreement.abs().max() < 1e-6
+        assert (pair.student.want_logprobs - pair.student.topk_logprobs).abs().max() < 1e-5
+print("agrees")
+"""
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked", "triton"])
+def test_a_bf16_forward_is_read_with_one_rounding(impl, run_python):
+    """Oracle: the model's own logits in bfloat16, with 16-bit weights and with autocast on float32 ones."""
+    if impl == "triton":
+        pytest.importorskip("triton")
+    script = ROUNDED.replace("IMPL", repr(impl))
+    assert run_python(script, TRITON_INTERPRET="1").strip() == "agrees"

@@ -162,9 +162,10 @@ def scan_heads(
     ]
     scans = [start_scan(hidden, k) for hidden in states]
     for first_id in range(0, vocab_size, num_columns):
+        # Rounded as the model's forward has it first: a float32 head beside 16-bit states is another head.
         heads = [
-            head.tile(first_id, first_id + num_columns).cast(hidden.dtype)
-            for hidden, (_, head) in zip(states, models, strict=True)
+            head.tile(first_id, first_id + num_columns).cast(given.dtype).cast(hidden.dtype)
+            for hidden, (given, head) in zip(states, models, strict=True)
         ]
         for start in range(0, num_rows, num_rows_per_block):
             rows = slice(start, start + num_rows_per_block)

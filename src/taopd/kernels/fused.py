@@ -197,7 +197,8 @@ def scan_head(hidden: Float[Tensor, "N D"], head: Head, k: int, temperature: flo
     num_rows, width = hidden.shape
     if num_rows == 0:
         return start_scan(hidden, k)
-    hidden, weight = _unit_stride(hidden), _unit_stride(head.weight.to(hidden.dtype))
+    head = head.cast(hidden.dtype)
+    hidden, weight = _unit_stride(hidden), _unit_stride(head.weight)
     block_k = triton.next_power_of_2(k)
     device = hidden.device
     sums = torch.empty((3, num_rows), dtype=torch.float32, device=device)

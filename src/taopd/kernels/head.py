@@ -32,7 +32,8 @@ class Head:
 
     def cast(self, dtype: torch.dtype) -> "Head":
         """The same head in another dtype: one copy for all chunks instead of one per chunk."""
-        return replace(self, weight=self.weight.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
 
     def tile(self, start: int, stop: int) -> "Head":
         """The head of the ids start <= id < stop; views, no copy."""
@@ -42,11 +43,12 @@ class Head:
     def project(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """W h + b in float32 (float64 for a float64 head), before scale, soft cap and temperature.
 
-        16-bit products are summed and kept in float32: rounding a logit to bfloat16 makes ties of what the
-        model told apart.
+        The head is rounded to the states' dtype, as in the model's own forward. 16-bit products are summed and
+        kept in float32: rounding a logit to bfloat16 makes ties of what the model told apart.
         """
-        raw = matmul(hidden, self.weight)
-        return raw if self.bias is None else raw + self.bias.to(raw.dtype)
+        head = self.cast(hidden.dtype)
+        raw = matmul(hidden, head.weight)
+        return raw if head.bias is None else raw + head.bias.to(raw.dtype)
 
     def finish(self, raw: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
         """Scale, soft cap and temperature; differentiable."""

@@ -130,7 +130,8 @@ def logits_at(
         rows = slice(start, start + size)
         weight = head.weight[ids[rows]].to(hidden.dtype).to(dtype)  # [n, W, D]
         raw = torch.bmm(weight, hidden[rows].to(dtype).unsqueeze(2)).squeeze(2)
-        parts.append(raw if head.bias is None else raw + head.bias[ids[rows]].to(dtype))
+        bias = None if head.bias is None else head.bias[ids[rows]].to(hidden.dtype).to(dtype)
+        parts.append(raw if bias is None else raw + bias)
     return head.finish(torch.cat(parts), temperature)
 
 
