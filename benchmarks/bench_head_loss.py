@@ -83,9 +83,9 @@ class Workload:
         # Logits with a standard deviation of two.
         self.weight = normal(case.vocab_size, width, scale=2 / width**0.5).requires_grad_()
         self.teacher_weight = normal(case.vocab_size, other, scale=2 / other**0.5)
-        self.targets = torch.randint(
-            case.vocab_size, (case.num_rows,), generator=generator
-        ).to(device)
+        self.targets = torch.randint(case.vocab_size, (case.num_rows,), generator=generator).to(
+            device
+        )
         self.order = torch.randperm(case.num_rows, generator=generator).to(device)
         self.leaves = (self.student, self.weight)
         self.loss = resolve_loss("reverse_kl")

@@ -82,9 +82,7 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
 class Workload:
     """Model, sequences, selected positions and teacher states of a case, from fixed seeds."""
 
-    def __init__(
-        self, case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
         d, kv = case.hidden, case.heads // 2
         head_dim = d // case.heads

@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--weights", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--root", type=Path, default=Path("runs/accelerator-pairs"))
+    parser.add_argument("--studies", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
     started = time.monotonic()
@@ -123,7 +124,11 @@ def main() -> None:
         print(f"pair ready after {time.monotonic() - started:.0f} s", flush=True)
         accuracies = teacher_accuracy(pair, few=options.toy)
         print(json.dumps(accuracies), flush=True)
-        studies = parts(pair)
+        studies = {
+            name: study
+            for name, study in parts(pair).items()
+            if options.studies is None or name in options.studies
+        }
         unfinished = list(studies)
         for name, study in studies.items():
             output = options.root / name

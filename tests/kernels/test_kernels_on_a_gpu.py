@@ -116,7 +116,7 @@ def test_the_heads_loss_and_its_gradients_against_float64(dtype):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_peak_memory_does_not_grow_with_positions_times_vocabulary(impl):
-    """Above inputs: the chunked scan holds a few logit tiles of 64 MiB, the kernel none."""
+    """Above inputs: the chunked scan holds a few tiles of logits of 128 MiB, the kernel none."""
     peaks = []
     for num_rows in (512, 4096):
         hidden = torch.randn(num_rows, 256, device="cuda", dtype=torch.bfloat16)
@@ -127,5 +127,5 @@ def test_peak_memory_does_not_grow_with_positions_times_vocabulary(impl):
         before = torch.cuda.memory_allocated()
         topk_score(hidden, weight, targets, k=16, impl=impl)
         peaks.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-    assert peaks[1] < 512, peaks
+    assert peaks[1] < 640, peaks
     assert peaks[1] - peaks[0] < 64, peaks

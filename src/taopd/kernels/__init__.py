@@ -1,7 +1,7 @@
 """Tensor kernels: heads and what is computed from hidden states block by block."""
 
 from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
-from taopd.kernels.head import CHUNK_ELEMENTS, Head, positions_per_chunk
+from taopd.kernels.head import CHUNK_ELEMENTS, Head, chunk_elements_on, positions_per_chunk
 from taopd.kernels.reference import pair_from_logprobs
 from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, compare, disagreement
 
@@ -12,6 +12,7 @@ __all__ = [
     "PairScores",
     "TopKScores",
     "bhattacharyya",
+    "chunk_elements_on",
     "compare",
     "disagreement",
     "pair_from_logprobs",

@@ -48,7 +48,7 @@ except ImportError:
 MAX_K = 32
 BLOCK_N, BLOCK_V, BLOCK_D = 64, 128, 64
 """Rows of a program, columns of a tile, depth of one step; powers of two, at least 16 for tl.dot."""
-NUM_WARPS = 8
+NUM_WARPS, NUM_STAGES = 8, 3
 LOWEST = -3.0e38
 """Stands in for a logit of -inf, so that it still beats a place of the top-K that is empty."""
 
@@ -214,6 +214,7 @@ def scan_head(hidden: Float[Tensor, "N D"], head: Head, k: int, temperature: flo
         # Triton 3.9's interpreter multiplies the bit patterns of bfloat16 as integers.
         WIDEN=interpreted() and hidden.dtype == torch.bfloat16, LOWEST=LOWEST,
         BLOCK_N=BLOCK_N, BLOCK_V=BLOCK_V, BLOCK_D=BLOCK_D, BLOCK_K=block_k, num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
     )  # fmt: skip
     ids, by_id = ids[:, :k].long().sort(dim=-1)
     values = values[:, :k].gather(1, by_id)

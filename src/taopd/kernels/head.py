@@ -43,8 +43,8 @@ class Head:
     def project(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """W h + b in float32 (float64 for a float64 head), before scale, soft cap and temperature.
 
-        The head is rounded to the states' dtype, as in the model's own forward. 16-bit products are summed and
-        kept in float32: rounding a logit to bfloat16 makes ties of what the model told apart.
+        The head is rounded to the states' dtype, as in the model's own forward. 16-bit products are summed
+        and kept in float32: rounding a logit to bfloat16 makes ties of what the model told apart.
         """
         head = self.cast(hidden.dtype)
         raw = matmul(hidden, head.weight)
@@ -69,6 +69,11 @@ def matmul(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> Float[
     if hidden.device.type == "cuda" and not torch.is_grad_enabled():
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T
+
+
+def chunk_elements_on(device: torch.device) -> int:
+    """Entries of one chunk of logits: more on a GPU, where small products are slow."""
+    return 4 * CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
 
 
 def positions_per_chunk(vocab_size: int, chunk_elements: int = CHUNK_ELEMENTS) -> int:
