@@ -99,10 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     statuses = {}
     for name in options.stages or STAGES:
         path = options.output / f"accelerator-{name}__{gpu_name()}.json"
-        if path.exists() and not options.again:
-            if json.loads(path.read_text())["status"] == "done":
-                print(f"== {name}: done before ({path})", flush=True)
-                continue
+        done = path.exists() and json.loads(path.read_text())["status"] == "done"
+        if done and not options.again:
+            print(f"== {name}: done before ({path})", flush=True)
+            continue
         print(f"== {name}", flush=True)
         found = run_stage(name, minutes=options.minutes, toy=options.toy)
         about = {

@@ -43,10 +43,13 @@ def run_kernels(*, toy: bool) -> list[dict[str, object]]:
             if impl == "triton" and DEVICE != "cuda":
                 continue
 
-            def score(impl: str = impl, at: slice = slice(None)) -> object:
-                return topk_score(hidden[at], weight, targets[at], k=16, impl=impl)
+            def score(
+                at: slice = slice(None), impl=impl, inputs=(hidden, weight, targets)
+            ) -> object:
+                states, head, tokens = inputs
+                return topk_score(states[at], head, tokens[at], k=16, impl=impl)
 
-            scores = score(at=few)
+            scores = score(few)
             errors = {
                 name: float((getattr(scores, name).double() - getattr(truth, name)).abs().max())
                 for name in ("target_logprobs", "topk_logprobs", "logsumexp", "entropy")

