@@ -57,7 +57,9 @@ def test_restore_loads_the_last_whole_checkpoint_from_before_the_signs(tmp_path)
         make_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-10" / STATE).write_text("torn")
     loaded = []
-    guard = CollapseGuard("restore", str(tmp_path), Accelerator(cpu=True), print, loaded.append)
+    guard = CollapseGuard(
+        "restore", str(tmp_path), Accelerator(cpu=True), print, print, loaded.append
+    )
     for step, drift in ((0, 0.0), (5, 0.01), (10, 0.02), (15, 1.0)):
         guard.watch.update(step, {"idle_drift": drift})
     control = TrainerControl()

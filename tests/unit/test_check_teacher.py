@@ -79,7 +79,7 @@ def test_a_server_is_looked_at_as_far_as_it_serves(capsys, write, server, model,
     code, found = check(capsys, write(teacher_url=server.url))
     exact = server.exact or server.kind == "sglang"
     assert code == 0
-    assert len(found) == 16
+    assert len(found) == 17
     head = found["teacher server"]
     assert server.url in head["measured"] and "tiny-teacher" in head["measured"]
     assert (head["level"] == "pass") == exact and ("lower bound" in head["measured"]) == (not exact)
@@ -147,9 +147,87 @@ def test_a_server_that_finds_the_rollouts_implausible_is_a_warning(capsys, write
     student = AutoModelForCausalLM.from_pretrained(micro_lab.student, dtype=torch.float32)
     student.lm_head.weight.data *= -200.0
     with Served(student, micro_lab.student) as server:
-        code, found = check(capsys, write(teacher_url=server.url))
-    assert code == 0 and found["teacher KL"]["level"] == "warn"
+        _, found = check(capsys, write(teacher_url=server.url))
+    assert found["teacher KL"]["level"] == "warn"
     assert "worse on the rollouts than guessing" in found["teacher KL"]["advice"]
+
+
+@pytest.fixture
+def related(micro_lab, tmp_path):
+    """A student of the teacher's family: the teacher with a little noise; and the sharp teacher itself."""
+    models = [
+        AutoModelForCausalLM.from_pretrained(micro_lab.teacher, dtype=torch.float32) for _ in "ab"
+    ]
+    torch.manual_seed(3)
+    for model in models:
+        model.lm_head.weight.data *= 20.0
+    for parameter in models[1].parameters():
+        parameter.data += 0.1 * parameter.data.std() * torch.randn_like(parameter)
+    models[1].save_pretrained(tmp_path / "related")
+    AutoTokenizer.from_pretrained(micro_lab.teacher).save_pretrained(tmp_path / "related")
+    return models[0].eval(), tmp_path / "related"
+
+
+class Wrong(Served):
+    """Shifts its log-probs by some tokens, or answers at another temperature."""
+
+    offset, temperature = 0, 1.0
+
+    def logprobs(self, tokens):
+        rows = super().logprobs(tokens)
+        shifted = torch.cat([rows[:1], rows[1:].roll(self.offset, 0)])
+        return (shifted / self.temperature).log_softmax(-1)
+
+
+WRONG = [((1, 1.0), "shifted by"), ((-1, 1.0), "shifted by"), ((0, 2.0), "temperature of about 2")]
+WRONG += [((0, 0.5), "temperature of about 0.5"), ((0, 1.0), None)]
+
+
+@pytest.mark.parametrize(("how", "told"), WRONG)
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_shifted_answers_and_another_temperature_are_named(
+    capsys, write, micro_lab, related, kind, how, told
+):
+    teacher, student = related
+    with Wrong(teacher, micro_lab.teacher, kind) as server:
+        server.offset, server.temperature = how
+        path = write(
+            teacher_url=server.url, model_name_or_path=str(student), max_completion_length=12
+        )
+        code, found = check(capsys, path)
+        item = found["server answers"]
+        assert (code, item["level"]) == ((1, "fail") if told else (0, "pass"))
+        assert told is None or told in item["advice"]
+        if "shifted" in (told or ""):
+            assert cli.main(["train", "--config", str(path), "--quiet", "--skip-check"]) == 2
+            assert "shifted by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [(1, 1.0), (0, 1.5), (0, 0.7), "another model"])
+def test_a_server_that_changes_while_the_run_goes_on_stops_it(
+    capsys, write, micro_lab, related, model, how
+):
+    teacher, student = related
+    with Wrong(teacher, micro_lab.teacher) as server:
+        path = write(teacher_url=server.url, model_name_or_path=str(student), max_steps=4)
+
+        def change():
+            if how == "another model":
+                server.model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+                server.model.lm_head.weight.data.copy_(server.model.lm_head.weight.roll(3, 0))
+            else:
+                server.offset, server.temperature = how
+
+        def answer(handler, text):
+            change()
+            handler.send_bytes(503, b"{}")
+
+        # Two requests to connect, eight rows and a probe: the change comes with the second batch.
+        server.script.extend([None] * 11 + [answer])
+        assert cli.main(["train", "--config", str(path), "--quiet", "--skip-check"]) == 2
+    told = capsys.readouterr().err
+    cause = {(1, 1.0): "shifted", (0, 1.5): "of about 1.5", (0, 0.7): "of about 0.7"}
+    assert cause.get(how, "another model") in told and "1 steps are saved" in told
 
 
 def test_a_server_with_a_short_context_fails(capsys, write, model, micro_lab):
@@ -193,7 +271,7 @@ def test_train_stops_with_a_checkpoint_and_goes_on(capsys, write, model, micro_l
     """Through the command line: away in step 2, `--resume` does the rest."""
     with Served(model, micro_lab.teacher, exact=True) as server:
         path = write(teacher_url=server.url, teacher_patience_s=0.2)
-        server.script.extend([None] * 10)
+        server.script.extend([None] * 11)
         server.always = status(503)
         assert cli.main(["train", "--config", str(path), "--quiet", "--skip-check"]) == 2
         assert "1 steps are saved" in capsys.readouterr().err

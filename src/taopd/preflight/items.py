@@ -27,6 +27,8 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
     """Judge item by item, cheapest first."""
     before = remote_teacher.ITEMS if subject.remote else {}
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
+    if not subject.remote:
+        del sampled["server answers"]
     for name, check in (before | _ITEMS | sampled).items():
         yield _guarded(name, check, subject)
 
@@ -181,6 +183,9 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     ),
     "truncation": lambda subject, found: rollout_checks.check_truncation(
         found, max_completion_length=subject.trainer.max_completion_length
+    ),
+    "server answers": lambda subject, found: remote_teacher.check_answers(
+        found, vocab_size=subject.trainer.vocab_size, k=subject.settings.training.score_top_k
     ),
     "teacher KL": remote_teacher.divergence,
     "off support": lambda subject, found: rollout_checks.check_support(

@@ -22,6 +22,8 @@ class Measured:
     """One scored micro-batch of B completions and N tokens."""
 
     signals: TokenSignals
+    positions: Positions
+    """Where the N tokens are."""
     lengths: Int[Tensor, " B"]
     ended: Bool[Tensor, " B"]
     drift: Drift | None
@@ -100,6 +102,7 @@ def measure(
         compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged_ids)
     return Measured(
         signals=signals,
+        positions=positions,
         lengths=lengths,
         ended=ended,
         drift=compared,

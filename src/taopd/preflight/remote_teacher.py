@@ -6,11 +6,13 @@ tokens.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from taopd.preflight.measure import Measured
 from taopd.preflight.rollout_checks import check_divergence
 from taopd.preflight.verdict import Problems, Verdict, judge
+from taopd.teachers.honesty import agreement
 
 TEXTS = 8
 """Prompts whose tokens are compared."""
@@ -46,6 +48,18 @@ def divergence(subject: Any, measured: Measured) -> Verdict:
     if measured.signals.reverse_kl is None:
         return check_sampled_divergence(measured, vocab_size=subject.trainer.vocab_size)
     return check_divergence(measured)
+
+
+def check_answers(measured: Measured, *, vocab_size: int, k: int) -> Verdict:
+    """Whether the teacher's lists are of the token they are said to be of, at temperature 1."""
+    found = agreement(measured.signals, measured.positions)
+    problems = Problems()
+    if (fault := found.fault(vocab_size, k)) is not None:
+        tell = problems.warn if fault.kind == "model" else problems.fail
+        tell(f"{fault.text[0].upper()}{fault.text[1:]}.")
+    shares = " / ".join(f"{found.overlap[offset]:.2f}" for offset in (-1, 0, 1))
+    text = f"common ids {shares} one token before, here, one after; spread ratio {found.spread_ratio:.2f}"
+    return judge("server answers", text, problems, figures=asdict(found))
 
 
 def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:

@@ -33,7 +33,7 @@ class Run:
     results: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     warned: list[dict[str, Any]] = field(default_factory=list)
-    """`warnings.jsonl`: what the collapse guard saw, with the step."""
+    """`warnings.jsonl`: what the guards saw, with source and step."""
     teacher: dict[str, Any] = field(default_factory=dict)
     """`teacher.json`: a teacher that was asked over the network."""
     check: list[dict[str, Any]] = field(default_factory=list)

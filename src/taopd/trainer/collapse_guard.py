@@ -16,13 +16,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from taopd.runs.checkpoints import checkpoints, step_of, why_incomplete
-from taopd.runs.jsonl import append_jsonl, cut_lines
 from taopd.signals import SignalTable
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.collapse_detector import CollapseWatch
 from taopd.trainer.selection import Choice
 
-WARNINGS_FILE = "warnings.jsonl"
 BANK_GAIN = "bank/gain_forward_nats/mean"
 
 logger = logging.getLogger("taopd.trainer.collapse_guard")
@@ -33,7 +31,7 @@ class CollapseGuard(TrainerCallback):
 
     Args:
         action: "warn", "stop" or "restore".
-        record: takes (metric, value).
+        record: takes (metric, value); warn: takes (step, source, reason).
         load_checkpoint: puts a checkpoint folder's weights into the model; called at most once.
     """
 
@@ -43,14 +41,19 @@ class CollapseGuard(TrainerCallback):
         output_dir: str,
         accelerator: Accelerator,
         record: Callable[[str, float], None],
+        warn: Callable[[int, str, str], None],
         load_checkpoint: Callable[[str], Any],
     ) -> None:
         self._action, self._folder = action, Path(output_dir)
-        self._accelerator, self._record = accelerator, record
+        self._accelerator, self._record, self._warn = accelerator, record, warn
         self._load_checkpoint = load_checkpoint
         self._layout = layout_of(accelerator)
         self.watch = CollapseWatch()
-        self._num_warnings = 0
+
+    @classmethod
+    def of(cls, action: str, *sinks: Any) -> "CollapseGuard | None":
+        """The guard, None where the action is "off"."""
+        return None if action == "off" else cls(action, *sinks)
 
     def measure(
         self, step: int, table: SignalTable, choice: Choice, idle_drift: Float[Tensor, " n"]
@@ -81,12 +84,9 @@ class CollapseGuard(TrainerCallback):
         self._update(step, values)
 
     def _update(self, step: int, values: dict[str, float]) -> None:
-        """Tell the watch; the first process writes down what is new."""
-        reasons = self.watch.update(step, values)
-        for reason in reasons if self._accelerator.is_main_process else ():
-            logger.warning("step %d: the run may be collapsing: %s", step, reason)
-            append_jsonl(self._folder / WARNINGS_FILE, {"step": step, "reason": reason})
-            self._num_warnings += 1
+        """Tell the watch; warn of what is new."""
+        for reason in self.watch.update(step, values):
+            self._warn(step, "collapse guard", f"the run may be collapsing: {reason}")
 
     # -- callback ---------------------------------------------------------------------------------
 
@@ -115,17 +115,12 @@ class CollapseGuard(TrainerCallback):
         self._load_checkpoint(str(healthy))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watch, self._num_warnings = CollapseWatch(), 0
-        if state.global_step == 0 and self._accelerator.is_main_process:
-            cut_lines(self._folder / WARNINGS_FILE, 0)
+        self.watch = CollapseWatch()
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Memory of the watch, and how many warnings are on file."""
-        return {"watch": self.watch.state(), "num_warnings": self._num_warnings}
+        """Memory of the watch."""
+        return self.watch.state()
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`; later warnings are taken off the file."""
-        self.watch.load(state["watch"])
-        self._num_warnings = state["num_warnings"]
-        if self._accelerator.is_main_process:
-            cut_lines(self._folder / WARNINGS_FILE, self._num_warnings)
+        """Go on from `checkpoint_state()`."""
+        self.watch.load(state)

@@ -24,6 +24,7 @@ from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exac
 from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import signal_needs, signal_options
+from taopd.trainer.teacher_probe import TeacherProbe
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
@@ -70,6 +71,7 @@ class TeacherSource:
             self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
             self._check_signals(self.remote.describe()["exact"])
+            self._probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
             # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
@@ -155,6 +157,7 @@ class TeacherSource:
                 when=when,
                 reuse=reuse,
             )
+            self._probe.look(batch, positions, scored.signals)
         except TeacherError as problem:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.

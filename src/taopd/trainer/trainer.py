@@ -33,6 +33,7 @@ from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss, with_v
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.rollout_log import RolloutLog
+from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import (
@@ -45,6 +46,7 @@ from taopd.trainer.selection import (
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
+from taopd.trainer.teacher_watch import TeacherWatch
 
 Batch = dict[str, Any]
 
@@ -107,20 +109,19 @@ class TeachabilityTrainer(BaseTrainer):
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
-        guard = None
-        if args.collapse_guard != "off":
-            sinks = self.record, self._load_from_checkpoint
-            guard = CollapseGuard(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
+        found = RunWarnings(args.output_dir, self.accelerator)
+        sinks = self.record, found.add, self._load_from_checkpoint
+        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         self._anchor = Anchor(args, self.model, self.accelerator, self._recorder, self._head, guard)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
-            self.sampler_monitor,
+            *(watchers := (self.sampler_monitor, TeacherWatch(self.vocab_size, found.add))),
         ]
         """Called on the main process after every selection, in training."""
-        own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
-        for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
+        own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter())
+        for callback in (*own, PeakMemory(self.record), *watchers):
             if callback is not None:
                 self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm

@@ -54,11 +54,11 @@ def _fell(curve: Sequence[Sequence[float]]) -> bool:
 
 def _of_run(run: Run) -> list[str]:
     found = []
-    if run.warned:
-        first, rest = run.warned[0], run.warned[1:]
+    for source in dict.fromkeys(_source(line) for line in run.warned):
+        first, *rest = [line for line in run.warned if _source(line) == source]
         steps = ", ".join(f"{line.get('step')}" for line in rest[:6])
         more = f" (other signs at step {steps})" if rest else ""
-        found.append(f"collapse guard, step {first.get('step')}: {first.get('reason')}{more}")
+        found.append(f"{source}, step {first.get('step')}: {first.get('reason')}{more}")
     missing = [line for line in run.metrics if "loss" in line and not _finite(line["loss"])]
     if missing:
         found.append(f"the loss was not finite at step {missing[0].get('step')}")
@@ -76,6 +76,11 @@ def _of_run(run: Run) -> list[str]:
     if run.env.get("git_dirty"):
         found.append("the work tree had uncommitted changes")
     return found
+
+
+def _source(line: dict[str, Any]) -> str:
+    # Runs of earlier versions name none: the guard was the only one.
+    return str(line.get("source") or "collapse guard")
 
 
 def _sampling(run: Run) -> list[str]:
