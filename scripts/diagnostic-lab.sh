@@ -12,8 +12,7 @@ for variant in dialect bilingual reversal; do
   mkdir -p "$here"
   # Full distillation, so that every token had its chance to be learned; the exact loss, as the bank is exact.
   $taopd train --config recipes/tiny.yaml --overwrite --output_dir "$here/run" \
-    --model_name_or_path "$lab/student" --teacher_model_name_or_path "$lab/teacher" \
-    --dataset_name "$lab/prompts.parquet" --selector full --loss reverse_kl --anchor_coef 0 \
+    --lab "$variant" --selector full --loss reverse_kl --anchor_coef 0 \
     --max_steps 100 --save_steps 25
   $taopd diagnose freeze --student "$lab/student" --teacher "$lab/teacher" --prompts "$lab/prompts.parquet" \
     --split train --num-completions 1000 --max-tokens 9 --k 4 8 16 --output "$here/bank" --overwrite

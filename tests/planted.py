@@ -219,6 +219,7 @@ def write_config(lab: Lab, folder: Path) -> tuple[Path, Settings]:
         "output_dir": str(folder / "run"),
         "max_completion_length": lab.max_completion_length,
     }
+    del settings["lab"]
     return folder / "config.yaml", settings
 
 

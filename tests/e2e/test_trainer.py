@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import DistillationConfig, DistillationTrainer
 
 from taopd.errors import ConfigError, DataError, NumericsError
@@ -422,14 +422,12 @@ def test_nan_in_the_teacher_names_model_step_completion_and_position(micro_lab, 
         trainer.train()
 
 
-def test_missing_teacher_and_plain_config_are_refused(micro_lab, tmp_path):
+def test_missing_teacher_and_other_settings_are_refused(micro_lab, tmp_path):
     config = TeachabilityConfig(output_dir=str(tmp_path), **CPU)
     with pytest.raises(ConfigError, match="no teacher"):
         TeachabilityTrainer(model=str(micro_lab.student), args=config)
     with pytest.raises(ConfigError, match="TeachabilityConfig"):
-        TeachabilityTrainer(
-            model=str(micro_lab.student), args=DistillationConfig(output_dir=str(tmp_path), **CPU)
-        )
+        TeachabilityTrainer(model=str(micro_lab.student), args=TrainingArguments(str(tmp_path)))
     with pytest.raises(ConfigError, match="larger than the vocabulary of 40"):
         make_trainer(micro_lab, tmp_path, score_top_k=41)
 

@@ -14,8 +14,11 @@ import torch
 import yaml
 
 from taopd import cli
+from taopd.cli.check import _config_and_rest
+from taopd.cli.check import _parser as check_parser
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.trainer.sampler_monitor import SamplerMonitor
+from taopd.trainer.settings_file import parse_settings
 from tests.conftest import is_documented
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config
 
@@ -260,3 +263,39 @@ def test_log_probs_of_vllm_are_read_as_trl_hands_them_on():
 def test_the_page_lists_every_planted_mismatch():
     page = (DOCS / "check.md").read_text()
     assert [name for name in PLANTED if f"| {name} |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("FILE", "--budget", "0.3", "--max-tokens", "3"),
+        ("--config", "FILE", "--budget", "0.3"),
+        ("--config=FILE", "--budget=0.3"),
+        ("--budget", "0.3", "FILE"),
+        (
+            "--max-tokens",
+            "3",
+            "--budget=0.3",
+            "--shadow_selectors",
+            "tip",
+            "random",
+            "--config",
+            "FILE",
+        ),
+    ],
+)
+def test_the_file_may_stand_anywhere_and_flags_of_train_win(arguments, tmp_path):
+    config, rest = _config_and_rest([each.replace("FILE", "a.yaml") for each in arguments])
+    own, flags = check_parser().parse_known_args(rest)
+    (tmp_path / "a.yaml").write_text("lab: dialect\noutput_dir: x\nuse_cpu: true\nbf16: false\n")
+    names = {"model_name_or_path": "s", "teacher_model_name_or_path": "t", "dataset_name": "p"}
+    settings = parse_settings(str(tmp_path / str(config)), flags, lab=lambda variant: names)
+    assert settings.training.budget == 0.3
+    assert own.max_tokens == (3 if "--max-tokens" in arguments else None)
+
+
+def test_a_flag_of_train_reaches_the_check(capsys, config):
+    status, found = run_json(capsys, config(), "--max_completion_length", "5", "--budget", "0.5")
+    by_name = {item["item"]: item for item in found["items"]}
+    assert status == 0
+    assert by_name["context"]["figures"]["completion_tokens"] == 5

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from taopd.cli.lab_paths import lab_settings, with_lab_paths
+from taopd.errors import ConfigError
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.run import base_config
@@ -11,6 +13,7 @@ from taopd.runs.validation import read_yaml
 from taopd.trainer.settings_file import parse_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+LAB = {"model_name_or_path": "s", "teacher_model_name_or_path": "t", "dataset_name": "p"}
 PUBLISHED = {
     "qwen3-4b-to-1.7b": ("Qwen/Qwen3-4B", "Qwen/Qwen3-1.7B"),
     "qwen3-8b-grpo-to-4b": ("path/to/qwen3-8b-grpo", "Qwen/Qwen3-4B"),
@@ -29,7 +32,7 @@ def test_there_are_no_other_recipes():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_every_key_arrives(path):
-    settings = parse_settings(str(path), ["--use_cpu", "true"])
+    settings = parse_settings(str(path), ["--use_cpu", "true"], lab=lambda variant: LAB)
     resolved = settings.resolved()
     for key, value in read_yaml(path, "the recipe").items():
         # transformers turns report_to: none into an empty list; use_cpu is this test's own flag.
@@ -85,3 +88,32 @@ def test_published_studies(name):
     assert study.prompts == recipe["dataset_name"]
     for key, value in study.config.items():
         assert recipe[key] == value, key
+
+
+def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path):
+    """`lab: dialect` fills the three names; beside one of them, or an unknown one, it is an error."""
+    path = RECIPES / "tiny.yaml"
+    settings = parse_settings(str(path), [], lab=lambda variant: LAB)
+    resolved = settings.resolved()
+    assert {name: resolved[name] for name in LAB} == LAB
+    assert resolved["lab"] == settings.changed()["lab"] == "dialect"
+    with pytest.raises(ConfigError, match="drop dataset_name, or lab"):
+        parse_settings(str(path), ["--dataset_name", "p"], lab=lambda variant: LAB)
+    with pytest.raises(ConfigError, match=r"no lab is called 'dialekt'.*dialect"):
+        parse_settings(str(path), ["--lab", "dialekt"], lab=lab_settings)
+    with pytest.raises(ConfigError, match="lab: dialect stands for"):
+        parse_settings(None, ["--output_dir", str(tmp_path), "--use_cpu", "true"])
+    with pytest.raises(ConfigError, match="dialekt"):
+        with_lab_paths(["lab:dialekt/student"])
+
+
+def test_changed_settings_are_those_that_somebody_set(tmp_path):
+    """Not what follows from them (beta, run_name, ...), nor a value that is the default."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "lab: dialect\noutput_dir: x\nuse_cpu: true\nbudget: 0.05\nbf16: false\nloss: jsd\n"
+    )
+    settings = parse_settings(str(path), ["--seed=3"], lab=lambda variant: LAB)
+    assert settings.changed() == {
+        **{"lab": "dialect", "use_cpu": True, "bf16": False, "loss": "jsd", "seed": 3}
+    }

@@ -133,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     _log_to_stderr()
     try:
+        if any(argument.startswith("lab:") for argument in rest):
+            from taopd.cli.lab_paths import with_lab_paths
+
+            rest = with_lab_paths(rest)
         return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
         print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)

@@ -35,13 +35,14 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli import step_lines
+    from taopd.cli.lab_paths import lab_settings
     from taopd.preflight.items import Subject, verdicts
     from taopd.report.console import plain_console
     from taopd.trainer.from_settings import forget
     from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=True)
-    settings = parse_settings(config, flags)
+    settings = parse_settings(config, flags, lab=lab_settings)
     folder = Path(str(settings.training.output_dir))
     existed = folder.exists()
     try:
@@ -82,14 +83,18 @@ def _parser() -> Parser:
 
 
 def _config_and_rest(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The config file, named first or by --config, and everything else."""
-    rest = list(argv)
-    if rest and not rest[0].startswith("-"):
-        return rest[0], rest[1:]
-    if "--config" in rest[:-1]:
-        place = rest.index("--config")
-        return rest[place + 1], rest[:place] + rest[place + 2 :]
-    return None, rest
+    """The config file, named by --config, first, or as a YAML file at the end; and everything else."""
+    finder = Parser(prog="taopd check", description="", epilog="")
+    finder.flag("--config FILE")
+    options, rest = finder.parse_known_args([each for each in argv if each not in ("-h", "--help")])
+    rest += [each for each in argv if each in ("-h", "--help")]
+    if options.config is None and rest:
+        for place in (0, -1):
+            if not rest[place].startswith("-") and (
+                place == 0 or rest[place].endswith((".yaml", ".yml"))
+            ):
+                return rest.pop(place), rest
+    return options.config, rest
 
 
 def _positive(text: str) -> int:

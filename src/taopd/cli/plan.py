@@ -105,11 +105,12 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.cli.lab_paths import lab_settings
     from taopd.trainer.cost.settings import plan_settings
     from taopd.trainer.settings_file import parse_settings
 
     # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
-    parsed = parse_settings(path, [*flags, "--use_cpu", "true"])
+    parsed = parse_settings(path, [*flags, "--use_cpu", "true"], lab=lab_settings)
     names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
     if names[1] is None:
         raise ConfigError(

@@ -50,12 +50,13 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--config needs a file")
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.cli.lab_paths import lab_settings
     from taopd.trainer import settings_file as train_config
 
     if options.help_all:
         print(train_config.help_all())
         return 0
-    settings = train_config.parse_settings(options.config, flags)
+    settings = train_config.parse_settings(options.config, flags, lab=lab_settings)
     return _train(
         settings,
         resume=options.resume,

@@ -79,7 +79,7 @@ def check_same_tokenizer(
             f"student and teacher have different tokenizers: id {first} is "
             f"{_name(student_tokens, first)} for the student, {_name(teacher_tokens, first)} for "
             "the teacher. Distillation compares them id by id: choose two models that share one "
-            "tokenizer"
+            f"tokenizer (vocab_size here: {len(student)} and {len(teacher)})"
         )
     return _end(common)
 

@@ -1,5 +1,6 @@
-"""What the trainer needs of TRL around its own step: repeated prompts, and forwards inside wrappers."""
+"""What the trainer needs of TRL around its own step: repeated prompts, forwards in wrappers, any batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ from taopd.models.output_head import head_dtype, read_head
 from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
+from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
+
+Batch = dict[str, Any]
 
 
 class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
@@ -30,6 +35,9 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     _student: StudentForward
     _teacher: TeacherSource
     nonfinite: NonFiniteGuard
+    _loss_value: Tensor
+    """Of the last micro-batch, float32."""
+    _with_loss_columns: Callable[[Batch], tuple[Batch, ScoredBatch]]
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -120,6 +128,46 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     @torch.no_grad()
     def _head(self, model) -> Head:
         return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
+
+    # -- the loss ---------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        foreign = "loss_weights" not in inputs
+        if foreign:
+            inputs = self._complete(inputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if foreign:
+            # No step of the run made this batch: neither its figures nor its states belong to one.
+            self._recorder.flush()
+            self._student.forget()
+        return with_value(loss, self._loss_value)
+
+    def _complete(self, inputs: Batch, num_items_in_batch: Any) -> Batch:
+        """A batch that TRL or a caller made, scored and selected by itself; normalized as TRL does."""
+        batch = self._with_loss_columns(dict(inputs))[0]
+        if self.model.training and inputs.get("num_items_in_batch") is not None:
+            # TRL's count is of all processes, whose gradients are averaged afterwards.
+            num_items_in_batch = inputs["num_items_in_batch"].clamp(min=1)
+        elif num_items_in_batch is not None:
+            num_items_in_batch = num_items_in_batch * self.accelerator.num_processes
+        if num_items_in_batch is None:
+            return batch
+        mask = inputs["completion_mask"]
+        # Our weights make a mean over this batch: here it is a part of a larger one.
+        count = self.accelerator.reduce((mask * inputs.get("tool_mask", mask)).sum())
+        scale = (count / num_items_in_batch).to(mask.device)
+        scaled = {name: batch[name] * scale for name in ("loss_weights", "anchor_weights")}
+        return batch | scaled
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self._recorder.timed("perf/train_s"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        # The last micro-batch of a step: all gradients are there, and none is clipped yet.
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self.nonfinite.end_of_backward(model, self.state.global_step)
+            for name, value in self._recorder.flush().items():
+                self.record(name, value)
+        return loss
 
     # -- bookkeeping ------------------------------------------------------------------------------
 

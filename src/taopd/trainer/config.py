@@ -5,11 +5,13 @@ where it departs from it. Values are checked when the config is made, so that a 
 a queue slot: see `taopd.trainer.config_checks`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from trl import DistillationConfig
+from trl.trainer.utils import get_config_model_id
 
+from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.trainer import config_checks
 
@@ -109,15 +111,17 @@ class TeachabilityConfig(DistillationConfig):
 
     # The loss at the kept tokens
 
+    # Left out it is None here, and a name once the config is made.
     loss: str = option(
-        "reverse_kl",
-        "Loss at the kept tokens: reverse_kl, sampled_reverse_kl (detached advantage times log-prob, the "
-        "paper's training signal), forward_kl, jsd, topk_reverse_kl (student's top-K and a tail bucket).",
+        None,
+        "Loss at the kept tokens: reverse_kl (default), sampled_reverse_kl (detached advantage times "
+        "log-prob, the paper's training signal), forward_kl, jsd, topk_reverse_kl (student's top-K and a "
+        "tail bucket).",
     )
     beta: float | None = option(
         None,
-        "TRL's interpolation coefficient. Follows from `loss` (reverse_kl 1, forward_kl 0, jsd 0.5); set it "
-        "only to move `jsd` between the two.",
+        "TRL's interpolation coefficient. Alone it chooses the loss: 0 forward_kl, 1 reverse_kl, between "
+        "them jsd. None: it follows from `loss` (jsd: 0.5).",
     )
     reduction: str = option(
         "token_mean", "token_mean (paper), or sample_mean: per completion, then over completions."
@@ -233,9 +237,6 @@ class TeachabilityConfig(DistillationConfig):
 
     # Logs
 
-    logging_steps: float = option(
-        1, "Log every N optimizer steps; what was kept changes with every step."
-    )
     log_selection: bool = option(
         False,
         "Write every token's signals and whether it trained to <output_dir>/selection/*.parquet.",
@@ -255,11 +256,43 @@ class TeachabilityConfig(DistillationConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        self._resolve()
+        super().__post_init__()
+
+    def _resolve(self) -> None:
+        # First: what the loss is decides which other settings fit.
+        if self.loss is None:
+            self.loss = config_checks.loss_of_beta(self.beta)
         config_checks.check_config(self)
         if self.anchor_coef is None:
             self.anchor_coef = 1.0 if self.method == "anchored" else 0.0
         self.beta = config_checks.beta_of(self)
-        super().__post_init__()
+
+    @classmethod
+    def of(cls, args: DistillationConfig | None, model: Any) -> "TeachabilityConfig":
+        """The settings of a trainer: our own as they are, TRL's with our defaults added, or none given.
+
+        Args:
+            model: the student, a path or a model; it names the run folder where no settings are given.
+
+        Raises:
+            ConfigError: settings of another kind, or a value out of range.
+        """
+        if isinstance(args, TeachabilityConfig):
+            return args
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            return cls(f"{name.rsplit('/', 1)[-1]}-Distillation")
+        if not isinstance(args, DistillationConfig):
+            raise ConfigError(
+                f"args is a {type(args).__name__}: pass a TeachabilityConfig or a DistillationConfig"
+            )
+        # Not through `__init__`: TRL's checks have run, and not every resolved value passes them twice.
+        config = cls.__new__(cls)
+        added = {each.name: each.default for each in fields(cls) if not hasattr(args, each.name)}
+        config.__dict__.update(added | vars(args))
+        config._resolve()
+        return config
 
     @property
     def coef(self) -> float:

@@ -185,6 +185,18 @@ def _check_gradient_window(config: "TeachabilityConfig") -> None:
         )
 
 
+def loss_of_beta(beta: float | None) -> str:
+    """The loss that TRL's interpolation coefficient alone stands for.
+
+    Raises:
+        ConfigError: it is outside [0, 1].
+    """
+    if beta is None:
+        return "reverse_kl"
+    require(0.0 <= beta <= 1.0, "beta", beta, "in [0, 1]")
+    return {0.0: "forward_kl", 1.0: "reverse_kl"}.get(beta, "jsd")
+
+
 def beta_of(config: "TeachabilityConfig") -> float:
     """TRL's interpolation coefficient that belongs to the loss.
 
@@ -192,14 +204,14 @@ def beta_of(config: "TeachabilityConfig") -> float:
         ConfigError: `beta` is set and contradicts the loss.
     """
     # TRL's field: a value that contradicts `loss` would be written to config.json and used by nothing.
-    beta, derived = config.beta, BETA_OF_LOSS.get(config.loss, 1.0)
+    beta, derived = config.beta, BETA_OF_LOSS.get(str(config.loss), 1.0)
     if beta is None:
         return derived
     if config.loss == "jsd":
         require(0.0 < beta < 1.0, "beta", beta, "strictly between 0 and 1 for loss='jsd'")
     elif beta != derived:
         raise ConfigError(
-            f"beta={beta} does not fit loss={config.loss!r}: leave beta unset, or choose "
+            f"beta={beta} does not fit loss={config.loss!r}: leave one of them unset, or choose "
             "loss='reverse_kl' (1), 'forward_kl' (0) or 'jsd' (between)"
         )
     return beta

@@ -1,4 +1,4 @@
-"""Settings of `taopd train`: a YAML file and flags, with TRL's names, into three dataclasses.
+"""Settings of `taopd train`: a YAML file and flags, with TRL's names, into dataclasses.
 
 TRL's own parser makes the dataclasses. It checks neither the file nor the types of its values (a
 YAML value becomes an argparse default as it is), so both are checked here first: unknown keys with
@@ -10,8 +10,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -22,7 +22,21 @@ from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.config_checks import refuse_removed
 
-_TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig)
+
+@dataclass
+class LabArguments:
+    """The setting that stands for models and prompts."""
+
+    lab: str | None = field(
+        default=None,
+        metadata={
+            "help": "Variant of the bundled tiny lab (dialect, bilingual, ...), in place of student, teacher "
+            "and prompts; built on first use."
+        },
+    )
+
+
+_TYPES = (ScriptArguments, TeachabilityConfig, ModelConfig, LabArguments)
 # Accepted by TRL's dataclasses, but not what this command does; a flag that is parsed and ignored
 # helps nobody.
 _REFUSED = {
@@ -33,45 +47,39 @@ _REFUSED = {
     "trust_remote_code": "code from a model repository is never run",
 }
 
-_DERIVED = {
-    *(
-        "beta",
-        "logging_dir",
-        "run_name",
-        "output_dir",
-        "accelerator_config",
-        "disable_tqdm",
-        "debug",
-    ),
-    *("pad_to_multiple_of", "activation_checkpointing"),
-}
-"""Filled in from other settings or the clock."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """The three resolved dataclasses of one run."""
+    """The resolved dataclasses of one run."""
 
     script: ScriptArguments
     training: TeachabilityConfig
     model: ModelConfig
+    lab: str | None = None
+    """The tiny lab that models and prompts are of."""
+    given: frozenset[str] = frozenset()
+    """Settings that the file or a flag names."""
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults included, for `config.json`; secrets are masked."""
-        return redact_document(asdict(self.script) | self.training.to_dict() | asdict(self.model))
+        lab = {} if self.lab is None else {"lab": self.lab}
+        resolved = asdict(self.script) | self.training.to_dict() | asdict(self.model)
+        return redact_document(resolved | lab)
 
     def changed(self) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, for the report."""
+        """Return the settings that somebody set to another value than the default, for the report."""
         found = {}
         for part in (self.script, self.training, self.model):
-            for field in fields(part):
-                made = field.default_factory
-                default = field.default if made is MISSING else made()
-                value = getattr(part, field.name)
-                if field.name not in _DERIVED and value != default:
-                    found[field.name] = value
+            for entry in fields(part):
+                made = entry.default_factory
+                default = entry.default if made is MISSING else made()
+                value = getattr(part, entry.name)
+                # Others differ because they follow from a setting, the clock or the machine.
+                if entry.name in self.given - {"output_dir"} and value != default:
+                    found[entry.name] = value
         resolved = self.resolved()
-        return {name: resolved.get(name, value) for name, value in found.items()}
+        named = {} if self.lab is None else {"lab": self.lab}
+        return named | {name: resolved.get(name, value) for name, value in found.items()}
 
 
 class _Parser(TrlParser):
@@ -79,8 +87,16 @@ class _Parser(TrlParser):
         raise ConfigError(message)
 
 
-def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettings:
+def parse_settings(
+    config_file: str | None,
+    flags: Sequence[str],
+    *,
+    lab: Callable[[str], Mapping[str, Any]] | None = None,
+) -> TrainSettings:
     """Parse a YAML file and flags, flags first in rank.
+
+    Args:
+        lab: gives the names of models and prompts for the setting `lab`; None: it is refused.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping; an unknown key or flag, a wrong type, a
@@ -104,13 +120,20 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"a setting is not valid: {error}") from error
-    settings = TrainSettings(script=parsed[0], training=parsed[1], model=parsed[2])
-    _check_required(settings, {*config, *_flag_names(flags)})
+    settings = TrainSettings(
+        script=parsed[0],
+        training=parsed[1],
+        model=parsed[2],
+        lab=parsed[3].lab,
+        given=frozenset({*config, *_flag_names(flags)}),
+    )
+    named = {} if settings.lab is None else _fill_from_lab(settings, lab)
+    _check_required(settings, {*settings.given, *named})
     return settings
 
 
 def make_parser() -> TrlParser:
-    """Return TRL's parser over the three dataclasses; its errors are `ConfigError`s."""
+    """Return TRL's parser over the dataclasses; its errors are `ConfigError`s."""
     # No abbreviations: one would change its meaning as soon as a setting is added.
     parser = _Parser(_TYPES, prog="taopd train", allow_abbrev=False)
     for action in parser._actions:
@@ -185,6 +208,24 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, (list, dict, type(None)))
 
 
+def _fill_from_lab(
+    settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
+    """Put the lab's models and prompts in the place of those that a config names."""
+    own = ("model_name_or_path", "teacher_model_name_or_path", "teacher_url", "dataset_name")
+    given = [name for name in own if name in settings.given]
+    if given:
+        raise ConfigError(f"lab brings its own models and prompts: drop {', '.join(given)}, or lab")
+    if lab is None:
+        raise ConfigError(f"lab={settings.lab!r}: only the commands of taopd make a lab")
+    named = lab(str(settings.lab))
+    for name, value in named.items():
+        for part in (settings.script, settings.training, settings.model):
+            if hasattr(part, name):
+                setattr(part, name, value)
+    return named
+
+
 def _check_required(settings: TrainSettings, given: set[str]) -> None:
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
@@ -193,7 +234,8 @@ def _check_required(settings: TrainSettings, given: set[str]) -> None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
     if missing:
         raise ConfigError(
-            f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE"
+            f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE "
+            "(lab: dialect stands for the bundled models and prompts)"
         )
     for name in ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"):
         value = getattr(settings.training, name)

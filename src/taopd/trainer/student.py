@@ -104,13 +104,17 @@ class StudentForward:
             prompt_mask: [B, P], of the whole generation batch.
             forward_keeping_prefix: of the trainer; runs `scoring_states` in place of the plain backbone.
         """
-        self._kept.clear()
-        self._place.clear()
+        self.forget()
         if training and self._keeps_prefix:
             # All micro-batches begin at one column, so that positions agree between them.
             self._first_column = first_used(prompt_mask)
             return Reuse(student_forward=forward_keeping_prefix, first_column=self._first_column)
         return Reuse(keep_student_graph=training and self._keeps_graph)
+
+    def forget(self) -> None:
+        """Drop the keys and values of the scoring pass; what trains next computes its own."""
+        self._kept.clear()
+        self._place.clear()
 
     def scoring_states(self, student: Any, *sequences: Any) -> Float[Tensor, "b n D"]:
         """States that predict the completion tokens; keeps the pass as a prefix where memory allows.

@@ -23,13 +23,13 @@ from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import Anchor
-from taopd.trainer.base import BaseTrainer
+from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss, with_value
+from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.rollout_log import RolloutLog
@@ -48,8 +48,6 @@ from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 from taopd.trainer.teacher_watch import TeacherWatch
 
-Batch = dict[str, Any]
-
 
 class TeachabilityTrainer(BaseTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
@@ -59,7 +57,8 @@ class TeachabilityTrainer(BaseTrainer):
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
             padded to another size; its tokenizer must give every shared id the same token. Or any
             `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`.
-        args: a `TeachabilityConfig`.
+        args: a `TeachabilityConfig`; a `DistillationConfig` gets our defaults, None TRL's and ours.
+        others: as TRL's class takes them, in its order: `train_dataset`, `eval_dataset` and so on.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -70,14 +69,13 @@ class TeachabilityTrainer(BaseTrainer):
     _tag_names = ["trl", "distillation", "taopd"]  # noqa: RUF012 (TRL's attribute)
     _name = "Teachability-Aware Distillation"
 
-    def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
-        if not isinstance(args, TeachabilityConfig):
-            raise ConfigError("args must be a taopd.TeachabilityConfig (a DistillationConfig)")
+    def __init__(self, model, teacher_model=None, args=None, *others, **named):
+        args = TeachabilityConfig.of(args, model)
         # TRL loads the model of a path itself: the options must be made safe before.
         if isinstance(model, str):
             args.model_init_kwargs = safe_options(args.model_init_kwargs)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
-        super().__init__(model=model, teacher_model=None, args=args, **kwargs)
+        super().__init__(model, None, args, *others, **named)
         # Signals and padding know token ids alone.
         if isinstance(self.processing_class, ProcessorMixin):
             raise DataError("multimodal students are not supported: pass a text model")
@@ -142,14 +140,19 @@ class TeachabilityTrainer(BaseTrainer):
         """TRL's stage between the prompts and the micro-batches: all that is done once a generation batch."""
         with self._recorder.timed("perf/sample_s"):
             batch = super()._generate_and_score_completions(inputs)
+        batch, selected = self._with_loss_columns(batch)
+        self._tell_observers(selected, [row.get("answer") for row in inputs])
+        return batch
+
+    def _with_loss_columns(self, batch: Batch) -> tuple[Batch, ScoredBatch]:
+        """A batch of TRL's with what the loss reads of it, and what was selected."""
         positions = self._trainable_positions(batch)
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(self.forward_states, self.model_wrapped, selected)
-        self._tell_observers(selected, [row.get("answer") for row in inputs])
-        return batch | self._loss_columns(scored, selected) | reference
+        return batch | self._loss_columns(scored, selected) | reference, selected
 
     def _trainable_positions(self, batch: Batch) -> Positions:
         """Completion tokens that may train; ids that one of the models lacks leave the batch."""
@@ -304,16 +307,3 @@ class TeachabilityTrainer(BaseTrainer):
                 head = read_head(student, self.vocab_size)
                 losses = self._terms(student, hidden, head, part, read)
                 gradients.append(gradients_of(torch.stack(losses).sum(), student))
-
-    def compute_loss(self, *args, **kwargs):
-        return with_value(super().compute_loss(*args, **kwargs), self._loss_value)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        with self._recorder.timed("perf/train_s"):
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        # The last micro-batch of a step: all gradients are there, and none is clipped yet.
-        if self._step % self.current_gradient_accumulation_steps == 0:
-            self.nonfinite.end_of_backward(model, self.state.global_step)
-            for name, value in self._recorder.flush().items():
-                self.record(name, value)
-        return loss
