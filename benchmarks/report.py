@@ -14,10 +14,11 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Saved documents by benchmark."""
+    """Saved documents by benchmark; those of the accelerator kit have a page of their own."""
     return {
         document["benchmark"]: document
         for document in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+        if "benchmark" in document
     }
 
 
@@ -173,6 +174,7 @@ SECTIONS = {
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
     "sparse": ("Student update: exact and through a gradient window", sparse),
     "sparse_long": ("The same at 8,192 tokens", sparse),
+    "rooms": ("Before and after the move into rooms", None),
     "window_lab": ("Gradient windows in the tiny lab: accuracy against seconds", window_lab),
 }
 

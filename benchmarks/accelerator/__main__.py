@@ -36,14 +36,12 @@ def gpu_name() -> str:
 
 
 def commit() -> str:
-    """Short hash of the commit; `$TAOPD_COMMIT` where the sources are no git checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-    )
-    return done.stdout.strip() or os.environ.get("TAOPD_COMMIT", "unknown")
+    """Short hash of the commit; `$TAOPD_COMMIT` where the sources are a copy without their history."""
+    if given := os.environ.get("TAOPD_COMMIT"):
+        return given
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent)
+    return done.stdout.strip() or "unknown"
 
 
 def run_stage(name: str, *, minutes: float, toy: bool) -> dict[str, object]:

@@ -56,7 +56,7 @@ def main() -> None:
     print(json.dumps(document), flush=True)
     modes = {"trl": work.trl} | {f"ours {b:g}": lambda b=b: work.ours(b) for b in BUDGETS}
     found = measured(modes, work.leaves, repeats=case.repeats)
-    scores = {"score chunked": Workload.score}
+    chunked = Workload(case, DEVICE, dtype, impl="chunked")
     if DEVICE == "cuda":
         fused = Workload(case, DEVICE, dtype, impl="triton")
         found |= measured(
@@ -64,11 +64,7 @@ def main() -> None:
         )
         found |= measured({"score triton": fused.score}, repeats=case.repeats, backward=False)
         del fused
-    found |= measured(
-        {name: lambda call=call: call(work) for name, call in scores.items()},
-        repeats=case.repeats,
-        backward=False,
-    )
+    found |= measured({"score chunked": chunked.score}, repeats=case.repeats, backward=False)
     for name, row in found.items():
         row["mode"] = name
         if "p50_ms" in row:

@@ -1,7 +1,7 @@
 """Stage 4: SmolLM2-135M pairs on a GPU, with the study files of `recipes/studies`.
 
-The pair is made on this machine from the GGUF file (in `--weights`, default runs/smollm2), then arms are run
-side by side. What has finished when the time is up is kept; the next call goes on.
+The pair is made on this machine from the GGUF file in `--cache` (docs/offline.md), then arms are run side by
+side. What has finished when the time is up is kept; the next call goes on.
 """
 
 import argparse
@@ -100,7 +100,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--weights", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--pair", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--cache", type=Path, help="folder of the GGUF file")
+    parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2's weights")
     parser.add_argument("--root", type=Path, default=Path("runs/accelerator-pairs"))
     parser.add_argument("--studies", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=None)
@@ -120,7 +122,9 @@ def main() -> None:
             spec = dataclasses.replace(
                 spec, teacher_steps=2, student_step=1, batch_size=2, num_train=16, num_test=8
             )
-        pair = make_pair(root=options.weights, spec=spec, progress=_say)
+        pair = make_pair(
+            options.pair, cache=options.cache, spec=spec, base=options.base, progress=_say
+        )
         print(f"pair ready after {time.monotonic() - started:.0f} s", flush=True)
         accuracies = teacher_accuracy(pair, few=options.toy)
         print(json.dumps(accuracies), flush=True)

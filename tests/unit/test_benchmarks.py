@@ -30,6 +30,6 @@ def test_the_page_is_made_from_saved_results(tmp_path):
     shutil.copytree(RESULTS, results, ignore=shutil.ignore_patterns("*.png"))
     report.write_results(results, tmp_path)
     page = (tmp_path / "RESULTS.md").read_text()
-    for document in (json.loads(path.read_text()) for path in results.glob("*.json")):
+    for document in report.load(results).values():
         assert document["command"] in page and document["commit"] in page
     assert (results / "window_lab.png").read_bytes().startswith(b"\x89PNG")

@@ -51,8 +51,9 @@ BLOCK_N, BLOCK_V, BLOCK_D = 64, 128, 64
 WIDE_BLOCK_V = 256
 """Columns for 16-bit states where shared memory holds them: 15.9 ms instead of 24.8 on an H200, and the best
 of nine shapes there (benchmarks/results/accelerator-tune__nvidia-h200.json)."""
-WIDE_SHARED_BYTES = 3 * (BLOCK_N + WIDE_BLOCK_V) * BLOCK_D * 2
-"""Of the three stages of a wide tile."""
+WIDE_CAPABILITIES = {(8, 0), (8, 7), (9, 0), (10, 0), (10, 3), (11, 0)}
+"""GPUs with at least 163 KiB of shared memory a block (CUDA's programming guide); a wide tile takes 120 KiB,
+and others have 99."""
 NUM_WARPS, NUM_STAGES = 8, 3
 LOWEST = -3.0e38
 """Stands in for a logit of -inf, so that it still beats a place of the top-K that is empty."""
@@ -193,9 +194,8 @@ def columns_of_a_tile(device: torch.device, dtype: torch.dtype) -> int:
         return BLOCK_V
     if device.type != "cuda":  # The interpreter: the shape that a GPU takes.
         return WIDE_BLOCK_V
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    # Room for what the compiler adds; consumer cards have 99 KiB.
-    return WIDE_BLOCK_V if shared > 1.2 * WIDE_SHARED_BYTES else BLOCK_V
+    wide = torch.cuda.get_device_capability(device) in WIDE_CAPABILITIES
+    return WIDE_BLOCK_V if wide else BLOCK_V
 
 
 def _unit_stride(matrix: Tensor) -> Tensor:

