@@ -43,8 +43,8 @@ class Head:
     def project(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """W h + b in float32 (float64 for a float64 head), before scale, soft cap and temperature.
 
-        The head is rounded to the states' dtype, as in the model's own forward. 16-bit products are summed and
-        kept in float32: rounding a logit to bfloat16 makes ties of what the model told apart.
+        The head is rounded to the states' dtype, as in the model's own forward. 16-bit products are summed
+        and kept in float32: rounding a logit to bfloat16 makes ties of what the model told apart.
         """
         head = self.cast(hidden.dtype)
         raw = matmul(hidden, head.weight)
