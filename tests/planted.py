@@ -128,7 +128,10 @@ class Planted:
 
 THINKING = TEMPLATE.replace("%}={% endif", "%}={% if enable_thinking %} <think>{% endif %}{% endif")
 NOT_LOADED = dict.fromkeys(
-    ("drift", "kept tokens", "off support", "precision", "stop audit", "teacher KL", "truncation"),
+    (
+        *("drift", "kept tokens", "off support", "precision", "scoring path", "stop audit"),
+        *("teacher KL", "truncation"),
+    ),
     "fail",
 )
 """What follows where the models are refused."""

@@ -16,6 +16,7 @@ SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 def count_forwards(trainer, steps=1):
     """Calls of the student's backbone per step outside of generation, and the trained weights."""
     backbone, calls = trainer.model.model, []
+    trainer._teacher._agreed = True  # once a run, not once a step
 
     def count(module, args, kwargs):
         cached = kwargs.get("past_key_values")

@@ -412,6 +412,19 @@ def test_a_teacher_with_another_tokenizer_is_refused(micro_lab, tmp_path):
         )
 
 
+def test_a_model_that_is_scored_wrongly_stops_before_the_first_step(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path)
+    head = trainer.teacher_model.lm_head
+    head.register_forward_hook(lambda module, args, logits: 2.0 * torch.tanh(logits))
+    before = weights_of(trainer)
+    with torch.no_grad():
+        head.weight.mul_(50.0)
+    with pytest.raises(DataError, match=r"the teacher Qwen3ForCausalLM is scored .* own forward"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer).items())
+
+
 def test_nan_in_the_teacher_names_model_step_completion_and_position(micro_lab, tmp_path):
     trainer = make_trainer(micro_lab, tmp_path)
     with torch.no_grad():

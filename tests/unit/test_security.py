@@ -400,3 +400,15 @@ def test_the_fence_of_these_tests_holds(tmp_path):
     torch.save(Payload(tmp_path / "y"), tmp_path / "x.bin")
     with pytest.raises(Escaped, match=r"find_class|mkdir"), fence(tmp_path / "in"):
         torch.load(tmp_path / "x.bin", weights_only=False)
+
+
+def test_remote_code_cannot_be_asked_for_in_python():
+    """TRL would run the code of the student's tokenizer."""
+    from taopd import TeachabilityConfig
+    from taopd.errors import ConfigError
+
+    asked = {"trust_remote_code": bool(1)}
+    with pytest.raises(
+        ConfigError, match="trust_remote_code: code from a model repository is never"
+    ):
+        TeachabilityConfig(output_dir="unused", use_cpu=True, bf16=False, **asked)

@@ -5,16 +5,34 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.distributed.sharding import full_tensor
+from taopd.errors import ConfigError
 from taopd.kernels import Head
+
+_SOFTCAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
+"""Gemma and its relatives, RecurrentGemma, xLSTM."""
 
 
 def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     """The model's output projection over the first `vocab_size` ids, as its forward would apply it.
 
     A sharded weight (FSDP2, ZeRO-3) is gathered here, once, and not per chunk. Scale and soft cap are read
-    from the text config under the names that the model families use.
+    from the text config under the names that the model families use. `own_forward` finds what else a forward
+    does.
+
+    Raises:
+        ConfigError: no head, or an adapter on it that is not merged.
     """
     head = model.get_output_embeddings()
+    if getattr(head, "weight", None) is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no output head to read: choose a causal language model"
+        )
+    # An adapter layer shows the weight below it: the adapter itself would be left out without a word.
+    if hasattr(head, "base_layer") and not (head.merged or head.disable_adapters):
+        raise ConfigError(
+            "the model has an adapter on its output head, which would be left out: merge the adapter "
+            "(merge_and_unload) and save the model"
+        )
     config = model.config.get_text_config()
     # Read from the config, because the model's forward applies them outside its head module.
     bias, scale = getattr(head, "bias", None), _logit_scale(config)
@@ -22,8 +40,18 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
         weight=full_tensor(head.weight)[:vocab_size],
         bias=None if bias is None else full_tensor(bias)[:vocab_size],
         scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
     )
+
+
+def merge_head_adapter(model: PreTrainedModel) -> None:
+    """Merge an adapter on the output head of a frozen model into the head, which then is one matrix."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "base_layer") and not head.merged:
+        # The matrix may also be the input embedding, which the adapter does not change.
+        base = head.get_base_layer()
+        base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        head.merge()
 
 
 def _logit_scale(config) -> float:

@@ -175,6 +175,7 @@ _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "precision": _precision,
 }
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
+    "scoring path": lambda _subject, found: rollout_checks.check_scoring_path(found),
     "drift": lambda subject, found: rollout_checks.check_drift(
         found, sampler=subject.trainer.sampler_monitor.sampler
     ),

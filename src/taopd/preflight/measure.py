@@ -11,6 +11,7 @@ from torch import Tensor
 from taopd.kernels import topk_score
 from taopd.models.batch import Forward, Positions
 from taopd.models.forward import states_at
+from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import score_positions
 from taopd.signals import TokenSignals
@@ -36,6 +37,8 @@ class Measured:
     teacher_stops: Float[Tensor, "E M"]
     max_tokens: int
     """At which sampling was cut for this measurement."""
+    agreement: Mapping[str, Agreement]
+    """Of the scoring path with the own forward of each model in this process."""
     teacher_stops_unknown: float = 0.0
     """Mean mass on the candidates that `teacher_stops` may lack, where it is read off a list."""
 
@@ -57,6 +60,7 @@ def measure(
     k: int,
     temperature: float,
     max_tokens: int,
+    agreement: Mapping[str, Agreement],
 ) -> Measured:
     """Score sampled completions with both models; see `Measured` and `scoring.score_positions`.
 
@@ -110,6 +114,7 @@ def measure(
         candidates={token: candidates[token] for token in wanted},
         student_stops=own,
         teacher_stops=teachers,
+        agreement=agreement,
         teacher_stops_unknown=unknown,
         max_tokens=max_tokens,
     )

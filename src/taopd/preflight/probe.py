@@ -58,6 +58,7 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
             k=args.score_top_k,
             temperature=trainer.temperature,
             max_tokens=tokens,
+            agreement=trainer.compare_with_own_forward(batch),
         )
 
 

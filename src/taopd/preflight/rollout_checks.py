@@ -47,6 +47,20 @@ def check_drift(measured: Measured, *, sampler: str) -> Verdict:
     return judge(item, text, problems, figures=figures)
 
 
+def check_scoring_path(measured: Measured) -> Verdict:
+    """Each model's scoring path against its own forward."""
+    problems, found = Problems(), measured.agreement
+    for name, agreement in found.items():
+        if agreement.problem:
+            problems.fail(f"The {name} {agreement.problem}")
+    text = ", ".join(
+        f"{name} {a.error:.2g} (bound {a.bound:g}) nats over {a.tokens} tokens"
+        for name, a in found.items()
+    )
+    figures = {f"{name}_nats": agreement.error for name, agreement in found.items()}
+    return judge("scoring path", text, problems, figures=figures)
+
+
 def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     """Both models' mass on every stop id where real rollouts ended.
 

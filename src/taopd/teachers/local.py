@@ -1,5 +1,6 @@
 """A teacher in this process: its loading, and the same protocol as a server's."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,14 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from taopd.errors import ConfigError, DataError
 from taopd.kernels import topk_score
 from taopd.models.loading import load_model, load_tokenizer
-from taopd.models.output_head import read_head
+from taopd.models.output_head import merge_head_adapter, read_head
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers.protocol import TeacherScores
+
+logger = logging.getLogger(__name__)
 
 
 class LocalTeacher:
@@ -84,16 +88,23 @@ def load_teacher(
 
     Args:
         teacher: a path or hub id, loaded with `init_kwargs` (dtype float32 unless said, as TRL does),
-            or a model, which is taken to use the student's tokenizer.
+            or a model. Its `name_or_path` says which tokenizer it has; where it does not, this is said in the
+            log, and the student's is assumed.
         tokenizer: the student's.
         cut_renamed_control_tokens: see `taopd.models.tokenizers.check_same_tokenizer`.
 
     Raises:
         DataError: if the teacher cannot be loaded, or the tokenizers give one id to two different tokens
-            (names the first).
+            (names the first). ConfigError: `init_kwargs` with a model, or a model that shares weights with
+            the student.
     """
-    teacher_tokenizer = tokenizer
-    if isinstance(teacher, str):
+    if not isinstance(teacher, str):
+        if init_kwargs is not None:
+            raise ConfigError(
+                "teacher_model_init_kwargs: the teacher is loaded already; give its path, or leave them out"
+            )
+        teacher_tokenizer = _tokenizer_of(teacher, student, tokenizer)
+    else:
         kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
         teacher_tokenizer = load_tokenizer(teacher, revision=kwargs["revision"])
         teacher = load_model(teacher, **kwargs)
@@ -104,4 +115,43 @@ def load_teacher(
         teacher.config.get_text_config().vocab_size,
         cut_renamed_control_tokens=cut_renamed_control_tokens,
     )
-    return teacher.requires_grad_(False), vocab_size
+    trained = {id(weight) for weight in student.parameters() if weight.requires_grad}
+    if trained & {id(weight) for weight in teacher.parameters()}:
+        raise ConfigError(
+            "teacher and student share weights that train: load the teacher a second time"
+        )
+    merge_head_adapter(teacher)
+    # An object may come from training: dropout would be part of the teacher.
+    return teacher.eval().requires_grad_(False), vocab_size
+
+
+def _tokenizer_of(
+    teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a teacher that was loaded by the caller, or the student's where it cannot be known.
+
+    Raises:
+        DataError: the teacher has fewer ids than the student's tokenizer has tokens.
+    """
+    name = str(getattr(teacher.config, "_name_or_path", "") or "")
+    if name and name == student.config._name_or_path:
+        return tokenizer
+    try:
+        if name:
+            return load_tokenizer(name, revision=getattr(teacher.config, "_commit_hash", None))
+    except DataError as error:
+        logger.info("no tokenizer at the teacher's name_or_path: %s", error)
+    rows = teacher.config.get_text_config().vocab_size
+    if rows < len(tokenizer):
+        raise DataError(
+            f"the teacher knows {rows} ids, the student's tokenizer has {len(tokenizer)}: the teacher has "
+            "another tokenizer. Choose two models that share one"
+        )
+    logger.warning(
+        "the teacher's tokenizer cannot be known (name_or_path is %r, %d ids; the student's tokenizer has "
+        "%d): it is taken to be the student's. Pass the teacher as a path to have them compared",
+        name,
+        rows,
+        len(tokenizer),
+    )
+    return tokenizer

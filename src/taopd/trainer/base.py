@@ -1,6 +1,6 @@
 """What the trainer needs of TRL around its own step: repeated prompts, forwards in wrappers, any batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from trl.trainer.utils import RepeatSampler
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.output_head import head_dtype, read_head
+from taopd.models.own_forward import Agreement
 from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.config import TeachabilityConfig
@@ -124,6 +125,11 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     def _states_and_head(self, backbone, model, *sequences) -> tuple[Tensor, Head]:
         hidden = backbone(model, *sequences)
         return hidden, read_head(model, self.vocab_size)
+
+    @torch.no_grad()
+    def compare_with_own_forward(self, batch: Mapping[str, Tensor]) -> dict[str, Agreement]:
+        """The scoring path of each model in this process against its own forward, on a few rows."""
+        return self._teacher.compare(self.forward_states, self.model_wrapped, batch)
 
     @torch.no_grad()
     def _head(self, model) -> Head:

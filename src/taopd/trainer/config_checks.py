@@ -90,6 +90,10 @@ def check_config(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting, with the nearest known name or the range.
     """
+    if config.trust_remote_code:
+        raise ConfigError(
+            "trust_remote_code: code from a model repository is never run; leave it out"
+        )
     for name, choices in CHOICES.items():
         require_known(name, getattr(config, name), choices)
     for name, least in AT_LEAST.items():

@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.distributed.sharding import prepare_frozen
-from taopd.errors import ConfigError, TeacherError
+from taopd.errors import ConfigError, DataError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions
 from taopd.models.loading import load_tokenizer
+from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
 from taopd.models.scoring import Reuse, Scored, score_positions
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
@@ -64,7 +65,9 @@ class TeacherSource:
         """The same, prepared for this device."""
         # Whether C is exact, as last written down: a server may change what it offers while the run goes on.
         self._said: bool | None = None
-        if isinstance(teacher, PreTrainedModel) and args.teacher_url:
+        self._agreed = False
+        """The scoring path was compared with both models' own forward."""
+        if isinstance(teacher, torch.nn.Module) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(remote=True)
@@ -107,9 +110,17 @@ class TeacherSource:
         when: str,
         reuse: Reuse,
     ) -> Scored:
-        """Signals of every position of a padded batch, as the settings ask for them."""
+        """Signals of every position of a padded batch, as the settings ask for them.
+
+        Raises:
+            DataError: in the first batch, a model that is scored otherwise than its own forward computes.
+        """
         args = self._args
         size = args.per_device_train_batch_size
+        if self.plain is not None:
+            self.plain.eval()  # A callback may have put it into training mode.
+        if not self._agreed:
+            self._require_agreement(self.compare(forward, student, batch))
         if self.remote is not None:
             return self._score_remote(forward, student, batch, positions, size, when, reuse)
         # The same for every batch of a run.
@@ -131,6 +142,38 @@ class TeacherSource:
         if args.signals == "topk_lists":
             scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
+
+    @torch.no_grad()
+    def compare(
+        self, forward: Forward, student: Any, batch: Mapping[str, Tensor]
+    ) -> dict[str, Agreement]:
+        """The scoring path of each model here against its own forward; both are left as they were."""
+        inner = self._accelerator.unwrap_model(student)
+        models = {"student": (student, inner)}
+        if self.plain is not None:
+            models["teacher"] = self.model, self._accelerator.unwrap_model(self.model)
+        training = inner.training
+        inner.eval()
+        try:
+            return {
+                name: compare_with_own_forward(forward, *model, batch, self.vocab_size)
+                for name, model in models.items()
+            }
+        finally:
+            inner.train(training)
+
+    def _require_agreement(self, found: Mapping[str, Agreement]) -> None:
+        self._agreed = True
+        fine = torch.tensor(
+            [not any(agreement.problem for agreement in found.values())],
+            device=self._accelerator.device,
+        )
+        # Every process stops where one does: the others would wait for it in the next collective.
+        if bool(self._accelerator.gather(fine).all()):
+            return
+        for name, agreement in found.items():
+            require_agreement(name, agreement)
+        raise DataError("a model is scored otherwise than it computes; see the other process")
 
     def _score_remote(
         self,

@@ -1,0 +1,157 @@
+"""The scoring path against the model's own forward, on a few rows of a real batch.
+
+Scoring reads a model as backbone states times a head, with a scale and a soft cap from the config, on rows
+that are padded on the left. A model whose forward does something else would be scored wrongly without a
+word: an adapter on its head, a further layer, another soft cap, positions that count padding.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from taopd.errors import DataError
+from taopd.kernels import topk_score
+from taopd.models.batch import SEQUENCE, Forward, Trimmed, trim
+
+BOUND = 1e-2
+"""Nats between the two in float32, the largest at the sampled tokens and the likeliest ids."""
+BOUND_16_BIT = 0.1
+"""Likewise in 16-bit numbers or TF32, but the mean: a bfloat16 logit of 32 is rounded by up to 0.06."""
+MOST_TOKENS = 64
+"""Completion tokens of a row that are compared."""
+MOST_IDS = 16
+NUM_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far a model's scoring path is from its own forward."""
+
+    model: str
+    """Class, for messages."""
+    error: float
+    """Nats."""
+    bound: float
+    tokens: int
+    only_padded: bool
+    """The two agree on padded rows: what differs is the padding."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong and what to do; None if they agree."""
+        # A NaN in the weights is found, and named with its place, by the scoring pass.
+        if not self.error > self.bound:
+            return None
+        if self.only_padded:
+            cause = (
+                "Its numbers change with padding on the left: positions or recurrent states count the "
+                "padding. Set per_device_train_batch_size: 1, or choose another model"
+            )
+        else:
+            cause = (
+                "Its forward does more than head times last state with the scale and soft cap of its config "
+                "(an adapter on the head, a further layer, another soft cap): merge adapters and save it "
+                "again, or choose another model"
+            )
+        return f"{self.model} is scored {self.error:.2g} nats off its own forward. {cause}."
+
+
+@torch.no_grad()
+def compare_with_own_forward(
+    forward: Forward, wrapped: Any, model: Any, batch: Mapping[str, Tensor], vocab_size: int
+) -> Agreement:
+    """Compare the scoring path of a model in evaluation mode with its own forward on unpadded rows.
+
+    The number of forwards does not depend on the rows: processes that share a model stay in step.
+
+    Args:
+        forward: of the scoring path.
+        wrapped: the model as it runs here, `model` inside its wrapper.
+        batch: padded prompts and completions; see `batch.SEQUENCE`.
+    """
+    rows = _rows(batch["prompt_mask"])
+    chosen = {name: batch[name][rows] for name in SEQUENCE}
+    ids, mask = chosen["completion_ids"], chosen["completion_mask"].bool()
+    mask = mask & (ids < vocab_size).long().cummin(1).values.bool()
+    mask[:, MOST_TOKENS:] = False
+    part = trim(chosen, mask)
+    hidden, head = forward(wrapped, part)
+    padded = _own_logprobs(wrapped, model, part, vocab_size)
+    errors: list[Tensor] = []
+    errors_padded: list[Tensor] = []
+    for row in range(len(rows)):
+        row = min(row, len(part.rows) - 1)  # a row without a token was dropped
+        sequence = part.input_ids[row]
+        active = mask[part.rows[row], : part.num_completion]
+        # The completion's padding stays, on the right: nothing before it can see it.
+        bare = sequence[int(part.attention_mask[row].argmax()) :].unsqueeze(0)
+        alone = Trimmed(
+            input_ids=bare,
+            attention_mask=torch.ones_like(bare),
+            num_completion=part.num_completion,
+            rows=part.rows[row : row + 1],
+        )
+        own = _own_logprobs(wrapped, model, alone, vocab_size)[0][active]
+        targets = ids[part.rows[row], : part.num_completion][active]
+        for found, logprobs in ((errors, own), (errors_padded, padded[row][active])):
+            want = torch.cat([targets[:, None], logprobs.topk(_num_ids(vocab_size)).indices], dim=1)
+            scores = topk_score(hidden[row][active], head, targets, k=1, want_ids=want)
+            assert scores.want_logprobs is not None
+            found.append((scores.want_logprobs - logprobs.gather(1, want)).abs().flatten())
+    exact = hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == model.dtype
+    exact = exact and torch.get_float32_matmul_precision() == "highest"
+    bound, reduce = (BOUND, torch.amax) if exact else (BOUND_16_BIT, torch.mean)
+
+    def total(found: list[Tensor]) -> float:
+        together = torch.cat(found).float()
+        return float(reduce(together)) if together.numel() else 0.0
+
+    return Agreement(
+        model=type(model).__name__,
+        error=total(errors),
+        bound=bound,
+        tokens=int(mask.sum()),
+        only_padded=total(errors_padded) <= bound,
+    )
+
+
+def require_agreement(name: str, found: Agreement) -> None:
+    """Refuse a model that is scored otherwise than it computes.
+
+    Raises:
+        DataError: names the model, the difference and the likely cause.
+    """
+    if found.problem:
+        raise DataError(f"the {name} {found.problem}")
+
+
+def _num_ids(vocab_size: int) -> int:
+    return min(MOST_IDS, vocab_size)
+
+
+def _rows(prompt_mask: Tensor) -> Tensor:
+    """The longest and the shortest prompt: without and with most padding."""
+    order = prompt_mask.sum(1).argsort(descending=True)
+    return order[[0, -1]] if len(order) >= NUM_ROWS else order
+
+
+def _own_logprobs(
+    wrapped: Any, model: Any, part: Trimmed, vocab_size: int
+) -> Float[Tensor, "b n V"]:
+    """Log-probs of the completion tokens' positions from the model's forward, cut to the shared ids."""
+    kept = part.num_completion + 1
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Logits of a long prompt would take as much memory as a training step.
+    options = (
+        {"logits_to_keep": kept}
+        if "logits_to_keep" in inspect.signature(inner.forward).parameters
+        else {}
+    )
+    out = wrapped(input_ids=part.input_ids, attention_mask=part.attention_mask, **options)
+    logits = out.logits[:, -kept:-1, :vocab_size]
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
