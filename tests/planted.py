@@ -76,14 +76,20 @@ def scramble_teacher(folder: Path, settings: Settings) -> None:
     model.save_pretrained(folder / "teacher")
 
 
-def messages(teacher: str | None = TEMPLATE, student: str | None = TEMPLATE):
-    """Prompts as messages, and a chat template for each model."""
+ASKED = [{"role": "user", "content": "{i} 2 1 + 4 8 9"}]
+
+
+def messages(
+    teacher: str | None = TEMPLATE,
+    student: str | None = TEMPLATE,
+    rows: Settings | None = {"prompt": ASKED},  # noqa: B006 (read only)
+):
+    """Prompts as messages, `{i}` a digit; None: the lab's own text. And a chat template for each model."""
 
     def plant(folder: Path, settings: Settings) -> None:
-        prompts = [{"prompt": [{"role": "user", "content": f"{i} 2 1 + 4 8 9"}]} for i in range(10)]
         path = folder / "messages.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
-        settings["dataset_name"] = str(path)
+        path.write_text("".join(json.dumps(rows).replace("{i}", str(i)) + "\n" for i in range(10)))
+        settings |= {} if rows is None else {"dataset_name": str(path)}
         for owner, template in (("student", student), ("teacher", teacher)):
             if template is not None:
                 (folder / owner / "chat_template.jinja").write_text(template)
@@ -166,7 +172,22 @@ PLANTED = {
     ),
     "no chat template for messages": Planted(
         plant=messages(student=None),
-        caught={"chat template": "fail", "context": "fail", "memory": "fail"} | NOT_LOADED,
+        caught={"prompts": "fail", "chat template": "fail", "context": "fail", "memory": "fail"}
+        | NOT_LOADED,
+    ),
+    "conversations that end with the answer": Planted(
+        plant=messages(rows={"prompt": [*ASKED, {"role": "assistant", "content": "4 2"}]}),
+        caught=dict.fromkeys(
+            ("prompts", "chat template", "thinking mode", "context", "memory"), "fail"
+        )
+        | NOT_LOADED,
+    ),
+    "tools that the chat template does not show": Planted(
+        plant=messages(rows={"prompt": ASKED, "tools": [{"type": "function"}]}),
+        caught={"prompts": "warn"},
+    ),
+    "plain text for two chat models": Planted(
+        plant=messages(rows=None), caught={"prompts": "warn"}
     ),
     "thinking flag on one side": Planted(
         plant=messages(teacher=THINKING), caught={"thinking mode": "fail"}

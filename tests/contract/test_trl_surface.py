@@ -30,6 +30,8 @@ OVERRIDES = {
     "_get_last_hidden_state": "unwrapped_model input_ids attention_mask logits_to_keep",
     "_get_train_sampler": "dataset",
     "_prepare_inputs": "generation_batch",
+    "_set_signature_columns_if_needed": "",
+    "_tokenize_prompts": "prompts",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "prediction_step": "model inputs prediction_loss_only",
     "training_step": "model inputs num_items_in_batch",
@@ -69,8 +71,8 @@ PRIVATE = {
     "_save_checkpoint",
     "_save_optimizer_and_scheduler",
     "_save_scaler",
+    "_signature_columns",
     "_step",
-    "_tokenize_prompts",
     "_tokenizer",
     "_tr_loss",
 }
@@ -185,7 +187,11 @@ def test_nothing_private_is_imported():
                 "self.eos_token_ids = eos_token_ids",
             ],
         ),
-        ("_generate_and_score_completions", ['"completion_mask"', '"prompt_mask"', '"tool_mask"']),
+        ("_generate", ["self._tokenize_prompts(prompts)"]),
+        (
+            "_generate_and_score_completions",
+            ['x["prompt"] for x in inputs', '"completion_mask"', '"prompt_mask"', '"tool_mask"'],
+        ),
         (
             "_prepare_inputs",
             ["self._buffered_inputs", "shuffle_sequence_dict", "split_tensor_dict"],

@@ -1,6 +1,5 @@
 """The benchmarks: tiny cases run (they check results against TRL first), and the page is made from JSON."""
 
-import json
 import shutil
 from pathlib import Path
 

@@ -200,7 +200,7 @@ def _rollouts(
     return sample_rollouts(
         student,
         tokenizer,
-        rows[: max(number, 0)]["prompt"],
+        list(rows.select(range(min(max(number, 0), len(rows))))),
         num_completions=number,
         max_tokens=options.max_tokens,
         temperature=options.temperature,

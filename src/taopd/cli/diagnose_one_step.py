@@ -106,13 +106,15 @@ def _parser() -> Parser:
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
     """As many different prompts as the batches need, in the order of the file."""
+    from taopd.models.prompt_rows import COLUMNS
     from taopd.models.prompts import load_prompts
 
     for name in ("batches", "completions"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
     needed = 2 * options.batches * options.completions
-    different = {str(p): p for p in load_prompts(options.prompts, split=options.split)["prompt"]}
+    rows = load_prompts(options.prompts, split=options.split)
+    different = {str([row.get(name) for name in COLUMNS]): row for row in rows}
     if len(different) < needed:
         raise DataError(
             f"{options.prompts} has {len(different)} different prompts; {options.batches} batches of "

@@ -1,19 +1,21 @@
 """Prompts from disk or hub: loaded, checked and encoded, with one clear message for every failure.
 
 What: `load_prompts` reads a dataset with a `prompt` column (text or a list of messages) and, on
-request, an `answer` column; `encode_prompts` turns prompts into ids exactly as TRL's trainer does;
-`check_prompt_lengths` finds a prompt that does not fit the context before a run starts.
-`load_model` and `load_tokenizer` come from `checkpoints` and are named here too.
+request, an `answer` column; `encode_prompts` turns prompts into ids, as TRL's trainer does where all
+rows are of one kind; `check_prompt_lengths` finds a prompt that does not fit the context before a run
+starts. What a row may look like is in `prompt_rows`.
+`load_model` and `load_tokenizer` come from `loading` and are named here too.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import jinja2
 import pyarrow
+import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError, suggest
@@ -26,6 +28,7 @@ from taopd.models.loading import (
     looks_local,
     root_cause,
 )
+from taopd.models.prompt_rows import COLUMNS, MEDIA, TURNS, Prompt, read_prompt, render, split_turns
 
 __all__ = [
     "check_prompt_lengths",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _UNREADABLE = (*UNREADABLE, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+logger = logging.getLogger(__name__)
 # Tokens that a chat template may add beyond those of the first prompt.
 _TEMPLATE_MARGIN = 64
 
@@ -71,17 +75,48 @@ def load_prompts(
         raise DataError(f"no such dataset: {name} (looked in {Path.cwd()})")
     else:
         rows = _pick_split(name, _load_from_hub(name, config), split)
-    for column in ("prompt", "answer") if require_answer else ("prompt",):
-        if column not in rows.column_names:
-            raise DataError(
-                f"{name} has no {column!r} column, only {', '.join(rows.column_names) or 'none'}; "
-                "rename one, for "
-                f"instance with dataset.rename_column({(rows.column_names or ['x'])[0]!r}, "
-                f"{column!r}), and save it"
-            )
     if not len(rows):
         raise DataError(f"{name} has no rows" + (f" in split {split!r}" if split else ""))
+    rows = _with_prompts(rows, name, with_answer=require_answer)
+    for column in ("prompt", "answer") if require_answer else ("prompt",):
+        if column not in rows.column_names:
+            texts = [key for key, value in rows[0].items() if isinstance(value, str)]
+            raise DataError(
+                f"{name} has no {column!r} column, only {', '.join(rows.column_names) or 'none'}; "
+                f"rename one, for instance with dataset.rename_column({(texts or ['x'])[0]!r}, "
+                f"{column!r}), and save it. Whole conversations belong into a column 'messages'"
+            )
     return rows
+
+
+def _with_prompts(rows: datasets.Dataset, name: str, *, with_answer: bool) -> datasets.Dataset:
+    """With a `prompt` column made of whole conversations, where these are all there is."""
+    turns = next((column for column in TURNS if column in rows.column_names), None)
+    if "prompt" in rows.column_names or turns is None:
+        return rows
+    # An answer of the set's own is what graders expect; the reply may be a whole solution.
+    keeps = with_answer and "answer" not in rows.column_names
+
+    def split(row: dict[str, Any], index: int) -> dict[str, Any]:
+        prompt, reply = split_turns(row[turns], f"row {index}")
+        return {"prompt": prompt} | ({"answer": reply} if keeps else {})
+
+    # As JSON, because messages of several kinds do not fit one table. Older versions of the library lack it.
+    kind = getattr(datasets, "Json", None)
+    added = {"prompt": kind()} if kind else {}
+    added |= {"answer": datasets.Value("string")} if keeps else {}
+    features = datasets.Features({**rows.features, **added}) if kind else None
+    try:
+        found = rows.map(split, with_indices=True, features=features)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"cannot read the {turns} of {name}: {root_cause(error)}") from error
+    logger.warning(
+        "%s has no 'prompt' column: a prompt is what %r holds up to the last user turn%s",
+        name,
+        turns,
+        ", the answer the assistant's last text after it" if keeps else "",
+    )
+    return found
 
 
 def encode_prompts(
@@ -89,40 +124,41 @@ def encode_prompts(
     prompts: Sequence[Any],
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    tools: Sequence[Any] = (),
+    template: str | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of every prompt, as TRL's trainer makes them.
+    """Return the token ids of every prompt, each by its own kind.
 
     Text is encoded as it is; a list of messages goes through the chat template with a generation
     prompt.
+
+    Args:
+        prompts: rows of a dataset, of which the columns `prompt`, `tools` and `chat_template_kwargs`
+            count; or bare prompts.
+        chat_template_kwargs, tools, template: see `prompt_rows.render`.
 
     Raises:
         DataError: an empty prompt, or one that is neither text nor messages; or messages without a
             chat template.
     """
-    for row, prompt in enumerate(prompts):
-        _check_prompt(prompt, row)
-    if not prompts:
-        return []
-    # TRL decides by the first row too: a mixed set would be encoded in two ways.
-    if isinstance(prompts[0], str):
-        return tokenizer(text=list(prompts))["input_ids"]
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "the prompts are lists of messages but the tokenizer has no chat template; use plain "
-            "text"
-        )
-    try:
-        encoded = tokenizer.apply_chat_template(
-            list(prompts),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **(chat_template_kwargs or {}),
-        )
-    # The sandbox refuses with a TemplateError, ranges beyond its limit with an OverflowError.
-    except (jinja2.TemplateError, ArithmeticError, LookupError, *_UNREADABLE) as error:
-        raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
-    return encoded["input_ids"]
+    read = [
+        prompt if isinstance(prompt, Prompt) else read_prompt(prompt, f"row {row}")
+        for row, prompt in enumerate(prompts)
+    ]
+    texts = [
+        render(tokenizer, prompt, options=chat_template_kwargs, tools=tools, template=template)
+        for prompt in read
+    ]
+    ids: list[list[int]] = [[] for _ in read]
+    # A template writes the special tokens itself; text gets those that the tokenizer adds.
+    for plain in (True, False):
+        rows = [row for row, prompt in enumerate(read) if isinstance(prompt.content, str) == plain]
+        if rows:
+            chosen = [texts[row] for row in rows]
+            encoded = tokenizer(text=chosen, add_special_tokens=plain)["input_ids"]
+            for row, found in zip(rows, encoded, strict=True):
+                ids[row] = found
+    return ids
 
 
 def check_prompt_lengths(
@@ -153,12 +189,14 @@ def check_prompt_lengths(
             f"{context_length} tokens. Lower max_completion_length"
         )
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
-    overhead = 0
-    start = 0
-    for batch in rows.select_columns(["prompt"]).iter(batch_size=1000):
-        prompts = batch["prompt"]
-        for row, prompt in enumerate(prompts, start=start):
-            _check_prompt(prompt, row)
+    overhead, start = 0, 0
+    columns = [name for name in (*COLUMNS, *MEDIA) if name in rows.column_names]
+    for batch in rows.select_columns(columns).iter(batch_size=1000):
+        size = len(next(iter(batch.values())))
+        prompts = [
+            read_prompt({name: batch[name][row] for name in columns}, f"row {start + row}")
+            for row in range(size)
+        ]
         if start == 0:
             first = encode_prompts(
                 tokenizer, prompts[:1], chat_template_kwargs=chat_template_kwargs
@@ -181,7 +219,7 @@ def check_prompt_lengths(
                     f"{limit}. Drop "
                     "the row, shorten it, or lower max_completion_length"
                 )
-        start += len(prompts)
+        start += size
 
 
 def _load_file(path: Path, split: str | None) -> datasets.Dataset:
@@ -190,6 +228,8 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
         raise DataError(f"cannot read {path}: a dataset file ends in {', '.join(DATASET_READERS)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
+    if _has_no_rows(path):  # which the reader below answers with an error about batch sizes
+        raise DataError(f"{path} has no rows")
     try:
         rows = datasets.load_dataset(reader, data_files=str(path), split="train")
     except _UNREADABLE as error:
@@ -206,9 +246,21 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     return rows.select([row for row, name in enumerate(rows["split"]) if str(name) == chosen])
 
 
+def _has_no_rows(path: Path) -> bool:
+    """Whether this is a table without rows; False for what cannot be read."""
+    try:
+        return (
+            path.suffix.lower() == ".parquet" and not pyarrow.parquet.read_metadata(path).num_rows
+        )
+    except (OSError, pyarrow.ArrowException):
+        return False
+
+
 def _load_folder(path: Path) -> Any:
     if not any(path.iterdir()):
         raise DataError(f"the dataset folder {path} is empty")
+    if (files := list(path.rglob("*.parquet"))) and all(map(_has_no_rows, files)):
+        raise DataError(f"the dataset folder {path} has no rows")
     try:
         # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -249,25 +301,10 @@ def _choose(name: str, splits: list[str], split: str | None) -> str:
     return split
 
 
-def _check_prompt(prompt: Any, row: int) -> None:
-    if isinstance(prompt, str):
-        if prompt.strip():
-            return
-    elif isinstance(prompt, list):
-        if prompt and all(
-            isinstance(message, Mapping) and message.get("content") for message in prompt
-        ):
-            return
-    elif prompt is not None:
-        raise DataError(
-            f"the prompt of row {row} is {type(prompt).__name__}; it must be text, or a list of "
-            "messages with role "
-            "and content"
-        )
-    raise DataError(f"the prompt of row {row} is empty; drop the row")
-
-
-def _num_bytes(prompt: Any) -> int:
-    if isinstance(prompt, str):
-        return len(prompt.encode())
-    return sum(len(str(message["content"]).encode()) + _TEMPLATE_MARGIN for message in prompt)
+def _num_bytes(prompt: Prompt) -> float:
+    """At least as many as tokens; unknown where a template writes JSON."""
+    if isinstance(prompt.content, str):
+        return len(prompt.content.encode())
+    if prompt.tools or prompt.options or any("tool_calls" in m for m in prompt.content):
+        return float("inf")
+    return sum(len(m["content"].encode()) + _TEMPLATE_MARGIN for m in prompt.content)

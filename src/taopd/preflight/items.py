@@ -13,14 +13,18 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, TaopdError
+from taopd.models.prompt_faults import LOOKED_AT
+from taopd.models.prompt_rows import read_prompt
 from taopd.models.stop_tokens import declared_ids
-from taopd.preflight import machine, remote_teacher, rollout_checks, tokenizer_checks
+from taopd.preflight import machine, prompt_checks, remote_teacher, rollout_checks, tokenizer_checks
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
+
+_REFUSED = "refused"
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
@@ -29,8 +33,14 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
     if not subject.remote:
         del sampled["server answers"]
+    refusals: set[str] = set()
     for name, check in (before | _ITEMS | sampled).items():
-        yield _guarded(name, check, subject)
+        verdict = _guarded(name, check, subject)
+        # One bad row stops several items: the reason is said once.
+        if verdict.measured == _REFUSED and verdict.advice in refusals:
+            verdict = judge(name, "not run", [("fail", "Refused for the same reason: see above.")])
+        refusals.add(verdict.advice)
+        yield verdict
 
 
 def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
@@ -42,7 +52,7 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
     except Unnamed as unnamed:
         return judge(name, "not compared", [("warn", str(unnamed))])
     except TaopdError as error:  # says itself what to do
-        return judge(name, "refused", [("fail", _line(error))])
+        return judge(name, _REFUSED, [("fail", _line(error))])
     except Exception as error:
         problem = f"{type(error).__name__}: {_line(error)}"
         return judge(name, "the check itself broke", [("fail", problem)])
@@ -78,8 +88,20 @@ def _generation_config(subject: Subject) -> Verdict:
 
 def _rendered(check: Callable[..., Verdict], subject: Subject) -> Verdict:
     """A check of the first prompt as both templates render it."""
-    prompt, options = subject.prompts[0]["prompt"], subject.template_options
-    return check(*subject.tokenizers, prompt, options=options)
+    prompt = read_prompt(subject.prompts[0], "row 0")
+    return check(*subject.tokenizers, prompt, options=subject.template_options)
+
+
+def _prompts(subject: Subject) -> Verdict:
+    """A few rows as their tokens, with the template of the teacher where its files are named."""
+    named = subject.settings.training.teacher_model_name_or_path is not None
+    return prompt_checks.check_prompts(
+        subject.tokenizer,
+        subject.tokenizers[1] if named else None,
+        subject.some_rows(LOOKED_AT),
+        options=subject.template_options,
+        stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
+    )
 
 
 def _context(subject: Subject) -> Verdict:
@@ -168,6 +190,7 @@ _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "tokenizers": _tokenizers,
     "special tokens": _special_tokens,
     "generation config": _generation_config,
+    "prompts": _prompts,
     "chat template": partial(_rendered, tokenizer_checks.check_chat_template),
     "thinking mode": partial(_rendered, tokenizer_checks.check_thinking),
     "context": _context,

@@ -14,6 +14,7 @@ from taopd.models.stop_tokens import declared_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure
 from taopd.preflight.tokenizer_checks import token_name
 from taopd.trainer.selection import signal_options
+from taopd.trainer.training_set import first_rows
 
 MOST_COMPLETIONS = 32
 SHARDED = (
@@ -36,10 +37,9 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
     """
     args, tokenizer = trainer.args, trainer.text_tokenizer
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
-    count = min(size, len(trainer.train_dataset))
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
-        prompts, completions = trainer.sample(trainer.train_dataset[:count]["prompt"], tokens)
+        prompts, completions = trainer.sample(first_rows(trainer.train_dataset, size), tokens)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         remote = trainer.teacher_model is None

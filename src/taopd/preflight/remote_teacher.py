@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from taopd.models.prompt_rows import read_prompt, render
 from taopd.preflight.measure import Measured
 from taopd.preflight.rollout_checks import check_divergence
 from taopd.preflight.verdict import Problems, Verdict, judge
@@ -28,13 +29,10 @@ def _server(subject: Any) -> Verdict:
 
 def _tokens(subject: Any) -> Verdict:
     tokenizer, options = subject.tokenizer, subject.template_options
+    rows = list(subject.prompts.select(range(min(TEXTS, len(subject.prompts)))))
     texts = [
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False, **options
-        )
-        for prompt in subject.prompts[:TEXTS]["prompt"]
+        render(tokenizer, read_prompt(row, f"row {number}"), options=options)
+        for number, row in enumerate(rows)
     ]
     return check_tokens(subject.server.tokenize, tokenizer, texts)
 

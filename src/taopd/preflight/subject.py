@@ -100,9 +100,13 @@ class Subject:
     @cached_property
     def generation_configs(self) -> tuple[Any, Any]:
         """Likewise."""
-        owners = "student", "teacher"
-        student, teacher = (self._read(o, "generation_config", GenerationConfig) for o in owners)
-        return student, teacher
+        teacher = self._read("teacher", "generation_config", GenerationConfig)
+        return self.student_generation_config, teacher
+
+    @cached_property
+    def student_generation_config(self) -> Any:
+        """Of the student alone."""
+        return self._read("student", "generation_config", GenerationConfig)
 
     @cached_property
     def inputs(self) -> Any:
@@ -151,12 +155,15 @@ class Subject:
     @cached_property
     def longest_prompt(self) -> int:
         """Tokens, of at most `MOST_PROMPTS` prompts."""
-        step = max(1, len(self.prompts) // MOST_PROMPTS)
-        some = self.prompts.select(range(0, len(self.prompts), step))["prompt"]
         encoded = data.encode_prompts(
-            self.tokenizer, list(some), chat_template_kwargs=self.template_options
+            self.tokenizer, self.some_rows(MOST_PROMPTS), chat_template_kwargs=self.template_options
         )
         return max(map(len, encoded))
+
+    def some_rows(self, count: int) -> list[Any]:
+        """About so many rows of the training set, evenly spread."""
+        step = max(1, len(self.prompts) // count)
+        return list(self.prompts.select(range(0, len(self.prompts), step)))
 
     @property
     def template_options(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
+from taopd.models.prompt_rows import Prompt, render
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.preflight.verdict import Problems, Verdict, judge
 
@@ -150,19 +151,18 @@ def check_generation_config(
 
 
 def check_chat_template(
-    student: Tokenizer, teacher: Tokenizer, prompt: Any, *, options: Mapping[str, Any]
+    student: Tokenizer, teacher: Tokenizer, prompt: Prompt, *, options: Mapping[str, Any]
 ) -> Verdict:
     """One prompt rendered by both templates; the teacher will read the student's rendering.
 
     Args:
-        prompt: text, or a list of messages.
-        options: `chat_template_kwargs`.
+        options: `chat_template_kwargs`; those of the prompt's row win.
 
     Raises:
         DataError: messages, and a student without a template.
     """
     item = "chat template"
-    if isinstance(prompt, str):
+    if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", [])
     if student.chat_template is None:
         raise DataError(
@@ -175,7 +175,7 @@ def check_chat_template(
             "teacher, or plain-text prompts."
         )
         return judge(item, "the student's only", [("warn", problem)])
-    texts = [_rendered(tokenizer, prompt, options) for tokenizer in (student, teacher)]
+    texts = [render(tokenizer, prompt, options=options) for tokenizer in (student, teacher)]
     difference = _difference(*texts)
     if texts[0] == texts[1]:
         return judge(item, f"the same {len(texts[0])} characters from both", [])
@@ -198,14 +198,18 @@ def check_chat_template(
 
 
 def check_thinking(
-    student: Tokenizer, teacher: Tokenizer, prompt: Any, *, options: Mapping[str, Any]
+    student: Tokenizer, teacher: Tokenizer, prompt: Prompt, *, options: Mapping[str, Any]
 ) -> Verdict:
     """Thinking mode: which template takes a flag, and whether the rendered prompts open a thought."""
     item = "thinking mode"
-    if isinstance(prompt, str):
+    if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", [])
     flags = [_flags(tokenizer) for tokenizer in (student, teacher)]
-    set_flags = {name: value for name, value in options.items() if name in THINKING_FLAGS}
+    set_flags = {
+        name: value
+        for name, value in {**options, **prompt.options}.items()
+        if name in THINKING_FLAGS
+    }
     problems = Problems()
     for name in sorted(flags[0] ^ flags[1]):
         owner = "student" if name in flags[0] else "teacher"
@@ -215,12 +219,13 @@ def check_thinking(
             "writes as the other does."
         )
     for name in set_flags:
-        if name not in flags[0]:
+        # What single rows set is an item of its own.
+        if name in options and name not in flags[0]:
             problems.fail(
                 f"chat_template_kwargs sets {name}, which the student's template ignores: take it out."
             )
     if student.chat_template is not None and teacher.chat_template is not None:
-        opens = [_opens_thought(_rendered(tok, prompt, options)) for tok in (student, teacher)]
+        opens = [_opens_thought(render(tok, prompt, options=options)) for tok in (student, teacher)]
         if opens[0] != opens[1]:
             owner = "student" if opens[0] else "teacher"
             problems.fail(
@@ -230,13 +235,6 @@ def check_thinking(
     chosen = ", ".join(f"{name}={value}" for name, value in set_flags.items()) or "defaults"
     measured = f"flags: student {shown[0]}, teacher {shown[1]}; {chosen}"
     return judge(item, measured, problems, figures={"student": shown[0], "teacher": shown[1]})
-
-
-def _rendered(tokenizer: Tokenizer, prompt: Any, options: Mapping[str, Any]) -> str:
-    text = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=False, **options
-    )
-    return str(text)
 
 
 def _flags(tokenizer: Tokenizer) -> set[str]:

@@ -1,27 +1,34 @@
-"""What the trainer needs of TRL around its own step: repeated prompts, forwards in wrappers, any batch."""
+"""What the trainer needs of TRL around its own step: any prompts and batches, forwards in wrappers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler
 
+from taopd.errors import DataError
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
+from taopd.models.prompt_faults import LOOKED_AT
+from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
+from taopd.models.prompts import encode_prompts
 from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.selection import check_size
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
+from taopd.trainer.training_set import filled, first_rows, warn_of_faults
 
 Batch = dict[str, Any]
 
@@ -30,6 +37,7 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
 
     args: TeachabilityConfig
+    train_dataset: Any
     vocab_size: int
     """Ids that student and teacher share."""
     _recorder: Recorder
@@ -39,6 +47,63 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
     _loss_value: Tensor
     """Of the last micro-batch, float32."""
     _with_loss_columns: Callable[[Batch], tuple[Batch, ScoredBatch]]
+    _rows: Sequence[Prompt] = ()
+    """Of the batch that is being sampled."""
+
+    # -- prompts ----------------------------------------------------------------------------------
+
+    def _check_training_set(self) -> None:
+        """Enough prompts for a generation batch that can be divided; see `training_set`."""
+        args = self.args
+        rows: Any = self.train_dataset
+        size = self._generation_batch_size()
+        args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
+        check_size(args, size, self.accelerator.num_processes)
+        if rows is not None:
+            needed = size // args.num_generations
+            rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
+            some = first_rows(rows, LOOKED_AT)
+            warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
+            self.train_dataset = rows
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for name, rows in sets.items():
+            if hasattr(rows, "__len__") and not len(rows):
+                raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
+
+    @property
+    def _template(self) -> dict[str, Any]:
+        """What prompts are rendered with."""
+        return {
+            "options": self.chat_template_kwargs,
+            "tools": self.tools,
+            # TRL's own one for tools, where the tokenizer's cannot be continued.
+            "template": self.chat_template,
+        }
+
+    def _generate_and_score_completions(self, inputs):
+        # Read once: TRL hands on the bare prompts, and would drop what else a row says of them.
+        self._rows = [read_prompt(row, f"row {n} of the batch") for n, row in enumerate(inputs)]
+        kinds = {type(prompt.content) for prompt in self._rows}
+        if self.tools and (len(kinds) > 1 or any(prompt.tools for prompt in self._rows)):
+            raise DataError(
+                "tools of the trainer go with messages alone, in rows without tools of their own: drop the "
+                "tools column, or the trainer's tools"
+            )
+        bare = [{"prompt": prompt.content} for prompt in self._rows]
+        return super()._generate_and_score_completions(bare)
+
+    def _tokenize_prompts(self, prompts):
+        known = [prompt.content for prompt in self._rows] == prompts
+        return self._encode(self._rows if known else prompts), None, {}
+
+    def _encode(self, rows: Sequence[Any]) -> list[list[int]]:
+        template = dict(self._template)
+        options = template.pop("options")
+        return encode_prompts(self._tokenizer, rows, chat_template_kwargs=options, **template)
+
+    def _set_signature_columns_if_needed(self):
+        # What `remove_unused_columns` leaves.
+        self._signature_columns = [*COLUMNS, *MEDIA, "answer"]
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -48,10 +113,14 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
         return local * self.accelerator.num_processes
 
     def sample(
-        self, prompts: list[Any], max_new_tokens: int
+        self, rows: Sequence[Any], max_new_tokens: int
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them."""
-        prompt_ids = self._tokenize_prompts(prompts)[0]
+        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them.
+
+        Args:
+            rows: see `encode_prompts`.
+        """
+        prompt_ids = self._encode(rows)
         if self.use_vllm:
             limits, name = self.vllm_generation, "max_completion_length"
         else:
@@ -174,6 +243,15 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
             for name, value in self._recorder.flush().items():
                 self.record(name, value)
         return loss
+
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        # Whatever kept the batches away, what would be saved now is not a distilled student.
+        if self.state.global_step == 0:
+            raise DataError(
+                "training ended without a step: the training set gave no generation batch"
+            )
+        return result
 
     # -- bookkeeping ------------------------------------------------------------------------------
 

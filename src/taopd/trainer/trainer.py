@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -37,7 +36,6 @@ from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import (
-    check_size,
     choose,
     gather_options,
     local_table,
@@ -79,10 +77,7 @@ class TeachabilityTrainer(BaseTrainer):
         # Signals and padding know token ids alone.
         if isinstance(self.processing_class, ProcessorMixin):
             raise DataError("multimodal students are not supported: pass a text model")
-        size = self._generation_batch_size()
-        streaming = isinstance(self.train_dataset, IterableDataset)
-        args.check_generation_batch(size, streaming=streaming)
-        check_size(args, size, self.accelerator.num_processes)
+        self._check_training_set()
         self._teacher = TeacherSource(
             teacher_model, args, self.model, self._tokenizer, self.accelerator
         )

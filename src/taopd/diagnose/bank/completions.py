@@ -45,7 +45,7 @@ def sample_rollouts(
     The model's mode, the tokenizer's padding side and torch's random state are as before afterwards.
 
     Args:
-        prompts: text or lists of messages, as `taopd.models.prompts.encode_prompts` takes them.
+        prompts: rows or bare prompts, as `taopd.models.prompts.encode_prompts` takes them.
         batch_size: completions sampled together; part of what a seed reproduces.
         progress: called with (completions done, completions in all).
 

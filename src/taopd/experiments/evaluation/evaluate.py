@@ -61,7 +61,7 @@ def evaluate(
     grade = Grader(match)
     rows = list(dataset)
     _check_rows(rows)
-    prompt_ids = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    prompt_ids = encode_prompts(tokenizer, rows)
     _check_context(prompt_ids, context_length(model), max_new_tokens)
     eos_ids = sampler_stop_ids(tokenizer, model)
     settings = generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)

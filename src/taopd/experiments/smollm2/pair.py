@@ -3,8 +3,8 @@
 The teacher is the end of the run, the student an early step of it: it knows the form of an answer and is
 weak at the sums. The untouched instruct model is kept beside them as a student that does not know the form.
 
-The folder holds `teacher/`, `student/`, `instruct/`, `prompts.parquet` and `pair.json`. It is made in a hidden
-sibling that is renamed at the end: the name exists only for a finished pair, and a killed run starts anew.
+The folder holds `teacher/`, `student/`, `instruct/`, `prompts.parquet` and `pair.json`. It is made in a
+hidden sibling that is renamed at the end: the name exists only for a finished pair; a killed run starts anew.
 """
 
 import json

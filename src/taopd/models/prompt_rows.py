@@ -1,0 +1,232 @@
+"""A row of a dataset as the prompt that the student reads: text or messages, tools, template options.
+
+What: `read_prompt` takes one row in any form that is in use (text; messages with role and content, or from
+and value as in ShareGPT; content as text, as parts or null; null columns that another row filled) and gives
+a `Prompt`; `render` puts messages through a chat template.
+
+Why row by row: a set may mix text and messages, and every row may bring its own tools.
+
+Not here: images, audio and video, which are refused by name. Null columns of them are ignored.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from taopd.errors import DataError
+from taopd.models.loading import UNREADABLE, root_cause
+
+Messages = list[dict[str, Any]]
+
+TURNS = ("messages", "conversations", "conversation")
+"""Columns that hold whole conversations, the answer included."""
+COLUMNS = ("prompt", *TURNS, "tools", "chat_template_kwargs")
+"""Columns that a prompt is made of."""
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns that are refused where they hold something."""
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Of ShareGPT and its relatives; any other name stays as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a student is asked, before it is tokens."""
+
+    content: str | Messages
+    """Text is encoded as it is; messages go through the chat template."""
+    tools: list[dict[str, Any]] | None = None
+    """JSON schemas that the template shows."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords for the template, of this row alone."""
+
+
+def read_prompt(row: Any, where: str) -> Prompt:
+    """The prompt of a row: a mapping of columns, or the bare value of a `prompt` column.
+
+    Without a `prompt` column the turns of a conversation count, up to its last user turn.
+
+    Args:
+        where: names the row in messages, such as "row 3".
+
+    Raises:
+        DataError: no prompt, an empty one, one that ends with the answer, or images.
+    """
+    columns = row if isinstance(row, Mapping) else {"prompt": row}
+    for name in MEDIA:
+        # A column that is null here is there because another row has one, or none has.
+        if any(part is not None for part in _as_list(columns.get(name))):
+            raise DataError(f"{where} has {name}: taopd trains on text alone; drop the row")
+    value = columns.get("prompt")
+    # A prompt wins: sets with both keep the whole conversation beside it.
+    turns = next((name for name in TURNS if columns.get(name) is not None), None)
+    if "prompt" not in columns and turns is not None:
+        content: str | Messages = split_turns(columns[turns], where)[0]
+    elif isinstance(value, list):
+        content = [_message(message, where) for message in value]
+    elif isinstance(value, str) or value is None:
+        content = value or ""
+    else:
+        raise DataError(
+            f"the prompt of {where} is {type(value).__name__}; it must be text, or a list of "
+            "messages with role and content"
+        )
+    _check(content, where)
+    options = _decoded(columns.get("chat_template_kwargs"), f"chat_template_kwargs of {where}")
+    tools = _decoded(columns.get("tools"), f"tools of {where}") or None
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"tools of {where} is {type(tools).__name__}; it must be a list")
+    if options is not None and not isinstance(options, dict):
+        raise DataError(f"chat_template_kwargs of {where} must be a mapping")
+    return Prompt(content=content, tools=tools, options=options or {})
+
+
+def split_turns(turns: Any, where: str) -> tuple[Messages, str | None]:
+    """A conversation up to its last user turn, and the assistant's last text after it.
+
+    Raises:
+        DataError: no list of messages, or none of the user.
+    """
+    if not isinstance(turns, list):
+        raise DataError(
+            f"{where}: a conversation is a list of messages, not {type(turns).__name__}"
+        )
+    messages = [_message(message, where) for message in turns]
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    if not users:
+        raise DataError(f"the conversation of {where} has no user turn; drop the row")
+    # Between them may be tool calls and results: the last text is what a user was given.
+    replies = [
+        message["content"]
+        for message in messages[users[-1] + 1 :]
+        if message["role"] == "assistant" and message.get("content")
+    ]
+    return messages[: users[-1] + 1], replies[-1] if replies else None
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    options: Mapping[str, Any] | None = None,
+    tools: Sequence[Any] = (),
+    template: str | None = None,
+) -> str:
+    """The prompt as text; messages through the chat template, with the assistant's header at the end.
+
+    Args:
+        options: of the template, for every row; a row's own win.
+        tools: of the trainer, which a row without its own is shown.
+        template: instead of the tokenizer's.
+
+    Raises:
+        DataError: messages without a chat template, or a template that fails.
+    """
+    if isinstance(prompt.content, str):
+        return prompt.content
+    if template is None and tokenizer.chat_template is None:
+        raise DataError(
+            "the prompts are lists of messages but the tokenizer has no chat template; use plain "
+            "text"
+        )
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                prompt.content,
+                tools=prompt.tools or list(tools) or None,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **(dict(options or {}) | dict(prompt.options)),
+            )
+        )
+    # The sandbox refuses with a TemplateError, ranges beyond its limit with an OverflowError.
+    except (jinja2.TemplateError, ArithmeticError, LookupError, *UNREADABLE) as error:
+        raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
+
+
+def _check(content: str | Messages, where: str) -> None:
+    """Something to answer, and no answer yet."""
+    if isinstance(content, str):
+        empty = not content.strip()
+    else:
+        # An empty system message is usual; a conversation without anything else asks nothing.
+        said = [m for m in content if m["role"] not in ("system", "developer")]
+        empty = not any(m["content"].strip() or m.get("tool_calls") for m in said)
+    if empty:
+        raise DataError(f"the prompt of {where} is empty; drop the row")
+    if not isinstance(content, str) and content[-1]["role"] == "assistant":
+        raise DataError(
+            f"the prompt of {where} ends with an assistant message: the student would read the answer that "
+            "it is to write. Name the column 'messages', of which what comes before the answer is taken, "
+            "or cut the last message off"
+        )
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    """One message with role and content; content is text, empty where it is null or missing."""
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where}: a message is {type(message).__name__}, not role and content")
+    # A table fills the keys that other messages have with nulls, which templates take for values.
+    kept = _without_nulls(message)
+    if "role" not in kept and "from" in kept:
+        kept["content"] = kept.pop("value", None)
+        kept["role"] = kept.pop("from")
+    role, content = kept.get("role"), kept.get("content")
+    if not isinstance(role, str) or not role:
+        raise DataError(f"{where} has a message without a role")
+    if isinstance(content, list):
+        content = "".join(_text(part, where) for part in content)
+    # Null is how a tool call without text is written; a template would print it, or fail.
+    content = "" if content is None else content
+    if not isinstance(content, str):
+        raise DataError(f"{where}: the content of a message is {type(content).__name__}, not text")
+    return {**kept, "role": _ROLES.get(role, role), "content": content}
+
+
+def _text(part: Any, where: str) -> str:
+    """The text of one part of a message's content."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+    # "text", and OpenAI's "input_text" and "output_text".
+    if (
+        isinstance(part, Mapping)
+        and str(kind).endswith("text")
+        and isinstance(part.get("text"), str)
+    ):
+        return str(part["text"])
+    raise DataError(
+        f"{where} has a message with {kind!r}: taopd trains on text alone; drop the row"
+    )
+
+
+def _decoded(value: Any, what: str) -> Any:
+    """A column of JSON values, which some datasets hold as text."""
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{what} cannot be read as JSON: {error}") from error
+    return _without_nulls(value)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

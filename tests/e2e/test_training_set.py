@@ -1,0 +1,153 @@
+"""What a trainer makes of its training set: every kind of row, and sets that are too small.
+
+Oracles: the prompts as written, read back from the run's rollouts, and the number of steps.
+"""
+
+import logging
+
+import pytest
+from datasets import Dataset, IterableDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from taopd.errors import DataError
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import make_model, make_rows, make_tokenizer
+from tests.e2e.test_trainer import CPU, OURS
+
+TEMPLATE = (
+    "{% if tools %}w9 {% endif %}{{ 'w8 ' if bold else '' }}"
+    "{% for m in messages %}<bos> {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}= {% endif %}"
+)
+
+
+def make_trainer(tmp_path, rows, **settings):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    base = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "log_rollouts": 4}
+    return TeachabilityTrainer(
+        make_model(seed=0),
+        make_model(seed=1),
+        TeachabilityConfig(output_dir=str(tmp_path / "run"), **(base | settings)),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+
+
+class Rows(TorchDataset):
+    """A dataset of torch's kind."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def stream(rows):
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize("unused", [False, True])
+@pytest.mark.parametrize("kind", [Dataset.from_list, Rows, stream])
+def test_rows_reach_the_student_with_all_that_they_say(tmp_path, kind, unused):
+    if unused and kind is Rows:
+        pytest.skip("columns are a table's")
+    rows = [
+        {
+            "prompt": user("1"),
+            "tools": [{"name": "w1"}],
+            "chat_template_kwargs": None,
+            "images": None,
+        },
+        {
+            "prompt": user("2"),
+            "tools": None,
+            "chat_template_kwargs": {"bold": True},
+            "images": None,
+        },
+    ] * 2
+    trainer = make_trainer(
+        tmp_path, kind(rows), shuffle_dataset=False, remove_unused_columns=unused
+    )
+    seen = []
+    trainer.observers.append(lambda scored: seen.extend(texts_of(trainer, scored.batch)))
+    trainer.train()
+    assert seen[:4] == ["w9 <bos> 1 =", "w8 <bos> 2 ="] * 2
+
+
+def texts_of(trainer, batch):
+    pairs = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    return [trainer.text_tokenizer.decode(ids[mask.bool()]) for ids, mask in pairs]
+
+
+def test_text_messages_and_conversations_train_in_one_batch(tmp_path):
+    turns = [*user("1"), {"role": "assistant", "content": "2"}]
+    rows = Rows(
+        [{"prompt": "3 + 4 ="}, {"messages": turns}, {"prompt": user("5")}, {"prompt": "6"}]
+    )
+    trainer = make_trainer(tmp_path, rows, shuffle_dataset=False)
+    seen = []
+    trainer.observers.append(lambda scored: seen.extend(texts_of(trainer, scored.batch)))
+    trainer.train()
+    assert seen[:4] == ["3 + 4 =", "<bos> 1 =", "<bos> 5 =", "6"]
+
+
+@pytest.mark.parametrize("kind", [Dataset.from_list, Rows])
+def test_too_few_prompts_are_repeated_to_fill_a_batch(tmp_path, kind, caplog):
+    with caplog.at_level(logging.WARNING, logger="taopd"):
+        trainer = make_trainer(tmp_path, kind(make_rows(3, "train")), gradient_accumulation_steps=2)
+    assert "has 3 prompts, one generation batch takes 8: prompts are repeated" in caplog.text
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_group_of_completions_needs_one_prompt(tmp_path):
+    rows = Dataset.from_list(make_rows(1, "train"))
+    trainer = make_trainer(tmp_path, rows, num_generations=4)
+    assert len(trainer.train_dataset) == 1
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (
+            Dataset.from_list(make_rows(3, "x")),
+            {"dataloader_drop_last": True},
+            "has 3 .* takes 4: add",
+        ),
+        (stream(make_rows(3, "x")), {}, "has 3 prompts, one generation batch takes 4: add prompts"),
+        (stream([]), {}, "has no prompts"),
+        (Dataset.from_list([]), {}, "has no prompts"),
+        (Rows([]), {}, "has no prompts"),
+        (Dataset.from_list([{"question": "1"}] * 4), {}, "no 'prompt' column, only question"),
+        (Dataset.from_list([{"prompt": user("1"), "images": ["x"]}] * 4), {}, "row 0 has images"),
+    ],
+)
+def test_a_set_that_cannot_train_is_refused(tmp_path, rows, settings, message):
+    with pytest.raises(DataError, match=message):
+        make_trainer(tmp_path, rows, **settings)
+
+
+def test_training_without_a_step_is_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, Dataset.from_list(make_rows(8, "x")))
+    trainer.train_dataset = trainer.train_dataset.select(range(3))
+    with pytest.raises(DataError, match="ended without a step"):
+        trainer.train()
+
+
+def test_faults_of_the_prompts_are_said_without_the_check_too(tmp_path, caplog):
+    rows = [{"prompt": f"1 + {n} = <eos>"} for n in range(4)]
+    with caplog.at_level(logging.WARNING, logger="taopd"):
+        make_trainer(tmp_path, Dataset.from_list(rows))
+    assert "4 of 4 prompts do not end where the assistant begins" in caplog.text
