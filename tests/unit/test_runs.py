@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import socket
 import stat
+import subprocess
 import sys
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from taopd.errors import ConfigError, DataError
+from taopd.runs import lock
 from taopd.runs.checkpoints import SEAL
 from taopd.runs.folder import MARKER, RunFolder
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json, write_jsonl
+from taopd.runs.lock import hold
 from taopd.trainer.environment import environment
 from tests.conftest import make_checkpoint
 
@@ -175,3 +179,41 @@ def test_environment_has_versions_and_no_secrets(monkeypatch):
     assert recorded["argv"][-1] == "--max_new_tokens"
     assert recorded["versions"]["torch"] == torch.__version__
     assert recorded["seeds"] == {"seed": 3} and recorded["devices"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from taopd.runs.lock import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_living_holder_is_named_and_a_dead_ones_lock_is_taken_over(tmp_path, caplog):
+    RunFolder.create(tmp_path)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline() == "held\n"
+        who = f"process {child.pid} on {socket.gethostname()}, since 20"
+        for claim in (lambda: hold(tmp_path).__enter__(), lambda: RunFolder.check(tmp_path)):
+            with pytest.raises(DataError, match=who):
+                claim()
+        before = names(tmp_path)
+        with pytest.raises(DataError, match="in use by"):
+            RunFolder.create(tmp_path, overwrite=True)
+        assert names(tmp_path) == before
+    finally:
+        child.kill()
+        child.communicate()
+    with hold(tmp_path), hold(tmp_path):
+        assert f"process {child.pid}" in caplog.text and "taken over" in caplog.text
+        assert json.loads((tmp_path / lock.HOLDER).read_text())["pid"] == os.getpid()
+        RunFolder.check(tmp_path)
+    assert not (tmp_path / lock.HOLDER).exists()
+    caplog.clear()
+    with hold(tmp_path):
+        assert caplog.text == ""

@@ -2,7 +2,7 @@
 into exit codes.
 
 Exit codes: 0 done; 1 the command found what it looks for (mismatches); 2 input that the caller can
-mend, in one line on stderr; 130 interrupted. A bug keeps its traceback.
+mend, in one line on stderr; 130 interrupted; 143 terminated (SIGTERM). A bug keeps its traceback.
 
 Why commands are found by hand and not by argparse's sub-parsers: `taopd --help` must not import
 torch, and `taopd train` takes every field of three dataclasses as a flag, which only TRL's own
@@ -12,8 +12,10 @@ parser knows.
 import argparse
 import importlib
 import logging
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -35,7 +37,7 @@ COMMANDS = {
     "inspect": "a run's rollouts in the terminal, shaded by a signal",
     "conformance": "compare signals and selections with files of reference vectors",
 }
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 GRADING = "grading: auto, exact, math or regex:PATTERN"
 """Help text of `--match`."""
 _WIDTH, _HALF, _FLAG_WIDTH = 100, 48, 20
@@ -55,6 +57,10 @@ options:
 example:
   taopd train --config recipes/tiny.yaml --budget 0.1
 """
+
+
+class Terminated(KeyboardInterrupt):
+    """A polite kill (SIGTERM), as a cluster's scheduler sends it: everything ends as after Ctrl-C."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     _log_to_stderr()
+    before = _terminate_as_interrupt()
     try:
         if any(argument.startswith("lab:") for argument in rest):
             from taopd.cli.lab_paths import with_lab_paths
@@ -141,14 +148,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TaopdError as error:
         print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"taopd {command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return exit_code(error)
     except SystemExit as done:  # argparse, after --help
         if isinstance(done.code, str):
             print(done.code, file=sys.stderr)
             return 1
         return int(done.code or 0)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Exit code of an interrupted command."""
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def _terminate_as_interrupt() -> Any:
+    """Raise `Terminated` where SIGTERM comes, once; returns the handler that was there before."""
+
+    def raise_once(number: int, frame: Any) -> None:
+        # A scheduler repeats itself, and the first signal is still being answered.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, raise_once)
 
 
 def layout(rows: Sequence[tuple[str, str]]) -> str:

@@ -1,15 +1,13 @@
 """`taopd compare`: arms x seeds from a study file, in processes of their own, with error bars at the end."""
 
 import shlex
-import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import INTERRUPTED, Parser
+from taopd.cli import Parser, exit_code
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
     from taopd.experiments.study.run import run_study
 
     try:
-        with _terminate_as_interrupt(), StudyProgress(plan, output) as shown:
+        with StudyProgress(plan, output) as shown:
             results = run_study(
                 plan,
                 output=output,
@@ -84,14 +82,14 @@ def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
                 num_workers=options.workers,
                 progress=shown,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         done = sum((plan.folder_of(r, output) / "results.json").exists() for r in plan.runs)
         print(
             f"taopd compare: interrupted; {done} of {len(plan.runs)} arms are finished and kept in "
             f"{output}. Go on with:\n  {command}",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return exit_code(error)
     _show(results, output)
     return 0
 
@@ -144,17 +142,3 @@ def _print_arms(study: Any) -> None:
         settings = ", ".join(f"{key}={value}" for key, value in arm.settings.items())
         print(f"{arm.name:<36} {settings}{'  (added control)' if arm.added else ''}")
     print(f"{len(arms)} arms x {len(study.seeds)} seed(s), equal {study.equal}")
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A polite kill leaves the same resumable state, and the same words, as Ctrl-C."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

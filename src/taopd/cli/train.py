@@ -6,14 +6,15 @@ because `config.json` of the run folder is the run's own.
 """
 
 import argparse
+import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import INTERRUPTED, Parser
+from taopd.cli import Parser, exit_code
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def run(argv: Sequence[str]) -> int:
     settings = train_config.parse_settings(options.config, flags, lab=lab_settings)
     return _train(
         settings,
-        resume=options.resume,
+        resume=options.resume or options.resume_with_changes,
+        changes=options.resume_with_changes,
         overwrite=options.overwrite,
         quiet=options.quiet,
         checked=not options.skip_check,
@@ -79,6 +81,7 @@ def _parser() -> Parser:
     add = parser.flag
     parser.add_argument("--config", nargs="?", const="", help=argparse.SUPPRESS)
     add("--resume", "from the newest checkpoint")
+    add("--resume-with-changes", "with other settings")
     add("--overwrite", "replace the run in output_dir")
     add("--skip-check", "start without `taopd check`")
     add("--quiet", "no line per step")
@@ -87,7 +90,13 @@ def _parser() -> Parser:
 
 
 def _train(
-    settings: "TrainSettings", *, resume: bool, overwrite: bool, quiet: bool, checked: bool
+    settings: "TrainSettings",
+    *,
+    resume: bool,
+    changes: bool,
+    overwrite: bool,
+    quiet: bool,
+    checked: bool,
 ) -> int:
     from taopd.cli import step_lines
     from taopd.runs.folder import RunFolder
@@ -104,6 +113,11 @@ def _train(
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
+    if checkpoint is not None:
+        differ = train_resume.changed_settings(
+            path, checkpoint, settings.resolved(), allowed=changes
+        )
+        config |= {"changes": differ} if differ else {}
     inputs = load_inputs(settings)
     existed = path.exists()
     try:
@@ -123,22 +137,48 @@ def _train(
             raise
     # Every rank has checked the folder before the first one claims it.
     args.distributed_state.wait_for_everyone()
-    folder = RunFolder(path=path)
-    if args.process_index == 0:
-        folder = RunFolder.create(path, resume=resume, overwrite=overwrite)
-        write_json(folder.path / "config.json", {"command": "train"} | config)
-        write_json(folder.path / "env.json", environment(seed=args.seed, data_seed=args.data_seed))
-        if looked is not None:
-            write_json(folder.path / "check.json", looked)
+    with contextlib.ExitStack() as held:
+        if args.process_index == 0:
+            held.enter_context(_claim(path, resume=resume, overwrite=overwrite))
+            write_json(path / "config.json", {"command": "train"} | config)
+            about = environment(seed=args.seed, data_seed=args.data_seed)
+            write_json(path / "env.json", about)
+            if looked is not None:
+                write_json(path / "check.json", looked)
+        return _run_or_say_where(trainer, settings, RunFolder(path=path), checkpoint)
+
+
+@contextlib.contextmanager
+def _claim(path: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run folder; locked before it is emptied."""
+    from taopd.runs.folder import RunFolder, cannot_write_to
+    from taopd.runs.lock import hold
+
+    with cannot_write_to(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with hold(path):
+        RunFolder.create(path, resume=resume, overwrite=overwrite)
+        yield
+
+
+def _run_or_say_where(
+    trainer: "TeachabilityTrainer",
+    settings: "TrainSettings",
+    folder: "RunFolder",
+    checkpoint: Path | None,
+) -> int:
+    """Train; after an interrupt or a full disk say where the newest checkpoint is."""
+    from taopd.trainer.checkpoint import resume as train_resume
+
     try:
         return _run(trainer, settings, folder, checkpoint)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         newest = folder.newest_checkpoint()
         where = (
             f"the newest checkpoint is {newest}; go on with --resume" if newest else "no checkpoint"
         )
         print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
-        return INTERRUPTED
+        return exit_code(error)
     except Exception as error:
         if (disk := train_resume.disk_error(error, folder.path)) is None:
             raise

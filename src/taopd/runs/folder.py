@@ -14,12 +14,14 @@ import dataclasses
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, TaopdError
 from taopd.runs.checkpoints import PARTIAL, Layout, newest_complete
 from taopd.runs.jsonl import write_json
+from taopd.runs.lock import HOLDER, LOCK, refuse_if_held
 from taopd.runs.validation import shown
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class RunFolder:
 
         Raises:
             ConfigError: `resume` and `overwrite` together.
-            DataError: the folder holds another run, or `path` is a file.
+            DataError: the folder holds another run, another process writes into it, or `path` is a file.
         """
         if resume and overwrite:
             raise ConfigError(
@@ -108,6 +110,7 @@ class RunFolder:
                 "folder, go on "
                 "with --resume, or start anew with --overwrite"
             )
+        refuse_if_held(folder)
         return folder
 
     @classmethod
@@ -133,15 +136,12 @@ class RunFolder:
             DataError: the folder holds another run, is a file, or cannot be written.
         """
         folder = cls.check(path, resume=resume, overwrite=overwrite)
-        try:
+        with cannot_write_to(path):
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite and (folder / MARKER).exists():
                 _empty(folder, (*_OWNED, *also_owns))
             _tidy(folder)
             write_json(folder / MARKER, {"taopd": installed_version("taopd")})
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
         return cls(path=folder)
 
     def newest_checkpoint(self, layout: Layout = "replicated") -> Path | None:
@@ -150,6 +150,22 @@ class RunFolder:
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found
+
+
+@contextmanager
+def cannot_write_to(path: str | Path) -> Iterator[None]:
+    """Word what the system says of a folder that cannot be made or written.
+
+    Raises:
+        DataError: with the path and the reason.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, TaopdError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
 
 
 def _empty(folder: Path, patterns: Sequence[str]) -> None:
@@ -161,7 +177,7 @@ def _empty(folder: Path, patterns: Sequence[str]) -> None:
                 shutil.rmtree(found)
             else:
                 found.unlink(missing_ok=True)
-    foreign = sorted(found.name for found in folder.iterdir())
+    foreign = sorted({found.name for found in folder.iterdir()} - {LOCK, HOLDER})
     if foreign:
         logger.warning("%s: left in place, no run writes them: %s", folder, ", ".join(foreign))
 

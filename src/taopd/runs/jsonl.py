@@ -21,7 +21,7 @@ from taopd.runs.validation import ANY, fit, parse_json, read_text
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Write one JSON document atomically: whole or not at all. Non-finite floats become null."""
-    write_text(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
@@ -134,25 +134,25 @@ def thin_jsonl(path: str | Path, every: int, stays: Callable[[dict[str, Any]], b
 
 
 def _line(obj: Any) -> str:
-    return json.dumps(_plain(obj), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain(obj), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(obj: Any) -> Any:
+def plain(obj: Any) -> Any:
     """JSON's own types: dataclasses become objects, sets sorted lists, arrays lists."""
     if isinstance(obj, enum.Enum):
-        return _plain(obj.value)
+        return plain(obj.value)
     if obj is None or isinstance(obj, (str, bool, int)):
         return obj
     if isinstance(obj, float):
         return float(obj) if math.isfinite(obj) else None
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return _plain({field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)})
+        return plain({field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)})
     if isinstance(obj, dict):
-        return {str(_plain(key)): _plain(value) for key, value in obj.items()}
+        return {str(plain(key)): plain(value) for key, value in obj.items()}
     if isinstance(obj, (set, frozenset)):
-        return sorted((_plain(item) for item in obj), key=str)
+        return sorted((plain(item) for item in obj), key=str)
     if isinstance(obj, (list, tuple)):
-        return [_plain(item) for item in obj]
+        return [plain(item) for item in obj]
     if hasattr(obj, "tolist"):
-        return _plain(obj.tolist())
+        return plain(obj.tolist())
     return str(obj)

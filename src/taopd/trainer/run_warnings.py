@@ -26,6 +26,7 @@ class RunWarnings(TrainerCallback):
 
     def add(self, step: int, source: str, reason: str) -> None:
         """Warn of something that `source` saw at a step."""
+        # All processes see the same; one writes.
         if not self._accelerator.is_main_process:
             return
         logger.warning("step %d, %s: %s", step, source, reason)

@@ -77,6 +77,7 @@ class Look:
                 (first - last).max() < SAME and float(first[0]) < -others + math.log(2)
             ),
             is_constant=bool((ids[:, 0] == ids[0, 0]).all() and first.max() - first.min() < SAME),
+            # Exactly: a student that has learned its teacher agrees with it to a few hundredths.
             is_student=same_ids and bool(apart < SAME),
         )
 
@@ -132,6 +133,7 @@ class TeacherWatch(TrainerCallback):
         if not self._disagreements:
             return "", False
         largest = math.log(self._vocab_size)
+        # Both are relative: teachers differ by far in entropy, pairs in D.
         usual, apart = largest - median(self._entropies), median(self._disagreements)
         # Weights that were drawn anew are near to uniform, not on it.
         if largest - look.entropy < 0.2 * usual:

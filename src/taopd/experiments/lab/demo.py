@@ -12,6 +12,7 @@ from taopd.experiments.pool import logged_steps, run_pool
 from taopd.models.prompts import load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
+from taopd.runs.lock import hold
 from taopd.trainer.environment import environment
 
 BUDGET = 0.1
@@ -102,12 +103,27 @@ def run_demo(
     steps = STEPS if steps is None else steps
     RunFolder.check(output_dir, resume=resume, overwrite=overwrite)
     lab = build_lab(variant, progress=progress, **(lab_sizes or {}))
-    folder = RunFolder.create(
-        output_dir,
-        resume=resume,
-        overwrite=overwrite,
-        also_owns=("arms", "best-student", "*.png", "*.svg"),
-    ).path
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with hold(output_dir):
+        folder = RunFolder.create(
+            output_dir,
+            resume=resume,
+            overwrite=overwrite,
+            also_owns=("arms", "best-student", "*.png", "*.svg"),
+        ).path
+        return _run(lab, folder, variant, all_arms, steps, num_workers, progress)
+
+
+def _run(
+    lab: Lab,
+    folder: Path,
+    variant: str,
+    all_arms: bool,
+    steps: int,
+    num_workers: int | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Train the arms that have not finished; returns what `results.json` holds."""
     settings = ARMS | MORE_ARMS if all_arms else ARMS
     seeds = (0, 1, 2) if all_arms else (0,)
     arms = [

@@ -7,7 +7,6 @@ and refused if it is not; an unfinished one starts anew, so that every arm is on
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -30,11 +29,12 @@ from taopd.experiments.study.file import StudyFile, numbers
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
+from taopd.runs.lock import hold
 from taopd.runs.schemas import OBJECT, OUTCOME
 from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
 
-OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg", ".lock")
+OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg")
 _ENDLESS = 10**9
 """Steps of an arm that stops by tokens or seconds."""
 LAB_STEPS = 100
@@ -127,8 +127,11 @@ def run_study(
     """
     RunFolder.check(output, resume=resume, overwrite=overwrite)
     with _disk_errors(output):
-        folder = RunFolder.create(output, resume=resume, overwrite=overwrite, also_owns=OWNED).path
-        with _alone(folder):
+        output.mkdir(parents=True, exist_ok=True)
+        # Before the folder is emptied.
+        with hold(output):
+            claim = RunFolder.create(output, resume=resume, overwrite=overwrite, also_owns=OWNED)
+            folder = claim.path
             folders = [plan.folder_of(run, folder) for run in plan.runs]
             for run, place in zip(plan.runs, folders, strict=True):
                 _prepare(run, place)
@@ -240,17 +243,6 @@ def _devices() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = [str(index) for index in range(torch.cuda.device_count())]
     return named.split(",")[: len(numbers)] if named else numbers
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two processes must not run one study."""
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another taopd compare is running in {folder}") from None
-        yield
 
 
 @contextmanager

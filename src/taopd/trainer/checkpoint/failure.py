@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from taopd.errors import NumericsError, ResourceError, TaopdError
-from taopd.runs.checkpoints import newest_complete
+from taopd.runs.checkpoints import newest_complete, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,23 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
     if isinstance(error, NumericsError) or (isinstance(error, TaopdError) and error.together):
         return type(error)(f"{error}. {_save(trainer, together=error.together)}")
     return None
+
+
+def interrupted(trainer: Any) -> None:
+    """Save the finished steps of a run that is being interrupted, if that is possible; says where they are.
+
+    A second interrupt ends the saving: nothing half-written stays.
+    """
+    step, newest = (
+        trainer.state.global_step,
+        newest_complete(Path(trainer.args.output_dir), trainer.layout)[0],
+    )
+    # A scheduler gives seconds: what is on disk is not written again.
+    if newest is not None and step_of(newest) == step:
+        return
+    if trainer.args.should_save and step:
+        logger.warning("interrupted: saving step %d; interrupt again to leave without", step)
+    logger.warning("%s", _save(trainer, together=False))
 
 
 def is_out_of_memory(error: Exception) -> bool:

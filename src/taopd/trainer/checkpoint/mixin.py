@@ -12,6 +12,7 @@ only DeepSpeed can read; they are sealed and renamed like the rest. All processe
 import logging
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from taopd.runs.checkpoints import (
     seal,
     why_incomplete,
 )
-from taopd.trainer.checkpoint.failure import stopped
+from taopd.runs.lock import hold
+from taopd.trainer.checkpoint.failure import interrupted, stopped
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
     load_optimizer,
@@ -67,9 +69,16 @@ class AtomicCheckpoints(Trainer):
             DataError: the checkpoint is damaged or of another kind.
             ResourceError: memory or disk ran out. NumericsError, TeacherUnavailable: see the trainer.
         """
+        # One process writes the folder; the others of this run follow it.
+        alone = hold(Path(self.args.output_dir)) if self.args.process_index == 0 else nullcontext()
         try:
-            checkpoint = self._resolve(resume_from_checkpoint)
-            return super().train(checkpoint, *args, **kwargs)
+            with alone:
+                checkpoint = self._resolve(resume_from_checkpoint)
+                try:
+                    return super().train(checkpoint, *args, **kwargs)
+                except KeyboardInterrupt:
+                    interrupted(self)
+                    raise
         except Exception as error:
             failure = stopped(self, error)
             if failure is None:

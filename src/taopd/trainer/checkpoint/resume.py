@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from taopd.errors import ConfigError, DataError, ResourceError
 from taopd.runs.checkpoints import STATE, Layout
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
+from taopd.runs.jsonl import plain
 from taopd.runs.schemas import TRAINER_STATE
-from taopd.runs.validation import read_document
+from taopd.runs.validation import read_document, shown
 from taopd.trainer.checkpoint.failure import cannot_write
 from taopd.trainer.checkpoint.mixin import agreed, replace_folder
 
@@ -18,6 +20,61 @@ if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
     from taopd.trainer.trainer import TeachabilityTrainer
 
+
+_DIVISION = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+"""Divide a batch; their product is the method's."""
+_OF_A_START = {
+    "output_dir",
+    "run_name",
+    "logging_dir",
+    "resume_from_checkpoint",
+    "local_rank",
+    "debug",
+}
+"""Of one start of a run, or of the machine."""
+_FREE = {
+    *("max_steps", "num_train_epochs", "save_strategy", "save_steps", "save_total_limit"),
+    *(
+        "save_on_each_node",
+        "save_only_model",
+        "report_to",
+        "project",
+        "trackio_space_id",
+        "log_level",
+    ),
+    *("logging_steps", "logging_strategy", "logging_first_step", "log_rollouts", "log_selection"),
+    *("log_completions", "num_completions_to_print", "log_update_norm", "disable_tqdm"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
+    *(
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "ddp_timeout",
+    ),
+    *("dataloader_persistent_workers", "ddp_backend", "ddp_bucket_cap_mb", "skip_memory_metrics"),
+    *(
+        "teacher_url",
+        "teacher_server",
+        "teacher_concurrency",
+        "teacher_timeout_s",
+        "teacher_patience_s",
+    ),
+    *(
+        "on_bad_numbers",
+        "max_skipped_steps",
+        "collapse_guard",
+        "guard_every",
+        "gradient_check_every",
+    ),
+    *("gather_limit", "prefix_memory_mib", "torch_empty_cache_steps", "hub_model_id", "use_cpu"),
+    *(
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "shadow_selectors",
+        "log_level_replica",
+    ),
+}
+"""Settings that change what is written, how fast, how long or where, and not what is trained."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +123,52 @@ def _layout(args: "TeachabilityConfig") -> Layout:
     if enabled("DEEPSPEED"):
         return "deepspeed"
     return "sharded" if enabled("FSDP") else "replicated"
+
+
+def changed_settings(
+    path: Path, checkpoint: Path, now: dict[str, Any], *, allowed: bool
+) -> list[dict[str, Any]]:
+    """What `config.json` keeps under "changes": settings that resumes changed, each with its step.
+
+    Args:
+        path: of the run, whose `config.json` says how it began; now: the settings of this start.
+        allowed: changes of the method as well (`--resume-with-changes`).
+
+    Raises:
+        ConfigError: settings that change the method differ; lists all that differ.
+    """
+    try:
+        before = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        logger.warning("%s: no settings of the run so far: what changed cannot be said", path)
+        return []
+    # As the file has them: tuples and paths would differ from what JSON made of them.
+    now = json.loads(json.dumps(plain(now)))
+    found = {
+        name: {"before": before[name], "after": value}
+        for name, value in now.items()
+        if name in before and before[name] != value and name not in _OF_A_START
+    }
+    if not found:
+        return list(before.get("changes", []))
+    step, free = _steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
+    words = {n: f"{n} {shown(v['before'])} -> {shown(v['after'])}" for n, v in found.items()}
+    method = [words[name] for name in found if name not in free]
+    if method and not allowed:
+        raise ConfigError(
+            f"the run in {path} began with other settings ({'; '.join(method)}): resume it with those, "
+            "start anew in another folder, or accept the change from this step on with "
+            "--resume-with-changes"
+        )
+    logger.warning("%s: settings change at step %d: %s", path, step, "; ".join(words.values()))
+    return [*before.get("changes", []), {"step": step, "settings": found}]
+
+
+def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    one, other = (
+        math.prod(int(each.get(name) or 1) for name in _DIVISION) for each in (before, now)
+    )
+    return one == other
 
 
 def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> bool:
