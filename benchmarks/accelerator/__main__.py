@@ -66,12 +66,8 @@ def run_stage(name: str, *, minutes: float, toy: bool) -> dict[str, object]:
         result = None
     if result is None:
         error = "".join(lines)[-LONGEST_ERROR:]
-        out_of_memory = "out of memory" in error.lower()
-        return {
-            "status": "out of memory" if out_of_memory else "failed",
-            "error": error,
-            "seconds": seconds,
-        }
+        fault = "out of memory" if "out of memory" in error.lower() else "failed"
+        return {"status": fault, "error": error, "seconds": seconds}
     unfinished = isinstance(result, dict) and result.get("unfinished")
     return {"status": "unfinished" if unfinished else "done", "seconds": seconds, "result": result}
 

@@ -175,8 +175,8 @@ def write_pair(results: Path, page: Path) -> None:
                 "# SmolLM2-135M",
                 "Written by `python -m benchmarks.accelerator.page` from "
                 "`benchmarks/results/accelerator-pairs__nvidia-h200.json`.",
-                "**Where the method loses.** On the first pair a tenth of the tokens, chosen by teachability, "
-                "teaches much more than a random tenth and less than all of them. On the second pair, whose "
+                "**Where the method loses.** On the first pair a tenth of the tokens, chosen by "
+                "teachability, teaches much more than a random tenth and less than all of them. On the second pair, whose "
                 "student does not know the form of an answer, the published selector is the worst arm: it "
                 "never learns to end a text, which a random tenth of the tokens does.",
                 "![Accuracy on pair 1, truncated texts on pair 2](smollm2.png)",
@@ -199,8 +199,8 @@ def write_pair(results: Path, page: Path) -> None:
                     differences,
                 ),
                 "What holds: teachability against random, in every seed and by both intervals. What does "
-                "not: that it replaces full distillation at these 60 steps. Default and published cannot be told "
-                "apart.",
+                "not: that it replaces full distillation at these 60 steps. Default and published "
+                "cannot be told apart.",
                 "## Pair 2: a student that does not know the form",
                 f"Not finished: {stopped['note']}. No arm answers a problem right after 40 steps. What can "
                 "be seen is whether the student learns to end its text: share of rollouts cut at 48 tokens, "

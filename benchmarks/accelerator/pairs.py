@@ -19,7 +19,7 @@ from benchmarks.accelerator.measure import DEVICE
 from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
-from taopd.experiments.smollm2.problems import MATCH
+from taopd.experiments.smollm2.word_problems import MATCH
 from taopd.experiments.study.file import StudyFile, load_study_file
 from taopd.experiments.study.run import plan_study, run_study
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer

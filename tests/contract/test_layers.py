@@ -27,7 +27,8 @@ ROOMS = (
 NO_TORCH = {"runs", "report", "errors"}
 PLAIN_TENSORS = {"distributed", "kernels", "signals", "selectors", "losses"}
 """They know no model, file or config."""
-TRL = {"trainer"}
+TRL = {"trainer", "experiments"}
+"""experiments: public names only, for SFT."""
 SAME_NAME = {"__init__", "__main__", "settings", "base"}
 NAMED_AFTER = ("cli/", "report/figures/", "report/sections/", "integrations/")
 """Folders whose files bear the name of what they run or show, and so may repeat it."""

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from taopd.errors import DataError
-from taopd.experiments.smollm2 import problems
+from taopd.experiments.smollm2 import word_problems
 from taopd.experiments.smollm2.weights import GGUF_SHA256, convert, fetch_gguf
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.runs.jsonl import write_json
@@ -42,8 +42,8 @@ class PairSpec:
     student_step: int = 8
     batch_size: int = 16
     learning_rate: float = 3e-4
-    num_train: int = problems.NUM_TRAIN
-    num_test: int = problems.NUM_TEST
+    num_train: int = word_problems.NUM_TRAIN
+    num_test: int = word_problems.NUM_TEST
     device: str = "cpu"
     """A GPU rounds otherwise and makes another pair."""
 
@@ -137,18 +137,18 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _write(pair: Pair, spec: PairSpec, progress: Progress) -> None:
-    drawn = problems.splits(
+    drawn = word_problems.splits(
         spec.seed,
         sft=spec.teacher_steps * spec.batch_size,
         train=spec.num_train,
         test=spec.num_test,
     )
-    problems.write_prompts(pair.prompts, drawn)
+    word_problems.write_prompts(pair.prompts, drawn)
     _fine_tune(pair, drawn["sft"], spec, progress)
 
 
 def _fine_tune(
-    pair: Pair, rows: list[problems.Problem], spec: PairSpec, progress: Progress
+    pair: Pair, rows: list[word_problems.Problem], spec: PairSpec, progress: Progress
 ) -> None:
     """Train the instruct model on worked solutions; save its early step and its end."""
     tokenizer = load_tokenizer(pair.instruct)
