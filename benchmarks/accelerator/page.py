@@ -176,9 +176,9 @@ def write_pair(results: Path, page: Path) -> None:
                 "Written by `python -m benchmarks.accelerator.page` from "
                 "`benchmarks/results/accelerator-pairs__nvidia-h200.json`.",
                 "**Where the method loses.** On the first pair a tenth of the tokens, chosen by "
-                "teachability, teaches much more than a random tenth and less than all of them. On the second pair, whose "
-                "student does not know the form of an answer, the published selector is the worst arm: it "
-                "never learns to end a text, which a random tenth of the tokens does.",
+                "teachability, teaches much more than a random tenth and less than all of them. On the "
+                "second pair, whose student does not know the form of an answer, the published selector "
+                "is the worst arm: it never learns to end a text, which a random tenth of the tokens does.",
                 "![Accuracy on pair 1, truncated texts on pair 2](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems. Student of "

@@ -13,16 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.accelerator.measure import DEVICE
-from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
-from taopd.experiments.smollm2.word_problems import MATCH
 from taopd.experiments.study.file import StudyFile, load_study_file
 from taopd.experiments.study.run import plan_study, run_study
-from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
 CORE = ("full", "published-10", "default-10", "random-10")
@@ -61,25 +56,6 @@ def toy(study: StudyFile) -> StudyFile:
     return dataclasses.replace(
         study, config=config, seeds=[0], num_test_prompts=4, evaluate_every=1, arms=study.arms[:2]
     )
-
-
-def teacher_accuracy(pair: Pair, *, few: bool) -> dict[str, Any]:
-    """Greedy accuracy of the teacher on the test problems, with its standard error."""
-    result = evaluate(
-        load_model(pair.teacher, dtype=torch.float32).to(DEVICE),
-        load_tokenizer(pair.teacher),
-        load_prompts(pair.prompts, split="test").select(range(4 if few else 300)),
-        greedy=True,
-        max_new_tokens=48,
-        match=MATCH,
-        batch_size=300,
-    )
-    right = "".join("01"[t["correct"]] for t in result.transcripts)
-    return {
-        "accuracy": result.accuracy,
-        "standard_error": result.standard_error,
-        "right_greedy": right,
-    }
 
 
 class TimeIsUp(Exception):
@@ -126,7 +102,7 @@ def main() -> None:
             options.pair, cache=options.cache, spec=spec, base=options.base, progress=_say
         )
         print(f"pair ready after {time.monotonic() - started:.0f} s", flush=True)
-        accuracies = teacher_accuracy(pair, few=options.toy)
+        accuracies = pair.teacher_accuracy
         print(json.dumps(accuracies), flush=True)
         studies = {
             name: study

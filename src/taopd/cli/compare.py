@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     with CountedProgress() as advance:
         plan = plan_study(study, progress=advance)
     command = shlex.join(["taopd", "compare", options.study, "--output", str(output), "--resume"])
-    return _run(plan, output, command, options)
+    return run_plan(plan, output, command, options)
 
 
 def _parser() -> Parser:
@@ -68,7 +68,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _run(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
+def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:
+    """Run a study and show its results; `command` is what goes on with it after an interruption."""
     from taopd.cli.study_progress import StudyProgress
     from taopd.experiments.study.run import run_study
 

@@ -1,11 +1,16 @@
 """`taopd demo`: the tiny lab, trains teacher and student, distills, draws a table and a picture."""
 
+import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from taopd.cli import Parser
 from taopd.cli.progress import CountedProgress
 
+PAIR = Path("runs/smollm2")
+"""Where `recipes/studies/smollm2.yaml` looks for the models too."""
 _VARIANTS = ("dialect", "bilingual", "reversal", "termination", "fallible")
 
 
@@ -18,7 +23,10 @@ def run(argv: Sequence[str]) -> int:
         epilog="example:\n  taopd demo --output runs/demo --overwrite",
     )
     parser.flag("--all", "every selector and three seeds (much longer)")
-    parser.flag("--output FOLDER", "run folder", default=Path("runs/demo"))
+    parser.flag(
+        "--real", "SmolLM2-135M and word problems in place of the tiny lab (about 45 minutes)"
+    )
+    parser.flag("--output FOLDER", "run folder (default: runs/demo, runs/real)", type=Path)
     parser.flag("--overwrite", "start anew in a folder that holds a run")
     parser.flag("--resume", "go on with the run in the folder")
     parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=_steps)
@@ -29,6 +37,9 @@ def run(argv: Sequence[str]) -> int:
         default="dialect",
     )
     options = parser.parse_args(argv)
+    options.output = options.output or Path("runs/real" if options.real else "runs/demo")
+    if options.real:
+        return _run_real(options)
 
     from taopd.experiments.lab.demo import run_demo
     from taopd.report.figures.demo import draw, markdown, table
@@ -54,6 +65,26 @@ def run(argv: Sequence[str]) -> int:
     print(f"picture: {pictures[0]}")
     print(f"student: {options.output / 'best-student'} (arm {results['best_student']})")
     return 0
+
+
+def _run_real(options: Any) -> int:
+    """Make the pair if there is none, then run the four arms as `taopd compare` runs a study."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.cli.compare import run_plan
+    from taopd.experiments.smollm2 import make_pair
+    from taopd.experiments.smollm2.real import arms_that_fit, real_study
+    from taopd.experiments.study.run import plan_study
+    from taopd.runs.folder import RunFolder
+
+    RunFolder.check(options.output, resume=options.resume, overwrite=options.overwrite)
+    options.workers = arms_that_fit()
+    with CountedProgress("the pair is made anew by the next run") as advance:
+        pair = make_pair(PAIR, progress=advance)
+    teacher = pair.teacher_accuracy
+    print(f"teacher: {100 * teacher['accuracy']:.1f} % ± {100 * teacher['standard_error']:.1f}")
+    plan = plan_study(real_study(pair, steps=options.steps))
+    command = shlex.join(["taopd", "demo", "--real", "--output", str(options.output), "--resume"])
+    return run_plan(plan, options.output, command, options)
 
 
 def _steps(text: str) -> int:

@@ -23,13 +23,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from taopd.errors import DataError
+from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.smollm2 import word_problems
 from taopd.experiments.smollm2.weights import GGUF_SHA256, convert, fetch_gguf
 from taopd.models.loading import load_model, load_tokenizer
+from taopd.models.prompts import load_prompts
 from taopd.runs.jsonl import write_json
 
 MANIFEST = "pair.json"
-Progress = Callable[[str, int, int], object]
+Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`."""
 
 
@@ -67,6 +69,11 @@ class Pair:
     def instruct(self) -> Path:
         """The untouched instruct model: it does not know the form."""
         return self.folder / "instruct"
+
+    @property
+    def teacher_accuracy(self) -> dict[str, Any]:
+        """accuracy, standard_error and right_greedy (a digit for each test problem), from `pair.json`."""
+        return json.loads((self.folder / MANIFEST).read_text())["teacher"]
 
     @property
     def prompts(self) -> Path:
@@ -112,7 +119,7 @@ def make_pair(
         else:
             shutil.copytree(base, pair.instruct)
         _write(pair, spec, progress)
-        write_json(workshop / MANIFEST, about)
+        write_json(workshop / MANIFEST, about | {"teacher": _grade(pair, progress)})
         workshop.rename(folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
@@ -126,7 +133,7 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
         raise DataError(
             f"{folder} exists and holds no pair ({MANIFEST}); name another folder"
         ) from None
-    if found != about:
+    if {key: found.get(key) for key in about} != about:
         changed = sorted(
             k for k in about["spec"] if found.get("spec", {}).get(k) != about["spec"][k]
         )
@@ -134,6 +141,26 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
             f"{folder} holds another pair (it differs in {', '.join(changed) or 'its weights'}); delete it "
             "or name another folder"
         )
+
+
+def _grade(pair: Pair, progress: Progress) -> dict[str, Any]:
+    """The teacher's greedy accuracy on the test problems, and which of them it solves, a digit for each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = evaluate(
+        load_model(pair.teacher, dtype=torch.float32).to(device),
+        load_tokenizer(pair.teacher),
+        load_prompts(pair.prompts, split="test"),
+        greedy=True,
+        max_new_tokens=word_problems.MAX_NEW_TOKENS,
+        match=word_problems.MATCH,
+        batch_size=100,
+        progress=lambda done, total: progress("teacher's answers", done, total),
+    )
+    return {
+        "accuracy": result.accuracy,
+        "standard_error": result.standard_error,
+        "right_greedy": "".join("01"[t["correct"]] for t in result.transcripts),
+    }
 
 
 def _write(pair: Pair, spec: PairSpec, progress: Progress) -> None:

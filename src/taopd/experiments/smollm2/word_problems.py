@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 NUM_TRAIN, NUM_TEST = 4000, 300
 MATCH = r"regex:(?<=Answer: )\d+"
 """How a completion is graded: the number after "Answer: "."""
+MAX_NEW_TOKENS = 48
+"""A solution has about 23."""
 _NAMES = ("Tom", "Ann", "Ben", "Eva", "Leo", "Mia", "Sam", "Zoe", "Max", "Ida")
 _BOXES = ("boxes", "bags", "jars", "trays", "crates")
 _THINGS = ("pens", "apples", "coins", "books", "stamps", "shells", "cards", "marbles")
