@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 from torch import Tensor
-from transformers import ProcessorMixin
 
-from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.errors import ConfigError, NumericsError
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
-from taopd.models.loading import safe_options
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
@@ -29,6 +27,7 @@ from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
+from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss, with_value
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
@@ -53,7 +52,8 @@ class TeachabilityTrainer(BaseTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
-        model: student, a path, a hub id or a `PreTrainedModel`.
+        model: student, a path, a hub id, a `PreTrainedModel` or a `PeftModel`. A LoRA folder or a `PeftModel`
+            goes on training its adapter; with `peft_config` it is merged first.
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
             padded to another size; its tokenizer must give every shared id the same token. Or any
             `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`.
@@ -61,7 +61,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     Raises:
         ConfigError: settings that do not fit each other.
-        DataError: different tokenizers, a multimodal student, or batch after batch without a token.
+        DataError: different tokenizers, or batch after batch without a token.
         NumericsError: NaN or infinite logits, loss or gradient; see `NonFiniteGuard`.
     """
 
@@ -71,14 +71,13 @@ class TeachabilityTrainer(BaseTrainer):
     def __init__(self, model, teacher_model=None, args: TeachabilityConfig | None = None, **kwargs):
         if not isinstance(args, TeachabilityConfig):
             raise ConfigError("args must be a taopd.TeachabilityConfig (a DistillationConfig)")
-        # TRL loads the model of a path itself: the options must be made safe before.
-        if isinstance(model, str):
-            args.model_init_kwargs = safe_options(args.model_init_kwargs)
+        given = given_student(
+            model, args, kwargs.pop("processing_class", None), kwargs.get("peft_config")
+        )
+        self._given = given
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
-        super().__init__(model=model, teacher_model=None, args=args, **kwargs)
-        # Signals and padding know token ids alone.
-        if isinstance(self.processing_class, ProcessorMixin):
-            raise DataError("multimodal students are not supported: pass a text model")
+        kwargs |= {"model": given.model, "processing_class": given.processing_class}
+        super().__init__(teacher_model=None, args=args, **kwargs)
         size = self._generation_batch_size()
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(size, streaming=streaming)
