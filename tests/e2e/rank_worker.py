@@ -211,6 +211,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     trainer.add_callback(gradients)
     deepspeed = way.startswith("zero")
     before = weights_of(trainer.model) if deepspeed else {}
+    trainer._teacher._agreed = True  # looked at once a run, which is no part of a step
     with Traffic(trainer) as traffic:
         trainer.train()
     if deepspeed:  # whose gradients are gone when the step is done: of SGD, from what it moved

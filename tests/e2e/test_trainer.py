@@ -262,9 +262,7 @@ def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_pa
         max_steps=3,
         learning_rate=1e-2,
     )
-    assert trainer._anchor._reference.copy is None, (
-        "a second model where the adapter can be switched off"
-    )
+    assert trainer._anchor._reference.copy is None, "a second model where a second adapter will do"
     before = weights_of(trainer)
     trainer.train()
     changed = {

@@ -39,6 +39,7 @@ UNREADABLE = (
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
 _LONGEST_NAME = 96
 """Characters of a hub id."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -50,11 +51,13 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         DataError: missing, incomplete or unreadable, or neither a pad nor an eos token.
     """
     name = str(name_or_path)
-    _check_model_folder(
-        name,
-        "tokenizer",
-        ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model"),
-    )
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.is_file() and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
+        # A folder of an adapter alone has its base's tokenizer.
+        name = str(
+            read_document(adapter, {"base_model_name_or_path": TEXT})["base_model_name_or_path"]
+        )
+    _check_model_folder(name, "tokenizer", _TOKENIZERS)
     try:
         # Left padding puts the last prompt token next to the first sampled one.
         tokenizer = AutoTokenizer.from_pretrained(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, TaopdError
+from taopd.models.adapters import has_adapter
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.stop_tokens import declared_ids
@@ -143,9 +144,13 @@ def _plan_settings(subject: Subject) -> PlanSettings:
     if not subject.has("inputs"):
         return plan_settings(subject.settings)
     student, teacher = subject.inputs.student, subject.inputs.teacher or subject.inputs.student
-    return plan_settings(
+    settings = plan_settings(
         subject.settings, student_dtype=_dtype(student), teacher_dtype=_dtype(teacher)
     )
+    if settings.lora_rank is None and has_adapter(student):  # which goes on training
+        rank = max(getattr(config, "r", 0) for config in student.peft_config.values())
+        return replace(settings, lora_rank=rank or None)
+    return settings
 
 
 def _dtype(model: Any) -> str:
@@ -174,7 +179,7 @@ def _precision(subject: Subject) -> Verdict:
         held[0],
         held[1] if len(held) == 2 else None,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
-        trains_weights=not subject.settings.model.use_peft,
+        trains_weights=not (subject.settings.model.use_peft or has_adapter(subject.inputs.student)),
     )
 
 

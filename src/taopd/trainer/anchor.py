@@ -7,6 +7,7 @@ Both need the student as it was before training (the reference model) at some un
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import is_peft_model
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from taopd.distributed.sharding import gathered, prepare_frozen
+from taopd.errors import ConfigError
 from taopd.kernels import Head, topk_score
 from taopd.losses import resolve_loss
 from taopd.models.batch import Forward, Positions
@@ -65,7 +68,7 @@ class Anchor:
             hidden = self._reference.states(forward, student, scored.batch, mask, size)
         if self._guard is not None and scored.step % self._args.guard_every == 0:
             with self._recorder.timed("perf/guard_s"):
-                head = self._head_of(self._reference.copy or student)
+                head = self._reference.head(self._head_of, student)
                 drift = self._drift(torch.cat(hidden), head, scored.signals, tokens)
                 self._guard.measure(scored.step, scored.table, choice, drift)
         return {"reference_hidden": hidden} if self._coefficient > 0.0 else {}
@@ -82,7 +85,7 @@ class Anchor:
             name="anchor",
             weights=inputs.anchor_weights,
             hidden=inputs.reference_hidden,
-            head=self._head_of(self._reference.copy or student),
+            head=self._reference.head(self._head_of, student),
             function=self._function,
         )
 
@@ -115,21 +118,41 @@ class Anchor:
 
 
 class ReferenceStudent:
-    """The student before training: a frozen copy, or with LoRA the base model with the adapter off.
+    """The student before training: a frozen copy, or with an adapter a frozen copy of what trains.
 
     Args:
         student: as it is given to the trainer, before any step.
+
+    Raises:
+        ConfigError: an adapter under ZeRO-3.
     """
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.copy: Any = None
-        """The prepared copy, or None where the adapter is switched off instead."""
+        """The prepared copy, or None where the weights that train are exchanged instead."""
+        self._start: dict[str, Tensor] = {}
+        """These weights before training, by name. The adapter may have been trained before: switching it off
+        would give another model than the one that training began with."""
+        self._head: Head | None = None
         if not is_peft_model(student):
             # A copy of shards would be a copy of parts: ZeRO-3 puts them together first.
             with gathered(student.parameters()):
                 frozen = copy.deepcopy(student).requires_grad_(False)
-            self.copy = prepare_frozen(accelerator, frozen)
+            # Dropout would be part of the reference.
+            self.copy = prepare_frozen(accelerator, frozen.eval())
+            return
+        plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ConfigError(
+                "the anchor and the collapse guard cannot exchange an adapter's weights under ZeRO-3: use "
+                "ZeRO-2, or set method: published and collapse_guard: off"
+            )
+        self._start = {
+            name: weight.detach().clone()
+            for name, weight in student.named_parameters()
+            if weight.requires_grad
+        }
 
     @torch.no_grad()
     def states(
@@ -147,10 +170,45 @@ class ReferenceStudent:
         hidden = torch.cat([states for states, _ in parts])
         return positions.by_row(hidden, torch.ones_like(positions.row, dtype=torch.bool))
 
+    @torch.no_grad()
+    def head(self, head_of: Callable[[Any], Head], student: Any) -> Head:
+        """The reference model's head."""
+        if self.copy is not None:
+            return head_of(self.copy)
+        inner = self._accelerator.unwrap_model(student)
+        if not inner.get_output_embeddings().weight.requires_grad:
+            return head_of(student)
+        if self._head is None:
+            # The head itself trains: its values are those of now once the weights are exchanged back.
+            with self._weights(student):
+                head = head_of(student)
+                self._head = replace(head, weight=head.weight.clone())
+        return self._head
+
     @contextmanager
     def _weights(self, student: Any) -> Iterator[Any]:
         if self.copy is not None:
             yield self.copy
             return
-        with self._accelerator.unwrap_model(student).disable_adapter():
+        inner = self._accelerator.unwrap_model(student)
+        weights = {name: w for name, w in inner.named_parameters() if name in self._start}
+        now = {name: weight.data.clone() for name, weight in weights.items()}
+        training = inner.training
+        inner.eval()
+        try:
+            # `.data`: the values are back before any backward of a recorded forward reads them.
+            for name, weight in weights.items():
+                weight.data.copy_(_laid_out(self._start[name], weight))
             yield student
+        finally:
+            for name, weight in weights.items():
+                weight.data.copy_(now[name])
+            inner.train(training)
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A full tensor sharded as another one is."""
+    value = value.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value

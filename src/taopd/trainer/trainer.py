@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin
 
-from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.errors import ConfigError, NumericsError
 from taopd.kernels import Head
 from taopd.losses import resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
-from taopd.models.loading import safe_options
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
@@ -28,6 +26,7 @@ from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
+from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
@@ -51,7 +50,8 @@ class TeachabilityTrainer(BaseTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
-        model: student, a path, a hub id or a `PreTrainedModel`.
+        model: student, a path, a hub id, a `PreTrainedModel` or a `PeftModel`. A LoRA folder or a `PeftModel`
+            goes on training its adapter; with `peft_config` it is merged first.
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
             padded to another size; its tokenizer must give every shared id the same token. Or any
             `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`.
@@ -60,23 +60,34 @@ class TeachabilityTrainer(BaseTrainer):
 
     Raises:
         ConfigError: settings that do not fit each other.
-        DataError: different tokenizers, a multimodal student, or batch after batch without a token.
+        DataError: different tokenizers, or batch after batch without a token.
         NumericsError: NaN or infinite logits, loss or gradient; see `NonFiniteGuard`.
     """
 
     _tag_names = ["trl", "distillation", "taopd"]  # noqa: RUF012 (TRL's attribute)
     _name = "Teachability-Aware Distillation"
 
-    def __init__(self, model, teacher_model=None, args=None, *others, **named):
+    def __init__(
+        self,
+        model,
+        teacher_model=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        tools=None,
+    ):
         args = TeachabilityConfig.of(args, model)
-        # TRL loads the model of a path itself: the options must be made safe before.
-        if isinstance(model, str):
-            args.model_init_kwargs = safe_options(args.model_init_kwargs)
+        self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
-        super().__init__(model, None, args, *others, **named)
-        # Signals and padding know token ids alone.
-        if isinstance(self.processing_class, ProcessorMixin):
-            raise DataError("multimodal students are not supported: pass a text model")
+        super().__init__(
+            *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
+            *(callbacks, optimizers, quantization_config, peft_config, tools),
+        )
         self._check_training_set()
         self._teacher = TeacherSource(
             teacher_model, args, self.model, self._tokenizer, self.accelerator

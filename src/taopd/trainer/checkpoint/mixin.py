@@ -44,14 +44,16 @@ from taopd.trainer.checkpoint.fsdp import (
 )
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
+from taopd.trainer.given_student import GivenStudent
 
 logger = logging.getLogger(__name__)
 
 
 class AtomicCheckpoints(Trainer):
-    """Mixin over `transformers.Trainer`; `TeachabilityTrainer` sets `rank_state` in its constructor."""
+    """Mixin over `transformers.Trainer`; `TeachabilityTrainer` sets `rank_state` and `_given`."""
 
     rank_state: RankState
+    _given: GivenStudent
     checked: Path | None = None
     """A checkpoint whose files are already verified; `train` does not verify it again."""
     _sampler: Any = None
@@ -158,8 +160,14 @@ class AtomicCheckpoints(Trainer):
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
             # A pickle of the settings that nothing reads; config.json of the run has them.
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            inner, within_checkpoint = (
+                self.accelerator.unwrap_model(self.model),
+                self._partial is not None,
+            )
+            self._given.finish_saving(folder, inner, checkpoint=within_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the full student; under FSDP2 it is gathered first.
@@ -219,13 +227,13 @@ class AtomicCheckpoints(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.layout != "sharded":
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super()._load_from_checkpoint(self._given.resumed_from(resume_from_checkpoint), model)
             return
         where = Path(resume_from_checkpoint), self.model
         load_weights(*where, *self._processes(where[0]), trained_only=self._has_adapters)
 
     def _load_best_model(self) -> None:
-        if self.layout == "sharded":
+        if self.layout == "sharded" or self._given.merged is not None:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()

@@ -1,0 +1,161 @@
+"""LoRA adapters of a model that is trained further: taken over, merged, and saved with a new one.
+
+transformers loads a folder with `adapter_config.json` as its base model with the adapter put into it and
+frozen; peft has a class around such a model, `PeftModel`, whose adapter trains and is saved.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from taopd.errors import ConfigError
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NEW = "new_adapter"
+"""Subfolder of a checkpoint: the adapter that trains, without the one that was merged before."""
+_PREFIX = "base_model.model."
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether peft or transformers has put an adapter into a model."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def as_peft_model(model: Any) -> PeftModel:
+    """The model with its active adapter in peft's own class, ready to train that adapter."""
+    if not isinstance(model, PeftModel):
+        name = model.active_adapters()[0]
+        config, weights = model.peft_config[name], model.get_adapter_state_dict(name)
+        base, config.inference_mode = config.base_model_name_or_path, False
+        with warnings.catch_warnings():
+            # peft warns that the model holds an adapter already: it is the one whose weights are set below.
+            warnings.simplefilter("ignore")
+            model = get_peft_model(model, config, adapter_name=name)
+        weights = {_PREFIX + key.removeprefix(_PREFIX): weight for key, weight in weights.items()}
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+        config.base_model_name_or_path = base
+    if not any(weight.requires_grad for weight in model.parameters()):
+        # Loaded for inference, as PeftModel.from_pretrained does unless it is asked otherwise.
+        model.base_model.set_adapter(list(model.active_adapters))
+        for name in model.active_adapters:
+            model.peft_config[name].inference_mode = False
+    return model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedAdapter:
+    """An adapter that was merged into its base; a new one is saved together with it."""
+
+    base: str
+    """Name or path of the model below."""
+    factors: dict[str, tuple[Tensor, Tensor]]
+    """(A, scaled B) by module."""
+
+    @staticmethod
+    def merge(model: PeftModel) -> tuple[PreTrainedModel, "MergedAdapter"]:
+        """The plain model with its adapter merged, and what was merged.
+
+        Raises:
+            ConfigError: an adapter that cannot be saved as one with another LoRA, or a quantized base.
+        """
+        name = model.active_adapters[0]
+        config: Any = model.peft_config[name]
+        if len(model.active_adapters) > 1:
+            raise ConfigError(
+                "the student has several active adapters: merge them and save it first"
+            )
+        check_plain(config)
+        if getattr(model, "is_quantized", False):
+            raise ConfigError(
+                "an adapter cannot be merged into a quantized base without loss: leave out use_peft to go on "
+                "training it, or merge it into the unquantized model first"
+            )
+        factors = {}
+        for module_name, module in model.get_base_model().named_modules():
+            if isinstance(module, LoraLayer) and name in module.lora_A:
+                weights = module.lora_A[name].weight, module.lora_B[name].weight
+                a, b = (weight.detach().float().cpu().clone() for weight in weights)
+                factors[module_name] = a, b * module.scaling[name]
+        plain: Any = model.merge_and_unload()
+        if has_adapter(plain):  # left by transformers; a new adapter must not be taken for it
+            del plain.peft_config
+            plain._hf_peft_config_loaded = False
+        return plain, MergedAdapter(base=config.base_model_name_or_path, factors=factors)
+
+    def save_with(self, folder: Path, scaling: Mapping[str, float], *, keep: bool) -> None:
+        """Turn the new adapter that was saved in a folder into one adapter of the base: both together.
+
+        Two LoRAs on one matrix are one of their ranks' sum: B A + B' A' = [B B'] [A; A'].
+
+        Args:
+            scaling: of the new adapter, by module.
+            keep: leave the new adapter alone in the subfolder `NEW`, from which training can go on.
+        """
+        new = load_file(folder / WEIGHTS)
+        parts = {name: [pair] for name, pair in self.factors.items()}
+        for name, scale in scaling.items():
+            a, b = (new[f"{_PREFIX}{name}.lora_{side}.weight"].float() for side in "AB")
+            parts.setdefault(name, []).append((a, b * scale))
+        together, ranks = {}, {}
+        for name, pairs in parts.items():
+            a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+            together[f"{_PREFIX}{name}.lora_A.weight"] = a.contiguous()
+            together[f"{_PREFIX}{name}.lora_B.weight"] = b.contiguous()
+            ranks[name] = a.shape[0]
+        if keep:
+            (folder / NEW).mkdir()
+            for file in (WEIGHTS, CONFIG):
+                (folder / file).rename(folder / NEW / file)
+        save_file(together, folder / WEIGHTS, metadata={"format": "pt"})
+        largest = max(ranks.values())
+        config = LoraConfig(
+            r=largest,
+            lora_alpha=largest,
+            # The scales are in the matrices: alpha is the rank everywhere.
+            rank_pattern=ranks,
+            alpha_pattern=dict(ranks),
+            target_modules=sorted(ranks),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+            inference_mode=True,
+        )
+        config.save_pretrained(str(folder))
+
+
+def check_plain(config: Any) -> None:
+    """Refuse an adapter that is more than one LoRA on linear layers.
+
+    Raises:
+        ConfigError: names what it has besides.
+    """
+    extras = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
+    found = [name for name in extras if getattr(config, name, None)]
+    if getattr(config, "bias", "none") != "none":
+        found.append("bias")
+    if not isinstance(config, LoraConfig):
+        found = [str(config.peft_type)]
+    if found:
+        raise ConfigError(
+            f"the student is an adapter and a new one is asked for; with {found[0]} the two cannot be saved "
+            "as one. Merge the student (merge_and_unload), save it, and name that folder; or leave out "
+            "use_peft to go on training its adapter"
+        )
+
+
+def scaling_of(model: Any) -> dict[str, float]:
+    """Scale of the active LoRA by module."""
+    name = model.active_adapters[0]
+    return {
+        module_name: module.scaling[name]
+        for module_name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer) and name in module.lora_A
+    }

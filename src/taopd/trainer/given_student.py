@@ -1,0 +1,116 @@
+"""The student as it is given to the trainer, made ready for TRL: adapters, processors, safe options."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import find_adapter_config_file
+
+from taopd.errors import ConfigError
+from taopd.models.adapters import (
+    NEW,
+    WEIGHTS,
+    MergedAdapter,
+    as_peft_model,
+    check_plain,
+    has_adapter,
+    scaling_of,
+)
+from taopd.models.loading import load_model, load_tokenizer, looks_local, safe_options
+
+if TYPE_CHECKING:
+    from taopd.trainer.config import TeachabilityConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenStudent:
+    """What TRL is given in place of what the caller gave."""
+
+    model: Any
+    processing_class: PreTrainedTokenizerBase
+    merged: MergedAdapter | None
+    """The student's own adapter, where a new one is trained on top of it."""
+
+    def finish_saving(self, folder: Path, model: Any, *, checkpoint: bool) -> None:
+        """Make a folder into which `model` was saved load as what was trained."""
+        if self.merged is not None and (folder / WEIGHTS).is_file():
+            self.merged.save_with(folder, scaling_of(model), keep=checkpoint)
+
+    def resumed_from(self, checkpoint: str) -> str:
+        """The folder of a checkpoint that holds the weights which train."""
+        return os.path.join(checkpoint, NEW) if self.merged is not None else checkpoint
+
+
+def given_student(
+    model: Any, args: "TeachabilityConfig", processing_class: Any, peft_config: Any
+) -> GivenStudent:
+    """Load what TRL would load unsafely or wrongly, and turn adapters into what trains.
+
+    Args:
+        model: path, hub id, model or `PeftModel`. One with an adapter goes on training it, or, with a
+            `peft_config`, has it merged first.
+        processing_class: a processor stands for its tokenizer.
+
+    Raises:
+        ConfigError: nothing of the student would train, or adapters that cannot be saved together.
+        DataError: see `load_model` and `safe_options`.
+    """
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    if isinstance(model, str):
+        # TRL loads the model of a path itself: the options must be made safe before.
+        args.model_init_kwargs = safe_options(args.model_init_kwargs)
+        if _is_adapter(model):
+            options, args.model_init_kwargs = args.model_init_kwargs, None
+            model = load_model(model, **{"dtype": "float32"} | options)
+    if isinstance(processing_class, ProcessorMixin):
+        logger.warning(
+            "only text is distilled: the processor's tokenizer is used, no images are read"
+        )
+        tokenizer: Any = processing_class.tokenizer
+        tokenizer.chat_template = tokenizer.chat_template or processing_class.chat_template
+        processing_class = tokenizer
+    elif processing_class is None:
+        # TRL would take a processor where the folder has one, and run code for it if asked.
+        if not name:
+            raise ConfigError(
+                "the student has no name to find its tokenizer by: pass processing_class"
+            )
+        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        processing_class = load_tokenizer(str(name), revision=revision)
+    merged = None
+    if not isinstance(model, str):
+        if has_adapter(model):
+            model, merged = _adapter(model, peft_config)
+        if peft_config is None and not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                "no weight of the student trains: set requires_grad on those that shall, or pass peft_config"
+            )
+    return GivenStudent(model=model, processing_class=processing_class, merged=merged)
+
+
+def _adapter(model: Any, peft_config: Any) -> tuple[Any, MergedAdapter | None]:
+    """The student that trains, and the adapter that was merged into it."""
+    model = as_peft_model(model)
+    base = model.peft_config[model.active_adapters[0]].base_model_name_or_path
+    if peft_config is None:
+        logger.warning("the student is an adapter of %s: this adapter goes on training", base)
+        return model, None
+    check_plain(peft_config)
+    plain, merged = MergedAdapter.merge(model)
+    logger.warning(
+        "the student is an adapter of %s: it is merged, and a new adapter trains on top. What is saved is "
+        "one adapter of that model, which holds both",
+        base,
+    )
+    return plain, merged
+
+
+def _is_adapter(name: str) -> bool:
+    if Path(name).is_dir() or looks_local(name):
+        return (Path(name) / "adapter_config.json").is_file()
+    return find_adapter_config_file(name) is not None

@@ -1,0 +1,206 @@
+"""Students that are adapters, frozen, in training mode or with a processor. Oracle: peft's own loading."""
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_trainer import CPU, OURS, make_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taopd.errors import ConfigError
+from taopd.models.loading import load_tokenizer
+from taopd.trainer.anchor import ReferenceStudent
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.given_student import given_student
+from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import make_model, make_tokenizer
+
+IDS = torch.arange(4, 34).reshape(2, 15)
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+ANCHORED = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "anchor_coef": 1.0}
+NEW = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "o_proj"], "task_type": "CAUSAL_LM"}
+
+
+def logprobs(model):
+    training = model.training
+    with torch.no_grad():
+        found = model.eval()(IDS).logits.log_softmax(-1)
+    model.train(training)
+    return found
+
+
+def base_of(lab):
+    return AutoModelForCausalLM.from_pretrained(lab.student, dtype=torch.float32)
+
+
+@pytest.fixture
+def adapter(micro_lab, tmp_path):
+    """A LoRA folder whose adapter was trained before: far from its base, scales of several ranks."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        use_rslora=True,
+        rank_pattern={"q_proj": 3},
+        target_modules=TARGETS,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(5)
+    model = get_peft_model(base_of(micro_lab), config)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(0, 0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def as_given(kind, lab, folder):
+    if kind == "folder":
+        return str(folder)
+    if kind == "transformers":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return PeftModel.from_pretrained(base_of(lab), folder, is_trainable=kind == "trainable")
+
+
+def trainer_of(lab, tmp_path, student, peft_config=None, **settings):
+    few = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-2}
+    return TeachabilityTrainer(
+        model=student,
+        teacher_model=str(lab.teacher),
+        args=TeachabilityConfig(output_dir=str(tmp_path / "run"), **(few | ANCHORED | settings)),
+        train_dataset=make_trainer(lab, tmp_path).train_dataset,
+        processing_class=make_tokenizer(),
+        peft_config=peft_config,
+    )
+
+
+def assert_loads_as_trained(folder, lab, model):
+    expected = logprobs(model)
+    for loaded in (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        PeftModel.from_pretrained(base_of(lab), folder),
+    ):
+        assert (logprobs(loaded) - expected).abs().max() < 1e-4
+
+
+def anchors(trainer):
+    return [e["loss/anchor_nats"] for e in trainer.state.log_history if "loss" in e]
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["goes on", "merged first"])
+@pytest.mark.parametrize("kind", ["folder", "transformers", "trainable", "frozen"])
+def test_an_adapter_is_trained_anchored_and_saved_as_it_is(
+    micro_lab, tmp_path, adapter, kind, new, caplog
+):
+    start = logprobs(PeftModel.from_pretrained(base_of(micro_lab), adapter))
+    assert (start - logprobs(base_of(micro_lab))).abs().max() > 0.1, "vacuous"
+    config = LoraConfig(**NEW) if new else None
+    given = as_given(kind, micro_lab, adapter)
+    trainer = trainer_of(
+        micro_lab, tmp_path, given, config, max_steps=3, save_strategy="steps", save_steps=2
+    )
+    assert ("merged" if new else "goes on training") in caplog.text
+    torch.testing.assert_close(logprobs(trainer.model), start, atol=1e-4, rtol=0)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {
+        name for name, w in trainer.model.named_parameters() if not torch.equal(w, before[name])
+    }
+    assert changed and all("lora_" in name for name in changed)
+    assert abs(anchors(trainer)[0]) < 1e-6 < anchors(trainer)[-1]
+    assert (logprobs(trainer.model) - start).abs().max() > 1e-3, "vacuous"
+    trainer.save_model(str(tmp_path / "saved"))
+    assert_loads_as_trained(tmp_path / "saved", micro_lab, trainer.model)
+    # A checkpoint is the student of its step, and training goes on from it as if it had not stopped.
+    again = trainer_of(
+        micro_lab, tmp_path / "again", as_given(kind, micro_lab, adapter), config, max_steps=3
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for name, weight in again.model.named_parameters():
+        assert torch.equal(weight, dict(trainer.model.named_parameters())[name]), name
+    assert anchors(again)[-1] == anchors(trainer)[-1], "the reference is not the resumed student"
+    stopped = trainer_of(
+        micro_lab, tmp_path / "stopped", as_given(kind, micro_lab, adapter), config, max_steps=2
+    )
+    stopped.train()
+    assert_loads_as_trained(tmp_path / "run" / "checkpoint-2", micro_lab, stopped.model)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "bias"),
+    ],
+)
+def test_adapters_that_cannot_be_saved_as_one_are_refused(
+    micro_lab, tmp_path, adapter, options, named
+):
+    with pytest.raises(ConfigError, match=f"with {named} the two cannot be saved"):
+        trainer_of(micro_lab, tmp_path, str(adapter), LoraConfig(**NEW, **options))
+
+
+def test_a_student_of_which_nothing_trains_is_refused(micro_lab, tmp_path):
+    with pytest.raises(ConfigError, match="no weight of the student trains"):
+        trainer_of(micro_lab, tmp_path, base_of(micro_lab).requires_grad_(False))
+
+
+def test_the_reference_has_the_first_head_where_the_head_trains(micro_lab, tmp_path):
+    config = LoraConfig(**NEW, modules_to_save=["lm_head"])
+    trainer = trainer_of(micro_lab, tmp_path, str(micro_lab.student), config)
+    start, reference = logprobs(trainer.model), trainer._anchor._reference
+    trainer.train()
+    assert abs(anchors(trainer)[0]) < 1e-6 < anchors(trainer)[-1]
+    head, now = reference.head(trainer._head, trainer.model), trainer._head(trainer.model)
+    assert not torch.equal(head.weight, now.weight)
+    with torch.no_grad(), reference._weights(trainer.model):
+        torch.testing.assert_close(logprobs(trainer.model), start)
+        states = trainer.model.base_model.model.model(IDS).last_hidden_state
+    torch.testing.assert_close(head.logprobs(states.flatten(0, 1), 1.0), start.flatten(0, 1))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_has_no_dropout(micro_lab, tmp_path, lora):
+    student = base_of(micro_lab).train()
+    student.config.attention_dropout = 0.5
+    config = LoraConfig(**NEW, lora_dropout=0.5) if lora else None
+    trainer = trainer_of(micro_lab, tmp_path, student, config)
+    reference = ReferenceStudent(trainer.model, trainer.accelerator)
+    trainer.model.train()
+    with reference._weights(trainer.model) as model:
+        assert not any(module.training for module in model.modules())
+    assert trainer.model.training
+
+
+def test_an_adapter_folder_without_a_tokenizer_has_its_bases(micro_lab, adapter):
+    assert load_tokenizer(adapter).get_vocab() == load_tokenizer(micro_lab.student).get_vocab()
+
+
+def test_a_processor_stands_for_its_tokenizer(tmp_path, caplog):
+    names = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    plain = make_tokenizer()
+    plain.add_tokens(list(names.values()))
+    tokenizer = type(plain)(
+        tokenizer_object=plain.backend_tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        extra_special_tokens=names,
+    )
+    images = getattr(transformers, "Gemma3ImageProcessorPil", transformers.Gemma3ImageProcessor)
+    processor = transformers.Gemma3Processor(
+        image_processor=images(), tokenizer=tokenizer, chat_template="{{ messages[0]['content'] }}"
+    )
+    make_model(seed=0).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU)
+    by_name = given_student(str(tmp_path), args, None, None).processing_class
+    given = given_student(str(tmp_path), args, processor, None).processing_class
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    assert by_name.get_vocab() == given.get_vocab() == own.get_vocab()
+    assert given.chat_template == by_name.chat_template == processor.chat_template
+    assert "only text is distilled" in caplog.text
