@@ -42,6 +42,7 @@ from taopd.trainer.selection import (
     local_table,
     signal_needs,
 )
+from taopd.trainer.spread_watch import SpreadWatch
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -117,7 +118,7 @@ class TeachabilityTrainer(BaseTrainer):
             self.sampler_monitor,
         ]
         """Called on the main process after every selection, in training."""
-        own = (self.rank_state, self.nonfinite, guard, MetricsWriter())
+        own = (self.rank_state, self.nonfinite, guard, MetricsWriter(), SpreadWatch(args))
         for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
             if callback is not None:
                 self.add_callback(callback)
