@@ -8,15 +8,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo picture test test-vllm test-verl test-deepspeed test-browser check bench clean
+.PHONY: demo test test-vllm test-verl test-deepspeed test-browser check bench clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
-
-# The picture of the README, from the newest demo.
-picture: $(READY)
-	test -f runs/demo/accuracy.png || $(BIN)/taopd demo
-	cp runs/demo/accuracy.png docs/demo.png
 
 test: $(READY)
 	$(BIN)/python -m pytest

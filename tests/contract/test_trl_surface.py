@@ -30,6 +30,7 @@ OVERRIDES = {
     "_get_last_hidden_state": "unwrapped_model input_ids attention_mask logits_to_keep",
     "_get_train_sampler": "dataset",
     "_prepare_inputs": "generation_batch",
+    "create_model_card": "model_name dataset_name tags",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "prediction_step": "model inputs prediction_loss_only",
     "training_step": "model inputs num_items_in_batch",

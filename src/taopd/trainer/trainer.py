@@ -24,7 +24,7 @@ from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
-from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
+from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
@@ -119,7 +119,8 @@ class TeachabilityTrainer(BaseTrainer):
         ]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, guard, MetricsWriter(), SpreadWatch(args))
-        for callback in (*own, PeakMemory(self.record), self.sampler_monitor):
+        costs = PeakMemory(self.record), ProcessTime(self.record)
+        for callback in (*own, *costs, self.sampler_monitor):
             if callback is not None:
                 self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm
