@@ -398,12 +398,7 @@ REFUSALS = (
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(lab, tmp_path, subject, name, request):
-    pending(
-        request,
-        name == "keywords for a teacher that is loaded"
-        and subject.trainer is not trl.DistillationTrainer,
-    )
+def test_refusals(lab, tmp_path, subject, name):
     error, words, arguments = refusals(lab)[name]
     with pytest.raises(error, match=words):
         subject.make(lab, tmp_path, **arguments)
