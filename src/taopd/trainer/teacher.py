@@ -51,6 +51,11 @@ class TeacherSource:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
     ) -> None:
+        loaded = teacher is not None and not isinstance(teacher, str)
+        if loaded and args.teacher_model_init_kwargs is not None:
+            raise ConfigError(
+                "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
+            )
         self._args, self._accelerator = args, accelerator
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None
@@ -63,11 +68,6 @@ class TeacherSource:
         """The same, prepared for this device."""
         # Whether C is exact, as last written down: a server may change what it offers while the run goes on.
         self._said: bool | None = None
-        loaded = teacher is not None and not isinstance(teacher, str)
-        if loaded and args.teacher_model_init_kwargs is not None:
-            raise ConfigError(
-                "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
-            )
         if isinstance(teacher, PreTrainedModel) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
         if args.teacher_url or isinstance(teacher, Teacher):
