@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo real picture test test-vllm test-verl test-deepspeed test-browser check bench accelerator wheelhouse clean
+.PHONY: demo real test test-vllm test-verl test-deepspeed test-browser check bench accelerator wheelhouse clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -17,11 +17,6 @@ demo: $(READY)
 real: $(READY)
 	$(BIN)/taopd demo --real $$(test -e runs/real && echo --resume)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
-
-# The picture of the README, from the newest demo.
-picture: $(READY)
-	test -f runs/demo/accuracy.png || $(BIN)/taopd demo
-	cp runs/demo/accuracy.png docs/demo.png
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -6,14 +6,21 @@ began. Time is CPU time of the same training step, against TRL's with the same m
 FLOPs without sampling. One process per figure; every allocation of 64 KiB or more is returned to the system
 at once, or the peak would be that of the allocator.
 
-Run: python -m benchmarks.bench_plan [--tiny] [--shape NAME]
+With --whole instead: the peak of whole runs of `taopd train`, sampling and optimizer included, on a
+random Llama of the size of SmolLM2-135M with 49,152 ids, against the peak that `taopd plan` names for the
+same config; the allocator is left as it is.
+
+Run: python -m benchmarks.bench_plan [--tiny] [--shape NAME] [--whole]
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -48,6 +55,34 @@ SHAPES = {
         "vocab_size": 8_000,
         "batch": 1,
         "completion": 192,
+    },
+}
+SMOL = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+WHOLE = {
+    "one micro-batch": {"per_device_train_batch_size": 4, "max_completion_length": 128},
+    "four micro-batches": {
+        **{"per_device_train_batch_size": 2, "max_completion_length": 64},
+        "gradient_accumulation_steps": 4,
+    },
+    "window 8": {
+        **{"per_device_train_batch_size": 4, "max_completion_length": 128},
+        "gradient_window": 8,
+    },
+    "checkpointing": {
+        **{"per_device_train_batch_size": 8, "max_completion_length": 64},
+        "gradient_checkpointing": True,
+    },
+    "published, no guard": {
+        **{"per_device_train_batch_size": 4, "max_completion_length": 64},
+        **PUBLISHED,
     },
 }
 TINY = {"layers": 2, "hidden_size": 64, "vocab_size": 2_000, "batch": 2, "completion": 64}
@@ -208,16 +243,68 @@ def compare(sizes: dict) -> list[dict]:
     return rows
 
 
+def whole_runs(*, tiny: bool) -> list[dict]:
+    """One row per config of `WHOLE`: the peak of the process of `taopd train`, and the plan's."""
+    import pandas as pd
+    import yaml
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.conftest import make_tokenizer
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = ("<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(49_148)))
+        sizes = SMOL | ({"num_hidden_layers": 2} if tiny else {})
+        ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        for seed, role in enumerate(("student", "teacher")):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, max_position_embeddings=1024))
+            model.save_pretrained(folder / role)
+            make_tokenizer(words).save_pretrained(folder / role)
+        texts = [" ".join(words[4 : 4 + PROMPT - i % 32]) for i in range(32)]
+        pd.DataFrame({"prompt": texts}).to_parquet(folder / "prompts.parquet")
+        for case, settings in WHOLE.items():
+            config = {
+                "model_name_or_path": str(folder / "student"),
+                "teacher_model_name_or_path": str(folder / "teacher"),
+                "dataset_name": str(folder / "prompts.parquet"),
+                "output_dir": str(folder / case.replace(" ", "-")),
+                **{"use_cpu": True, "bf16": False, "gradient_checkpointing": False},
+                **{"report_to": "none", "save_strategy": "no", "max_steps": 2, "logging_steps": 1},
+            } | settings
+            path = folder / "config.yaml"
+            path.write_text(yaml.safe_dump(config))
+            environment = {"OMP_NUM_THREADS": "1"}
+            train = ("taopd.cli", "train", "--config", str(path), "--skip-check", "--quiet")
+            last_line(*train, environment=environment)
+            log = (Path(config["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+            peak = max(json.loads(line).get("perf/peak_memory_mib", 0.0) for line in log)
+            command = [sys.executable, "-m", "taopd.cli", "plan", "--config", str(path), "--json"]
+            planned = json.loads(subprocess.check_output(command, text=True))["peak_mib"]
+            rows.append({"case": case, "peak_mib": peak, "planned_peak_mib": planned})
+            print(
+                f"{case:<22} peak {peak:7.0f} MiB, planned {planned:7.0f} ({planned / peak - 1:+.0%})",
+                flush=True,
+            )
+    return rows
+
+
 def main() -> None:
     """Print the table; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
     parser.add_argument("--shape", choices=SHAPES, help="one of the shapes instead of all")
+    parser.add_argument("--whole", action="store_true", help="whole runs on 135 M parameters")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.measure is not None:
         print(json.dumps(measure(*options.measure)))
+        return
+    if options.whole:
+        document = {"benchmark": "plan_whole", "settings": {"model": SMOL, "prompt": PROMPT}}
+        print(json.dumps(document | {"rows": whole_runs(tiny=options.tiny)} | versions()))
         return
     shapes = {"tiny": TINY} if options.tiny else SHAPES
     shapes = {options.shape: SHAPES[options.shape]} if options.shape else shapes

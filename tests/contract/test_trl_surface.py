@@ -32,6 +32,7 @@ OVERRIDES = {
     "_prepare_inputs": "generation_batch",
     "_set_signature_columns_if_needed": "",
     "_tokenize_prompts": "prompts",
+    "create_model_card": "model_name dataset_name tags",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "prediction_step": "model inputs prediction_loss_only",
     "training_step": "model inputs num_items_in_batch",

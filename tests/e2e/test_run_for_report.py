@@ -41,7 +41,7 @@ def trained(micro_lab, tmp_path_factory):
 
 def test_a_logged_rollout_holds_what_was_scored(trained):
     _, lines, batches, _ = trained
-    assert [line["step"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    assert [line["step"] for line in lines] == [1, 1, 1, 2, 2, 2]
     line, scored = lines[1], batches[0]
     here = (scored.positions.row == line["completion"]).nonzero().squeeze(1)
     selection = scored.choice.selection

@@ -246,7 +246,7 @@ def test_resume_ends_with_the_same_weights(micro_lab, tmp_path):
     ]
     assert [entry["step"] for entry in steps if "loss" in entry] == [1, 2, 3, 4]
     lines = (tmp_path / "a/run/rollouts.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert [json.loads(line)["step"] for line in lines] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
 
 
 def test_lora_trains_the_adapter_and_anchors_to_the_base_model(micro_lab, tmp_path):

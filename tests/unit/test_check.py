@@ -299,3 +299,28 @@ def test_a_flag_of_train_reaches_the_check(capsys, config):
     by_name = {item["item"]: item for item in found["items"]}
     assert status == 0
     assert by_name["context"]["figures"]["completion_tokens"] == 5
+
+
+def test_related_models_whose_c_does_not_vary_are_warned_of(capsys, config, tmp_path):
+    """The teacher is the student with a little noise, and K is most of the vocabulary: C is 1 everywhere."""
+
+    def plant(folder, settings):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder / "student")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+        model.save_pretrained(folder / "teacher")
+        settings["score_top_k"] = 40
+
+    path = config(plant=plant)
+    for flags, level in (([], "warn"), (["--normalization", "none"], "pass")):
+        items = {item["item"]: item for item in run_json(capsys, path, *flags)[1]["items"]}
+        support = items["off support"]
+        assert (support["level"], "normalization: none" in support["advice"]) == (
+            level,
+            level == "warn",
+        )
+        assert support["figures"]["c_p90"] - support["figures"]["c_p10"] < 1e-3

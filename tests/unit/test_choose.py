@@ -1,6 +1,9 @@
 """`choose` and the settings it reads: schedules, shadows, stop tokens, signals that a source lacks."""
 
 import itertools
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,16 +11,77 @@ from selector_tables import random_table
 
 from taopd.errors import ConfigError
 from taopd.models.stop_tokens import stop_ids
-from taopd.selectors import select
+from taopd.selectors import SELECTORS, select
 from taopd.signals import lists_from_exact, signals_from_logprobs
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.metrics import jaccard, selection_metrics
-from taopd.trainer.selection import choose, local_table, needed_signals, signal_options
+from taopd.trainer.selection import (
+    choose,
+    local_table,
+    needed_signals,
+    scales_compatibility,
+    signal_options,
+)
+from taopd.trainer.spread_watch import SpreadWatch
 from tests.conftest import is_documented
 
 
 def config(**settings):
     return TeachabilityConfig(output_dir="x", bf16=False, use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize("selector", sorted(SELECTORS))
+def test_the_selectors_that_scale_c_are_known(selector):
+    """Oracle: whether other values of C, D and H as they are, make another selection."""
+    table = random_table(masked=0.0)
+    table = replace(table, extra=table.extra | {"mass": torch.rand(len(table)).double()})
+    other = replace(table, compatibility=table.compatibility.flip(0) ** 3)
+    kept = [select(each, selector=selector, budget=0.1).kept for each in (table, other)]
+    reads = not torch.equal(*kept)
+    assert scales_compatibility(config(selector=selector)) == reads
+    assert not scales_compatibility(config(selector=selector, normalization="none"))
+
+
+@pytest.mark.parametrize("selector", ["teachability*entropy", "rank_or(tip, compatible)"])
+def test_expressions_that_scale_c_are_known(selector):
+    assert scales_compatibility(config(selector=selector))
+    assert not scales_compatibility(config(selector="rank_or(tip, entropy)"))
+
+
+def test_a_c_that_hardly_varies_drops_large_disagreements_unless_it_is_taken_as_it_is():
+    """53 of 1,000 tokens at D = 5 nats, a third of them with a C that is lower by 1e-4."""
+    table = random_table(num_rows=1000, masked=0.0)
+    largest = torch.arange(1000) < 53
+    disagreement = torch.where(largest, 5.0, table.disagreement / 10)
+    lower = largest & (torch.arange(1000) % 3 == 0)
+    close = 1.0 - 1e-6 * table.compatibility - torch.where(lower, 1e-4, 0.0)
+    table = replace(table, disagreement=disagreement, compatibility=close)
+    dropped = {
+        name: int((largest & ~select(table, budget=0.053, normalization=name).kept).sum())
+        for name in ("quantile", "none")
+    }
+    assert dropped["quantile"] >= int(lower.sum()) == 18
+    assert dropped["none"] == 0
+
+
+def test_the_log_warns_once_of_a_c_that_hardly_varies(caplog):
+    logging.getLogger("taopd").propagate = True
+    quantiles = {"signal/compatibility/p10": 0.99995, "signal/compatibility/p90": 1.0}
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3)
+    for settings, logs, said in (
+        ({}, quantiles, 1),
+        ({"selector": "entropy"}, quantiles, 0),
+        ({"normalization": "none"}, quantiles, 0),
+        ({}, quantiles | {"signal/compatibility/p10": 0.9}, 0),
+        ({}, {"eval_loss": 1.0}, 0),
+    ):
+        caplog.clear()
+        watch = SpreadWatch(config(**settings))
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                watch.on_log(None, state, None, logs=logs)
+        assert len(caplog.records) == said
+        assert all("normalization: none" in record.getMessage() for record in caplog.records)
 
 
 def logprob_signals(**options):

@@ -115,3 +115,25 @@ def test_bad_input_is_one_line(capsys, argv, words):
     assert cli.main(["plan", *argv]) == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("taopd")]
     assert line.startswith("taopd plan: error: ") and words in line
+
+
+def test_plan_and_check_agree_and_read_the_prompts(micro_lab, tmp_path, capsys):
+    """Oracle: each other; and the tokens of the longest prompt."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"model_name_or_path: {micro_lab.student}\nteacher_model_name_or_path: {micro_lab.teacher}\n"
+        f"dataset_name: {micro_lab.prompts}\noutput_dir: {tmp_path}/run\nuse_cpu: true\nbf16: false\n"
+        "max_completion_length: 6\nscore_top_k: 4\nreport_to: none\ndtype: auto\n"
+    )
+    planned = as_json(capsys, "--config", str(path))
+    cli.main(["check", str(path), "--json"])
+    items = json.loads(capsys.readouterr().out)["items"]
+    (memory,) = [item for item in items if item["item"] == "memory"]
+    assert memory["figures"]["peak_mib"] == pytest.approx(planned["peak_mib"], abs=0.1)
+    assert (planned["settings"]["device"], planned["settings"]["prompt_length"]) == ("cpu", 5)
+    told = as_json(capsys, "--config", str(path), "--prompt-length", "50", "--device", "gpu")
+    assert (told["settings"]["device"], told["settings"]["prompt_length"]) == ("gpu", 50)
+    assert "process" not in [name for name, size in told["memory_mib"].items() if size]
+    # A hub id is not fetched: the length is assumed, and said to be.
+    cli.main(["plan", "--config", str(RECIPES / "qwen3-4b-to-1.7b.yaml")])
+    assert "prompts of 256 tokens are assumed" in capsys.readouterr().err

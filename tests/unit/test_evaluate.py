@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
+from taopd.cli import evaluate as cli_evaluate
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.evaluation.accuracy import pass_at_k, summarize
 from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.evaluation.grading import Grader, is_mathematical
+from taopd.experiments.study.statistics import wilson
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.models.stop_tokens import sampler_stop_ids
 from tests.conftest import make_model, make_rows, make_tokenizer
@@ -255,3 +258,34 @@ def test_the_tiny_lab_takes_seconds():
     seconds = time.perf_counter() - started
     print(f"greedy and sampled, 500 each: {seconds:.2f} s")
     assert seconds < 8
+
+
+@pytest.mark.parametrize("n", [1, 2, 64, 500])
+def test_wilson_intervals_equal_scipys_and_are_wide_at_the_ends(n):
+    for right in {0, 1, n // 3, n - 1, n}:
+        exact = binomtest(right, n).proportion_ci(method="wilson")
+        assert wilson(right / n, n) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    assert wilson(0.0, n)[0] == 0.0 < wilson(0.0, n)[1]
+
+
+def test_none_right_of_64_is_an_interval_and_not_plus_minus_nothing(capsys):
+    """4 samples of each of 64 problems: at 0 the problems count, elsewhere the clustered error."""
+    rows = [
+        {"problem": i // 4, "correct": False, "truncated": False, "parsed": True}
+        for i in range(256)
+    ]
+    none = summarize(rows, num_problems=64, num_samples=4, settings={})
+    assert none.intervals[1] == pytest.approx((0.0, 0.0566), abs=1e-4)
+    cli_evaluate._print_table("m", none)
+    printed = capsys.readouterr().out
+    assert "0.0000 [0.0000, 0.0566] (95 % interval)" in printed and "+-" not in printed
+    # All four samples of a problem agree: as wide as 64 problems with one sample each.
+    agreed = [row | {"correct": row["problem"] < 16} for row in rows]
+    found = summarize(agreed, num_problems=64, num_samples=4, settings={})
+    assert found.intervals[1] == pytest.approx(wilson(0.25, 64), abs=2e-3)
+    assert found.summary()["intervals"]["1"] == found.intervals[1]
+
+
+def test_a_suites_metrics_have_intervals_too():
+    assert cli_evaluate._of_suite(0.0, 0.0, 30) == wilson(0.0, 30)
+    assert cli_evaluate._of_suite(12.0, 1.0, 30) == pytest.approx((10.04, 13.96))

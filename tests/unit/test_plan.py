@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -261,10 +260,41 @@ def test_names_and_folders(tmp_path):
         load_shape(str(tmp_path))
 
 
-def test_an_unknown_architecture_is_named():
-    with pytest.raises(ConfigError, match="'gpt2'"):
-        ModelShape.from_config(GPT2Config())
-    assert AutoConfig.for_model("qwen3").model_type == "qwen3"
+OTHERS = (
+    *("gemma2", "gemma3_text", "phi", "phi3", "olmo2", "smollm3", "lfm2", "granite", "gpt_oss"),
+    *(
+        "qwen3_5_text",
+        "qwen3_5_moe_text",
+        "gpt2",
+        "gpt_neox",
+        "cohere2",
+        "falcon",
+        "opt",
+        "mixtral",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_architectures_are_planned_from_generic_fields(kind):
+    """Oracle for the parameters: the real class. The plan is finite and counts every part."""
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind]()
+    shape = ModelShape.from_config(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    assert shape.vocab_size == model.get_output_embeddings().weight.shape[0]
+    assert shape.hidden_size == model.get_output_embeddings().weight.shape[1]
+    found = plan(shape, shape, replace(SETTINGS, window=None))
+    assert found.memory.parts["activations"] > 0
+    assert found.memory.peak > 4 * shape.num_parameters
+
+
+def test_a_config_without_a_size_names_it():
+    with pytest.raises(ConfigError, match=r"mine \(mamba\) does not say num_heads"):
+        ModelShape.from_config(AutoConfig.for_model("mamba"), name="mine")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ import pytest
 
 from taopd import cli
 from taopd.errors import DataError
+from taopd.report.folders import read_folders
 from taopd.report.page import write_report
+from taopd.report.sections import training
 from tests.browser import make_pages, synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +218,22 @@ def test_verdicts_and_pictures_of_a_diagnostic_report(tmp_path):
     data, width = re.search(r'src="data:image/png;base64,([^"]+)" width="(\d+)"', page).groups()
     assert base64.b64decode(data) == picture and int(width) > 100
     assert "&lt;c&gt;" in page and "<c>" not in page
+
+
+def test_speed_compares_cpu_time_where_every_run_has_it_and_says_so_where_not(tmp_path):
+    """Two runs that do the same work, one of them on a busy machine: twice the wall time."""
+    for selector, wall in (("full", 2.0), ("random", 1.0)):
+        folder = tmp_path / selector
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"selector": "{selector}"}}')
+        (folder / "metrics.jsonl").write_text(
+            f'{{"step": 1, "loss": 1.0, "step_time": {wall}, "perf/cpu_s": 0.9}}\n'
+        )
+    folders = [tmp_path / "full", tmp_path / "random"]
+    page = training.speed(read_folders(folders).runs)
+    assert "CPU time of a step" in page and "1.00 of full" in page and "0.50 of full" not in page
+    (tmp_path / "random" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0, "step_time": 1.0}\n'
+    )
+    page = training.speed(read_folders(folders).runs)
+    assert "0.50 of full" in page and "equally loaded machines" in page

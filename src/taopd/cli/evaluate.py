@@ -110,12 +110,9 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     from taopd.report.console import plain_console
 
     table = Table(title=model, show_header=False)
-    error = _plus_minus(result.standard_error)
-    table.add_row("accuracy (pass@1)", f"{result.accuracy:.4f}{error} (standard error)")
     for k, rate in result.pass_at_k.items():
-        if k > 1:
-            spread = result.pass_at_k_standard_error[k]
-            table.add_row(f"pass@{k}", f"{rate:.4f}" + _plus_minus(spread))
+        name = "accuracy (pass@1)" if k == 1 else f"pass@{k}"
+        table.add_row(name, f"{rate:.4f} {_interval(*result.intervals[k])} (95 % interval)")
     completions = result.num_problems * result.num_samples
     table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
     table.add_row("truncated", f"{result.num_truncated} of {completions}")
@@ -123,8 +120,8 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     plain_console().print(table)
 
 
-def _plus_minus(error: float | None) -> str:
-    return "" if error is None else f" +- {error:.4f}"
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.4f}, {high:.4f}]"
 
 
 def write_folder(
@@ -182,6 +179,15 @@ def _run_suite(options: argparse.Namespace) -> int:
     return 0
 
 
+def _of_suite(value: float, error: float, num_problems: int) -> tuple[float, float]:
+    """95 % interval of a metric: of a share by Wilson, of anything else (a loss) by its error."""
+    from taopd.experiments.study.statistics import wilson
+
+    if 0.0 <= value <= 1.0:
+        return wilson(value, num_problems, error)
+    return value - 1.96 * error, value + 1.96 * error
+
+
 def _print_suite(model: str, result: "SuiteResult") -> None:
     from rich import box
     from rich.table import Table
@@ -189,17 +195,19 @@ def _print_suite(model: str, result: "SuiteResult") -> None:
     from taopd.report.console import plain_console
 
     table = Table(title=model, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "version", "problems", "metric", "value", "standard error"):
+    for name in ("task", "version", "problems", "metric", "value", "95 % interval"):
         table.add_column(name, no_wrap=name in ("task", "value"))
     for task, metrics in result.tasks.items():
         for metric, found in metrics.items():
-            error = found["standard_error"]
+            number, interval = result.num_problems.get(task), "-"
+            if found["standard_error"] is not None and number:
+                interval = _interval(*_of_suite(found["value"], found["standard_error"], number))
             table.add_row(
                 task,
                 str(result.versions.get(task, "-")),
                 str(result.num_problems.get(task, "-")),
                 metric,
                 f"{found['value']:.4f}",
-                "-" if error is None else f"{error:.4f}",
+                interval,
             )
     plain_console().print(table)

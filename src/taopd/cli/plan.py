@@ -1,10 +1,12 @@
 """`taopd plan`: memory, FLOPs and the ratio to full distillation, from configs alone.
 
 Settings come from a training config (the parser of `taopd train`, so the same keys and flags), from flags, or
-from both; flags win. What is not known from there (the prompts' length) has a flag of its own.
+from both; flags win. The prompts are read where they are on this disk.
 """
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from taopd.trainer.cost import Plan, PlanSettings
+    from taopd.trainer.settings_file import TrainSettings
 
 _OVERRIDES = (
     *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
@@ -72,7 +75,7 @@ def _parser() -> Parser:
     for name, words in (
         ("batch", "completions at a time (1)"),
         ("micro-batches", "per optimizer step (1)"),
-        ("prompt-length", "tokens (256)"),
+        ("prompt-length", "tokens (256); --config: as its prompts"),
         ("completion-length", "tokens (512)"),
         ("window", "gradient window"),
         ("top-k", "tokens of a list (16)"),
@@ -105,19 +108,48 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli.lab_paths import lab_settings
+    from taopd.preflight.subject import Subject
     from taopd.trainer.cost.settings import plan_settings
-    from taopd.trainer.settings_file import parse_settings
 
-    # The plan needs no device: transformers refuses bf16 on a machine without one unless told to use the CPU.
-    parsed = parse_settings(path, [*flags, "--use_cpu", "true"], lab=lab_settings)
+    parsed, device = _parsed(path, flags)
     names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
     if names[1] is None:
         raise ConfigError(
             "the plan compares with full distillation, for which the teacher runs here: set "
             "teacher_model_name_or_path too (its config is read, no weights)"
         )
-    return plan_settings(parsed), str(names[0]), str(names[1])
+    settings = replace(plan_settings(parsed), device=device)
+    # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
+    dataset = str(parsed.script.dataset_name)
+    if os.path.exists(dataset) and os.path.isdir(str(names[0])):
+        settings = replace(settings, prompt_length=Subject(settings=parsed).longest_prompt)
+    else:
+        length = settings.prompt_length
+        print(
+            f"prompts of {length} tokens are assumed, as {dataset} or the student's tokenizer is not on this "
+            "disk: --prompt-length N",
+            file=sys.stderr,
+        )
+    return settings, str(names[0]), str(names[1])
+
+
+def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:
+    """The settings, and the device that they train on: the one that `taopd check` would look at."""
+    import torch
+
+    from taopd.cli.lab_paths import lab_settings
+    from taopd.trainer.settings_file import parse_settings
+
+    try:
+        parsed = parse_settings(path, flags, lab=lab_settings)
+    except ConfigError as error:
+        # transformers refuses bf16 on a machine without a GPU: then the plan is for another machine.
+        if "use_cpu" not in str(error):
+            raise
+        forced = parse_settings(path, [*flags, "--use_cpu", "true"], lab=lab_settings)
+        return forced, "gpu"
+    on_gpu = torch.cuda.is_available() and not parsed.training.use_cpu
+    return parsed, "gpu" if on_gpu else "cpu"
 
 
 def _print(result: "Plan") -> None:

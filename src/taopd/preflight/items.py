@@ -24,6 +24,7 @@ from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
+from taopd.trainer.selection import scales_compatibility
 
 _REFUSED = "refused"
 
@@ -218,7 +219,9 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     ),
     "teacher KL": remote_teacher.divergence,
     "off support": lambda subject, found: rollout_checks.check_support(
-        found, k=subject.settings.training.score_top_k
+        found,
+        k=subject.settings.training.score_top_k,
+        scaled=scales_compatibility(subject.settings.training),
     ),
     "kept tokens": _kept,
 }

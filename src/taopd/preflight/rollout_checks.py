@@ -12,7 +12,15 @@ import torch
 
 from taopd.preflight.measure import Measured
 from taopd.preflight.verdict import Level, Problems, Verdict, judge
-from taopd.runs.limits import DRIFT_FAIL, DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
+from taopd.runs.limits import (
+    DRIFT_FAIL,
+    DRIFT_WARN,
+    SPREAD_OF_C,
+    TRUNCATED,
+    drift_cause,
+    spread_cause,
+    truncation_cause,
+)
 
 SAME_MODEL = 1e-6
 """Nats of KL below which teacher and student are one model."""
@@ -153,8 +161,12 @@ def check_divergence(measured: Measured) -> Verdict:
     return judge("teacher KL", text, problems, figures=figures)
 
 
-def check_support(measured: Measured, *, k: int) -> Verdict:
-    """Teacher mass off the student's top-K: what this student cannot take from this teacher yet."""
+def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdict:
+    """Teacher mass off the student's top-K: what this student cannot take from this teacher yet.
+
+    Args:
+        scaled: the selection reads C, scaled to the batch: it must vary.
+    """
     share = 1.0 - float(measured.signals.compatibility.double().mean())
     at_most = "" if measured.signals.compatibility_is_exact else "at most "
     problems = Problems()
@@ -163,7 +175,11 @@ def check_support(measured: Measured, *, k: int) -> Verdict:
             "Hardly any of the teacher's mass is on tokens that the student considers. Check tokenizer and "
             "template, raise score_top_k, or warm the student up on the teacher's texts."
         )
-    figures = {"off_support_mass": share, "k": k}
+    ends = measured.signals.compatibility.double().quantile(torch.tensor([0.1, 0.9]).double())
+    low, high = ends.tolist()
+    if scaled and high - low < SPREAD_OF_C:
+        problems.warn(spread_cause(low, high))
+    figures = {"off_support_mass": share, "k": k, "c_p10": low, "c_p90": high}
     text = f"{at_most}{share:.1%} of the teacher's mass outside the student's top {k}"
     return judge("off support", text, problems, figures=figures)
 

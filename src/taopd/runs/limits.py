@@ -4,6 +4,8 @@ DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
 """Mean |log p_sampler - log p_recomputed|, nats per token."""
 TRUNCATED = 0.1
 """Share of completions that did not end."""
+SPREAD_OF_C = 1e-3
+"""Between the 10 and the 90 % quantile of C, below which it tells no tokens apart."""
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
 
@@ -31,4 +33,13 @@ def truncation_cause(*, rising: bool) -> str:
     return (
         "Many completions are cut before they end. Raise max_completion_length, unless training on openings "
         "is meant; if they repeat themselves, the student's stop ids are wrong."
+    )
+
+
+def spread_cause(low: float, high: float) -> str:
+    """What a C that hardly varies does to the selection and what to do, in words."""
+    return (
+        f"C is the same for nearly all tokens (10 to 90 %: {low:.6g} to {high:.6g}), and the normalization "
+        "stretches what is left to [0, 1]: tokens of large D are dropped for a C that is lower in the fifth "
+        "digit. Set normalization: none, which takes C as it is, or selector: divergence."
     )

@@ -1,6 +1,7 @@
 """What the trainer needs of TRL around its own step: any prompts and batches, forwards in wrappers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import DistillationTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from taopd.errors import DataError
 from taopd.kernels import Head
@@ -264,3 +265,15 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
         self._recorder.flush()
         # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
         return (self.accelerator.reduce(loss, reduction="mean"), *rest)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if not self.is_world_process_zero() or not path.is_file():
+            return
+        # TRL names hub ids alone, and writes None for a folder. Its name is enough: a path is private.
+        name = Path(get_config_model_id(self.model.config) or "").name
+        card = path.read_text(encoding="utf-8")
+        base = f"`{name}`" if name else "a model without a name"
+        unnamed = "[None](https://huggingface.co/None)"
+        path.write_text(card.replace(unnamed, base), encoding="utf-8")

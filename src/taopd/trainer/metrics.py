@@ -67,6 +67,7 @@ METRICS: dict[str, str] = {
     "perf/score_s": "Seconds spent on the two scoring forwards and the signals, per batch.",
     "perf/select_s": "Seconds spent on the global selection and the reduction weights.",
     "perf/train_s": "Seconds spent on forward, loss and backward, per optimizer step.",
+    "perf/cpu_s": "Without a GPU: CPU seconds of the process in the optimizer step, all threads.",
     "perf/sample_tokens": "Completion tokens sampled on this rank.",
     "perf/score_tokens": "Positions scored on this rank.",
     "perf/train_tokens": "Positions in the training forward on this rank, prompts included.",

@@ -52,11 +52,11 @@ class RolloutLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         # Not in the constructor: a run that is refused must leave the folder as it was.
         if not self._begun:
-            self._rewind(scored.step)
+            self._rewind(scored.number)
             self._begun = True
         if self._every_token:
-            self._write_tokens(columns, scored.step)
-        if scored.step % self._log.every == 0:
+            self._write_tokens(columns, scored.number)
+        if scored.number % self._log.every == 0:
             rows = range(min(self._num_rollouts, scored.positions.shape[0]))
             self._log.append(*[_rollout(row, scored, columns) for row in rows])
 
@@ -84,7 +84,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
     """One list per column, one entry per valid position of this rank."""
     selection, local, signals = scored.choice.selection, scored.local, scored.signals
     return {
-        "step": [scored.step] * len(scored.positions),
+        "step": [scored.number] * len(scored.positions),
         "completion": scored.positions.row.tolist(),
         "position": scored.positions.column.tolist(),
         "token_id": scored.token_ids.tolist(),
@@ -112,7 +112,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     listed = {token for ids in (*student["ids"], *teacher["ids"]) for token in ids}
     names = ("rank", "kept", "anchored", "quadrant")
     return {
-        "step": scored.step,
+        "step": scored.number,
         "completion": row,
         "prompt": tokenizer.decode(prompt),
         "answer": batch.get("answers", {row: None})[row],

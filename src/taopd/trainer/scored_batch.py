@@ -18,6 +18,7 @@ class ScoredBatch:
     """This process's part of a generation batch, its signals, and what was selected of it."""
 
     step: int
+    """Optimizer steps taken before this batch: 0 for the first one."""
     batch: dict[str, Any]
     """TRL's padded batch: prompt_ids, prompt_mask, completion_ids, completion_mask; and "answers", the
     dataset's answer to each prompt, None where it has none."""
@@ -36,3 +37,8 @@ class ScoredBatch:
     stop_ids: tuple[int, ...]
     """Ids at which the sampler stops, and the padding that stands in for one."""
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def number(self) -> int:
+        """The step that trains on it as every log counts: 1 for the first one."""
+        return self.step + 1

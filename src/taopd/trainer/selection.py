@@ -5,6 +5,7 @@ table, the settings and the step, so that all ranks get the same answer. A table
 in parts (`table.ranks`): then every rank calls `choose` on its own, and gets its part of that answer.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ from taopd.selectors import (
 )
 from taopd.signals import SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
+
+_READS_C = re.compile(r"teachab|compatib|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()")
+"""In the names of the selectors that read C; all names are compared with what they read in the tests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,12 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     known = [rule for rule in rules if rule is not None]
     signals = {need for rule in known for need in rule.needs}
     return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
+
+
+def scales_compatibility(args: TeachabilityConfig) -> bool:
+    """Whether a built-in selector or weighting reads C, scaled to the batch."""
+    named = f"{args.selector} {args.weighting}"
+    return args.normalization != "none" and _READS_C.search(named) is not None
 
 
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:

@@ -53,6 +53,11 @@ class TeacherSource:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
     ) -> None:
+        loaded = teacher is not None and not isinstance(teacher, str)
+        if loaded and args.teacher_model_init_kwargs is not None:
+            raise ConfigError(
+                "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
+            )
         self._args, self._accelerator = args, accelerator
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None

@@ -21,7 +21,7 @@ from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import stop_ids
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
-from taopd.trainer.callbacks import MetricsWriter, PeakMemory, UpdateNorm
+from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
@@ -40,6 +40,7 @@ from taopd.trainer.selection import (
     local_table,
     signal_needs,
 )
+from taopd.trainer.spread_watch import SpreadWatch
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -124,8 +125,9 @@ class TeachabilityTrainer(BaseTrainer):
             *(watchers := (self.sampler_monitor, TeacherWatch(self.vocab_size, found.add))),
         ]
         """Called on the main process after every selection, in training."""
-        own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter())
-        for callback in (*own, PeakMemory(self.record), *watchers):
+        own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
+        costs = PeakMemory(self.record), ProcessTime(self.record)
+        for callback in (*own, *costs, *watchers):
             if callback is not None:
                 self.add_callback(callback)
         norms = args.match_update_norm, args.max_update_norm

@@ -11,6 +11,8 @@ import statistics
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from taopd.experiments.study.statistics import wilson
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
@@ -24,6 +26,8 @@ class EvaluationResult:
     """Unbiased pass@k for k = 1, 2, 4, ... and k = num_samples."""
     pass_at_k_standard_error: dict[int, float | None]
     """Of each pass@k, likewise over problems."""
+    intervals: dict[int, tuple[float, float]]
+    """95 % interval of each pass@k (Wilson, over problems); that of `accuracy` under 1."""
     num_problems: int
     num_samples: int
     """Completions per problem."""
@@ -39,7 +43,7 @@ class EvaluationResult:
     def summary(self) -> dict[str, Any]:
         """Return everything but the transcripts, for `results.json`."""
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.repr}
-        for name in ("pass_at_k", "pass_at_k_standard_error"):
+        for name in ("pass_at_k", "pass_at_k_standard_error", "intervals"):
             shown[name] = {str(k): rate for k, rate in shown[name].items()}
         return shown
 
@@ -74,11 +78,14 @@ def summarize(
         k: [pass_at_k(num_samples, count, k) for count in right]
         for k in sorted(powers | {num_samples})
     }
+    errors = {k: _clustered_error(values) for k, values in chances.items()}
+    means = {k: statistics.fmean(values) for k, values in chances.items()}
     return EvaluationResult(
         accuracy=statistics.fmean(shares),
         standard_error=_clustered_error(shares),
-        pass_at_k={k: statistics.fmean(values) for k, values in chances.items()},
-        pass_at_k_standard_error={k: _clustered_error(values) for k, values in chances.items()},
+        pass_at_k=means,
+        pass_at_k_standard_error=errors,
+        intervals={k: wilson(means[k], num_problems, errors[k]) for k in chances},
         num_problems=num_problems,
         num_samples=num_samples,
         num_truncated=sum(transcript["truncated"] for transcript in transcripts),

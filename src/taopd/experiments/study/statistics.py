@@ -141,7 +141,23 @@ def pooled_deviation(deviations: Sequence[float | None]) -> float | None:
     return math.sqrt(math.fsum(d * d for d in known) / len(known)) if known else None
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n problems (Wilson), for one seed."""
-    bounds = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(bounds.low), float(bounds.high)
+def wilson(share: float, n: float, error: float | None = None) -> tuple[float, float]:
+    """95 % interval of a share of n problems (Wilson); unlike mean +- error it is right at 0 and 1.
+
+    Args:
+        error: standard error of a mean over n problems of several samples each: the interval is of as many
+            independent problems as would have this error. At 0 and 1, where it is 0, n counts.
+
+    Example:
+        >>> [round(end, 3) for end in wilson(0.0, 64)]
+        [0.0, 0.057]
+    """
+    if error:
+        n = share * (1.0 - share) / error**2
+    z = float(stats.norm.ppf(0.975))
+    middle, half = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2),
+    )
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1.0, 1.0))
+    return max(0.0, low) if share > 0 else 0.0, min(1.0, high) if share < 1 else 1.0

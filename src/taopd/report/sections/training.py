@@ -10,7 +10,10 @@ from taopd.runs.signal_names import QUADRANTS
 from taopd.trainer.collapse_detector import DRIFT_LIMIT
 
 LEAD = "Metrics of every logging step; averaged where there are more points than pixels."
-SPEED_LEAD = "Time and memory of a step by stage, compared with training on every token."
+SPEED_LEAD = (
+    "Time and memory of a step by stage, compared with training on every token. Stages and step: wall time, "
+    "which depends on what else the machine did; CPU time (logged without a GPU) does not."
+)
 MAX_RUNS = 8
 CHARTS = (
     ("Loss on the kept tokens", "loss/selected_nats", "nats"),
@@ -111,7 +114,16 @@ def speed(runs: Sequence[Run]) -> str:
     timed = [run for run in runs if run.curve("step_time")]
     if not timed:
         return ""
-    steps = {run.name: median([v for _, v in run.curve("step_time")]) or 0.0 for run in timed}
+    walls, busy = (
+        {run.name: median([v for _, v in run.curve(name)]) for run in timed}
+        for name in ("step_time", "perf/cpu_s")
+    )
+    # One kind of time for all: a wall time beside a CPU time would be no comparison.
+    by_cpu = None not in busy.values()
+    steps = {name: value or 0.0 for name, value in (busy if by_cpu else walls).items()}
+    note = "median over the steps" + (
+        "" if by_cpu else "; wall time, compare equally loaded machines"
+    )
     peaks = {
         run.name: max(v for _, v in points)
         for run in timed
@@ -122,16 +134,18 @@ def speed(runs: Sequence[Run]) -> str:
         stages = [median([v for _, v in run.curve(name)]) for name, _ in STAGES]
         tokens = median([v for _, v in run.curve("perf/train_tokens")])
         peak = peaks.get(run.name)
-        times = [_ms(value) for value in (*stages, steps[run.name])]
+        times = [_ms(value) for value in (*stages, walls[run.name], busy[run.name])]
         rows.append([run.name, *times, _whole(tokens), _whole(peak)])
     heads = ["run", *(f"{words}, ms" for _, words in STAGES), "step, ms"]
-    heads += ["forward tokens", "peak, MiB"]
+    heads += ["CPU time, ms", "forward tokens", "peak, MiB"]
     charts = [
-        _against_full("Time of a step", "median over the steps", timed, steps, 1000.0, "ms"),
+        _against_full(
+            "CPU time of a step" if by_cpu else "Time of a step", note, timed, steps, 1000.0, "ms"
+        ),
         _against_full("Peak memory", PEAK_WORDS, timed, peaks, 1.0, "MiB"),
     ]
     shown = "".join(charts) if len(timed) > 1 else ""
-    return table(heads, rows, numeric=range(1, 9)) + f'<div class="figures grid">{shown}</div>'
+    return table(heads, rows, numeric=range(1, 10)) + f'<div class="figures grid">{shown}</div>'
 
 
 PEAK_WORDS = (

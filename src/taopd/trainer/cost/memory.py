@@ -15,8 +15,9 @@ F feed-forward, T length of the row; per token and layer:
 and under autocast once a copy of every linear weight in c. Gradient checkpointing keeps every layer's input
 and one layer's activations.
 
-Not counted: the allocator's fragmentation and the CUDA context, buffers of kernels, the forward's temporary
-tensors (about one layer's feed-forward), transients of generation, LoRA's own activations.
+On a CPU the process itself counts too. Not counted: the allocator's fragmentation and the CUDA context,
+buffers of kernels, the forward's temporary tensors (about one layer's feed-forward), transients of
+generation, LoRA's own activations.
 
 Several ranks: FSDP2 and ZeRO-3 hold a part of the student's weights, gradients and optimizer states each, and
 gather for a moment two layers (one computes, one comes) and the head; teacher and reference are whole under
@@ -39,6 +40,9 @@ what is folded from them; in `head_loss` of [chunk, vocabulary], raw logits, log
 teacher's, two that the divergence saves, and two gradients (measured with reverse_kl: 6.2)."""
 SCORE_COLUMNS = 11
 """Numbers per position in `TokenSignals` beside the two top-K lists."""
+PROCESS = 510 * 2**20
+"""Bytes of the interpreter and the libraries, which a process on a CPU holds beside its tensors: the peak of
+a run on models of 20 kB (torch 2.13, transformers 5.23)."""
 SAMPLING_LOGIT_TENSORS = 3
 """Float32 [rows, vocabulary] per sampled token: logits, scores, probabilities."""
 
@@ -132,6 +136,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     of_teacher = BYTES[settings.teacher_dtype] * teacher.num_parameters / frozen
     of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
     return {
+        "process": float(PROCESS if settings.device == "cpu" else 0),
         "student_weights": held * (student.num_parameters + adapters) / shards,
         "gathered_weights": compute * max(map(_gathered, gathered)) if shards > 1 else 0.0,
         "gathered_to_sample": float(compute * student.num_parameters)
@@ -143,6 +148,10 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         "gradient_buckets": float(stored * trained) if buckets else 0.0,
         "optimizer_states": stored * settings.optimizer_states * trained / shards,
         "update_norm_copy": stored * trained / shards if settings.update_norm else 0.0,
+        # The change of the largest matrix, which an adapter leaves frozen.
+        "update_norm_change": float(stored * student.embedding_parameters / shards)
+        if settings.update_norm and settings.lora_rank is None
+        else 0.0,
     }
 
 
@@ -213,7 +222,7 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     def total(*names: str) -> float:
         return sum(parts[name] for name in names)
 
-    held = "student_weights", "teacher_weights", "reference_weights", "optimizer_states"
+    held = "process", "student_weights", "teacher_weights", "reference_weights", "optimizer_states"
     weights = total(*held, "gradient_buckets")
     gathered = parts["gathered_weights"]
     kept = total("teacher_hidden_kept", "reference_hidden_kept", "key_value_prefix")
@@ -239,5 +248,7 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
         + recorded
         + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),
         "train": weights + gathered + kept + train,
-        "optimizer_step": weights + kept + total("gradients", "update_norm_copy"),
+        "optimizer_step": weights
+        + kept
+        + total("gradients", "update_norm_copy", "update_norm_change"),
     }

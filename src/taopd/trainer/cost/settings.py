@@ -1,6 +1,7 @@
 """What a plan is made for; mirrors the training settings that decide memory and compute."""
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,8 @@ def plan_settings(
         )
     if model.load_in_4bit or model.load_in_8bit:
         raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
-    student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype)
+    names = model.model_name_or_path, args.teacher_model_name_or_path
+    student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype, names[0])
     return PlanSettings(
         batch=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
@@ -199,7 +201,8 @@ def plan_settings(
         gather_limit=args.gather_limit,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
         student_dtype=student_dtype,
-        teacher_dtype=teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype),
+        teacher_dtype=teacher_dtype
+        or _dtype(args.teacher_model_init_kwargs, model.dtype, names[1]),
         teacher_elsewhere=args.teacher_url is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
@@ -212,6 +215,10 @@ def plan_settings(
     )
 
 
-def _dtype(init_kwargs: Any, default: str | None) -> str:
+def _dtype(init_kwargs: Any, default: str | None, name: str | None) -> str:
     chosen = (init_kwargs or {}).get("dtype", default)
-    return "float32" if chosen is None else str(chosen).removeprefix("torch.")
+    if chosen == "auto" and os.path.isdir(str(name)):
+        from transformers import AutoConfig
+
+        chosen = AutoConfig.from_pretrained(name, trust_remote_code=False).dtype
+    return "float32" if chosen in (None, "auto") else str(chosen).removeprefix("torch.")

@@ -3,12 +3,14 @@
 The counts are formulas and not a walk over an instantiated model, so that a plan for 14 B parameters takes
 milliseconds; the tests hold them equal to `sum(p.numel())` of the real class, built without memory.
 
-Known: dense decoders of the families in `FAMILIES`, and Qwen3-MoE as a teacher (all experts held, the
-active ones computed). Any other architecture is a `ConfigError`: a guess would look like a number.
+Known to the last parameter: the families in `FAMILIES`; Qwen3-MoE as a teacher (all experts held, the active
+ones computed). Any other decoder is read from the fields that configs have in common, and its parameters are
+counted on an instance without memory; its layers are taken for the usual ones. A field that is missing is a
+`ConfigError` that names it.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,20 @@ class Family(NamedTuple):
     """None: `attention_bias` of the config decides, for the output projection as well."""
 
 
+FIELDS = {
+    "hidden_size": ("hidden_size", "d_model", "dim"),
+    "intermediate_size": (
+        "intermediate_size",
+        "ffn_dim",
+        "ffn_hidden_size",
+        "moe_intermediate_size",
+        "n_inner",
+    ),
+    "num_layers": ("num_hidden_layers", "n_layers"),
+    "num_heads": ("num_attention_heads", "n_heads"),
+    "vocab_size": ("vocab_size",),
+}
+"""What a shape cannot do without, and what configs call it."""
 FAMILIES = {
     "llama": Family(),
     "mistral": Family(qkv_bias=False),
@@ -60,37 +76,41 @@ class ModelShape:
     num_experts: int = 0
     experts_per_token: int = 0
     expert_size: int = 0
+    other_parameters: int = 0
+    """Of the body, beside those that the sizes above account for; may be negative."""
 
     @staticmethod
     def from_config(config: Any, name: str = "") -> "ModelShape":
         """Read a transformers `PretrainedConfig`.
 
         Raises:
-            ConfigError: an architecture whose counts are not known here; names it.
+            ConfigError: the config lacks a size; names it.
         """
         config = config.get_text_config()
         family = FAMILIES.get(config.model_type)
+        sizes: dict[str, Any] = {field: _read(config, field, name) for field in FIELDS}
+        kv_heads = getattr(config, "num_key_value_heads", None) or sizes["num_heads"]
         if family is None:
-            raise ConfigError(
-                f"plan does not know the architecture {config.model_type!r} of {name or 'this config'}; "
-                f"known: {', '.join(FAMILIES)}"
+            shape = ModelShape(
+                name=name or config.model_type,
+                num_kv_heads=kv_heads,
+                head_dim=_head_dim(config, sizes),
+                tied=bool(getattr(config, "tie_word_embeddings", False)),
+                **sizes,
+                **_generic_experts(config, sizes),
             )
+            return replace(shape, other_parameters=_count(config, shape) - shape.num_parameters)
         from_config = bool(getattr(config, "attention_bias", False))
         return ModelShape(
             name=name or config.model_type,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None)
-            or config.hidden_size // config.num_attention_heads,
+            num_kv_heads=kv_heads,
+            head_dim=_head_dim(config, sizes),
             tied=bool(config.tie_word_embeddings),
             qk_norm=family.qk_norm,
             qkv_bias=from_config if family.qkv_bias is None else family.qkv_bias,
             output_bias=from_config and family.qkv_bias is None,
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            **sizes,
             **(_expert_sizes(config) if config.model_type == "qwen3_moe" else {}),
         )
 
@@ -137,7 +157,8 @@ class ModelShape:
         biases += self.output_bias * self.hidden_size
         biases += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
         norms = 2 * self.hidden_size + self.qk_norm * 2 * self.head_dim
-        return self.linear_weights + self.num_layers * (biases + norms) + self.hidden_size
+        layers = self.linear_weights + self.num_layers * (biases + norms)
+        return layers + self.hidden_size + self.other_parameters
 
     @property
     def num_parameters(self) -> int:
@@ -154,6 +175,54 @@ class ModelShape:
         dense = self.num_layers - self.num_moe_layers
         feed_forward = dense * 3 * self.intermediate_size + self.num_moe_layers * expert_rows
         return self.num_layers * self.attention_weights + feed_forward * self.hidden_size
+
+
+def _read(config: Any, field: str, name: str) -> int:
+    """A size by any of its names."""
+    for alias in FIELDS[field]:
+        value = getattr(config, alias, None)
+        # Hybrid models give a list with one entry a layer.
+        value = max(value) if isinstance(value, list | tuple) and value else value
+        if isinstance(value, int):
+            return value
+    if field == "intermediate_size" and hasattr(config, "n_inner"):
+        return 4 * _read(config, "hidden_size", name)  # GPT-2's meaning of None
+    raise ConfigError(
+        f"plan: the config of {name or 'this model'} ({config.model_type}) does not say {field} (looked for "
+        f"{', '.join(FIELDS[field])})"
+    )
+
+
+def _head_dim(config: Any, sizes: dict[str, int]) -> int:
+    return getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_heads"]
+
+
+def _generic_experts(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    """Experts in every layer, where a config names their number."""
+    found = [getattr(config, name, None) for name in ("num_local_experts", "num_experts")]
+    number = next((value for value in found if isinstance(value, int) and value > 1), None)
+    if number is None:
+        return {}
+    active = [getattr(config, name, None) for name in ("num_experts_per_tok", "top_k_experts")]
+    return {
+        "num_moe_layers": sizes["num_layers"],
+        "num_experts": number,
+        "experts_per_token": next((value for value in active if isinstance(value, int)), 1),
+        "expert_size": getattr(config, "moe_intermediate_size", None) or sizes["intermediate_size"],
+    }
+
+
+def _count(config: Any, shape: "ModelShape") -> int:
+    """Parameters of the real class, built without memory; the shape's own where none can be built."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError):
+        return shape.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _expert_sizes(config: Any) -> dict[str, int]:
@@ -215,7 +284,7 @@ def load_shape(name: str) -> ModelShape:
     """The shape of a local folder with a config.json, or of a public model in `SHAPES`; no network.
 
     Raises:
-        ConfigError: neither of the two, or an architecture that is not known.
+        ConfigError: neither of the two, or a config that lacks a size.
         DataError: a config.json that cannot be read.
     """
     folder = Path(name)
