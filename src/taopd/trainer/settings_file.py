@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -98,14 +99,18 @@ def parse_settings(config_file: str | None, flags: Sequence[str]) -> TrainSettin
     _check_names(_flag_names(unknown), "flag")
     if unknown:
         raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
+    # Before the dataclasses are made: their own complaints would hide these.
+    _check_given(parser.parse_known_args(list(flags))[0], {*config, *_flag_names(flags)})
     try:
         parsed = parser.parse_args_into_dataclasses(args=list(flags), look_for_args_file=False)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"a package that the settings need is missing: {error}") from error
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"a setting is not valid: {error}") from error
     settings = TrainSettings(script=parsed[0], training=parsed[1], model=parsed[2])
-    _check_required(settings, {*config, *_flag_names(flags)})
+    _check_supported(settings)
     return settings
 
 
@@ -185,16 +190,28 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, (list, dict, type(None)))
 
 
-def _check_required(settings: TrainSettings, given: set[str]) -> None:
+def _check_given(values: argparse.Namespace, given: set[str]) -> None:
+    """Refuse settings without the required ones, and files that do not exist."""
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
     # A teacher behind a URL needs no local model; its name then only gives the tokenizer.
-    if settings.training.teacher_url is not None:
+    if values.teacher_url is not None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
     if missing:
         raise ConfigError(
             f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE"
         )
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        value = getattr(values, name, None)
+        # They also take JSON in place of a file.
+        if not isinstance(value, str) or value.lstrip().startswith("{"):
+            continue
+        if not Path(value).is_file():
+            raise ConfigError(f"{name}={value!r}: no such file")
+
+
+def _check_supported(settings: TrainSettings) -> None:
+    """Refuse settings of TRL that this command does not follow."""
     for name in ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"):
         value = getattr(settings.training, name)
         if value is not None and not isinstance(value, dict):
