@@ -9,8 +9,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from taopd import cli
-from taopd.errors import DataError
+from taopd.errors import ConfigError, DataError
 from taopd.models import loading
+from taopd.runs.validation import read_yaml
 from taopd.selectors import select
 from tests.conftest import WORDS, make_model, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS
@@ -114,8 +115,6 @@ def keyed(view):
 
 @pytest.mark.parametrize("name", ["raising", "keyed"])
 def test_a_selector_that_raises_is_named_with_its_line(train, name):
-    from taopd.errors import ConfigError
-
     with pytest.raises(
         ConfigError, match=rf"{name}.*(AttributeError|KeyError).*test_dead_ends.py, line"
     ):
@@ -136,3 +135,51 @@ def test_a_name_that_only_the_hub_could_know_fails_at_once_without_a_hub(monkeyp
         ):
             load("nobody/nothing")
     assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("budget: 0.1\nseed: 1\nbudget: 0.2\n", "'budget' stands twice, in lines 1 and 3"),
+        ("model_init_kwargs:\n  a: 1\n  a: 2\n", "'a' stands twice, in lines 2 and 3"),
+        ("output_dir: ${SCRATCH}/run\n", r"holds \$\{SCRATCH\}"),
+        ("output_dir: $SCRATCH/run\n", r"holds \$SCRATCH:"),
+    ],
+)
+def test_a_file_that_says_a_thing_twice_or_names_a_variable_is_refused(tmp_path, text, said):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_yaml(path, "the config file")
+
+
+def test_merged_mappings_and_dollars_that_are_no_variables_are_read(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "a: &a {x: 1}\nb: &b {x: 2}\nc:\n  <<: [*a, *b]\n  x: 3\nd: 'regex:[0-9]+$'\ne: 5 $ a\n"
+    )
+    assert read_yaml(path, "it") == {
+        "a": {"x": 1},
+        "b": {"x": 2},
+        "c": {"x": 3},
+        "d": "regex:[0-9]+$",
+        "e": "5 $ a",
+    }
+
+
+def test_a_pattern_that_tries_every_division_of_the_text_is_given_up(monkeypatch):
+    from taopd.experiments.evaluation import grading
+
+    monkeypatch.setattr(grading, "_TIMEOUT_SECONDS", 0.2)
+    grade = grading.Grader(r"regex:^(\d+)+$")
+    began = time.monotonic()
+    assert grade("12", "12").correct
+    with pytest.raises(ConfigError, match="repeats within repeats"):
+        grading.Grader(r"regex:^(a|aa)+$")("a" * 60 + "b", "a")
+    assert time.monotonic() - began < 2.0
+
+
+def test_help_of_every_setting_holds_no_python(capsys):
+    assert cli.main(["train", "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert "option_strings" not in text and "%%" not in text and "%(" not in text

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.trainer.from_settings import forget
     from taopd.trainer.settings_file import parse_settings
 
-    step_lines.plain(quiet=True)
+    step_lines.plain(quiet=False)
     settings = parse_settings(config, flags)
     folder = Path(str(settings.training.output_dir))
     existed = folder.exists()

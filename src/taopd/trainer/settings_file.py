@@ -75,6 +75,10 @@ class TrainSettings:
         return {name: resolved.get(name, value) for name, value in found.items()}
 
 
+_PERCENT = r"%%|%(?!\(default\))"
+"""A percent sign that is one: argparse would take the single ones in texts of libraries for a format."""
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -120,7 +124,7 @@ def make_parser() -> TrlParser:
     parser = _Parser(_TYPES, prog="taopd train", allow_abbrev=False)
     for action in parser._actions:
         # argparse formats help with %: a bare percent sign would break `--help-all`.
-        action.help = re.sub(r"%(?![%(])", "%%", action.help) if action.help else action.help
+        action.help = re.sub(_PERCENT, "%%", action.help) if action.help else action.help
     return parser
 
 
