@@ -22,6 +22,7 @@ from taopd import cli
 from taopd.errors import DataError, ResourceError
 from taopd.runs.checkpoints import checkpoints, why_incomplete
 from taopd.runs.jsonl import append_jsonl
+from taopd.runs.lock import lock_of
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
 SAVED = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "budget": 0.3}
@@ -126,6 +127,8 @@ def test_a_disk_that_is_full_or_read_only(micro_lab, tmp_path, clean, kind):
         def then_read_only(model, trial):
             save(model, trial)
             if kind == "read-only" and trainer.state.global_step == 2:
+                # A file open for writing, as the lock is, forbids the remount; a failing disk does not ask.
+                lock_of(disk / "run").release(force=True)
                 subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
         trainer._save_checkpoint = then_read_only

@@ -3,6 +3,8 @@
 import itertools
 import threading
 import time
+import tracemalloc
+import zlib
 from concurrent.futures import CancelledError
 
 import pytest
@@ -230,3 +232,61 @@ def test_closing_cancels_what_waits(server):
     line.close()
     with pytest.raises(CancelledError):
         waiting.result(timeout=10)
+
+
+def compressed(document: bytes, megabytes: int = 0):
+    """Answers with gzip, the document followed by so much white space."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    text = packer.compress(document)
+    text += b"".join(packer.compress(b" " * (1 << 20)) for _ in range(megabytes))
+    text += packer.flush()
+
+    def behave(handler, _):
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text)
+
+    return behave
+
+
+def test_a_compressed_answer_is_read_and_one_that_unpacks_without_end_is_cut_off(server, connect):
+    line = connect(server, connections=8)
+    server.script.append(compressed(b'{"ok": 7}'))
+    assert call(line) == 7
+    server.always = compressed(b'{"ok": 7}', 100)
+    tracemalloc.start()
+    try:
+        futures = [line.submit("/score", {}, dict, most_bytes=4 << 20) for _ in range(8)]
+        for future in futures:
+            with pytest.raises(TeacherError, match="more than the question can have"):
+                future.result(timeout=60)
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+    print(f"8 answers of 100 MiB: peak {peak:.0f} MiB")
+    assert peak < 100.0
+
+
+def test_all_answers_together_are_limited(server, connect, monkeypatch):
+    monkeypatch.setattr(transport, "MOST_BYTES", 1 << 20)
+    server.always = compressed(b'{"ok": 7}', 2)
+    line = connect(server, patience_s=0.2)
+    with pytest.raises(TeacherUnavailable, match="more than 1 MiB together"):
+        line.submit("/score", {}, dict, most_bytes=4 << 20).result(timeout=30)
+    server.always = None
+    assert line._held == 0
+
+
+def test_an_unknown_compression_is_refused(server, connect):
+    def behave(handler, answer):
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "br")
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+
+    server.always = behave
+    with pytest.raises(TeacherError, match="compressed with br"):
+        call(connect(server))

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from taopd import __version__
+from taopd.cli.heartbeat import Heartbeat
 from taopd.errors import ConfigError, TaopdError, suggest
 from taopd.runs.redaction import RedactingFormatter, redact
 
@@ -144,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from taopd.cli.lab_paths import with_lab_paths
 
             rest = with_lab_paths(rest)
-        return importlib.import_module(f"taopd.cli.{command}").run(rest)
+        with Heartbeat(command):
+            return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
         print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -173,4 +173,4 @@ def _print(summary: "pd.DataFrame", options: argparse.Namespace) -> None:
 
 def _interval(row: "pd.Series", unit: float) -> str:
     mean, low, high = (f"{float(row[name]) * unit:.2g}" for name in ("mean", "low", "high"))
-    return f"{mean}\n\\[{low}, {high}]"
+    return f"{mean}\n[{low}, {high}]"

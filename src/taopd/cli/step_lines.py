@@ -4,12 +4,15 @@ Why not a bar with columns: a run is watched over ssh, in a queue's log file and
 keep lines. transformers' own bar and its dictionaries are switched off.
 """
 
+import os
 import sys
 import time
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
+
+from taopd.cli import heartbeat
 
 COLUMNS = (
     ("loss", "loss", "{:.4g}"),
@@ -29,19 +32,36 @@ class StepLines(TrainerCallback):
     def __init__(self, stream: Any = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._started = 0.0
-        self._first = 0
+        self._first = self._shown = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started, self._first = time.monotonic(), state.global_step
+        self._shown = state.global_step
+        heartbeat.current().report(lambda: self._words(state))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        heartbeat.current().report(None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and logs and "loss" in logs:
+        logs = dict(logs or {})
+        # A run that ends before its first log: its closing entry has the mean loss.
+        if "train_loss" in logs and self._shown < state.global_step:
+            logs["loss"] = logs["train_loss"]
+        if state.is_world_process_zero and "loss" in logs:
             seconds = time.monotonic() - self._started
             done = state.global_step - self._first
             left = seconds / max(1, done) * (state.max_steps - state.global_step)
             line = step_line(state.global_step, state.max_steps, logs, left)
             self._stream.write(line + "\n")
             self._stream.flush()
+            self._shown = state.global_step
+            heartbeat.current().touch()
+
+    def _words(self, state) -> str:
+        """Of a step that takes long, or of steps between two logs."""
+        done, rest = state.global_step - self._first, state.max_steps - self._first
+        left = heartbeat.left(time.monotonic() - self._started, done, rest)
+        return f"step {state.global_step} of {state.max_steps} done, {left}"
 
 
 def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) -> str:
@@ -58,9 +78,7 @@ def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) 
         for name, word, form in COLUMNS
         if isinstance(logs.get(name), int | float)
     ]
-    minutes, seconds = divmod(int(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return "  ".join([*parts, f"left {hours}:{minutes:02}:{seconds:02}"])
+    return "  ".join([*parts, f"left {heartbeat.clock(seconds_left)}"])
 
 
 def attach(trainer: Any, *, quiet: bool) -> None:
@@ -73,5 +91,8 @@ def attach(trainer: Any, *, quiet: bool) -> None:
 
 def plain(*, quiet: bool) -> None:
     """No bars of transformers (loading, saving) where nobody sees them move, or when quiet."""
+    # Under a launcher every process is a command of its own; the first one speaks.
+    if quiet or os.environ.get("RANK", "0") != "0":
+        heartbeat.current().mute()
     if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()

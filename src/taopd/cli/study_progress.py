@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from taopd.cli import heartbeat
 from taopd.experiments.pool import last_evaluation, logged_steps
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class StudyProgress:
         from taopd.report.console import plain_console
 
         console = plain_console(stderr=True)
+        # The lines of this table come as often by themselves.
+        heartbeat.current().mute()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._started = time.monotonic()
         self._share_at_start: float | None = None
@@ -72,6 +75,7 @@ class StudyProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        heartbeat.current().mute(False)
         if self._live is not None:
             if kind is None:
                 self._live.update(self._table(), refresh=True)

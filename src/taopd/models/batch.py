@@ -102,11 +102,12 @@ def trim(
     columns = active[rows].any(0).nonzero()
     length = int(columns.max()) + 1 if columns.numel() else 1
     first = first_used(prompt_mask[rows]) if first_column is None else first_column
+    mask = torch.cat([prompt_mask[rows, first:], completion_mask[rows, :length]], dim=1)
+    ids = torch.cat([prompt_ids[rows, first:], completion_ids[rows, :length]], dim=1)
     return Trimmed(
-        input_ids=torch.cat([prompt_ids[rows, first:], completion_ids[rows, :length]], dim=1),
-        attention_mask=torch.cat(
-            [prompt_mask[rows, first:], completion_mask[rows, :length]], dim=1
-        ),
+        # Padding may have an id that one of the models lacks; what stands there is never read.
+        input_ids=ids.masked_fill(mask == 0, 0),
+        attention_mask=mask,
         num_completion=length,
         rows=rows,
     )

@@ -8,11 +8,15 @@ Remote code is never run, and weights are read from safetensors only: no pickles
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,6 +41,8 @@ UNREADABLE = (
     safetensors.SafetensorError,
 )
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
+_CONNECT_S = 5.0
+"""Seconds for a connection to the hub."""
 _LONGEST_NAME = 96
 """Characters of a hub id."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -154,6 +160,27 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def check_hub(name: str, kind: str) -> None:
+    """Refuse a name that only the hub could know, where the hub cannot be reached.
+
+    Its client would try for most of a minute, file by file.
+
+    Raises:
+        DataError: with what was looked for where.
+    """
+    hub = urlsplit(constants.ENDPOINT)
+    through_proxy = {"http", "https", "all"} & getproxies().keys()
+    if constants.HF_HUB_OFFLINE or through_proxy or hub.hostname is None:
+        return
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise DataError(
+            f"no {kind} {name}: there is no such folder here (looked in {Path.cwd()}), it is not in the "
+            f"hub's cache, and the hub {hub.hostname} cannot be reached ({error.strerror or error})"
+        ) from error
+
+
 def _check_weights(folder: Path) -> None:
     """Weights in safetensors, all of them files of this folder."""
     if not any((folder / file).is_file() for file in _WEIGHTS):
@@ -175,6 +202,8 @@ def _check_model_folder(name: str, kind: str, one_of: tuple[str, ...]) -> None:
     if not os.path.exists(path):  # also a name that no file can have
         if looks_local(name) or "\0" in name or len(name) > _LONGEST_NAME:
             raise DataError(f"no such {kind} folder: {name} (looked in {Path.cwd()})")
+        if not any(isinstance(try_to_load_from_cache(name, file), str) for file in one_of):
+            check_hub(name, kind)
         return
     if not any((path / file).is_file() for file in one_of):
         raise DataError(f"{name} is no {kind} folder: it has no {one_of[0]}")

@@ -22,6 +22,7 @@ from taopd.errors import DataError, suggest
 from taopd.models.loading import (
     DATASET_READERS,
     UNREADABLE,
+    check_hub,
     context_length,
     load_model,
     load_tokenizer,
@@ -271,6 +272,9 @@ def _load_folder(path: Path) -> Any:
 
 
 def _load_from_hub(name: str, config: str | None) -> Any:
+    # What was loaded once is found without the hub.
+    if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        check_hub(name, "dataset")
     try:
         return datasets.load_dataset(name, config)
     except _UNREADABLE as error:

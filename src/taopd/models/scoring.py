@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.errors import NumericsError
+from taopd.errors import DataError, NumericsError
 from taopd.kernels import Head
 from taopd.models.batch import Forward, Positions, micro_batches
 from taopd.models.forward import states_of
@@ -90,8 +90,9 @@ def score_positions(
         reuse: what the loss will take from the student's pass; default nothing.
 
     Raises:
-        NumericsError: on NaN or infinite logits.
+        NumericsError: on NaN or infinite logits. DataError: a prompt that the teacher cannot read.
     """
+    _check_readable(batch, teacher)
     reuse = Reuse() if reuse is None else reuse
     signals, of_teacher, of_student = [], [], []
     problem = None
@@ -136,3 +137,15 @@ def score_positions(
         teacher_hidden=torch.cat(of_teacher) if of_teacher else None,
         student_hidden=student_hidden,
     )
+
+
+def _check_readable(batch: Mapping[str, Tensor], teacher: Any) -> None:
+    """Refuse prompts with an id that the teacher has no row for."""
+    known = teacher.config.get_text_config().vocab_size
+    outside = (batch["prompt_ids"] >= known) & batch["prompt_mask"].bool()
+    if bool(outside.any()):
+        raise DataError(
+            f"a prompt holds the token id {int(batch['prompt_ids'][outside][0])}, and the teacher knows ids "
+            f"up to {known - 1} only: remove that token from chat template and prompts, or choose a teacher "
+            "that has it"
+        )

@@ -22,6 +22,7 @@ from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.verdict import Verdict, judge
+from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.selection import scales_compatibility
@@ -56,6 +57,8 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
     except TaopdError as error:  # says itself what to do
         return judge(name, _REFUSED, [("fail", _line(error))])
     except Exception as error:
+        if (what := nan_in_sampling(error)) is not None:
+            return judge(name, "not measured", [("fail", f"{what[0].upper()}{what[1:]}.")])
         problem = f"{type(error).__name__}: {_line(error)}"
         return judge(name, "the check itself broke", [("fail", problem)])
 

@@ -30,7 +30,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         DataError: another process holds it; names its host, its id and when it began.
     """
-    lock = _lock(folder)
+    lock = lock_of(folder)
     if lock.is_locked:  # by this process, further out
         yield
         return
@@ -54,13 +54,14 @@ def refuse_if_held(folder: Path) -> None:
     """Raise the error of `hold` if another process holds a folder's lock; takes and writes nothing."""
     if not (folder / LOCK).exists() or not os.access(folder / LOCK, os.W_OK):
         return
-    lock = _lock(folder)
+    lock = lock_of(folder)
     if not lock.is_locked:
         _acquire(lock, folder)
         lock.release()
 
 
-def _lock(folder: Path) -> FileLock:
+def lock_of(folder: Path) -> FileLock:
+    """The lock of a folder in this process."""
     # One object a folder and process: it can be asked whether it holds the lock already.
     return FileLock(folder.absolute() / LOCK, timeout=0, thread_local=False, is_singleton=True)
 

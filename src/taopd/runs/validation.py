@@ -7,6 +7,7 @@ What has passed can be read without a second thought; a reader checks no types o
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +164,24 @@ def parse_json(text: str, place: str) -> Any:
         raise DataError(f"{place}: not JSON ({error})") from error
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: the second would win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = key.value, key.start_mark.line + 1
+            # Merged mappings ("<<") may be given twice, and are what a key may override.
+            if isinstance(name, str) and name != "<<" and first.setdefault(name, line) != line:
+                raise yaml.YAMLError(
+                    f"the key {name!r} stands twice, in lines {first[name]} and {line}: remove one"
+                )
+        return super().construct_mapping(node, deep)
+
+
+_VARIABLE = re.compile(r"\$\{[A-Za-z_]\w*\}|\$[A-Za-z_]\w*(?=/|$)")
+
+
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """A YAML mapping, by the safe loader: no tags that make Python objects.
 
@@ -170,7 +189,8 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         ConfigError: unreadable, not YAML, not a mapping, or one whose aliases unfold without end.
     """
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        # A subclass of the safe loader.
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
     # The loader's constructors answer an impossible date or number with whatever Python raised.
@@ -203,6 +223,11 @@ def _check_yaml(loaded: dict, place: str) -> None:
         if isinstance(value, str):
             if "\0" in value or not _encodes(value):
                 raise ConfigError(f"{place}: {shown(value)} holds a character that no text has")
+            if (variable := _VARIABLE.search(value)) is not None:
+                raise ConfigError(
+                    f"{place}: {shown(value)} holds {variable.group()}: variables of the shell are not "
+                    "replaced in files; write the value, or give the setting as a flag"
+                )
         elif isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):

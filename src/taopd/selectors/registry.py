@@ -12,6 +12,7 @@ and then `select(table, selector="sharp")`; unregistered ones are named by path,
 "dial(beta=0.5)".
 """
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from taopd.errors import ConfigError, NumericsError, ShapeError
+from taopd.errors import ConfigError, NumericsError, ShapeError, TaopdError
 from taopd.selectors import formulas, literature
 from taopd.selectors.normalize import NormalizedView
 
@@ -198,7 +199,7 @@ def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[
     function = chosen.scores
     if rules == "reference" and chosen.reference_scores is not None:
         function = chosen.reference_scores
-    scores = checked(chosen, function(view), view).double()
+    scores = checked(chosen, called(chosen, function, view), view).double()
     # A NaN has no place in an order; where a sort would put it is not defined.
     bad = ~scores.isfinite() & view.table.valid
     if bool(bad.any()):
@@ -214,6 +215,27 @@ def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[
             "a weighted selector's scores must be >= 0"
         )
     return scores
+
+
+def called(chosen: Selector, function: Score, view: NormalizedView) -> object:
+    """What a function of a selector returns.
+
+    Raises:
+        ConfigError: a function of the user's raised something; names the line.
+    """
+    try:
+        return function(view)
+    except TaopdError:
+        raise
+    except Exception as error:
+        # A mistake of ours keeps its traceback.
+        if str(getattr(function, "__module__", "")).startswith("taopd."):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"selector {chosen.name!r} raised {type(error).__name__}: {error} ({place.filename}, line "
+            f"{place.lineno}); a selector is a function of a NormalizedView, see docs/guide.md"
+        ) from error
 
 
 def checked(chosen: Selector, values: object, view: NormalizedView) -> Tensor:

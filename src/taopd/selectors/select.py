@@ -18,7 +18,7 @@ from torch import Tensor
 from taopd.selectors import formulas
 from taopd.selectors.budget import budget_count, completion_counts, top_up, within_quota
 from taopd.selectors.normalize import NormalizedView, normalized_view, seeded_generator
-from taopd.selectors.registry import Score, Selector, checked, checked_scores
+from taopd.selectors.registry import Score, Selector, called, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
@@ -150,7 +150,7 @@ def _candidates(chosen: Selector, view: NormalizedView) -> Bool[Tensor, " N"]:
     """Rows that may be kept."""
     if chosen.candidates is None:
         return view.table.valid
-    return view.table.valid & checked(chosen, chosen.candidates(view), view).bool()
+    return view.table.valid & checked(chosen, called(chosen, chosen.candidates, view), view).bool()
 
 
 def _order(
@@ -160,7 +160,7 @@ def _order(
     table, lead, by_lead = view.table, None, torch.zeros_like(candidates)
     # The lead score takes its share of the whole budget first (`split`), and the rest go by `scores`.
     if chosen.lead is not None:
-        lead = checked(chosen, chosen.lead(view), view)
+        lead = checked(chosen, called(chosen, chosen.lead, view), view)
         by_lead = best_rows(lead, candidates, table, num_lead)
     best_first = ranking(scores, candidates & ~by_lead, table, ascending=chosen.ascending)
     if lead is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError
 from taopd.selectors.normalize import NormalizedView
-from taopd.selectors.registry import Selector
+from taopd.selectors.registry import Selector, called, checked
 from taopd.selectors.resolve import resolve_selector
 
 WEIGHTINGS = ("hard", "score", "rank")
@@ -64,13 +64,13 @@ def kept_weights(
     """
     other = resolve_weighting(weighting)
     if other is not None:
-        weights = other.scores(view).double()
+        weights = checked(other, called(other, other.scores, view), view).double()
     elif weighting == "score":
         weights = unit_scores(chosen, scores, view)
     elif weighting == "rank":
         weights = _rank_weights(order, kept)
     elif chosen.weights is not None:
-        weights = chosen.weights(view).double()
+        weights = checked(chosen, called(chosen, chosen.weights, view), view).double()
     else:
         weights = scores if chosen.weighted else torch.ones_like(scores)
     # A negative weight would train away from the teacher.

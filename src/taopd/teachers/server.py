@@ -13,6 +13,9 @@ from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores, check_scores, join
 from taopd.teachers.transport import Transport, message
 
+MOST_REST, MOST_ENTRY = 4 << 20, 400
+"""Bytes of an answer: of all that surrounds the numbers, and of a list's entry with its token in words."""
+
 
 class Question(NamedTuple):
     """What a server is asked about one sequence."""
@@ -92,7 +95,11 @@ class ServerTeacher(ABC):
                 "need a token"
             )
         path, body = self._request(asked)
-        return self._transport.submit(path, body, lambda document: self._checked(document, asked))
+        ids = 0 if asked.want is None else len({index for row in asked.want for index in row})
+        most = MOST_REST + len(asked.tokens) * (asked.top_k + ids + 1) * MOST_ENTRY
+        return self._transport.submit(
+            path, body, lambda document: self._checked(document, asked), most_bytes=most
+        )
 
     def _checked(self, document: Any, asked: Question) -> TeacherScores:
         """The answer; TeacherError if it is malformed or cannot be true."""

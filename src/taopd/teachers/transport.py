@@ -17,7 +17,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine
+import zlib
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -26,7 +27,12 @@ import httpx2 as httpx
 from taopd.errors import TeacherError, TeacherUnavailable
 
 MOST_BYTES = 1 << 30
-"""Of an answer: 64 lists of 20 at 32,768 tokens are 60 MiB."""
+"""Unpacked, of all answers that are being received or read together: 64 lists of 20 at 32,768 tokens are
+60 MiB."""
+MOST_SMALL = 16 << 20
+"""Of the answer to a request for something small, as a version or a list of models."""
+_PIECE = 1 << 16
+"""Bytes that are unpacked at a time."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 READS = 3
 """Times that a contradictory answer is requested."""
@@ -69,11 +75,14 @@ class Transport:
             timeout=None,
             limits=limits,
             trust_env=False,
-            headers={"Authorization": f"Bearer {key}"} if key else None,
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {key}"} if key else {}),
         )
         self._slots, self._one_at_a_time = asyncio.Semaphore(connections), asyncio.Lock()
         # What follows is read and written on the loop alone.
         self._failures, self._failing_since, self._tried = 0, 0.0, 0.0
+        self._held = 0
+        """Bytes of answers that are being received or read."""
         self._status = "no request yet"
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="teacher", daemon=True).start()
@@ -86,14 +95,24 @@ class Transport:
         """Status and document of one attempt; TeacherUnavailable if there is no answer."""
         return self._once("POST", path, body)
 
-    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> Future[T]:
+    def submit(
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Any], T],
+        *,
+        most_bytes: int = MOST_BYTES,
+    ) -> Future[T]:
         """`read` of the server's JSON document, with the retries of the module.
+
+        Args:
+            most_bytes: that an answer may unpack to.
 
         Raises (from `result()`):
             TeacherUnavailable: names the URL, for how long it failed, and the last status.
             TeacherError: the server refuses the request, or `read` refused the answer three times.
         """
-        return self._start(self._call(path, body, read))
+        return self._start(self._call(path, body, read, most_bytes))
 
     def close(self) -> None:
         """Cancel requests in flight, close the connections and end the thread."""
@@ -117,13 +136,15 @@ class Transport:
         except _Failed as error:
             raise TeacherUnavailable(f"{self.url}{path}: {error}") from error
 
-    async def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+    async def _call(
+        self, path: str, body: dict[str, Any], read: Callable[[Any], T], most_bytes: int
+    ) -> T:
         attempt = refused = 0
         while True:
             try:
                 async with self._slots:
                     self._raise_if_open(path)
-                    status, document = await self._attempt(path, body)
+                    status, document = await self._attempt(path, body, most_bytes)
                     if status != 200:
                         said = f"refuses with status {status}: {message(document)}"
                         raise _Refused(f"{self.url}{path} {said}")
@@ -142,17 +163,17 @@ class Transport:
             await asyncio.sleep(min(wait * random.uniform(0.5, 1.0), max(0.01, self._time_left())))
             attempt += 1
 
-    async def _attempt(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    async def _attempt(self, path: str, body: dict[str, Any], most_bytes: int) -> tuple[int, Any]:
         if self._failures >= FAILING:
             async with self._one_at_a_time:
                 if self._failures >= FAILING:  # Else it came back while this one waited.
                     self._raise_if_open(path)
-                    return await self._answered(path, body)
-        return await self._answered(path, body)
+                    return await self._answered(path, body, most_bytes)
+        return await self._answered(path, body, most_bytes)
 
-    async def _answered(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    async def _answered(self, path: str, body: dict[str, Any], most_bytes: int) -> tuple[int, Any]:
         try:
-            answer = await self._send("POST", path, body)
+            answer = await self._send("POST", path, body, most_bytes)
         except _Failed as error:
             now = time.monotonic()
             self._failing_since = self._failing_since if self._failures else now
@@ -162,28 +183,42 @@ class Transport:
         self._failures = 0
         return answer
 
-    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+    async def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, most_bytes: int = MOST_SMALL
+    ) -> tuple[int, Any]:
         """Status and document of one attempt, within `timeout_s` in all."""
-        chunks, size = [], 0
+        size = 0
+        text = bytearray()
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
                 self._client.stream(method, self.url + path, json=body) as response,
             ):
-                async for chunk in response.aiter_bytes():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > MOST_BYTES:
-                        raise _Failed(f"an answer of more than {MOST_BYTES >> 20} MiB")
+                unpack = _unpacker(response.headers.get("content-encoding", "identity"))
+                # Unpacked here, piece by piece: the client's own decoder would do a whole chunk at once.
+                async for chunk in response.aiter_raw():
+                    for piece in unpack(chunk):
+                        text += piece
+                        size += len(piece)
+                        self._held += len(piece)
+                        if size > most_bytes:
+                            raise TeacherError(
+                                f"an answer of more than {most_bytes >> 10} KiB, which is more than the "
+                                "question can have"
+                            )
+                        if self._held > MOST_BYTES:
+                            raise _Failed(f"answers of more than {MOST_BYTES >> 20} MiB together")
+            status = response.status_code
+            if status == 429 or status >= 500:
+                raise _Failed(f"status {status}: {_short(text)}")
+            # Not on the loop, where the time-outs of other requests would wait for it.
+            return status, await asyncio.to_thread(_document, status, text)
         except TimeoutError as error:
             raise _Failed(f"no whole answer within {self._timeout_s:g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, zlib.error) as error:
             raise _Failed(f"{type(error).__name__}: {error}") from error
-        status, text = response.status_code, b"".join(chunks)
-        if status == 429 or status >= 500:
-            raise _Failed(f"status {status}: {_short(text)}")
-        # Not on the loop, where the time-outs of other requests would wait for it.
-        return status, await asyncio.to_thread(_document, status, text)
+        finally:
+            self._held -= size
 
     def _time_left(self) -> float:
         """Seconds of patience."""
@@ -204,7 +239,23 @@ class _Refused(TeacherError):
     """A status that is not retried."""
 
 
-def _document(status: int, text: bytes) -> Any:
+def _unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]]:
+    """The pieces, of bounded size, that a chunk of a compressed answer unpacks to."""
+    if coding == "identity":
+        return lambda chunk: iter([chunk])
+    if coding not in ("gzip", "deflate"):
+        raise TeacherError(f"an answer compressed with {coding}, which was not asked for")
+    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def unpack(chunk: bytes) -> Iterator[bytes]:
+        while chunk and not decoder.eof:
+            yield decoder.decompress(chunk, _PIECE)
+            chunk = decoder.unconsumed_tail
+
+    return unpack
+
+
+def _document(status: int, text: bytes | bytearray) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -213,7 +264,7 @@ def _document(status: int, text: bytes) -> Any:
         return {"error": _short(text)}
 
 
-def _short(text: bytes) -> str:
+def _short(text: bytes | bytearray) -> str:
     return " ".join(text[:300].decode(errors="replace").split())
 
 

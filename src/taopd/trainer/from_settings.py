@@ -112,9 +112,14 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
         raise
     except OSError as error:  # transformers makes the output folder
         disk = train_resume.disk_error(error, Path(str(settings.training.output_dir)))
-        if disk is None:
+        where = error.filename or settings.training.output_dir
+        raise disk or ConfigError(f"cannot use {where}: {error.strerror or error}") from error
+    except ImportError as error:  # vLLM, PEFT methods, quantization
+        raise ConfigError(f"a package that the settings need is missing: {error}") from error
+    except RuntimeError as error:  # how transformers refuses a tracker that is not installed
+        if "installed" not in str(error):
             raise
-        raise disk from error
+        raise ConfigError(f"report_to={settings.training.report_to!r}: {error}") from error
     except ValueError as error:  # how TRL and peft refuse settings
         raise ConfigError(f"these settings do not fit together: {error}") from error
 

@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -82,6 +83,10 @@ class TrainSettings:
         return named | {name: resolved.get(name, value) for name, value in found.items()}
 
 
+_PERCENT = r"%%|%(?!\(default\))"
+"""A percent sign that is one: argparse would take the single ones in texts of libraries for a format."""
+
+
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -114,11 +119,15 @@ def parse_settings(
     _check_names(_flag_names(unknown), "flag")
     if unknown:
         raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
+    # Before the dataclasses are made: their own complaints would hide these.
+    _check_given(parser.parse_known_args(list(flags))[0], {*config, *_flag_names(flags)})
     try:
         parsed = parser.parse_args_into_dataclasses(args=list(flags), look_for_args_file=False)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"a package that the settings need is missing: {error}") from error
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"a setting is not valid: {error}") from error
     settings = TrainSettings(
         script=parsed[0],
@@ -127,8 +136,9 @@ def parse_settings(
         lab=parsed[3].lab,
         given=frozenset({*config, *_flag_names(flags)}),
     )
-    named = {} if settings.lab is None else _fill_from_lab(settings, lab)
-    _check_required(settings, {*settings.given, *named})
+    if settings.lab is not None:
+        _fill_from_lab(settings, lab)
+    _check_supported(settings)
     return settings
 
 
@@ -138,7 +148,7 @@ def make_parser() -> TrlParser:
     parser = _Parser(_TYPES, prog="taopd train", allow_abbrev=False)
     for action in parser._actions:
         # argparse formats help with %: a bare percent sign would break `--help-all`.
-        action.help = re.sub(r"%(?![%(])", "%%", action.help) if action.help else action.help
+        action.help = re.sub(_PERCENT, "%%", action.help) if action.help else action.help
     return parser
 
 
@@ -208,9 +218,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(value, (list, dict, type(None)))
 
 
-def _fill_from_lab(
-    settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None
-) -> Mapping[str, Any]:
+def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None) -> None:
     """Put the lab's models and prompts in the place of those that a config names."""
     own = ("model_name_or_path", "teacher_model_name_or_path", "teacher_url", "dataset_name")
     given = [name for name in own if name in settings.given]
@@ -223,20 +231,33 @@ def _fill_from_lab(
         for part in (settings.script, settings.training, settings.model):
             if hasattr(part, name):
                 setattr(part, name, value)
-    return named
 
 
-def _check_required(settings: TrainSettings, given: set[str]) -> None:
+def _check_given(values: argparse.Namespace, given: set[str]) -> None:
+    """Refuse settings without the required ones, and files that do not exist."""
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
     # A teacher behind a URL needs no local model; its name then only gives the tokenizer.
-    if settings.training.teacher_url is not None:
+    if values.teacher_url is not None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
+    if values.lab is not None:  # It brings models and prompts.
+        missing = [name for name in missing if name == "output_dir"]
     if missing:
         raise ConfigError(
             f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE "
             "(lab: dialect stands for the bundled models and prompts)"
         )
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        value = getattr(values, name, None)
+        # They also take JSON in place of a file.
+        if not isinstance(value, str) or value.lstrip().startswith("{"):
+            continue
+        if not Path(value).is_file():
+            raise ConfigError(f"{name}={value!r}: no such file")
+
+
+def _check_supported(settings: TrainSettings) -> None:
+    """Refuse settings of TRL that this command does not follow."""
     for name in ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"):
         value = getattr(settings.training, name)
         if value is not None and not isinstance(value, dict):

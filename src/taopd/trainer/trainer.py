@@ -173,7 +173,7 @@ class TeachabilityTrainer(BaseTrainer):
         inside = ids < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
         # One model cannot read such a token, nor judge what follows it.
-        batch["completion_ids"] = ids.where(inside, self._tokenizer.pad_token_id)
+        batch["completion_ids"] = ids.where(inside, 0)
         self._recorder.add_all(
             {"rollout/outside_vocabulary": float(outside), "perf/sample_tokens": int(mask.sum())}
         )

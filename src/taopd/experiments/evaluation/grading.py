@@ -4,6 +4,8 @@
 mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
 ("yes", "B", a name).
 
+Patterns are those of the package `regex`, which gives up on a slow one; Python's own would hang.
+
 math-verify guards against runaway expressions with a timer signal, which exists in the main thread
 only; in another thread it runs without one. An expression that it cannot parse counts as wrong, and
 as unparsed.
@@ -15,6 +17,8 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import regex
 
 from taopd.errors import ConfigError, suggest
 
@@ -53,11 +57,11 @@ class Grader:
 
     def __init__(self, match: str = "auto") -> None:
         self.match = match
-        self._pattern: re.Pattern[str] | None = None
+        self._pattern: regex.Pattern[str] | None = None
         if match.startswith(_REGEX_PREFIX):
             try:
-                self._pattern = re.compile(match.removeprefix(_REGEX_PREFIX))
-            except re.error as error:
+                self._pattern = regex.compile(match.removeprefix(_REGEX_PREFIX))
+            except regex.error as error:
                 raise ConfigError(
                     f"match={match!r}: the pattern does not compile ({error})"
                 ) from error
@@ -86,11 +90,18 @@ def is_mathematical(answer: str) -> bool:
     )
 
 
-def _grade_regex(pattern: re.Pattern[str], completion: str, answer: str) -> Verdict:
-    found = [
-        match.groups(default="") if pattern.groups else (match.group(),)
-        for match in pattern.finditer(completion)
-    ]
+def _grade_regex(pattern: regex.Pattern[str], completion: str, answer: str) -> Verdict:
+    try:
+        found = [
+            match.groups(default="") if pattern.groups else (match.group(),)
+            for match in pattern.finditer(completion, timeout=_TIMEOUT_SECONDS)
+        ]
+    except TimeoutError as error:
+        raise ConfigError(
+            f"match='regex:{pattern.pattern}' takes more than {_TIMEOUT_SECONDS} s on a completion of "
+            f"{len(completion)} characters: repeats within repeats, as (a+)+, try every division of the "
+            "text; write the pattern without them"
+        ) from error
     joined = "".join("".join(groups) for groups in found)
     return Verdict(bool(found) and _squeeze(joined) == _squeeze(answer), bool(found))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from taopd.errors import NumericsError, ResourceError, TaopdError
+from taopd.errors import ConfigError, NumericsError, ResourceError, TaopdError
 from taopd.runs.checkpoints import newest_complete, step_of
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,13 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
             f"step {step + 1}: cannot write {what}. Nothing is left half-written; make room or mend the "
             f"folder. {_newest(trainer)}"
         )
+    if isinstance(error, ImportError):
+        return ConfigError(
+            f"the settings need a package that is not installed: {_first_line(error)}"
+        )
+    if (what := nan_in_sampling(error)) is not None:
+        # Nobody wants to keep weights that give NaN.
+        return NumericsError(f"step {step + 1}: {what}. {_newest(trainer)}")
     if isinstance(error, NumericsError) or (isinstance(error, TaopdError) and error.together):
         return type(error)(f"{error}. {_save(trainer, together=error.together)}")
     return None
@@ -59,6 +66,13 @@ def interrupted(trainer: Any) -> None:
     if trainer.args.should_save and step:
         logger.warning("interrupted: saving step %d; interrupt again to leave without", step)
     logger.warning("%s", _save(trainer, together=False))
+
+
+def nan_in_sampling(error: BaseException) -> str | None:
+    """The words for what torch's sampler says of NaN, None for another error."""
+    if not isinstance(error, RuntimeError) or "probability tensor contains" not in str(error):
+        return None
+    return "the student's logits are NaN or infinite in sampling; check its weights, dtype and learning rate"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,82 @@
+"""Lines of progress: at least one every so many seconds, with a right estimate."""
+
+import io
+import time
+
+import pytest
+
+from taopd import cli
+from taopd.cli import heartbeat
+from taopd.cli.heartbeat import Heartbeat
+from taopd.cli.progress import CountedProgress
+from taopd.cli.step_lines import StepLines
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
+
+
+def lines_of(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line]
+
+
+def test_a_silent_command_says_that_it_runs(capsys, quick):
+    with Heartbeat("bench"):
+        time.sleep(0.55)
+    lines = lines_of(capsys)
+    assert 3 <= len(lines) <= 6 and lines[0] == "taopd bench: running, 0:00:00 so far"
+    with Heartbeat("bench") as beat:
+        beat.mute()
+        time.sleep(0.3)
+    assert lines_of(capsys) == []
+
+
+def test_every_command_has_a_heartbeat(capsys, quick, monkeypatch):
+    monkeypatch.setattr("taopd.cli.conformance.run", lambda argv: time.sleep(0.4) or 0)
+    assert cli.main(["conformance"]) == 0
+    assert "taopd conformance: running" in capsys.readouterr().err
+
+
+def test_counted_work_in_a_log_file_has_lines_with_the_time_left(capsys, quick, monkeypatch):
+    """From the first unit on, however long it takes; rows that are done are told at once."""
+    clock = [0.0]
+    monkeypatch.setattr("taopd.cli.progress.time.monotonic", lambda: clock[0])
+    with CountedProgress() as advance:
+        advance("teacher", 0, 2)
+        assert advance._words() == "teacher 0/2, left ?"
+        clock[0] = 40.0
+        advance("teacher", 1, 2)
+        assert advance._words() == "teacher 1/2, left 0:00:40"
+        advance("arms", 100, 300)
+        clock[0] = 50.0
+        advance("teacher", 2, 2)
+        advance("arms", 150, 300)
+        assert advance._words() == "arms 150/300, left 0:00:30"
+    assert lines_of(capsys) == ["teacher 2/2"]
+
+
+class State:
+    is_world_process_zero, global_step, max_steps = True, 0, 4
+
+
+def test_steps_have_a_line_between_two_logs_and_a_run_shorter_than_logging_steps_has_one(
+    quick, capsys
+):
+    stream = io.StringIO()
+    lines, state = StepLines(stream), State()
+    with Heartbeat("train"):
+        lines.on_train_begin(None, state, None)
+        time.sleep(0.25)
+        state.global_step = 1
+        time.sleep(0.25)
+        lines.on_train_end(None, state, None)
+    said = lines_of(capsys)
+    assert "taopd train: step 0 of 4 done, left ?, 0:00:00 so far" in said
+    assert any("step 1 of 4 done, left 0:00:0" in line for line in said)
+    assert stream.getvalue() == ""
+    state.global_step = 4
+    lines.on_log(None, state, None, logs={"train_loss": 1.5})
+    assert stream.getvalue() == "step 4/4  loss 1.5  left 0:00:00\n"
+    lines.on_log(None, state, None, logs={"train_loss": 1.5})
+    assert len(stream.getvalue().splitlines()) == 1
