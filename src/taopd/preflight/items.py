@@ -184,6 +184,13 @@ def _kept(subject: Subject, measured: Measured) -> Verdict:
     )
 
 
+def _drift(subject: Subject, measured: Measured) -> Verdict:
+    monitor = subject.trainer.sampler_monitor
+    return rollout_checks.check_drift(
+        measured, sampler=monitor.sampler, suspects=monitor.suspects, bias=monitor.bias
+    )
+
+
 _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "tokenizers": _tokenizers,
     "special tokens": _special_tokens,
@@ -196,9 +203,7 @@ _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "precision": _precision,
 }
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
-    "drift": lambda subject, found: rollout_checks.check_drift(
-        found, sampler=subject.trainer.sampler_monitor.sampler
-    ),
+    "drift": _drift,
     "stop audit": lambda subject, found: rollout_checks.check_stops(
         found, handled=subject.trainer.stop_ids
     ),

@@ -260,6 +260,8 @@ class TeachabilityConfig(DistillationConfig):
             self.anchor_coef = 1.0 if self.method == "anchored" else 0.0
         self.beta = config_checks.beta_of(self)
         super().__post_init__()
+        # Only now a dict: TRL takes its JSON text too.
+        config_checks.check_generation_kwargs(self)
 
     @property
     def coef(self) -> float:
