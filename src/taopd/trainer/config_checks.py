@@ -223,8 +223,8 @@ def check_generation_kwargs(config: "TeachabilityConfig") -> None:
         return
     for name in given:
         require_known("generation_kwargs", name, vars(GenerationConfig()))
-    for name in ("return_dict_in_generate", "num_return_sequences"):
-        if given.get(name) not in (None, False, 1):
+    for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
+        if given.get(name) not in (None, usual):
             raise ConfigError(
                 f"generation_kwargs: {name} changes what sampling returns; take it out (num_generations "
                 "samples several completions of a prompt)"
