@@ -437,6 +437,9 @@ def test_missing_teacher_and_other_settings_are_refused(micro_lab, tmp_path):
     config = TeachabilityConfig(output_dir=str(tmp_path), **CPU)
     with pytest.raises(ConfigError, match="no teacher"):
         TeachabilityTrainer(model=str(micro_lab.student), args=config)
+    two = [str(micro_lab.teacher)] * 2
+    with pytest.raises(ConfigError, match="holds 2 teachers: a run has one"):
+        TeachabilityTrainer(model=str(micro_lab.student), teacher_model=two, args=config)
     with pytest.raises(ConfigError, match="TeachabilityConfig"):
         TeachabilityTrainer(model=str(micro_lab.student), args=TrainingArguments(str(tmp_path)))
     with pytest.raises(ConfigError, match="larger than the vocabulary of 40"):

@@ -115,4 +115,7 @@ def _detached_elsewhere(backbone: Any, active: Tensor) -> Iterator[None]:
 def windowed_by_definition(backbone: Any, ids, mask, active: Tensor) -> Tensor:
     """Last hidden states [b, L, D] of a full forward whose graph holds active positions only."""
     with _detached_elsewhere(backbone, active):
-        return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        return backbone(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state

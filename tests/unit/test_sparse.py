@@ -56,7 +56,11 @@ def full(model, active: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]
     """Loss and gradient of a full forward; with `active`, by the definition of the window."""
     backbone = backbone_of(model)
     if active is None:
-        hidden = backbone(input_ids=IDS, attention_mask=MASK).last_hidden_state
+        # Counted from the first real token, as in generation.
+        positions = (MASK.cumsum(1) - 1).clamp_min(0)
+        hidden = backbone(
+            input_ids=IDS, attention_mask=MASK, position_ids=positions
+        ).last_hidden_state
     else:
         hidden = windowed_by_definition(backbone, IDS, MASK, active)
     loss = loss_of(hidden[WANTED], model)
@@ -236,7 +240,9 @@ def test_a_prefix_of_more_rows_and_columns_serves():
     after = (*prefix.keys, *prefix.values)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "read-only"
     shifted = prefix.part(torch.tensor([0]), slice(4, None))
-    assert shifted.first_position == 4 and shifted.num_bytes < prefix.num_bytes
+    assert (
+        shifted.positions[0, 0] == prefix.positions[0, 4] and shifted.num_bytes < prefix.num_bytes
+    )
     only = sparse_states(model, IDS[:1, 4:], MASK[:1, 4:], WANTED[:1, 4:], window=2, prefix=shifted)
     assert relative_error(only.hidden, prefix.hidden[:1][WANTED[:1]]) < 1e-5
     with pytest.raises(ShapeError, match=r"covers \(4, 23\) positions, the input has \(2, 22\)"):

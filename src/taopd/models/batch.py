@@ -113,6 +113,12 @@ def trim(
     )
 
 
+def positions_of(attention_mask: Int[Tensor, "b L"]) -> Int[Tensor, "b L"]:
+    """Position of every column, counted from a row's first real token; 0 at the padding before it."""
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (columns - attention_mask.long().argmax(1, keepdim=True)).clamp_min(0)
+
+
 Forward = Callable[[Any, Trimmed], tuple[Tensor, Head]]
 """(model, trimmed batch) -> states [b, num_completion, D] predicting each completion token, and the head."""
 

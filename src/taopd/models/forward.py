@@ -1,7 +1,7 @@
 """Runs a model on a padded batch without a trainer: backbone states, and the head beside them.
 
-The head is applied elsewhere, in chunks. Positions are counted from the first real token: models with
-absolute positions would otherwise see the padding on the left.
+The head is applied elsewhere, in chunks. Positions are counted from the first real token, as in
+generation: models with absolute positions (GPT-2) would otherwise count the padding on the left.
 """
 
 import inspect
@@ -18,7 +18,15 @@ from transformers import PreTrainedModel
 
 from taopd.errors import ConfigError
 from taopd.kernels import Head
-from taopd.models.batch import SEQUENCE, Forward, Positions, Trimmed, micro_batches, trim
+from taopd.models.batch import (
+    SEQUENCE,
+    Forward,
+    Positions,
+    Trimmed,
+    micro_batches,
+    positions_of,
+    trim,
+)
 from taopd.models.output_head import read_head
 
 State = tuple[Float[Tensor, "n D"], Head]
@@ -44,21 +52,23 @@ def bare(model: Any) -> PreTrainedModel:
     return model.base_model.model if is_peft_model(model) else model
 
 
+def backbone_states(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int
+) -> Float[Tensor, "b n D"]:
+    """States of a model, or of the model inside a PEFT wrapper, that predict the last n tokens."""
+    backbone = (model.base_model.model if is_peft_model(model) else model).base_model
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        inputs["position_ids"] = positions_of(attention_mask)
+    # Not the model's own head: it would make [tokens, vocabulary] logits of every position.
+    hidden = backbone(**inputs, use_cache=False).last_hidden_state
+    end = hidden.shape[1] - 1
+    return hidden[:, end - num_completion : end]
+
+
 def _states(model: Any, part: Trimmed, *, vocab_size: int) -> tuple[Tensor, Head]:
     model = bare(model)
-    backbone = model.base_model
-    inputs: dict[str, Any] = {
-        "input_ids": part.input_ids,
-        "attention_mask": part.attention_mask,
-        "use_cache": False,
-    }
-    # Models with absolute positions count padding on the left unless they are told the positions.
-    if "position_ids" in inspect.signature(backbone.forward).parameters:
-        inputs["position_ids"] = (part.attention_mask.cumsum(1) - 1).clamp_min(0)
-    # Not the model's own head: it would make [tokens, vocabulary] logits of every position.
-    hidden = backbone(**inputs).last_hidden_state
-    end = hidden.shape[1] - 1
-    return hidden[:, end - part.num_completion : end], read_head(model, vocab_size)
+    return backbone_states(model, *part.sequences), read_head(model, vocab_size)
 
 
 def on_device(batch: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:

@@ -5,13 +5,75 @@ generation config, and a top-k in there would change what is measured. Why a ran
 sampling inside a training run must not change what training samples next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_RESHAPES: dict[str, tuple[Any, ...]] = {
+    "bad_words": ([],),
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "exponential_decay_length_penalty": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "frequency_penalty": (0,),
+    "guidance_scale": (1,),
+    "logit_bias": ({},),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "min_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "sequence_bias": ({},),
+    "structured_outputs": (),
+    "suppress_tokens": ([],),
+    "watermarking_config": (),
+}
+"""Generation settings of transformers and vLLM that change logits, with values that do not."""
+_CUTS: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "dola_layers": (),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "min_p": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "top_h": (),
+    "top_k": (0, -1),
+    "top_p": (1,),
+    "typical_p": (1,),
+}
+"""Likewise those that choose among the tokens of unchanged logits."""
+
+
+def effective(name: str, sources: Sequence[Mapping[str, Any]]) -> Any:
+    """A generation setting: transformers takes what is None in one config from the next."""
+    return next((source[name] for source in sources if source.get(name) is not None), None)
+
+
+def sampling_changes(
+    sources: Sequence[Mapping[str, Any]], temperature: float, *, cuts: bool
+) -> list[str]:
+    """Settings by which a sampler departs from the student at a temperature, as "name=value".
+
+    Args:
+        sources: generation settings, the first one wins.
+        cuts: also those that leave logits as they are, such as top_k.
+    """
+    known = _RESHAPES | {"temperature": (temperature,)} | (_CUTS if cuts else {})
+    found = {name: effective(name, sources) for name in sorted(known)}
+    return [
+        f"{name}={value!r}"
+        for name, value in found.items()
+        if value is not None and value not in known[name]
+    ]
 
 
 @contextmanager

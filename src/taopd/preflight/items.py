@@ -195,6 +195,13 @@ def _kept(subject: Subject, measured: Measured) -> Verdict:
     )
 
 
+def _drift(subject: Subject, measured: Measured) -> Verdict:
+    monitor = subject.trainer.sampler_monitor
+    return rollout_checks.check_drift(
+        measured, sampler=monitor.sampler, suspects=monitor.suspects, bias=monitor.bias
+    )
+
+
 _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "tokenizers": _tokenizers,
     "special tokens": _special_tokens,
@@ -208,9 +215,7 @@ _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
 }
 _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     "scoring path": lambda _subject, found: rollout_checks.check_scoring_path(found),
-    "drift": lambda subject, found: rollout_checks.check_drift(
-        found, sampler=subject.trainer.sampler_monitor.sampler
-    ),
+    "drift": _drift,
     "stop audit": lambda subject, found: rollout_checks.check_stops(
         found, handled=subject.trainer.stop_ids
     ),

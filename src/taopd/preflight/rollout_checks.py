@@ -36,20 +36,31 @@ GOES_ON = 0.1
 """Teacher mass on all stop ids below which it would write on."""
 
 
-def check_drift(measured: Measured, *, sampler: str) -> Verdict:
+def check_drift(
+    measured: Measured, *, sampler: str, suspects: Sequence[str] = (), bias: str | None = None
+) -> Verdict:
     """Sampling log-probs against recomputed ones.
 
     Args:
         sampler: "transformers" or "vLLM", for the advice.
+        suspects: settings that change what is sampled, likewise.
+        bias: what is wrong with a loss on sampled tokens, a problem of its own.
     """
     item, found = "drift", measured.drift
-    if found is None:
-        problem = "The sampler gave no log-probs to compare; the same figure is logged in training."
-        return judge(item, "not measured", [("warn", problem)])
     problems = Problems()
+    if bias:
+        problems.warn(f"The {bias}")
+    if found is None:
+        problems.warn(
+            "The sampler gave no log-prob for each token: it cannot be followed (num_beams, "
+            "prompt_lookup_num_tokens), or does not say. Sampling and scoring are not compared."
+        )
+        return judge(item, "not measured", problems)
     if found.mean > DRIFT_WARN:
         level: Level = "fail" if found.mean > DRIFT_FAIL else "warn"
-        problems.append((level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler)}"))
+        problems.append(
+            (level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler, suspects)}")
+        )
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = f"mean {found.mean:.2g}, largest {found.largest:.2g} nats over {found.num_tokens} tokens"
     return judge(item, text, problems, figures=figures)

@@ -1,5 +1,7 @@
 """Limits of drift, truncation and logged lists, and likely causes in words, for check, trainer and page."""
 
+from collections.abc import Sequence
+
 DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
 """Mean |log p_sampler - log p_recomputed|, nats per token."""
 TRUNCATED = 0.1
@@ -10,8 +12,17 @@ LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
 
 
-def drift_cause(sampler: str) -> str:
-    """The likely cause of a large drift and what to do, in words."""
+def drift_cause(sampler: str, suspects: Sequence[str] = ()) -> str:
+    """The likely cause of a large drift and what to do, in words.
+
+    Args:
+        suspects: what is known to change what is sampled, such as "repetition_penalty=1.2".
+    """
+    if suspects:
+        return (
+            f"sampling is changed by {', '.join(suspects)}, which scoring does not follow. Take it out of "
+            "the settings, generation_kwargs and the student's generation_config.json."
+        )
     if sampler == "vLLM":
         return (
             "the sampler holds other weights (a stale adapter, a weight sync that failed) or another dtype. "

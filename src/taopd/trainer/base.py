@@ -14,6 +14,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id
 from taopd.errors import DataError
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
+from taopd.models.forward import backbone_states
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
 from taopd.models.prompt_faults import LOOKED_AT
@@ -137,6 +138,15 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
         self.nonfinite.forget()
         return prompt_ids, completion_ids
 
+    def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
+        # The student that scoring sees draws the tokens; TRL leaves its dropout on.
+        training = self.model.training
+        self.model.eval()
+        try:
+            return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            self.model.train(training)
+
     @property
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer; `processing_class` may be a processor around it."""
@@ -172,11 +182,13 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
 
     # -- forwards ---------------------------------------------------------------------------------
 
-    def _get_last_hidden_state(self, *args, **kwargs) -> Tensor:
-        # TRL calls the backbone past the wrapper's forward, where accelerate put the autocast: without this
-        # line bf16=True would train in float32. The head gets the dtype it would have had there.
+    def _get_last_hidden_state(self, unwrapped_model, input_ids, attention_mask, logits_to_keep):
+        # The backbone is called past the wrapper's forward, where accelerate put the autocast: without this
+        # line bf16=True would train in float32. The head gets the dtype it would have had there. TRL passes
+        # no positions, so that GPT-2 would count the padding, in training and not in sampling.
         with self.accelerator.autocast():
-            return head_dtype(super()._get_last_hidden_state(*args, **kwargs))
+            sequences = input_ids, attention_mask, logits_to_keep
+            return head_dtype(backbone_states(unwrapped_model, *sequences))
 
     def forward_states(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
         """Backbone and head of a model, inside its DDP or FSDP wrapper."""

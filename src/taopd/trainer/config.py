@@ -258,6 +258,8 @@ class TeachabilityConfig(DistillationConfig):
     def __post_init__(self) -> None:
         self._resolve()
         super().__post_init__()
+        # Only now a dict: TRL takes its JSON text too.
+        config_checks.check_generation_kwargs(self)
 
     def _resolve(self) -> None:
         # First: what the loss is decides which other settings fit.
@@ -292,6 +294,7 @@ class TeachabilityConfig(DistillationConfig):
         added = {each.name: each.default for each in fields(cls) if not hasattr(args, each.name)}
         config.__dict__.update(added | vars(args))
         config._resolve()
+        config_checks.check_generation_kwargs(config)
         return config
 
     @property

@@ -32,8 +32,10 @@ class LossInputs:
     """The whole reduction: selection weight over the global denominator; 0 where a token does not train."""
     anchor_weights: Float[Tensor, "B T"]
     """Likewise of the KL penalty to the reference model, its coefficient included."""
+    scored: Bool[Tensor, "B T"]
+    """Tokens with signals: neither padding nor a tool's result, and known to both models."""
     entropy: Float[Tensor, "B T"]
-    """Of the student, nats, to be logged."""
+    """Of the student, nats, to be logged; 0 where nothing was scored."""
     teacher_logprobs: Float[Tensor, "B T"] | None = None
     """Of the sampled tokens, nats."""
     sampling_logprobs: Float[Tensor, "B T"] | None = None
@@ -44,7 +46,6 @@ class LossInputs:
     """The reference model's states where `anchor_weights` is not 0."""
     student_hidden: list[Tensor] | None = None
     """The student's at all `scored` tokens, where the scoring pass is the training forward."""
-    scored: Bool[Tensor, "B T"] | None = None
 
     @staticmethod
     def of(batch: Mapping[str, Any]) -> "LossInputs":
@@ -84,13 +85,13 @@ def loss_columns(
         for name, column in values.items()
         if column is not None
     }
+    everywhere = torch.ones_like(positions.row, dtype=torch.bool)
+    columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
     if scored.teacher_hidden is not None:
         columns["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
     if scored.student_hidden is not None:
-        everywhere = torch.ones_like(positions.row, dtype=torch.bool)
-        columns["scored"] = positions.spread(everywhere)
         # Selection runs without gradient; these states carry the graph of the scoring pass.
         with torch.enable_grad():
             columns["student_hidden"] = positions.by_row(scored.student_hidden, everywhere)

@@ -5,12 +5,14 @@ does not ask for them in distillation), from transformers through a logits proce
 sampling loop saw. They are compared with the scoring pass of the same step, so that the figure costs no
 forward; with transformers one [completions, vocabulary] float32 tensor is held while sampling.
 
-Not compared: completions with tool calls, which are sampled in several turns. Figures are those of the main
+Not compared: completions with tool calls, which are sampled in several turns, and those of a sampler that
+does not write one token after the other (beams, drafts that are taken back). Figures are those of the main
 process; the share of truncated completions is TRL's, of all ranks.
 """
 
+import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
+from taopd.losses import needs_teacher_distribution
+from taopd.models.generation import effective, sampling_changes
 from taopd.models.sampler_drift import drift
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 from taopd.trainer.scored_batch import ScoredBatch
@@ -47,6 +51,42 @@ class SamplerMonitor(TrainerCallback):
     def sampler(self) -> str:
         """Which library samples."""
         return "vLLM" if self._trainer.use_vllm else "transformers"
+
+    @property
+    def _sources(self) -> list[Mapping[str, Any]]:
+        """Generation settings, the first one wins."""
+        trainer, args = self._trainer, self._trainer.args
+        if trainer.use_vllm:
+            return [args.generation_kwargs or {}, vars(args)]
+        return [vars(trainer.generation_config), vars(_bare(trainer).generation_config)]
+
+    @property
+    def suspects(self) -> list[str]:
+        """What is known to draw the sampler's log-probs away from those of scoring."""
+        trainer = self._trainer
+        # vLLM's log-probs are those that it sampled from; the processor here comes before the cuts.
+        found = sampling_changes(self._sources, trainer.temperature, cuts=trainer.use_vllm)
+        takes = inspect.signature(_bare(trainer).base_model.forward).parameters
+        if (
+            not found
+            and "position_ids" not in takes
+            and trainer.args.per_device_train_batch_size > 1
+        ):
+            found = ["padding on the left (the model takes no position_ids)"]
+        return found
+
+    @property
+    def bias(self) -> str | None:
+        """What is wrong with a loss on tokens that the student did not draw as it is; None if nothing."""
+        trainer = self._trainer
+        changes = sampling_changes(self._sources, trainer.temperature, cuts=True)
+        if not changes or needs_teacher_distribution(trainer.args.loss):
+            return None
+        return (
+            f"loss {trainer.args.loss!r} estimates a divergence from tokens that the student draws, and "
+            f"{', '.join(changes)} changes the draw: the gradient is biased. Take it out, or choose a loss "
+            "on the full distribution."
+        )
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -81,6 +121,9 @@ class SamplerMonitor(TrainerCallback):
             engine.logprobs = asked
         if result[2] is not None:
             rows = [[_number(tokens[0]) for tokens in row] for row in result[2]]
+            # One number a token, or it is not known what they belong to.
+            if [len(row) for row in rows] != [len(ids) for ids in result[1]]:
+                return result
             width = max(map(len, rows), default=0)
             self.logprobs = torch.tensor(
                 [row + [float("nan")] * (width - len(row)) for row in rows]
@@ -88,9 +131,14 @@ class SamplerMonitor(TrainerCallback):
         return result
 
     def _ask_transformers(self, *args: Any, **kwargs: Any) -> Any:
-        tap = LogprobRecorder(self._trainer.temperature)
+        sources = self._sources
+        # The sampler's own temperature: generation_kwargs may set another than the one that is scored at.
+        tap = LogprobRecorder(effective("temperature", sources) or 1.0)
         result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
         self.logprobs = tap.finish(result)
+        if self.logprobs is None:
+            how = "it does not write one token after the other"
+            self._warn("unfollowed", f"rollout/drift_nats is not measured for this sampler: {how}")
         return result
 
     def __call__(self, scored: ScoredBatch) -> None:
@@ -117,12 +165,16 @@ class SamplerMonitor(TrainerCallback):
         self._warned = set(state["warned"])
         self._began_truncated = state["began_truncated"]
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and (bias := self.bias):
+            self._warn("bias", bias)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
         mean = logs.get("rollout/drift_nats/mean")
         if mean is not None and mean > DRIFT_WARN:
-            cause = drift_cause(self.sampler)
+            cause = drift_cause(self.sampler, self.suspects)
             self._warn(
                 "drift", f"drift of {mean:.2g} nats a token at step {state.global_step}: {cause}"
             )
@@ -144,29 +196,50 @@ class SamplerMonitor(TrainerCallback):
 
 
 class LogprobRecorder(LogitsProcessor):
-    """Changes no logit; remembers what the sampled tokens had."""
+    """Changes no logit; remembers what the sampled tokens had, if they are written one after the other."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
         self._last: Tensor | None = None
+        self._length = 0
         self._columns: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+        self._lost = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Look up the newest token in the row before, and keep this row."""
         self._look_up(input_ids)
-        # Sampled from after this processor: the token is known when the next row comes.
-        self._last = (scores.float() / self._temperature).log_softmax(-1)
+        if not self._lost:
+            # Sampled from after this processor: the token is known when the next row comes.
+            self._last = (scores.float() / self._temperature).log_softmax(-1)
+            self._length = input_ids.shape[1]
         return scores
 
     def finish(self, output_ids: Tensor) -> Float[Tensor, "B S"] | None:
-        """All columns, the last token's included."""
+        """All columns, the last token's included; None where the sampler could not be followed."""
         self._look_up(output_ids)
         self._last = None
-        return torch.stack(self._columns, dim=1) if self._columns else None
+        if self._lost or not self._columns:
+            return None
+        # Beams change places, and drafts are taken back: what was looked up must be what came out.
+        tokens = torch.cat(self._tokens, dim=1)
+        same = torch.equal(tokens, output_ids[:, -tokens.shape[1] :])
+        return torch.stack(self._columns, dim=1) if same else None
 
     def _look_up(self, ids: Tensor) -> None:
-        if self._last is not None:
-            self._columns.append(self._last.gather(1, ids[:, -1:]).squeeze(1))
+        if self._last is None or self._lost:
+            return
+        self._lost = ids.shape != (len(self._last), self._length + 1)
+        if self._lost:
+            self._last = None
+            return
+        self._tokens.append(ids[:, -1:])
+        self._columns.append(self._last.gather(1, ids[:, -1:]).squeeze(1))
+
+
+def _bare(trainer: Any) -> Any:
+    model = trainer.model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _number(value: float | None) -> float:

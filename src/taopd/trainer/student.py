@@ -223,7 +223,7 @@ class StudentForward:
 
     def _of_scoring(self, part: Trimmed, inputs: LossInputs) -> Float[Tensor, "b n D"]:
         """The states of the scoring pass, which was recorded: it is the training forward."""
-        assert inputs.student_hidden is not None and inputs.scored is not None
+        assert inputs.student_hidden is not None
         active = inputs.active
         hidden = torch.cat(inputs.student_hidden)[active[inputs.scored]]
         tokens = int(inputs.prompt_mask.sum() + inputs.completion_mask.sum())
@@ -265,5 +265,8 @@ def _padded(hidden: Float[Tensor, "m D"], active: Bool[Tensor, "b n"]) -> Float[
 def _drops_units(student: Any) -> bool:
     """Whether two passes in training mode differ."""
     rates = [module.p for module in student.modules() if isinstance(module, nn.Dropout)]
-    config = student.config.get_text_config()
-    return any(rates) or bool(getattr(config, "attention_dropout", 0.0))
+    # Some families (OPT) have no dropout module: a function is called with a rate of the config. Rates of
+    # heads that a language model lacks (summary, classifier) cost a forward and no more.
+    config = student.config.get_text_config().to_dict()
+    rates += [rate for name, rate in config.items() if "drop" in name or "jitter" in name]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)

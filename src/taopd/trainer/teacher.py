@@ -88,6 +88,10 @@ class TeacherSource:
                 )
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
+        if isinstance(teacher, list | tuple | dict):
+            raise ConfigError(
+                f"teacher_model holds {len(teacher)} teachers: a run has one; name it"
+            )
         if teacher is None:
             raise ConfigError(
                 "no teacher: pass teacher_model, or set teacher_model_name_or_path or teacher_url"

@@ -284,7 +284,8 @@ class TeachabilityTrainer(BaseTrainer):
         loss = torch.stack(losses).sum() * self.accelerator.num_processes
         # FSDP2 hands the loss out in the compute dtype: the float32 value goes past the wrapper.
         self._loss_value = loss.detach()
-        return loss, read.entropy.sum(), read.completion_mask.sum()
+        # Not the completion mask: it holds a tool's results too, which have no entropy.
+        return loss, read.entropy.sum(), read.scored.sum()
 
     def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
         """Distillation from the teacher, and where the anchor is on the KL penalty."""

@@ -16,6 +16,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from taopd.errors import ConfigError
+from taopd.models.batch import positions_of
 
 SUPPORTED_LAYERS = ("full_attention", "sliding_attention")
 
@@ -29,8 +30,8 @@ class KeyValuePrefix:
     values: tuple[Float[Tensor, "b Hkv L dv"], ...]
     hidden: Float[Tensor, "b L D"]
     """Last hidden states, after the final norm."""
-    first_position: int = 0
-    """Position id of column 0 in the pass."""
+    positions: Int[Tensor, "b L"]
+    """Position ids of the pass."""
 
     def part(self, rows: Int[Tensor, " r"], columns: slice) -> "KeyValuePrefix":
         """The prefix of some rows and of a range of columns, as views where rows are all, in order."""
@@ -46,7 +47,7 @@ class KeyValuePrefix:
             keys=tuple(cut(tensor, 2) for tensor in self.keys),
             values=tuple(cut(tensor, 2) for tensor in self.values),
             hidden=cut(self.hidden, 1),
-            first_position=self.first_position + columns.indices(self.hidden.shape[1])[0],
+            positions=cut(self.positions, 1),
         )
 
     @property
@@ -93,7 +94,7 @@ def gather_prefix(
             gathered({i: prefixes[i].values[layer] for i in used}, 2) for layer in range(num_layers)
         ),
         hidden=gathered({i: prefixes[i].hidden for i in used}, 1),
-        first_position=prefixes[used[0]].first_position + columns.start,
+        positions=gathered({i: prefixes[i].positions for i in used}, 1),
     )
 
 
@@ -168,11 +169,12 @@ def capture_prefix(
     """
     backbone = backbone_of(model)
     check_backbone(backbone)
-    cache = Cache(layer_class_to_replicate=_StoredLayer)
+    cache, positions = Cache(layer_class_to_replicate=_StoredLayer), positions_of(attention_mask)
     with _without_checkpointing(backbone):
         hidden = backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -191,4 +193,5 @@ def capture_prefix(
         keys=tuple(layer.keys for layer in cache.layers),
         values=tuple(layer.values for layer in cache.layers),
         hidden=hidden,
+        positions=positions,
     )

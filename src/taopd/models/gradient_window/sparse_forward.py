@@ -157,7 +157,7 @@ def sparse_states(
     with _window_attention_in(backbone, state):
         hidden = backbone(
             input_ids=input_ids[layout.row, layout.column][None],
-            position_ids=layout.column[None] + prefix.first_position,
+            position_ids=prefix.positions[layout.row, layout.column][None],
             use_cache=False,
         ).last_hidden_state[0]
     hidden = hidden[wanted[layout.row, layout.column]]
