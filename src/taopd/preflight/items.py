@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, TaopdError
-from taopd.models.adapters import has_adapter
+from taopd.models.loading import has_adapter
 from taopd.models.stop_tokens import declared_ids
 from taopd.preflight import machine, remote_teacher, rollout_checks, tokenizer_checks
 from taopd.preflight.measure import Measured

@@ -78,6 +78,7 @@ class TeachabilityTrainer(BaseTrainer):
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         kwargs |= {"model": given.model, "processing_class": given.processing_class}
         super().__init__(teacher_model=None, args=args, **kwargs)
+        given.require_savable(self.model)
         size = self._generation_batch_size()
         streaming = isinstance(self.train_dataset, IterableDataset)
         args.check_generation_batch(size, streaming=streaming)
