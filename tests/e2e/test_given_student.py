@@ -8,7 +8,7 @@ from test_trainer import CPU, OURS, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd.errors import ConfigError
-from taopd.models.loading import load_tokenizer
+from taopd.models.loading import load_model, load_tokenizer
 from taopd.trainer.anchor import ReferenceStudent
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.given_student import given_student
@@ -77,7 +77,7 @@ def trainer_of(lab, tmp_path, student, peft_config=None, **settings):
 def assert_loads_as_trained(folder, lab, model):
     expected = logprobs(model)
     for loaded in (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        load_model(folder, dtype="float32"),
         PeftModel.from_pretrained(base_of(lab), folder),
     ):
         assert (logprobs(loaded) - expected).abs().max() < 1e-4
@@ -132,13 +132,33 @@ def test_an_adapter_is_trained_anchored_and_saved_as_it_is(
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "LoRA on model.embed_tokens"),
     ],
 )
 def test_adapters_that_cannot_be_saved_as_one_are_refused(
     micro_lab, tmp_path, adapter, options, named
 ):
     with pytest.raises(ConfigError, match=f"with {named} the two cannot be saved"):
-        trainer_of(micro_lab, tmp_path, str(adapter), LoraConfig(**NEW, **options))
+        trainer_of(micro_lab, tmp_path, str(adapter), LoraConfig(**(NEW | options)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "frozen"])
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_other_adapters_go_on_training_too(micro_lab, tmp_path, kind, options):
+    torch.manual_seed(5)
+    model = get_peft_model(
+        base_of(micro_lab), LoraConfig(**NEW, init_lora_weights=False, **options)
+    )
+    for weight in model.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight) * weight.requires_grad)
+    model.save_pretrained(tmp_path / "adapter")
+    given = as_given(kind, micro_lab, tmp_path / "adapter")
+    trainer = trainer_of(micro_lab, tmp_path, given)
+    torch.testing.assert_close(logprobs(trainer.model), logprobs(model), atol=1e-4, rtol=0)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert abs(anchors(trainer)[0]) < 1e-6 < anchors(trainer)[-1]
+    assert_loads_as_trained(tmp_path / "saved", micro_lab, trainer.model)
 
 
 def test_a_student_of_which_nothing_trains_is_refused(micro_lab, tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from taopd import cli
 from taopd.diagnose.bank import NUM_COMPLETIONS, FixedContextBank
@@ -125,6 +127,13 @@ def test_one_step_writes_its_tables(micro_lab, tmp_path, capsys):
     first = (tmp_path / "steps" / "summary.parquet").read_bytes()
     works(*argv, "--overwrite")
     assert (tmp_path / "steps" / "summary.parquet").read_bytes() == first
+    # A LoRA folder takes the step with its adapter.
+    base = AutoModelForCausalLM.from_pretrained(micro_lab.student)
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(base, adapter).save_pretrained(tmp_path / "lora")
+    works(*argv[:-1], tmp_path / "lora-steps", "--student", tmp_path / "lora", "--batches", 1)
+    steps = pq.read_table(tmp_path / "lora-steps" / "steps.parquet").to_pandas()
+    assert len(steps) == 2 * 2 * 2
     line = fails(capsys, *argv[:-1], tmp_path / "more", "--batches", 9)
     assert "9 batches of 4 frozen and as many fresh contexts need 72" in line
 

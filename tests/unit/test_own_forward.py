@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import ConfigError, DataError
 from taopd.models.batch import Rollouts
 from taopd.models.forward import backbone_forward
-from taopd.models.output_head import read_head
+from taopd.models.output_head import read_head, require_backbone
 from taopd.models.own_forward import BOUND, compare_with_own_forward, require_agreement
 from taopd.teachers import load_teacher
 from tests.conftest import WORDS, make_model, make_tokenizer
@@ -155,3 +155,17 @@ def test_a_teacher_object_takes_no_loading_options_and_no_weights_of_the_student
         )
     with pytest.raises(ConfigError, match="share weights that train"):
         load_teacher(student, student, make_tokenizer())
+
+
+def test_a_model_without_a_backbone_of_its_own_is_refused():
+    few = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 16}
+    config = transformers.Llama4TextConfig(**SIZES, **few)
+    with pytest.raises(ConfigError, match="the teacher Llama4ForCausalLM gives no states"):
+        require_backbone("teacher", transformers.Llama4ForCausalLM(config))
+    require_backbone("student", get_peft_model(make_model(seed=1), LoraConfig(r=2)))
+
+
+def test_a_teacher_with_virtual_tokens_is_refused():
+    options = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ConfigError, match="the teacher has virtual tokens"):
+        require_backbone("teacher", get_peft_model(make_model(seed=1), options))

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     )
     from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings
     from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
-    from taopd.models.loading import load_model, load_tokenizer
+    from taopd.models.loading import has_adapter, load_model, load_tokenizer
     from taopd.teachers import load_teacher
 
     settings = OneStepSettings(
@@ -50,6 +50,10 @@ def run(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(options.student)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student: Any = load_model(options.student, dtype="float32")
+    if has_adapter(student):  # which takes the step
+        from taopd.models.adapters import as_peft_model
+
+        student = as_peft_model(student)
     teacher: Any
     teacher, vocab_size = load_teacher(options.teacher, student, tokenizer)
     student.to(device), teacher.to(device)

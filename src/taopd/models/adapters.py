@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NEW = "new_adapter"
@@ -25,9 +25,18 @@ NEW = "new_adapter"
 _PREFIX = "base_model.model."
 
 
-def has_adapter(model: Any) -> bool:
-    """Whether peft or transformers has put an adapter into a model."""
-    return bool(getattr(model, "peft_config", None))
+def read_adapter_again(model: Any, folder: Path) -> None:
+    """Set a freshly loaded model's adapter from its file by peft: transformers leaves out DoRA's magnitudes.
+
+    Raises:
+        DataError: the file has weights that the model has no place for.
+    """
+    weights = {
+        name.removeprefix(_PREFIX): weight for name, weight in load_file(folder / WEIGHTS).items()
+    }
+    (name,) = model.active_adapters()
+    if unexpected := set_peft_model_state_dict(model, weights, adapter_name=name).unexpected_keys:
+        raise DataError(f"the adapter {folder} does not fit its base: no place for {unexpected[0]}")
 
 
 def as_peft_model(model: Any) -> PeftModel:
@@ -79,14 +88,14 @@ class MergedAdapter:
                 "an adapter cannot be merged into a quantized base without loss: leave out use_peft to go on "
                 "training it, or merge it into the unquantized model first"
             )
-        factors = {}
-        for module_name, module in model.get_base_model().named_modules():
-            if isinstance(module, LoraLayer) and name in module.lora_A:
-                weights = module.lora_A[name].weight, module.lora_B[name].weight
-                a, b = (weight.detach().float().cpu().clone() for weight in weights)
-                factors[module_name] = a, b * module.scaling[name]
+        factors, scaling = {}, scaling_of(model)
+        for module_name, scale in scaling.items():
+            module = model.get_base_model().get_submodule(module_name)
+            weights = module.lora_A[name].weight, module.lora_B[name].weight
+            a, b = (weight.detach().float().cpu().clone() for weight in weights)
+            factors[module_name] = a, b * scale
         plain: Any = model.merge_and_unload()
-        if has_adapter(plain):  # left by transformers; a new adapter must not be taken for it
+        if getattr(plain, "peft_config", None):  # left by transformers; no new adapter
             del plain.peft_config
             plain._hf_peft_config_loaded = False
         return plain, MergedAdapter(base=config.base_model_name_or_path, factors=factors)
@@ -144,18 +153,30 @@ def check_plain(config: Any) -> None:
     if not isinstance(config, LoraConfig):
         found = [str(config.peft_type)]
     if found:
-        raise ConfigError(
-            f"the student is an adapter and a new one is asked for; with {found[0]} the two cannot be saved "
-            "as one. Merge the student (merge_and_unload), save it, and name that folder; or leave out "
-            "use_peft to go on training its adapter"
-        )
+        raise _cannot_save(found[0])
 
 
 def scaling_of(model: Any) -> dict[str, float]:
-    """Scale of the active LoRA by module."""
-    name = model.active_adapters[0]
-    return {
-        module_name: module.scaling[name]
-        for module_name, module in model.get_base_model().named_modules()
-        if isinstance(module, LoraLayer) and name in module.lora_A
-    }
+    """Scale of the active LoRA by module.
+
+    Raises:
+        ConfigError: it is also on a module that is not linear.
+    """
+    name, found = model.active_adapters[0], {}
+    for module_name, module in model.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        linear = name in module.lora_A and module.lora_A[name].weight.ndim == 2
+        if not linear and name in {*module.lora_A, *module.lora_embedding_A}:
+            raise _cannot_save(f"LoRA on {module_name}")
+        if linear:
+            found[module_name] = module.scaling[name]
+    return found
+
+
+def _cannot_save(what: str) -> ConfigError:
+    return ConfigError(
+        f"the student is an adapter and a new one is asked for; with {what} the two cannot be saved as one. "
+        "Merge the student (merge_and_unload), save it, and name that folder; or leave out use_peft to go on "
+        "training its adapter"
+    )

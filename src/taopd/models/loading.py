@@ -112,7 +112,16 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
             f"{missing[0]}; save or download the checkpoint again"
         )
+    if (Path(name) / "adapter_model.safetensors").is_file():
+        from taopd.models.adapters import read_adapter_again
+
+        read_adapter_again(model, Path(name))
     return model
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether peft or transformers has put an adapter into a model."""
+    return bool(getattr(model, "peft_config", None))
 
 
 def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -44,6 +44,26 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     )
 
 
+def require_backbone(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model whose last states cannot be had without its logits.
+
+    Raises:
+        ConfigError: names the model.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner.base_model is inner:
+        raise ConfigError(
+            f"the {name} {type(inner).__name__} gives no states apart from its logits (its base_model is the "
+            "model itself): choose another architecture"
+        )
+    # Virtual tokens come before the prompt in peft's own forward alone.
+    if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        raise ConfigError(
+            f"the {name} has virtual tokens (prompt, prefix or p-tuning), which scoring cannot read: use a "
+            "weight-based adapter such as LoRA"
+        )
+
+
 def merge_head_adapter(model: PreTrainedModel) -> None:
     """Merge an adapter on the output head of a frozen model into the head, which then is one matrix."""
     head = model.get_output_embeddings()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, TaopdError
-from taopd.models.adapters import has_adapter
+from taopd.models.loading import has_adapter
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.stop_tokens import declared_ids

@@ -6,7 +6,7 @@ Both need the student as it was before training (the reference model) at some un
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -124,7 +124,7 @@ class ReferenceStudent:
         student: as it is given to the trainer, before any step.
 
     Raises:
-        ConfigError: an adapter under ZeRO-3.
+        ConfigError: an adapter that was trained before, under ZeRO-3.
     """
 
     def __init__(self, student: PreTrainedModel, accelerator: Accelerator) -> None:
@@ -135,6 +135,7 @@ class ReferenceStudent:
         """These weights before training, by name. The adapter may have been trained before: switching it off
         would give another model than the one that training began with."""
         self._head: Head | None = None
+        self._switched_off = False
         if not is_peft_model(student):
             # A copy of shards would be a copy of parts: ZeRO-3 puts them together first.
             with gathered(student.parameters()):
@@ -142,17 +143,20 @@ class ReferenceStudent:
             # Dropout would be part of the reference.
             self.copy = prepare_frozen(accelerator, frozen.eval())
             return
+        trained = {name: w for name, w in student.named_parameters() if w.requires_grad}
         plugin = getattr(accelerator.state, "deepspeed_plugin", None)
         if plugin is not None and plugin.zero_stage == 3:
-            raise ConfigError(
-                "the anchor and the collapse guard cannot exchange an adapter's weights under ZeRO-3: use "
-                "ZeRO-2, or set method: published and collapse_guard: off"
-            )
-        self._start = {
-            name: weight.detach().clone()
-            for name, weight in student.named_parameters()
-            if weight.requires_grad
-        }
+            # Its shards cannot be exchanged; a fresh LoRA changes nothing yet, and can be switched off.
+            with gathered(trained.values()):
+                fresh = all(not w.any() for name, w in trained.items() if "lora_A" not in name)
+            if not fresh:
+                raise ConfigError(
+                    "under ZeRO-3 the anchor and the collapse guard have no reference for an adapter that "
+                    "was trained before: use ZeRO-2, or set method: published and collapse_guard: off"
+                )
+            self._switched_off = True
+            return
+        self._start = {name: weight.detach().clone() for name, weight in trained.items()}
 
     @torch.no_grad()
     def states(
@@ -195,11 +199,13 @@ class ReferenceStudent:
         now = {name: weight.data.clone() for name, weight in weights.items()}
         training = inner.training
         inner.eval()
+        adapter = inner.disable_adapter() if self._switched_off else nullcontext()
         try:
             # `.data`: the values are back before any backward of a recorded forward reads them.
             for name, weight in weights.items():
                 weight.data.copy_(_laid_out(self._start[name], weight))
-            yield student
+            with adapter:
+                yield student
         finally:
             for name, weight in weights.items():
                 weight.data.copy_(now[name])

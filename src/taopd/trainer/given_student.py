@@ -10,18 +10,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
-from taopd.models.adapters import (
-    NEW,
-    WEIGHTS,
-    MergedAdapter,
-    as_peft_model,
-    check_plain,
-    has_adapter,
-    scaling_of,
-)
-from taopd.models.loading import load_model, load_tokenizer, looks_local, safe_options
+from taopd.models.loading import has_adapter, load_model, load_tokenizer, looks_local, safe_options
 
+# peft is imported where there is an adapter: it loads a network library.
 if TYPE_CHECKING:
+    from taopd.models.adapters import MergedAdapter
     from taopd.trainer.config import TeachabilityConfig
 
 logger = logging.getLogger(__name__)
@@ -33,17 +26,30 @@ class GivenStudent:
 
     model: Any
     processing_class: PreTrainedTokenizerBase
-    merged: MergedAdapter | None
+    merged: "MergedAdapter | None"
     """The student's own adapter, where a new one is trained on top of it."""
 
     def finish_saving(self, folder: Path, model: Any, *, checkpoint: bool) -> None:
         """Make a folder into which `model` was saved load as what was trained."""
-        if self.merged is not None and (folder / WEIGHTS).is_file():
+        if self.merged is not None and (folder / "adapter_model.safetensors").is_file():
+            from taopd.models.adapters import scaling_of
+
             self.merged.save_with(folder, scaling_of(model), keep=checkpoint)
+
+    def require_savable(self, model: Any) -> None:
+        """Refuse a new adapter that cannot be saved with the old one, before any training."""
+        if self.merged is not None:
+            from taopd.models.adapters import scaling_of
+
+            scaling_of(model)
 
     def resumed_from(self, checkpoint: str) -> str:
         """The folder of a checkpoint that holds the weights which train."""
-        return os.path.join(checkpoint, NEW) if self.merged is not None else checkpoint
+        if self.merged is None:
+            return checkpoint
+        from taopd.models.adapters import NEW
+
+        return os.path.join(checkpoint, NEW)
 
 
 def given_student(
@@ -93,8 +99,10 @@ def given_student(
     return GivenStudent(model=model, processing_class=processing_class, merged=merged)
 
 
-def _adapter(model: Any, peft_config: Any) -> tuple[Any, MergedAdapter | None]:
+def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]:
     """The student that trains, and the adapter that was merged into it."""
+    from taopd.models.adapters import MergedAdapter, as_peft_model, check_plain
+
     model = as_peft_model(model)
     base = model.peft_config[model.active_adapters[0]].base_model_name_or_path
     if peft_config is None:

@@ -16,6 +16,7 @@ from taopd.errors import ConfigError, DataError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions
 from taopd.models.loading import load_tokenizer
+from taopd.models.output_head import require_backbone
 from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
 from taopd.models.scoring import Reuse, Scored, score_positions
 from taopd.models.tokenizers import shared_vocabulary
@@ -41,7 +42,8 @@ class TeacherSource:
         student: its vocabulary is what both must share.
 
     Raises:
-        ConfigError: a loss, signal or setting that a remote teacher cannot serve, or no teacher at all.
+        ConfigError: a loss, signal or setting that a remote teacher cannot serve, no teacher at all, or a
+            model without a backbone of its own.
         DataError: see `load_teacher`. TeacherError, TeacherUnavailable: see `connect`.
     """
 
@@ -59,6 +61,7 @@ class TeacherSource:
                 "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
             )
         self._args, self._accelerator = args, accelerator
+        require_backbone("student", student)
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None
         self._reads_hidden = needs_teacher_distribution(args.loss)
@@ -104,6 +107,7 @@ class TeacherSource:
             init_kwargs=args.teacher_model_init_kwargs,
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
+        require_backbone("teacher", self.plain)
         # Sharded like the student where that is sharded: a whole teacher would undo the saving.
         self.model = prepare_frozen(accelerator, self.plain)
 

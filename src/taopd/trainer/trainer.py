@@ -89,6 +89,7 @@ class TeachabilityTrainer(BaseTrainer):
             *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
             *(callbacks, optimizers, quantization_config, peft_config, tools),
         )
+        given.require_savable(self.model)
         self._check_training_set()
         self._teacher = TeacherSource(
             teacher_model, args, self.model, self._tokenizer, self.accelerator

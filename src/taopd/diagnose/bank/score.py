@@ -20,6 +20,7 @@ from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
 from taopd.models.batch import Positions, Rollouts
 from taopd.models.forward import State, backbone_forward, on_device, states_at
+from taopd.models.own_forward import compare_with_own_forward, require_agreement
 
 
 @contextmanager
@@ -54,7 +55,11 @@ def score_rollouts(
     settings: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """The columns of `tokens.parquet` as arrays, and the teacher's top-K (ids, log-probs)."""
+    """The columns of `tokens.parquet` as arrays, and the teacher's top-K (ids, log-probs).
+
+    Raises:
+        DataError: no token is known to both, or a model is scored otherwise than its own forward computes.
+    """
     vocab_size = settings["vocab_size"]
     batch = on_device(rollouts.batch(), student)
     positions = known_positions(batch, vocab_size)
@@ -66,6 +71,9 @@ def score_rollouts(
     target_ids = batch["completion_ids"][positions.row, positions.column]
     forward = backbone_forward(vocab_size)
     with measuring(student, teacher):
+        for name, model in (("student", student), ("teacher", teacher)):
+            found = compare_with_own_forward(forward, model, model, batch, vocab_size)
+            require_agreement(name, found)
         chunks = chunked_logprobs(
             states_at(forward, student, batch, positions, settings["batch_size"]),
             states_at(forward, teacher, batch, positions, settings["batch_size"]),
