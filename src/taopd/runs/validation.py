@@ -190,7 +190,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     try:
         # A subclass of the safe loader.
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        loaded = _UniqueKeys(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
     # The loader's constructors answer an impossible date or number with whatever Python raised.
