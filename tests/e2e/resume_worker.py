@@ -26,6 +26,7 @@ def make(name: str, **settings: Any) -> TeachabilityTrainer:
         use_cpu=True,
         gradient_checkpointing=False,
         report_to="none",
+        logging_steps=1,
         disable_tqdm=True,
         max_completion_length=6,
         score_top_k=4,

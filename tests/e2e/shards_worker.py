@@ -43,6 +43,7 @@ def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings:
             "use_cpu": True,
             "gradient_checkpointing": False,
             "report_to": "none",
+            "logging_steps": 1,
             "disable_tqdm": True,
             "max_completion_length": 6,
             "score_top_k": 4,
