@@ -13,8 +13,10 @@ demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
 
-# The same on a real language model: SmolLM2-135M, two cores and 8 GiB, about 45 minutes; goes on where it was killed.
+# The same on a real language model, SmolLM2-135M, on two cores and 8 GiB; long, and goes on where it was killed.
 real: $(READY)
+	# Without its needs: `requests`, for remote files, would be imported by TRL too.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gguf
 	$(BIN)/taopd demo --real $$(test -e runs/real && echo --resume)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
 
@@ -87,7 +89,7 @@ wheelhouse: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

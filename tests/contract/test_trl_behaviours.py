@@ -143,12 +143,6 @@ def prompts(*, chat: bool = False) -> Dataset:
     return Dataset.from_dict({"prompt": rows})
 
 
-def pending(request, applies: bool) -> None:
-    """Mark what other work on the same fault brings; the mark goes with it."""
-    if applies:
-        request.applymarker(pytest.mark.xfail(reason="in work", strict=False))
-
-
 def weights_of(trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
@@ -454,8 +448,7 @@ SETTINGS = tuple(settings_that_train())
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_training_with(lab, tmp_path, subject, name, request):
-    pending(request, name == "beams" and subject.trainer is not trl.DistillationTrainer)
+def test_training_with(lab, tmp_path, subject, name):
     trainer = subject.make(lab, tmp_path, **settings_that_train()[name])
     trainer.train()
     assert is_trained(trainer)

@@ -23,9 +23,7 @@ def run(argv: Sequence[str]) -> int:
         epilog="example:\n  taopd demo --output runs/demo --overwrite",
     )
     parser.flag("--all", "every selector and three seeds (much longer)")
-    parser.flag(
-        "--real", "SmolLM2-135M and word problems in place of the tiny lab (about 45 minutes)"
-    )
+    parser.flag("--real", "SmolLM2-135M and word problems in place of the tiny lab (long)")
     parser.flag("--output FOLDER", "run folder (default: runs/demo, runs/real)", type=Path)
     parser.flag("--overwrite", "start anew in a folder that holds a run")
     parser.flag("--resume", "go on with the run in the folder")

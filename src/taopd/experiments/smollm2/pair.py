@@ -94,7 +94,7 @@ def make_pair(
     base: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Pair:
-    """Return the pair in `folder`, making it on first use: about 8 minutes on two cores.
+    """Return the pair in `folder`, making it on first use: ten to fifteen minutes on two cores.
 
     Args:
         cache: folder of the wheel and the GGUF file; default `default_cache()`.
