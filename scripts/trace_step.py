@@ -1,7 +1,7 @@
 """The files that one default training step goes through, measured on micro models.
 
     python -m scripts.trace_step            # a line of counts, then a line for every module
-    python -m scripts.trace_step --moves    # also every call, in order
+    python -m scripts.trace_step --calls    # also every call, in order
 
 The second training step of a run with default settings is traced with `sys.setprofile`, from the call that
 fetches its batch (sample, score, select) to the end of its backward. Counted are calls of taopd's functions,

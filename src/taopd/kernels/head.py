@@ -71,9 +71,9 @@ def matmul(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> Float[
     return hidden.float() @ weight.float().T
 
 
-def chunk_elements_on(device: torch.device) -> int:
+def chunk_elements_on(device_type: str) -> int:
     """Entries of one chunk of logits: more on a GPU, where small products are slow."""
-    return 4 * CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
+    return CHUNK_ELEMENTS if device_type == "cpu" else 4 * CHUNK_ELEMENTS
 
 
 def positions_per_chunk(vocab_size: int, chunk_elements: int = CHUNK_ELEMENTS) -> int:

@@ -170,7 +170,7 @@ def head_loss(
         # One cast for all chunks.
         cast = targets.teacher_head.cast(targets.teacher_hidden.dtype)
         targets = replace(targets, teacher_head=cast)
-    chunk_elements = chunk_elements or chunk_elements_on(hidden.device)
+    chunk_elements = chunk_elements or chunk_elements_on(hidden.device.type)
     loss, per_token = _HeadLoss.apply(
         hidden, head.weight, head.bias, weights, head, targets, loss_function, chunk_elements
     )

@@ -27,7 +27,7 @@ ones, and is put together to sample. DDP holds all of it, and the gradients once
 
 from dataclasses import dataclass
 
-from taopd.kernels import positions_per_chunk
+from taopd.kernels import chunk_elements_on, positions_per_chunk
 from taopd.kernels.chunked import TILES
 from taopd.trainer.cost.communication import tail_parameters, trained_parameters
 from taopd.trainer.cost.settings import BYTES, PlanSettings, gradient_share
@@ -174,7 +174,7 @@ def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSetti
 
 def _logits(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     vocab_size = min(student.vocab_size, teacher.vocab_size)
-    chunk = positions_per_chunk(vocab_size)
+    chunk = positions_per_chunk(vocab_size, chunk_elements_on(settings.device))
     tile = TILES["cpu" if settings.device == "cpu" else "other"].elements
     scored = settings.batch * settings.completion_length
     # The anchor's terms and the loss's run one after the other: the larger of the two counts.
