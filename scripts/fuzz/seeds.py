@@ -106,7 +106,9 @@ class Server:
         """The answer to a probe."""
         return (200, self._answer(path, body)) if path in self._answers else (404, {"error": "no"})
 
-    def submit(self, path: str, body: dict[str, Any], read: Callable[[Any], Any]) -> Future[Any]:
+    def submit(
+        self, path: str, body: dict[str, Any], read: Callable[[Any], Any], **_: Any
+    ) -> Future[Any]:
         """What is read of the damaged answer, as JSON brings it."""
         done: Future[Any] = Future()
         try:

@@ -108,6 +108,7 @@ def test_a_rank_that_got_less_makes_all_ranks_take_the_bound(micro_lab, tmp_path
     def with_a_poorer_rank(state):
         return torch.cat([gather(state), torch.tensor([[1, 0]])])
 
+    asked._teacher._agreed = True  # Not compared: that asks all ranks too.
     asked._teacher._accelerator = SimpleNamespace(
         gather=with_a_poorer_rank, device=torch.device("cpu"), is_main_process=True
     )
@@ -121,6 +122,7 @@ def test_a_rank_that_got_less_makes_all_ranks_take_the_bound(micro_lab, tmp_path
 def test_a_failure_on_another_rank_stops_this_one(micro_lab, tmp_path, teacher_model):
     trainer = make_trainer(micro_lab, tmp_path, LocalTeacher(teacher_model, 40))
     gather = trainer.accelerator.gather
+    trainer._teacher._agreed = True
     trainer._teacher._accelerator = SimpleNamespace(
         gather=lambda state: torch.cat([gather(state), torch.tensor([[0, 0]])]),
         device=torch.device("cpu"),

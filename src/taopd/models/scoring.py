@@ -92,7 +92,7 @@ def score_positions(
     Raises:
         NumericsError: on NaN or infinite logits. DataError: a prompt that the teacher cannot read.
     """
-    _check_readable(batch, teacher)
+    check_readable(batch, teacher)
     reuse = Reuse() if reuse is None else reuse
     signals, of_teacher, of_student = [], [], []
     problem = None
@@ -139,8 +139,12 @@ def score_positions(
     )
 
 
-def _check_readable(batch: Mapping[str, Tensor], teacher: Any) -> None:
-    """Refuse prompts with an id that the teacher has no row for."""
+def check_readable(batch: Mapping[str, Tensor], teacher: Any) -> None:
+    """Refuse prompts with an id that the teacher has no row for.
+
+    Raises:
+        DataError: names the id and the largest that the teacher knows.
+    """
     known = teacher.config.get_text_config().vocab_size
     outside = (batch["prompt_ids"] >= known) & batch["prompt_mask"].bool()
     if bool(outside.any()):

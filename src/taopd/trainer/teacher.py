@@ -18,7 +18,7 @@ from taopd.models.batch import Forward, Positions
 from taopd.models.loading import load_tokenizer
 from taopd.models.output_head import require_backbone
 from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
-from taopd.models.scoring import Reuse, Scored, score_positions
+from taopd.models.scoring import Reuse, Scored, check_readable, score_positions
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
@@ -164,6 +164,8 @@ class TeacherSource:
         inner = self._accelerator.unwrap_model(student)
         models = {"student": (student, inner)}
         if self.plain is not None:
+            # A lookup beyond the embedding has no message of its own.
+            check_readable(batch, self.plain)
             models["teacher"] = self.model, self._accelerator.unwrap_model(self.model)
         training = inner.training
         inner.eval()
