@@ -20,8 +20,9 @@ real: $(READY)
 	$(BIN)/taopd demo --real $$(test -e runs/real && echo --resume)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
 
+# Two processes, a file to each at a time: what a file prepares is made once.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A teacher behind a real vLLM on the CPU, in an environment of its own.
 VLLM := .venv-vllm
