@@ -6,12 +6,11 @@ same two again in the backward, and two of the student's for its gradients; ours
 the selected positions.
 """
 
-import argparse
 import json
 
 import torch
 
-from benchmarks.accelerator.measure import DEVICE, limits, measured
+from benchmarks.accelerator.measure import DEVICE, limits, measured, toy_is_asked
 from benchmarks.bench_head_loss import Case, Workload
 
 CASE = Case("qwen3-1.7b-from-4b", 8192, 151_936, 2048, 5, teacher_width=2560)
@@ -46,11 +45,9 @@ def floating_point_operations(case: Case, budget: float | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--toy", action="store_true")
-    options = parser.parse_args()
-    case = TOY if options.toy else CASE
-    dtype = torch.float32 if options.toy else torch.bfloat16
+    toy = toy_is_asked(__doc__)
+    case = TOY if toy else CASE
+    dtype = torch.float32 if toy else torch.bfloat16
     work = Workload(case, DEVICE, dtype)
     document = {"case": case.name, "errors": check(work), "limits": limits(dtype), "rows": []}
     print(json.dumps(document), flush=True)

@@ -1,6 +1,5 @@
 """Stage 1: the tests marked `gpu`, and both scoring implementations against float64 at a real head's size."""
 
-import argparse
 import json
 import re
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 import torch
 
-from benchmarks.accelerator.measure import DEVICE, limits, measured
+from benchmarks.accelerator.measure import DEVICE, limits, measured, toy_is_asked
 from taopd.kernels import Head, reference, topk_score
 
 NUM_CHECKED = 32
@@ -65,12 +64,10 @@ def run_kernels(*, toy: bool) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--toy", action="store_true")
-    options = parser.parse_args()
+    toy = toy_is_asked(__doc__)
     document = {
-        "tests": run_tests() if not options.toy else {},
-        "rows": run_kernels(toy=options.toy),
+        "tests": run_tests() if not toy else {},
+        "rows": run_kernels(toy=toy),
     }
     print(json.dumps(document))
 

@@ -1,5 +1,6 @@
 """Times and peak memory of calls on a GPU, and the two limits they are compared with."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,13 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def toy_is_asked(description: str | None) -> bool:
+    """Whether a stage was started with `--toy`, its only flag."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--toy", action="store_true", help="a small size for a CPU")
+    return bool(parser.parse_args().toy)
 
 
 def synchronize() -> None:

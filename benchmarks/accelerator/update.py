@@ -4,13 +4,12 @@ The modes are those of `benchmarks/bench_sparse.py`; here with the true shape, r
 the width of Qwen3-4B's states for the teacher. No gradient checkpointing.
 """
 
-import argparse
 import json
 from dataclasses import asdict
 
 import torch
 
-from benchmarks.accelerator.measure import DEVICE, limits, measured
+from benchmarks.accelerator.measure import DEVICE, limits, measured, toy_is_asked
 from benchmarks.bench_sparse import Case, Workload, check
 from taopd.models.gradient_window import gradient_fidelity
 
@@ -22,11 +21,9 @@ WINDOWS = ("w0", "w8", "w32")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--toy", action="store_true")
-    options = parser.parse_args()
-    case = TOY if options.toy else CASE
-    dtype = torch.float32 if options.toy else torch.bfloat16
+    toy = toy_is_asked(__doc__)
+    case = TOY if toy else CASE
+    dtype = torch.float32 if toy else torch.bfloat16
     work = Workload(case, DEVICE, dtype)
     document = {"case": asdict(case), "limits": limits(dtype), "rows": []}
     try:

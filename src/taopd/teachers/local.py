@@ -99,10 +99,7 @@ def load_teacher(
             the student.
     """
     if not isinstance(teacher, str):
-        if init_kwargs is not None:
-            raise ConfigError(
-                "teacher_model_init_kwargs: the teacher is loaded already; give its path, or leave them out"
-            )
+        refuse_loading_options(teacher, init_kwargs)
         teacher_tokenizer = _tokenizer_of(teacher, student, tokenizer)
     else:
         kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
@@ -123,6 +120,18 @@ def load_teacher(
     merge_head_adapter(teacher)
     # An object may come from training: dropout would be part of the teacher.
     return teacher.eval().requires_grad_(False), vocab_size
+
+
+def refuse_loading_options(teacher: Any, init_kwargs: dict[str, Any] | None) -> None:
+    """Refuse options of loading beside a teacher that is loaded already.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if init_kwargs is not None and teacher is not None and not isinstance(teacher, str):
+        raise ConfigError(
+            "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
+        )
 
 
 def _tokenizer_of(

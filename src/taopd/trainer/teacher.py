@@ -24,6 +24,7 @@ from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
+from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import signal_needs, signal_options
 from taopd.trainer.teacher_probe import TeacherProbe
@@ -55,11 +56,8 @@ class TeacherSource:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
     ) -> None:
-        loaded = teacher is not None and not isinstance(teacher, str)
-        if loaded and args.teacher_model_init_kwargs is not None:
-            raise ConfigError(
-                "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
-            )
+        # Before anything is loaded or asked; also for a `Teacher`, which `load_teacher` never sees.
+        refuse_loading_options(teacher, args.teacher_model_init_kwargs)
         self._args, self._accelerator = args, accelerator
         require_backbone("student", student)
         self._needs = signal_needs(args)
