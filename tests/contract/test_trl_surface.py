@@ -45,6 +45,8 @@ OVERRIDES = {
     "_load_optimizer_and_scheduler": "checkpoint",
     "_load_rng_state": "checkpoint",
     "_load_scaler": "checkpoint",
+    "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time "
+    "learning_rate",
     "_run_epoch": "model epoch",
     "_save": "output_dir state_dict",
     "_save_checkpoint": "model trial",
@@ -65,6 +67,7 @@ PRIVATE = {
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_scaler",
+    "_maybe_log_save_evaluate",
     "_metrics",
     "_prepare_inputs",
     "_run_epoch",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from taopd import cli
 from taopd.runs.checkpoints import checkpoints, why_incomplete
+from taopd.trainer.checkpoint.process_state import RankState
 from tests.e2e.test_trainer import CPU, OURS
 
 
@@ -77,6 +78,48 @@ def test_a_signal_saves_the_steps_ends_quickly_and_is_resumed_to_the_bit(
     assert train(write(max_steps=steps + 2), "--resume") == 0
     assert train(write("whole", max_steps=steps + 2)) == 0
     found, truth = weights(run), weights(tmp_path / "whole")
+    assert all(torch.equal(found[name], truth[name]) for name in truth)
+
+
+MOMENTS = [
+    "on_step_begin",
+    "on_substep_end",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_step_end",
+    "on_log",
+]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_of_a_step_loses_no_step(
+    write, tmp_path, monkeypatch, capsys, moment, how
+):
+    divided = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    wait = getattr(RankState, moment, None)
+
+    def send(self, args, state, control, **kwargs):
+        if wait is not None:
+            wait(self, args, state, control, **kwargs)
+        if state.global_step == 1 + (moment in ("on_step_end", "on_log")) and not sent:
+            sent.append(how)
+            signal.raise_signal(how)
+
+    sent = []
+    with monkeypatch.context() as patched:
+        patched.setattr(RankState, moment, send, raising=False)
+        code = train(write(max_steps=4, **divided))
+    assert sent == [how] and code == (143 if how == signal.SIGTERM else 130)
+    told = capsys.readouterr().err
+    # In the middle of an update the step is finished first: weights of no step cannot be saved.
+    done = 1 if moment in ("on_step_begin", "on_substep_end") else 2
+    (saved,) = checkpoints(tmp_path / "run")
+    assert saved.name == f"checkpoint-{done}" and why_incomplete(saved) is None
+    assert f"{saved}; go on with --resume" in told
+    assert train(write(max_steps=4, **divided), "--resume") == 0
+    assert train(write("whole", max_steps=4, **divided)) == 0
+    found, truth = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.equal(found[name], truth[name]) for name in truth)
 
 

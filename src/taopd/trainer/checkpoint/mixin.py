@@ -88,6 +88,7 @@ class AtomicCheckpoints(Trainer):
             raise failure from error
         finally:
             self._partial = None
+            self.rank_state.signals.release()
 
     def _resolve(self, named: Any) -> str | None:
         """The folder of a complete checkpoint; verified by the first process, the same for all."""
@@ -115,6 +116,11 @@ class AtomicCheckpoints(Trainer):
         # take one more step.
         if not 0 < self.state.max_steps <= self.state.global_step:
             super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # The step is complete, callbacks included: an interrupt that waited for it can be answered.
+        self.rank_state.signals.release()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # -- saving -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from taopd.errors import ConfigError
 from taopd.runs.checkpoints import STATE, process_file
+from taopd.trainer.checkpoint.deferred_signals import DeferredSignals
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class RankState(TrainerCallback):
         """The state when the current step began, None between steps."""
         self.updating = False
         """The optimizer is updating the weights, which are of no step."""
+        self.signals = DeferredSignals()
 
     def save(self, folder: Path) -> None:
         """Write this process's file of a checkpoint; inside a step, the state at the step's start."""
@@ -144,6 +146,7 @@ class RankState(TrainerCallback):
             self._at_step_start = self._take()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.signals.hold()  # until all callbacks have seen the step's end: `AtomicCheckpoints`
         self.updating = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
