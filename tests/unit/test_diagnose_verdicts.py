@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from taopd.diagnose import AnalysisSettings, verdicts
-from taopd.diagnose.verdicts import FAILS, HOLDS, UNDECIDED, judge
+from taopd.diagnose.verdicts import CANNOT_TELL, FAILS, HOLDS, UNDECIDED, judge
 from tests.unit.diagnose_simulation import simulate_bank
 
 
@@ -106,13 +106,40 @@ def test_one_prompt_decides_nothing_and_says_why():
         assert "one cluster only" in verdict.sentence and "no interval" in verdict.sentence
 
 
-def test_no_variation_in_compatibility_is_undecided():
+def test_no_variation_in_compatibility_cannot_be_told():
     tokens, _ = simulate_bank(num_prompts=30, length=20)
     found = verdicts(tokens.assign(compatibility_k16=0.5), gains=["gain_forward"])
     for start in ("beta_L", "Q3"):
         verdict = find(found, start)
-        assert verdict.verdict == UNDECIDED and np.isnan(verdict.value)
-        assert "no estimate" in verdict.sentence
+        assert verdict.verdict == CANNOT_TELL and np.isnan(verdict.value)
+        assert (
+            "no estimate" in verdict.sentence
+            and "0.5000 within 0.01 at 100.0 %" in verdict.sentence
+        )
+
+
+@pytest.mark.parametrize("spread", [1e-7, 1e-5, 1e-3])
+def test_nothing_holds_where_compatibility_is_saturated(spread):
+    """A planted advantage that follows C's last digits: the interval would say that it holds."""
+    tokens, _ = simulate_bank(num_prompts=120, length=40, learnable=0.3, incompatible=0.05)
+    squeezed = tokens.assign(compatibility_k16=1 - spread * (1 - tokens["compatibility_k16"]))
+    settings = AnalysisSettings(num_resamples=200)
+    found = verdicts(squeezed, settings, gains=["gain_forward"])
+    assert {verdict.verdict for verdict in found} == {CANNOT_TELL}
+    assert all("C is saturated" in verdict.sentence for verdict in found)
+    truth = find(verdicts(tokens, settings, gains=["gain_forward"]), "beta_L")
+    assert truth.verdict == HOLDS and find(found, "beta_L").low > 0
+
+
+def test_a_few_tokens_of_another_compatibility_are_enough_to_judge():
+    tokens, _ = simulate_bank(num_prompts=60, length=40)
+    rare = np.where(np.arange(len(tokens)) % 33 == 0, 0.0, 1.0)  # 3 %, the smallest budget
+    found = verdicts(
+        tokens.assign(compatibility_k16=rare),
+        AnalysisSettings(num_resamples=100),
+        gains=["gain_forward"],
+    )
+    assert CANNOT_TELL not in {verdict.verdict for verdict in found}
 
 
 def test_reference_judges_the_relative_gain_once():

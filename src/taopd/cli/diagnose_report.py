@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="taopd diagnose report",
         description="Does teachability predict what was learned? Analyses of the gains of the last "
-        "checkpoint. For each claim of the paper: holds, does not hold, or undecided here, with "
+        "checkpoint. For each claim of the paper: holds, does not hold, undecided, or cannot be told, with "
         "number, interval, n.",
         epilog="example:\n  taopd diagnose report runs/bank-gain",
     )
@@ -112,7 +112,7 @@ def _print(analysis: "Analysis") -> None:
         title=f"{analysis.checkpoint}: claims over forward and reverse KL, nats and share"
     )
     table.add_column("claim", overflow="fold")
-    names = ("holds", "undecided here", "does not hold")
+    names = ("holds", "undecided here", "does not hold", "cannot be told")
     for name in names:
         table.add_column(name, justify="right")
     for claim, found in counts.items():

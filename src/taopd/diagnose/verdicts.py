@@ -1,4 +1,4 @@
-"""Verdicts on the paper's claims: holds, does not hold, or undecided here, with the interval.
+"""Verdicts on the paper's claims: holds, does not hold, undecided here, or cannot be told, with the interval.
 
 Each claim is a difference that should be positive. It holds where the 95 % paired cluster-bootstrap
 interval lies above 0, does not hold where it lies below 0, and is undecided otherwise, or where there
@@ -12,6 +12,9 @@ decided.
 Learnable disagreement against divergence is judged twice. As published: clipping D~ at its 95 %
 quantile makes the divergence selector choose by position among equal scores at 3 % (the sentence
 says how often). On the min-max scale: it has no such ties.
+
+All of them rest on C. Where C is saturated, the same number at nearly every token, min-max scaling stretches
+its last digits over [0, 1] and any order of tokens comes out: every claim then "cannot be told".
 
 Every claim is judged for each unit and each direction of KL, since they order learnable and
 incompatible tokens differently. The 95 % is per verdict: with four gains and ten claims, two of 40
@@ -41,6 +44,10 @@ from taopd.diagnose.quadrants import q3_gap
 from taopd.diagnose.regression import CONTRAST, decomposition
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided here"
+CANNOT_TELL = "cannot be told"
+NEAR, FEWEST = 0.01, 0.01
+"""C is saturated where it differs from its median by more than `NEAR` at fewer than this share of tokens; the
+smallest budget of a claim keeps 3 %."""
 ORDER = ("teachability", "divergence", "incompatible", "tip", "entropy", "random")
 """The published order of mean gain at 3 % and 5 %, best first."""
 WORDS = {
@@ -67,7 +74,7 @@ class Verdict:
 
     claim: str
     verdict: str
-    """One of HOLDS, FAILS, UNDECIDED."""
+    """One of HOLDS, FAILS, UNDECIDED, CANNOT_TELL."""
     value: float
     """The difference that the claim says is positive; of several, the weakest."""
     low: float
@@ -122,7 +129,7 @@ def _of_gain(table: TokenTable, settings: AnalysisSettings) -> list[Verdict]:
     neighbors = list(itertools.pairwise(ORDER))
     order = " > ".join(WORDS[name] for name in ORDER)
     against_random = [(name, "random") for name in ORDER[:-1]]
-    return [
+    found = [
         _decomposition_verdict(table, settings),
         *(_one_pair(bank) for bank in banks),
         *(_one_pair(bank, ", min-max scale") for bank in untied),
@@ -130,6 +137,33 @@ def _of_gain(table: TokenTable, settings: AnalysisSettings) -> list[Verdict]:
         *(_several(bank, f"order {order}", neighbors) for bank in banks),
         *(_several(bank, "random is worst", against_random) for bank in banks),
     ]
+    why = saturated(table.features(settings).signals.compatibility.numpy())
+    return [_untold(each, why) for each in found] if why else found
+
+
+def saturated(compatibility: np.ndarray) -> str:
+    """Why C orders no tokens, in words; empty where it does.
+
+    Args:
+        compatibility: C of every token, raw: before any scaling.
+
+    Example:
+        >>> saturated(np.full(200, 0.5))
+        'C is saturated, 0.5000 within 0.01 at 100.0 % of the tokens'
+        >>> saturated(np.linspace(0.9, 1, 200))
+        ''
+    """
+    middle = float(np.median(compatibility))
+    near = float(np.mean(np.abs(compatibility - middle) <= NEAR))
+    if near <= 1 - FEWEST:
+        return ""
+    return f"C is saturated, {middle:.4f} within {NEAR} at {100 * near:.1f} % of the tokens"
+
+
+def _untold(verdict: Verdict, why: str) -> Verdict:
+    number = verdict.sentence.split(": ", 1)[1].split("; ", 1)[1]
+    sentence = f"{verdict.claim}, {verdict.direction} KL: {CANNOT_TELL}; {why}; {number}"
+    return replace(verdict, verdict=CANNOT_TELL, sentence=sentence)
 
 
 def _decomposition_verdict(table: TokenTable, settings: AnalysisSettings) -> Verdict:

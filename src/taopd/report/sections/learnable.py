@@ -38,7 +38,7 @@ def _report(path: Path) -> str:
     counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         counts.setdefault(str(verdict.get("claim")), Counter())[str(verdict.get("verdict"))] += 1
-    names = ("holds", "undecided here", "does not hold")
+    names = ("holds", "undecided here", "does not hold", "cannot be told")
     rows = [[claim, *(str(found[name]) for name in names)] for claim, found in counts.items()]
     sentences = "".join(
         f'<li><strong class="{CLASSES.get(str(v.get("verdict")), "")}">'
@@ -48,7 +48,7 @@ def _report(path: Path) -> str:
     )
     return (
         f"<h3>{escape(path.name)}</h3>"
-        + table(["claim", *names], rows, numeric=(1, 2, 3))
+        + table(["claim", *names], rows, numeric=(1, 2, 3, 4))
         + f"<details><summary>All {len(verdicts)} verdicts in words</summary><ul>{sentences}</ul></details>"
         + _pictures(path)
     )
