@@ -200,9 +200,9 @@ def test_a_disk_that_fills_up_keeps_finished_arms(undisturbed, tmp_path, monkeyp
     output = tmp_path / "out"
     really_start = arm_pool._start
 
-    def start(folder):
+    def start(folder, *options):
         if not (output / "arms/full-seed0/results.json").exists():
-            return really_start(folder)
+            return really_start(folder, *options)
         with open(folder / "log.txt", "w") as log:
             words = [sys.executable, "-c", FULL_DISK, str(folder)]
             return subprocess.Popen(words, stdout=log, stderr=log)

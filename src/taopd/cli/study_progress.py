@@ -1,17 +1,18 @@
 """The live table of a study: an arm a row, its seeds, steps, newest accuracy, and the time that is left.
 
 On a terminal the table is redrawn in place; elsewhere a line is printed when an arm finishes and every
-`LINE_SECONDS`. Time left = time so far x share of the work left / share done since the start, where an
-arm's share is steps, kept tokens or seconds, whatever is equal.
+`LINE_SECONDS`. An arm's share of the work is steps, kept tokens or seconds, whatever is equal.
 """
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import heartbeat
+from taopd.cli.time_left import TimeLeft
 from taopd.experiments.pool import last_evaluation, logged_steps
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class StudyProgress:
         # The lines of this table come as often by themselves.
         heartbeat.current().mute()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._started = time.monotonic()
-        self._share_at_start: float | None = None
+        self._left = TimeLeft()
         if self._live is not None:
             self._live.start()
         return self
@@ -81,10 +81,6 @@ class StudyProgress:
                 self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def share(self) -> float:
-        """Share of the study that is done, arms weighted alike."""
-        return sum(self._share(folder) for folder in self._folders.values()) / len(self._folders)
-
     def _share(self, folder: Path) -> float:
         if (folder / "results.json").exists():
             return 1.0
@@ -97,21 +93,14 @@ class StudyProgress:
         return min(1.0, self._steps.get(folder, logged_steps(folder)) / total)
 
     def _line(self, num_done: int) -> str:
-        share = self.share()
+        folders = list(self._folders.values())
+        shares = [self._share(folder) for folder in folders]
+        seconds = self._left.seconds(shares, [(f / "results.json").exists() for f in folders])
+        left = "?" if seconds is None else str(timedelta(seconds=round(seconds)))
         return (
-            f"{num_done} of {len(self._folders)} arms finished, {100 * share:.0f} % of the work, "
-            f"{self._left(share)} left"
+            f"{num_done} of {len(folders)} arms finished, {100 * sum(shares) / len(shares):.0f} % of the "
+            f"steps, {left} left"
         )
-
-    def _left(self, share: float) -> str:
-        if self._share_at_start is None:
-            self._share_at_start = share
-        gained = share - self._share_at_start
-        if gained <= 0:
-            return "?"
-        seconds = (time.monotonic() - self._started) * (1 - share) / gained
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes}:{rest:02d}"
 
     def _table(self) -> Any:
         from rich import box

@@ -24,12 +24,15 @@ from transformers.trainer_callback import ProgressCallback
 
 from taopd.errors import DataError
 from taopd.experiments.evaluation.evaluate import evaluate
-from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT
+from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT, THREADS
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.trainer import TeachabilityTrainer
+
+MANY_PARAMETERS = 10_000_000
+"""A student from this size on computes faster on several CPU threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,9 +219,18 @@ def shares(counts: Mapping[str, int]) -> dict[str, float]:
     return {kind: count / total for kind, count in sorted(counts.items())}
 
 
+def _num_threads(num_parameters: int) -> int:
+    """CPU threads of an arm's model."""
+    if torch.cuda.is_available():
+        return torch.get_num_threads()
+    # A tiny model is slower on several, and its results must not depend on how many arms run at a time.
+    return int(os.environ.get(THREADS, 1)) if num_parameters >= MANY_PARAMETERS else 1
+
+
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train and evaluate one arm; write and return its results."""
-    torch.set_num_threads(1 if not torch.cuda.is_available() else torch.get_num_threads())
+    student = load_model(arm.student, dtype=torch.float32)
+    torch.set_num_threads(_num_threads(student.num_parameters()))
     defaults: dict[str, Any] = {
         "use_cpu": not torch.cuda.is_available(),
         "bf16": torch.cuda.is_available(),
@@ -231,7 +243,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     curve = AccuracyCurve(arm, tokenizer, tokens, folder)
     stop = StopRule(arm, tokens, curve)
     trainer = TeachabilityTrainer(
-        model=load_model(arm.student, dtype=torch.float32),
+        model=student,
         teacher_model=arm.teacher,
         args=args,
         train_dataset=load_prompts(arm.prompts, split="train"),

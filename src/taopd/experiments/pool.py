@@ -22,6 +22,8 @@ ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of a process beside which others compute."""
+THREADS = "TAOPD_THREADS"
+"""Environment variable of an arm: its share of the CPU's cores, which a large model uses."""
 STOP_WITH_PARENT = "--stop-with-parent"
 """Flag of `python -m taopd.experiments.arm`: a killed comparison leaves no arms running."""
 CURVE_FILE = "accuracy.jsonl"
@@ -62,7 +64,8 @@ def run_pool(
                 if devices:
                     used = [device_of[other] for other in running]
                     device_of[folder] = min(devices, key=used.count)
-                running[folder] = _start(folder, *([device_of[folder]] if devices else []))
+                threads = max(1, (os.cpu_count() or 1) // num_workers)
+                running[folder] = _start(folder, threads, device_of.get(folder))
             for folder, process in list(running.items()):
                 progress(folder, logged_steps(folder))
                 if process.poll() is None:
@@ -106,8 +109,8 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _start(folder: Path, device: str | None = None) -> subprocess.Popen:
-    environment = os.environ | ONE_THREAD
+def _start(folder: Path, threads: int, device: str | None) -> subprocess.Popen:
+    environment = os.environ | ONE_THREAD | {THREADS: str(threads)}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     with open(folder / "log.txt", "w") as log:
