@@ -23,16 +23,14 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from taopd.errors import DataError
+from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.evaluation.evaluate import evaluate
-from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT, THREADS
+from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.trainer import TeachabilityTrainer
-
-MANY_PARAMETERS = 10_000_000
-"""A student from this size on computes faster on several CPU threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,21 +217,14 @@ def shares(counts: Mapping[str, int]) -> dict[str, float]:
     return {kind: count / total for kind, count in sorted(counts.items())}
 
 
-def _num_threads(num_parameters: int) -> int:
-    """CPU threads of an arm's model."""
-    if torch.cuda.is_available():
-        return torch.get_num_threads()
-    # A tiny model is slower on several, and its results must not depend on how many arms run at a time.
-    return int(os.environ.get(THREADS, 1)) if num_parameters >= MANY_PARAMETERS else 1
-
-
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train and evaluate one arm; write and return its results."""
     student = load_model(arm.student, dtype=torch.float32)
-    torch.set_num_threads(_num_threads(student.num_parameters()))
+    size = student.num_parameters()
+    torch.set_num_threads(num_threads(size))
     defaults: dict[str, Any] = {
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available(),
+        "bf16": use_bf16(size),
         "report_to": "none",
         "save_strategy": "no",
     }
@@ -265,6 +256,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "kept_fraction": sum(kept) / len(kept),
         "selected_share_by_kind": shares(by_kind),
         "selected_by_kind_curve": tokens.by_kind_curve,
+        "dtype": "bfloat16" if args.bf16 else "float32",
         "train_seconds": seconds,
         "train_seconds_curve": curve.curve("train_seconds"),
         "steps": trainer.state.global_step,
