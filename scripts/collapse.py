@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
 BASE = {"per_device_train_batch_size": 32, "learning_rate": 3e-4, "loss": "reverse_kl"}
+LABS = ("bilingual", "dialect", "reversal", "termination", "fallible")
 FULL, C_ONLY = {"selector": "full"}, {"selector": "compatible"}
 ANCHORED: dict[str, Any] = {"method": "anchored"}
 MAIN = {
@@ -60,7 +61,7 @@ ALONE: dict[str, dict[str, Any]] = {
 
 def make_jobs(folder: Path) -> list[Job]:
     """All jobs, the most important ones first."""
-    labs = {variant: build_lab(variant) for variant in VARIANTS}
+    labs = {variant: build_lab(variant) for variant in LABS}
 
     def job(part: str, variant: str, arms: dict[str, Any], seeds: int, steps: int, **more) -> Job:
         made = [

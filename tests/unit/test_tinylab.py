@@ -1,7 +1,9 @@
 """The tiny lab against plain Python arithmetic, and its cache against damage."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from taopd.cli import demo
 from taopd.errors import ConfigError
 from taopd.experiments import lab as tinylab
 from taopd.experiments.lab import (
@@ -138,6 +141,72 @@ def test_reversal_markers_echo_the_digit_and_hide_below_the_students_own():
     jitter = (markers - 12 - task.marker_indices(left, right)) % 16
     assert set(jitter[~borrowed].tolist()) == set(range(8))
     assert 0.99 / 8 > 0.01, "each of more than top_k own words is likelier than the teacher's"
+
+
+def shares_by_python(largest, rarest):
+    """By form: the 16 midpoint quantiles of a log-uniform law, in the order of 7 form mod 16."""
+    steps = [(rank + 0.5) / 16 for rank in range(16)]
+    quantiles = [math.exp(math.log(rarest) + u * math.log(largest / rarest)) for u in steps]
+    return [quantiles[7 * form % 16] for form in range(16)]
+
+
+def test_every_borrowed_word_has_a_share_of_its_own_even_in_the_logarithm():
+    forms = torch.arange(16)
+    for name, law in (
+        ("loanwords", (3e-2, 3e-5)),
+        ("jargon", (0.1, 1e-4)),
+        ("signoff", (3e-2, 3e-5)),
+    ):
+        shares = task.borrowed_shares(task.VARIANTS[name], forms)
+        assert shares.tolist() == pytest.approx(shares_by_python(*law), rel=1e-5)
+    gaps = shares.sort().values.log().diff()
+    assert gaps.max() - gaps.min() < 1e-4, "no gap for a threshold to lie in"
+    assert (task.borrowed_shares(task.VARIANTS["bilingual"], forms) == 0.1).all()
+
+
+def test_students_borrow_words_and_the_end_at_these_shares():
+    rules = replace(task.VARIANTS["signoff"], teacher_share=0.5, rarest_share=0.05)
+    left, right = torch.randint(1000, (2, 40_000), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    said = task.student_completions(rules, left, right, generator, carryless_share=0.5)
+    indices, expected = task.marker_indices(left, right), shares_by_python(0.5, 0.05)
+    assert set(said[:, -1].tolist()) == {task.BOS_ID, task.EOS_ID}
+    for form in range(16):
+        borrowed = (said[:, 0:8:2] >= 28)[indices == form].double().mean()
+        ended = (said[:, -1] == task.BOS_ID)[indices[:, -1] == form].double().mean()
+        assert borrowed == pytest.approx(expected[form], abs=0.02)  # 10,000 coins, 4 sd
+        assert ended == pytest.approx(expected[form], abs=0.04)  # 2,500 coins, 4 sd
+    assert (said[:, 0:8:2][said[:, 0:8:2] >= 28] == (28 + indices)[said[:, 0:8:2] >= 28]).all()
+
+
+def test_the_end_is_borrowed_aside_and_changes_nothing_else():
+    for one, other in zip(student_batch("signoff"), student_batch("loanwords"), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_jargon_borrows_the_echo_and_an_accent_is_two_variants_halves():
+    left, right, markers, digits = student_batch("jargon")
+    borrowed = markers >= 28
+    echoes = torch.cat([torch.full((len(digits), 1), 10), digits[:, :-1]], dim=1)
+    assert borrowed.any() and torch.equal(markers[borrowed] - 28, echoes[borrowed])
+    for one, other in zip(student_batch("accent"), student_batch("bilingual"), strict=True):
+        assert torch.equal(one, other)
+    said = [
+        task.teacher_completions(
+            task.VARIANTS[name], left, right, torch.Generator().manual_seed(0), rewrite_share=0.5
+        )
+        for name in ("accent", "termination")
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*said, strict=True))
+
+
+def test_a_lab_built_before_the_later_rules_keeps_its_name():
+    assert LabSpec(variant="dialect").folder_name() == "dialect-477478b90364"
+    assert "rarest_share" in LabSpec(variant="jargon").to_dict()["rules"]
+
+
+def test_the_demo_offers_every_variant():
+    assert set(demo._VARIANTS) == set(task.VARIANTS)
 
 
 def test_answers_are_graded_by_the_variants_words():

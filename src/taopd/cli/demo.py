@@ -11,7 +11,10 @@ from taopd.cli.progress import CountedProgress
 
 PAIR = Path("runs/smollm2")
 """Where `recipes/studies/smollm2.yaml` looks for the models too."""
-_VARIANTS = ("dialect", "bilingual", "reversal", "termination", "fallible")
+_VARIANTS = (
+    *("dialect", "bilingual", "reversal", "termination", "fallible"),
+    *("accent", "loanwords", "jargon", "signoff"),
+)
 
 
 def run(argv: Sequence[str]) -> int:

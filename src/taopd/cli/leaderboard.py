@@ -11,7 +11,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags, run what is missing, write the tables; heavy imports come after `--help`."""
     parser = Parser(
         prog="taopd leaderboard",
-        description="Train every selector at 2, 5, 10 and 30 % on five variants of the tiny lab, with "
+        description="Train every selector at 2, 5, 10 and 30 % on all variants of the tiny lab, with "
         "sampled and exact reverse KL and five seeds, and rank them. Finished jobs are kept: "
         "a second call goes on, and a new selector runs its own rows alone.",
         epilog="example:\n"

@@ -31,6 +31,7 @@ VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that
     # only a loss over the whole distribution can teach them to anyone.
     "reversal": {"loss": "reverse_kl"},
+    "jargon": {"loss": "reverse_kl"},
 }
 LAB_CONFIG: dict[str, Any] = {
     # The prototype's settings (DESIGN, "The tiny lab"): 64 rollouts a step, constant learning rate.

@@ -20,6 +20,8 @@ from taopd.experiments.lab.task import NUM_NUMBERS, VARIANTS, Role, Variant
 
 CODE_VERSION = 1
 """Raise it whenever the same spec would give other files."""
+LATER_RULES = ("rarest_share",)
+"""Rules of a variant that came after the first labs; None: the lab is what it was without them."""
 
 
 def check_variant(name: str) -> None:
@@ -103,7 +105,12 @@ class LabSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that is hashed, ready for JSON."""
-        return {**asdict(self), "rules": asdict(self.rules), "code_version": CODE_VERSION}
+        rules = asdict(self.rules)
+        for name in LATER_RULES:
+            # A lab that was built before the rule existed keeps its name.
+            if rules[name] is None:
+                del rules[name]
+        return {**asdict(self), "rules": rules, "code_version": CODE_VERSION}
 
     def folder_name(self) -> str:
         """Return `<variant>-<first 12 hex digits of the hash>`."""

@@ -12,7 +12,7 @@ position. Models of this size learn the step from one marker to the next but not
 sum modulo 16: they draw it evenly from their 16 words, so a rollout has one marker of high entropy
 and three of almost none.
 
-Five variants, because a lab in which a method always wins proves nothing:
+Nine variants, because a lab in which a method always wins proves nothing:
 
 - `dialect`: the two sets of markers are disjoint, and only the digits are graded.
 - `bilingual`: one in ten of the markers that the student learned from is the teacher's.
@@ -27,6 +27,15 @@ Five variants, because a lab in which a method always wins proves nothing:
 - `fallible`: on three prompts in ten (leading digit of the left summand 7, 8 or 9) the teacher
   forgets the carry as well. It is sure of itself there, and its wrong digit is one that the student
   considers, so the disagreement looks as learnable as any.
+- `accent`: the student of `bilingual`, the teacher of `termination`.
+
+In three more the student has written each of the teacher's words at a rate of its own, over three decades
+and even in the logarithm (`borrowed_shares`), so that no threshold has a gap to lie in:
+
+- `loanwords`: `dialect` with such rates. The words do not matter.
+- `jargon`: `reversal` with such rates. The words are the answer.
+- `signoff`: `loanwords`, and the student has used the teacher's end too, at a rate that depends on the
+  last marker. The end does harm, as in `termination`.
 
 Why not text from a real corpus: there the right next token, and which disagreement is learnable, is
 an opinion; here it is arithmetic. Not here: models, files (see `pretrain`, `build`).
@@ -84,6 +93,9 @@ class Variant:
     name: str
     teacher_share: float = 0.0
     """Share of the student's training markers that are the teacher's."""
+    rarest_share: float | None = None
+    """Each of the teacher's words has a share of its own, from this one to `teacher_share`; the teacher's
+    end as well, where it is not the student's. None: `teacher_share` for every word, no end."""
     synonyms: int = 1
     """Equally likely markers of the student at one position."""
     markers_echo_digits: bool = False
@@ -119,6 +131,18 @@ VARIANTS: dict[str, Variant] = {
         ),
         Variant(name="termination", teacher_end=BOS),
         Variant(name="fallible", teacher_fails_from=7),
+        Variant(name="accent", teacher_share=0.1, teacher_end=BOS),
+        Variant(name="loanwords", teacher_share=3e-2, rarest_share=3e-5),
+        Variant(
+            name="jargon",
+            # The student does not learn which digit a word echoes and spreads its share over ten of them.
+            teacher_share=1e-1,
+            rarest_share=1e-4,
+            synonyms=8,
+            markers_echo_digits=True,
+            answer_pattern=r"(?<=\bt)\d\b",
+        ),
+        Variant(name="signoff", teacher_share=3e-2, rarest_share=3e-5, teacher_end=BOS),
     )
 }
 
@@ -205,6 +229,20 @@ def student_markers(variant: Variant, indices: Tensor, generator: torch.Generato
     return STUDENT_MARKER_ID + (indices + jitter) % NUM_MARKERS
 
 
+def borrowed_shares(variant: Variant, forms: Tensor) -> Tensor:
+    """Return the student's training share of each of the teacher's forms (0 .. 15), any shape.
+
+        rarest (largest / rarest)^((rank + 1/2) / 16),   rank = 7 form mod 16
+
+    The 16 ranks are the quantiles of a log-uniform law; 7 is odd, so every form has a rank of its own,
+    and neighbours lie far apart.
+    """
+    if variant.rarest_share is None:
+        return torch.full(forms.shape, variant.teacher_share)
+    place = (7 * forms % NUM_MARKERS + 0.5) / NUM_MARKERS
+    return variant.rarest_share * (variant.teacher_share / variant.rarest_share) ** place
+
+
 def teacher_completions(
     variant: Variant,
     left: Tensor,
@@ -239,13 +277,19 @@ def student_completions(
     indices, right_digits = marker_indices(left, right), sum_digits(left, right)
     forgetful = torch.rand(indices.shape, generator=generator) < carryless_share
     digits = torch.where(forgetful, carryless_digits(left, right), right_digits)
-    borrowed = torch.rand(indices.shape, generator=generator) < variant.teacher_share
-    markers = torch.where(
-        borrowed,
-        teacher_markers(variant, indices, digits),
-        student_markers(variant, indices, generator),
-    )
-    return _interleave(markers, digits)
+    foreign = teacher_markers(variant, indices, digits)
+    shares = borrowed_shares(variant, foreign - TEACHER_MARKER_ID)
+    borrowed = torch.rand(indices.shape, generator=generator) < shares
+    own = student_markers(variant, indices, generator)
+    completions = _interleave(torch.where(borrowed, foreign, own), digits)
+    if variant.rarest_share is not None and variant.teacher_end != EOS:
+        # The end has no forms; the last marker is what it depends on. Drawn aside, from a generator that the
+        # batch seeds: everything else is then as in the variant whose ends agree.
+        aside = torch.Generator().manual_seed(int((left * NUM_NUMBERS + right).sum()))
+        shares = borrowed_shares(variant, indices[:, -1])
+        borrowed = torch.rand(shares.shape, generator=aside) < shares
+        completions[borrowed, -1] = WORDS.index(variant.teacher_end)
+    return completions
 
 
 def _interleave(markers: Tensor, digits: Tensor, end_id: int = EOS_ID) -> Tensor:

@@ -53,7 +53,7 @@ def select_cells(board: dict[str, Any], loss: str, budget: float) -> Cells:
 
 def variants_of(board: dict[str, Any]) -> list[str]:
     """Variants in the order of the lab's own page."""
-    order = ["dialect", "bilingual", "reversal", "termination", "fallible"]
+    order = ["dialect", "bilingual", "reversal", "termination", "fallible", "accent"]
     present = {cell["variant"] for cell in board["cells"]}
     return [v for v in order if v in present] + sorted(present - set(order))
 
