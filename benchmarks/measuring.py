@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,33 @@ def last_line(*arguments: str, environment: Mapping[str, str] | None = None) -> 
     if done.returncode:
         sys.exit(done.stderr)
     return done.stdout.splitlines()[-1]
+
+
+def first_lines(arguments: Sequence[str], marks: Mapping[str, str]) -> dict[str, float]:
+    """Run `python -m ARGUMENTS`; seconds until a line holds each mark, by the clock and of the process.
+
+    Marks are looked for in their order; "" is any line.
+    """
+    began, found, output = time.monotonic(), {}, []
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    waiting = list(marks.items())
+    for line in process.stdout:
+        output.append(line)
+        if waiting and waiting[0][1] in line:
+            name = waiting.pop(0)[0]
+            found[f"{name}_s"] = time.monotonic() - began
+            # Fields 14 and 15: user and system time in ticks. The name before them may hold blanks.
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            found[f"{name}_cpu_s"] = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    if process.wait() or waiting:
+        sys.exit("".join(output))
+    return found
 
 
 def call_seconds(function: Callable[[], object], *, warmup: int, repeats: int) -> list[float]:

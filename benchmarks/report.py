@@ -168,7 +168,40 @@ def anchor(document: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def real(document: dict[str, Any], folder: Path) -> str:
+    """Table of bench_real."""
+    result = document["result"]
+    lines = [
+        "| arm | sample s | score s | select s | update s | step s | update, of TRL's | step, of TRL's | "
+        "peak MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        stages = (f"{row[f'{s}_s']:.2f}" for s in ("sample", "score", "select", "update", "step"))
+        ratios = (f"{row[f'{s}_of_trl']:.2f}" for s in ("update", "step"))
+        lines.append(
+            f"| {row['arm']} | {' | '.join(stages)} | {' | '.join(ratios)} | {row['peak_mib']:.0f} |"
+        )
+    cosine = next(r["cosine_with_exact"] for r in result["rows"] if "cosine_with_exact" in r)
+    start = result["start_up"]
+    words = (
+        f"SmolLM2-135M, {result['rollouts']} rollouts of at most {result['max_new_tokens']} tokens "
+        f"({result['completion_tokens']} in all), {result['dtype']}, {result['threads']} threads; medians of "
+        f"{result['repeats']} steps, arms taking turns, in seconds of each arm's own process. update: a step "
+        "without sampling and optimizer. The gradient of all tokens differs from TRL's by "
+        f"{result['gradient_error']:.1e} (cosine {result['gradient_cosine']:.5f}); window 8 has a cosine of "
+        f"{cosine:.2f} with the exact gradient at 5 %."
+    )
+    started = (
+        f"`taopd train` writes its first line {start['first_line_s']:.1f} s after the command and ends "
+        f"step 1 after {start['step_1_s']:.1f} s ({start['first_line_cpu_s']:.1f} s and "
+        f"{start['step_1_cpu_s']:.1f} s of its process)."
+    )
+    return "\n".join([words, "", *lines, "", started])
+
+
 SECTIONS = {
+    "real": ("A real language model: SmolLM2-135M against TRL", real),
     "teacher": ("A teacher behind a server against the server's own time", teacher),
     "anchor": ("Student update: the default's anchors against the published method", anchor),
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),

@@ -137,6 +137,17 @@ def test_a_name_that_only_the_hub_could_know_fails_at_once_without_a_hub(monkeyp
     assert time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize("place", ["/proc/taopd/run", "file/run"])
+def test_an_impossible_output_is_refused_before_the_models_are_made(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    assert cli.main(["demo", "--real", "--output", place]) == 2
+    assert f"cannot write to '{place}'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

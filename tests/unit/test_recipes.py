@@ -1,15 +1,19 @@
 """Recipes. Oracles: the published scripts' settings, written out here, and the config dataclass."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from taopd.cli.lab_paths import lab_settings, with_lab_paths
 from taopd.errors import ConfigError
+from taopd.experiments.smollm2.pair import Pair
+from taopd.experiments.smollm2.real import STEPS, real_study
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.run import base_config
 from taopd.runs.validation import read_yaml
+from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings_file import parse_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -25,7 +29,8 @@ STUDIES = sorted(path for name in ("paper", "studies") for path in (RECIPES / na
 
 
 def test_there_are_no_other_recipes():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, "teacher-server", "tiny"}
+    others = {"smollm2", "teacher-server", "tiny"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, *others}
     assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == FOLDERS
     assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
 
@@ -89,6 +94,34 @@ def test_published_studies(name):
     assert study.prompts == recipe["dataset_name"]
     for key, value in study.config.items():
         assert recipe[key] == value, key
+
+
+def test_the_recipe_the_studies_and_the_demo_of_smollm2_are_one_setting():
+    """They differ in what they are there to vary, and nowhere else."""
+    study = load_study_file(RECIPES / "studies" / "smollm2.yaml")
+    rates = load_study_file(RECIPES / "studies" / "smollm2-rates.yaml")
+    demo = real_study(Pair(Path("runs/smollm2")))
+    for name in ("student", "teacher", "prompts", "match", "random_control", "full_control"):
+        assert getattr(study, name) == getattr(rates, name) == getattr(demo, name), name
+    steps = {"max_steps": STEPS}
+    assert study.config | steps == rates.config == demo.config
+    assert rates.arms == demo.arms == [arm for arm in study.arms if arm in demo.arms]
+    assert rates.config["learning_rate"] in rates.rates
+    path = RECIPES / "smollm2.yaml"
+    recipe = parse_settings(str(path), []).resolved()
+    # As `run_arm` makes an arm on a CPU.
+    on_cpu = {"use_cpu": True, "bf16": False, "report_to": "none", "seed": 0}
+    arm = study.config | {"selector": "teachability", "method": "anchored"} | on_cpu
+    wanted = TeachabilityConfig(output_dir=recipe["output_dir"], save_steps=20, **arm).to_dict()
+    own = {field.name for field in fields(TeachabilityConfig)} & wanted.keys() & recipe.keys()
+    ours = {"dataset_name", "model_name_or_path", "teacher_model_name_or_path", "run_name"}
+    differing = {key for key in own - ours if str(recipe[key]) != str(wanted[key])}
+    assert not differing, differing
+    assert [recipe[f"{kind}model_name_or_path"] for kind in ("", "teacher_")] == [
+        study.student,
+        study.teacher,
+    ]
+    assert recipe["dataset_name"] == study.prompts
 
 
 def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path):

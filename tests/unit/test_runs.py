@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,10 @@ def test_bad_targets(tmp_path):
         RunFolder.create(tmp_path / "file")
     with pytest.raises(DataError, match="cannot write"):
         RunFolder.create(tmp_path / "file" / "below")
+    for place in (tmp_path / "file" / "below", Path("/proc/taopd/run")):
+        with pytest.raises(DataError, match=f"cannot write to .*{place.name}"):
+            RunFolder.check(place)  # Before the hours that come first are spent.
+    RunFolder.check(tmp_path / "a" / "b")
     with pytest.raises(ConfigError, match="exclude each other"):
         RunFolder.create(tmp_path / "x", resume=True, overwrite=True)
     assert names(tmp_path) == {"file"}

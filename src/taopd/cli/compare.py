@@ -50,8 +50,9 @@ def _parser() -> Parser:
         "over seeds, collapsed seeds, paired differences to full distillation and to random tokens with "
         "corrected p, a picture, and the smallest difference that the seeds can detect.",
         epilog="The file: student, teacher, prompts (or lab: dialect), config (settings of all arms), arms\n"
-        "(a list) and/or grid (setting: list of values), seeds, equal (steps, update_norm, selected_tokens\n"
-        "or seconds), evaluate_every, num_test_prompts, random_control, full_control, output, ...\n\n"
+        "(a list) and/or grid (setting: list of values), seeds, rates (learning rates, each arm at each),\n"
+        "equal (steps, update_norm, selected_tokens or seconds), evaluate_every, num_test_prompts,\n"
+        "random_control, full_control, output, ...\n\n"
         "example:\n  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study",
     )
     add = parser.flag
@@ -120,13 +121,20 @@ def _show(results: dict[str, Any], output: Path) -> None:
     import json
 
     from taopd.report.console import plain_console
+    from taopd.report.figures.rates import draw as draw_rates
     from taopd.report.figures.study import draw
+    from taopd.report.rates_table import shared_words
+    from taopd.report.rates_table import table as rates_table
     from taopd.report.study_table import markdown, table
     from taopd.runs.jsonl import write_text
 
     console = plain_console()
     console.print(table(results))
     console.print(results["noise_floor"]["words"], highlight=False)
+    if "rates" in results:
+        console.print(rates_table(results))
+        console.print(shared_words(results), highlight=False)
+        draw_rates(results, output)
     seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
     picture = draw(results, output)[0]
     write_text(output / "summary.md", markdown(results, seconds))
@@ -142,4 +150,5 @@ def _print_arms(study: Any) -> None:
     for arm in arms:
         settings = ", ".join(f"{key}={value}" for key, value in arm.settings.items())
         print(f"{arm.name:<36} {settings}{'  (added control)' if arm.added else ''}")
-    print(f"{len(arms)} arms x {len(study.seeds)} seed(s), equal {study.equal}")
+    rates = f" (learning rates: {len(study.rates)})" if study.rates else ""
+    print(f"{len(arms)} arms{rates} x {len(study.seeds)} seed(s), equal {study.equal}")

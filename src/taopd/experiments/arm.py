@@ -132,7 +132,10 @@ class AccuracyCurve(TrainerCallback):
             "step": step,
             **{f"accuracy_{how}": result.accuracy for how, result in results.items()},
             # Arms are compared problem by problem: one digit for each.
-            "right_greedy": "".join("01"[t["correct"]] for t in results["greedy"].transcripts),
+            **{
+                f"right_{how}": "".join("01"[t["correct"]] for t in result.transcripts)
+                for how, result in results.items()
+            },
             "mean_tokens_greedy": mean(t["num_tokens"] for t in results["greedy"].transcripts),
             "selected_tokens": self._tokens.total,
             "train_seconds": round(started - self._begun - self.seconds, 3),
@@ -201,6 +204,7 @@ def outcome(
         "selector": args.selector,
         "budget": args.budget if args.selector != "full" else 1.0,
         "loss": args.loss,
+        "learning_rate": args.learning_rate,
         "seed": arm.seed,
         "base_accuracy": greedy[0][1],
         "accuracy_greedy": greedy[-1][1],
@@ -265,6 +269,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "selected_tokens_curve": curve.curve("selected_tokens"),
         "prompt_digests": curve.curve("prompt_digests"),
         "right_greedy_curve": curve.curve("right_greedy"),
+        "right_sampled_curve": curve.curve("right_sampled"),
         "mean_tokens_greedy_curve": curve.curve("mean_tokens_greedy"),
     }
     write_json(folder / "results.json", results)

@@ -6,6 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from taopd.report import rates_table
+
 Bracket = Callable[[float | None, float | None, float], str]
 _EQUAL_WORDS = {
     "steps": "equal optimizer steps ({:g})",
@@ -108,6 +110,7 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
         "",
     ]
     lines += [f"{arm['name']}: {arm['note']}.\n" for arm in results["arms"] if "note" in arm]
+    lines += rates_table.markdown(results) if "rates" in results else []
     return "\n".join(lines)
 
 

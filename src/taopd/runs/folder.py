@@ -14,6 +14,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,11 +80,12 @@ class RunFolder:
 
     @staticmethod
     def check(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-        """Return the absolute path if `create` would accept it; write nothing.
+        """Return the absolute path if `create` would accept it; leave nothing behind.
 
         Raises:
             ConfigError: `resume` and `overwrite` together.
-            DataError: the folder holds another run, another process writes into it, or `path` is a file.
+            DataError: the folder holds another run, another process writes into it, `path` is a file, or
+                nothing can be written there.
         """
         if resume and overwrite:
             raise ConfigError(
@@ -111,6 +113,8 @@ class RunFolder:
                 "with --resume, or start anew with --overwrite"
             )
         refuse_if_held(folder)
+        with cannot_write_to(path):
+            _try_writing(folder)
         return folder
 
     @classmethod
@@ -166,6 +170,15 @@ def cannot_write_to(path: str | Path) -> Iterator[None]:
             raise
         why = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
+
+
+def _try_writing(folder: Path) -> None:
+    """Make a folder and remove it, in this one or where it would be made.
+
+    Rights alone do not tell: root has all of them, also where the system has no room for a file (/proc).
+    """
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    Path(tempfile.mkdtemp(prefix=".taopd-", dir=place)).rmdir()
 
 
 def _empty(folder: Path, patterns: Sequence[str]) -> None:

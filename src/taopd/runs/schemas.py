@@ -19,6 +19,7 @@ from taopd.runs.validation import (
     Maybe,
     Some,
     fit,
+    number,
     shown,
     whole,
 )
@@ -41,6 +42,7 @@ OUTCOME = {
     "selector?": TEXT,
     "loss?": Maybe(TEXT),
     "budget?": SHARE,
+    "learning_rate?": Maybe(NUMBER),
     "seed?": Maybe(WHOLE),
     "base_accuracy?": SHARE,
     "accuracy_greedy?": SHARE,
@@ -56,8 +58,35 @@ OUTCOME = {
     "train_seconds?": NUMBER,
     "train_seconds_curve?": [(WHOLE, NUMBER)],
     "prompt_digests?": [(WHOLE, TEXT)],
+    "right_greedy_curve?": [(WHOLE, TEXT)],
+    "right_sampled_curve?": [(WHOLE, TEXT)],
 }
 """One arm and seed, as `taopd.experiments.arm.run_arm` leaves it."""
+_BOUNDS = Maybe({"low": Maybe(NUMBER), "high": Maybe(NUMBER)})
+_UNITS = {"over_seeds?": _BOUNDS, "over_problems?": _BOUNDS}
+_AT_RATES = {"rates": (NUMBER, NUMBER), "difference": NUMBER} | _UNITS
+RATES = {
+    "rates": Some(number(1e-30)),
+    "shared_rate": number(1e-30),
+    "shared_by": TEXT,
+    "arms": Some(
+        {
+            "name": TEXT,
+            "curve": Some((number(1e-30), SHARE)),
+            "best_rate": NUMBER,
+            "best": SHARE,
+            "spread": {"points": NUMBER} | _UNITS,
+        }
+        | _UNITS
+    ),
+    "comparisons": [
+        {
+            **{"arm": TEXT, "to": TEXT, "reference": TEXT},
+            **{"own_best": _AT_RATES, "shared": Maybe(_AT_RATES)},
+        }
+    ],
+}
+"""What `taopd.experiments.study.own_best.compare` gives."""
 STUDY = {
     # An analysed arm has means over its seeds, which are no whole numbers.
     "arms?": [OUTCOME | dict.fromkeys(("steps?", "selected_tokens?"), NUMBER) | _ESTIMATES],
@@ -70,6 +99,7 @@ STUDY = {
             "p_holm?": Maybe(NUMBER),
         }
     ],
+    "rates?": RATES,
 }
 TRAINER_STATE = {"global_step": WHOLE}
 QUESTION = {
@@ -78,6 +108,8 @@ QUESTION = {
         "amount": Maybe(NUMBER),
         "metric": TEXT,
         "collapse_points": NUMBER,
+        "rates?": [number(1e-30)],
+        "shared_rate?": Maybe(NUMBER),
     },
     "controls": {...: {...: Maybe(TEXT)}},
 }

@@ -28,6 +28,7 @@ from taopd.experiments.smollm2 import word_problems
 from taopd.experiments.smollm2.weights import GGUF_SHA256, convert, fetch_gguf
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.prompts import load_prompts
+from taopd.runs.folder import cannot_write_to
 from taopd.runs.jsonl import write_json
 
 MANIFEST = "pair.json"
@@ -108,8 +109,9 @@ def make_pair(
     if folder.exists():
         _check(folder, about)
         return Pair(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with cannot_write_to(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         pair = Pair(workshop)
         if base is None:

@@ -3,7 +3,8 @@
 Takes what `experiments.arm.run_arm` writes, one mapping per arm and seed, and nothing else; an engine that
 writes the same keys is compared the same way. Needed: name, selector, budget, seed, accuracy_greedy,
 accuracy_sampled, accuracy_curve. Used where present: accuracy_sampled_curve, kept_fraction,
-num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, stopped_by.
+num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, learning_rate, stopped_by;
+with learning rates also right_greedy_curve or right_sampled_curve.
 
 Wall-clock values are left out of `analyse` and kept by `timings`, so that the results of a study that was
 killed and resumed are those of one that was not, byte for byte.
@@ -20,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.study import noise
+from taopd.experiments.study import noise, own_best
 from taopd.experiments.study.statistics import Estimate, holm, t_estimate
 from taopd.runs.schemas import OUTCOME, QUESTION
 from taopd.runs.validation import fit, read_document
@@ -33,7 +34,7 @@ REFERENCES = ("full", "random")
 NEEDED = ("name", "selector", "budget", "seed", "accuracy_curve", "accuracy_greedy")
 _WALL_CLOCK = ("train_seconds", "train_seconds_curve")
 _KEPT_KEYS = (
-    *("name", "selector", "budget", "loss", "seed", "steps", "stopped_by"),
+    *("name", "selector", "budget", "loss", "learning_rate", "seed", "steps", "stopped_by"),
     *("base_accuracy", "accuracy_greedy", "accuracy_sampled"),
     *("accuracy_curve", "accuracy_sampled_curve", "num_test_prompts"),
     *("kept_fraction", "selected_share_by_kind", "selected_tokens", "selected_tokens_curve"),
@@ -52,6 +53,10 @@ class Question:
     amount: float | None = None
     metric: str = "greedy"
     collapse_points: float = COLLAPSE_POINTS
+    rates: tuple[float, ...] = ()
+    """Learning rates at which every arm was run; its outcomes bear the names of `own_best.at_rate`."""
+    shared_rate: float | None = None
+    """The one that the study's config names."""
 
 
 def read_outcomes(folder: Path) -> list[dict[str, Any]]:
@@ -81,7 +86,8 @@ def read_question(folder: Path) -> tuple["Question", Controls | None]:
     if asked["metric"] not in METRICS:
         raise DataError(f"{path}, question, metric: expected one of {', '.join(METRICS)}")
     names = ("equal", "amount", "metric", "collapse_points")
-    return Question(**{name: asked[name] for name in names}), config["controls"]
+    rates = {"rates": tuple(asked.get("rates") or ()), "shared_rate": asked.get("shared_rate")}
+    return Question(**{name: asked[name] for name in names}, **rates), config["controls"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -116,6 +122,7 @@ def analyse(
     controls = find_controls(groups) if controls is None else controls
     arms = [_describe(name, group, question) for name, group in groups.items()]
     comparisons = _compare(groups, controls, question)
+    several = {} if not question.rates else {"rates": _at_rates(groups, controls, question)}
     return {
         "question": asdict(question),
         "seeds": sorted({outcome["seed"] for outcome in outcomes}),
@@ -126,7 +133,17 @@ def analyse(
         "outcomes": [
             {key: outcome[key] for key in _KEPT_KEYS if key in outcome} for outcome in _flat(groups)
         ],
-    }
+    } | several
+
+
+def _at_rates(groups: "Groups", controls: Controls, question: Question) -> dict[str, Any]:
+    return own_best.compare(
+        groups,
+        controls,
+        rates=question.rates,
+        shared_rate=question.shared_rate,
+        metric=question.metric,
+    )
 
 
 def timings(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -160,13 +177,14 @@ def _flat(groups: Groups) -> list[Outcome]:
 
 
 def find_controls(groups: Groups) -> dict[str, dict[str, str | None]]:
-    """Each arm's random arm of the same budget and loss, and full arm of the same loss."""
+    """Each arm's random arm of the same budget, loss and learning rate, and full arm of the same two."""
     first = {name: next(iter(group.values())) for name, group in groups.items()}
 
     def find(of: Outcome, selector: str) -> str | None:
         for name, other in first.items():
             same = selector == "full" or other["budget"] == of["budget"]
-            if other["selector"] == selector and same and other.get("loss") == of.get("loss"):
+            same = same and all(other.get(k) == of.get(k) for k in ("loss", "learning_rate"))
+            if other["selector"] == selector and same:
                 return name
         return None
 

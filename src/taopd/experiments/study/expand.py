@@ -1,18 +1,20 @@
 """From a study file to its arms: names, settings, and the controls that each is compared with.
 
 Unless refused, every arm gets a random arm that differs from it by the selector alone, and a full arm with
-the same loss; arms of the file that already are these controls are used as they are.
+the same loss; arms of the file that already are these controls are used as they are. With `rates`, every
+arm becomes one arm per learning rate, and its controls are those of the same rate.
 """
 
 import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from taopd.errors import ConfigError
 from taopd.experiments.study.file import StudyFile, numbers
+from taopd.experiments.study.own_best import at_rate
 from taopd.runs.redaction import redact_document
 from taopd.selectors import check_budget
 from taopd.trainer.config import TeachabilityConfig
@@ -93,9 +95,21 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
         )
         for name in order
     ]
+    if study.rates:
+        arms = [_at(arm, rate) for arm in arms for rate in study.rates]
     for arm in arms:
         check_settings({**base, **arm.settings}, f"arm {arm.name!r}")
     return arms
+
+
+def _at(arm: StudyArm, rate: float) -> StudyArm:
+    """An arm at a learning rate, its controls at the same one."""
+    return replace(
+        arm,
+        name=at_rate(arm.name, rate),
+        settings=arm.settings | {"learning_rate": rate},
+        controls={kind: name and at_rate(name, rate) for kind, name in arm.controls.items()},
+    )
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:

@@ -5,6 +5,7 @@ written. `config` and the arms take every field of `TeachabilityConfig`; what th
 output folder) is refused there. Models and data come from paths or hub ids, or from a tiny lab by name.
 """
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ _KINDS: dict[Any, tuple[tuple[type, ...], type | None, str]] = {
     float: ((int, float), None, "a number"),
     dict[str, Any]: ((dict,), None, "a mapping (key: value)"),
     list[int]: ((list,), int, "a list of whole numbers, like [0, 1, 2]"),
+    list[float]: ((list,), float, "a list of numbers, like [1.0e-5, 5.0e-5]"),
     list[dict[str, Any]]: ((list,), dict, "a list of mappings"),
 }
 """By a field's type: types of its values, of a list's items, and the words for them."""
@@ -63,6 +65,8 @@ class StudyFile:
     grid: dict[str, Any] = field(default_factory=dict)
     """Key to a list of values: one arm per combination."""
     seeds: list[int] = field(default_factory=list)
+    rates: list[float] | None = None
+    """Learning rates: every arm, controls included, is run at each of them."""
     equal: str = "steps"
     update_norm: float | None = None
     """L2 norm of every parameter update, for equal: update_norm."""
@@ -111,6 +115,7 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
     _check_data(study)
     _check_seeds(study)
     _check_equal(study)
+    _check_rates(study)
     check_names(study.config, "config")
     for index, arm in enumerate(study.arms):
         check_names(arm, f"arms[{index}]")
@@ -173,6 +178,9 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     value = number(key, value, hint)
     if value is None and others:
         return None
+    if kind == list[float] and isinstance(value, list):
+        value = [number(key, item, float) for item in value]
+        value = [float(item) if type(item) is int else item for item in value]
     accepted, items, words = _KINDS[kind]
     # By type, not by instance: true and false are no numbers.
     if type(value) not in accepted or (items and any(type(item) is not items for item in value)):
@@ -197,6 +205,37 @@ def _check_seeds(study: StudyFile) -> None:
         raise ConfigError("the study has no seeds: give a list, like seeds: [0, 1, 2, 3, 4]")
     if len(set(study.seeds)) < len(study.seeds) or min(study.seeds) < 0:
         raise ConfigError(f"seeds={study.seeds}: must be different numbers of 0 or more")
+
+
+def _check_rates(study: StudyFile) -> None:
+    rates = study.rates
+    if rates is None:
+        return
+    if not rates:
+        raise ConfigError("rates is empty: give a list, like rates: [1.0e-5, 5.0e-5], or drop it")
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise ConfigError(f"rates={rates}: must be finite numbers above 0")
+    # By the form that names an arm's folder, which has six digits.
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise ConfigError(f"rates={rates}: must be different numbers (to six digits)")
+    for where, settings in [
+        ("grid", study.grid),
+        *((f"arms[{i}]", a) for i, a in enumerate(study.arms)),
+    ]:
+        if "learning_rate" in settings:
+            raise ConfigError(
+                f"{where}: learning_rate is set by rates, for every arm: drop one of the two"
+            )
+    own = number("learning_rate", study.config.get("learning_rate", rates[0]), float)
+    if own not in rates:
+        raise ConfigError(
+            f"config: learning_rate={own} is none of rates={rates}; beside rates it names the shared one: "
+            "add it to rates, or drop it"
+        )
+    if study.equal == "update_norm":
+        raise ConfigError(
+            "rates and equal: update_norm exclude each other: updates of one norm do not depend on the rate"
+        )
 
 
 def _check_equal(study: StudyFile) -> None:

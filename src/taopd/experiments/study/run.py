@@ -60,6 +60,10 @@ class StudyPlan:
             amount=amount if equal == "steps" else getattr(self.study, equal),
             metric=self.study.metric,
             collapse_points=self.study.collapse_points,
+            rates=tuple(self.study.rates or ()),
+            shared_rate=numbers(self.study.config).get("learning_rate")
+            if self.study.rates
+            else None,
         )
 
     def folder_of(self, run: Arm, output: Path) -> Path:

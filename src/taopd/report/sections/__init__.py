@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import accuracy, learnable, runs, selected, training
+from taopd.report.sections import accuracy, learnable, learning_rates, runs, selected, training
 from taopd.report.sections.tables import Section
 
 __all__ = ["Section", "all_sections"]
@@ -20,6 +20,7 @@ def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) 
     parts = (
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
         ("outcome", "Outcome", accuracy.LEAD, accuracy.body(studies)),
+        ("rates", "Learning rates", learning_rates.LEAD, learning_rates.body(studies)),
         ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
         ("cost", "Accuracy by cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
         ("tokens", "Token by token", words, inspector),

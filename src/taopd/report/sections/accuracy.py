@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from taopd.experiments.study.own_best import at_rate
 from taopd.experiments.study.statistics import t_estimate, wilson
 from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
 from taopd.report.folders import Run, Sources, Study
@@ -26,6 +27,15 @@ def groups_of(study: Study) -> Groups:
     for outcome in study.outcomes:
         groups.setdefault(str(outcome.get("name", "?")), []).append(outcome)
     return groups
+
+
+def at_shared_rate(study: Study) -> Groups:
+    """The groups of a study, only those of the shared learning rate where it has several."""
+    groups, found = groups_of(study), study.results.get("rates")
+    if not found:
+        return groups
+    suffix = at_rate("", found["shared_rate"])
+    return {name: group for name, group in groups.items() if name.endswith(suffix)}
 
 
 def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, float, float] | None:
@@ -184,7 +194,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
     """Final greedy accuracy over the kept share, one line per selector with two budgets or more."""
     parts = []
     for study in studies:
-        estimates, groups = _estimates(study), groups_of(study)
+        estimates, groups = _estimates(study), at_shared_rate(study)
         points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
         for name, outcomes in groups.items():
             if not outcomes or "greedy" not in estimates.get(name, {}):
@@ -210,7 +220,12 @@ def budget_curve(studies: Sequence[Study]) -> str:
             for index, (label, rows) in enumerate(several.items())
         ]
         full = next(
-            (100 * found["greedy"][0] for name, found in estimates.items() if name == "full"), None
+            (
+                100 * estimates[name]["greedy"][0]
+                for name in groups
+                if name.split(",lr=")[0] == "full"
+            ),
+            None,
         )
         chart = lines("budget", series, x_label="budget, %", to=100.0, limit=full, size=WIDE)
         words = f"{study.name}; {interval_words(study)}"
@@ -228,7 +243,7 @@ def against_cost(sources: Sources) -> str:
     for study in sources.studies:
         tokens: list[Series] = []
         seconds: list[Series] = []
-        for index, (name, outcomes) in enumerate(groups_of(study).items()):
+        for index, (name, outcomes) in enumerate(at_shared_rate(study).items()):
             outcome = outcomes[0]
             run = by_path.get(study.path / "arms" / f"{name}-seed{outcome.get('seed')}")
             for found, keys, curve in (
@@ -248,7 +263,7 @@ def against_cost(sources: Sources) -> str:
             if found
         ]
         if charts:
-            names = list(groups_of(study))
+            names = list(at_shared_rate(study))
             parts.append(f'{key(names)}<div class="figures grid">{"".join(charts)}</div>')
     return "".join(parts)
 

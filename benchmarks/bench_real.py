@@ -1,0 +1,343 @@
+"""bench_real: a training step on SmolLM2-135M against TRL's, stage by stage, on the same batch.
+
+Reads the pair that `make real` makes (`runs/smollm2`, or another folder: --pair, or TAOPD_PAIR). Each arm
+is a trainer in a process of its own, run by its own `train()`, in bfloat16 autocast with two threads; the
+arms take turns, one step each, so that a busy machine disturbs all of them alike:
+  trl     trl.DistillationTrainer, beta 1: all tokens
+  full    taopd, selector full: all tokens
+  10 %, 5 %          taopd, teachability as published, the exact gradient
+  5 %, window 8      taopd, through a gradient window
+The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
+the same 16 prompts: all arms sample the same completions in every step, which is checked.
+
+Checked before a time is printed: the same completions in all arms, and full's gradient against TRL's.
+
+Stages, in seconds of the process (CPU time; waiting for a turn is none of it):
+  sample     from prompts to completions
+  score      both models' forwards and the signals (TRL: inside its loss)
+  select     the choice and its metrics
+  update     all of a step but sampling and the optimizer: forwards, scoring, selection, loss, backward
+  step       all of it, the optimizer and the logs included
+The peak is the process's resident memory during the measured steps, Python and libraries included.
+
+At the end `taopd train` is started for one step: seconds from the command to its first line and to step 1.
+
+Run: python -m benchmarks.bench_real [--pair FOLDER | --tiny]
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, set_seed
+from trl import DistillationConfig, DistillationTrainer
+
+from benchmarks.__main__ import PAIR
+from benchmarks.measuring import first_lines, forget_peak, status_mib, versions
+from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
+
+ARMS: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "full": {"selector": "full"},
+    "10 %": {"selector": "teachability", "budget": 0.1},
+    "5 %": {"selector": "teachability", "budget": 0.05},
+    "5 %, window 8": {"selector": "teachability", "budget": 0.05, "gradient_window": 8},
+}
+THREADS, WARMUP = 2, 1
+NO_RATE = 1e-30
+"""A learning rate that leaves float32 weights as they are."""
+GIB_PER_ARM = 3.5
+STRIDE = 101
+"""Every so many elements of the gradient are compared: a million of them on SmolLM2."""
+TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
+"""Relative error of full's gradient against TRL's, by the dtype of the forwards. bfloat16 keeps 8 bits of
+a number; the cosine is checked too."""
+COSINE = 0.999
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run."""
+
+    pair: Path
+    rollouts: int
+    tokens: int
+    repeats: int
+    bf16: bool
+
+
+class Stages(TrainerCallback):
+    """Process seconds of each stage of a step; waits for its turn before every step, and reports after it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._seconds, self._sampled = pipe, {}, ""
+        self.gradient: torch.Tensor | None = None
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its process seconds added to a stage."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.process_time() - began
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+
+        return run
+
+    def sampled(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take note of the completions of a batch."""
+        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
+        text = json.dumps([row[valid].tolist() for row, valid in zip(ids, mask, strict=True)])
+        self._sampled = hashlib.sha256(text.encode()).hexdigest()
+        self._tokens = int(mask.sum())
+        return batch
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._pipe.recv()
+        if state.global_step == WARMUP:
+            forget_peak()
+        set_seed(0)
+        self._seconds = {}
+        self._began = time.process_time()
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            self.gradient = torch.cat([grad[::STRIDE].float() for grad in grads])
+        self._paused = time.process_time()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._seconds["optimizer"] = time.process_time() - self._paused
+
+    def on_step_end(self, args, state, control, **kwargs):
+        found = self._seconds | {"step": time.process_time() - self._began}
+        found["update"] = found["step"] - found["sample"] - found["optimizer"]
+        about = {"sampled": self._sampled, "tokens": self._tokens, "peak_mib": status_mib("VmHWM")}
+        gradient = self.gradient.numpy() if state.global_step == 1 else None
+        self._pipe.send({"seconds": found, "gradient": gradient} | about)
+
+
+def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
+    """An arm's trainer: TRL's, or ours with the arm's settings."""
+    shared = {
+        **{"output_dir": folder, "max_steps": WARMUP + case.repeats, "seed": 0},
+        **{"per_device_train_batch_size": case.rollouts, "max_completion_length": case.tokens},
+        **{"learning_rate": NO_RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0},
+        **{
+            "gradient_checkpointing": False,
+            "bf16": case.bf16,
+            "use_cpu": True,
+            "report_to": "none",
+        },
+        **{"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+    }
+    prompts = load_prompts(str(case.pair / "prompts.parquet"), split="train")
+    models = [str(case.pair / part) for part in ("student", "teacher")]
+    data = {"train_dataset": prompts.select(range(case.rollouts))}
+    if name == "trl":
+        return DistillationTrainer(*models, DistillationConfig(beta=1.0, **shared), **data)
+    top_k = {} if case.bf16 else {"score_top_k": 4}  # The toy's vocabulary is a few words.
+    settings = {"loss": "reverse_kl", "method": "published", **top_k, **shared, **ARMS[name]}
+    return TeachabilityTrainer(*models, TeachabilityConfig(**settings), **data)
+
+
+def work(name: str, case: Case, pipe: Connection) -> None:
+    """An arm's process: train, a step whenever the pipe says so."""
+    # What five trainers print is not for the table, which is the coordinator's.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):
+        torch.set_num_threads(THREADS)
+        stages = Stages(pipe)
+        # Both classes sample in TRL's method; ours goes on to score in its own.
+        sample = stages.timed("sample", DistillationTrainer._generate_and_score_completions)
+        DistillationTrainer._generate_and_score_completions = lambda *args: stages.sampled(
+            sample(*args)
+        )
+        trainer = trainer_of(name, case, folder)
+        for stage in ("score", "select") if name != "trl" else ():
+            setattr(trainer, f"_{stage}", stages.timed(stage, getattr(trainer, f"_{stage}")))
+        trainer.add_callback(stages)
+        trainer.train()
+
+
+def turns(names: list[str], case: Case) -> dict[str, list[dict[str, Any]]]:
+    """Steps of these arms, taking turns, the warm-up first."""
+    context = multiprocessing.get_context("fork")  # The imports are paid for once.
+    ends, processes = {}, []
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    try:
+        for name in names:
+            ends[name], other = context.Pipe()
+            process = context.Process(target=work, args=(name, case, other), daemon=True)
+            process.start()
+            other.close()
+            processes.append(process)
+        for _ in range(WARMUP + case.repeats):
+            for name, end in ends.items():
+                end.send("step")
+                found[name].append(end.recv())
+    except EOFError:
+        sys.exit(f"the process of {name!r} ended before its time; its error stands above")
+    finally:
+        for process in processes:
+            process.join(10)
+            if process.is_alive():
+                process.terminate()
+    return found
+
+
+def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Steps of every arm: all side by side, or TRL with as many others at a time as memory holds."""
+    free = psutil.virtual_memory().available / 2**30
+    room = int(free / GIB_PER_ARM) if case.bf16 else len(names)
+    if room < 2:
+        sys.exit(f"{free:.1f} GiB of memory are free; two arms side by side take {2 * GIB_PER_ARM}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    others = names[1:]
+    for start in range(0, len(others), room - 1):
+        group = turns(["trl", *others[start : start + room - 1]], case)
+        for name, steps in group.items():
+            found.setdefault(name, []).extend(steps if name not in found else steps[WARMUP:])
+    return found
+
+
+def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float]:
+    """Relative error and cosine of full's gradient against TRL's; the same completions everywhere."""
+    digests = {step["sampled"] for steps in found.values() for step in steps}
+    if len(digests) > 1:
+        sys.exit("FAILED: the arms did not sample the same completions; no time is printed")
+    trl, full = (torch.from_numpy(found[name][0]["gradient"]) for name in ("trl", "full"))
+    error = float((full - trl).norm() / trl.norm())
+    cosine = float(torch.cosine_similarity(full, trl, dim=0))
+    if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
+        sys.exit(
+            f"FAILED: the gradient of all tokens differs from TRL's by {error:.1e} (cosine {cosine:.5f}); "
+            "no time is printed"
+        )
+    return {"gradient_error": error, "gradient_cosine": cosine}
+
+
+def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Medians over the measured steps, and what they are of TRL's."""
+    medians = {
+        name: {
+            stage: statistics.median(step["seconds"].get(stage, 0.0) for step in steps[WARMUP:])
+            for stage in ("sample", "score", "select", "update", "step")
+        }
+        for name, steps in found.items()
+    }
+    exact = torch.from_numpy(found["5 %"][0]["gradient"]) if "5 %" in found else None
+    rows = []
+    for name, steps in found.items():
+        peak = max(step["peak_mib"] for step in steps[WARMUP:])
+        row = {"arm": name} | {f"{stage}_s": value for stage, value in medians[name].items()}
+        for stage in ("sample", "update", "step"):
+            row[f"{stage}_of_trl"] = medians[name][stage] / medians["trl"][stage]
+        times = [step["seconds"]["step"] for step in steps[WARMUP:]]
+        row |= {"step_min_s": min(times), "step_max_s": max(times), "peak_mib": peak}
+        if "window" in name and exact is not None:
+            own = torch.from_numpy(steps[0]["gradient"])
+            row["cosine_with_exact"] = float(torch.cosine_similarity(own, exact, dim=0))
+        rows.append(row)
+    return rows
+
+
+def start_up(case: Case) -> dict[str, float]:
+    """Seconds of `taopd train` to its first line and to step 1, by the clock and of its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {
+            **{"model_name_or_path": case.pair / "student", "use_cpu": "true"},
+            **{"teacher_model_name_or_path": case.pair / "teacher"},
+            **{"dataset_name": case.pair / "prompts.parquet", "dataset_train_split": "train"},
+            **{
+                "output_dir": f"{folder}/run",
+                "max_steps": 1,
+                "report_to": "none",
+                "logging_steps": 1,
+            },
+            **{"per_device_train_batch_size": case.rollouts, "max_completion_length": case.tokens},
+            **{"gradient_checkpointing": "false", "bf16": str(case.bf16).lower()},
+            **({} if case.bf16 else {"score_top_k": 4}),
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return first_lines(["taopd.cli", "train", *words], {"first_line": "", "step_1": "step 1"})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table and the line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", type=Path, default=PAIR)
+    parser.add_argument("--tiny", action="store_true", help="micro models, three arms")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # Threads of this process would not outlive the forks.
+    with tempfile.TemporaryDirectory() as folder:
+        if options.tiny:
+            from scripts.reliability.tiny_models import write_lab
+
+            write_lab(Path(folder))
+            case = Case(Path(folder), rollouts=4, tokens=6, repeats=2, bf16=False)
+        else:
+            if not (options.pair / "pair.json").is_file():
+                sys.exit(f"{options.pair} holds no pair: run `make real`, or name one with --pair")
+            case = Case(options.pair, rollouts=16, tokens=48, repeats=5, bf16=True)
+        names = [name for name in ARMS if not options.tiny or name not in ("10 %", "5 %")]
+        found = measure(case, names)
+        checked = check(found, case)
+        rows = rows_of(found)
+        started = start_up(case)
+    heads = (
+        "arm",
+        "sample s",
+        "score s",
+        "select s",
+        "update s",
+        "step s",
+        "update/trl",
+        "step/trl",
+        "MiB",
+    )
+    print(" ".join(f"{head:>13}" for head in heads))
+    for row in rows:
+        stages = [f"{row[f'{s}_s']:.2f}" for s in ("sample", "score", "select", "update", "step")]
+        ratios = [f"{row[f'{s}_of_trl']:.2f}" for s in ("update", "step")]
+        cells = [row["arm"], *stages, *ratios, f"{row['peak_mib']:.0f}"]
+        print(" ".join(f"{cell:>13}" for cell in cells))
+    print(
+        f"taopd train: first line after {started['first_line_s']:.1f} s, step 1 after "
+        f"{started['step_1_s']:.1f} s ({started['step_1_cpu_s']:.1f} s of its process)"
+    )
+    document = {
+        "name": "bench_real",
+        "rollouts": case.rollouts,
+        "max_new_tokens": case.tokens,
+        "completion_tokens": found["trl"][0]["tokens"],
+        "repeats": case.repeats,
+        "dtype": "bfloat16" if case.bf16 else "float32",
+        "rows": rows,
+        "start_up": started,
+    }
+    print(json.dumps(document | checked | versions() | {"threads": THREADS}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
