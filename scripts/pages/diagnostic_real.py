@@ -1,0 +1,124 @@
+"""The page about the diagnostic on SmolLM2-135M, from what `scripts/diagnostic-real.sh` wrote.
+
+python -m scripts.pages.diagnostic_real runs/diagnostic-real
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from taopd.runs.jsonl import write_text
+
+PAIRS = {
+    "student": "pair 1, a student that knows the form",
+    "instruct": "pair 2, a student that does not",
+}
+"""Folder of `scripts/diagnostic-real.sh`, and what its student is."""
+PAGE = Path("docs/results/smollm2-diagnostic.md")
+FILES = Path("docs/results/diagnostic")
+KINDS = ("holds", "does not hold", "undecided here", "cannot be told")
+
+
+def page(folder: Path) -> str:
+    """The page in Markdown; verdicts and a picture of each pair are copied beside it."""
+    parts = [
+        "# What was learnable? The fixed-context diagnostic on SmolLM2-135M\n",
+        "Written by `python -m scripts.pages.diagnostic_real` from what `bash scripts/diagnostic-real.sh` "
+        "leaves after `make real`. Per pair: 150 completions of the student frozen before training, all "
+        "tokens scored by both models (K = 16), 24 steps of full distillation, then the gain of its last "
+        "checkpoint on the frozen contexts. Intervals are 95 % bootstraps over prompts. One training run "
+        "of each pair.\n",
+    ]
+    for name, words in PAIRS.items():
+        if (folder / name / "report" / "verdicts.json").exists():
+            parts += [f"## {words[0].upper()}{words[1:]}\n", *_pair(folder / name, name)]
+        else:
+            parts.append(f"## {words[0].upper()}{words[1:]}\n\nNot run.\n")
+    return "\n".join(parts)
+
+
+def _pair(folder: Path, name: str) -> list[str]:
+    verdicts = json.loads((folder / "report/verdicts.json").read_text())
+    copy = FILES / f"smollm2-{name}.json"
+    write_text(copy, json.dumps(verdicts, indent=1) + "\n")
+    parts = [
+        _spread(folder),
+        _verdicts(verdicts),
+        f"Every verdict with its interval: [{copy.name}](diagnostic/{copy.name}).\n",
+    ]
+    picture = folder / "report/gain_vs_disagreement.png"
+    if picture.exists():
+        to = FILES / f"smollm2-{name}-gain_vs_disagreement.png"
+        shutil.copyfile(picture, to)
+        parts.append(f"![Gain against D, coloured by C](diagnostic/{to.name})\n")
+    summary = folder / "one-step/summary.parquet"
+    if summary.exists():
+        parts.append(_one_step(pd.read_parquet(summary)))
+    return parts
+
+
+def _spread(folder: Path) -> str:
+    (tokens,) = (folder / "bank").glob("tokens*.parquet")
+    table = pd.read_parquet(tokens)
+    c, d = table["compatibility_k16"], table["disagreement_k16"]
+    at = ", ".join(f"{c.quantile(q):.5f}" for q in (0.01, 0.05, 0.5))
+    out = (d * (1 - c)).sum() / d.sum()
+    return (
+        f"{len(table):,} tokens. C at the 1, 5 and 50 % quantile: {at}. D (1 - C) is {100 * out:.1f} % of D. "
+        f"D: mean {d.mean():.3f} nats, {100 * (d > 0.05).mean():.0f} % of the tokens above 0.05.\n"
+    )
+
+
+def _verdicts(verdicts: list[dict[str, Any]]) -> str:
+    claims = dict.fromkeys(each["claim"] for each in verdicts)
+    rows = ["| claim | " + " | ".join(KINDS) + " |", "|---|" + "---:|" * len(KINDS)]
+    for claim in claims:
+        counts = [
+            sum(each["claim"] == claim and each["verdict"] == kind for each in verdicts)
+            for kind in KINDS
+        ]
+        rows.append(f"| {claim} | " + " | ".join(str(count or "") for count in counts) + " |")
+    head = "Verdicts over forward and reverse KL, in nats and as a share of the initial KL:\n\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def _one_step(summary: pd.DataFrame) -> str:
+    chosen = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
+    measures = {
+        "gain_reverse_fresh": "reverse KL, fresh",
+        "gain_forward_fresh": "forward KL, fresh",
+        "spearman_reverse_batch": "Spearman",
+    }
+    rows = ["| selector | " + " | ".join(measures.values()) + " |", "|---|---:|---:|---:|"]
+    for selector in chosen["selector"].unique():
+        cells = []
+        for measure in measures:
+            found = chosen[(chosen["selector"] == selector) & (chosen["measure"] == measure)]
+            if found.empty:
+                cells.append("")
+                continue
+            one, scale = found.iloc[0], 1 if measure.startswith("spearman") else 1000
+            numbers = [scale * one[key] for key in ("mean", "low", "high")]
+            cells.append(
+                f"{numbers[0]:.2f}" if scale == 1 else "{:.1f} [{:.1f}, {:.1f}]".format(*numbers)
+            )
+        rows.append(f"| {selector} | " + " | ".join(cells) + " |")
+    batches = int(chosen["num_batches"].max())
+    head = (
+        "One AdamW step per selector from one frozen batch, at a budget of 10 %, updates scaled to one norm; "
+        "how far the KL fell on fresh contexts of other prompts, in thousandths of a nat per token: mean and "
+        f"[2.5, 97.5] percentile of {batches} batches. Spearman: score before the step against the gain of "
+        "each token of the batch.\n\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    write_text(PAGE, page(parser.parse_args().folder))
+    print(PAGE)
