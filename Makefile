@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo real test test-vllm test-verl test-deepspeed test-browser check bench accelerator wheelhouse clean
+.PHONY: demo real test test-vllm test-verl test-deepspeed test-browser docs test-docs check bench accelerator wheelhouse clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -66,9 +66,26 @@ tests/browser/node_modules: tests/browser/package.json
 	cd tests/browser && npm install --no-audit --no-fund
 	touch $@
 
+# The documentation site, site/index.html, in an environment of its own; reading it fetches nothing.
+DOCS := .venv-docs
+docs: $(READY) $(DOCS)/.ready
+	$(BIN)/python -m scripts.site build
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --config-file build/mkdocs.yml
+	$(BIN)/python -m scripts.site.offline site
+
+$(DOCS)/.ready: constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --no-deps --requirement constraints-docs.txt
+	touch $@
+
+# Every shell line of README and guides that this machine can run, as printed, in order; half an hour.
+test-docs: demo
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m scripts.run_docs
+
 check: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks scripts
-	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts examples
+	$(BIN)/ruff check src tests benchmarks scripts examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider tests/contract
 	$(BIN)/python -m scripts.audit
@@ -94,4 +111,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(VERL) $(ZERO) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(VERL) $(ZERO) $(DOCS) build site runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,30 @@
+"""A distillation script for TRL. The same with a selector is three lines away.
+
+Run it: python examples/trl_script.py
+Compare: diff examples/trl_script.py examples/from_trl.py
+"""
+
+from taopd import build_lab, load_prompts  # two small models and prompts; here stand your own
+
+# isort: split
+from taopd import TeachabilityConfig, TeachabilityTrainer
+
+lab = build_lab("dialect")
+settings = {
+    "max_steps": 10,
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 32,
+    "max_completion_length": lab.max_completion_length,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+}
+args = TeachabilityConfig("runs/from-trl", budget=0.1, score_top_k=lab.top_k, **settings)
+trainer = TeachabilityTrainer(
+    model=str(lab.student),
+    teacher_model=str(lab.teacher),
+    args=args,
+    train_dataset=load_prompts(lab.prompts, split="train"),
+)
+trainer.train()
+print(f"{trainer.state.global_step} steps with {type(trainer).__name__}")

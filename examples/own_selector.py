@@ -1,0 +1,48 @@
+"""A selector of your own, beside the published one on the same tokens.
+
+Run it: python examples/own_selector.py
+
+A selector is a function from a view of all tokens of a batch to one score a token; the highest scores train.
+"""
+
+from taopd import (
+    TeachabilityConfig,
+    TeachabilityTrainer,
+    build_lab,
+    load_prompts,
+    register_selector,
+)
+
+
+@register_selector("surprising")
+def surprising(view):
+    """High disagreement where the student is sure: d and h are D~ and H~, scaled to [0, 1]."""
+    return view.d * (1 - view.h)
+
+
+lab = build_lab("dialect")
+args = TeachabilityConfig(
+    output_dir="runs/own-selector",
+    selector="surprising",
+    shadow_selectors=["teachability", "random"],  # what they would have kept of the same tokens
+    budget=0.1,
+    score_top_k=lab.top_k,
+    max_steps=10,
+    logging_steps=5,
+    learning_rate=3e-4,
+    per_device_train_batch_size=32,
+    max_completion_length=lab.max_completion_length,
+    bf16=False,
+    use_cpu=True,
+    gradient_checkpointing=False,
+)
+prompts = load_prompts(lab.prompts, split="train")
+trainer = TeachabilityTrainer(str(lab.student), str(lab.teacher), args, train_dataset=prompts)
+trainer.train()
+
+for entry in trainer.state.log_history:
+    for name in args.shadow_selectors:
+        if (shared := entry.get(f"shadow/jaccard/{name}")) is not None:
+            print(
+                f"step {entry['step']}: {shared:.0%} of the tokens kept by it or by {name} are kept by both"
+            )

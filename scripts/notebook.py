@@ -1,0 +1,60 @@
+"""Execution of a notebook without Jupyter: its code cells in order, in one namespace, outputs stored.
+
+    python -m scripts.notebook examples/diagnostic.ipynb
+
+An output is what a cell prints, and every matplotlib figure that is open at its end.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def execute(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Run the code cells of a notebook and put their outputs in place; returns the names they left."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)
+        cell["execution_count"] = number
+        cell["outputs"] = [*_text(printed.getvalue()), *_figures()]
+    return namespace
+
+
+def _text(printed: str) -> list[dict[str, Any]]:
+    lines = printed.splitlines(keepends=True)
+    return [{"output_type": "stream", "name": "stdout", "text": lines}] if lines else []
+
+
+def _figures() -> list[dict[str, Any]]:
+    outputs = []
+    for number in plt.get_fignums():
+        file = io.BytesIO()
+        # Without the name of the software, the same figure is the same file.
+        plt.figure(number).savefig(file, dpi=90, metadata={"Software": None})
+        data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        outputs.append({"output_type": "display_data", "data": data, "metadata": {}})
+    plt.close("all")
+    return outputs
+
+
+def main(path: Path) -> None:
+    """Execute the notebook at `path` and write it back."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    execute(notebook["cells"])
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
