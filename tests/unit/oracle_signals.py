@@ -76,3 +76,10 @@ def corrective_mass(student, teacher, k):
 
 def accepted(student, teacher, k):
     return float(top(student, 1)[0] in top(teacher, min(k, 5)))
+
+
+def margin(student, teacher, k):
+    """Largest minus second largest of the teacher's probabilities on the student's list, as shares of it."""
+    support, _ = supports(student, teacher, k)
+    shares = sorted((teacher[v] / sum(teacher[u] for u in support) for v in support), reverse=True)
+    return shares[0] - (shares[1] if k > 1 else 0.0)

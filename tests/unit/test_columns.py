@@ -10,6 +10,7 @@ from oracle_signals import (
     information_to_error,
     information_to_error_by_sampling_theory,
     log_ratio_variance,
+    margin,
 )
 
 from taopd.errors import ConfigError
@@ -25,7 +26,7 @@ from taopd.signals import (
     topk_lists_signals,
 )
 
-NEEDS = ("corrective_mass", "ier", "log_ratio_variance", "student_top1_accepted")
+NEEDS = ("corrective_mass", "ier", "log_ratio_variance", "student_top1_accepted", "teacher_margin")
 
 
 def rows(num, vocab, seed, sharpness=2.0):
@@ -54,6 +55,7 @@ def test_signals_on_demand_match_their_definitions(k, sharpness):
             "ier": information_to_error(p, q, k, int(targets[row])),
             "corrective_mass": corrective_mass(p, q, k),
             "student_top1_accepted": accepted(p, q, k),
+            "teacher_margin": margin(p, q, k),
         }
         if sharpness < 9.0:  # beyond, the clip at 30 nats may bind
             expected["log_ratio_variance"] = log_ratio_variance(p, q, k)

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from taopd.kernels import Head
-from taopd.losses import Targets, needs_teacher_distribution, resolve_loss, routed_kl
+from taopd.losses import (
+    Targets,
+    needs_own_samples,
+    needs_teacher_distribution,
+    resolve_loss,
+    routed_kl,
+    sampled_tail_kl,
+)
 
 DOUBLE = torch.float64
 
@@ -52,7 +59,7 @@ def test_the_fixed_advantage_lowers_the_tokens_it_is_given_and_reads_no_teacher(
 
 
 @pytest.mark.parametrize(
-    "loss", ["reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "routed_kl"]
+    "loss", ["reverse_kl", "forward_kl", "jsd", "topk_reverse_kl", "routed_kl", "sampled_tail_kl"]
 )
 def test_merged_ids_are_one_token(loss):
     generator = torch.Generator().manual_seed(3)
@@ -60,6 +67,7 @@ def test_merged_ids_are_one_token(loss):
     head = Head(weight=torch.randn(9, 4, generator=generator, dtype=DOUBLE))
     student = rows(5, 9, 4)
     targets = Targets(token_ids=torch.arange(5), teacher_hidden=hidden, teacher_head=head)
+    of_the_class = torch.tensor([0, 6, 1, 2, 6])  # Ids 1 and 4 are in it; ids above them move down.
     merged = resolve_loss(loss, k=3, merged_ids=(1, 4, 8))(student, targets)
 
     def small(probs):
@@ -68,7 +76,7 @@ def test_merged_ids_are_one_token(loss):
 
     teacher = (hidden @ head.weight.T).softmax(-1)
     identity = Targets(
-        token_ids=torch.arange(5),
+        token_ids=of_the_class,
         teacher_hidden=small(teacher),
         teacher_head=Head(weight=torch.eye(7, dtype=DOUBLE)),
     )
@@ -92,3 +100,48 @@ def test_a_sampled_stop_is_the_whole_class():
         mass = sum(student[row, v].exp().item() for v in (merged if i in merged else (i,)))
         expected = math.log(mass) - teacher_logprobs[row].item()
         assert found[row].item() == pytest.approx(expected)
+
+
+def every_outcome(student, teacher, k, sampling=None):
+    """Value and gradient of the estimate for every token y that could have been sampled; one position."""
+    values, gradients = [], []
+    for y in range(student.shape[1]):
+        logits = student.clone().requires_grad_()
+        value = sampled_tail_kl(
+            logits.log_softmax(-1),
+            teacher,
+            torch.tensor([y]),
+            k=k,
+            sampling_logprobs=None if sampling is None else sampling[:, y],
+        )
+        values.append(value.item())
+        gradients.append(torch.autograd.grad(value.sum(), logits)[0][0])
+    return torch.tensor(values, dtype=DOUBLE), torch.stack(gradients)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_sampled_tail_is_right_in_expectation_in_value_and_gradient(k, stale):
+    student, teacher = rows(1, 8, 7), rows(1, 8, 8)
+    sampling = rows(1, 8, 9) if stale else None
+    drawn = (student if sampling is None else sampling)[0].exp()
+    values, gradients = every_outcome(student, teacher, k, sampling)
+    p, q = student[0].exp().tolist(), teacher[0].exp().tolist()
+    assert (drawn * values).sum().item() == pytest.approx(kl(p, q))
+    logits = student.clone().requires_grad_()
+    exact = (logits.softmax(-1) * (logits.log_softmax(-1) - teacher)).sum()
+    (expected,) = torch.autograd.grad(exact, logits)
+    torch.testing.assert_close((drawn.unsqueeze(1) * gradients).sum(0), expected[0])
+    if not stale:
+        # What is summed does not vary: only tokens of the tail leave the mean.
+        outside = sorted(range(8), key=lambda v: -p[v])[k:]
+        inside = [v for v in range(8) if v not in outside]
+        assert values[inside].std().item() == pytest.approx(0.0, abs=1e-12) or len(inside) == 1
+        listed = sum(p[v] * math.log(p[v] / q[v]) for v in inside)
+        for v in outside:
+            assert values[v].item() == pytest.approx(listed + math.log(p[v] / q[v]))
+
+
+def test_a_sampled_tail_needs_the_students_own_samples_and_the_whole_teacher():
+    assert needs_own_samples("sampled_tail_kl") and needs_teacher_distribution("sampled_tail_kl")
+    assert not needs_own_samples("topk_reverse_kl") and needs_own_samples("sampled_reverse_kl")

@@ -23,8 +23,9 @@ from taopd.selectors.formulas import incompatible, teachability, teachability_en
 from taopd.selectors.select import budget_count
 from taopd.signals import SignalTable
 
-Q3_NAMES = tuple(name for name in SELECTORS if name.startswith("q3"))
-PLAIN_NAMES = tuple(name for name in SELECTORS if name not in (*Q3_NAMES, "full"))
+PLAIN_NAMES = tuple(
+    name for name, known in SELECTORS.items() if known.candidates is None and name != "full"
+)
 
 
 # 1 formulas

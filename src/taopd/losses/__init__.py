@@ -4,6 +4,7 @@ from taopd.losses.divergences import (
     LOSSES,
     forward_kl,
     jsd,
+    needs_own_samples,
     needs_teacher_distribution,
     policy_gradient,
     resolve_loss,
@@ -15,6 +16,7 @@ from taopd.losses.divergences import (
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
 from taopd.losses.reduction import anchor_weights, reduction_weights
+from taopd.losses.sampled_tail import sampled_tail_kl
 
 __all__ = [
     "LOSSES",
@@ -25,6 +27,7 @@ __all__ = [
     "head_loss",
     "jsd",
     "merge_columns",
+    "needs_own_samples",
     "needs_teacher_distribution",
     "policy_gradient",
     "reduction_weights",
@@ -32,5 +35,6 @@ __all__ = [
     "reverse_kl",
     "routed_kl",
     "sampled_reverse_kl",
+    "sampled_tail_kl",
     "topk_reverse_kl",
 ]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, suggest
 from taopd.losses.head_loss import LossFunction, Targets
-from taopd.losses.merged_stops import merge_columns, sampled_logprobs
+from taopd.losses.merged_stops import merge_columns, merged_token_ids, sampled_logprobs
+from taopd.losses.sampled_tail import sampled_tail_kl
 
 
 def reverse_kl(
@@ -154,6 +155,7 @@ LOSSES: tuple[str, ...] = (
     "reverse_kl",
     "routed_kl",
     "sampled_reverse_kl",
+    "sampled_tail_kl",
     "topk_reverse_kl",
 )
 """Names that `resolve_loss` knows."""
@@ -176,7 +178,7 @@ def resolve_loss(
 
     Args:
         beta: of `jsd`.
-        k: of `topk_reverse_kl`.
+        k: of `topk_reverse_kl`, `sampled_tail_kl` and `routed_kl`.
         clip_low: of the losses on the sampled token, with `clip_high`.
         merged_ids: ids that count as one token in both models (ids that end a completion).
 
@@ -201,6 +203,18 @@ def resolve_loss(
             )
 
         return sampled
+    if name == "sampled_tail_kl":
+
+        def two_parts(student: Tensor, targets: Targets) -> Tensor:
+            columns = [student, targets.teacher_distribution()]
+            return sampled_tail_kl(
+                *(merge_columns(each, merged_ids) for each in columns),
+                merged_token_ids(targets.token_ids, merged_ids, student.shape[1]),
+                k=k,
+                sampling_logprobs=targets.sampling_logprobs,
+            )
+
+        return two_parts
     divergences: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,
@@ -219,6 +233,11 @@ def resolve_loss(
         return divergence(student, teacher)
 
     return exact
+
+
+def needs_own_samples(name: str) -> bool:
+    """Whether a loss is right in expectation over the student's own distribution alone."""
+    return name in SAMPLED or name == "sampled_tail_kl"
 
 
 def needs_teacher_distribution(name: str) -> bool:

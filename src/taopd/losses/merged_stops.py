@@ -23,6 +23,18 @@ def merge_columns(
     return torch.cat([logprobs[:, others], merged], dim=1)
 
 
+def merged_token_ids(
+    token_ids: Int[Tensor, " N"], merged_ids: Sequence[int], vocab_size: int
+) -> Int[Tensor, " N"]:
+    """The columns of `merge_columns` in which these ids are found; the ids themselves without a class."""
+    if not merged_ids:
+        return token_ids
+    others = torch.ones(vocab_size, dtype=torch.bool, device=token_ids.device)
+    others[torch.tensor(merged_ids, device=token_ids.device)] = False
+    place = torch.where(others, others.cumsum(0) - 1, others.sum())
+    return place[token_ids]
+
+
 def sampled_logprobs(
     logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], *, merged_ids: Sequence[int] = ()
 ) -> Float[Tensor, " N"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError, ShapeError, TaopdError
-from taopd.selectors import formulas, literature
+from taopd.selectors import formulas, literature, within_completion
 from taopd.selectors.normalize import NormalizedView
 
 Score = Callable[[NormalizedView], Tensor]
@@ -188,6 +188,15 @@ register_selector("fire", needs=("teacher_entropy", "teacher_logprobs"), weighte
 _builtin("sure", needs=("student_logprobs",), weighted=True)(literature.sure)
 _builtin("bellman", needs=_SAMPLED, bounded=True)(literature.bellman_teachability)
 register_selector("dash", needs=_SAMPLED)(literature.dash)
+_builtin("extreme", needs=_SAMPLED, candidates=within_completion.in_extreme)(
+    within_completion.log_gap
+)
+_builtin("extremes", needs=_SAMPLED, candidates=within_completion.in_extremes)(
+    within_completion.log_gap
+)
+register_selector(
+    "fade", needs=("teacher_margin",), candidates=within_completion.before_fade, bounded=True
+)(formulas.teachability)
 
 
 def checked_scores(chosen: Selector, view: NormalizedView, rules: str) -> Float[Tensor, " N"]:

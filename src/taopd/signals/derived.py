@@ -114,6 +114,21 @@ def corrective_mass(signals: TokenSignals) -> Float[Tensor, " N"]:
     return (q.exp() - p.exp()).clamp_min(0.0).sum(1)
 
 
+def teacher_margin(signals: TokenSignals) -> Float[Tensor, " N"]:
+    """How far the teacher prefers one of the student's top-K ids to all others: q1 - q2, in [0, 1].
+
+    q1 and q2 are the two largest of the teacher's probabilities on S, renormalized there; 1 for K = 1. The
+    teacher tells the student's candidates apart where it is large. Source: the margin over the student's
+    top-K of arXiv 2605.13643; that paper's own definition may differ.
+    """
+    assert signals.teacher_at_student_ids is not None
+    q = signals.teacher_at_student_ids.double().softmax(1)
+    if q.shape[1] == 1:
+        return torch.ones_like(q[:, 0])
+    first, second = q.topk(2, dim=1).values.unbind(1)
+    return first - second
+
+
 def student_top1_accepted(signals: TokenSignals) -> Float[Tensor, " N"]:
     """1 where the student's first id is among the teacher's first five (K of them, if fewer), else 0.
 
@@ -132,6 +147,7 @@ COMPUTED: dict[str, tuple[Callable[[TokenSignals], Tensor], tuple[str, ...]]] = 
     "ier": (information_to_error_ratio, (*_CROSS, *_SAMPLED)),
     "log_ratio_variance": (log_ratio_variance, _CROSS),
     "student_top1_accepted": (student_top1_accepted, _LISTS),
+    "teacher_margin": (teacher_margin, ("teacher_at_student_ids",)),
 }
 """Signals made on demand: function, and the fields of `TokenSignals` that it reads."""
 

@@ -116,7 +116,7 @@ class TeachabilityConfig(DistillationConfig):
         None,
         "Loss at the kept tokens: reverse_kl (default), sampled_reverse_kl (detached advantage times "
         "log-prob, the paper's training signal), forward_kl, jsd, topk_reverse_kl (student's top-K and a "
-        "tail bucket).",
+        "tail bucket), sampled_tail_kl (top-K, and the tail from the sampled token).",
     )
     beta: float | None = option(
         None,

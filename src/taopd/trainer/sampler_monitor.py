@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
-from taopd.losses import needs_teacher_distribution
+from taopd.losses import needs_own_samples
 from taopd.models.generation import effective, sampling_changes
 from taopd.models.sampler_drift import drift
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
@@ -80,7 +80,7 @@ class SamplerMonitor(TrainerCallback):
         """What is wrong with a loss on tokens that the student did not draw as it is; None if nothing."""
         trainer = self._trainer
         changes = sampling_changes(self._sources, trainer.temperature, cuts=True)
-        if not changes or needs_teacher_distribution(trainer.args.loss):
+        if not changes or not needs_own_samples(trainer.args.loss):
             return None
         return (
             f"loss {trainer.args.loss!r} estimates a divergence from tokens that the student draws, and "
