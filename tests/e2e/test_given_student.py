@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd.errors import ConfigError
 from taopd.models.loading import load_model, load_tokenizer
-from taopd.trainer.anchor import ReferenceStudent
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.given_student import given_student
+from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model, make_tokenizer
 

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import DataError
+from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompts import (
-    check_prompt_lengths,
     context_length,
     encode_prompts,
     load_model,

@@ -60,8 +60,13 @@ def run(argv: Sequence[str]) -> int:
 def freeze(argv: Sequence[str]) -> int:
     """Load, sample or read, score, write the bank; print what it holds."""
     options = _freeze_parser().parse_args(argv)
+    options.teacher = options.student if options.teacher == "self" else options.teacher
     if (options.prompts is None) == (options.completions is None):
         raise ConfigError("give the contexts: either --prompts FILE or --completions FILE")
+    if options.completions is not None and options.teacher_prompt_template is not None:
+        raise ConfigError(
+            "--teacher-prompt-template goes with --prompts: lines of --completions have a teacher_prompt"
+        )
 
     import torch
 
@@ -153,8 +158,9 @@ def _freeze_parser() -> Parser:
     )
     add = parser.flag
     add("--student S", "before training; folder or hub id", required=True)
-    add("--teacher T", "folder or hub id", required=True)
-    add("--prompts FILE", "dataset with `prompt`: file, folder or hub id")
+    add("--teacher T", "folder or hub id; self: the student", required=True)
+    add("--prompts FILE", "dataset with `prompt`, perhaps `teacher_prompt`: file, folder or hub id")
+    add("--teacher-prompt-template TEXT", "as in `taopd train`; with --prompts")
     add("--split NAME", "split of the prompts", default="train")
     add(
         "--completions FILE",
@@ -187,6 +193,7 @@ def _rollouts(
 ) -> "Rollouts":
     from taopd.diagnose.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
     from taopd.models.prompts import load_prompts
+    from taopd.models.teacher_prompts import TeacherPrompts
 
     if options.completions is not None:
         return read_completions(
@@ -205,6 +212,7 @@ def _rollouts(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         seed=options.seed,
+        teacher_prompts=TeacherPrompts(options.teacher_prompt_template),
         progress=lambda done, total: advance("completions", done, total),
     )
 

@@ -21,6 +21,7 @@ ONE_STEP_FORMAT = "taopd-one-step-1"
 def run(argv: Sequence[str]) -> int:
     """Load, sample, step, write the folder, print the summary."""
     options = _parser().parse_args(argv)
+    options.teacher = options.student if options.teacher == "self" else options.teacher
 
     import torch
 
@@ -89,8 +90,9 @@ def _parser() -> Parser:
     )
     add = parser.flag
     add("--student S", "folder or hub id", required=True)
-    add("--teacher T", "with the same tokenizer", required=True)
-    add("--prompts FILE", "dataset with `prompt`", required=True)
+    add("--teacher T", "with the same tokenizer; self: the student", required=True)
+    add("--prompts FILE", "dataset with `prompt`, perhaps `teacher_prompt`", required=True)
+    add("--teacher-prompt-template TEXT", "as in `taopd train`")
     add("--split NAME", "split of the prompts", default="train")
     add("--budget B", "share of the tokens in the step", default=0.05)
     add("--selectors NAME", "default: full, random and the paper's", nargs="+")
@@ -132,6 +134,7 @@ def _sample(
     options: argparse.Namespace, student: Any, tokenizer: Any, prompts: list[Any], advance: Any
 ) -> "Rollouts":
     from taopd.diagnose.bank import sample_rollouts
+    from taopd.models.teacher_prompts import TeacherPrompts
 
     return sample_rollouts(
         student,
@@ -141,6 +144,7 @@ def _sample(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
         seed=options.seed,
+        teacher_prompts=TeacherPrompts(options.teacher_prompt_template),
         progress=lambda done, total: advance("completions", done, total),
     )
 

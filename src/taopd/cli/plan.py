@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
 
 _OVERRIDES = (
-    *("batch", "micro_batches", "prompt_length", "completion_length", "budget", "window", "top_k"),
+    *("batch", "micro_batches", "prompt_length", "teacher_prompt_length", "completion_length"),
+    *("budget", "window", "top_k"),
     *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
     *("gradient_checkpointing", "keep_prefix", "padded", "num_ranks", "sharding"),
 )
@@ -76,6 +77,7 @@ def _parser() -> Parser:
         ("batch", "completions at a time (1)"),
         ("micro-batches", "per optimizer step (1)"),
         ("prompt-length", "tokens (256); --config: as its prompts"),
+        ("teacher-prompt-length", "tokens, if it differs"),
         ("completion-length", "tokens (512)"),
         ("window", "gradient window"),
         ("top-k", "tokens of a list (16)"),
@@ -122,7 +124,11 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
     dataset = str(parsed.script.dataset_name)
     if os.path.exists(dataset) and os.path.isdir(str(names[0])):
-        settings = replace(settings, prompt_length=Subject(settings=parsed).longest_prompt)
+        subject = Subject(settings=parsed)
+        longest = {"prompt_length": subject.longest_prompt}
+        if subject.has_teacher_prompts:
+            longest["teacher_prompt_length"] = subject.longest_teacher_prompt
+        settings = replace(settings, **longest)
     else:
         length = settings.prompt_length
         print(
@@ -130,7 +136,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
             "disk: --prompt-length N",
             file=sys.stderr,
         )
-    return settings, str(names[0]), str(names[1])
+    return settings, str(names[0]), str(names[0] if settings.own_teacher else names[1])
 
 
 def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:

@@ -21,8 +21,9 @@ from taopd.diagnose.gain import (
     summarize,
     teacher_states,
 )
-from taopd.errors import DataError, require
+from taopd.errors import ConfigError, DataError, require
 from taopd.models.forward import State, bare
+from taopd.trainer.own_teacher import AdapterTeacher
 
 SAME_STUDENT_NATS = 1e-3
 """Mean |gain| before the first step above which the bank belongs to another student; the bank's own
@@ -68,6 +69,11 @@ class BankCallback(TrainerCallback):
         cls, trainer: Any, bank: FixedContextBank, *, every: int = 50, k: int | None = None
     ) -> "BankCallback":
         """A callback added to a `TeachabilityTrainer` with a local teacher."""
+        if isinstance(trainer.teacher_model, AdapterTeacher):
+            raise ConfigError(
+                "a bank during training needs a teacher in one piece: with teacher self and an adapter "
+                "measure the checkpoints with `taopd diagnose gain` instead"
+            )
         teacher = trainer.accelerator.unwrap_model(trainer.teacher_model)
         callback = cls(bank, teacher, trainer.record, every=every, k=k)
         trainer.add_callback(callback)

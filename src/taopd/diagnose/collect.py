@@ -2,7 +2,7 @@
 
 from taopd.diagnose.bank import NUM_COMPLETIONS, Rollouts
 from taopd.errors import DataError, require
-from taopd.models.batch import SEQUENCE
+from taopd.models.batch import SEQUENCE, TEACHER_PROMPT
 from taopd.trainer.scored_batch import ScoredBatch
 
 
@@ -23,6 +23,7 @@ class RolloutCollector:
         self._num_completions = num_completions
         self._prompts: list[list[int]] = []
         self._completions: list[list[int]] = []
+        self._teachers: list[list[int]] = []
         self._steps: list[int] = []
 
     def __call__(self, scored: ScoredBatch) -> None:
@@ -30,10 +31,11 @@ class RolloutCollector:
         room = self._num_completions - len(self._completions)
         if room <= 0:
             return
-        batch = {name: scored.batch[name][:room] for name in SEQUENCE}
-        rollouts = Rollouts.of_batch(batch, {})
+        names = [name for name in (*SEQUENCE, *TEACHER_PROMPT) if name in scored.batch]
+        rollouts = Rollouts.of_batch({name: scored.batch[name][:room] for name in names}, {})
         self._prompts += rollouts.prompt_ids
         self._completions += rollouts.completion_ids
+        self._teachers += rollouts.teacher_prompt_ids or rollouts.prompt_ids
         self._steps.append(scored.step)
 
     def rollouts(self) -> Rollouts:
@@ -49,6 +51,7 @@ class RolloutCollector:
         return Rollouts(
             prompt_ids=self._prompts,
             completion_ids=self._completions,
+            teacher_prompt_ids=self._teachers if self._teachers != self._prompts else None,
             settings={
                 "source": "trainer",
                 "num_completions": len(self._completions),

@@ -165,7 +165,7 @@ def teacher_states(bank: FixedContextBank, teacher: Any) -> Iterable[State]:
         DataError: it is not the bank's teacher.
     """
     bank.check_model("teacher", teacher)
-    return bank.states(teacher)
+    return bank.states(teacher, of_teacher=True)
 
 
 def measure_gains(

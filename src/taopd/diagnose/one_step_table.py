@@ -170,12 +170,14 @@ def split_batches(rollouts: Rollouts, size: int) -> Iterator[tuple[Rollouts, Rol
     Raises:
         DataError: a pair shares a prompt.
     """
+    own = rollouts.teacher_prompt_ids
     for start in range(0, len(rollouts) - 2 * size + 1, 2 * size):
         pair = [
             Rollouts(
                 prompt_ids=rollouts.prompt_ids[first : first + size],
                 completion_ids=rollouts.completion_ids[first : first + size],
                 settings=rollouts.settings,
+                teacher_prompt_ids=own and own[first : first + size],
             )
             for first in (start, start + size)
         ]

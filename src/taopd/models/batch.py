@@ -1,6 +1,6 @@
 """Padded batches of prompts and completions, and the flat positions of their completion tokens."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,38 @@ class Trimmed:
 SEQUENCE = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 """Names of a padded batch's tensors: prompts [B, P] padded on the left, completions [B, T] on the right."""
 
+TEACHER_PROMPT = ("teacher_prompt_ids", "teacher_prompt_mask")
+"""Prompts that the teacher alone reads, [B, P'] padded on the left; absent where it reads the student's."""
+
+
+def teacher_side(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A padded batch as the teacher reads it: its own prompts before the same completions."""
+    if TEACHER_PROMPT[0] not in batch:
+        return batch
+    # A mapping of its own: the student goes on with the batch as it is.
+    own = dict(zip(SEQUENCE[:2], (batch[name] for name in TEACHER_PROMPT), strict=True))
+    return {**batch, **own}
+
+
+def left_padded(
+    rows: Sequence[list[int]], pad_id: int, device: Any = "cpu"
+) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P"]]:
+    """Ids of prompts padded on the left, and their mask."""
+    width = max(map(len, rows))
+    ids = [[pad_id] * (width - len(row)) + row for row in rows]
+    # Masks come from the lengths and not from the ids: the padding id may be a token of a text.
+    mask = torch.arange(width) >= width - _lengths(rows)
+    return torch.tensor(ids, device=device), mask.long().to(device)
+
+
+def teacher_columns(
+    rows: Sequence[list[int]] | None, pad_id: int, device: Any = "cpu"
+) -> dict[str, Tensor]:
+    """The tensors of `TEACHER_PROMPT` for these prompts; none for None."""
+    if rows is None:
+        return {}
+    return dict(zip(TEACHER_PROMPT, left_padded(rows, pad_id, device), strict=True))
+
 
 def first_used(prompt_mask: Int[Tensor, "B P"]) -> int:
     """The first prompt column that is not padding in every row."""
@@ -147,6 +179,8 @@ class Rollouts:
     """Up to and including the end-of-sequence token, if there is one."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Where they came from, enough to make them again; plain values, no paths."""
+    teacher_prompt_ids: list[list[int]] | None = None
+    """Prompts that the teacher reads before the same completions; None: the same prompts."""
 
     def __post_init__(self) -> None:
         # An empty batch has no width, and no forward could be run on it.
@@ -156,6 +190,12 @@ class Rollouts:
             raise DataError(
                 f"{len(self.prompt_ids)} prompts for {len(self.completion_ids)} completions; each "
                 "completion needs its prompt"
+            )
+        own = self.teacher_prompt_ids
+        if own is not None and (len(own) != len(self.completion_ids) or not all(own)):
+            raise DataError(
+                f"{len(own)} teacher prompts for {len(self.completion_ids)} completions; each needs one, and "
+                "none may be empty"
             )
         for index, (prompt, completion) in enumerate(
             zip(self.prompt_ids, self.completion_ids, strict=True)
@@ -174,21 +214,21 @@ class Rollouts:
         return [groups.setdefault(tuple(ids), len(groups)) for ids in self.prompt_ids]
 
     def batch(self, *, pad_id: int = 0, device: Any = "cpu") -> dict[str, Tensor]:
-        """The padded tensors of `taopd.models.batch.SEQUENCE`: prompts padded left, completions right."""
-        prompt_width = max(map(len, self.prompt_ids))
+        """The padded tensors of `taopd.models.batch.SEQUENCE`: prompts padded left, completions right.
+
+        With those of `TEACHER_PROMPT` where the teacher has prompts of its own.
+        """
+        prompt_ids, prompt_mask = left_padded(self.prompt_ids, pad_id, device)
         width = max(map(len, self.completion_ids))
-        prompts = [[pad_id] * (prompt_width - len(ids)) + ids for ids in self.prompt_ids]
         completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
-        # Masks come from the lengths and not from the ids: the padding id may be a token of a text.
-        columns = torch.arange(prompt_width)
-        prompt_mask = columns >= prompt_width - _lengths(self.prompt_ids)
         completion_mask = torch.arange(width) < _lengths(self.completion_ids)
-        return {
-            "prompt_ids": torch.tensor(prompts, device=device),
-            "prompt_mask": prompt_mask.long().to(device),
+        batch = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
             "completion_ids": torch.tensor(completions, device=device),
             "completion_mask": completion_mask.long().to(device),
         }
+        return batch | teacher_columns(self.teacher_prompt_ids, pad_id, device)
 
     @staticmethod
     def of_batch(batch: dict[str, Tensor], settings: dict[str, Any]) -> "Rollouts":
@@ -199,9 +239,12 @@ class Rollouts:
             return [ids[mask.bool()].tolist() for ids, mask in pairs]
 
         return Rollouts(
-            prompt_ids=rows("prompt"), completion_ids=rows("completion"), settings=settings
+            prompt_ids=rows("prompt"),
+            completion_ids=rows("completion"),
+            settings=settings,
+            teacher_prompt_ids=rows("teacher_prompt") if TEACHER_PROMPT[0] in batch else None,
         )
 
 
-def _lengths(rows: list[list[int]]) -> Tensor:
+def _lengths(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([len(ids) for ids in rows]).unsqueeze(1)

@@ -100,15 +100,34 @@ def prompt_faults(
     """
     prompts = [read_prompt(row, f"row {index}") for index, row in enumerate(rows)]
     shown: dict[str, Any] = {"options": options, "tools": tools, "template": template}
+    found = faults_of_ends(tokenizer, prompts, stop_ids=stop_ids, **shown)
+    found += _answers(rows, prompts)
+    found += _not_shown(tokenizer, prompts, shown)
+    return sorted(found, key=lambda fault: not fault.certain)
+
+
+def faults_of_ends(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    options: Mapping[str, Any] | None = None,
+    tools: Sequence[Any] = (),
+    template: str | None = None,
+    stop_ids: Collection[int] = (),
+    begun: str = "the student reads what it is to write",
+) -> list[Fault]:
+    """What is wrong with both ends of prompts as they will be read.
+
+    Args:
+        options, tools, template, stop_ids: see `prompt_faults`.
+        begun: what a prompt that ends inside the assistant's turn leads to.
+    """
     ids = encode_prompts(
         tokenizer, prompts, chat_template_kwargs=options, tools=tools, template=template
     )
     turns = Turns.of(tokenizer, template, {*stop_ids, tokenizer.eos_token_id} - {None})
     found = _at_the_start(tokenizer, ids)
-    found += _at_the_end(tokenizer, prompts, ids, turns)
-    found += _answers(rows, prompts)
-    found += _not_shown(tokenizer, prompts, shown)
-    return sorted(found, key=lambda fault: not fault.certain)
+    return found + _at_the_end(tokenizer, prompts, ids, turns, begun)
 
 
 def _at_the_start(tokenizer: Tokenizer, ids: Sequence[list[int]]) -> list[Fault]:
@@ -126,7 +145,11 @@ def _at_the_start(tokenizer: Tokenizer, ids: Sequence[list[int]]) -> list[Fault]
 
 
 def _at_the_end(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], ids: Sequence[list[int]], turns: Turns
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    ids: Sequence[list[int]],
+    turns: Turns,
+    leads_to: str,
 ) -> list[Fault]:
     closed, begun = [], []
     for prompt, tokens in zip(prompts, ids, strict=True):
@@ -151,8 +174,8 @@ def _at_the_end(
         found.append(Fault(text=text, certain=True))
     if begun:
         text = (
-            f"{_count(begun, ids)} end inside the assistant's turn, after {begun[0][-40:]!r}: the student "
-            "reads what it is to write. Cut the text after the assistant's header."
+            f"{_count(begun, ids)} end inside the assistant's turn, after {begun[0][-40:]!r}: {leads_to}. "
+            "Cut the text after the assistant's header."
         )
         # The same few words everywhere may be a beginning that is meant.
         found.append(Fault(text=text, certain=len(set(begun)) > 1 or len(begun) == 1))

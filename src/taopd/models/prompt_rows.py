@@ -28,6 +28,10 @@ COLUMNS = ("prompt", *TURNS, "tools", "chat_template_kwargs")
 """Columns that a prompt is made of."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns that are refused where they hold something."""
+_READS = (
+    "the student would read the answer that it is to write. Name the column 'messages', of which what comes "
+    "before the answer is taken, or cut the last message off"
+)
 _ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -72,16 +76,9 @@ def read_prompt(row: Any, where: str) -> Prompt:
     turns = next((name for name in TURNS if columns.get(name) is not None), None)
     if "prompt" not in columns and turns is not None:
         content: str | Messages = split_turns(columns[turns], where)[0]
-    elif isinstance(value, list):
-        content = [_message(message, where) for message in value]
-    elif isinstance(value, str) or value is None:
-        content = value or ""
+        _check(content, f"the prompt of {where}")
     else:
-        raise DataError(
-            f"the prompt of {where} is {type(value).__name__}; it must be text, or a list of "
-            "messages with role and content"
-        )
-    _check(content, where)
+        content = read_content(value, f"the prompt of {where}", where)
     options = _decoded(columns.get("chat_template_kwargs"), f"chat_template_kwargs of {where}")
     tools = _decoded(columns.get("tools"), f"tools of {where}") or None
     if tools is not None and not isinstance(tools, list):
@@ -89,6 +86,28 @@ def read_prompt(row: Any, where: str) -> Prompt:
     if options is not None and not isinstance(options, dict):
         raise DataError(f"chat_template_kwargs of {where} must be a mapping")
     return Prompt(content=content, tools=tools, options=options or {})
+
+
+def read_content(value: Any, what: str, where: str, *, fault: str = _READS) -> str | Messages:
+    """The content of a prompt: text, or messages in any form that is in use.
+
+    Args:
+        what, where: name the prompt and its row in messages.
+        fault: what would happen with an answer at the end.
+
+    Raises:
+        DataError: another type, an empty prompt, or one that ends with the answer.
+    """
+    if isinstance(value, list):
+        content: str | Messages = [_message(message, where) for message in value]
+    elif isinstance(value, str) or value is None:
+        content = value or ""
+    else:
+        raise DataError(
+            f"{what} is {type(value).__name__}; it must be text, or a list of messages with role and content"
+        )
+    _check(content, what, fault)
+    return content
 
 
 def split_turns(turns: Any, where: str) -> tuple[Messages, str | None]:
@@ -156,7 +175,7 @@ def render(
         raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
 
 
-def _check(content: str | Messages, where: str) -> None:
+def _check(content: str | Messages, what: str, fault: str = _READS) -> None:
     """Something to answer, and no answer yet."""
     if isinstance(content, str):
         empty = not content.strip()
@@ -165,13 +184,9 @@ def _check(content: str | Messages, where: str) -> None:
         said = [m for m in content if m["role"] not in ("system", "developer")]
         empty = not any(m["content"].strip() or m.get("tool_calls") for m in said)
     if empty:
-        raise DataError(f"the prompt of {where} is empty; drop the row")
+        raise DataError(f"{what} is empty; drop the row")
     if not isinstance(content, str) and content[-1]["role"] == "assistant":
-        raise DataError(
-            f"the prompt of {where} ends with an assistant message: the student would read the answer that "
-            "it is to write. Name the column 'messages', of which what comes before the answer is taken, "
-            "or cut the last message off"
-        )
+        raise DataError(f"{what} ends with an assistant message: {fault}")
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:

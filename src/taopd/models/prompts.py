@@ -2,8 +2,7 @@
 
 What: `load_prompts` reads a dataset with a `prompt` column (text or a list of messages) and, on
 request, an `answer` column; `encode_prompts` turns prompts into ids, as TRL's trainer does where all
-rows are of one kind; `check_prompt_lengths` finds a prompt that does not fit the context before a run
-starts. What a row may look like is in `prompt_rows`.
+rows are of one kind. What a row may look like is in `prompt_rows`, and whether it fits in `prompt_lengths`.
 `load_model` and `load_tokenizer` come from `loading` and are named here too.
 """
 
@@ -29,10 +28,9 @@ from taopd.models.loading import (
     looks_local,
     root_cause,
 )
-from taopd.models.prompt_rows import COLUMNS, MEDIA, TURNS, Prompt, read_prompt, render, split_turns
+from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
 
 __all__ = [
-    "check_prompt_lengths",
     "context_length",
     "encode_prompts",
     "load_model",
@@ -42,8 +40,6 @@ __all__ = [
 
 _UNREADABLE = (*UNREADABLE, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
 logger = logging.getLogger(__name__)
-# Tokens that a chat template may add beyond those of the first prompt.
-_TEMPLATE_MARGIN = 64
 
 
 def load_prompts(
@@ -162,67 +158,6 @@ def encode_prompts(
     return ids
 
 
-def check_prompt_lengths(
-    rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    context_length: int | None,
-    max_completion_length: int,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> None:
-    """Check that every prompt and its completion fit the context. Lengths are in tokens.
-
-    A token covers at least one byte, so only prompts with more bytes than the limit are encoded: a
-    million short prompts take seconds.
-
-    Args:
-        context_length: `max_position_embeddings`, the smaller of both models; None (no limit)
-            checks only that prompts are well formed.
-
-    Raises:
-        DataError: names the first row that does not fit, and the lengths.
-    """
-    limit = None if context_length is None else context_length - max_completion_length
-    if limit is not None and limit < 1:
-        raise DataError(
-            f"max_completion_length={max_completion_length} leaves no room for a prompt: the "
-            "context has "
-            f"{context_length} tokens. Lower max_completion_length"
-        )
-    # Bytes bound tokens from above, so that most prompts need no encoding at all.
-    overhead, start = 0, 0
-    columns = [name for name in (*COLUMNS, *MEDIA) if name in rows.column_names]
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
-        size = len(next(iter(batch.values())))
-        prompts = [
-            read_prompt({name: batch[name][row] for name in columns}, f"row {start + row}")
-            for row in range(size)
-        ]
-        if start == 0:
-            first = encode_prompts(
-                tokenizer, prompts[:1], chat_template_kwargs=chat_template_kwargs
-            )
-            overhead = len(first[0]) + _TEMPLATE_MARGIN
-        suspects = [
-            i
-            for i, p in enumerate(prompts)
-            if limit is not None and _num_bytes(p) + overhead > limit
-        ]
-        ids = encode_prompts(
-            tokenizer, [prompts[i] for i in suspects], chat_template_kwargs=chat_template_kwargs
-        )
-        for index, prompt_ids in zip(suspects, ids, strict=True):
-            if limit is not None and len(prompt_ids) > limit:
-                raise DataError(
-                    f"the prompt of row {start + index} has {len(prompt_ids)} tokens; with "
-                    "max_completion_length="
-                    f"{max_completion_length} and a context of {context_length} there is room for "
-                    f"{limit}. Drop "
-                    "the row, shorten it, or lower max_completion_length"
-                )
-        start += size
-
-
 def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     reader = DATASET_READERS.get(path.suffix.lower())
     if reader is None:
@@ -303,12 +238,3 @@ def _choose(name: str, splits: list[str], split: str | None) -> str:
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}.{suggest(split, splits)}")
     return split
-
-
-def _num_bytes(prompt: Prompt) -> float:
-    """At least as many as tokens; unknown where a template writes JSON."""
-    if isinstance(prompt.content, str):
-        return len(prompt.content.encode())
-    if prompt.tools or prompt.options or any("tool_calls" in m for m in prompt.content):
-        return float("inf")
-    return sum(len(m["content"].encode()) + _TEMPLATE_MARGIN for m in prompt.content)

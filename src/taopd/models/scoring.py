@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taopd.errors import DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.batch import Forward, Positions, micro_batches
+from taopd.models.batch import Forward, Positions, micro_batches, teacher_side
 from taopd.models.forward import states_of
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
@@ -84,6 +84,7 @@ def score_positions(
     """Exact signals of the given positions of a padded batch; called without gradient.
 
     Args:
+        batch: see `batch.SEQUENCE`; the teacher reads `batch.TEACHER_PROMPT`, where they are there.
         full_kl: also both divergences over the full vocabulary.
         stop_ids: ids that count as one token, see `signals.merge_stop_class`; none by default.
         when: opens the message of an error about NaN or infinite logits.
@@ -92,14 +93,15 @@ def score_positions(
     Raises:
         NumericsError: on NaN or infinite logits. DataError: a prompt that the teacher cannot read.
     """
-    check_readable(batch, teacher)
+    side = teacher_side(batch)
+    check_readable(side, teacher)
     reuse = Reuse() if reuse is None else reuse
     signals, of_teacher, of_student = [], [], []
     problem = None
     for rows, mask in micro_batches(positions, micro_batch_size):
         hidden, student_head = reuse.student_states(forward, student, batch, rows, mask)
         # The teacher has no prefix to keep: its columns may begin later than the student's.
-        teacher_hidden, teacher_head = states_of(forward, teacher, batch, rows, mask)
+        teacher_hidden, teacher_head = states_of(forward, teacher, side, rows, mask)
         local = Positions.of(mask)
         try:
             scored = exact_signals(

@@ -17,7 +17,14 @@ from taopd.models.loading import has_adapter
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.stop_tokens import declared_ids
-from taopd.preflight import machine, prompt_checks, remote_teacher, rollout_checks, tokenizer_checks
+from taopd.preflight import (
+    machine,
+    prompt_checks,
+    remote_teacher,
+    rollout_checks,
+    teacher_context,
+    tokenizer_checks,
+)
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
@@ -34,10 +41,13 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
     """Judge item by item, cheapest first."""
     before = remote_teacher.ITEMS if subject.remote else {}
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
+    own = teacher_context.ITEMS if subject.has("prompts") and subject.has_teacher_prompts else {}
     if not subject.remote:
         del sampled["server answers"]
+    if not own:
+        del sampled["teacher context"]
     refusals: set[str] = set()
-    for name, check in (before | _ITEMS | sampled).items():
+    for name, check in (before | _ITEMS | own | sampled).items():
         verdict = _guarded(name, check, subject)
         # One bad row stops several items: the reason is said once.
         if verdict.measured == _REFUSED and verdict.advice in refusals:
@@ -115,6 +125,8 @@ def _context(subject: Subject) -> Verdict:
         owner: getattr(config.get_text_config(), "max_position_embeddings", None)
         for owner, config in subject.known_configs.items()
     }
+    if subject.has_teacher_prompts:  # an item of its own
+        limits.pop("teacher", None)
     if args.use_vllm:
         limits["vllm_max_model_length"] = args.vllm_max_model_length
     return machine.check_context(subject.longest_prompt, args.max_completion_length or 1, limits)
@@ -128,6 +140,7 @@ def _memory(subject: Subject) -> Verdict:
             _plan_settings(subject),
             device="gpu" if on_gpu else "cpu",
             prompt_length=subject.longest_prompt,
+            teacher_prompt_length=subject.longest_teacher_prompt,
         )
         shapes = [ModelShape.from_config(config) for config in subject.known_configs.values()]
         student, teacher = shapes[0], shapes[-1]  # One that is elsewhere takes no memory here.
@@ -202,6 +215,11 @@ def _drift(subject: Subject, measured: Measured) -> Verdict:
     )
 
 
+def _context_effect(_subject: Subject, measured: Measured) -> Verdict:
+    assert measured.context is not None
+    return teacher_context.check_effect(measured.context, len(measured.signals))
+
+
 _ITEMS: dict[str, Callable[[Subject], Verdict]] = {
     "tokenizers": _tokenizers,
     "special tokens": _special_tokens,
@@ -226,6 +244,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
         found, vocab_size=subject.trainer.vocab_size, k=subject.settings.training.score_top_k
     ),
     "teacher KL": remote_teacher.divergence,
+    "teacher context": _context_effect,
     "off support": lambda subject, found: rollout_checks.check_support(
         found,
         k=subject.settings.training.score_top_k,

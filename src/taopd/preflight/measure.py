@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.kernels import topk_score
-from taopd.models.batch import Forward, Positions
+from taopd.models.batch import Forward, Positions, teacher_side
 from taopd.models.forward import states_at
 from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import score_positions
+from taopd.preflight.teacher_context import ContextEffect, measure_context
 from taopd.signals import TokenSignals
 from taopd.teachers import Teacher, score_remote
 
@@ -39,6 +40,8 @@ class Measured:
     """At which sampling was cut for this measurement."""
     agreement: Mapping[str, Agreement]
     """Of the scoring path with the own forward of each model in this process."""
+    context: ContextEffect | None = None
+    """Of the teacher's own prompts; None: it reads the student's."""
     teacher_stops_unknown: float = 0.0
     """Mean mass on the candidates that `teacher_stops` may lack, where it is read off a list."""
 
@@ -92,14 +95,16 @@ def measure(
     ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
     wanted = [token for token in candidates if token < vocab_size]
 
-    def masses(model) -> Float[Tensor, "E M"]:
-        return stop_masses(forward, model, batch, ends, micro_batch_size, wanted, temperature)
+    def masses(model, read) -> Float[Tensor, "E M"]:
+        return stop_masses(forward, model, read, ends, micro_batch_size, wanted, temperature)
 
-    own, unknown = masses(student), 0.0
+    own, unknown, side = masses(student, batch), 0.0, teacher_side(batch)
     if remote:
-        teachers, unknown = _remote_masses(teacher, batch, ends, wanted, k)
+        teachers, unknown = _remote_masses(teacher, side, ends, wanted, k)
     else:
-        teachers = masses(teacher)
+        teachers = masses(teacher, side)
+    settings = common | {"vocab_size": vocab_size, "temperature": temperature}
+    context = measure_context(*models, remote=remote, **settings)
     compared = None
     if sampling_logprobs is not None and signals.student_logprobs is not None:
         recomputed = signals.student_logprobs
@@ -115,6 +120,7 @@ def measure(
         student_stops=own,
         teacher_stops=teachers,
         agreement=agreement,
+        context=context,
         teacher_stops_unknown=unknown,
         max_tokens=max_tokens,
     )

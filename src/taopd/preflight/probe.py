@@ -39,8 +39,10 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
-        prompts, completions = trainer.sample(first_rows(trainer.train_dataset, size), tokens)
-        pairs = Rollouts(prompt_ids=prompts, completion_ids=completions)
+        rows = first_rows(trainer.train_dataset, size)
+        prompts, completions = trainer.sample(rows, tokens)
+        own = trainer.encode_for_teacher(rows)
+        pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         remote = trainer.teacher_model is None
         return measure(

@@ -22,7 +22,9 @@ ONE_MODEL = 1e-4
 
 
 def _server(subject: Any) -> Verdict:
-    longest = subject.longest_prompt + (subject.settings.training.max_completion_length or 1)
+    longest = subject.longest_teacher_prompt + (
+        subject.settings.training.max_completion_length or 1
+    )
     server = subject.server
     return check_server(server.describe(), longest=longest, context=server.context_length)
 
@@ -30,10 +32,10 @@ def _server(subject: Any) -> Verdict:
 def _tokens(subject: Any) -> Verdict:
     tokenizer, options = subject.tokenizer, subject.template_options
     rows = list(subject.prompts.select(range(min(TEXTS, len(subject.prompts)))))
-    texts = [
-        render(tokenizer, read_prompt(row, f"row {number}"), options=options)
-        for number, row in enumerate(rows)
+    prompts = subject.teacher_prompts.of_rows(rows) or [
+        read_prompt(row, f"row {number}") for number, row in enumerate(rows)
     ]
+    texts = [render(tokenizer, prompt, options=options) for prompt in prompts]
     return check_tokens(subject.server.tokenize, tokenizer, texts)
 
 

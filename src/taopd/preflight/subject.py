@@ -7,9 +7,11 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from taopd.models import prompts as data
+from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
 from taopd.trainer import from_settings as build
+from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher import connect_teacher
 
@@ -49,12 +51,16 @@ class Subject:
     @cached_property
     def tokenizers(self) -> tuple[Any, Any]:
         """Of student and teacher."""
+        if self.own_teacher:
+            return self.tokenizer, self.tokenizer
         revision = self.settings.training.teacher_model_revision or "main"
         return self.tokenizer, data.load_tokenizer(self.teacher_name, revision=revision)
 
     @property
     def teacher_name(self) -> str:
         """Where the teacher's files are; a teacher behind a server may have none."""
+        if self.own_teacher:
+            return str(self.settings.model.model_name_or_path)
         name = self.settings.training.teacher_model_name_or_path
         if name is None:
             raise Unnamed(
@@ -155,10 +161,34 @@ class Subject:
     @cached_property
     def longest_prompt(self) -> int:
         """Tokens, of at most `MOST_PROMPTS` prompts."""
-        encoded = data.encode_prompts(
-            self.tokenizer, self.some_rows(MOST_PROMPTS), chat_template_kwargs=self.template_options
+        return self._longest(self.some_rows(MOST_PROMPTS))
+
+    @cached_property
+    def longest_teacher_prompt(self) -> int:
+        """Likewise, of what the teacher reads."""
+        rows = self.some_rows(MOST_PROMPTS)
+        return self._longest(self.teacher_prompts.of_rows(rows) or rows)
+
+    def _longest(self, rows: list[Any]) -> int:
+        options = self.template_options
+        return max(
+            map(len, data.encode_prompts(self.tokenizer, rows, chat_template_kwargs=options))
         )
-        return max(map(len, encoded))
+
+    @property
+    def teacher_prompts(self) -> TeacherPrompts:
+        """Where the teacher's prompts come from."""
+        return TeacherPrompts(self.settings.training.teacher_prompt_template)
+
+    @property
+    def has_teacher_prompts(self) -> bool:
+        """The teacher reads prompts of its own."""
+        return self.teacher_prompts.used(self.prompts.column_names)
+
+    @property
+    def own_teacher(self) -> bool:
+        """The student is its own teacher."""
+        return self.settings.training.teacher_model_name_or_path in OWN_TEACHERS
 
     def some_rows(self, count: int) -> list[Any]:
         """About so many rows of the training set, evenly spread."""

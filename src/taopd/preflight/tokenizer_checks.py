@@ -176,7 +176,7 @@ def check_chat_template(
         )
         return judge(item, "the student's only", [("warn", problem)])
     texts = [render(tokenizer, prompt, options=options) for tokenizer in (student, teacher)]
-    difference = _difference(*texts)
+    pieces = difference(*texts)
     if texts[0] == texts[1]:
         return judge(item, f"the same {len(texts[0])} characters from both", [])
     control = [_control_tokens(student, text) for text in texts]
@@ -191,10 +191,10 @@ def check_chat_template(
             "Only ordinary text differs, as a default system prompt would: give both the same system "
             "message in the prompts."
         )
-    changed = sum(len(text) for owner, text in difference if owner != "both")
+    changed = sum(len(text) for owner, text in pieces if owner != "both")
     figures = {"student": texts[0], "teacher": texts[1]}
     measured = f"{changed} characters differ"
-    return judge(item, measured, problems, figures=figures, difference=difference)
+    return judge(item, measured, problems, figures=figures, difference=pieces)
 
 
 def check_thinking(
@@ -255,7 +255,7 @@ def _control_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [index for index in ids if index in control]
 
 
-def _difference(student: str, teacher: str) -> tuple[tuple[str, str], ...]:
+def difference(student: str, teacher: str) -> tuple[tuple[str, str], ...]:
     """Both texts as pieces, cut at words and white space."""
     left, right = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (student, teacher))
     pieces: list[tuple[str, str]] = []

@@ -247,17 +247,22 @@ def _whole(rollouts: Sequence[Rollout], name: str, default: int) -> np.ndarray:
     return np.full(size, default) if column is None else np.nan_to_num(column).astype(np.int64)
 
 
+def _shortened(text: str) -> str:
+    cut = f"…⟨{len(text) - MAX_PROMPT} more characters⟩" if len(text) > MAX_PROMPT else ""
+    return visible(text[:MAX_PROMPT]) + cut
+
+
 def _described(rollout: Rollout, start: int) -> dict[str, Any]:
     """What the list of rollouts shows and sorts by."""
     line, size = rollout.line, max(1, len(rollout))
-    prompt = str(line.get("prompt", ""))
-    cut = f"…⟨{len(prompt) - MAX_PROMPT} more characters⟩" if len(prompt) > MAX_PROMPT else ""
+    own = line.get("teacher_prompt")
     return {
         "run": visible(rollout.run),
         "step": rollout.step,
         "start": start,
         "n": len(rollout),
-        "prompt": visible(prompt[:MAX_PROMPT]) + cut,
+        "prompt": _shortened(str(line.get("prompt", ""))),
+        "teacherPrompt": None if own is None else _shortened(str(own)),
         "answer": None if line.get("answer") is None else visible(str(line["answer"]))[:200],
         "correct": rollout.correct,
         "truncated": bool(line.get("truncated")),

@@ -62,14 +62,17 @@ def show(
     for rollout in rollouts:
         console.print()
         console.print(_head(rollout))
-        console.print(Text(str(_visible_prompt(rollout)), style="dim"))
+        console.print(Text(_visible_prompt(rollout, "prompt"), style="dim"))
+        if "teacher_prompt" in rollout.line:
+            text = _visible_prompt(rollout, "teacher_prompt")
+            console.print(Text(f"the teacher reads: {text}", style="dim"))
         console.print(_body(rollout, signal, top, plain=not console.is_terminal))
         if tokens:
             console.print(_kept_table(rollout))
 
 
-def _visible_prompt(rollout: Rollout) -> str:
-    return visible(str(rollout.line.get("prompt", ""))[:2000])
+def _visible_prompt(rollout: Rollout, name: str) -> str:
+    return str(visible(str(rollout.line.get(name, ""))[:2000]))
 
 
 def _values(rollout: Rollout, name: str) -> list[float]:

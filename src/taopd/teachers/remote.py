@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
-from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches
+from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches, teacher_side
 from taopd.models.scoring import Reuse, Scored
 from taopd.signals import (
     TokenSignals,
@@ -45,6 +45,7 @@ def score_remote(
     """Signals of the given positions of a padded batch, with the scores of a remote teacher.
 
     Args:
+        batch: see `scoring.score_positions`.
         vocab_size: ids that both models share.
         when: opens the message of an error about NaN or infinite logits.
         reuse: what the loss will take from the student's pass; default nothing.
@@ -54,6 +55,7 @@ def score_remote(
         NumericsError: on NaN or infinite logits of the student.
     """
     reuse = Reuse() if reuse is None else reuse
+    side = teacher_side(batch)
     parts, problem = [], None
     for rows, mask in micro_batches(positions, micro_batch_size):
         hidden, head = reuse.student_states(forward, student, batch, rows, mask)
@@ -65,7 +67,7 @@ def score_remote(
             # Raised after the loop, as in `score_positions`: other processes are in the same forwards.
             problem = problem or error
             continue
-        sequences = {name: batch[name][rows] for name in SEQUENCE}
+        sequences = {name: side[name][rows] for name in SEQUENCE}
         answer = _in_background(_question(teacher, sequences, mask, scores.topk_ids, k))
         parts.append(
             _Part(student=scores, hidden=hidden, head=head, targets=targets, answer=answer)

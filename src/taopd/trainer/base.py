@@ -1,14 +1,12 @@
-"""What the trainer needs of TRL around its own step: any prompts and batches, forwards in wrappers."""
+"""What the trainer needs of TRL around its own step: any batches, sampling, forwards in wrappers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from trl import DistillationTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from taopd.errors import DataError
@@ -17,102 +15,35 @@ from taopd.models.batch import Trimmed
 from taopd.models.forward import backbone_states
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
-from taopd.models.prompt_faults import LOOKED_AT
-from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
-from taopd.models.prompts import encode_prompts
 from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
-from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
+from taopd.trainer.own_teacher import AdapterTeacher
+from taopd.trainer.prompting import PromptTrainer
+from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import check_size
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
-from taopd.trainer.training_set import filled, first_rows, warn_of_faults
 
 Batch = dict[str, Any]
 
 
-class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
+class BaseTrainer(AtomicCheckpoints, PromptTrainer):
     """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
 
-    args: TeachabilityConfig
-    train_dataset: Any
     vocab_size: int
     """Ids that student and teacher share."""
     _recorder: Recorder
     _student: StudentForward
     _teacher: TeacherSource
     nonfinite: NonFiniteGuard
+    sampler_monitor: SamplerMonitor
     _loss_value: Tensor
     """Of the last micro-batch, float32."""
     _with_loss_columns: Callable[[Batch], tuple[Batch, ScoredBatch]]
-    _rows: Sequence[Prompt] = ()
-    """Of the batch that is being sampled."""
-
-    # -- prompts ----------------------------------------------------------------------------------
-
-    def _check_training_set(self) -> None:
-        """Enough prompts for a generation batch that can be divided; see `training_set`."""
-        args = self.args
-        rows: Any = self.train_dataset
-        size = self._generation_batch_size()
-        args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
-        check_size(args, size, self.accelerator.num_processes)
-        if rows is not None:
-            needed = size // args.num_generations
-            rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
-            some = first_rows(rows, LOOKED_AT)
-            warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
-            self.train_dataset = rows
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for name, rows in sets.items():
-            if hasattr(rows, "__len__") and not len(rows):
-                raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
-
-    @property
-    def _template(self) -> dict[str, Any]:
-        """What prompts are rendered with."""
-        return {
-            "options": self.chat_template_kwargs,
-            "tools": self.tools,
-            # TRL's own one for tools, where the tokenizer's cannot be continued.
-            "template": self.chat_template,
-        }
-
-    def _generate_and_score_completions(self, inputs):
-        # Read once: TRL hands on the bare prompts, and would drop what else a row says of them.
-        self._rows = [read_prompt(row, f"row {n} of the batch") for n, row in enumerate(inputs)]
-        kinds = {type(prompt.content) for prompt in self._rows}
-        if self.tools and (len(kinds) > 1 or any(prompt.tools for prompt in self._rows)):
-            raise DataError(
-                "tools of the trainer go with messages alone, in rows without tools of their own: drop the "
-                "tools column, or the trainer's tools"
-            )
-        bare = [{"prompt": prompt.content} for prompt in self._rows]
-        return super()._generate_and_score_completions(bare)
-
-    def _tokenize_prompts(self, prompts):
-        known = [prompt.content for prompt in self._rows] == prompts
-        return self._encode(self._rows if known else prompts), None, {}
-
-    def _encode(self, rows: Sequence[Any]) -> list[list[int]]:
-        template = dict(self._template)
-        options = template.pop("options")
-        return encode_prompts(self._tokenizer, rows, chat_template_kwargs=options, **template)
-
-    def _set_signature_columns_if_needed(self):
-        # What `remove_unused_columns` leaves.
-        self._signature_columns = [*COLUMNS, *MEDIA, "answer"]
-
     # -- sampling ---------------------------------------------------------------------------------
-
-    def _generation_batch_size(self) -> int:
-        args = self.args
-        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return local * self.accelerator.num_processes
 
     def sample(
         self, rows: Sequence[Any], max_new_tokens: int
@@ -143,9 +74,13 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
         training = self.model.training
         self.model.eval()
         try:
-            return super()._generate_single_turn(*args, **kwargs)
+            with self.sampler_monitor.listening():
+                completions = super()._generate_single_turn(*args, **kwargs)
         finally:
             self.model.train(training)
+        self.nonfinite.sampled(completions)
+        # TRL reads every completion's last token; where nothing was sampled nothing will train either.
+        return [ids or [self._tokenizer.eos_token_id] for ids in completions]
 
     @property
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -192,6 +127,10 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
 
     def forward_states(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
         """Backbone and head of a model, inside its DDP or FSDP wrapper."""
+        if isinstance(wrapped, AdapterTeacher):
+            with wrapped.weights() as model:
+                hidden = self._run_inside(model, self._get_last_hidden_state, part)[0]
+            return hidden, wrapped.head(self._head)
         return self._run_inside(wrapped, self._get_last_hidden_state, part)
 
     def _forward_keeping_prefix(self, wrapped, part: Trimmed) -> tuple[Tensor, Head]:
@@ -215,6 +154,8 @@ class BaseTrainer(AtomicCheckpoints, DistillationTrainer):
 
     @torch.no_grad()
     def _head(self, model) -> Head:
+        if isinstance(model, AdapterTeacher):
+            return model.head(self._head)
         return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
 
     # -- the loss ---------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ class UpdateNorm(TrainerCallback):
         self._largest = math.inf if largest is None else largest
         self._before: list[tuple[Tensor, Tensor]] = []
 
+    @classmethod
+    def of(cls, args, layout, record):
+        """The callback that the settings ask for, None where there is nothing to measure."""
+        norms = args.match_update_norm, args.max_update_norm
+        # DeepSpeed updates within the backward, where no update can be measured.
+        asked = (args.log_update_norm or norms != (None, None)) and layout != "deepspeed"
+        return cls(record, *norms) if asked else None
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self._before = [
             (parameter, parameter.detach().clone())

@@ -5,7 +5,7 @@ where it departs from it. Values are checked when the config is made, so that a 
 a queue slot: see `taopd.trainer.config_checks`.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from trl import DistillationConfig
@@ -14,16 +14,12 @@ from trl.trainer.utils import get_config_model_id
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.trainer import config_checks
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with the default and the text that `--help-all` shows."""
-    return field(default=default, metadata={"help": text})
+from taopd.trainer.teacher_settings import TeacherSettings, option
 
 
 @dataclass
-class TeachabilityConfig(DistillationConfig):
-    """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig`, and the fields below.
+class TeachabilityConfig(TeacherSettings, DistillationConfig):
+    """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig` and the fields below.
 
     Raises:
         ConfigError: at construction, for a value outside its range, an unknown name (with the nearest
@@ -199,27 +195,6 @@ class TeachabilityConfig(DistillationConfig):
     )
     max_update_norm: float | None = option(
         None, "Trust region: larger optimizer updates are scaled down to this L2 norm."
-    )
-
-    # The teacher: behind a server, or with another tokenizer
-
-    teacher_url: str | None = option(
-        None,
-        "Score with the teacher behind this URL (vLLM or SGLang), e.g. http://localhost:8000, and load "
-        "none. teacher_model_name_or_path then names its tokenizer and config only.",
-    )
-    teacher_server: str = option("auto", "What answers at teacher_url: vllm, sglang, or auto.")
-    teacher_concurrency: int = option(32, "Requests to teacher_url in flight at most, per process.")
-    teacher_timeout_s: float = option(120.0, "Seconds for one request to teacher_url.")
-    teacher_patience_s: float = option(
-        600.0,
-        "Seconds to wait for a server that does not answer; then the run stops with a checkpoint from which "
-        "--resume continues.",
-    )
-    cut_renamed_control_tokens: bool = option(
-        False,
-        "Accept tokenizers that differ only in the names of control tokens (R1-Distill and Qwen2.5): the "
-        "ids from the first of them on are not shared and never train.",
     )
 
     # Steps that fail

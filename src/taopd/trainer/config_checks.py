@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from taopd.errors import ConfigError, require, require_known
 from taopd.losses import LOSSES, needs_teacher_distribution
+from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.selectors import (
     NORMALIZATIONS,
     SCHEDULES,
@@ -63,6 +64,8 @@ AT_LEAST: dict[str, float] = {
     "log_rollouts": 0,
 }
 """Smallest value of a setting; None is always allowed."""
+OWN_TEACHERS = ("self", "self_ema")
+"""Values of teacher_model_name_or_path: the student before training, or a moving average of it."""
 ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
@@ -123,6 +126,25 @@ def check_config(config: "TeachabilityConfig") -> None:
         raise ConfigError("max_update_norm and match_update_norm exclude each other")
     if config.teacher_url is not None:
         check_remote_teacher(config)
+    _check_own_teacher(config)
+
+
+def _check_own_teacher(config: "TeachabilityConfig") -> None:
+    TeacherPrompts(config.teacher_prompt_template)  # refuses a template that cannot be read
+    require(
+        0.0 <= config.teacher_ema_decay < 1.0,
+        "teacher_ema_decay",
+        config.teacher_ema_decay,
+        "in [0, 1)",
+    )
+    name = config.teacher_model_name_or_path
+    if name not in OWN_TEACHERS:
+        return
+    for other in ("teacher_url", "teacher_model_init_kwargs", "teacher_model_revision"):
+        if getattr(config, other):
+            raise ConfigError(
+                f"{other} beside teacher_model_name_or_path={name!r}: the teacher is the student"
+            )
 
 
 def _check_selection(config: "TeachabilityConfig") -> None:

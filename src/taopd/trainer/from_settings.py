@@ -17,7 +17,7 @@ class Inputs:
 
     student: Any
     teacher: Any
-    """None if it is behind a server."""
+    """None if it is behind a server, or the student itself."""
     tokenizer: Any
     train_dataset: Any
     eval_dataset: Any
@@ -35,7 +35,10 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     from trl import get_quantization_config
 
     from taopd.models import prompts as data
+    from taopd.models.prompt_lengths import check_prompt_lengths
+    from taopd.models.teacher_prompts import TeacherPrompts
     from taopd.teachers import load_teacher
+    from taopd.trainer.config_checks import OWN_TEACHERS
 
     script, args, chosen = settings.script, settings.training, settings.model
     student_path = str(chosen.model_name_or_path)
@@ -55,8 +58,8 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     if quantization is not None:
         own["quantization_config"] = quantization
     student = data.load_model(student_path, **own)
-    models = [student]
-    if args.teacher_url is None:
+    teacher = None
+    if args.teacher_url is None and args.teacher_model_name_or_path not in OWN_TEACHERS:
         teacher, _ = load_teacher(
             str(args.teacher_model_name_or_path),
             student,
@@ -65,22 +68,31 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
             init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
-        models.append(teacher)
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
     # Before any weight is trained: one prompt too long would end the run at a step that nobody can foresee.
+    own = TeacherPrompts(args.teacher_prompt_template)
     for rows in (train_dataset, eval_dataset):
-        if rows is not None:
-            data.check_prompt_lengths(
+        if rows is None:
+            continue
+        reads = own.used(rows.column_names)
+        if reads:
+            own.check(rows.column_names, str(script.dataset_name))
+        # The teacher reads its own prompts in place of the student's.
+        both = [student] if reads or teacher is None else [student, teacher]
+        for prompts, models in ((None, both), (own, [teacher or student]))[: 1 + reads]:
+            elsewhere = prompts is not None and args.teacher_url is not None
+            check_prompt_lengths(
                 rows,
                 tokenizer,
-                context_length=data.context_length(*models),
+                context_length=None if elsewhere else data.context_length(*models),
                 max_completion_length=args.max_completion_length or 1,
                 chat_template_kwargs=_keywords(args.chat_template_kwargs),
+                teacher_prompts=prompts,
             )
     return Inputs(
         student=student,
-        teacher=None if args.teacher_url else models[1],
+        teacher=teacher,
         tokenizer=tokenizer,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.batch import SEQUENCE
+from taopd.models.batch import SEQUENCE, TEACHER_PROMPT
 from taopd.runs.jsonl import write_json
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.checkpoint.state_file import save_tree
@@ -96,7 +96,8 @@ class NonFiniteGuard(TrainerCallback):
         Raises:
             NumericsError: it must, and on_bad_numbers is "stop" or this is an evaluation.
         """
-        self._batch = {name: batch[name] for name in SEQUENCE}
+        both = (*SEQUENCE, *TEACHER_PROMPT)
+        self._batch = {name: batch[name] for name in both if name in batch}
         # A collective: all processes come here, whatever they found.
         if not self._anywhere(problem is not None):
             return False

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from taopd.models.batch import TEACHER_PROMPT
 from taopd.runs.bounded_log import BoundedLog
 from taopd.runs.limits import LIST_FLOOR
 from taopd.runs.signal_names import SELECTED_BY
@@ -115,6 +116,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "step": scored.number,
         "completion": row,
         "prompt": tokenizer.decode(prompt),
+        **_of_teacher(scored, row),
         "answer": batch.get("answers", {row: None})[row],
         "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
         "num_valid": selection.num_valid,
@@ -128,6 +130,14 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "teacher_top": teacher,
         "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
     }
+
+
+def _of_teacher(scored: ScoredBatch, row: int) -> dict[str, str]:
+    """The teacher's prompt, where it reads one of its own."""
+    if TEACHER_PROMPT[0] not in scored.batch:
+        return {}
+    ids, mask = (scored.batch[name][row] for name in TEACHER_PROMPT)
+    return {"teacher_prompt": scored.tokenizer.decode(ids[mask.bool()].tolist())}
 
 
 def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ from taopd.errors import ConfigError, suggest
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.config_checks import OWN_TEACHERS, refuse_removed
 
 
 @dataclass
@@ -221,13 +221,18 @@ def _fits(value: Any, hint: Any) -> bool:
 def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None) -> None:
     """Put the lab's models and prompts in the place of those that a config names."""
     own = ("model_name_or_path", "teacher_model_name_or_path", "teacher_url", "dataset_name")
-    given = [name for name in own if name in settings.given]
+    # The lab's student may be its own teacher.
+    kept = settings.training.teacher_model_name_or_path in OWN_TEACHERS
+    own_teacher = {"teacher_model_name_or_path"} if kept else set()
+    given = [name for name in own if name in settings.given - own_teacher]
     if given:
         raise ConfigError(f"lab brings its own models and prompts: drop {', '.join(given)}, or lab")
     if lab is None:
         raise ConfigError(f"lab={settings.lab!r}: only the commands of taopd make a lab")
     named = lab(str(settings.lab))
     for name, value in named.items():
+        if name in own_teacher:
+            continue
         for part in (settings.script, settings.training, settings.model):
             if hasattr(part, name):
                 setattr(part, name, value)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, DataError, TeacherError
 from taopd.losses import needs_teacher_distribution
-from taopd.models.batch import Forward, Positions
+from taopd.models.batch import Forward, Positions, teacher_side
 from taopd.models.loading import load_tokenizer
 from taopd.models.output_head import require_backbone
 from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
@@ -26,6 +26,7 @@ from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exac
 from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
 from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.selection import signal_needs, signal_options
 from taopd.trainer.teacher_probe import TeacherProbe
 
@@ -39,7 +40,7 @@ class TeacherSource:
 
     Args:
         teacher: path, hub id or model for a teacher here; for one elsewhere a `Teacher`, or None
-            with `args.teacher_url`.
+            with `args.teacher_url`; or the student as its own.
         student: its vocabulary is what both must share.
 
     Raises:
@@ -87,6 +88,10 @@ class TeacherSource:
                     f"teacher_patience_s={args.teacher_patience_s:g} must be less than ddp_timeout="
                     f"{args.ddp_timeout}, after which the other processes give up waiting"
                 )
+            return
+        if isinstance(teacher, OwnTeacher):
+            self.plain, self.model = teacher.plain, teacher.model
+            self.vocab_size = student.config.get_text_config().vocab_size
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if isinstance(teacher, list | tuple | dict):
@@ -159,17 +164,17 @@ class TeacherSource:
         self, forward: Forward, student: Any, batch: Mapping[str, Tensor]
     ) -> dict[str, Agreement]:
         """The scoring path of each model here against its own forward; both are left as they were."""
-        inner = self._accelerator.unwrap_model(student)
-        models = {"student": (student, inner)}
+        inner, side = self._accelerator.unwrap_model(student), teacher_side(batch)
+        models = {"student": (student, inner, batch)}
         if self.plain is not None:
             # A lookup beyond the embedding has no message of its own.
-            check_readable(batch, self.plain)
-            models["teacher"] = self.model, self._accelerator.unwrap_model(self.model)
+            check_readable(side, self.plain)
+            models["teacher"] = self.model, self._accelerator.unwrap_model(self.model), side
         training = inner.training
         inner.eval()
         try:
             return {
-                name: compare_with_own_forward(forward, *model, batch, self.vocab_size)
+                name: compare_with_own_forward(forward, *model, self.vocab_size)
                 for name, model in models.items()
             }
         finally:
@@ -213,7 +218,7 @@ class TeacherSource:
                 when=when,
                 reuse=reuse,
             )
-            self._probe.look(batch, positions, scored.signals)
+            self._probe.look(teacher_side(batch), positions, scored.signals)
         except TeacherError as problem:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.

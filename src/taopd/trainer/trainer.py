@@ -30,6 +30,7 @@ from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
+from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.rollout_log import RolloutLog
 from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
@@ -55,7 +56,8 @@ class TeachabilityTrainer(BaseTrainer):
             goes on training its adapter; with `peft_config` it is merged first.
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
             padded to another size; its tokenizer must give every shared id the same token. Or any
-            `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`.
+            `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`; "self" and
+            "self_ema" are the student, with a prompt of the teacher's own.
         args: a `TeachabilityConfig`; a `DistillationConfig` gets our defaults, None TRL's and ours.
         others: as TRL's class takes them, in its order: `train_dataset`, `eval_dataset` and so on.
 
@@ -90,9 +92,12 @@ class TeachabilityTrainer(BaseTrainer):
             *(callbacks, optimizers, quantization_config, peft_config, tools),
         )
         given.require_savable(self.model)
-        self._check_training_set()
+        self._check_training_set(teacher_model)
+        whole = self.model, self.accelerator, lambda: self.model_wrapped
+        own = OwnTeacher.of(teacher_model, args, *whole)
+        self.average = own and own.average
         self._teacher = TeacherSource(
-            teacher_model, args, self.model, self._tokenizer, self.accelerator
+            own or teacher_model, args, self.model, self._tokenizer, self.accelerator
         )
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
@@ -118,7 +123,8 @@ class TeachabilityTrainer(BaseTrainer):
         found = RunWarnings(args.output_dir, self.accelerator)
         sinks = self.record, found.add, self._load_from_checkpoint
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
-        self._anchor = Anchor(args, self.model, self.accelerator, self._recorder, self._head, guard)
+        parts = self.model, self.accelerator, self._recorder, self._head, guard
+        self._anchor = Anchor(args, *parts, own and own.start)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
@@ -131,17 +137,10 @@ class TeachabilityTrainer(BaseTrainer):
         for callback in (*own, *costs, *watchers):
             if callback is not None:
                 self.add_callback(callback)
-        norms = args.match_update_norm, args.max_update_norm
-        # DeepSpeed updates within the backward, where no update can be measured.
-        if (args.log_update_norm or norms != (None, None)) and self.layout != "deepspeed":
-            self.add_callback(UpdateNorm(self.record, *norms))
-
-    def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
-        with self.sampler_monitor.listening():
-            completions = super()._generate_single_turn(*args, **kwargs)
-        self.nonfinite.sampled(completions)
-        # TRL reads every completion's last token; where nothing was sampled nothing will train either.
-        return [ids or [self._tokenizer.eos_token_id] for ids in completions]
+        # The average follows the update as it was rescaled.
+        for callback in (UpdateNorm.of(args, self.layout, self.record), self.average):
+            if callback is not None:
+                self.add_callback(callback)
 
     # -- a generation batch: sample, score, select ------------------------------------------------
 

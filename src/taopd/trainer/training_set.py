@@ -7,9 +7,11 @@ from typing import Any
 from datasets import IterableDataset
 from torch.utils.data import Subset
 
-from taopd.errors import DataError
-from taopd.models.prompt_faults import LOOKED_AT, prompt_faults
+from taopd.errors import ConfigError, DataError
+from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, prompt_faults
 from taopd.models.prompt_rows import TURNS
+from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
+from taopd.trainer.config_checks import OWN_TEACHERS
 
 logger = logging.getLogger(__name__)
 
@@ -62,3 +64,46 @@ def warn_of_faults(rows: list[Any], tokenizer: Any, **shown: Any) -> None:
         logger.warning("a prompt is what %r holds up to the last user turn", turns[0])
     for fault in prompt_faults(tokenizer, rows[:LOOKED_AT], **shown):
         logger.warning("prompts: %s", fault.text)
+
+
+TEACHER_BEGUN = "the teacher would score the completion as what comes after it"
+"""What a teacher's prompt that ends inside the assistant's turn leads to."""
+
+
+def check_teacher_prompts(
+    prompts: TeacherPrompts,
+    sets: tuple[list[Any], Any],
+    teacher: Any,
+    tokenizer: Any,
+    **shown: Any,
+) -> None:
+    """Refuse rows without what the teacher's prompts are made of; log what is wrong with the others.
+
+    Args:
+        sets: the first rows of the training set; the evaluation set, several by name, or None.
+        teacher: as the settings name it.
+        shown: see `faults_of_ends`.
+
+    Raises:
+        DataError: a column that is missing or a row that lacks it.
+        ConfigError: a student as its own teacher that reads nothing else.
+    """
+    rows, evaluation = sets
+    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    if not prompts.used(columns):
+        if isinstance(teacher, str) and teacher in OWN_TEACHERS:
+            raise ConfigError(
+                f"teacher_model_name_or_path={teacher!r} without a prompt of the teacher's own: it would be "
+                "the student itself, and nothing could be learned. Set teacher_prompt_template, or add a "
+                f"column {COLUMN!r} to the prompts"
+            )
+        return
+    prompts.check(columns, "the training set")
+    several = evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    for name, others in several.items():
+        some = first_rows(others, 1) if others is not None else []
+        if some and isinstance(some[0], dict):
+            prompts.check(list(some[0]), f"the evaluation set {name}".rstrip())
+    found = prompts.of_rows(rows[:LOOKED_AT]) or []
+    for fault in faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown):
+        logger.warning("teacher prompts: %s", fault.text)

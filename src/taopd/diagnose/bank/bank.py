@@ -41,7 +41,7 @@ from taopd.diagnose.bank.manifest import (
 from taopd.diagnose.bank.score import known_positions, locate, score_rollouts
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError, require
-from taopd.models.batch import SEQUENCE, Rollouts
+from taopd.models.batch import SEQUENCE, TEACHER_PROMPT, Rollouts, teacher_side
 from taopd.models.forward import State, backbone_forward, bare, on_device, states_at
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
@@ -198,9 +198,14 @@ class FixedContextBank:
         """Fingerprints of "student" (before training), "teacher" and "tokenizer"."""
         return self.manifest["fingerprints"]
 
-    def states(self, model: Any) -> Iterator[State]:
-        """A model's hidden states at the bank's tokens with its head, per micro-batch; lazy."""
+    def states(self, model: Any, *, of_teacher: bool = False) -> Iterator[State]:
+        """A model's hidden states at the bank's tokens with its head, per micro-batch; lazy.
+
+        Args:
+            of_teacher: after the prompts that the teacher reads.
+        """
         batch = on_device(self.rollouts.batch(), model)
+        batch = dict(teacher_side(batch)) if of_teacher else batch
         positions = known_positions(batch, self.vocab_size)
         size = int(self.manifest["batch_size"])
         return states_at(backbone_forward(self.vocab_size), model, batch, positions, size)
@@ -234,15 +239,19 @@ def _check_tensors(
     path: Path, num_tokens: int, batch: dict[str, Tensor], topk: dict[str, Tensor]
 ) -> None:
     """Refuse tensors with other names than a bank has, or whose sizes do not fit each other."""
-    if set(batch) != set(SEQUENCE) or set(topk) != {"ids", "logprobs"}:
+    known = {*SEQUENCE, *TEACHER_PROMPT} if TEACHER_PROMPT[0] in batch else {*SEQUENCE}
+    if set(batch) != known or set(topk) != {"ids", "logprobs"}:
         raise DataError(f"{path}: its tensors are {sorted(batch)} and {sorted(topk)}")
     prompt, prompt_mask, completion, completion_mask = (batch[name].shape for name in SEQUENCE)
+    own = [tuple(batch[name].shape for name in TEACHER_PROMPT if name in batch)]
     shapes = [
         (prompt, prompt_mask),
         (completion, completion_mask),
         (topk["ids"].shape, topk["logprobs"].shape),
+        *filter(None, own),
     ]
     fitting = all(len(one) == 2 and one == other for one, other in shapes)
+    fitting = fitting and all(pair[0][0] == prompt[0] for pair in filter(None, own))
     if not fitting or shapes[0][0][0] != shapes[1][0][0] or shapes[2][0][0] != num_tokens:
         raise DataError(f"{path}: its tensors have shapes {shapes} for {num_tokens} tokens")
 
@@ -258,8 +267,11 @@ def _check(rollouts: Rollouts, temperature: float, batch_size: int, *models: Any
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     num_ids = min(model.get_input_embeddings().weight.shape[0] for model in models)
     context = context_length(*(bare(model) for model in models))
-    for index, prompt in enumerate(rollouts.prompt_ids):
-        ids = prompt + rollouts.completion_ids[index]
+    both = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
+    texts = [(index, prompt + ids) for index, (prompt, ids) in enumerate(both)]
+    own = zip(rollouts.teacher_prompt_ids or (), rollouts.completion_ids, strict=False)
+    texts += [(index, prompt + ids) for index, (prompt, ids) in enumerate(own)]
+    for index, ids in texts:
         if max(ids) >= num_ids:
             raise DataError(
                 f"rollout {index} holds token id {max(ids)}, but one of the models knows only "

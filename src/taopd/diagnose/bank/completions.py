@@ -21,6 +21,7 @@ from taopd.models.generation import (
 )
 from taopd.models.prompts import context_length, encode_prompts
 from taopd.models.stop_tokens import sampler_stop_ids
+from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.runs.jsonl import read_jsonl
 
 NUM_COMPLETIONS = 300
@@ -38,6 +39,7 @@ def sample_rollouts(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 32,
+    teacher_prompts: TeacherPrompts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollouts:
     """Completions sampled from the student; completion i answers prompt i modulo their number.
@@ -47,6 +49,7 @@ def sample_rollouts(
     Args:
         prompts: rows or bare prompts, as `taopd.models.prompts.encode_prompts` takes them.
         batch_size: completions sampled together; part of what a seed reproduces.
+        teacher_prompts: where the teacher's own come from; default the column `teacher_prompt`, if any.
         progress: called with (completions done, completions in all).
 
     Raises:
@@ -62,7 +65,10 @@ def sample_rollouts(
     require(temperature > 0, "temperature", temperature, "above 0")
     if not len(prompts):
         raise DataError("no prompts: a bank needs at least one")
-    encoded = encode_prompts(tokenizer, list(prompts)[:num_completions])
+    rows = list(prompts)[:num_completions]
+    encoded = encode_prompts(tokenizer, rows)
+    found = (teacher_prompts or TeacherPrompts()).of_rows(rows)
+    own = None if found is None else encode_prompts(tokenizer, found)
     context = context_length(student)
     for row, ids in enumerate(encoded):
         if context is not None and len(ids) + max_tokens > context:
@@ -85,6 +91,7 @@ def sample_rollouts(
     return Rollouts(
         prompt_ids=prompt_ids,
         completion_ids=completions,
+        teacher_prompt_ids=own and [own[index % len(own)] for index in range(num_completions)],
         settings={
             "source": "sampled",
             "num_completions": num_completions,
@@ -105,6 +112,8 @@ def read_completions(
 ) -> Rollouts:
     """Rollouts from JSON lines with `prompt` (text, messages or ids) and `completion` (text or ids).
 
+    All of them, or none, may have a `teacher_prompt` too.
+
     Args:
         num_completions: only the first so many lines.
         max_tokens: cut every completion to so many tokens.
@@ -118,7 +127,9 @@ def read_completions(
     rows = read_jsonl(path)[:num_completions]
     if not rows:
         raise DataError(f"{path} has no completions")
-    prompt_ids, completion_ids = [], []
+    prompt_ids: list[list[int]] = []
+    completion_ids: list[list[int]] = []
+    own: list[list[int]] = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not row.get("prompt") or not row.get("completion"):
             raise DataError(
@@ -126,16 +137,22 @@ def read_completions(
                 "of them empty"
             )
         prompt, completion = row["prompt"], row["completion"]
-        prompt_ids.append(
-            list(prompt) if _is_ids(prompt) else encode_prompts(tokenizer, [prompt])[0]
-        )
+        for prompts, text in ((prompt_ids, prompt), (own, row.get(COLUMN))):
+            if text:
+                ids = list(text) if _is_ids(text) else encode_prompts(tokenizer, [text])[0]
+                prompts.append(ids)
         if isinstance(completion, str):
             completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
         elif not _is_ids(completion):
             raise DataError(f"{path}, line {number}: a completion is text or a list of token ids")
         completion_ids.append(list(completion)[:max_tokens])
     settings = {"source": "file", "num_completions": len(rows), "max_tokens": max_tokens}
-    return Rollouts(prompt_ids=prompt_ids, completion_ids=completion_ids, settings=settings)
+    return Rollouts(
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        settings=settings,
+        teacher_prompt_ids=own or None,
+    )
 
 
 def _is_ids(value: Any) -> bool:

@@ -18,7 +18,7 @@ from taopd.diagnose.bank.token_features import (
 )
 from taopd.errors import DataError
 from taopd.losses import forward_kl, reverse_kl
-from taopd.models.batch import Positions, Rollouts
+from taopd.models.batch import Positions, Rollouts, teacher_side
 from taopd.models.forward import State, backbone_forward, on_device, states_at
 from taopd.models.own_forward import compare_with_own_forward, require_agreement
 
@@ -70,13 +70,14 @@ def score_rollouts(
         )
     target_ids = batch["completion_ids"][positions.row, positions.column]
     forward = backbone_forward(vocab_size)
+    side = teacher_side(batch)
     with measuring(student, teacher):
-        for name, model in (("student", student), ("teacher", teacher)):
-            found = compare_with_own_forward(forward, model, model, batch, vocab_size)
+        for name, model, read in (("student", student, batch), ("teacher", teacher, side)):
+            found = compare_with_own_forward(forward, model, model, read, vocab_size)
             require_agreement(name, found)
         chunks = chunked_logprobs(
             states_at(forward, student, batch, positions, settings["batch_size"]),
-            states_at(forward, teacher, batch, positions, settings["batch_size"]),
+            states_at(forward, teacher, side, positions, settings["batch_size"]),
             temperature=settings["temperature"],
             locate=partial(locate, positions.row, positions.column),
         )

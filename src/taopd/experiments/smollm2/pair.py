@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -78,7 +79,7 @@ class Pair:
 
     @property
     def prompts(self) -> Path:
-        """Parquet with the columns prompt, answer, split ("train" or "test")."""
+        """Parquet with the columns prompt, answer, solution, split ("train" or "test")."""
         return self.folder / "prompts.parquet"
 
 
@@ -108,6 +109,7 @@ def make_pair(
     about = {"spec": asdict(spec), "weights": GGUF_SHA256 if base is None else str(base)}
     if folder.exists():
         _check(folder, about)
+        _add_solutions(Pair(folder), spec)
         return Pair(folder)
     with cannot_write_to(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,14 +168,26 @@ def _grade(pair: Pair, progress: Progress) -> dict[str, Any]:
 
 
 def _write(pair: Pair, spec: PairSpec, progress: Progress) -> None:
-    drawn = word_problems.splits(
+    drawn = _problems(spec)
+    word_problems.write_prompts(pair.prompts, drawn)
+    _fine_tune(pair, drawn["sft"], spec, progress)
+
+
+def _problems(spec: PairSpec) -> dict[str, list[word_problems.Problem]]:
+    return word_problems.splits(
         spec.seed,
         sft=spec.teacher_steps * spec.batch_size,
         train=spec.num_train,
         test=spec.num_test,
     )
-    word_problems.write_prompts(pair.prompts, drawn)
-    _fine_tune(pair, drawn["sft"], spec, progress)
+
+
+def _add_solutions(pair: Pair, spec: PairSpec) -> None:
+    """Give the prompts of an older pair their column `solution`; they are drawn again, and the same."""
+    if "solution" not in pq.read_schema(pair.prompts).names:
+        partial = pair.folder / f".{pair.prompts.name}"
+        word_problems.write_prompts(partial, _problems(spec))
+        partial.replace(pair.prompts)
 
 
 def _fine_tune(

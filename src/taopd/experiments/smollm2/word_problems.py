@@ -71,9 +71,14 @@ def splits(seed: int, *, sft: int, train: int, test: int) -> dict[str, list[Prob
 
 
 def write_prompts(path: Path, problems: dict[str, list[Problem]]) -> None:
-    """Write "train" and "test" as Parquet: prompt (messages), answer, split."""
+    """Write "train" and "test" as Parquet: prompt (messages), answer, solution, split."""
     rows: list[dict[str, Any]] = [
-        {"prompt": problem.prompt, "answer": problem.answer, "split": split}
+        {
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "solution": problem.solution,
+            "split": split,
+        }
         for split in ("train", "test")
         for problem in problems[split]
     ]

@@ -17,7 +17,7 @@ from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.config_checks import OWN_TEACHERS, refuse_removed
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""
@@ -51,6 +51,7 @@ class StudyFile:
     title: str = ""
     student: str | None = None
     teacher: str | None = None
+    """Path or hub id, or self, self_ema: the student with a prompt of the teacher's own."""
     prompts: str | None = None
     """Column prompt and split "train"; evaluation reads its split "test", with answers."""
     test_prompts: str | None = None
@@ -191,6 +192,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
 def _check_data(study: StudyFile) -> None:
     own = ("student", "teacher", "prompts")
     given = [name for name in own if getattr(study, name)]
+    if study.lab and study.teacher in OWN_TEACHERS:  # the lab's student
+        given.remove("teacher")
     if study.lab and given:
         raise ConfigError(f"lab brings its own models and prompts: drop {', '.join(given)}, or lab")
     if not study.lab and len(given) < len(own):

@@ -26,12 +26,15 @@ from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
 from taopd.experiments.study.file import StudyFile, numbers
+from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import load_prompts, load_tokenizer
+from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import hold
 from taopd.runs.schemas import OBJECT, OUTCOME
 from taopd.runs.validation import read_document
+from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.environment import environment
 
 OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg")
@@ -176,6 +179,7 @@ def _run_of(
     asked = study.num_test_prompts
     if lab is not None:
         run = lab_arm(lab, arm.name, config, seed=seed, steps=int(base["max_steps"]))
+        run = dataclasses.replace(run, teacher=study.teacher or run.teacher)
         num_test_prompts = min(asked or LAB_PROMPTS, run.num_test_prompts)
     else:
         num_test_prompts = asked or DEFAULT_PROMPTS
@@ -213,9 +217,15 @@ def _check_inputs(run: Arm) -> None:
     for row, problem in enumerate(load_problems(run)):
         if problem["answer"] is None or not str(problem["answer"]).strip():
             raise DataError(f"the evaluation set has no answer in row {row}; fill it in or drop it")
-    load_prompts(run.prompts, split="train")
+    rows = load_prompts(run.prompts, split="train")
+    own = TeacherPrompts(run.config.get("teacher_prompt_template"))
+    if own.used(rows.column_names):
+        own.check(rows.column_names, run.prompts)
+        for row, entry in enumerate(rows):
+            own.of(entry, read_prompt(entry, f"row {row}"), f"row {row}")
     for model in (run.student, run.teacher):
-        load_tokenizer(model)
+        if model not in OWN_TEACHERS:
+            load_tokenizer(model)
 
 
 def _prepare(run: Arm, place: Path) -> None:

@@ -9,15 +9,22 @@ T.side = function (rollout, place) {
   if (rollout.correct !== null) facts.push(rollout.correct ? "right" : "wrong");
   if (rollout.truncated) facts.push("truncated");
   side.append(T.element("div", "note", facts.join(" · ")));
-  const prompt = T.element("div", "prompt", rollout.prompt);
-  prompt.tabIndex = 0;
-  prompt.setAttribute("role", "region");
-  prompt.setAttribute("aria-label", "prompt");
+  const prompts = [["prompt", rollout.prompt]];
+  if (rollout.teacherPrompt) {
+    prompts.push(["prompt of the teacher", `The teacher reads: ${rollout.teacherPrompt}`]);
+  }
+  for (const [label, words] of prompts) {
+    const prompt = T.element("div", "prompt", words);
+    prompt.tabIndex = 0;
+    prompt.setAttribute("role", "region");
+    prompt.setAttribute("aria-label", label);
+    side.append(prompt);
+  }
   const text = T.element("div", "text");
   text.setAttribute("role", "listbox");
   text.setAttribute("aria-label", `completion ${place + 1}, one option per token`);
   text.rollout = rollout;
-  side.append(prompt, text);
+  side.append(text);
   T.extend(text, 0);
   return side;
 };

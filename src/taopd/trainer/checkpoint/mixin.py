@@ -54,6 +54,8 @@ class AtomicCheckpoints(Trainer):
 
     rank_state: RankState
     _given: GivenStudent
+    average: Any = None
+    """A `MovingAverage`, where the teacher is one."""
     checked: Path | None = None
     """A checkpoint whose files are already verified; `train` does not verify it again."""
     _sampler: Any = None
@@ -204,6 +206,8 @@ class AtomicCheckpoints(Trainer):
             save_optimizer(folder, self.optimizer, rank, others)
         elif self.args.should_save:
             save_tree(folder / OPTIMIZER, {"optimizer": self.optimizer.state_dict()} | others)
+        if self.average is not None and self.args.should_save:
+            self.average.save(folder)
 
     def _save_scaler(self, output_dir: str) -> None:
         if self.layout == "deepspeed":
@@ -230,6 +234,8 @@ class AtomicCheckpoints(Trainer):
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load(Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.layout != "sharded":

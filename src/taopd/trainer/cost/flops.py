@@ -116,6 +116,7 @@ def step_cost(
             training forward too (without a window) or the key/value prefix (with one).
     """
     tokens, length = settings.num_tokens, settings.length
+    read = settings.num_teacher_tokens, settings.teacher_length
     vocab_size = min(student.vocab_size, teacher.vocab_size)
     frozen = settings.lora_rank is not None
     share = gradient_share(settings, window)
@@ -143,7 +144,7 @@ def step_cost(
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
         score_student=full / TERA,
-        score_teacher=here * forward_flops(teacher, tokens, length) / TERA,
+        score_teacher=here * forward_flops(teacher, *read) / TERA,
         score_heads=(student_head + teacher_head) / TERA,
         train_forward=(passes + (0.0 if window is None else sparse)) / TERA,
         train_backward=backward / TERA,
@@ -154,8 +155,12 @@ def step_cost(
 
 
 def trl_cost(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> StepCost:
-    """Cost of the same step in `trl.DistillationTrainer`: every position forward, backward and projected."""
+    """Cost of the same step in `trl.DistillationTrainer`: every position forward, backward and projected.
+
+    Of the teacher's prompt as well, which TRL does not know.
+    """
     tokens, length = settings.num_tokens, settings.length
+    read = settings.num_teacher_tokens, settings.teacher_length
     vocab_size = min(student.vocab_size, teacher.vocab_size)
     frozen = settings.lora_rank is not None
     full = forward_flops(student, tokens, length)
@@ -166,7 +171,7 @@ def trl_cost(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     heads += TRL_TEACHER_MATMULS * head_flops(teacher, vocab_size, scored)
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
-        score_teacher=forward_flops(teacher, tokens, length) / TERA,
+        score_teacher=forward_flops(teacher, *read) / TERA,
         train_forward=full / TERA,
         train_backward=(backward + (full if settings.gradient_checkpointing else 0.0)) / TERA,
         loss_heads=heads / TERA,

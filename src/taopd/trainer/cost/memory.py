@@ -142,7 +142,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         "gathered_to_sample": float(compute * student.num_parameters)
         if zero3 and shards > 1
         else 0.0,
-        "teacher_weights": 0.0 if settings.teacher_elsewhere else of_teacher,
+        "teacher_weights": _teacher_weights(of_teacher, adapters, settings),
         "reference_weights": of_copy if settings.holds_reference else 0.0,
         "gradients": stored * trained / shards,
         "gradient_buckets": float(stored * trained) if buckets else 0.0,
@@ -155,16 +155,24 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     }
 
 
+def _teacher_weights(whole: float, adapters: int, settings: PlanSettings) -> float:
+    """Of a teacher that is the student with an adapter, the adapter: as it was, or in float32 as averaged."""
+    if settings.teacher_elsewhere:
+        return 0.0
+    return float(FLOAT32 * adapters) if settings.own_teacher and settings.lora_rank else whole
+
+
 def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Parts:
     own = student.hidden_size * BYTES[settings.dtype]
     other = 0 if settings.teacher_elsewhere else teacher.hidden_size * BYTES[settings.dtype]
-    scored, per_batch = settings.num_completion_tokens, settings.batch * settings.length
+    scored = settings.num_completion_tokens
+    read = settings.length * own + settings.teacher_length * other
     kept = other if settings.needs_teacher_distribution else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
     # A server's answer is compared with the student's states, which wait for it.
     waiting = scored * own if settings.teacher_elsewhere else 0
     return {
-        "scoring_hidden": float(per_batch * (own + other) + waiting),
+        "scoring_hidden": float(settings.batch * read + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
         "teacher_hidden_scored": float(scored * kept),
         "teacher_hidden_kept": scored * kept * settings.budget,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, require
 from taopd.selectors.budget import check_budget
+from taopd.trainer.config_checks import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
@@ -36,6 +37,10 @@ class PlanSettings:
     prompt_length: int
     completion_length: int
     """Tokens; every row is taken to be as long as this."""
+    teacher_prompt_length: int | None = None
+    """Tokens, where the teacher reads a prompt of its own; None: the student's."""
+    own_teacher: str = ""
+    """"self" or "self_ema": the student is its own teacher."""
     micro_batches: int = 1
     """`gradient_accumulation_steps`; the generation batch has batch x micro_batches completions."""
     budget: float = 0.05
@@ -81,7 +86,9 @@ class PlanSettings:
         for name in ("batch", "completion_length", "micro_batches", "top_k", "num_ranks"):
             value = getattr(self, name)
             require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
-        require(0 <= self.prompt_length <= MOST, "prompt_length", self.prompt_length, "0 or more")
+        for name in ("prompt_length", "teacher_prompt_length"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= MOST, name, value, "0 or more")
         check_budget(self.budget)
         anchored, drawn = self.anchor_fraction, self.anchor_responses
         require(0.0 <= anchored <= 1.0, "anchor_fraction", anchored, "in [0, 1]")
@@ -89,6 +96,7 @@ class PlanSettings:
         require(self.window is None or self.window >= 0, "window", self.window, "0 or more")
         require(self.lora_rank is None or self.lora_rank >= 1, "lora_rank", self.lora_rank, ">= 1")
         choices: dict[str, Collection[str]] = {"sharding": SHARDINGS, "device": ("cpu", "gpu")}
+        choices["own_teacher"] = ("", *OWN_TEACHERS)
         choices |= dict.fromkeys(("dtype", "student_dtype", "teacher_dtype"), BYTES)
         for name, known in choices.items():
             value = getattr(self, name)
@@ -98,6 +106,17 @@ class PlanSettings:
     def length(self) -> int:
         """Tokens of a row."""
         return self.prompt_length + self.completion_length
+
+    @property
+    def teacher_length(self) -> int:
+        """Tokens of a row as the teacher reads it."""
+        own = self.teacher_prompt_length
+        return self.completion_length + (self.prompt_length if own is None else own)
+
+    @property
+    def num_teacher_tokens(self) -> int:
+        """Prompt and completion tokens of the generation batch as the teacher reads it."""
+        return self.num_rows * self.teacher_length
 
     @property
     def num_rows(self) -> int:
@@ -136,7 +155,9 @@ class PlanSettings:
     @property
     def holds_reference(self) -> bool:
         """A frozen copy of the student, for anchor or guard; with an adapter the base model is one."""
-        return (self.anchor_fraction > 0 or self.guard) and self.lora_rank is None
+        # A teacher `self` is that copy, and counted as the teacher.
+        needed = (self.anchor_fraction > 0 or self.guard) and self.own_teacher != "self"
+        return needed and self.lora_rank is None
 
     @property
     def autocast(self) -> bool:
@@ -188,7 +209,9 @@ def plan_settings(
         )
     if model.load_in_4bit or model.load_in_8bit:
         raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
-    names = model.model_name_or_path, args.teacher_model_name_or_path
+    named = args.teacher_model_name_or_path
+    own = named if named in OWN_TEACHERS else ""
+    names = model.model_name_or_path, named
     student_dtype = student_dtype or _dtype(args.model_init_kwargs, model.dtype, names[0])
     return PlanSettings(
         batch=args.per_device_train_batch_size,
@@ -201,8 +224,10 @@ def plan_settings(
         gather_limit=args.gather_limit,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
         student_dtype=student_dtype,
-        teacher_dtype=teacher_dtype
-        or _dtype(args.teacher_model_init_kwargs, model.dtype, names[1]),
+        teacher_dtype=student_dtype
+        if own
+        else teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype, names[1]),
+        own_teacher=own,
         teacher_elsewhere=args.teacher_url is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),

@@ -1,0 +1,111 @@
+"""What the trainer needs of TRL before it samples: any prompts, and the teacher's own beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import IterableDataset
+from trl import DistillationTrainer
+
+from taopd.errors import DataError
+from taopd.models.batch import teacher_columns
+from taopd.models.prompt_faults import LOOKED_AT
+from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
+from taopd.models.prompts import encode_prompts
+from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import check_size
+from taopd.trainer.training_set import check_teacher_prompts, filled, first_rows, warn_of_faults
+
+
+class PromptTrainer(DistillationTrainer):
+    """TRL's trainer with prompts of any form, encoded row by row, for the student and for the teacher."""
+
+    args: TeachabilityConfig
+    train_dataset: Any
+    _rows: Sequence[Prompt] = ()
+    """Of the batch that is being sampled."""
+
+    def _check_training_set(self, teacher: Any) -> None:
+        """Enough prompts for a generation batch that can be divided; see `training_set`.
+
+        Args:
+            teacher: as it was given to the trainer.
+        """
+        args = self.args
+        rows: Any = self.train_dataset
+        size = self._generation_batch_size()
+        args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
+        check_size(args, size, self.accelerator.num_processes)
+        if rows is not None:
+            needed = size // args.num_generations
+            rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
+            some = first_rows(rows, LOOKED_AT)
+            warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
+            self.train_dataset = rows
+            named = args.teacher_model_name_or_path if teacher is None else teacher
+            shown = self._template | {"stop_ids": self.eos_token_ids}
+            both = some, self.eval_dataset
+            check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for name, rows in sets.items():
+            if hasattr(rows, "__len__") and not len(rows):
+                raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
+
+    @property
+    def _template(self) -> dict[str, Any]:
+        """What prompts are rendered with."""
+        return {
+            "options": self.chat_template_kwargs,
+            "tools": self.tools,
+            # TRL's own one for tools, where the tokenizer's cannot be continued.
+            "template": self.chat_template,
+        }
+
+    def _generate_and_score_completions(self, inputs):
+        # Read once: TRL hands on the bare prompts, and would drop what else a row says of them.
+        self._rows = [read_prompt(row, f"row {n} of the batch") for n, row in enumerate(inputs)]
+        kinds = {type(prompt.content) for prompt in self._rows}
+        if self.tools and (len(kinds) > 1 or any(prompt.tools for prompt in self._rows)):
+            raise DataError(
+                "tools of the trainer go with messages alone, in rows without tools of their own: drop the "
+                "tools column, or the trainer's tools"
+            )
+        bare = [{"prompt": prompt.content} for prompt in self._rows]
+        teachers = self.encode_for_teacher(inputs, "row {} of the batch")
+        batch = super()._generate_and_score_completions(bare)
+        pad_id = self._tokenizer.pad_token_id
+        return batch | teacher_columns(teachers, pad_id, batch["prompt_ids"].device)
+
+    def _tokenize_prompts(self, prompts):
+        known = [prompt.content for prompt in self._rows] == prompts
+        return self._encode(self._rows if known else prompts), None, {}
+
+    def _encode(self, rows: Sequence[Any]) -> list[list[int]]:
+        template = dict(self._template)
+        options = template.pop("options")
+        return encode_prompts(self._tokenizer, rows, chat_template_kwargs=options, **template)
+
+    @property
+    def _teacher_prompts(self) -> TeacherPrompts:
+        return TeacherPrompts(self.args.teacher_prompt_template)
+
+    def encode_for_teacher(
+        self, rows: Sequence[Any], where: str = "row {}"
+    ) -> list[list[int]] | None:
+        """Ids of the teacher's own prompts; None: it reads the student's.
+
+        Args:
+            rows: see `TeacherPrompts.of_rows`.
+        """
+        found = self._teacher_prompts.of_rows(rows, where)
+        return None if found is None else self._encode(found)
+
+    def _set_signature_columns_if_needed(self):
+        # What `remove_unused_columns` leaves.
+        own = {COLUMN, *self._teacher_prompts.columns}
+        self._signature_columns = [*COLUMNS, *MEDIA, "answer", *sorted(own - {"answer"})]
+
+    def _generation_batch_size(self) -> int:
+        args = self.args
+        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return local * self.accelerator.num_processes
