@@ -49,7 +49,10 @@ SPLIT: dict[str, Parts] = {
         "guides/comparing.md": ("Comparing", ("Comparing",)),
         "guides/long-runs.md": ("Long runs", ("Long runs", "A cheaper step")),
         "guides/many-gpus.md": ("On many GPUs", ("On many GPUs",)),
-        "guides/served.md": ("A teacher on another machine", ("A teacher on another machine",)),
+        "guides/served.md": (
+            "A teacher on another machine",
+            ("A teacher that sees more", "A teacher on another machine"),
+        ),
         "guides/files.md": ("Report and files", ("Report", "Files of a run")),
     },
     "docs/start.md": {

@@ -14,6 +14,7 @@ from taopd.trainer.config import TeachabilityConfig
 UNITS = {
     "share of the tokens": ("budget", "budget_end", "split_gamma", "anchor_fraction", "draw_floor"),
     "share of the completions": ("anchor_responses",),
+    "share of the average": ("teacher_ema_decay",),
     "tokens": ("score_top_k", "min_keep", "gradient_window", "gather_limit"),
     "token ids": ("stop_token_ids",),
     "optimizer steps": (
@@ -92,9 +93,10 @@ def _yaml(value: Any) -> str:
 
 
 def _groups() -> dict[str, str]:
-    """First setting of a group to the group's title, from the comments of the class."""
-    source = (ROOT / "src/taopd/trainer/config.py").read_text(encoding="utf-8")
-    return {match[2]: match[1] for match in _GROUP.finditer(source)}
+    """First setting of a group to the group's title, from the comments of the classes."""
+    files = [ROOT / "src/taopd/trainer" / name for name in ("teacher_settings.py", "config.py")]
+    sources = [file.read_text(encoding="utf-8") for file in files]
+    return {match[2]: match[1] for source in sources for match in _GROUP.finditer(source)}
 
 
 def _head() -> list[str]:

@@ -13,7 +13,7 @@ def option(default: Any, text: str) -> Any:
 class TeacherSettings:
     """Settings of the teacher; `teacher_model_name_or_path` and its options are TRL's."""
 
-    # What it reads, and who it is
+    # The teacher: what it reads, and who it is
 
     teacher_prompt_template: str | None = option(
         None,
@@ -26,7 +26,7 @@ class TeacherSettings:
         "[0, 1).",
     )
 
-    # Behind a server
+    # The teacher behind a server
 
     teacher_url: str | None = option(
         None,
@@ -42,7 +42,7 @@ class TeacherSettings:
         "--resume continues.",
     )
 
-    # With another tokenizer
+    # A teacher with another tokenizer
 
     cut_renamed_control_tokens: bool = option(
         False,
