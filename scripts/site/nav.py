@@ -23,7 +23,7 @@ NAV: Tree = {
         "Checks before training": "guides/check.md",
         "Long runs": "guides/long-runs.md",
         "Reliability": "guides/reliability.md",
-        "A teacher on another machine": "guides/served.md",
+        "Other teachers": "guides/served.md",
         "Teachers": "guides/teachers.md",
         "On many GPUs": "guides/many-gpus.md",
         "Scaling": "guides/scaling.md",

@@ -50,7 +50,7 @@ SPLIT: dict[str, Parts] = {
         "guides/long-runs.md": ("Long runs", ("Long runs", "A cheaper step")),
         "guides/many-gpus.md": ("On many GPUs", ("On many GPUs",)),
         "guides/served.md": (
-            "A teacher on another machine",
+            "Other teachers",
             ("A teacher that sees more", "A teacher on another machine"),
         ),
         "guides/files.md": ("Report and files", ("Report", "Files of a run")),

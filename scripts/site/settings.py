@@ -14,7 +14,6 @@ from taopd.trainer.config import TeachabilityConfig
 UNITS = {
     "share of the tokens": ("budget", "budget_end", "split_gamma", "anchor_fraction", "draw_floor"),
     "share of the completions": ("anchor_responses",),
-    "share of the average": ("teacher_ema_decay",),
     "tokens": ("score_top_k", "min_keep", "gradient_window", "gather_limit"),
     "token ids": ("stop_token_ids",),
     "optimizer steps": (
@@ -24,7 +23,14 @@ UNITS = {
     "completions": ("log_rollouts", "num_generations"),
     "requests": ("teacher_concurrency",),
     "L2 norm": ("match_update_norm", "max_update_norm"),
-    "ratio": ("draw_clip", "ppo_clip_low", "ppo_clip_high", "anchor_coef", "beta"),
+    "ratio": (
+        "draw_clip",
+        "ppo_clip_low",
+        "ppo_clip_high",
+        "anchor_coef",
+        "beta",
+        "teacher_ema_decay",
+    ),
 }
 """Units that the name does not tell."""
 SUFFIXES = {"_s": "seconds", "_mib": "MiB"}
@@ -39,7 +45,9 @@ SOURCES = {
     "TRL": ("beta", "num_generations"),
 }
 """Where a setting, or its default, is from; all others are taopd's own."""
-_GROUP = re.compile(r"^    # (.+)\n\n    (\w+):", re.MULTILINE)
+OTHERS = "Others"
+_LINE = re.compile(r"^    (?:# (.+)\n$|(\w+): [^=\n]+= option\()", re.MULTILINE)
+"""A comment before an empty line, which is a group's title; or a declaration."""
 
 
 def settings_page() -> str:
@@ -58,22 +66,26 @@ def settings_page() -> str:
         "",
         "*Source*: where the setting or its default is from; without one it is taopd's own.",
     ]
-    groups = _groups()
-    for each in ours:
-        if each.name in groups:
-            lines += ["", f"## {groups[each.name]}", "", *_head()]
-        lines.append(_row(each))
+    groups = group_of_settings()
+    for group in dict.fromkeys([*groups.values(), OTHERS]):
+        rows = [_row(each) for each in ours if groups.get(each.name, OTHERS) == group]
+        if rows:
+            head = "| setting | default | unit | meaning | source |"
+            lines += ["", f"## {group}", "", head, "|---|---|---|---|---|", *rows]
     lines += _inherited(theirs)
     return "\n".join(lines) + "\n"
 
 
 def unit_of(field: Field) -> str:
-    """The unit of a setting, or "" where its value is a name, a switch or a plain number."""
+    """The unit of a setting, or "" where its value is a name or a switch."""
     for unit, names in UNITS.items():
         if field.name in names:
             return unit
-    endings = [unit for suffix, unit in SUFFIXES.items() if field.name.endswith(suffix)]
-    return endings[0] if endings else ""
+    for suffix, unit in SUFFIXES.items():
+        if field.name.endswith(suffix):
+            return unit
+    kind = re.search(r"\b(int|float)\b", str(field.type))
+    return {"int": "count", "float": "number"}[kind[1]] if kind else ""
 
 
 def default_of(field: Field) -> str:
@@ -92,15 +104,16 @@ def _yaml(value: Any) -> str:
     return text if text else '""'
 
 
-def _groups() -> dict[str, str]:
-    """First setting of a group to the group's title, from the comments of the classes."""
-    files = [ROOT / "src/taopd/trainer" / name for name in ("teacher_settings.py", "config.py")]
-    sources = [file.read_text(encoding="utf-8") for file in files]
-    return {match[2]: match[1] for source in sources for match in _GROUP.finditer(source)}
-
-
-def _head() -> list[str]:
-    return ["| setting | default | unit | meaning | source |", "|---|---|---|---|---|"]
+def group_of_settings() -> dict[str, str]:
+    """The group of every setting, from the comments of the classes that declare them, in source order."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "src/taopd/trainer").glob("*.py")):
+        group = OTHERS
+        for title, name in _LINE.findall(path.read_text(encoding="utf-8")):
+            group = title or group
+            if name:
+                found[name] = group
+    return found
 
 
 def _row(field: Field) -> str:

@@ -74,10 +74,12 @@ def test_every_setting_has_a_row_and_every_number_a_unit(site):
         assert f"\n| `{each.name}` |" in text, each.name
         number = re.search(r"\b(int|float)\b", str(each.type))
         if each.name not in theirs and number:
-            assert settings.unit_of(each), f"scripts/site/settings.py has no unit for {each.name}"
+            assert settings.unit_of(each), each.name
     known = {each.name for each in fields(TeachabilityConfig)}
     for table in (settings.UNITS, settings.SOURCES):
         assert {name for names in table.values() for name in names} <= known
+    assert settings.group_of_settings()["beta"] == "The loss at the kept tokens"
+    assert "\n## Others\n" not in text, "a setting of ours without a group"
     assert "| `budget` | `0.05` | share of the tokens |" in text
     assert "\n## The anchor at unselected tokens" in text
 
