@@ -24,13 +24,14 @@ PUBLISHED = {
     "qwen3-14b-to-4b": ("Qwen/Qwen3-14B", "Qwen/Qwen3-4B"),
     "r1-distill-14b-to-qwen2.5-3b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "Qwen/Qwen2.5-3B"),
 }
+TEACHERS = {"teacher-gguf", "teacher-offload", "teacher-quantized", "teacher-server", "tools"}
 FOLDERS = {"accelerate", "paper", "studies", "verl"}
 STUDIES = sorted(path for name in ("paper", "studies") for path in (RECIPES / name).glob("*.yaml"))
 
 
 def test_there_are_no_other_recipes():
     others = {"smollm2", "teacher-prompt", "teacher-server", "tiny"}
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, *others}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, *TEACHERS, *others}
     assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == FOLDERS
     assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
 

@@ -47,14 +47,24 @@ def full_tensor(value: Tensor) -> Tensor:
     return value if torch.is_grad_enabled() else value.detach().clone()
 
 
-def prepare_frozen(accelerator: Accelerator, model: nn.Module) -> Any:
-    """A frozen model on this device; under ZeRO-3 sharded as the student is."""
+def shards_frozen(accelerator: Accelerator) -> bool:
+    """Whether a frozen model is held in parts: ZeRO-3."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is None or plugin.zero_stage != 3:
-        return accelerator.prepare_model(model, evaluation_mode=True)
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def prepare_frozen(accelerator: Accelerator, model: nn.Module, *, move: bool = True) -> Any:
+    """A frozen model on this device; under ZeRO-3 sharded as the student is.
+
+    Args:
+        move: False leaves its weights where they are.
+    """
+    if not shards_frozen(accelerator):
+        place = None if move else False
+        return accelerator.prepare_model(model, device_placement=place, evaluation_mode=True)
     import deepspeed
 
-    settings = plugin.deepspeed_config
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
     names = ("train_micro_batch_size_per_gpu", "bf16", "fp16")
     config = {name: settings[name] for name in names if name in settings}
     engine, *_ = deepspeed.initialize(

@@ -4,12 +4,13 @@ Why wrappers: the libraries below answer an unreadable folder with a dozen diffe
 a checkpoint that lacks weights with a warning and random numbers. Here both are a `DataError` that
 says what, where and what to do.
 
-Remote code is never run, and weights are read from safetensors only: no pickles.
+Remote code is never run, and weights are read from safetensors and GGUF only: no pickles.
 """
 
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,13 +19,16 @@ from urllib.request import getproxies
 import safetensors
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from taopd.errors import DataError
+from taopd.models import gguf
 from taopd.runs.validation import TEXT, read_document, shown
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -40,6 +44,7 @@ UNREADABLE = (
     AttributeError,
     safetensors.SafetensorError,
 )
+_FILE_ERRORS = (*UNREADABLE, *gguf.DAMAGED)
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
@@ -56,26 +61,35 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     Raises:
         DataError: missing, incomplete or unreadable, or neither a pad nor an eos token.
     """
-    name = str(name_or_path)
+    name, more = str(name_or_path), dict[str, Any]()
+    file = gguf.gguf_file(name, kwargs.pop("gguf_file", None))
     adapter = Path(name) / "adapter_config.json"
     if adapter.is_file() and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         # A folder of an adapter alone has its base's tokenizer.
         name = str(
             read_document(adapter, {"base_model_name_or_path": TEXT})["base_model_name_or_path"]
         )
-    _check_model_folder(name, "tokenizer", _TOKENIZERS)
+    if file is None:
+        _check_model_folder(name, "tokenizer", _TOKENIZERS)
+    else:
+        name, more = str(file), gguf.source(file)[1]
     try:
-        # Left padding puts the last prompt token next to the first sampled one.
-        tokenizer = AutoTokenizer.from_pretrained(
-            name,
-            **(
-                {"padding_side": "left", "truncation_side": "left"}
-                | kwargs
-                | {"trust_remote_code": False}
-            ),
-        )
-    except UNREADABLE as error:
+        with nullcontext(name) if file is None else gguf.alone(file) as where:
+            # Left padding puts the last prompt token next to the first sampled one.
+            tokenizer = AutoTokenizer.from_pretrained(
+                where,
+                **(
+                    {"padding_side": "left", "truncation_side": "left"}
+                    | kwargs
+                    | {"trust_remote_code": False}
+                    | more
+                ),
+            )
+    except _unreadable(file) as error:
         raise DataError(f"cannot load a tokenizer from {name}: {root_cause(error)}") from error
+    if file is not None:
+        rows = load_config(file).get_text_config().vocab_size
+        tokenizer = gguf.without_added(tokenizer, rows)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DataError(
@@ -90,20 +104,35 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
 def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a causal language model; keyword arguments go to `from_pretrained`.
 
+    Args:
+        name_or_path: a folder, a hub id, or a GGUF file (or a folder with one and no config.json), whose
+            weights are unpacked.
+
     Raises:
         DataError: no such folder, no config.json, no or incomplete or unreadable weights, unknown
             architecture, or a hub that cannot be reached.
     """
-    name = str(name_or_path)
-    _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
-    if Path(name).is_dir():
-        _check_weights(Path(name))
+    name, where = str(name_or_path), str(name_or_path)
+    file = gguf.gguf_file(name, kwargs.get("gguf_file"))
     options = safe_options(kwargs)
+    if file is not None:
+        if options.get("quantization_config") is not None:
+            raise DataError(
+                f"{file}: a GGUF file is unpacked and not quantized again: leave quantization out, or take "
+                "the model that it was made from"
+            )
+        name = str(file)
+        where, more = gguf.source(file)
+        options |= more | gguf.unpacked()
+    else:
+        _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
+        if Path(name).is_dir():
+            _check_weights(Path(name))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, **options
+            where, output_loading_info=True, **options
         )
-    except UNREADABLE as error:
+    except _unreadable(file) as error:
         raise DataError(f"cannot load the model {name}: {root_cause(error)}") from error
     missing = sorted(report["missing_keys"])
     # transformers fills what is missing with random numbers and a warning that scrolls by.
@@ -112,11 +141,30 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
             f"{missing[0]}; save or download the checkpoint again"
         )
+    if file is not None:
+        gguf.check_positions(model, file)
+        gguf.as_plain(model, file)
     if (Path(name) / "adapter_model.safetensors").is_file():
         from taopd.models.adapters import read_adapter_again
 
         read_adapter_again(model, Path(name))
     return model
+
+
+def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
+    """The config of a folder, a hub id or a GGUF file; no weights are read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    name, more = str(name_or_path), dict[str, Any]()
+    file = gguf.gguf_file(name)
+    if file is not None:
+        name, more = gguf.source(file)
+    try:
+        return AutoConfig.from_pretrained(name, **(kwargs | more | {"trust_remote_code": False}))
+    except _unreadable(file) as error:
+        raise DataError(f"cannot read the config of {file or name}: {root_cause(error)}") from error
 
 
 def has_adapter(model: Any) -> bool:
@@ -188,6 +236,11 @@ def check_hub(name: str, kind: str) -> None:
             f"no {kind} {name}: there is no such folder here (looked in {Path.cwd()}), it is not in the "
             f"hub's cache, and the hub {hub.hostname} cannot be reached ({error.strerror or error})"
         ) from error
+
+
+def _unreadable(file: Path | None) -> tuple[type[Exception], ...]:
+    """What reading raises, of a GGUF file or of a folder."""
+    return UNREADABLE if file is None else _FILE_ERRORS
 
 
 def _check_weights(folder: Path) -> None:

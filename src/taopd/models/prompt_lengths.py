@@ -1,6 +1,6 @@
 """Whether prompts fit the context, before a run starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -23,6 +23,7 @@ def check_prompt_lengths(
     max_completion_length: int,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     teacher_prompts: TeacherPrompts | None = None,
+    tools: Sequence[Any] = (),
 ) -> None:
     """Check that every prompt and its completion fit the context. Lengths are in tokens.
 
@@ -32,6 +33,7 @@ def check_prompt_lengths(
     Args:
         context_length: `max_position_embeddings`, the smaller of both models; None (no limit)
             checks only that prompts are well formed.
+        chat_template_kwargs, tools: see `prompt_rows.render`.
         teacher_prompts: look at these in place of the student's; `context_length` is then the teacher's.
 
     Raises:
@@ -46,6 +48,7 @@ def check_prompt_lengths(
         )
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
     overhead, start = 0, 0
+    shown: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "tools": tools}
     whose = "prompt" if teacher_prompts is None else "teacher's prompt"
     needed = [*COLUMNS, *MEDIA, *(teacher_prompts.columns if teacher_prompts else ())]
     columns = [name for name in needed if name in rows.column_names]
@@ -60,18 +63,14 @@ def check_prompt_lengths(
                 prompt = teacher_prompts.of(entry, prompt, where) or prompt
             prompts.append(prompt)
         if start == 0:
-            first = encode_prompts(
-                tokenizer, prompts[:1], chat_template_kwargs=chat_template_kwargs
-            )
+            first = encode_prompts(tokenizer, prompts[:1], **shown)
             overhead = len(first[0]) + _TEMPLATE_MARGIN
         suspects = [
             i
             for i, p in enumerate(prompts)
             if limit is not None and _num_bytes(p) + overhead > limit
         ]
-        ids = encode_prompts(
-            tokenizer, [prompts[i] for i in suspects], chat_template_kwargs=chat_template_kwargs
-        )
+        ids = encode_prompts(tokenizer, [prompts[i] for i in suspects], **shown)
         for index, prompt_ids in zip(suspects, ids, strict=True):
             if limit is not None and len(prompt_ids) > limit:
                 raise DataError(

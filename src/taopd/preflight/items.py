@@ -28,6 +28,8 @@ from taopd.preflight import (
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
+from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
+from taopd.preflight.teacher_error import check_teacher_error, kind_of
 from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
@@ -44,6 +46,8 @@ def verdicts(subject: Subject) -> Iterator[Verdict]:
     own = teacher_context.ITEMS if subject.has("prompts") and subject.has_teacher_prompts else {}
     if not subject.remote:
         del sampled["server answers"]
+    if kind_of(subject.settings) is None:
+        del sampled[TEACHER_ERROR]
     if not own:
         del sampled["teacher context"]
     refusals: set[str] = set()
@@ -116,6 +120,7 @@ def _prompts(subject: Subject) -> Verdict:
         subject.some_rows(LOOKED_AT),
         options=subject.template_options,
         stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
+        tools=subject.tools,
     )
 
 
@@ -244,6 +249,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
         found, vocab_size=subject.trainer.vocab_size, k=subject.settings.training.score_top_k
     ),
     "teacher KL": remote_teacher.divergence,
+    TEACHER_ERROR: lambda _subject, found: check_teacher_error(found.teacher_error),
     "teacher context": _context_effect,
     "off support": lambda subject, found: rollout_checks.check_support(
         found,

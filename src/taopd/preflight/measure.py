@@ -15,6 +15,7 @@ from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import score_positions
 from taopd.preflight.teacher_context import ContextEffect, measure_context
+from taopd.preflight.teacher_error import TeacherError
 from taopd.signals import TokenSignals
 from taopd.teachers import Teacher, score_remote
 
@@ -40,6 +41,8 @@ class Measured:
     """At which sampling was cut for this measurement."""
     agreement: Mapping[str, Agreement]
     """Of the scoring path with the own forward of each model in this process."""
+    teacher_error: TeacherError | str | None = None
+    """Of a teacher that is packed or moved, or why it is not known."""
     context: ContextEffect | None = None
     """Of the teacher's own prompts; None: it reads the student's."""
     teacher_stops_unknown: float = 0.0

@@ -6,12 +6,14 @@ adapters, the inference engine. The random stream and the models' modes are as b
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.models.stop_tokens import declared_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure
+from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
 from taopd.trainer.selection import signal_options
 from taopd.trainer.training_set import first_rows
@@ -23,12 +25,15 @@ SHARDED = (
 )
 
 
-def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measured:
+def measure_micro_batch(
+    trainer: Any, *, max_tokens: int | None = None, compare: str | None = None
+) -> Measured:
     """Sample for the first prompts of the training set and score the completions with both models.
 
     Args:
         trainer: a `TeachabilityTrainer`, whole on this device (its `layout` is "replicated").
         max_tokens: cut completions here, if it is less than `max_completion_length`.
+        compare: what is done to the teacher, see `teacher_error.kind_of`: it is compared with the full one.
 
     Raises:
         DataError: every completion is empty.
@@ -45,7 +50,7 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         remote = trainer.teacher_model is None
-        return measure(
+        measured = measure(
             trainer.forward_states,
             trainer.model_wrapped,
             trainer.remote_teacher if remote else trainer.teacher_model,
@@ -62,6 +67,10 @@ def measure_micro_batch(trainer: Any, *, max_tokens: int | None = None) -> Measu
             max_tokens=tokens,
             agreement=trainer.compare_with_own_forward(batch),
         )
+        if compare is None:
+            return measured
+        error = measure_error(trainer, compare, batch, measured.positions)
+        return replace(measured, teacher_error=error)
 
 
 @contextmanager

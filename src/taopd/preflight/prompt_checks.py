@@ -20,6 +20,7 @@ def check_prompts(
     *,
     options: Mapping[str, Any],
     stop_ids: Sequence[int],
+    tools: Sequence[Any] = (),
 ) -> Verdict:
     """Both ends of the prompts, answers within them, and what the template leaves out.
 
@@ -27,13 +28,14 @@ def check_prompts(
         teacher: None where its files are not named.
         options: `chat_template_kwargs`.
         stop_ids: of the student's generation config.
+        tools: that every prompt is shown.
 
     Raises:
         DataError: a row that is no prompt, or messages and no chat template.
     """
-    ids = encode_prompts(student, rows, chat_template_kwargs=options)
+    ids = encode_prompts(student, rows, chat_template_kwargs=options, tools=tools)
     problems = Problems()
-    for fault in prompt_faults(student, rows, options=options, stop_ids=stop_ids):
+    for fault in prompt_faults(student, rows, options=options, stop_ids=stop_ids, tools=tools):
         problems.append(("fail" if fault.certain else "warn", fault.text))
     markers = Turns.of(student, None, stop_ids).markers
     plain = [

@@ -1,5 +1,6 @@
 """What `taopd check` looks at: settings, tokenizers, models and a micro-batch, each made on first use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from taopd.models import prompts as data
+from taopd.models.gguf import gguf_file
+from taopd.models.loading import load_config
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
+from taopd.preflight.teacher_error import kind_of
 from taopd.trainer import from_settings as build
 from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher import connect_teacher
+from taopd.trainer.tools import load_tools
 
 MOST_PROMPTS = 2000
 """Prompts whose length is looked at for the figures, evenly over the dataset; `train` looks at all."""
@@ -129,7 +134,8 @@ class Subject:
     def measured(self) -> Measured:
         """One scored micro-batch."""
         self.need("trainer")
-        return measure_micro_batch(self.trainer, max_tokens=self.max_tokens)
+        kind = kind_of(self.settings)
+        return measure_micro_batch(self.trainer, max_tokens=self.max_tokens, compare=kind)
 
     def has(self, name: str) -> bool:
         """Whether a part can be made; tried once, and the error is kept for the first item in need of it."""
@@ -156,6 +162,11 @@ class Subject:
         if model is not None:
             return getattr(model, attribute)
         name = self.settings.model.model_name_or_path if owner == "student" else self.teacher_name
+        if kind is AutoConfig:
+            return load_config(str(name))
+        # A GGUF file has no generation config beside its config.
+        if gguf_file(str(name)):
+            return GenerationConfig.from_model_config(load_config(str(name)))
         return kind.from_pretrained(name)
 
     @cached_property
@@ -170,10 +181,8 @@ class Subject:
         return self._longest(self.teacher_prompts.of_rows(rows) or rows)
 
     def _longest(self, rows: list[Any]) -> int:
-        options = self.template_options
-        return max(
-            map(len, data.encode_prompts(self.tokenizer, rows, chat_template_kwargs=options))
-        )
+        shown: dict[str, Any] = {"tools": self.tools, "chat_template_kwargs": self.template_options}
+        return max(map(len, data.encode_prompts(self.tokenizer, rows, **shown)))
 
     @property
     def teacher_prompts(self) -> TeacherPrompts:
@@ -194,6 +203,12 @@ class Subject:
         """About so many rows of the training set, evenly spread."""
         step = max(1, len(self.prompts) // count)
         return list(self.prompts.select(range(0, len(self.prompts), step)))
+
+    @cached_property
+    def tools(self) -> Sequence[Any]:
+        """Functions that the template shows in every prompt."""
+        path = self.settings.training.tools
+        return load_tools(path) if path else ()
 
     @property
     def template_options(self) -> dict[str, Any]:

@@ -266,6 +266,7 @@ def _described(rollout: Rollout, start: int) -> dict[str, Any]:
         "answer": None if line.get("answer") is None else visible(str(line["answer"]))[:200],
         "correct": rollout.correct,
         "truncated": bool(line.get("truncated")),
+        "toolResults": [[after, visible(text)] for after, text in line.get("tool_results", [])],
         "numValid": line.get("num_valid"),
         "cut": line.get("cut"),
         "kept": sum(map(bool, line.get("kept") or [])) / size,

@@ -143,7 +143,12 @@ def _body(rollout: Rollout, signal: str, top: float, *, plain: bool) -> Text:
     kept = rollout.line.get("kept") or [False] * len(rollout)
     text = Text()
     rows = list(zip(rollout.pieces, _values(rollout, signal), kept, strict=True))
-    for piece, value, is_kept in rows[:MAX_TOKENS]:
+    told = dict[int, str]()
+    for after, result in rollout.line.get("tool_results", []):
+        told[after] = told.get(after, "") + f"{{{visible(result)}}}"
+    for place, (piece, value, is_kept) in enumerate(rows[:MAX_TOKENS]):
+        # Not the student's: never scored.
+        text.append(told.pop(place, ""), style="dim italic")
         if plain and is_kept:
             bare = piece.strip(" ")
             before, after = (
@@ -153,6 +158,7 @@ def _body(rollout: Rollout, signal: str, top: float, *, plain: bool) -> Text:
             text.append(f"{before}[{bare}]{after}")
         else:
             text.append(piece, style=_style(_level(value, top, signal), bool(is_kept), signal))
+    text.append(told.get(len(rows), ""), style="dim italic")
     if len(rows) > MAX_TOKENS:
         text.append(f" … {len(rows) - MAX_TOKENS:,} more tokens", style="dim")
     return text

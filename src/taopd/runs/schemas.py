@@ -129,6 +129,8 @@ ROLLOUT = {
     "tokens?": Maybe([Maybe(WORD)]),
     "token_ids?": [WHOLE],
     "truncated?": ANY,
+    # After how many of its tokens a tool answered, and what.
+    "tool_results?": [(WHOLE, TEXT)],
     "num_valid?": Maybe(WHOLE),
     "cut?": Maybe(WHOLE),
     "rank?": Maybe([whole(-1, 2**31)]),

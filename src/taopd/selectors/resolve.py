@@ -32,18 +32,26 @@ def resolve_selector(selector: str | Score | Selector) -> Selector:
             return parse_expression(selector)
         if "." not in selector and ":" not in selector:
             raise ConfigError(f"selector {selector!r} is unknown.{suggest(selector, SELECTORS)}")
-        return _from_object(_load(selector), selector)
+        return _from_object(load_object(selector, "selector"), selector)
     return _from_object(selector, getattr(selector, "__name__", type(selector).__name__))
 
 
-def _load(path: str) -> object:
+def load_object(path: str, setting: str) -> object:
+    """What a dotted path names, "package.module:name" or "package.module.name".
+
+    Args:
+        setting: whose value the path is, for messages.
+
+    Raises:
+        ConfigError: it leads nowhere.
+    """
     # Without a colon the last dot parts module and function.
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"selector {path!r}: cannot import {module_name!r} ({error}); "
+            f"{setting} {path!r}: cannot import {module_name!r} ({error}); "
             "is its folder on PYTHONPATH?"
         ) from error
     target = module
@@ -51,7 +59,7 @@ def _load(path: str) -> object:
         if not hasattr(target, part):
             names = [name for name in vars(module) if not name.startswith("_")]
             raise ConfigError(
-                f"selector {path!r}: {module_name} has no {attribute!r}.{suggest(attribute, names)}"
+                f"{setting} {path!r}: {module_name} has no {attribute!r}.{suggest(attribute, names)}"
             )
         target = getattr(target, part)
     return target

@@ -14,6 +14,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.kernels import topk_score
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.output_head import merge_head_adapter, read_head
+from taopd.models.quantization import check_layers, quantization_config, quantized_kind
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers.protocol import TeacherScores
 
@@ -82,6 +83,7 @@ def load_teacher(
     *,
     revision: str | None = None,
     init_kwargs: dict[str, Any] | None = None,
+    quantization: str | None = None,
     cut_renamed_control_tokens: bool = False,
 ) -> tuple[PreTrainedModel, int]:
     """The frozen teacher, and how many ids it shares with the student.
@@ -91,6 +93,7 @@ def load_teacher(
             or a model. Its `name_or_path` says which tokenizer it has; where it does not, this is said in the
             log, and the student's is assumed.
         tokenizer: the student's.
+        quantization: `8bit` or `4bit`, of a teacher that is loaded here.
         cut_renamed_control_tokens: see `taopd.models.tokenizers.check_same_tokenizer`.
 
     Raises:
@@ -99,12 +102,15 @@ def load_teacher(
             the student.
     """
     if not isinstance(teacher, str):
-        refuse_loading_options(teacher, init_kwargs)
+        refuse_loading_options(teacher, init_kwargs, quantization)
         teacher_tokenizer = _tokenizer_of(teacher, student, tokenizer)
     else:
         kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
         teacher_tokenizer = load_tokenizer(teacher, revision=kwargs["revision"])
+        if quantization is not None:
+            kwargs["quantization_config"] = quantization_config(quantization, kwargs["dtype"])
         teacher = load_model(teacher, **kwargs)
+        check_layers(teacher)
     vocab_size = shared_vocabulary(
         tokenizer,
         teacher_tokenizer,
@@ -122,15 +128,24 @@ def load_teacher(
     return teacher.eval().requires_grad_(False), vocab_size
 
 
-def refuse_loading_options(teacher: Any, init_kwargs: dict[str, Any] | None) -> None:
+def refuse_loading_options(
+    teacher: Any, init_kwargs: dict[str, Any] | None, quantization: str | None = None
+) -> None:
     """Refuse options of loading beside a teacher that is loaded already.
 
     Raises:
         ConfigError: both are given.
     """
-    if init_kwargs is not None and teacher is not None and not isinstance(teacher, str):
+    if teacher is None or isinstance(teacher, str):
+        return
+    if init_kwargs is not None:
         raise ConfigError(
             "teacher_model_init_kwargs: the teacher is loaded already; pass its path, or leave them out"
+        )
+    if quantization is not None and quantized_kind(teacher) != quantization:
+        raise ConfigError(
+            f"teacher_quantization={quantization!r}: the teacher is loaded already, and not so; pass its "
+            "path, or leave it out"
         )
 
 

@@ -13,6 +13,7 @@ from taopd.errors import DataError
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.forward import backbone_states
+from taopd.models.offload import LayerOffload
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
 from taopd.teachers import Teacher
@@ -91,6 +92,11 @@ class BaseTrainer(AtomicCheckpoints, PromptTrainer):
     def remote_teacher(self) -> Teacher | None:
         """The teacher, if it is behind a server or a `Teacher` of the caller's."""
         return self._teacher.remote
+
+    @property
+    def offload(self) -> LayerOffload | None:
+        """What moves the teacher's layers, if they stay in host memory."""
+        return self._teacher.offload
 
     def _get_train_sampler(self, dataset=None):
         args = self.args

@@ -14,11 +14,12 @@ from trl.trainer.utils import get_config_model_id
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.trainer import config_checks
+from taopd.trainer.config_fit import FitSettings, check_fit
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
 
 @dataclass
-class TeachabilityConfig(TeacherSettings, DistillationConfig):
+class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig` and the fields below.
 
     Raises:
@@ -241,6 +242,7 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
         if self.loss is None:
             self.loss = config_checks.loss_of_beta(self.beta)
         config_checks.check_config(self)
+        check_fit(self)
         if self.anchor_coef is None:
             self.anchor_coef = 1.0 if self.method == "anchored" else 0.0
         self.beta = config_checks.beta_of(self)

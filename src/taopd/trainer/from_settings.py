@@ -39,6 +39,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     from taopd.models.teacher_prompts import TeacherPrompts
     from taopd.teachers import load_teacher
     from taopd.trainer.config_checks import OWN_TEACHERS
+    from taopd.trainer.tools import load_tools
 
     script, args, chosen = settings.script, settings.training, settings.model
     student_path = str(chosen.model_name_or_path)
@@ -66,10 +67,12 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
             tokenizer,
             revision=args.teacher_model_revision,
             init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
+            quantization=args.teacher_quantization,
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
+    tools = load_tools(args.tools) if args.tools else ()
     # Before any weight is trained: one prompt too long would end the run at a step that nobody can foresee.
     own = TeacherPrompts(args.teacher_prompt_template)
     for rows in (train_dataset, eval_dataset):
@@ -88,6 +91,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
                 context_length=None if elsewhere else data.context_length(*models),
                 max_completion_length=args.max_completion_length or 1,
                 chat_template_kwargs=_keywords(args.chat_template_kwargs),
+                tools=tools,
                 teacher_prompts=prompts,
             )
     return Inputs(

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
+from taopd.models.gguf import gguf_file
 from taopd.models.loading import has_adapter, load_model, load_tokenizer, looks_local, safe_options
 
 # peft is imported where there is an adapter: it loads a network library.
@@ -70,7 +71,8 @@ def given_student(
     if isinstance(model, str):
         # TRL loads the model of a path itself: the options must be made safe before.
         args.model_init_kwargs = safe_options(args.model_init_kwargs)
-        if _is_adapter(model):
+        # TRL reads folders only.
+        if _is_adapter(model) or gguf_file(model):
             options, args.model_init_kwargs = args.model_init_kwargs, None
             model = load_model(model, **{"dtype": "float32"} | options)
     if isinstance(processing_class, ProcessorMixin):

@@ -14,6 +14,7 @@ from taopd.models.prompts import encode_prompts
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import check_size
+from taopd.trainer.tools import check_rows
 from taopd.trainer.training_set import check_teacher_prompts, filled, first_rows, warn_of_faults
 
 
@@ -40,6 +41,7 @@ class PromptTrainer(DistillationTrainer):
             needed = size // args.num_generations
             rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
             some = first_rows(rows, LOOKED_AT)
+            check_rows(some, args)
             warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
             self.train_dataset = rows
             named = args.teacher_model_name_or_path if teacher is None else teacher

@@ -13,6 +13,8 @@ digits, log-probs to 0.01 nats) and an id is written only where one of the two m
 """
 
 import math
+from bisect import bisect_left
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         **{name: [_short(columns[name][index]) for index in here] for name in _SIGNALS},
         **{name: [columns[name][index] for index in here] for name in names},
         **_parts(scored, here),
+        **_tool_results(row, scored, [columns["position"][index] for index in here]),
         "student_top": student,
         "teacher_top": teacher,
         "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
@@ -154,6 +157,27 @@ def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:
         for name, column in values.items()
         if column is not None
     }
+
+
+def _tool_results(row: int, scored: ScoredBatch, columns: list[int]) -> dict[str, list[Any]]:
+    """What tools answered, each after how many of the tokens; nothing where no tool was called.
+
+    Args:
+        columns: of the tokens in the padded batch, ascending.
+    """
+    batch = scored.batch
+    if "tool_mask" not in batch:
+        return {}
+    told = (batch["completion_mask"][row].bool() & ~batch["tool_mask"][row].bool()).tolist()
+    results: list[Any] = []
+    start = 0
+    for is_told, run in groupby(told):
+        end = start + len(list(run))
+        if is_told:
+            ids = batch["completion_ids"][row][start:end].tolist()
+            results.append([bisect_left(columns, start), scored.tokenizer.decode(ids)])
+        start = end
+    return {"tool_results": results} if results else {}
 
 
 def _lists(signals: TokenSignals, here: list[int]) -> tuple[dict[str, list], dict[str, list]]:

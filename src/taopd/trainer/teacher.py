@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.distributed.sharding import prepare_frozen
 from taopd.errors import ConfigError, DataError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions, teacher_side
-from taopd.models.loading import load_tokenizer
+from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
 from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
 from taopd.models.scoring import Reuse, Scored, check_readable, score_positions
-from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
@@ -27,6 +25,7 @@ from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teach
 from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
+from taopd.trainer.place_teacher import place_teacher, vocabularies
 from taopd.trainer.selection import signal_needs, signal_options
 from taopd.trainer.teacher_probe import TeacherProbe
 
@@ -58,7 +57,7 @@ class TeacherSource:
         accelerator: Accelerator,
     ) -> None:
         # Before anything is loaded or asked; also for a `Teacher`, which `load_teacher` never sees.
-        refuse_loading_options(teacher, args.teacher_model_init_kwargs)
+        refuse_loading_options(teacher, args.teacher_model_init_kwargs, args.teacher_quantization)
         self._args, self._accelerator = args, accelerator
         require_backbone("student", student)
         self._needs = signal_needs(args)
@@ -70,6 +69,8 @@ class TeacherSource:
         """The model as it was loaded, if it runs here."""
         self.model: Any = None
         """The same, prepared for this device."""
+        self.offload: LayerOffload | None = None
+        """Moves its layers, if they stay in host memory."""
         # Whether C is exact, as last written down: a server may change what it offers while the run goes on.
         self._said: bool | None = None
         self._agreed = False
@@ -78,7 +79,7 @@ class TeacherSource:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(remote=True)
-            self.vocab_size, known = _vocabularies(teacher, args, student, tokenizer)
+            self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
             self._check_signals(self.remote.describe()["exact"])
             self._probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
@@ -108,11 +109,12 @@ class TeacherSource:
             tokenizer,
             revision=args.teacher_model_revision,
             init_kwargs=args.teacher_model_init_kwargs,
+            quantization=args.teacher_quantization,
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
         require_backbone("teacher", self.plain)
         # Sharded like the student where that is sharded: a whole teacher would undo the saving.
-        self.model = prepare_frozen(accelerator, self.plain)
+        self.model, self.offload = place_teacher(accelerator, self.plain, args)
 
     def score(
         self,
@@ -290,30 +292,3 @@ def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher:
         timeout_s=args.teacher_timeout_s,
         patience_s=args.teacher_patience_s,
     )
-
-
-def _vocabularies(
-    teacher: Any,
-    args: TeachabilityConfig,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[int, int]:
-    """(ids that both share, ids that the teacher knows)."""
-    own = student.config.get_text_config().vocab_size
-    name = teacher if isinstance(teacher, str) else args.teacher_model_name_or_path
-    if name is None:
-        logger.warning(
-            "the tokenizers are not compared: teacher_model_name_or_path could name the teacher's"
-        )
-        return own, own
-    revision = args.teacher_model_revision or "main"
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    known = config.get_text_config().vocab_size
-    shared = shared_vocabulary(
-        tokenizer,
-        load_tokenizer(name, revision=revision),
-        own,
-        known,
-        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-    )
-    return shared, known

@@ -46,6 +46,7 @@ from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 from taopd.trainer.teacher_watch import TeacherWatch
+from taopd.trainer.tools import given_tools
 
 
 class TeachabilityTrainer(BaseTrainer):
@@ -89,7 +90,7 @@ class TeachabilityTrainer(BaseTrainer):
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
             *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
-            *(callbacks, optimizers, quantization_config, peft_config, tools),
+            *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
         )
         given.require_savable(self.model)
         self._check_training_set(teacher_model)

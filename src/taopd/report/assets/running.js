@@ -42,6 +42,10 @@ T.extend = function (text, from) {
     span.setAttribute("aria-selected", "false");
     span.tabIndex = i === 0 ? 0 : -1;
     span.at = i;
+    // An attribute, not an element: the token at place i is the child at place i.
+    const told = (place) => rollout.toolResults.filter(([after]) => after === place).map(([, result]) => result).join("");
+    if (told(i)) span.dataset.before = told(i);
+    if (i === rollout.n - 1 && told(rollout.n)) span.dataset.after = told(rollout.n);
     spans.append(span);
   }
   if (text.more) text.more.remove();

@@ -32,6 +32,7 @@ from taopd.kernels.chunked import TILES
 from taopd.trainer.cost.communication import tail_parameters, trained_parameters
 from taopd.trainer.cost.settings import BYTES, PlanSettings, gradient_share
 from taopd.trainer.cost.shapes import ModelShape
+from taopd.trainer.cost.teacher_weights import held_bytes, moving_bytes
 
 FLOAT32, INT64 = 4, 8
 SCORE_LOGIT_TENSORS, LOSS_LOGIT_TENSORS = 6, 7
@@ -133,7 +134,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     gathered = [student] if not zero3 or settings.teacher_elsewhere else [student, teacher]
     # FSDP2 leaves a model without gradient whole: it is not wrapped.
     frozen = shards if zero3 else 1
-    of_teacher = BYTES[settings.teacher_dtype] * teacher.num_parameters / frozen
+    of_teacher = held_bytes(teacher, settings) / frozen
     of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
     return {
         "process": float(PROCESS if settings.device == "cpu" else 0),
@@ -143,6 +144,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         if zero3 and shards > 1
         else 0.0,
         "teacher_weights": _teacher_weights(of_teacher, adapters, settings),
+        "teacher_layers": moving_bytes(teacher, settings),
         "reference_weights": of_copy if settings.holds_reference else 0.0,
         "gradients": stored * trained / shards,
         "gradient_buckets": float(stored * trained) if buckets else 0.0,
@@ -252,6 +254,7 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
         + total("generation_cache", "sampling_logits"),
         "score": weights
         + gathered
+        + parts["teacher_layers"]
         + score
         + recorded
         + (parts["key_value_prefix"] if settings.keep_prefix else 0.0),

@@ -54,6 +54,10 @@ class PlanSettings:
     teacher_dtype: str = "bfloat16"
     teacher_elsewhere: bool = False
     """It is behind a server: neither its weights nor its compute are here."""
+    teacher_quantization: str | None = None
+    """"8bit" or "4bit": of its linear layers."""
+    teacher_offload: bool = False
+    """Its layers are in host memory, and two of them on the device while it scores; not on a CPU."""
     device: str = "gpu"
     """"cpu" or "gpu": decides the size of the scoring tiles."""
     gradient_checkpointing: bool = False
@@ -229,6 +233,8 @@ def plan_settings(
         else teacher_dtype or _dtype(args.teacher_model_init_kwargs, model.dtype, names[1]),
         own_teacher=own,
         teacher_elsewhere=args.teacher_url is not None,
+        teacher_quantization=args.teacher_quantization,
+        teacher_offload=args.teacher_offload is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
         anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,

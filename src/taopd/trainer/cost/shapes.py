@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError
 
 
 class Family(NamedTuple):
@@ -281,23 +281,21 @@ SHAPES = {
 
 
 def load_shape(name: str) -> ModelShape:
-    """The shape of a local folder with a config.json, or of a public model in `SHAPES`; no network.
+    """The shape of a local folder with a config.json, of a GGUF file, or of a public model in `SHAPES`; no
+    network.
 
     Raises:
         ConfigError: neither of the two, or a config that lacks a size.
         DataError: a config.json that cannot be read.
     """
     folder = Path(name)
-    if os.path.isfile(folder / "config.json"):  # false also for a name that no file can have
-        from transformers import AutoConfig
+    # False also for a name that no file can have.
+    if name.lower().endswith(".gguf") or os.path.isdir(folder):
+        from taopd.models.gguf import gguf_file
+        from taopd.models.loading import load_config
 
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"cannot read {folder / 'config.json'}: {type(error).__name__}"
-            ) from error
-        return ModelShape.from_config(config, name=name)
+        if os.path.isfile(folder / "config.json") or gguf_file(name):
+            return ModelShape.from_config(load_config(name), name=name)
     public = SHAPES.get(name.rpartition("/")[2])
     if public is None or os.path.isdir(folder):
         raise ConfigError(

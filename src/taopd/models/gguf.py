@@ -1,0 +1,150 @@
+"""GGUF files: which file a model's name stands for, and how transformers is asked to read it.
+
+The weights are unpacked to plain tensors, so that such a model scores, trains and saves like any other.
+Packed blocks would need kernels that transformers fetches from a hub, and these are code.
+"""
+
+import importlib.util
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from taopd.errors import DataError
+
+SUFFIX = ".gguf"
+PACKAGE = "gguf"
+DAMAGED = (struct.error, LookupError, ArithmeticError, AssertionError, MemoryError)
+"""What the readers raise on a damaged file, beside `loading.UNREADABLE`."""
+_MAGIC = b"GGUF"
+_OTHER_FORMATS = "config.json", "adapter_config.json"
+_STRETCHED = b"rope_freqs.weight", b".rope.scaling.factor"
+"""Of positions that are not rotated as usual: Llama 3.1, YaRN."""
+_HEADER = 2**26
+"""Bytes at the beginning of a file that hold at least its names."""
+
+
+def gguf_file(name: str, file: str | None = None) -> Path | None:
+    """The GGUF file that a model's name stands for; None where it is a folder or a hub id of another kind.
+
+    Args:
+        name: path of the file, or a folder that holds it and no config.json.
+        file: which one of the folder's, the keyword `gguf_file` of `from_pretrained`.
+
+    Raises:
+        DataError: no such file, no GGUF file, or several in a folder and none is named.
+    """
+    path = Path(name)
+    if name.lower().endswith(SUFFIX):
+        found = path
+    elif not os.path.isdir(name):  # also a name that no file can have
+        if file is not None:
+            raise DataError(f"gguf_file={file!r}: download the file of {name}, and name its path")
+        return None
+    elif file is not None:
+        found = path / file
+    else:
+        files = sorted(one for one in path.iterdir() if one.suffix.lower() == SUFFIX)
+        if not files or any((path / other).is_file() for other in _OTHER_FORMATS):
+            return None
+        if len(files) > 1:
+            raise DataError(
+                f"{name} holds {len(files)} GGUF files: name one of them, as {files[0]}; a file in several "
+                "parts must be joined first"
+            )
+        found = files[0]
+    if not os.path.isfile(found):
+        raise DataError(f"no such GGUF file: {found} (looked in {Path.cwd()})")
+    with open(found, "rb") as content:
+        if content.read(len(_MAGIC)) != _MAGIC:
+            raise DataError(f"{found} is no GGUF file: it does not begin with {_MAGIC.decode()}")
+    return found
+
+
+def source(path: Path) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes to read a config, a tokenizer or weights from the file.
+
+    Raises:
+        DataError: the package `gguf` is missing.
+    """
+    # Asked for before transformers is, whose own message comes with a log line and a link.
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise DataError(
+            f"reading {path} needs the package {PACKAGE}, which is not installed: pip install --no-deps "
+            f"{PACKAGE}"
+        )
+    return str(path.parent), {"gguf_file": path.name}
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[str]:
+    """A folder for the block that holds nothing but the file: a tokenizer beside it may be another one."""
+    with TemporaryDirectory() as folder:
+        os.symlink(path.resolve(), Path(folder) / path.name)
+        yield folder
+
+
+def unpacked() -> dict[str, Any]:
+    """The option of `from_pretrained` that unpacks all weights."""
+    # Before it could do otherwise, transformers had no option for it.
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def check_positions(model: PreTrainedModel, path: Path) -> None:
+    """Refuse a file that stretches its positions, where transformers did not read how.
+
+    Raises:
+        DataError: the model would compute other numbers than the one that was written.
+    """
+    rotation = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if rotation.get("rope_type", "default") != "default":
+        return
+    with open(path, "rb") as file:
+        names = file.read(_HEADER)
+    if any(name in names for name in _STRETCHED):
+        raise DataError(
+            f"{path} stretches its positions (RoPE scaling), which transformers does not read from GGUF: it "
+            "would be another model. Take its safetensors"
+        )
+
+
+def without_added(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer without tokens that the model has no row for: transformers adds an unknown token."""
+    if len(tokenizer) <= num_rows:
+        return tokenizer
+    # A backend forgets no token, so it is made again from its own description.
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["id"] < num_rows]
+    named = {
+        name: token
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and tokenizer.convert_tokens_to_ids(token) < num_rows
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template=tokenizer.chat_template,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        **named,
+    )
+
+
+def as_plain(model: PreTrainedModel, path: Path) -> None:
+    """Take away what marks an unpacked model as quantized: it could be neither trained nor saved."""
+    for name in ("hf_quantizer", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    # The folder alone would not find tokenizer and config again.
+    model.config.name_or_path = str(path)

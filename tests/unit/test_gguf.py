@@ -1,0 +1,197 @@
+"""Models from a GGUF file. Oracles: the model that was written, and the package gguf's own unpacking."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from taopd.errors import DataError
+from taopd.models import gguf as gguf_files
+from taopd.models.loading import load_config, load_model, load_tokenizer
+from taopd.models.prompts import load_prompts
+from taopd.preflight.subject import Subject
+from taopd.teachers import load_teacher
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.cost import load_shape
+from taopd.trainer.settings_file import parse_settings
+from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import WORDS, make_tokenizer
+from tests.e2e.test_trainer import CPU, OURS
+from tests.gguf_files import TOKENS, make_llama, write_gguf
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed"
+)
+IDS = torch.arange(4, 24).reshape(2, 10)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return make_llama(seed=1)
+
+
+@pytest.fixture(scope="module")
+def file(teacher, tmp_path_factory):
+    """The teacher as a file of float32."""
+    if importlib.util.find_spec("gguf") is None:
+        pytest.skip("the package gguf is not installed")
+    path = tmp_path_factory.mktemp("gguf") / "micro.gguf"
+    write_gguf(teacher, path)
+    return path
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(IDS).logits
+
+
+def test_a_file_holds_the_model_that_was_written(file, teacher):
+    found = load_model(file, dtype="float32")
+    assert torch.equal(logits(found), logits(teacher))
+    assert found.config.name_or_path == str(file) and not found.is_quantized
+    assert load_model(file.parent).config.name_or_path == str(file)
+    named = load_model(file.parent, gguf_file=file.name)
+    assert torch.equal(logits(named), logits(teacher))
+    shape = load_shape(str(file))
+    assert shape.num_parameters == sum(weight.numel() for weight in teacher.parameters())
+    assert load_config(file).vocab_size == len(TOKENS)
+
+
+@installed
+def test_packed_blocks_are_unpacked_as_gguf_does(teacher, tmp_path):
+    unpacked = write_gguf(teacher, tmp_path / "q8.gguf", packed=True)
+    expected = make_llama(seed=2)
+    expected.load_state_dict({name: torch.tensor(values) for name, values in unpacked.items()})
+    assert not torch.equal(logits(expected), logits(teacher))
+    assert torch.equal(logits(load_model(tmp_path / "q8.gguf")), logits(expected))
+
+
+def test_a_files_tokens_are_compared_with_the_students(file, teacher, micro_lab, tmp_path):
+    student = load_model(micro_lab.student)
+    # None beyond those of the file: transformers adds an unknown token of its own.
+    assert load_tokenizer(file).get_vocab() == {token: i for i, token in enumerate(TOKENS)}
+    assert load_tokenizer(file).eos_token == "<eos>"
+    _, shared = load_teacher(str(file), student, make_tokenizer())
+    assert shared == len(WORDS)
+    other = [*TOKENS]
+    other[7], other[8] = other[8], other[7]
+    write_gguf(teacher, tmp_path / "other.gguf", tokens=other)
+    with pytest.raises(DataError, match="id 7 is '3' for the student, '4' for the teacher"):
+        load_teacher(str(tmp_path / "other.gguf"), student, make_tokenizer())
+
+
+def trained(tmp_path, micro_lab, student, teacher):
+    settings = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "budget": 0.3}
+    trainer = TeachabilityTrainer(
+        model=str(student),
+        teacher_model=str(teacher),
+        args=TeachabilityConfig(output_dir=str(tmp_path / "run"), **settings),
+        train_dataset=load_prompts(str(micro_lab.prompts), split="train"),
+        processing_class=make_tokenizer(),
+    )
+    kept = []
+    trainer.observers.append(lambda seen: kept.append(seen.choice.selection.kept.clone()))
+    trainer.train()
+    return trainer, kept
+
+
+def test_a_file_teaches_as_the_folder_does(file, teacher, micro_lab, tmp_path):
+    teacher.save_pretrained(tmp_path / "folder")
+    make_tokenizer().save_pretrained(tmp_path / "folder")
+    runs = [
+        trained(tmp_path / name, micro_lab, micro_lab.student, source)
+        for name, source in (("a", file), ("b", tmp_path / "folder"))
+    ]
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(*(run[0].model.parameters() for run in runs), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_student_from_a_file_trains_and_is_saved_as_a_folder(file, teacher, micro_lab, tmp_path):
+    trainer, _ = trained(tmp_path, micro_lab, file, micro_lab.teacher)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(saved), logits(trainer.model))
+    assert not torch.equal(logits(saved), logits(teacher))
+    assert "quantization_config" not in json.loads((tmp_path / "saved/config.json").read_text())
+
+
+def test_the_check_reads_configs_from_a_file(file, micro_lab, tmp_path):
+    flags = {
+        "--model_name_or_path": micro_lab.student,
+        "--teacher_model_name_or_path": file,
+        "--dataset_name": micro_lab.prompts,
+        "--output_dir": tmp_path,
+        "--use_cpu": "true",
+        "--bf16": "false",
+        "--max_completion_length": 6,
+    }
+    subject = Subject(
+        settings=parse_settings(None, [str(x) for pair in flags.items() for x in pair])
+    )
+    subject.inputs.teacher  # noqa: B018 (loads)
+    assert subject.configs[1].hidden_size == 32
+    alone = Subject(settings=subject.settings)
+    alone._errors["inputs"] = ValueError("not loaded")
+    assert alone.configs[1].hidden_size == 32
+    assert alone.generation_configs[1].eos_token_id == WORDS.index("<eos>")
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf_files.importlib.util, "find_spec", lambda name: None)
+    for load in (load_model, load_tokenizer, load_config):
+        with pytest.raises(DataError, match="needs the package gguf, which is not installed"):
+            load(tmp_path / "x.gguf")
+
+
+def test_names_that_are_no_file_or_not_one(tmp_path):
+    with pytest.raises(DataError, match="no such GGUF file"):
+        load_model(tmp_path / "absent.gguf")
+    (tmp_path / "text.gguf").write_text("a text")
+    with pytest.raises(DataError, match="does not begin with GGUF"):
+        load_tokenizer(tmp_path / "text.gguf")
+    (tmp_path / "second.gguf").write_text("a text")
+    with pytest.raises(DataError, match="holds 2 GGUF files: name one of them"):
+        load_model(tmp_path)
+
+
+def test_a_damaged_file_is_one_message(file, tmp_path):
+    whole, broken = file.read_bytes(), tmp_path / "broken.gguf"
+    generator = torch.Generator().manual_seed(0)
+    outcomes = set()
+    for case in range(24):
+        content = bytearray(whole)
+        if case % 2:
+            content = content[: len(content) * case // 24]
+        else:
+            # In the table of tensors: names, shapes, kinds and places.
+            for place in torch.randint(0, 900, (3,), generator=generator).tolist():
+                content[whole.index(b"blk.0.") + place] ^= 0xFF
+        broken.write_bytes(content)
+        try:
+            load_model(broken)
+            load_tokenizer(broken)
+            outcomes.add("read")  # a byte of a name or of a word
+        except DataError as error:
+            assert str(broken) in str(error) and "\n" not in str(error)
+            outcomes.add("refused")
+    assert "refused" in outcomes
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot load the model"):
+        load_model(broken)
+
+
+@installed
+def test_positions_that_transformers_would_read_otherwise_are_refused(teacher, tmp_path):
+    write_gguf(teacher, tmp_path / "x.gguf", extra=["rope_freqs.weight"])
+    with pytest.raises(DataError, match="stretches its positions"):
+        load_model(tmp_path / "x.gguf")
+
+
+def test_a_file_is_not_quantized_again(file):
+    with pytest.raises(DataError, match="a GGUF file is unpacked and not quantized again"):
+        load_model(file, quantization_config={"load_in_8bit": True})
