@@ -8,7 +8,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo real test test-vllm test-verl test-deepspeed test-browser docs test-docs check bench accelerator wheelhouse clean
+.PHONY: demo real test test-wheel test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs check bench \
+        accelerator wheelhouse clean
 demo: $(READY)
 	$(BIN)/taopd demo
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
@@ -23,6 +24,14 @@ real: $(READY)
 # Two processes, a file to each at a time: what a file prepares is made once.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The wheel in a new environment outside the repository, without constraints: demo, page, quick tests.
+test-wheel:
+	$(PYTHON) -m scripts.try_wheel
+
+# Which of the newest torch, transformers and TRL do not pass.
+test-newest:
+	$(PYTHON) -m scripts.try_wheel --newest
 
 # A teacher behind a real vLLM on the CPU, in an environment of its own.
 VLLM := .venv-vllm

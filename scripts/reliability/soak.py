@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from taopd import TeachabilityConfig, TeachabilityTrainer
 from taopd.experiments.lab import build_lab
@@ -29,6 +29,7 @@ from taopd.experiments.lab.demo import LAB_CONFIG
 from taopd.models.prompts import load_prompts
 from taopd.runs.jsonl import read_jsonl, write_json
 from taopd.trainer.environment import environment
+from taopd.trainer.step_lines import StepLines
 
 STEPS, EVERY, WARM_UP, BLOCK = 2000, 20, 600, 100
 MIB = 2**20
@@ -109,8 +110,8 @@ def train(folder: Path, steps: int) -> list[dict[str, float]]:
         processing_class=AutoTokenizer.from_pretrained(lab.student, padding_side="left"),
         callbacks=[probe],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.remove_callback(StepLines)
+    trainer.train(check=False)
     return probe.readings
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank
     from taopd.experiments.lab import build_lab
     from taopd.models.prompts import load_prompts
+    from taopd.preflight.of_trainer import check
     from taopd.selectors import SELECTORS, register_selector, select
     from taopd.trainer import TeachabilityConfig, TeachabilityTrainer
 
@@ -36,6 +37,7 @@ _HOME = {
     "TeachabilityConfig": "taopd.trainer.config",
     "TeachabilityTrainer": "taopd.trainer.trainer",
     "build_lab": "taopd.experiments.lab",
+    "check": "taopd.preflight.of_trainer",
     "load_prompts": "taopd.models.prompts",
     "register_selector": "taopd.selectors",
     "select": "taopd.selectors",
@@ -57,6 +59,7 @@ __all__ = [
     "TeachabilityTrainer",
     "__version__",
     "build_lab",
+    "check",
     "load_prompts",
     "register_selector",
     "select",

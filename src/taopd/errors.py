@@ -7,6 +7,7 @@ keeps its traceback.
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 
 class TaopdError(ValueError):
@@ -74,6 +75,16 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
 def out_of_range(name: str, value: object, expected: str) -> ConfigError:
     """The error of a setting whose value is not what is expected."""
     return ConfigError(f"{name}={value!r}: must be {expected}")
+
+
+def check_budget(budget: object, name: str = "budget") -> None:
+    """Refuse a share of the valid tokens outside (0, 1]; NaN and text are outside too.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if not (isinstance(budget, Real) and 0.0 < float(budget) <= 1.0):
+        raise out_of_range(name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def require_known(name: str, value: object, known: Iterable[str]) -> None:

@@ -67,6 +67,17 @@ test("hover shows rank, cut and both lists", { skip }, () =>
     assert.equal(shown.replace("␣", " ").trim(), word.trim());
   }));
 
+test("opens on the rollout that the first selection taught most", { skip }, () =>
+  onSmall({}, async (page) => {
+    const seen = await page.$$eval("#list button", (all) =>
+      all.map(({ rollout, ariaCurrent }) => ({ run: rollout.run, taught: rollout.kept * rollout.n, shown: ariaCurrent === "true" })),
+    );
+    const first = seen.filter((one) => one.run === seen[0].run);
+    const [shown] = seen.filter((one) => one.shown);
+    assert.equal(shown.run, seen[0].run);
+    assert.equal(shown.taught, Math.max(...first.map((one) => one.taught)));
+  }));
+
 test("keys walk through tokens, lines and kept tokens; one tab stop", { skip }, () =>
   onSmall({}, async (page) => {
     await span(page, 0).focus();

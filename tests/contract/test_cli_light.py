@@ -18,6 +18,8 @@ COMMANDS = (
     *(["diagnose", name, "--help"] for name in ("freeze", "gain", "report", "one-step")),
     ["diagnose", "--help"],
     ["no-such-command"],
+    # From shapes that are known by name a plan needs no library.
+    ["plan", "--student", "Qwen3-1.7B", "--teacher", "Qwen3-4B", "--json"],
 )
 
 

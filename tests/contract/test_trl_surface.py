@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "taopd"
 TRAINERS = {
     "trainer/trainer.py": "TeachabilityTrainer",
     "trainer/base.py": "BaseTrainer",
+    "trainer/run_record.py": "RecordedRuns",
     "trainer/prompting.py": "PromptTrainer",
     "trainer/checkpoint/mixin.py": "AtomicCheckpoints",
 }

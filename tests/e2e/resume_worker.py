@@ -55,7 +55,7 @@ def weights(trainer: TeachabilityTrainer) -> list[float]:
 def main() -> None:
     """Run the cases and write this rank's findings."""
     whole = make("whole")
-    whole.train()
+    whole.train(check=False)
     rank, found = whole.args.process_index, {"whole": weights(whole)}
     part = make("whole")
     part.train(resume_from_checkpoint=str(OUT / "whole" / "checkpoint-2"))
@@ -66,7 +66,7 @@ def main() -> None:
         skipping.model.model.layers[0].mlp.up_proj.weight.register_hook(
             lambda g: g * math.nan if skipping.state.global_step == 1 else g
         )
-    skipping.train()
+    skipping.train(check=False)
     found["skipped"] = [log["numerics/skipped"] for log in skipping.state.log_history[:4]]
     found["after_skip"] = weights(skipping)
 
@@ -77,7 +77,7 @@ def main() -> None:
             function(logprobs, targets) / (0.0 if stopping.state.global_step == 2 else 1.0)
         )
     try:
-        stopping.train()
+        stopping.train(check=False)
     except NumericsError as error:
         found["stopped"] = str(error)
     again = make("stop")

@@ -210,7 +210,7 @@ def test_a_weight_is_a_head_and_auto_says_what_it_chose_once(caplog):
         for _ in range(2):
             found = topk_score(case.hidden, case.head.weight, case.target_ids, k=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "kernel/impl: chunked for torch.float32 on cpu"
+        "logits are computed in blocks, by PyTorch (float32 on cpu)"
     ]
     named = topk_score(case.hidden, case.head, case.target_ids, k=2, impl="chunked")
     assert torch.equal(found.topk_logprobs, named.topk_logprobs)

@@ -338,7 +338,7 @@ def test_errors_become_exit_codes_and_bugs_keep_their_traceback(monkeypatch, cap
 def test_an_interrupted_run_says_where_its_state_is(monkeypatch, capsys, config, tmp_path):
     from taopd.cli import train
 
-    def interrupt(trainer, settings, folder, checkpoint):
+    def interrupt(trainer, folder, checkpoint):
         make_checkpoint(folder.path, 1)
         raise KeyboardInterrupt
 

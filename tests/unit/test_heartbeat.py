@@ -1,15 +1,16 @@
 """Lines of progress: at least one every so many seconds, with a right estimate."""
 
 import io
+import sys
 import time
 
 import pytest
 
 from taopd import cli
-from taopd.cli import heartbeat
-from taopd.cli.heartbeat import Heartbeat
 from taopd.cli.progress import CountedProgress
-from taopd.cli.step_lines import StepLines
+from taopd.runs import heartbeat
+from taopd.runs.heartbeat import Heartbeat
+from taopd.trainer.step_lines import StepLines
 
 
 @pytest.fixture
@@ -30,6 +31,31 @@ def test_a_silent_command_says_that_it_runs(capsys, quick):
         beat.mute()
         time.sleep(0.3)
     assert lines_of(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("loaded_before", "quiet", "loads", "says"),
+    [
+        (False, False, True, True),
+        (True, False, True, False),
+        (False, True, True, False),
+        (False, False, False, False),
+    ],
+    ids=["loads", "is loaded already", "quiet", "loads nothing heavy"],
+)
+def test_the_first_word_comes_while_libraries_load(
+    capsys, monkeypatch, loaded_before, quiet, loads, says
+):
+    """Oracle: a library that is there after the command has begun, and not before."""
+    monkeypatch.setattr(heartbeat, "FIRST_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "HEAVY", ("a_heavy_library",))
+    if loaded_before:
+        monkeypatch.setitem(sys.modules, "a_heavy_library", io)
+    with Heartbeat("train", quiet=quiet):
+        if loads:
+            monkeypatch.setitem(sys.modules, "a_heavy_library", io)
+        time.sleep(0.3)
+    assert lines_of(capsys) == ["taopd train: loading libraries"] * says
 
 
 def test_every_command_has_a_heartbeat(capsys, quick, monkeypatch):

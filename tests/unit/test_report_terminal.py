@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from taopd import cli
-from taopd.cli.step_lines import StepLines, step_line
 from taopd.report import terminal
 from taopd.report.folders import read_folders
 from taopd.report.rollouts import read_rollouts
+from taopd.trainer.step_lines import StepLines, step_line
 from tests.browser import make_pages, synthetic
 
 

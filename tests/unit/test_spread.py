@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taopd.distributed.collectives import BYTES_PER_PLACE, order_statistics, uniform_part
+from taopd.distributed.collectives import order_statistics, uniform_part
+from taopd.distributed.radix import BYTES_PER_PLACE
 from taopd.errors import ConfigError
 from taopd.selectors import SELECTORS, select
 from taopd.trainer.config import TeachabilityConfig

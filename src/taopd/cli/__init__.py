@@ -12,6 +12,7 @@ parser knows.
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 import textwrap
@@ -20,8 +21,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from taopd import __version__
-from taopd.cli.heartbeat import Heartbeat
 from taopd.errors import ConfigError, TaopdError, suggest
+from taopd.runs.heartbeat import Heartbeat
 from taopd.runs.redaction import RedactingFormatter, redact
 
 COMMANDS = {
@@ -145,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from taopd.cli.lab_paths import with_lab_paths
 
             rest = with_lab_paths(rest)
-        with Heartbeat(command):
+        # Under a launcher every process is a command of its own; the first one speaks.
+        quiet = "--quiet" in rest or os.environ.get("RANK", "0") != "0"
+        with Heartbeat(command, quiet=quiet):
             return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
         print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
@@ -224,6 +227,6 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("taopd")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(RedactingFormatter("%(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("taopd: %(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -18,12 +18,10 @@ from taopd.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from taopd.preflight.verdict import Verdict
+    from taopd.preflight.verdict import Verdicts
     from taopd.trainer.from_settings import Inputs
     from taopd.trainer.settings_file import TrainSettings
 
-QUICK_TOKENS = 256
-"""Tokens of a completion in the check that `taopd train` runs."""
 _STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
 
 
@@ -34,10 +32,11 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli import step_lines
     from taopd.cli.lab_paths import lab_settings
     from taopd.preflight.items import Subject, verdicts
+    from taopd.preflight.verdict import Verdicts
     from taopd.report.console import plain_console
+    from taopd.trainer import step_lines
     from taopd.trainer.from_settings import forget
     from taopd.trainer.settings_file import parse_settings
 
@@ -47,11 +46,11 @@ def run(argv: Sequence[str]) -> int:
     existed = folder.exists()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no result
-            found = list(verdicts(Subject(settings=settings, max_tokens=options.max_tokens)))
+            found = Verdicts(verdicts(Subject(settings=settings, max_tokens=options.max_tokens)))
     finally:
         forget(folder, existed)
     if options.json:
-        print(json.dumps(as_dict(found), indent=2, allow_nan=True))
+        print(json.dumps(found.as_dict(), indent=2, allow_nan=True))
     else:
         show(found, plain_console())
     return int(any(verdict.level == "fail" for verdict in found))
@@ -104,13 +103,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def as_dict(found: Sequence["Verdict"]) -> dict[str, Any]:
-    """What `--json` prints."""
-    counts = {level: sum(v.level == level for v in found) for level in _STYLES}
-    return {"counts": counts, "items": [verdict.as_dict() for verdict in found]}
-
-
-def show(found: Sequence["Verdict"], console: "Console") -> None:
+def show(found: "Verdicts", console: "Console") -> None:
     """The verdicts as a table, differences between texts below it in color."""
     from rich.table import Table
     from rich.text import Text
@@ -130,7 +123,7 @@ def show(found: Sequence["Verdict"], console: "Console") -> None:
                 style = {"student": "red", "teacher": "green"}.get(owner, "")
                 text.append(shown.get(owner, piece), style=style)
             console.print(text)
-    counts = as_dict(found)["counts"]
+    counts = found.as_dict()["counts"]
     console.print(", ".join(f"{number} {level}" for level, number in counts.items()))
 
 
@@ -143,19 +136,20 @@ def before_training(
         ConfigError: an item failed.
     """
     from taopd.preflight.items import Subject, verdicts
+    from taopd.preflight.verdict import Verdicts
+    from taopd.trainer.run_record import QUICK_TOKENS
 
     subject = Subject(settings=settings, max_tokens=QUICK_TOKENS)
     subject.inputs, subject.trainer = inputs, trainer
-    found = list(verdicts(subject))
+    found = Verdicts(verdicts(subject))
     failed = [verdict for verdict in found if verdict.level == "fail"]
     if settings.training.process_index == 0:
         for verdict in failed if quiet else [v for v in found if v.level != "pass"]:
-            line = f"check {verdict.level}: {verdict.item}: {verdict.measured}. {verdict.advice}"
-            print(line, file=sys.stderr)
+            print(f"check {verdict.line}", file=sys.stderr)
     if failed:
         names = ", ".join(verdict.item for verdict in failed)
         raise ConfigError(
             f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all items, "
             "--skip-check starts without the check"
         )
-    return as_dict(found)
+    return found.as_dict()

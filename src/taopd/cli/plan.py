@@ -110,7 +110,6 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.preflight.subject import Subject
     from taopd.trainer.cost.settings import plan_settings
 
     parsed, device = _parsed(path, flags)
@@ -124,6 +123,8 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
     dataset = str(parsed.script.dataset_name)
     if os.path.exists(dataset) and os.path.isdir(str(names[0])):
+        from taopd.preflight.subject import Subject
+
         subject = Subject(settings=parsed)
         longest = {"prompt_length": subject.longest_prompt}
         if subject.has_teacher_prompts:

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from taopd.cli import heartbeat
+from taopd.runs import heartbeat
 
 
 class CountedProgress:
@@ -58,10 +58,11 @@ class CountedProgress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Move the row `what` to `done` of `total`."""
-        began, first = self._counts.get(what, (time.monotonic(), done))[:2]
+        began, first, before = self._counts.get(what, (time.monotonic(), done, done, total))[:3]
         self._counts[what] = began, first, done, total
         if self._bars is None:
-            if done == total > first:
+            # Once: whoever counts may ask again while the last unit is put away.
+            if done == total > before:
                 print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
                 heartbeat.current().touch()
             return

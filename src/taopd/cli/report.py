@@ -12,7 +12,7 @@ def run(argv: Sequence[str]) -> int:
     """Read the folders, write the page, say how large it is."""
     parser = Parser(
         prog="taopd report",
-        description="One self-contained HTML file from run, study, bank, gains and diagnostic folders: "
+        description="One self-contained HTML file from folders of train, evaluate, compare and diagnose: "
         "settings, accuracy with intervals, training curves, selected tokens, the token inspector.",
         epilog="example:\n  taopd report runs/tiny runs/tiny-random -o report.html",
     )

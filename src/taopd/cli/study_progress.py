@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import heartbeat
 from taopd.cli.time_left import TimeLeft
 from taopd.experiments.pool import last_evaluation, logged_steps
+from taopd.runs import heartbeat
 
 if TYPE_CHECKING:
     from taopd.experiments.study.run import StudyPlan

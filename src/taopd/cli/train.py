@@ -98,9 +98,9 @@ def _train(
     quiet: bool,
     checked: bool,
 ) -> int:
-    from taopd.cli import step_lines
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
+    from taopd.trainer import step_lines
     from taopd.trainer.checkpoint import resume as train_resume
     from taopd.trainer.environment import environment
     from taopd.trainer.from_settings import forget, load_inputs, make_trainer
@@ -145,7 +145,7 @@ def _train(
             write_json(path / "env.json", about)
             if looked is not None:
                 write_json(path / "check.json", looked)
-        return _run_or_say_where(trainer, settings, RunFolder(path=path), checkpoint)
+        return _run_or_say_where(trainer, RunFolder(path=path), checkpoint)
 
 
 @contextlib.contextmanager
@@ -162,16 +162,13 @@ def _claim(path: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 def _run_or_say_where(
-    trainer: "TeachabilityTrainer",
-    settings: "TrainSettings",
-    folder: "RunFolder",
-    checkpoint: Path | None,
+    trainer: "TeachabilityTrainer", folder: "RunFolder", checkpoint: Path | None
 ) -> int:
     """Train; after an interrupt or a full disk say where the newest checkpoint is."""
     from taopd.trainer.checkpoint import resume as train_resume
 
     try:
-        return _run(trainer, settings, folder, checkpoint)
+        return _run(trainer, folder, checkpoint)
     except KeyboardInterrupt as error:
         newest = folder.newest_checkpoint()
         where = (
@@ -186,23 +183,19 @@ def _run_or_say_where(
 
 
 def _attach(trainer: "TeachabilityTrainer", quiet: bool) -> None:
-    """A line per step, and tables for a tracker that is active."""
-    from taopd.cli import step_lines
+    """A line per step unless quiet, and tables for a tracker that is active."""
     from taopd.trainer import tracker_tables as live
+    from taopd.trainer.step_lines import StepLines
 
-    step_lines.attach(trainer, quiet=quiet)
+    if quiet:
+        trainer.remove_callback(StepLines)
     live.attach(trainer)
 
 
-def _run(
-    trainer: "TeachabilityTrainer",
-    settings: "TrainSettings",
-    folder: "RunFolder",
-    checkpoint: Path | None,
-) -> int:
+def _run(trainer: "TeachabilityTrainer", folder: "RunFolder", checkpoint: Path | None) -> int:
     from taopd.runs.folder import MODEL_FOLDER
-    from taopd.runs.jsonl import write_json
     from taopd.trainer.checkpoint import resume as train_resume
+    from taopd.trainer.run_record import write_results
 
     started = time.perf_counter()
     metrics = train_resume.train(trainer, checkpoint)
@@ -210,20 +203,9 @@ def _run(
     train_resume.save_student(trainer, folder.path)
     if not trainer.is_world_process_zero():
         return 0
-    args, logs = settings.training, trainer.state.log_history
-    results = {
-        "command": "train",
-        "steps": trainer.state.global_step,
-        "train_seconds": seconds,
-        "resumed_from": checkpoint.name if checkpoint else None,
-        "selector": args.selector,
-        "budget": args.budget,
-        "loss": args.loss,
-        "seed": args.seed,
-        "model": MODEL_FOLDER,
-        "train": metrics,
-        "last_log": next((log for log in reversed(logs) if "loss" in log), None),
-    }
-    write_json(folder.path / "results.json", results)
-    print(f"student: {folder.path / MODEL_FOLDER}\nresults: {folder.path / 'results.json'}")
+    resumed_from = checkpoint.name if checkpoint else None
+    results = write_results(
+        trainer, metrics, seconds=seconds, resumed_from=resumed_from, model=MODEL_FOLDER
+    )
+    print(f"student: {folder.path / MODEL_FOLDER}\nresults: {results}")
     return 0

@@ -20,10 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BITS = 8
-"""Determined per round, by an all-reduce of 2^BITS counts."""
-BYTES_PER_PLACE = (64 // BITS) * 2**BITS * 8
-"""Sent by one order statistic: 8 rounds of 256 counts of 8 bytes, 16 KiB."""
+from taopd.distributed.radix import BITS
+
 DRAWS_AT_ONCE = 2**20
 """Random numbers of other ranks that are drawn and dropped at a time."""
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 
 from taopd.errors import DataError
 from taopd.experiments.cpu import num_threads, use_bf16
@@ -30,6 +29,7 @@ from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.step_lines import StepLines
 from taopd.trainer.trainer import TeachabilityTrainer
 
 
@@ -245,10 +245,12 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[curve, stop],
     )
-    trainer.remove_callback(ProgressCallback)
+    # Several arms share a terminal; the comparison says how far they are, and writes the arm's files.
+    trainer.remove_callback(StepLines)
+    trainer.writes_record = False
     trainer.observers.append(tokens)
     started = time.perf_counter()
-    trainer.train()
+    trainer.train(check=False)
     seconds = time.perf_counter() - started - curve.seconds
     if arm.save_model:
         trainer.save_model(str(folder / "model"))

@@ -1,9 +1,14 @@
 """Tensor kernels: heads and what is computed from hidden states block by block."""
 
-from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
-from taopd.kernels.head import CHUNK_ELEMENTS, Head, chunk_elements_on, positions_per_chunk
-from taopd.kernels.reference import pair_from_logprobs
-from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, compare, disagreement
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
+    from taopd.kernels.head import Head
+    from taopd.kernels.reference import pair_from_logprobs
+    from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, compare, disagreement
+    from taopd.kernels.tiles import CHUNK_ELEMENTS, chunk_elements_on, positions_per_chunk
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -20,3 +25,19 @@ __all__ = [
     "positions_per_chunk",
     "topk_score",
 ]
+
+_HOME = {
+    "dispatch": ("IMPLS", "pair_score", "topk_score"),
+    "head": ("Head",),
+    "reference": ("pair_from_logprobs",),
+    "scores": ("PairScores", "TopKScores", "bhattacharyya", "compare", "disagreement"),
+    "tiles": ("CHUNK_ELEMENTS", "chunk_elements_on", "positions_per_chunk"),
+}
+
+
+# Lazily: a plan reads the sizes of the chunks, and must not wait for torch.
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"taopd.kernels.{module}"), name)
+    raise AttributeError(f"module 'taopd.kernels' has no attribute {name!r}")

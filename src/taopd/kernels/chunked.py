@@ -36,26 +36,11 @@ from taopd.kernels.scores import (
     select_top,
     start_scan,
 )
+from taopd.kernels.tiles import GROUP, TILES, Tile
 
 LN_2 = math.log(2.0)
 LOWEST_EXPONENT = -1e4
 """exp2 of this is 0 in float32 and float64; stands in for -inf where 0 * -inf must be 0."""
-GROUP = 64
-"""Columns that share one peak in the top-K search."""
-
-
-class Tile(NamedTuple):
-    """How much is projected at a time."""
-
-    elements: int
-    """Rows x columns of one tile of logits."""
-    columns: int
-    """Vocabulary ids of one tile; a multiple of `GROUP`."""
-
-
-TILES = {"cpu": Tile(2**21, 2**14), "other": Tile(2**25, 2**14)}
-"""cpu: the best or within 5 % of it of six sizes at V = 151,936 and widths 64 and 256, and balanced, on one
-thread (benchmarks/bench_topk_score.py). Elsewhere: TRL's order of magnitude, not measured."""
 
 
 def tile_for(device: torch.device) -> Tile:

@@ -28,7 +28,8 @@ def _choose(device: torch.device, dtype: torch.dtype, k: int, full_kl: bool) -> 
     fused_is_better = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     able = not full_kl and fused.why_not(device, dtype, k) is None
     chosen = "triton" if fused_is_better and able else "chunked"
-    logger.info("kernel/impl: %s for %s on %s", chosen, dtype, device)
+    how = "by the Triton kernel" if chosen == "triton" else "in blocks, by PyTorch"
+    logger.info("logits are computed %s (%s on %s)", how, str(dtype).removeprefix("torch."), device)
     return chosen
 
 

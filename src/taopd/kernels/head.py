@@ -12,9 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at a time, entries of float32 (64 MiB a tensor); measured flat from 2**22 to 2**25 on a CPU."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
@@ -69,13 +66,3 @@ def matmul(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> Float[
     if hidden.device.type == "cuda" and not torch.is_grad_enabled():
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T
-
-
-def chunk_elements_on(device_type: str) -> int:
-    """Entries of one chunk of logits: more on a GPU, where small products are slow."""
-    return CHUNK_ELEMENTS if device_type == "cpu" else 4 * CHUNK_ELEMENTS
-
-
-def positions_per_chunk(vocab_size: int, chunk_elements: int = CHUNK_ELEMENTS) -> int:
-    """How many positions to project at a time, so that one logits tensor has `chunk_elements` entries."""
-    return max(1, chunk_elements // vocab_size)

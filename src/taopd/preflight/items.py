@@ -30,18 +30,18 @@ from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
 from taopd.preflight.teacher_error import check_teacher_error, kind_of
-from taopd.preflight.verdict import Verdict, judge
+from taopd.preflight.verdict import BROKEN, Verdict, judge
 from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.selection import scales_compatibility
 
-_REFUSED = "refused"
+_REFUSED = "not measured: the input is refused"
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
     """Judge item by item, cheapest first."""
-    before = remote_teacher.ITEMS if subject.remote else {}
+    before = remote_teacher.ITEMS if subject.served else {}
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
     own = teacher_context.ITEMS if subject.has("prompts") and subject.has_teacher_prompts else {}
     if not subject.remote:
@@ -74,7 +74,7 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
         if (what := nan_in_sampling(error)) is not None:
             return judge(name, "not measured", [("fail", f"{what[0].upper()}{what[1:]}.")])
         problem = f"{type(error).__name__}: {_line(error)}"
-        return judge(name, "the check itself broke", [("fail", problem)])
+        return judge(name, BROKEN, [("fail", problem)])
 
 
 def _line(error: BaseException) -> str:
@@ -113,10 +113,9 @@ def _rendered(check: Callable[..., Verdict], subject: Subject) -> Verdict:
 
 def _prompts(subject: Subject) -> Verdict:
     """A few rows as their tokens, with the template of the teacher where its files are named."""
-    named = subject.settings.training.teacher_model_name_or_path is not None
     return prompt_checks.check_prompts(
         subject.tokenizer,
-        subject.tokenizers[1] if named else None,
+        subject.tokenizers[1] if subject.names_teacher else None,
         subject.some_rows(LOOKED_AT),
         options=subject.template_options,
         stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
@@ -169,6 +168,7 @@ def _plan_settings(subject: Subject) -> PlanSettings:
     settings = plan_settings(
         subject.settings, student_dtype=_dtype(student), teacher_dtype=_dtype(teacher)
     )
+    settings = replace(settings, teacher_elsewhere=subject.remote)
     if settings.lora_rank is None and has_adapter(student):  # which goes on training
         rank = max(getattr(config, "r", 0) for config in student.peft_config.values())
         return replace(settings, lora_rank=rank or None)

@@ -59,10 +59,16 @@ def check_drift(
     if found.mean > DRIFT_WARN:
         level: Level = "fail" if found.mean > DRIFT_FAIL else "warn"
         problems.append(
-            (level, f"Out of bounds ({DRIFT_WARN} nats): {drift_cause(sampler, suspects)}")
+            (
+                level,
+                f"They should differ by less than {DRIFT_WARN} nats: {drift_cause(sampler, suspects)}",
+            )
         )
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
-    text = f"mean {found.mean:.2g}, largest {found.largest:.2g} nats over {found.num_tokens} tokens"
+    text = (
+        f"log-probs of sampler and scoring pass differ by {found.mean:.2g} nats a token in the mean, "
+        f"{found.largest:.2g} at most, over {found.num_tokens} tokens"
+    )
     return judge(item, text, problems, figures=figures)
 
 
@@ -72,8 +78,8 @@ def check_scoring_path(measured: Measured) -> Verdict:
     for name, agreement in found.items():
         if agreement.problem:
             problems.fail(f"The {name} {agreement.problem}")
-    text = ", ".join(
-        f"{name} {a.error:.2g} (bound {a.bound:g}) nats over {a.tokens} tokens"
+    text = "scored and own log-probs differ by at most " + ", ".join(
+        f"{a.error:.2g} nats in the {name} (limit {a.bound:g}, {a.tokens} tokens)"
         for name, a in found.items()
     )
     figures = {f"{name}_nats": agreement.error for name, agreement in found.items()}
@@ -92,7 +98,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
             f"No completion ended within {measured.max_tokens} tokens, so nothing is known about the "
             "stops: see truncation."
         )
-        return judge(item, "0 ends", [("warn", problem)])
+        return judge(item, "no completion ended", [("warn", problem)])
     student, teacher = measured.student_stops.mean(0), measured.teacher_stops.mean(0)
     ids = list(measured.candidates)
     own = torch.tensor([index in measured.stops for index in ids])
@@ -128,7 +134,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
             for index, name, p, q in shown
         },
     }
-    text = f"student / teacher mass at {num_ends} ends: {parts}"
+    text = f"probability of the stop tokens, student / teacher, where {num_ends} completions ended: {parts}"
     if measured.teacher_stops_unknown > 0:
         figures["unknown_mass"] = measured.teacher_stops_unknown
         text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.2f} more"
@@ -139,9 +145,8 @@ def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdi
     """Share of completions that reached the length limit without an end."""
     item, num_rows = "truncation", len(measured.ended)
     share = 1.0 - float(measured.ended.float().mean())
-    text = (
-        f"{round(share * num_rows)} of {num_rows} without an end after {measured.max_tokens} tokens"
-    )
+    cut = round(share * num_rows)
+    text = f"{cut} of {num_rows} completions have no end after {measured.max_tokens} tokens"
     figures = {"truncated_share": share, "completions": num_rows, "tokens": measured.max_tokens}
     problems = Problems()
     if measured.max_tokens < max_completion_length:
@@ -191,7 +196,7 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
     if scaled and high - low < SPREAD_OF_C:
         problems.warn(spread_cause(low, high))
     figures = {"off_support_mass": share, "k": k, "c_p10": low, "c_p90": high}
-    text = f"{at_most}{share:.1%} of the teacher's mass outside the student's top {k}"
+    text = f"{at_most}{100 * share:.1f} % of the teacher's probability is outside the student's top {k}"
     return judge("off support", text, problems, figures=figures)
 
 
@@ -206,7 +211,7 @@ def check_kept(
     if kept < FEW_KEPT and not cut:
         problems.warn("Most completions would train nothing: raise budget, or set min_keep: 1.")
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
-    text = f"{kept:.1f} of {mean:.1f} tokens per completion at a budget of {budget:g}"
+    text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
     if cut:
-        text += "; at least, completions were cut"
+        text += "; of whole completions more, these were cut"
     return judge("kept tokens", text, problems, figures=figures)

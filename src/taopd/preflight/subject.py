@@ -15,9 +15,9 @@ from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
 from taopd.preflight.teacher_error import kind_of
 from taopd.trainer import from_settings as build
-from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher import connect_teacher
+from taopd.trainer.teacher_names import OWN_TEACHERS
 from taopd.trainer.tools import load_tools
 
 MOST_PROMPTS = 2000
@@ -104,8 +104,7 @@ class Subject:
     @cached_property
     def known_configs(self) -> dict[str, Any]:
         """By whose they are; the teacher's only where its files are named."""
-        named = self.settings.training.teacher_model_name_or_path is not None
-        both = self.configs if named else (self.student_config,)
+        both = self.configs if self.names_teacher else (self.student_config,)
         return dict(zip(("student", "teacher"), both, strict=False))
 
     @cached_property
@@ -218,6 +217,19 @@ class Subject:
     def remote(self) -> bool:
         """The teacher is behind a server."""
         return self.settings.training.teacher_url is not None
+
+    @property
+    def names_teacher(self) -> bool:
+        """It is known where the teacher's files are."""
+        try:
+            return bool(self.teacher_name)
+        except Unnamed:
+            return False
+
+    @property
+    def served(self) -> bool:
+        """There is a server to ask about itself."""
+        return self.remote
 
     @property
     def merged(self) -> bool:

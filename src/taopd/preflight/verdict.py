@@ -7,6 +7,8 @@ from typing import Any, Literal
 Level = Literal["pass", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("pass", "warn", "fail")
 """Ascending."""
+BROKEN = "not looked at: the check itself broke"
+"""What an item measured that raised an error of no user's making."""
 
 Problem = tuple[Level, str]
 """How bad, and what is wrong and what to do about it, in one sentence or two."""
@@ -44,9 +46,31 @@ class Verdict:
     difference: tuple[tuple[str, str], ...] = ()
     """Pieces of two texts, each with whose it is: "both", "student" or "teacher"."""
 
+    @property
+    def line(self) -> str:
+        """The verdict in one line."""
+        return f"{self.level}: {self.item}: {self.measured}. {self.advice}".rstrip()
+
+    @property
+    def broken(self) -> bool:
+        """The item could not be looked at, by a fault of its own."""
+        return self.measured == BROKEN
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+class Verdicts(list[Verdict]):
+    """The outcome of a check; printed, a line for each item."""
+
+    def __str__(self) -> str:
+        return "\n".join(verdict.line for verdict in self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `taopd check --json` prints and `check.json` holds."""
+        counts = {level: sum(verdict.level == level for verdict in self) for level in LEVELS}
+        return {"counts": counts, "items": [verdict.as_dict() for verdict in self]}
 
 
 def judge(

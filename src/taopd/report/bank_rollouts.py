@@ -81,7 +81,8 @@ def _rollouts(
         fit(line, ROLLOUT, f"{run}, completion {completion}")
         line["label"] = f"{label}, completion {completion}"
         pieces = [readable(words[i], kind) if i in words else f"⟨{i}⟩ " for i in ids]
-        rollouts.append(Rollout(run=run, step=0, line=line, pieces=pieces, correct=None, kind=kind))
+        common = {"line": line, "pieces": pieces, "prompt": line["prompt"], "kind": kind}
+        rollouts.append(Rollout(run=run, step=0, correct=None, **common))
     return rollouts
 
 

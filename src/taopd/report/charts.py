@@ -82,13 +82,13 @@ def figure(title: str, chart: str, note: str = "", *, whole_row: bool = False) -
     return f"<figure{row}><figcaption>{escape(title)}{small}</figcaption>{chart}</figure>"
 
 
-def key(labels: Sequence[str]) -> str:
-    """Which line is whose; once for all charts of a section."""
+def key(labels: Sequence[tuple[str, int]]) -> str:
+    """Which line is whose, by label and color; once for all charts of a section."""
     items = "".join(
         f'<li><svg width="28" height="8" aria-hidden="true">'
-        f'<line x1="0" y1="4" x2="28" y2="4" class="line k{index % NUM_COLORS}"/></svg>'
+        f'<line x1="0" y1="4" x2="28" y2="4" class="line k{color % NUM_COLORS}"/></svg>'
         f"{escape(label)}</li>"
-        for index, label in enumerate(labels)
+        for label, color in labels
     )
     return f'<ul class="key">{items}</ul>'
 
@@ -102,12 +102,16 @@ def lines(
     to: float | None = None,
     limit: float | None = None,
     log_x: bool = False,
+    names: bool = False,
     size: tuple[int, int] = (360, 190),
 ) -> str:
     """Lines over a common x axis, the last value of each written at its end where there are few.
 
+    The y axis begins at 0 unless the values differ by less than a sixth of the largest: then it fits them.
+
     Args:
         to: the y axis reaches at least this far.
+        names: the label of each line stands at its end too.
         limit: a horizontal line, drawn if the values come near it.
         log_x: the x axis is logarithmic; every x must be above 0.
     """
@@ -115,22 +119,28 @@ def lines(
     ys = [y for one in series for _, y in [*one.points, *one.low, *one.high]]
     width, height = size
     low, high = min(ys), max(ys)
-    if from_zero and low >= 0:
+    flat = to is None and limit is None and 0 < high - low < high / 6
+    if from_zero and low >= 0 and not flat:
         low = 0.0
     high = high if to is None else max(high, to)
     if high == low:
         high = low + (abs(low) or 1.0)
     near = limit is not None and max(ys) > 0.5 * limit
     high = max(high, limit or 0.0) if near else high
-    x_scale = Scale(min(xs), max(xs), 46, width - 48, log=log_x)
-    y_scale = Scale(low, high, height - 30, 10)
+    longest = max(len(one.label) for one in series) if names and len(series) <= MOST_NAMED else 0
+    margin = 56 + min(7 * longest, 160)
+    x_scale = Scale(min(xs), max(xs), 46, width - margin, log=log_x)
+    # Room above what is highest: a line at 100 % must not lie on the frame.
+    y_scale = Scale(low, high, height - 30, 16)
     parts = [_axes(x_scale, y_scale, x_label, size)]
     if near:
         y = y_scale(limit or 0.0)
         parts.append(
             f'<line x1="{x_scale.start}" x2="{x_scale.end}" y1="{y}" y2="{y}" class="limit"/>'
         )
-    for one in series:
+    # The best one last: no other line hides it.
+    ordered = sorted(series, key=lambda one: one.points[-1][1])
+    for one in ordered:
         color = one.color % NUM_COLORS
         if one.low and one.high:
             edge = [*one.high, *reversed(one.low)]
@@ -138,23 +148,39 @@ def lines(
             parts.append(f'<polygon points="{corners}" class="band f{color}"/>')
         path = " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in thin(one.points))
         words = f"<title>{escape(one.label)}</title>"
-        parts.append(f'<polyline points="{path}" class="line k{color}">{words}</polyline>')
+        best = " best" if names and len(series) > 1 and one is ordered[-1] else ""
+        parts.append(f'<polyline points="{path}" class="rim"/>')
+        parts.append(f'<polyline points="{path}" class="line k{color}{best}">{words}</polyline>')
         if len(one.points) == 1:
             x, y = one.points[0]
             parts.append(f'<circle cx="{x_scale(x)}" cy="{y_scale(y)}" r="3" class="f{color}"/>')
-    parts += _last_values(series, x_scale, y_scale)
+    parts += _last_values(series, x_scale, y_scale, names)
     return svg(title, size, parts)
 
 
-def _last_values(series: Sequence[Series], x_scale: Scale, y_scale: Scale) -> list[str]:
-    """The last value of each line, moved apart where they would overlap; none for many lines."""
-    if len(series) > 4:
+MOST_NAMED = 4
+"""Lines of a chart that are labelled at their ends."""
+
+
+def _last_values(
+    series: Sequence[Series], x_scale: Scale, y_scale: Scale, names: bool
+) -> list[str]:
+    """The last value of each line behind a dot of its color, moved apart where they would touch."""
+    if len(series) > MOST_NAMED:
         return []
     ends = sorted(((y_scale(one.points[-1][1]), one) for one in series), key=lambda pair: pair[0])
-    parts = []
-    for y, (_, one) in zip(_apart([place for place, _ in ends], y_scale.start), ends, strict=True):
-        x = x_scale(one.points[-1][0]) + 6
-        parts.append(f'<text x="{x}" y="{y + 4}" class="ink">{number(one.points[-1][1])}</text>')
+    places = _apart([place for place, _ in ends], y_scale.start, 17 if names else 13)
+    parts, x = [], x_scale.end + 8
+    for y, (place, one) in zip(places, ends, strict=True):
+        color, value = one.color % NUM_COLORS, number(one.points[-1][1])
+        end = x_scale(one.points[-1][0])
+        if y != place or end < x_scale.end:
+            ends_at = f'x1="{end}" y1="{place}" x2="{x}" y2="{y}"'
+            parts.append(f'<line {ends_at} class="leader"/>')
+        parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="f{color}"/>')
+        label = one.label if len(one.label) <= 22 else f"{one.label[:21]}…"
+        text = f"{escape(label)} {value}" if names else value
+        parts.append(f'<text x="{x + 6}" y="{y + 4}" class="ink">{text}</text>')
     return parts
 
 
@@ -229,81 +255,3 @@ def svg(title: str, size: tuple[int, int], parts: Sequence[str]) -> str:
         f'<svg{wide} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
-
-
-def intervals(
-    title: str,
-    rows: Sequence[tuple[str, float, float | None, float | None]],
-    *,
-    x_label: str,
-    reference: float | None = None,
-    bounds: tuple[float, float] | None = None,
-) -> str:
-    """One row per label: a dot at the value, a line over its interval; hollow without one."""
-    width, height = 460, 30 * len(rows) + 44
-    values = [v for _, *numbers in rows for v in numbers if v is not None]
-    values += [] if reference is None else [reference]
-    low, high = bounds or (min(values), max(values))
-    margin = 0.0 if bounds else 0.06 * (high - low or 1.0)
-    scale = Scale(low - margin, high + margin, 178, width - 14)
-    parts = []
-    for tick in scale.ticks(5):
-        x = scale(tick)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="4" y2="{height - 38}" class="axis"/>')
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{number(tick)}</text>')
-    if reference is not None:
-        x = scale(reference)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{height - 38}" class="line k3"/>')
-    for index, (label, value, start, end) in enumerate(rows):
-        y = 20 + 30 * index
-        short = label if len(label) <= 25 else f"{label[:24]}…"
-        parts.append(
-            f'<text x="168" y="{y + 4}" text-anchor="end" class="ink">{escape(short)}'
-            f"<title>{escape(label)}</title></text>"
-        )
-        if start is not None and end is not None:
-            ends = f'x1="{scale(start)}" x2="{scale(end)}" y1="{y}" y2="{y}"'
-            parts.append(f'<line {ends} class="line k0"/>')
-            parts.append(f'<circle cx="{scale(value)}" cy="{y}" r="4.5" class="f0"/>')
-        else:
-            dot = f'cx="{scale(value)}" cy="{y}" r="4"'
-            parts.append(f'<circle {dot} fill="none" class="line k0"/>')
-    parts.append(
-        f'<text x="{width - 14}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>'
-    )
-    return svg(title, (width, height), parts)
-
-
-def bars(
-    title: str,
-    rows: Sequence[tuple[str, float, str]],
-    *,
-    labels: int = 120,
-    reference: float | None = None,
-) -> str:
-    """Horizontal bars from 0, label on the left in `labels` pixels, words on the right.
-
-    Args:
-        reference: a vertical line at this value.
-    """
-    width, height = 240 + labels, 24 * len(rows) + 6
-    values = [abs(value) for _, value, _ in rows]
-    largest = max([*values, reference or 0.0], default=0.0) or 1.0
-    scale = Scale(0.0, largest, labels, width - 146)
-    parts = []
-    for index, (label, value, words) in enumerate(rows):
-        y = 4 + 24 * index
-        short = label if len(label) <= labels // 7 else f"{label[: labels // 7 - 1]}…"
-        parts.append(
-            f'<text x="{labels - 8}" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
-        )
-        size = max(1.0, scale(abs(value)) - labels)
-        parts.append(
-            f'<rect x="{labels}" y="{y + 2}" width="{size:.1f}" height="14" rx="2" class="f0"/>'
-        )
-        end = max(labels + size, scale(reference or 0.0))
-        parts.append(f'<text x="{end + 6:.1f}" y="{y + 13}">{escape(words)}</text>')
-    if reference is not None:
-        x = scale(reference)
-        parts.append(f'<line x1="{x}" x2="{x}" y1="2" y2="{height - 2}" class="limit"/>')
-    return svg(title, (width, height), parts)

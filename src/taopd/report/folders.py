@@ -5,16 +5,18 @@ runs of their own, below `arms/`.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
+from taopd.report.evaluations import Evaluation, read_evaluation
+from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 from taopd.runs.validation import NUMBER, read_document
 
-BANK, GAIN = "taopd-bank-1", "taopd-gain-1"
+BANK, GAIN, ONE_STEP = "taopd-bank-1", "taopd-gain-1", "taopd-one-step-1"
 _LOGS = ("metrics.jsonl", "rollouts.jsonl")
 
 
@@ -42,6 +44,8 @@ class Run:
     """Files whose last line is cut."""
     match: str = "auto"
     """How its completions are graded."""
+    color: int = 0
+    """Of its arm, on the page; see `report.arms`."""
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of a metric at every line that has it."""
@@ -60,6 +64,8 @@ class Study:
     path: Path
     results: dict[str, Any]
     env: dict[str, Any] = field(default_factory=dict)
+    colors: dict[str, int] = field(default_factory=dict)
+    """By arm, on the page."""
 
     @property
     def outcomes(self) -> list[dict[str, Any]]:
@@ -77,6 +83,8 @@ class Sources:
     banks: list[Path] = field(default_factory=list)
     gains: list[Path] = field(default_factory=list)
     diagnostics: list[Path] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    one_steps: list[Path] = field(default_factory=list)
 
 
 def read_folders(paths: list[Path]) -> Sources:
@@ -91,8 +99,8 @@ def read_folders(paths: list[Path]) -> Sources:
             raise DataError(f"no such folder: {path}")
         if not _add(path, found):
             raise DataError(
-                f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json "
-                "with arms, bank, gains or verdicts.json"
+                f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json of "
+                "an evaluation or of arms, bank, gains, one-step table or verdicts.json"
             )
     return found
 
@@ -104,6 +112,8 @@ def _add(path: Path, found: Sources) -> bool:
         found.banks.append(path)
     elif kind == GAIN:
         found.gains.append(path)
+    elif kind == ONE_STEP:
+        found.one_steps.append(path)
     if (path / "verdicts.json").is_file():
         found.diagnostics.append(path)
     results = read_json(path / "results.json", STUDY)
@@ -115,13 +125,18 @@ def _add(path: Path, found: Sources) -> bool:
         for folder in sorted((path / "arms").glob("*/")):
             if _is_run(folder):
                 found.runs.append(_run(folder, f"{path.name}/{folder.name}", found.runs))
+    elif (evaluation := read_evaluation(path)) is not None:
+        taken = {each.name for each in found.evaluations}
+        unique = path.name if path.name not in taken else f"{path.name} ({len(taken) + 1})"
+        found.evaluations.append(replace(evaluation, name=unique))
     elif _is_run(path):
         found.runs.append(_run(path, path.name, found.runs))
     return sum(map(len, _lists(found))) > before
 
 
 def _lists(found: Sources) -> tuple[list, ...]:
-    return found.runs, found.studies, found.banks, found.gains, found.diagnostics
+    diagnosed = found.banks, found.gains, found.diagnostics, found.one_steps
+    return found.runs, found.studies, found.evaluations, *diagnosed
 
 
 def _is_run(path: Path) -> bool:
@@ -129,7 +144,9 @@ def _is_run(path: Path) -> bool:
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
-    config, arm = read_json(path / "config.json", CONFIG), read_json(path / "arm.json", ARM)
+    beside = (path / CONFIG_BESIDE_MODEL).is_file()
+    config = read_json(path / (CONFIG_BESIDE_MODEL if beside else "config.json"), CONFIG)
+    arm = read_json(path / "arm.json", ARM)
     changed = config.pop("changed", None)
     if arm:
         config = {"seed": arm.get("seed"), **arm.get("config", {})}

@@ -15,11 +15,13 @@ from typing import Any
 
 from taopd import __version__
 from taopd.errors import DataError
+from taopd.report.arms import is_arm, named
 from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.folders import Sources, read_folders
 from taopd.report.pack import pack
 from taopd.report.rollouts import Rollout, read_rollouts
 from taopd.report.sections import Section, all_sections
+from taopd.report.sections.headline import headline
 from taopd.report.sections.warnings import warnings
 from taopd.report.text import embed, escape
 from taopd.runs.jsonl import write_text
@@ -49,7 +51,8 @@ def write_report(
     """Read folders and write the page, whole or not at all.
 
     Args:
-        folders: runs, studies, banks, gains and diagnostic reports, in any order.
+        folders: of train, evaluate, compare, demo and diagnose (banks, gains, one-step tables, reports), in
+            any order.
         max_rollouts: shared by the runs.
         match: how logged completions are graded; see `taopd.experiments.evaluation.grading`.
 
@@ -60,7 +63,7 @@ def write_report(
     path = Path(output)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise DataError(f"the page cannot be {output}: give a file that ends in .html")
-    sources = read_folders([Path(folder) for folder in folders])
+    sources = named(read_folders([Path(folder) for folder in folders]))
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
     # A selector's rollouts first, those of the controls after them.
@@ -73,7 +76,8 @@ def write_report(
         raise DataError(
             f"{', '.join(map(str, folders))}: nothing was logged yet that a report could show"
         )
-    text = _page(_title(sources), shown, warnings(sources, rollouts), rollouts)
+    heads = headline(sources), warnings(sources, rollouts)
+    text = _page(_title(sources), shown, *heads, rollouts)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,9 +94,13 @@ def write_report(
 
 def _title(sources: Sources) -> str:
     names = [study.name for study in sources.studies]
-    names += [run.name for run in sources.runs if "/" not in run.name]
-    names += [path.name for path in (*sources.banks, *sources.gains, *sources.diagnostics)]
-    shown = ", ".join(dict.fromkeys(names[:4]))
+    # A study that is not done yet has arms and no results.
+    names += [run.path.parent.parent.name if is_arm(run) else run.name for run in sources.runs]
+    diagnosed = (*sources.banks, *sources.gains, *sources.diagnostics, *sources.one_steps)
+    names += [each.path.name for each in sources.evaluations]
+    names += [path.name for path in diagnosed]
+    names = list(dict.fromkeys(names))
+    shown = ", ".join(names[:4])
     return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
@@ -114,7 +122,11 @@ def policy(style: str, script: str) -> str:
 
 
 def _page(
-    title: str, sections: Sequence[Section], warning: str, rollouts: Sequence[Rollout]
+    title: str,
+    sections: Sequence[Section],
+    headline: str,
+    warning: str,
+    rollouts: Sequence[Rollout],
 ) -> str:
     style = "\n" + "\n".join(_asset(name) for name in STYLES)
     modules = "\n".join(_asset(name) for name in SCRIPTS)
@@ -141,6 +153,7 @@ def _page(
 <header class="top">
 <p class="lead">taopd report</p>
 <h1>{escape(title)}</h1>
+{headline}
 <nav class="toc" aria-label="sections">{toc}</nav>
 {warning}
 </header>
@@ -217,7 +230,7 @@ def _static(rollouts: Sequence[Rollout]) -> str:
         text = "".join(f"<mark>{escape(w)}</mark>" if k else escape(w) for w, k in pairs)
         parts.append(
             f"<h3>{escape(rollout.run)}, step {rollout.step}</h3>"
-            f'<div class="prompt">{escape(str(rollout.line.get("prompt", ""))[:400])}</div>'
+            f'<div class="prompt">{escape(rollout.prompt[:400])}</div>'
             f'<div class="text">{text}</div>'
         )
     return "".join(parts)

@@ -5,11 +5,12 @@ the last one kept, so that what is left still shows how a run went.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from taopd.errors import TaopdError
 from taopd.report.folders import Run, read_lines
+from taopd.report.prompt_texts import bare
 from taopd.report.text import readable, tokenizer_kind
 from taopd.runs.schemas import check_rollout
 
@@ -30,6 +31,10 @@ class Rollout:
     correct: bool | None
     """None: no answer, or nothing that could be graded."""
     kind: str
+    prompt: str = ""
+    """Without what the chat template adds to all prompts."""
+    around: tuple[str, str] = ("", "")
+    """What that is, before and after."""
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -51,7 +56,11 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
             entries.update(line.get("vocabulary", {}).values())
         kind = tokenizer_kind(token for token in entries if token)
         grade = _grader(match or run.match)
-        rollouts += [_rollout(run.name, line, kind, grade) for line in chosen]
+        prompts, *around = bare([str(line.get("prompt", "")) for line in chosen])
+        rollouts += [
+            replace(_rollout(run.name, line, kind, grade), prompt=prompt, around=tuple(around))
+            for line, prompt in zip(chosen, prompts, strict=True)
+        ]
     return _within(rollouts)
 
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MARKER = ".taopd-run"
 MODEL_FOLDER, MODEL_PARTIAL = "model", ".model-partial"
+CONFIG_BESIDE_MODEL = "run_config.json"
+"""Settings of a run in whose own folder a model was saved: `config.json` is the model's then."""
 # What makes a folder "hold a run", whoever made it.
 _EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
 # What a run writes, and so what `overwrite` may remove: the run's own files, then Hugging Face's
@@ -36,6 +38,7 @@ _EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
 _OWNED = (
     MARKER,
     "config.json",
+    CONFIG_BESIDE_MODEL,
     "env.json",
     "metrics.jsonl",
     "rollouts.jsonl",
@@ -184,7 +187,7 @@ def _try_writing(folder: Path) -> None:
 def _empty(folder: Path, patterns: Sequence[str]) -> None:
     for pattern in (*patterns, "README.md"):
         for found in folder.glob(pattern):
-            if pattern == "README.md" and not _is_model_card(found):
+            if pattern == "README.md" and not is_model_card(found):
                 continue
             if found.is_dir() and not found.is_symlink():
                 shutil.rmtree(found)
@@ -204,7 +207,7 @@ def _tidy(folder: Path) -> None:
         found.unlink(missing_ok=True)
 
 
-def _is_model_card(path: Path) -> bool:
+def is_model_card(path: Path) -> bool:
     """Whether transformers wrote this README.md beside a checkpoint, and not the user."""
     return path.is_file() and "generated_from_trainer" in path.read_text(encoding="utf-8")
 

@@ -14,12 +14,15 @@ PLACES = ("prompt", "completion", "position", "token_id")
 """Columns that say where a row is; whole numbers wherever they occur."""
 
 
-def read_table(path: Path, columns: Sequence[str] = (), *, only: bool = False) -> pd.DataFrame:
-    """Every column of a Parquet file, all of them numbers.
+def read_table(
+    path: Path, columns: Sequence[str] = (), *, only: bool = False, words: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Every column of a Parquet file, all of them numbers but those in `words`.
 
     Args:
         columns: must be there.
         only: read no others.
+        words: columns of text, where they occur.
 
     Raises:
         DataError: unreadable, a column is missing, or one holds anything but numbers.
@@ -33,6 +36,9 @@ def read_table(path: Path, columns: Sequence[str] = (), *, only: bool = False) -
         raise DataError(f"{path} has no column {', '.join(missing)}")
     for name in table:
         kind = table[name].dtype
+        if name in words:
+            table[name] = table[name].astype(str)
+            continue
         whole = name in PLACES
         if kind.kind not in ("iu" if whole else "biuf"):
             what = "whole numbers" if whole else "numbers"

@@ -101,6 +101,16 @@ STUDY = {
     ],
     "rates?": RATES,
 }
+EVALUATION = {
+    "model?": ANY,
+    "pass_at_k?": {...: SHARE},
+    "intervals?": {...: [SHARE]},
+    "num_problems?": WHOLE,
+    "num_samples?": WHOLE,
+    "settings?": OBJECT,
+}
+"""`results.json` of `taopd evaluate`; other commands have other keys."""
+TRANSCRIPT = {"prompt?": ANY, "answer?": ANY, "correct?": ANY}
 TRAINER_STATE = {"global_step": WHOLE}
 QUESTION = {
     "question": {

@@ -1,6 +1,7 @@
 """Selectors: from a table of signals to the tokens that train."""
 
-from taopd.selectors.budget import SCHEDULES, SCOPES, check_budget, scheduled_budget
+from taopd.errors import check_budget
+from taopd.selectors.budget import SCHEDULES, SCOPES, scheduled_budget
 from taopd.selectors.normalize import NORMALIZATIONS, RULES, NormalizedView, normalized_view
 from taopd.selectors.registry import (
     REFERENCE_NAMES,

@@ -1,27 +1,16 @@
 """How many rows may be kept: counts from a share, over the batch or per completion, and over time."""
 
 import math
-from numbers import Real
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import out_of_range, require_known
+from taopd.errors import require_known
 from taopd.signals import SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
 SCOPES = ("global", "response")
-
-
-def check_budget(budget: object, name: str = "budget") -> None:
-    """Refuse a share of the valid tokens outside (0, 1]; NaN and text are outside too.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    if not (isinstance(budget, Real) and 0.0 < float(budget) <= 1.0):
-        raise out_of_range(name, budget, "in (0, 1]; it is a share, five percent is 0.05")
 
 
 def budget_count(budget: float, num_valid: int) -> int:

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, out_of_range, require, require_known
-from taopd.selectors.budget import SCOPES, check_budget
+from taopd.errors import ConfigError, check_budget, out_of_range, require, require_known
+from taopd.selectors.budget import SCOPES
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
 from taopd.signals import SignalTable

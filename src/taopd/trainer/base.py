@@ -1,15 +1,13 @@
 """What the trainer needs of TRL around its own step: any batches, sampling, forwards in wrappers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from trl.trainer.utils import RepeatSampler, get_config_model_id
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import RepeatSampler
 
-from taopd.errors import DataError
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.forward import backbone_states
@@ -22,6 +20,7 @@ from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.own_teacher import AdapterTeacher
 from taopd.trainer.prompting import PromptTrainer
+from taopd.trainer.run_record import RecordedRuns
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.step_metrics import Recorder
@@ -31,7 +30,7 @@ from taopd.trainer.teacher import TeacherSource
 Batch = dict[str, Any]
 
 
-class BaseTrainer(AtomicCheckpoints, PromptTrainer):
+class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
 
     vocab_size: int
@@ -87,6 +86,11 @@ class BaseTrainer(AtomicCheckpoints, PromptTrainer):
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer; `processing_class` may be a processor around it."""
         return self._tokenizer
+
+    @property
+    def local_teacher(self) -> PreTrainedModel | None:
+        """The teacher as it was loaded, if it is a model in this process."""
+        return self._teacher.plain
 
     @property
     def remote_teacher(self) -> Teacher | None:
@@ -204,15 +208,6 @@ class BaseTrainer(AtomicCheckpoints, PromptTrainer):
                 self.record(name, value)
         return loss
 
-    def train(self, *args, **kwargs):
-        result = super().train(*args, **kwargs)
-        # Whatever kept the batches away, what would be saved now is not a distilled student.
-        if self.state.global_step == 0:
-            raise DataError(
-                "training ended without a step: the training set gave no generation batch"
-            )
-        return result
-
     # -- bookkeeping ------------------------------------------------------------------------------
 
     def record(self, name: str, value: float) -> None:
@@ -224,15 +219,3 @@ class BaseTrainer(AtomicCheckpoints, PromptTrainer):
         self._recorder.flush()
         # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
         return (self.accelerator.reduce(loss, reduction="mean"), *rest)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        super().create_model_card(*args, **kwargs)
-        path = Path(self.args.output_dir) / "README.md"
-        if not self.is_world_process_zero() or not path.is_file():
-            return
-        # TRL names hub ids alone, and writes None for a folder. Its name is enough: a path is private.
-        name = Path(get_config_model_id(self.model.config) or "").name
-        card = path.read_text(encoding="utf-8")
-        base = f"`{name}`" if name else "a model without a name"
-        unnamed = "[None](https://huggingface.co/None)"
-        path.write_text(card.replace(unnamed, base), encoding="utf-8")

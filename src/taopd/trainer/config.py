@@ -1,15 +1,13 @@
 """`TeachabilityConfig`: TRL's `DistillationConfig` plus what selective distillation needs.
 
 The one dial is `budget`. Everything else has a default that follows the paper (arXiv 2605.26844) or says
-where it departs from it. Values are checked when the config is made, so that a typo costs a second and not
-a queue slot: see `taopd.trainer.config_checks`.
+where it departs from it. `config_checks` looks at the values when the config is made: a typo costs a second.
 """
 
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from trl import DistillationConfig
-from trl.trainer.utils import get_config_model_id
 
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
@@ -229,7 +227,11 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
     def __new__(cls, *args: Any, **settings: Any) -> Self:
         # Before `__init__`, whose answer to an option that was removed is a TypeError without advice.
         config_checks.refuse_removed(settings)
-        return super().__new__(cls)
+        made = super().__new__(cls)
+        vars(made)["given"] = frozenset(
+            settings
+        )  # No field: what the caller named, for the report.
+        return made
 
     def __post_init__(self) -> None:
         self._resolve()
@@ -257,16 +259,18 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
         Raises:
             ConfigError: settings of another kind, or a value out of range.
         """
-        if isinstance(args, TeachabilityConfig):
+        if isinstance(args, cls):
             return args
         if args is None:
+            from trl.trainer.utils import get_config_model_id
+
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             return cls(f"{name.rsplit('/', 1)[-1]}-Distillation")
         if not isinstance(args, DistillationConfig):
             raise ConfigError(
                 f"args is a {type(args).__name__}: pass a TeachabilityConfig or a DistillationConfig"
             )
-        # Not through `__init__`: TRL's checks have run, and not every resolved value passes them twice.
+        # Not `__init__`: TRL's checks have run, and not every resolved value passes them twice.
         config = cls.__new__(cls)
         added = {each.name: each.default for each in fields(cls) if not hasattr(args, each.name)}
         config.__dict__.update(added | vars(args))

@@ -24,6 +24,7 @@ from taopd.selectors import (
     resolve_weighting,
 )
 from taopd.signals import COMPATIBILITIES, LISTS_GIVE
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -64,8 +65,6 @@ AT_LEAST: dict[str, float] = {
     "log_rollouts": 0,
 }
 """Smallest value of a setting; None is always allowed."""
-OWN_TEACHERS = ("self", "self_ema")
-"""Values of teacher_model_name_or_path: the student before training, or a moving average of it."""
 ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}

@@ -38,7 +38,7 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     from taopd.models.prompt_lengths import check_prompt_lengths
     from taopd.models.teacher_prompts import TeacherPrompts
     from taopd.teachers import load_teacher
-    from taopd.trainer.config_checks import OWN_TEACHERS
+    from taopd.trainer.teacher_names import OWN_TEACHERS
     from taopd.trainer.tools import load_tools
 
     script, args, chosen = settings.script, settings.training, settings.model

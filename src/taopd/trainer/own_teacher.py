@@ -23,8 +23,8 @@ from taopd.kernels import Head
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.reference_student import ReferenceStudent
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 FILE = "teacher_ema.safetensors"
 """In a checkpoint: the averaged weights, float32."""

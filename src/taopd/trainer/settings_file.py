@@ -21,7 +21,8 @@ from taopd.errors import ConfigError, suggest
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import OWN_TEACHERS, refuse_removed
+from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 
 @dataclass
@@ -60,6 +61,11 @@ class TrainSettings:
     """The tiny lab that models and prompts are of."""
     given: frozenset[str] = frozenset()
     """Settings that the file or a flag names."""
+
+    @classmethod
+    def of_python(cls, training: TeachabilityConfig) -> "TrainSettings":
+        """The settings of a trainer whose models and prompts were handed over as objects."""
+        return cls(script=ScriptArguments(), training=training, model=ModelConfig())
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults included, for `config.json`; secrets are masked."""

@@ -35,13 +35,9 @@ from taopd.trainer.rollout_log import RolloutLog
 from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import (
-    choose,
-    gather_options,
-    local_table,
-    signal_needs,
-)
+from taopd.trainer.selection import choose, gather_options, local_table, signal_needs
 from taopd.trainer.spread_watch import SpreadWatch
+from taopd.trainer.step_lines import attach as attach_step_lines
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -142,6 +138,7 @@ class TeachabilityTrainer(BaseTrainer):
         for callback in (UpdateNorm.of(args, self.layout, self.record), self.average):
             if callback is not None:
                 self.add_callback(callback)
+        attach_step_lines(self)
 
     # -- a generation batch: sample, score, select ------------------------------------------------
 

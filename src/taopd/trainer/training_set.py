@@ -11,7 +11,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, prompt_faults
 from taopd.models.prompt_rows import TURNS
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
-from taopd.trainer.config_checks import OWN_TEACHERS
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 logger = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ def run_demo(
         output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
             keeps the arms that had finished.
         lab_sizes: fields of `taopd.experiments.lab.LabSpec`, for a smaller lab.
-        progress: called with ("teacher" | "student" | "arms", steps done, steps in all).
+        progress: called with ("teacher" | "student" | "steps of all arms", done, in all).
 
     Raises:
         ConfigError: for an unknown variant. DataError: if the folder cannot be used or an arm fails.
@@ -140,7 +140,7 @@ def _run(
 
     def count(_folder: Path, _step: int) -> None:
         done = sum(map(logged_steps, folders))
-        progress("arms", min(done, steps * len(arms)), steps * len(arms))
+        progress("steps of all arms", min(done, steps * len(arms)), steps * len(arms))
 
     run_pool(folders, num_workers=num_workers, progress=count)
     outcomes = [json.loads((each / "results.json").read_text()) for each in folders]

@@ -17,7 +17,8 @@ from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import OWN_TEACHERS, refuse_removed
+from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""

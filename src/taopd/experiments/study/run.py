@@ -34,8 +34,8 @@ from taopd.runs.jsonl import write_json
 from taopd.runs.lock import hold
 from taopd.runs.schemas import OBJECT, OUTCOME
 from taopd.runs.validation import read_document
-from taopd.trainer.config_checks import OWN_TEACHERS
 from taopd.trainer.environment import environment
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg")
 _ENDLESS = 10**9

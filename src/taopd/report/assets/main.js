@@ -44,7 +44,11 @@ T.fillList = function () {
 
 T.markCurrent = function () {
   for (const button of T.byId("list").children) {
-    button.setAttribute("aria-current", String(button.rollout === T.state.rollout));
+    const current = button.rollout === T.state.rollout;
+    button.setAttribute("aria-current", String(current));
+    const list = button.parentElement;
+    const hidden = button.offsetTop < list.scrollTop || button.offsetTop + button.offsetHeight > list.scrollTop + list.clientHeight;
+    if (current && hidden) list.scrollTop = button.offsetTop - list.clientHeight / 3;
   }
 };
 
@@ -122,8 +126,11 @@ T.start = async function () {
   T.listenScatter();
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", T.draw);
   T.legend(T.state.signal);
-  const selective = T.rollouts.find((rollout) => rollout.kept > 0 && rollout.kept < 1);
-  if (selective) T.show(selective, null);
+  // The rollout that the first selection taught the most (controls come last): what a reader came to see.
+  const selective = T.rollouts.filter((rollout) => rollout.kept > 0 && rollout.kept < 1);
+  const taught = selective.filter((rollout) => rollout.run === selective[0].run);
+  const most = taught.sort((a, b) => b.kept * b.n - a.kept * a.n || b.meanD - a.meanD)[0];
+  if (most) T.show(most, null);
   T.fillList();
   T.markCurrent();
   T.byId("inspector-state").textContent = "";

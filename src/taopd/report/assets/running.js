@@ -20,6 +20,13 @@ T.side = function (rollout, place) {
     prompt.setAttribute("aria-label", label);
     side.append(prompt);
   }
+  // What the chat template adds to every prompt stays in reach, out of the way.
+  const [before, after] = rollout.around;
+  if (before || after) {
+    const template = T.element("details", "template");
+    template.append(T.element("summary", "", "chat template"), T.element("div", "prompt", `${before}…${after}`));
+    side.append(template);
+  }
   const text = T.element("div", "text");
   text.setAttribute("role", "listbox");
   text.setAttribute("aria-label", `completion ${place + 1}, one option per token`);

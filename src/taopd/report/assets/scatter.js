@@ -11,12 +11,14 @@ T.inBrush = function (token) {
 T.axes = function () {
   const s = T.SIZE;
   const to = T.state.rollout ? T.state.maxD : 1;
+  const from = T.state.rollout ? T.state.minC : 0;
   return {
-    x: (c) => s.left + c * (s.width - s.left - s.right),
+    x: (c) => s.left + ((c - from) / (1 - from)) * (s.width - s.left - s.right),
     y: (d) => s.height - s.bottom - Math.sqrt(d / to) * (s.height - s.bottom - s.top),
-    c: (x) => Math.max(0, Math.min(1, (x - s.left) / (s.width - s.left - s.right))),
+    c: (x) => from + (1 - from) * Math.max(0, Math.min(1, (x - s.left) / (s.width - s.left - s.right))),
     d: (y) => to * Math.max(0, Math.min(1, (s.height - s.bottom - y) / (s.height - s.bottom - s.top))) ** 2,
     to,
+    from,
   };
 };
 
@@ -34,6 +36,7 @@ T.draw = function () {
   pen.clearRect(0, 0, s.width, s.height);
   if (!rollout) return;
   T.state.maxD = T.largest(rollout);
+  T.state.minC = T.floorOfC(rollout);
   const axes = T.axes();
   T.frame(pen, axes);
   for (const kept of [false, true]) {
@@ -64,6 +67,16 @@ T.largest = function (rollout) {
   return to || 1;
 };
 
+// Where all of C is close to 1 the axis begins at the tenth below the smallest, else at 0.
+T.floorOfC = function (rollout) {
+  let from = 1;
+  for (let i = 0; i < rollout.n; i += 1) {
+    const c = T.value("compatibility", rollout.start + i);
+    if (c < from) from = c;
+  }
+  return from < 0.5 ? 0 : Math.min(0.9, Math.floor(10 * from) / 10);
+};
+
 T.frame = function (pen, axes) {
   const s = T.SIZE;
   pen.strokeStyle = T.color("--line");
@@ -75,7 +88,7 @@ T.frame = function (pen, axes) {
   pen.lineTo(s.width - s.right, s.height - s.bottom);
   pen.stroke();
   pen.textAlign = "center";
-  for (const c of [0, 0.5, 1]) pen.fillText(String(c), axes.x(c), s.height - s.bottom + 15);
+  for (const c of [axes.from, (axes.from + 1) / 2, 1]) pen.fillText(String(Number(c.toFixed(2))), axes.x(c), s.height - s.bottom + 15);
   pen.fillText("C", s.width / 2 + 16, s.height - 4);
   pen.textAlign = "right";
   for (const share of [0, 0.25, 1]) pen.fillText(T.format(axes.to * share), s.left - 5, axes.y(axes.to * share) + 4);

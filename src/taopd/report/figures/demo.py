@@ -100,8 +100,10 @@ def _one_panel(results: dict[str, Any], groups: Groups):
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4.4), width_ratios=(1.7, 1), layout="constrained"
     )
+    # The arm that ends highest lies on top: at 100 % nothing may hide it.
+    ends = sorted(groups, key=lambda name: _mean(groups[name], "accuracy_greedy"))
     for index, (name, outcomes) in enumerate(groups.items()):
-        _curve(left, outcomes, index, label=name)
+        _curve(left, outcomes, index, label=name, above=ends.index(name))
     _frame(left, results)
     left.annotate(
         "student before",
@@ -142,10 +144,12 @@ def _panel_each(results: dict[str, Any], groups: Groups):
 
 def _frame(axes, results: dict[str, Any]) -> None:
     axes.axhline(results["base_accuracy"], color="#999999", linewidth=1, zorder=0)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.04, 1.06)
 
 
-def _curve(axes, outcomes: list[dict[str, Any]], index: int, *, label: str | None) -> None:
+def _curve(
+    axes, outcomes: list[dict[str, Any]], index: int, *, label: str | None, above: int = 0
+) -> None:
     steps = [step for step, _ in outcomes[0]["accuracy_curve"]]
     prompts = outcomes[0]["num_test_prompts"]
     points = [
@@ -162,6 +166,7 @@ def _curve(axes, outcomes: list[dict[str, Any]], index: int, *, label: str | Non
         markersize=4,
         color=COLORS[look],
         label=label,
+        zorder=2 + 0.01 * above,
     )
     axes.fill_between(steps, lows, highs, color=COLORS[look], alpha=0.15, linewidth=0)
 

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
-from taopd.report.sections import accuracy, learnable, learning_rates, runs, selected, training
+from taopd.report.sections import (
+    accuracy,
+    evaluated,
+    learnable,
+    learning_rates,
+    runs,
+    selected,
+    training,
+)
 from taopd.report.sections.tables import Section
 
 __all__ = ["Section", "all_sections"]
@@ -17,9 +25,10 @@ def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) 
         "use the arrow keys; <kbd>n</kbd> and <kbd>p</kbd> go to the next and the previous kept token."
     )
     studies, folders = sources.studies, sources.runs
+    outcome = accuracy.body(studies) + evaluated.body(sources.evaluations)
     parts = (
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
-        ("outcome", "Outcome", accuracy.LEAD, accuracy.body(studies)),
+        ("outcome", "Outcome", accuracy.LEAD, outcome),
         ("rates", "Learning rates", learning_rates.LEAD, learning_rates.body(studies)),
         ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
         ("cost", "Accuracy by cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),

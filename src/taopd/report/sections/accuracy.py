@@ -1,13 +1,16 @@
 """Accuracy of the arms: at the end, over the training, by budget, against tokens and seconds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from taopd.experiments.study.own_best import at_rate
 from taopd.experiments.study.statistics import t_estimate, wilson
-from taopd.report.charts import NUM_COLORS, Series, figure, intervals, key, lines, number
+from taopd.report.arms import color_of
+from taopd.report.charts import MOST_NAMED, NUM_COLORS, Series, figure, key, lines, number
 from taopd.report.folders import Run, Sources, Study
+from taopd.report.row_charts import intervals
 from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 
@@ -15,10 +18,12 @@ LEAD = "Held-out accuracy of every arm, in per cent."
 BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
 COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
 
-WIDE = (460, 240)
+WIDE = (540, 250)
 
 Outcome = dict[str, Any]
 Groups = dict[str, list[Outcome]]
+Estimates = dict[str, dict[str, tuple[float, float | None, float | None]]]
+"""By arm and metric: mean, low, high."""
 
 
 def groups_of(study: Study) -> Groups:
@@ -49,7 +54,7 @@ def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, f
     return (found.mean, *wilson(found.mean, num_prompts)) if num_prompts else None
 
 
-def _estimates(study: Study) -> dict[str, dict[str, tuple[float, float | None, float | None]]]:
+def estimates_of(study: Study) -> Estimates:
     """(mean, low, high) of an arm's accuracies; those of the study's own analysis where it has them."""
     found: dict[str, dict[str, Any]] = {}
     for name, outcomes in groups_of(study).items():
@@ -91,7 +96,7 @@ def body(studies: Sequence[Study]) -> str:
 
 
 def _study(study: Study) -> str:
-    estimates = _estimates(study)
+    estimates = estimates_of(study)
     if not estimates:
         return ""
     groups = groups_of(study)
@@ -119,10 +124,11 @@ def _study(study: Study) -> str:
         dots,
         x_label="greedy accuracy at the end, %",
         reference=None if before is None else 100 * before,
+        colors=[color_of(study, name) for name, *_ in dots],
     )
     parts = [f"<h3>{escape(str(task))}</h3>"]
     ends = figure("Greedy accuracy at the end, %", chart, note) if dots else ""
-    parts.append(f'<div class="figures grid">{ends}{_curves(groups)}</div>')
+    parts.append(f'<div class="figures grid">{ends}{_curves(study, groups)}</div>')
     parts.append(table(heads, rows, numeric=range(1, 8)))
     parts.append(_comparisons(study))
     return "".join(parts)
@@ -151,29 +157,26 @@ def _points(value: Any) -> str:
     return "–" if not isinstance(value, int | float) else f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _curves(groups: Groups) -> str:
+def _curves(study: Study, groups: Groups) -> str:
     """Accuracy over steps: one chart for a few arms, one each for many."""
     series = [
-        s for i, (name, group) in enumerate(groups.items()) if (s := _over_steps(name, group, i))
+        found
+        for name, group in groups.items()
+        if (found := _over_steps(name, group, color_of(study, name)))
     ]
     if not series:
         return ""
     band = "; band: lowest and highest seed" if series[0].low else ""
     if len(series) <= 4:
-        chart = lines("accuracy over steps", series, to=100.0, size=WIDE)
-        chart = key([one.label for one in series]) + chart
+        chart = lines("accuracy over steps", series, to=100.0, names=True, size=WIDE)
         return figure("Greedy accuracy over steps, %", chart, band.removeprefix("; "))
     shown = series[: 3 * NUM_COLORS]
-    charts = [figure(one.label, lines(one.label, [_plain(one)], to=100.0)) for one in shown]
+    charts = [figure(one.label, lines(one.label, [one], to=100.0)) for one in shown]
     title = f"Greedy accuracy over steps, %{band}"
     return f'</div><h3>{title}</h3><div class="grid">{"".join(charts)}'
 
 
-def _plain(one: Series) -> Series:
-    return Series(label=one.label, points=one.points, low=one.low, high=one.high)
-
-
-def _over_steps(name: str, outcomes: list[Outcome], index: int) -> Series | None:
+def _over_steps(name: str, outcomes: list[Outcome], color: int) -> Series | None:
     """Mean over seeds at the steps that all seeds have, band from the lowest to the highest."""
     curves = [dict(map(tuple, outcome["accuracy_curve"])) for outcome in outcomes]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -184,7 +187,7 @@ def _over_steps(name: str, outcomes: list[Outcome], index: int) -> Series | None
     return Series(
         label=name,
         points=[(s, sum(v) / len(v)) for s, v in zip(steps, at, strict=True)],
-        color=index,
+        color=color,
         low=[(s, min(v)) for s, v in zip(steps, at, strict=True)] if several else [],
         high=[(s, max(v)) for s, v in zip(steps, at, strict=True)] if several else [],
     )
@@ -194,7 +197,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
     """Final greedy accuracy over the kept share, one line per selector with two budgets or more."""
     parts = []
     for study in studies:
-        estimates, groups = _estimates(study), at_shared_rate(study)
+        estimates, groups = estimates_of(study), at_shared_rate(study)
         points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
         for name, outcomes in groups.items():
             if not outcomes or "greedy" not in estimates.get(name, {}):
@@ -231,7 +234,8 @@ def budget_curve(studies: Sequence[Study]) -> str:
         words = f"{study.name}; {interval_words(study)}"
         words += "" if full is None else f"; the level line is full distillation, {full:.1f} %"
         parts.append(
-            key(list(several)) + figure("Greedy accuracy by share of tokens, %", chart, words)
+            key([(one.label, one.color) for one in series])
+            + figure("Greedy accuracy by share of tokens, %", chart, words)
         )
     return "".join(parts)
 
@@ -243,7 +247,7 @@ def against_cost(sources: Sources) -> str:
     for study in sources.studies:
         tokens: list[Series] = []
         seconds: list[Series] = []
-        for index, (name, outcomes) in enumerate(at_shared_rate(study).items()):
+        for name, outcomes in at_shared_rate(study).items():
             outcome = outcomes[0]
             run = by_path.get(study.path / "arms" / f"{name}-seed{outcome.get('seed')}")
             for found, keys, curve in (
@@ -253,7 +257,8 @@ def against_cost(sources: Sources) -> str:
                 cost = dict(map(tuple, outcome.get(curve) or [])) or _summed(run, keys)
                 pairs = [(cost[s], 100 * y) for s, y in outcome["accuracy_curve"] if s in cost]
                 if len(pairs) > 1:
-                    found.append(Series(label=name, points=pairs, color=index))
+                    color = color_of(study, name)
+                    found.append(Series(label=name, points=pairs, color=color))
         charts = [
             _cost_chart(title, label, found)
             for title, label, found in (
@@ -263,8 +268,11 @@ def against_cost(sources: Sources) -> str:
             if found
         ]
         if charts:
-            names = list(at_shared_rate(study))
-            parts.append(f'{key(names)}<div class="figures grid">{"".join(charts)}</div>')
+            shown = max(len(tokens), len(seconds)) > MOST_NAMED
+            own = [(name, color_of(study, name)) for name in at_shared_rate(study)]
+            parts.append(
+                f'{key(own) if shown else ""}<div class="figures grid">{"".join(charts)}</div>'
+            )
     return "".join(parts)
 
 
@@ -274,11 +282,12 @@ def _cost_chart(title: str, label: str, series: list[Series]) -> str:
     log = max(paid) > 4 * min(paid) > 0
     if log:
         series = [
-            Series(label=one.label, points=[p for p in one.points if p[0] > 0], color=one.color)
-            for one in series
+            replace(one, points=[point for point in one.points if point[0] > 0]) for one in series
         ]
         label = f"{label} (logarithmic)"
-    return figure(title, lines(title, series, x_label=label, to=100.0, log_x=log, size=WIDE))
+    return figure(
+        title, lines(title, series, x_label=label, to=100.0, log_x=log, names=True, size=WIDE)
+    )
 
 
 def _summed(run: Run | None, name: str) -> dict[float, float]:

@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from taopd.report.charts import bars, figure
+from taopd.report.charts import figure
 from taopd.report.folders import Sources, read_json
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
+from taopd.runs.parquet import read_table
 from taopd.runs.schemas import MANIFEST, VERDICTS
 from taopd.runs.validation import read_document
 
@@ -29,6 +31,7 @@ def body(sources: Sources) -> str:
     """Verdicts and pictures of report folders, mean gains of folders of gains, sizes of banks."""
     parts = [_report(path) for path in sources.diagnostics]
     parts += [_gains(path) for path in sources.gains]
+    parts += [_one_step(path) for path in sources.one_steps]
     parts += [_bank(path) for path in sources.banks]
     return "".join(parts)
 
@@ -91,6 +94,29 @@ def _gains(path: Path) -> str:
             charts.append(figure(title, bars(title, rows), "mean gain in forward KL"))
     return (
         f'<h3>{escape(path.name)}</h3><div class="grid">{"".join(charts)}</div>' if charts else ""
+    )
+
+
+def _one_step(path: Path) -> str:
+    """What one step on each selector's tokens did to them, to the others, and in fresh contexts."""
+    names = ("selector", "optimizer", "variant", "measure")
+    found = read_table(path / "summary.parquet", (*names, "mean", "low", "high"), words=names)
+    optimizer, variant = found["optimizer"].iloc[0], found["variant"].iloc[-1]
+    found = found[(found["optimizer"] == optimizer) & (found["variant"] == variant)]
+    rows = []
+    for selector, own in found.groupby("selector", sort=False):
+        values = own.set_index("measure")["mean"]
+        cells = [values.get(f"gain_forward_{group}") for group in ("selected", "others", "fresh")]
+        cells.append(values.get("gain_forward_fresh_over_random"))
+        shown = ("–" if c is None else f"{c:+.4f}".replace("-", "−") for c in cells)
+        rows.append([str(selector), *shown])
+    heads = ["one step on the tokens of", "those, nats", "others, nats", "fresh contexts, nats"]
+    note = (
+        f"Fall of the forward KL in nats per token after one step ({optimizer}, "
+        f"{str(variant).replace('_', ' ')}), mean over batches; last column: less random tokens."
+    )
+    return f'<h3>{escape(path.name)}</h3><p class="note">{escape(note)}</p>' + table(
+        [*heads, "fresh, over random"], rows, numeric=range(1, 5)
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from taopd.report import rates_table
+from taopd.report.arms import color_of
 from taopd.report.charts import Series, figure, key, lines
 from taopd.report.folders import Study
 from taopd.report.sections.tables import table
@@ -24,9 +25,9 @@ def _study(study: Study) -> str:
         Series(
             label=arm["name"],
             points=[(rate, 100 * mean) for rate, mean in arm["curve"]],
-            color=index,
+            color=color_of(study, arm["name"]),
         )
-        for index, arm in enumerate(arms)
+        for arm in arms
     ]
     words = {"x_label": "learning rate (logarithmic)"}
     chart = lines(
@@ -35,7 +36,7 @@ def _study(study: Study) -> str:
     several = len({rate for arm in arms for rate, _ in arm["curve"]}) > 1
     parts = [f"<h3>{escape(str(results.get('title') or study.name))}</h3>"]
     if several:
-        parts.append(key([one.label for one in series]))
+        parts.append(key([(one.label, one.color) for one in series]))
         parts.append(figure("Accuracy at the end against learning rate, %", chart))
     heads = ["arm", *(f"{rate:g}" for rate in results["rates"]["rates"])]
     parts.append(table(heads, rates_table.curve_rows(results), numeric=range(1, len(heads))))

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from taopd.report.charts import bars, figure
+from taopd.report.charts import figure
 from taopd.report.folders import Run
 from taopd.report.rollouts import Rollout
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import percent, table
 from taopd.report.text import escape, token_class
 from taopd.runs.parquet import read_table

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from taopd.report.charts import Series, areas, bars, figure, key, lines, number
+from taopd.report.charts import Series, areas, figure, key, lines, number
 from taopd.report.folders import Run
+from taopd.report.row_charts import bars
 from taopd.report.sections.tables import table
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 from taopd.runs.signal_names import QUADRANTS
@@ -60,7 +61,7 @@ def body(runs: Sequence[Run]) -> str:
     guards = [chart for *one, limit in GUARDS if (chart := _chart(logged, *one, limit=limit))]
     if not charts and not guards:
         return ""
-    legend = key([run.name for run in logged]) if len(logged) > 1 else ""
+    legend = key([(run.name, run.color) for run in logged]) if len(logged) > 1 else ""
     more = len([run for run in runs if run.metrics]) - len(logged)
     note = (
         f'<p class="note">The first {MAX_RUNS} runs; {more} more are left out.</p>' if more else ""
@@ -84,8 +85,8 @@ def _chart(
     """One metric of all runs; nothing where none logged it, or a watched one hardly moved."""
     factor = 100.0 if unit == "%" else 1.0
     series = [
-        Series(label=run.name, points=[(x, factor * y) for x, y in points], color=index)
-        for index, run in enumerate(runs)
+        Series(label=run.name, points=[(x, factor * y) for x, y in points], color=run.color)
+        for run in runs
         if (points := run.curve(name))
     ]
     largest = max((abs(y) for one in series for _, y in one.points), default=0.0)
@@ -162,7 +163,7 @@ def _against_full(
     unit: str,
 ) -> str:
     """Bars, with the ratio to the `full` run of the same study or of the same folder."""
-    rows = []
+    rows, colors = [], []
     for run in runs:
         value = values.get(run.name)
         if value is None:
@@ -170,7 +171,9 @@ def _against_full(
         full = next((values[o.name] for o in runs if _is_full(o, run) and values.get(o.name)), None)
         ratio = "" if full is None else f", {value / full:.2f} of full"
         rows.append((run.name, value, f"{factor * value:,.0f} {unit}{ratio}"))
-    return figure(title, bars(title, rows[:16], labels=210), note) if rows else ""
+        colors.append(run.color)
+    chart = bars(title, rows[:16], labels=210, colors=colors[:16]) if rows else ""
+    return figure(title, chart, note) if rows else ""
 
 
 def _is_full(other: Run, run: Run) -> bool:

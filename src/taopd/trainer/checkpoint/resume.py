@@ -185,7 +185,10 @@ def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> boo
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
     """Closing metrics of the remaining training, if any."""
     trainer.checked = checkpoint
-    return trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics
+    # The command looks and writes the run's files itself: it knows the settings of the models too.
+    trainer.writes_record = False
+    named = checkpoint and str(checkpoint)
+    return trainer.train(resume_from_checkpoint=named, check=False).metrics
 
 
 def save_student(trainer: "TeachabilityTrainer", path: Path) -> None:

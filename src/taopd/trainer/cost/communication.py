@@ -21,7 +21,7 @@ weights at the start, evaluation, TRL's own metrics (some hundred bytes).
 
 from dataclasses import dataclass
 
-from taopd.distributed.collectives import BYTES_PER_PLACE
+from taopd.distributed.radix import BYTES_PER_PLACE
 from taopd.trainer.cost.settings import BYTES, PlanSettings
 from taopd.trainer.cost.shapes import ModelShape
 

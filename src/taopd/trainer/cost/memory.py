@@ -27,8 +27,7 @@ ones, and is put together to sample. DDP holds all of it, and the gradients once
 
 from dataclasses import dataclass
 
-from taopd.kernels import chunk_elements_on, positions_per_chunk
-from taopd.kernels.chunked import TILES
+from taopd.kernels.tiles import TILES, chunk_elements_on, positions_per_chunk
 from taopd.trainer.cost.communication import tail_parameters, trained_parameters
 from taopd.trainer.cost.settings import BYTES, PlanSettings, gradient_share
 from taopd.trainer.cost.shapes import ModelShape

@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taopd.errors import ConfigError, require
-from taopd.selectors.budget import check_budget
-from taopd.trainer.config_checks import OWN_TEACHERS
+from taopd.errors import ConfigError, check_budget, require
+from taopd.trainer.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings

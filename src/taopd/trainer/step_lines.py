@@ -1,7 +1,8 @@
 """Progress of a training run: one line per logged step on stderr, the same with and without a terminal.
 
 Why not a bar with columns: a run is watched over ssh, in a queue's log file and in CI, and all of them
-keep lines. transformers' own bar and its dictionaries are switched off.
+keep lines. transformers' own bar and its dictionaries of some seventy keys are switched off; every key is
+in `metrics.jsonl`. `trainer.remove_callback(StepLines)` silences them.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from taopd.cli import heartbeat
+from taopd.runs import heartbeat
 
 COLUMNS = (
     ("loss", "loss", "{:.4g}"),
@@ -56,6 +57,11 @@ class StepLines(TrainerCallback):
             self._stream.flush()
             self._shown = state.global_step
             heartbeat.current().touch()
+        elif state.is_world_process_zero and isinstance(logs.get("eval_loss"), int | float):
+            self._stream.write(
+                f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4g}\n"
+            )
+            self._stream.flush()
 
     def _words(self, state) -> str:
         """Of a step that takes long, or of steps between two logs."""
@@ -81,11 +87,12 @@ def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) 
     return "  ".join([*parts, f"left {heartbeat.clock(seconds_left)}"])
 
 
-def attach(trainer: Any, *, quiet: bool) -> None:
-    """Replace a trainer's progress bar and printed dictionaries by these lines, or by nothing."""
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    if not quiet:
+def attach(trainer: Any) -> None:
+    """Put these lines in the place of a trainer's progress bar and printed dictionaries."""
+    shown = {type(each) for each in trainer.callback_handler.callbacks}
+    # A notebook has a table of its own, which stays.
+    for usual in shown & {ProgressCallback, PrinterCallback}:
+        trainer.remove_callback(usual)
         trainer.add_callback(StepLines())
 
 

@@ -1,7 +1,8 @@
 """A line on stderr after every 30 seconds without one: on a terminal, in a queue's log file and in CI alike.
 
-`taopd.cli.main` starts one for every command. Whoever knows how far the work is says so with `report`;
-without that the line says for how long the command has run. Bars on a terminal and `--quiet` mute it.
+`taopd.cli.main` starts one for every command. The first line comes within a second, while the libraries load.
+Whoever knows how far the work is says so with `report`; without that the line says for how long the command
+has run. Bars on a terminal and `--quiet` mute it.
 """
 
 import sys
@@ -10,6 +11,10 @@ import time
 from collections.abc import Callable
 
 SECONDS = 30.0
+FIRST_SECONDS = 0.7
+"""A command that has ended by then, or loads nothing heavy, has no first line."""
+HEAVY = ("torch", "pandas")
+"""Libraries that take a command seconds to load, one of them at least."""
 
 
 class Heartbeat:
@@ -17,10 +22,13 @@ class Heartbeat:
 
     Args:
         command: name of the command, which begins every line.
+        quiet: no first line.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, *, quiet: bool = False) -> None:
         self._command = command
+        # In a process that has them loaded nothing keeps the first word back.
+        self._loads = not quiet and not any(name in sys.modules for name in HEAVY)
         self._began = self._last = time.monotonic()
         self._status: Callable[[], str] | None = None
         self._muted = False
@@ -52,6 +60,9 @@ class Heartbeat:
         self.touch()
 
     def _run(self) -> None:
+        begun = self._loads and not self._ended.wait(FIRST_SECONDS) and not self._muted
+        if begun and any(name in sys.modules for name in HEAVY):
+            print(f"taopd {self._command}: loading libraries", file=sys.stderr, flush=True)
         while not self._ended.wait(min(1.0, SECONDS / 4)):
             now = time.monotonic()
             if self._muted or now - self._last < SECONDS:

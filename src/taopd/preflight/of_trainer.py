@@ -1,0 +1,99 @@
+"""The check of a trainer that was made in Python: `taopd.check(trainer)`, `trainer.check()`.
+
+The items are those of `taopd check`. Models, tokenizer, prompts and settings are the trainer's own; of the
+teacher only its tokenizer's files are read, where the model says what they are.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from taopd.preflight.items import verdicts
+from taopd.preflight.subject import MOST_PROMPTS, Subject, Unnamed
+from taopd.preflight.verdict import Verdicts
+from taopd.trainer.from_settings import Inputs
+from taopd.trainer.settings_file import TrainSettings
+from taopd.trainer.training_set import first_rows
+
+
+def check(trainer: Any, *, max_tokens: int | None = None) -> Verdicts:
+    """Look for what most often breaks a distillation run; nothing is trained, nothing is written.
+
+    Args:
+        trainer: a `TeachabilityTrainer` that has not begun to train.
+        max_tokens: cut the completions of the sampled micro-batch here; None: at `max_completion_length`.
+
+    Returns:
+        One verdict per item: pass, warn or fail, the measured figure, and what to do. `print` shows a line
+        for each.
+    """
+    return Verdicts(verdicts(TrainerSubject(trainer, max_tokens)))
+
+
+class Rows(list[Any]):
+    """Prompts of a data set that cannot be indexed as `datasets.Dataset` can: its first ones."""
+
+    @property
+    def column_names(self) -> list[str]:
+        """Of the first row."""
+        return list(self[0]) if self else []
+
+    def select(self, numbers: Sequence[int]) -> "Rows":
+        """The rows with these numbers."""
+        return Rows(self[number] for number in numbers)
+
+
+class TrainerSubject(Subject):
+    """What is checked, of a trainer that is there already."""
+
+    def __init__(self, trainer: Any, max_tokens: int | None) -> None:
+        super().__init__(settings=TrainSettings.of_python(trainer.args), max_tokens=max_tokens)
+        # In place of what the cached properties would make.
+        self.trainer = trainer
+        self.tokenizer = trainer.text_tokenizer
+        self.inputs = Inputs(
+            student=trainer.accelerator.unwrap_model(trainer.model),
+            teacher=trainer.local_teacher,
+            tokenizer=trainer.text_tokenizer,
+            train_dataset=trainer.train_dataset,
+            eval_dataset=trainer.eval_dataset,
+        )
+
+    @cached_property
+    def prompts(self) -> Any:
+        """The training set, or the first rows of one that is no `datasets.Dataset`."""
+        rows = self.trainer.train_dataset
+        return rows if hasattr(rows, "select") else Rows(first_rows(rows, MOST_PROMPTS))
+
+    @property
+    def teacher_name(self) -> str:
+        """Where the teacher's files are."""
+        named = self.settings.training.teacher_model_name_or_path
+        if self.own_teacher:
+            named = getattr(self.inputs.student, "name_or_path", None)
+        named = named or getattr(self.inputs.teacher, "name_or_path", None)
+        if not named:
+            raise Unnamed(
+                "It is not known where the teacher's files are, so its tokenizer is not compared: set "
+                "teacher_model_name_or_path in the config (no weights are read from it)."
+            )
+        return str(named)
+
+    @cached_property
+    def known_configs(self) -> dict[str, Any]:
+        """By whose they are; a teacher in this process has one, wherever it came from."""
+        found = {"student": self.student_config}
+        if self.inputs.teacher is not None:
+            found["teacher"] = self.inputs.teacher.config
+        elif self.names_teacher:
+            found["teacher"] = self.configs[1]
+        return found
+
+    @property
+    def remote(self) -> bool:
+        return self.trainer.remote_teacher is not None
+
+    @property
+    def served(self) -> bool:
+        # A `Teacher` of the caller's own has no tokenizer to ask, and no limit of context.
+        return hasattr(self.trainer.remote_teacher, "tokenize")

@@ -1,0 +1,92 @@
+"""What an arm is called and which color it has: the same in every chart, table and list of the page."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from taopd.report.evaluations import Evaluation
+from taopd.report.folders import Run, Sources, Study
+
+GREY = 3
+"""The control: tokens drawn at random."""
+_OTHERS = (0, 1, 2, 4, 5, 6, 7)
+_SEED = re.compile(r"-seed\d+$")
+
+
+def named(sources: Sources) -> Sources:
+    """The sources with short names and a color for every arm.
+
+    What all names begin or end with says nothing: the study's name goes where there is one study, the seed
+    where there is one seed.
+    """
+    names = _short(sources.runs)
+    colors = _colors(sources)
+    runs = [replace(run, name=names[run.name], color=colors[_arm(run)]) for run in sources.runs]
+    studies = [replace(study, colors=colors) for study in sources.studies]
+    evaluations = [_evaluation(each, runs, place) for place, each in enumerate(sources.evaluations)]
+    return replace(sources, runs=runs, studies=studies, evaluations=evaluations)
+
+
+def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
+    """With the name and the color of the run whose model it is of, if that is on the page."""
+    model = Path(found.model).expanduser().absolute()
+    owner = next((run for run in runs if model.is_relative_to(run.path.absolute())), None)
+    if owner is None:
+        return replace(found, color=_OTHERS[place % len(_OTHERS)])
+    part = model.name if model.name.startswith("checkpoint-") else ""
+    same = owner.name == found.name
+    name = owner.name if same else f"{owner.name} ({' '.join(filter(None, (part, found.name)))})"
+    return replace(found, name=name, color=owner.color)
+
+
+def is_arm(run: Run) -> bool:
+    """A run of a study, below its `arms`."""
+    return run.path.parent.name == "arms"
+
+
+def _arm(run: Run) -> str:
+    return _plain(_SEED.sub("", run.path.name)) if is_arm(run) else run.name
+
+
+def _plain(arm: str) -> str:
+    """The arm at any of its learning rates."""
+    return arm.partition(",lr=")[0]
+
+
+def _short(runs: list[Run]) -> dict[str, str]:
+    arms = [run for run in runs if is_arm(run)]
+    one_study = len({run.path.parent for run in arms}) == 1
+    one_seed = len({_seed(run) for run in arms}) == 1
+    short = {}
+    for run in runs:
+        name = run.name
+        if is_arm(run):
+            name = name.partition("/")[2] or name if one_study else name
+            name = _SEED.sub("", name) if one_seed else name
+        short[run.name] = name
+    return short if len(set(short.values())) == len(short) else {run.name: run.name for run in runs}
+
+
+def _seed(run: Run) -> str:
+    found = _SEED.search(run.path.name)
+    return found.group() if found else ""
+
+
+def _colors(sources: Sources) -> dict[str, int]:
+    """By arm; the first arm of random tokens is grey, the others take the colors in order."""
+    selectors: dict[str, Any] = {}
+    for study in sources.studies:
+        for row in study.outcomes:
+            selectors.setdefault(_plain(str(row.get("name", "?"))), row.get("selector"))
+    for run in sources.runs:
+        selectors.setdefault(_arm(run), run.config.get("selector"))
+    random = next((arm for arm, selector in selectors.items() if selector == "random"), None)
+    others = [arm for arm in selectors if arm != random]
+    colors = {arm: _OTHERS[index % len(_OTHERS)] for index, arm in enumerate(others)}
+    return colors if random is None else colors | {random: GREY}
+
+
+def color_of(study: Study, arm: str) -> int:
+    """The color of an arm of a study."""
+    return study.colors.get(_plain(arm), 0)

@@ -1,0 +1,85 @@
+"""Folders of `taopd evaluate`: whose model each is of, and differences problem by problem."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from taopd.experiments.study.statistics import Estimate, t_estimate
+from taopd.runs.jsonl import read_jsonl
+from taopd.runs.schemas import EVALUATION, TRANSCRIPT
+from taopd.runs.validation import read_document
+
+LEAST_PROBLEMS = 2
+"""In common; fewer have no error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One evaluation: its rates, and the share of right samples of every problem."""
+
+    name: str
+    path: Path
+    model: str
+    """The path or hub id that was evaluated."""
+    results: dict[str, Any]
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """By prompt and answer; empty without transcripts."""
+    color: int = 0
+
+    @property
+    def decoding(self) -> str:
+        """How the completions were made, in words."""
+        settings = self.results.get("settings", {})
+        if not settings.get("do_sample", True):
+            return "greedy"
+        samples = self.results.get("num_samples", 1)
+        return f"{samples} samples" if samples != 1 else "1 sample"
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """The evaluation in a folder, None if it holds none.
+
+    Raises:
+        DataError: a file that is there and cannot be read, or has another shape.
+    """
+    file, transcripts = path / "results.json", path / "transcripts.jsonl"
+    if not file.is_file():
+        return None
+    results = read_document(file, EVALUATION)
+    if "pass_at_k" not in results or "model" not in results:
+        return None
+    lines = read_jsonl(transcripts, TRANSCRIPT) if transcripts.is_file() else []
+    right: dict[str, list[bool]] = {}
+    for line in lines:
+        problem = f"{line.get('prompt')}\n{line.get('answer')}"
+        right.setdefault(problem, []).append(bool(line.get("correct")))
+    shares = {problem: sum(found) / len(found) for problem, found in right.items()}
+    return Evaluation(
+        name=path.name, path=path, model=str(results["model"]), results=results, shares=shares
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Two evaluations over the problems that both have."""
+
+    one: Evaluation
+    other: Evaluation
+    estimate: Estimate
+    """Of `one` minus `other`, a share; the problem is the unit."""
+
+
+def differences(evaluations: Sequence[Evaluation]) -> list[Difference]:
+    """Every pair that graded the same problems in the same way of decoding; the better one first."""
+    found = []
+    for one, other in combinations(evaluations, 2):
+        common = sorted(set(one.shares) & set(other.shares))
+        if one.decoding != other.decoding or len(common) < LEAST_PROBLEMS:
+            continue
+        apart = [one.shares[problem] - other.shares[problem] for problem in common]
+        pair = (one, other) if sum(apart) >= 0 else (other, one)
+        signed = apart if pair[0] is one else [-value for value in apart]
+        found.append(Difference(one=pair[0], other=pair[1], estimate=t_estimate(signed)))
+    return found

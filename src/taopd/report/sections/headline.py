@@ -1,0 +1,103 @@
+"""The verdict at the top of the page: one sentence that says what the runs show, and how sure that is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from taopd.report.evaluations import Evaluation, differences
+from taopd.report.folders import Run, Sources, Study
+from taopd.report.sections.accuracy import at_shared_rate, estimates_of
+from taopd.report.text import escape
+
+CONTROL = "random"
+
+
+def headline(sources: Sources) -> str:
+    """A paragraph, empty where nothing was measured that it could be about."""
+    sentences = (_of_study(study) for study in sources.studies)
+    found = next(filter(None, sentences), "")
+    found = found or _of_evaluations(sources.evaluations) or _of_runs(sources.runs)
+    return f'<p class="verdict">{escape(found)}</p>' if found else ""
+
+
+def _of_study(study: Study) -> str:
+    """Which arm ends highest, and what the best selective arm has over random tokens."""
+    # Of several learning rates the shared one: the best of many would flatter whoever tried more.
+    groups = at_shared_rate(study)
+    known = {
+        name: found for name, found in estimates_of(study).items() if name in groups or not groups
+    }
+    ends = {name: found["greedy"] for name, found in known.items() if "greedy" in found}
+    if len(ends) < 2:
+        return ""
+    selectors = {name: str(rows[0].get("selector", "")) for name, rows in groups.items() if rows}
+    best = max(ends, key=lambda name: ends[name][0])
+    mean, low, high = ends[best]
+    interval = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+    words = f"{best} ends highest, with {100 * mean:.1f} %{interval} of the held-out problems right"
+    chosen = [n for n in ends if selectors.get(n) not in ("full", CONTROL, "")]
+    controls = [name for name in ends if selectors.get(name) == CONTROL]
+    if chosen and controls:
+        own = max(chosen, key=lambda name: ends[name][0])
+        words += "; " + _against(study, own, controls[0], ends)
+    seeds = {row.get("seed") for row in study.outcomes}
+    # One seed orders the arms by luck as well: a second one may order them otherwise.
+    return f"{words}." + (
+        " One training seed: the order is not settled." if len(seeds) == 1 else ""
+    )
+
+
+def _against(study: Study, arm: str, control: str, ends: dict[str, Any]) -> str:
+    """The difference to random tokens in points, with the study's interval where it has one."""
+    who = "it is" if arm == max(ends, key=lambda name: ends[name][0]) else f"{arm} is"
+    for row in study.results.get("comparisons", []):
+        if row.get("arm") == arm and row.get("reference") == control and "difference" in row:
+            low, high = row.get("low"), row.get("high")
+            found, interval = row["difference"], ""
+            if low is not None and high is not None:
+                interval = f" ({100 * low:+.0f} to {100 * high:+.0f})".replace("-", "−")
+                if low <= 0 <= high:
+                    interval += ", which decides nothing"
+            return f"{who} {_points(found)} random tokens at the same budget{interval}"
+    return f"{who} {_points(ends[arm][0] - ends[control][0])} {control}"
+
+
+def _points(difference: float) -> str:
+    side = "above" if difference >= 0 else "below"
+    return f"{abs(100 * difference):.1f} points {side}"
+
+
+def _of_evaluations(evaluations: Sequence[Evaluation]) -> str:
+    """The best of the evaluated models, and whether it is above the next one on the same problems."""
+    rated = [each for each in evaluations if "1" in each.results["pass_at_k"]]
+    if not rated:
+        return ""
+    best = max(rated, key=lambda each: each.results["pass_at_k"]["1"])
+    rate, problems = best.results["pass_at_k"]["1"], best.results.get("num_problems", 0)
+    words = f"{best.name} answers {100 * rate:.1f} % of {problems:,} problems right"
+    pairs = [pair for pair in differences(rated) if pair.one is best]
+    if not pairs:
+        return f"{words}."
+    closest = min(pairs, key=lambda pair: pair.estimate.mean)
+    mean, low, high = closest.estimate.mean, closest.estimate.low, closest.estimate.high
+    apart = f"{words}, {_points(mean)} {closest.other.name} on the same problems"
+    if low is None or high is None:
+        return f"{apart}."
+    doubt = "" if low > 0 else ", which does not decide between them"
+    span = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+    return f"{apart} (95 % interval {span}{doubt})."
+
+
+def _of_runs(runs: list[Run]) -> str:
+    """How far a run without a measured accuracy came."""
+    if len(runs) != 1:
+        return ""
+    (run,) = runs
+    curve = run.curve("loss/selected_nats")
+    if len(curve) < 2:
+        return ""
+    steps = int(curve[-1][0])
+    return (
+        f"After {steps:,} steps the loss on the kept tokens is {curve[-1][1]:.3g} nats, from "
+        f"{curve[0][1]:.3g}. Whether the student answers better is not measured here; `taopd evaluate` "
+        "measures it."
+    )

@@ -1,0 +1,204 @@
+"""What a run folder says of a run as a whole: settings, environment, results, and the look before it began.
+
+`taopd train` writes these files, and a trainer in Python does where nobody else does: one folder, whoever
+started the run. While it trains, `callbacks.MetricsWriter` and `rollout_log` write the rest.
+"""
+
+import logging
+import time
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+from trl.trainer.utils import get_config_model_id
+
+import taopd
+from taopd.errors import ConfigError, DataError
+from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, installed_version, is_model_card
+from taopd.runs.jsonl import write_json
+from taopd.runs.redaction import redact_document
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document
+from taopd.trainer.environment import environment
+
+if TYPE_CHECKING:
+    from taopd.trainer.config import TeachabilityConfig
+
+QUICK_TOKENS = 256
+"""Tokens of a completion in the look before training."""
+
+logger = logging.getLogger(__name__)
+
+
+class RunRecord(TrainerCallback):
+    """Writes `config.json`, `env.json` and `check.json` when training begins.
+
+    Args:
+        check: what `check.json` holds, if there was a look.
+    """
+
+    def __init__(self, check: dict[str, Any] | None = None) -> None:
+        self._check = check
+
+    # Not before: a checkpoint that cannot be resumed leaves the folder as it was.
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MARKER, {"taopd": installed_version("taopd")})
+        resolved = {"command": "train", "changed": changed_by_caller(args)} | args.to_dict()
+        write_json(folder / "config.json", resolved)
+        (folder / CONFIG_BESIDE_MODEL).unlink(missing_ok=True)
+        about = environment(seed=args.seed, data_seed=args.data_seed)
+        write_json(folder / "env.json", about)
+        if self._check is not None:
+            write_json(folder / "check.json", self._check)
+
+
+def make_room_for_model(folder: Path) -> None:
+    """Keep a run's settings where a model's `config.json` is about to take their name."""
+    path = folder / "config.json"
+    # A model's config knows no budget.
+    if path.is_file() and "budget" in (settings := read_document(path, OBJECT)):
+        write_json(folder / CONFIG_BESIDE_MODEL, settings)
+
+
+def changed_by_caller(args: "TeachabilityConfig") -> dict[str, Any] | None:
+    """Settings that the caller gave another value than the default, secrets masked; None: not known."""
+    given: frozenset[str] = vars(args).get("given", frozenset())
+    if not given:  # Made of TRL's own config.
+        return None
+    found = {}
+    for entry in fields(args):
+        made = entry.default_factory
+        default = entry.default if made is MISSING else made()
+        # Others differ because they follow from a setting, the clock or the machine.
+        if entry.name in given - {"output_dir"} and getattr(args, entry.name) != default:
+            found[entry.name] = getattr(args, entry.name)
+    resolved = redact_document(args.to_dict())
+    return {name: resolved.get(name, value) for name, value in found.items()}
+
+
+def write_results(
+    trainer: Trainer,
+    metrics: dict[str, Any],
+    *,
+    seconds: float,
+    resumed_from: str | None,
+    model: str | None,
+) -> Path:
+    """Write `results.json` and return its path.
+
+    Args:
+        seconds: of training; model: folder of the student in the run's, if it was saved.
+    """
+    args, logs = trainer.args, trainer.state.log_history
+    results = {
+        "command": "train",
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "resumed_from": resumed_from,
+        "selector": args.selector,
+        "budget": args.budget,
+        "loss": args.loss,
+        "seed": args.seed,
+        "model": model,
+        "train": metrics,
+        "last_log": next((log for log in reversed(logs) if "loss" in log), None),
+    }
+    path = Path(str(args.output_dir)) / "results.json"
+    write_json(path, results)
+    return path
+
+
+def look_first(trainer: Trainer) -> dict[str, Any]:
+    """The check before training: warnings into the log; returns what `check.json` holds.
+
+    Raises:
+        ConfigError: an item failed.
+    """
+    found = taopd.check(trainer, max_tokens=QUICK_TOKENS)
+    for verdict in found if trainer.is_world_process_zero() else ():
+        if verdict.level != "pass":
+            logger.warning("check: %s", verdict.line)
+    # An item that broke says nothing about the pair, and must not stop a run that would do.
+    failed = [each for each in found if each.level == "fail" and not each.broken]
+    if failed:
+        names = ", ".join(each.item for each in failed)
+        raise ConfigError(
+            f"the check before training failed ({names}): {failed[0].advice} `print(trainer.check())` shows "
+            "all items, `train(check=False)` starts without it"
+        )
+    return found.as_dict()
+
+
+class RecordedRuns(Trainer):
+    """Mixin over `transformers.Trainer`: a look before the first step, and the files of a run around it."""
+
+    writes_record = True
+    """`train` leaves config.json, env.json, results.json and a model card; not where a command does."""
+
+    def train(self, resume_from_checkpoint=None, *args, check: bool = True, **kwargs):
+        """Train as TRL's trainer does, and leave a run folder that `taopd report` reads.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest complete one.
+            check: look at the pair first, as `taopd train` does, where the run begins; a fail stops it.
+
+        Raises:
+            ConfigError: the check failed. For others see `AtomicCheckpoints.train`.
+        """
+
+        def train():
+            result = super(RecordedRuns, self).train(resume_from_checkpoint, *args, **kwargs)
+            # Whatever kept the batches away, what would be saved now is not a distilled student.
+            if self.state.global_step == 0:
+                raise DataError(
+                    "training ended without a step: the training set gave no generation batch"
+                )
+            return result
+
+        looked = look_first(self) if check and not resume_from_checkpoint else None
+        if not self.writes_record:
+            return train()
+        record, started = RunRecord(looked), time.perf_counter()
+        self.add_callback(record)
+        try:
+            result = train()
+        finally:
+            self.remove_callback(record)
+        if self.is_world_process_zero():
+            seconds, named = time.perf_counter() - started, None
+            if isinstance(resume_from_checkpoint, str | Path):
+                named = Path(resume_from_checkpoint).name
+            write_results(self, result.metrics, seconds=seconds, resumed_from=named, model=None)
+            # A README of the user's own stays.
+            card = Path(self.args.output_dir) / "README.md"
+            if not card.exists() or is_model_card(card):
+                self.create_model_card()
+        return result
+
+    def check(self):
+        """What `taopd check` looks at, for this trainer before it trains; see `taopd.check`."""
+        # The check lies above this room: it is asked for by its public name.
+        return taopd.check(self)
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        target = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and target == Path(self.args.output_dir):
+            make_room_for_model(target)
+        super().save_model(output_dir, _internal_call)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if not self.is_world_process_zero() or not path.is_file():
+            return
+        # TRL names hub ids alone, and writes None for a folder. Its name is enough: a path is private.
+        name = Path(get_config_model_id(self.model.config) or "").name
+        card = path.read_text(encoding="utf-8")
+        base = f"`{name}`" if name else "a model without a name"
+        unnamed = "[None](https://huggingface.co/None)"
+        path.write_text(card.replace(unnamed, base), encoding="utf-8")

@@ -1,0 +1,132 @@
+"""A run started in Python leaves what a command leaves. Oracles: the files, as a reader finds them."""
+
+import json
+import logging
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import taopd
+from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
+from taopd.errors import ConfigError
+from taopd.report.folders import read_folders
+from taopd.report.page import write_report
+from taopd.runs.folder import RunFolder
+from taopd.teachers import LocalTeacher
+from tests.e2e.test_trainer import CPU, OURS, make_trainer
+
+KEYS = {"command", "steps", "train_seconds", "selector", "budget", "loss", "seed", "model", "train"}
+
+
+@pytest.fixture(scope="module")
+def trained(micro_lab, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("python")
+    trainer = make_trainer(micro_lab, folder, max_steps=2, budget=0.2, logging_steps=1)
+    log = logging.getLogger("taopd.trainer.run_record")
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+        trainer.train(check=True)
+    return trainer, folder / "run", said
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_folder_has_what_a_command_leaves(trained):
+    _, run, _ = trained
+    config, results = read(run / "config.json"), read(run / "results.json")
+    assert config["command"] == "train" and config["budget"] == 0.2
+    assert config["changed"]["budget"] == 0.2 and "adam_beta1" not in config["changed"]
+    assert set(results) >= KEYS and results["steps"] == 2 and results["model"] is None
+    assert results["last_log"]["step"] == 2 and results["train"]["train_loss"] is not None
+    assert read(run / "env.json")["versions"]["taopd"]
+    assert "generated_from_trainer" in (run / "README.md").read_text()
+    assert RunFolder.check(run, resume=True) == run  # ours: a command goes on with it
+
+
+def test_the_report_reads_it(trained, tmp_path):
+    _, run, _ = trained
+    report = write_report([run], tmp_path / "x.html")
+    assert {"Token by token", "Over the training"} <= set(report.sections)
+    (found,) = read_folders([run]).runs
+    assert found.changed["budget"] == 0.2 and found.check and found.results["steps"] == 2
+
+
+def test_a_model_in_the_run_folder_leaves_the_settings_readable(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    run = tmp_path / "run"
+    assert "hidden_size" in read(run / "config.json")
+    (found,) = read_folders([run]).runs
+    assert found.config["max_steps"] == 1 and "hidden_size" not in found.config
+
+
+def test_the_look_is_the_commands(trained, micro_lab, tmp_path):
+    """Once at the start, its warnings said; `check` gives the same items without a run."""
+    _, run, said = trained
+    items = read(run / "check.json")["items"]
+    names = [item["item"] for item in items]
+    assert names[0] == "tokenizers" and names[-1] == "kept tokens" and len(names) == 16
+    warned = [item["item"] for item in items if item["level"] != "pass"]
+    assert [line.split(": ")[2] for line in said] == warned
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    found = trainer.check()
+    assert [verdict.item for verdict in found] == names
+    assert str(found).splitlines()[0].startswith("pass: tokenizers: 40 shared ids")
+    assert [verdict.item for verdict in taopd.check(trainer)] == names
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_the_look_moves_nothing(trained, micro_lab, tmp_path):
+    _, run, _ = trained
+    make_trainer(micro_lab, tmp_path, max_steps=2, budget=0.2, logging_steps=1).train()
+    losses = [
+        [json.loads(line).get("loss") for line in (at / "metrics.jsonl").read_text().splitlines()]
+        for at in (run, tmp_path / "run")
+    ]
+    assert losses[0] == losses[1] and losses[0][0] is not None
+
+
+@pytest.mark.parametrize("kind", ["a model", "a teacher of the caller's own"])
+def test_a_teacher_without_files_is_looked_at_as_far_as_it_goes(micro_lab, tmp_path, kind):
+    """No item breaks; of the tokenizers nothing is said where nobody knows the teacher's."""
+    model = AutoModelForCausalLM.from_pretrained(micro_lab.teacher, dtype=torch.float32).eval()
+    model.config._name_or_path = model.name_or_path = ""
+    trainer = TeachabilityTrainer(
+        model=str(micro_lab.student),
+        teacher_model=model if kind == "a model" else LocalTeacher(model, 40),
+        args=TeachabilityConfig(
+            output_dir=str(tmp_path / "run"),
+            **CPU | OURS,
+            per_device_train_batch_size=8,
+            max_steps=1,
+            loss="sampled_reverse_kl",
+        ),
+        # No `datasets.Dataset`: a list of rows, as torch takes it.
+        train_dataset=list(load_prompts(str(micro_lab.prompts), split="train")),
+    )
+    found = {verdict.item: verdict for verdict in trainer.check()}
+    assert not any(verdict.broken for verdict in found.values()), found
+    assert found["tokenizers"].level == "warn" and found["tokenizers"].measured == "not compared"
+    assert found["kept tokens"].measured.endswith("at a budget of 5 %")
+    assert found["teacher KL"].level == "pass"
+
+
+def test_a_look_that_fails_stops_the_run_before_its_first_step(micro_lab, tmp_path):
+    """Oracle: a context of 64 tokens, and completions of 64."""
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    trainer.model.config.max_position_embeddings = 8
+    with pytest.raises(ConfigError, match=r"check before training failed \(context\)"):
+        trainer.train(check=True)
+    assert not (tmp_path / "run/config.json").exists() and trainer.state.global_step == 0
+
+
+def test_a_step_is_one_line(micro_lab, tmp_path, capsys):
+    make_trainer(micro_lab, tmp_path, max_steps=2, logging_steps=1).train()
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.out + printed.err).splitlines() if "loss" in line]
+    assert [line.split("  ")[0] for line in lines] == ["step 1/2", "step 2/2"]

@@ -1,0 +1,179 @@
+"""Folders that meet on one page: runs, evaluations, one-step tables; one color and one name per arm.
+
+Oracles: differences counted by hand, the colors and words as they stand in the page.
+"""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from taopd.errors import DataError
+from taopd.report.charts import Series, lines
+from taopd.report.evaluations import differences, read_evaluation
+from taopd.report.page import write_report
+from taopd.report.prompt_texts import bare
+from tests.browser import synthetic
+
+CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+
+
+def evaluation(folder: Path, model: str, right: list[bool], *, first: int = 0) -> Path:
+    """What `taopd evaluate --greedy` writes, as far as a report reads it."""
+    folder.mkdir(parents=True)
+    rate = sum(right) / len(right)
+    results = {
+        "model": model,
+        "dataset": "x.parquet",
+        "pass_at_k": {"1": rate},
+        "intervals": {"1": [max(0.0, rate - 0.1), min(1.0, rate + 0.1)]},
+        "num_problems": len(right),
+        "num_samples": 1,
+        "settings": {"do_sample": False},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    rows = [
+        {"prompt": f"{first + number} =", "answer": str(first + number), "correct": correct}
+        for number, correct in enumerate(right)
+    ]
+    (folder / "transcripts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def page_of(folders, tmp_path) -> str:
+    write_report(folders, tmp_path / "x.html", match="exact")
+    return (tmp_path / "x.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("meet")
+    lines = [synthetic.rollout(np.random.default_rng(s), 20, step=s) for s in range(3)]
+    return [
+        synthetic.write_run(root / "ours", lines),
+        synthetic.write_run(root / "plain", lines, selector="random"),
+    ]
+
+
+def test_a_run_its_evaluation_and_a_second_run_meet(runs, tmp_path):
+    ours = [True] * 30 + [False] * 10
+    theirs = [True] * 20 + [False] * 20
+    first = evaluation(tmp_path / "e1", str(runs[0] / "model"), ours)
+    second = evaluation(tmp_path / "e2", str(runs[1] / "checkpoint-5"), theirs)
+    page = page_of([*runs, first, second], tmp_path)
+    outcome = page[page.index('<section id="outcome"') :]
+    # 30 of 40 against 20 of 40, all differences 0 or 1: mean 1/4, and its error by hand.
+    deviation = (10 * 0.75**2 + 30 * 0.25**2) / 39
+    half = 2.0227 * (deviation / 40) ** 0.5
+    low, high = f"+{100 * (0.25 - half):.1f}", f"+{100 * (0.25 + half):.1f}"
+    row = re.search(r"<tr><td>ours \(e1\)</td><td>plain.*?</tr>", outcome)[0]
+    assert all(text in row for text in ("+25.0", f"{low} to {high}", ">40<", "higher"))
+    assert "plain (checkpoint-5 e2)" in row
+    verdict = re.search(r'<p class="verdict">(.*?)</p>', page)[1]
+    assert verdict.startswith("ours (e1) answers 75.0 % of 40 problems right, 25.0 points above")
+
+
+def test_only_the_same_problems_are_compared(tmp_path):
+    paths = [
+        evaluation(tmp_path / "a", "m", [True, False, True]),
+        evaluation(tmp_path / "b", "n", [False, True, True], first=2),
+        evaluation(tmp_path / "c", "o", [False, False, True]),
+    ]
+    found = differences([read_evaluation(path) for path in paths])
+    # a and b share one problem only, b and c likewise.
+    assert [(d.one.name, d.other.name, d.estimate.n) for d in found] == [("a", "c", 3)]
+    assert found[0].estimate.mean == pytest.approx(1 / 3)
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    folder = evaluation(tmp_path / "a", "m", [True, False])
+    (folder / "results.json").write_text('{"model": "m", "pass_at_k": {"1": 7}}')
+    with pytest.raises(DataError, match=r"results\.json, pass_at_k"):
+        write_report([folder], tmp_path / "x.html")
+
+
+def test_a_one_step_folder_is_a_table(tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"format": "taopd-one-step-1"}')
+    rows = [
+        (selector, "adamw", variant, f"gain_forward_{group}", value, 0.0, 1.0, 2)
+        for variant, factor in (("raw", 2.0), ("equal_norm", 1.0))
+        for selector, value in (("teachability", 0.25 * factor), ("random", 0.125 * factor))
+        for group in ("selected", "others", "fresh")
+    ]
+    names = ["selector", "optimizer", "variant", "measure", "mean", "low", "high", "num_batches"]
+    pd.DataFrame(rows, columns=names).to_parquet(folder / "summary.parquet")
+    page = page_of([folder], tmp_path)
+    assert re.search(r"<td>teachability</td>(<td class=\"n\">\+0\.2500</td>){3}", page)
+
+
+def test_an_arm_has_one_color_and_a_short_name_everywhere(tmp_path):
+    """In the intervals, the curves, the key and the bars."""
+    study = synthetic.write_study(tmp_path / "study")
+    document = json.loads((study / "results.json").read_text())
+    document["arms"] = [arm for arm in document["arms"] if arm["seed"] == 0]
+    document["arms"][1]["name"], document["arms"][1]["selector"] = "random", "random"
+    (study / "results.json").write_text(json.dumps(document))
+    lines = [synthetic.rollout(np.random.default_rng(1), 20, step=1)]
+    for name in ("teachability@10%", "random", "full"):  # another order than the study's
+        selector = name.partition("@")[0]
+        synthetic.write_run(study / "arms" / f"{name}-seed0", lines, selector=selector)
+    page = page_of([study], tmp_path)
+    assert "study/" not in page and "-seed0<" not in page
+    dots = re.findall(r'class="ink">([\w@%]+)<title>.*?class="f(\d)"', page)
+    colors = dict(dots)
+    assert colors["random"] == "3" and len(set(colors.values())) == 3
+    keys = re.findall(r'class="line k(\d)"/></svg>([\w@%]+)</li>', page)
+    lines_of = re.findall(r'class="line k(\d)[^"]*"><title>([\w@%]+)</title>', page)
+    assert len(keys) >= 3 and len(lines_of) >= 6
+    assert {(name, color) for color, name in keys + lines_of} == set(colors.items())
+
+
+def test_labels_at_the_ends_carry_names_and_do_not_touch():
+    series = [Series(label=f"arm {i}", points=[(0, 0.0), (9, 90.0 + i)]) for i in (2, 3, 0, 1)]
+    chart = lines("x", series, to=100.0, names=True, size=(540, 250))
+    found = re.findall(r'y="([\d.]+)" class="ink">arm \d ([\d.]+)<', chart)
+    heights = sorted(float(y) for y, _ in found)
+    assert sorted(value for _, value in found) == ["90", "91", "92", "93"]
+    assert min(b - a for a, b in pairwise(heights)) >= 15
+    drawn = re.findall(r"<polyline[^>]*><title>(arm \d)</title>", chart)
+    assert drawn == ["arm 0", "arm 1", "arm 2", "arm 3"]  # the best one on top
+
+
+@pytest.mark.parametrize(
+    ("values", "begins"), [((0.97, 0.99), 0.97), ((0.2, 0.9), 0.0), ((0.9, 0.9), 0.0)]
+)
+def test_the_axis_fits_values_that_hardly_differ(values, begins):
+    chart = lines("C", [Series(label="a", points=list(enumerate(values)))])
+    ticks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', chart)]
+    assert min(ticks) == pytest.approx(begins, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (
+            [
+                f"{CHATML}{q}<|im_end|>\n<|im_start|>assistant\n"
+                for q in ("Ben has 6", "Ben has 7", "Al")
+            ],
+            0,
+        ),
+        ([f"[INST] {q} [/INST]" for q in ("one", "two", "three")], None),
+        (["1 + 1 =", "1 + 2 =", "2 + 2 ="], None),
+        (["same\nx", "same\nx", "same\nx"], None),
+    ],
+    ids=["chatml", "no line or token ends it", "plain", "one prompt"],
+)
+def test_template_words_are_taken_off_and_no_word_of_a_prompt(prompts, expected):
+    found, before, after = bare(prompts)
+    assert [before + text + after for text in found] == prompts
+    if expected is None:
+        assert found == prompts
+    else:
+        assert found == ["Ben has 6", "Ben has 7", "Al"]
