@@ -1,9 +1,10 @@
-"""bench_anchor: what the default's anchors add to the student update of the published method.
+"""bench_anchor: what the default's anchors, and `method: reach`, add to the published student update.
 
 The same model, sequences, scoring and selected positions (5 %) as in bench_sparse, eight completions of one
 generation batch. `published` trains the selected positions; `anchored` also those that the default draws
 (5 % of the unselected in a quarter of the completions): the initial student's forward on these completions,
-both losses, the larger backward.
+both losses, the larger backward. `reach` runs the initial student on all completions and both heads once more
+for r, and trains 10 % of the unselected of all completions towards the teacher and the initial student.
   one       exact gradient, one micro-batch a step: the scoring pass is the training forward
   two       exact gradient, scoring and training forwards
   w8        a gradient window of 8, prefix and sparse pass
@@ -12,8 +13,9 @@ Target: at most 1.3 times the published update.
 
 Checked before anything is timed: the anchored gradient is the published one plus the anchor's.
 Compute-bound. Expected from counts (forward 2 units a token, backward 4; head 0.18): one
-(6 + 0.25 * 2) / 6 = 1.08, two 1.06, plus the head at 5 % more positions; a window pays for the positions that
-the anchors add to it. The frozen copy takes the memory of the model's weights; it is not in the times.
+(6 + 0.25 * 2) / 6 = 1.08, two 1.06, plus the head at 5 % more positions; reach (6 + 2) / 6 = 1.33 and two
+heads; a window pays for the positions that are added to it. The frozen copy takes the memory of the model's
+weights; it is not in the times. Times are of the process, so that a busy machine changes them little.
 
 Run: python -m benchmarks.bench_anchor [--tiny]
 """
@@ -22,6 +24,7 @@ import argparse
 import copy
 import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -31,8 +34,9 @@ from torch import Tensor
 from benchmarks.bench_sparse import BUDGET, Case, Workload
 from benchmarks.measuring import update_seconds, versions
 from taopd.kernels import Head
-from taopd.losses import Targets, anchor_weights, head_loss, resolve_loss
+from taopd.losses import Targets, anchor_weights, head_loss, mixed_hold, resolve_loss
 from taopd.models.gradient_window import sparse_states
+from taopd.signals import THRESHOLD, reach_from_states
 
 CASES = {
     "tiny": Case("tiny", 32, 2, 2, 8, 8, 24, 2),
@@ -46,7 +50,9 @@ TOLERANCE = 1e-5
 class Anchored(Workload):
     """A workload with anchors drawn as the trainer draws them."""
 
-    def __init__(self, case: Case, responses: float = RESPONSES) -> None:
+    def __init__(
+        self, case: Case, responses: float = RESPONSES, fraction: float = FRACTION
+    ) -> None:
         super().__init__(case)
         self.initial = copy.deepcopy(self.model).requires_grad_(False)
         self.initial.lm_head.weight.mul_(1.01)  # Else the anchor's gradient is zero.
@@ -55,7 +61,7 @@ class Anchored(Workload):
             self.wanted[self.every],
             torch.ones_like(rows, dtype=torch.bool),
             rows,
-            fraction=FRACTION,
+            fraction=fraction,
             responses=responses,
             seed=0,
             step=0,
@@ -92,18 +98,22 @@ class Anchored(Workload):
 
     def anchored_step(self, *, forwards: int) -> Tensor:
         """As `step`, with the anchor."""
+        return self.total(self.selected_states(forwards)[self.both])
+
+    def anchored_window(self, window: int) -> Tensor:
+        """As `window`, with the anchor."""
+        made = sparse_states(self.model, self.ids, self.mask, self.both, window=window)
+        return self.total(made.hidden)
+
+    def selected_states(self, forwards: int) -> Tensor:
+        """States of the training forward, after scoring and selection."""
         if forwards == 2:
             with torch.no_grad():
                 self.score_and_select(self.states())
         hidden = self.states()
         if forwards == 1:
             self.score_and_select(hidden.detach())
-        return self.total(hidden[self.both])
-
-    def anchored_window(self, window: int) -> Tensor:
-        """As `window`, with the anchor."""
-        made = sparse_states(self.model, self.ids, self.mask, self.both, window=window)
-        return self.total(made.hidden)
+        return hidden
 
     def pairs(self) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
         """Name -> published and anchored update."""
@@ -112,6 +122,39 @@ class Anchored(Workload):
             "two": (lambda: self.step(forwards=2), lambda: self.anchored_step(forwards=2)),
             "w8": (lambda: self.window(8), lambda: self.anchored_window(8)),
         }
+
+
+class Reaching(Anchored):
+    """A workload with the hold of `method: reach`."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, responses=1.0, fraction=0.1)
+
+    def total(self, hidden: Tensor) -> Tensor:
+        """The loss at the selected, the mixed hold at the drawn; r at every completion token."""
+        head, start = (Head(weight=each.lm_head.weight) for each in (self.model, self.initial))
+        with torch.no_grad():
+            states = self.initial.model(
+                input_ids=self.ids, attention_mask=self.mask
+            ).last_hidden_state
+        reach = torch.zeros_like(self.weights)
+        reach[self.every] = reach_from_states(
+            (states[self.every], start),
+            (self.teacher[self.every], self.teacher_head),
+            threshold=THRESHOLD,
+        )
+        held = hidden[self.held[self.both]]
+        weights = mixed_hold(self.weights[self.held], reach[self.held])
+        loss = self.loss_at(hidden[self.wanted[self.both]], self.wanted)
+        others = (self.teacher, self.teacher_head), (states, start)
+        for weight, coef, (other, other_head) in zip(weights, (1.0, 3.0), others, strict=True):
+            targets = Targets(
+                token_ids=self.ids.roll(-1, 1)[self.held],
+                teacher_hidden=other[self.held],
+                teacher_head=other_head,
+            )
+            loss = loss + head_loss(held, head, coef * weight, targets, self.reverse)[0]
+        return loss
 
 
 def check(work: Anchored) -> float:
@@ -130,6 +173,11 @@ def check(work: Anchored) -> float:
     return error
 
 
+def _ratio(times: list[float], base: list[float]) -> float:
+    # Alternating runs: the ratio of neighbours hardly knows how busy the machine was.
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
@@ -145,22 +193,30 @@ def main(arguments: list[str] | None = None) -> int:
         for name, both in pairs.items()
         for kind, loss in zip(("published", "anchored"), both, strict=True)
     }
-    times = update_seconds(losses, work.model.parameters(), repeats=case.repeats)
+    reaching = Reaching(case)
+    losses |= {f"{name} reach": both[1] for name, both in reaching.pairs().items()}
+    leaves = [*work.model.parameters(), *reaching.model.parameters()]
+    times = update_seconds(losses, leaves, repeats=case.repeats, clock=time.process_time)
     rows = []
-    print(f"{'update':<10} {'published s':>12} {'anchored s':>12} {'ratio':>7}")
+    print(
+        f"{'update':<10} {'published s':>12} {'anchored s':>12} {'ratio':>7} {'reach s':>9} {'ratio':>7}"
+    )
     for name in pairs:
         published, anchored = (times[f"{name} {kind}"] for kind in ("published", "anchored"))
         row = {
             "update": name,
             "published_s": statistics.median(published),
             "anchored_s": statistics.median(anchored),
-            # Alternating runs: the ratio of neighbours hardly knows how busy the machine was.
-            "ratio": statistics.median(b / a for a, b in zip(published, anchored, strict=True)),
+            "ratio": _ratio(anchored, published),
         }
-        rows.append(row)
-        print(
+        line = (
             f"{name:<10} {row['published_s']:12.3f} {row['anchored_s']:12.3f} {row['ratio']:7.3f}"
         )
+        if (reach := times.get(f"{name} reach")) is not None:
+            row |= {"reach_s": statistics.median(reach), "reach_ratio": _ratio(reach, published)}
+            line += f" {row['reach_s']:9.3f} {row['reach_ratio']:7.3f}"
+        rows.append(row)
+        print(line)
     document = {
         "name": "bench_anchor",
         "case": asdict(case) | {"vocab": work.vocab},

@@ -158,13 +158,15 @@ def teacher(document: dict[str, Any], folder: Path) -> str:
 def anchor(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_anchor."""
     lines = [
-        "| update | published, s | anchored, s | ratio |",
-        "|---|---:|---:|---:|",
-        *(
-            f"| {row['update']} | {row['published_s']:.2f} | {row['anchored_s']:.2f} | {row['ratio']:.2f} |"
-            for row in document["result"]["rows"]
-        ),
+        "| update | published, s | anchored, s | ratio | reach, s | ratio |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
+    for row in document["result"]["rows"]:
+        values = [
+            row.get(key) for key in ("published_s", "anchored_s", "ratio", "reach_s", "reach_ratio")
+        ]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"| {row['update']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -203,7 +205,7 @@ def real(document: dict[str, Any], folder: Path) -> str:
 SECTIONS = {
     "real": ("A real language model: SmolLM2-135M against TRL", real),
     "teacher": ("A teacher behind a server against the server's own time", teacher),
-    "anchor": ("Student update: the default's anchors against the published method", anchor),
+    "anchor": ("Student update: anchors and reach against the published method", anchor),
     "head_loss": ("Heads: score, loss and backward at a budget", head_loss),
     "sparse": ("Student update: exact and through a gradient window", sparse),
     "sparse_long": ("The same at 8,192 tokens", sparse),

@@ -135,8 +135,8 @@ class Planted:
 THINKING = TEMPLATE.replace("%}={% endif", "%}={% if enable_thinking %} <think>{% endif %}{% endif")
 NOT_LOADED = dict.fromkeys(
     (
-        *("drift", "kept tokens", "off support", "precision", "scoring path", "stop audit"),
-        *("teacher KL", "truncation"),
+        *("drift", "kept tokens", "off support", "precision", "scoring path", "situation"),
+        *("stop audit", "teacher KL", "truncation"),
     ),
     "fail",
 )

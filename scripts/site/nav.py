@@ -68,6 +68,7 @@ NAV: Tree = {
         "Bilingual": "results/bilingual.md",
         "Reversal": "results/reversal.md",
         "Long runs": "results/collapse.md",
+        "The choice of the default": "results/default.md",
         "Diagnostic": "results/diagnostic.md",
         "Speed and memory": "results/benchmarks.md",
     },

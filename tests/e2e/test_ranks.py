@@ -49,6 +49,13 @@ CASES = [
         "student": {"vocab_size": 48},
     },
     {"name": "lora", "settings": ANCHORED, "lora": True},
+    # Sharp distributions: those of the micro models agree too well for anything to be worth teaching.
+    {
+        "name": "reach",
+        "settings": {"method": "reach", "budget": 0.2, "anchor_fraction": 0.3, "learning_rate": 1.0}
+        | {"reach_threshold": 0.05, "temperature": 0.05},
+        "evaluate": True,
+    },
     {"name": "adamw", "settings": {"budget": 0.2, "optim": "adamw_torch"}},
 ]
 WORLDS = [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 4)]

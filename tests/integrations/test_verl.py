@@ -300,6 +300,7 @@ BAD_SETTINGS = [
     (["trainer.v1.taopd_sync.score_top_k=50"], "verl's teacher sends 40 ids"),
     (["+trainer.v1.taopd_sync.signals=lists"], "must be 'topk_lists' or 'exact'"),
     (["+trainer.v1.taopd_sync.compatibility=bound"], "compatibility='bound' is unknown"),
+    (["+trainer.v1.taopd_sync.compatibility=reach"], "compatibility='reach' is unknown"),
     (["distillation.enabled=false"], "needs distillation.enabled=true"),
     (PLAIN, "taopd_forward_kl_topk or taopd_k1"),
     (["actor_rollout_ref.actor.strategy=megatron"], "strategy=fsdp or fsdp2"),

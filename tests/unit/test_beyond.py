@@ -1,6 +1,7 @@
 """Selectors from the work around the paper, against loops in plain Python over each completion."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,25 @@ def test_plain_columns_and_their_direction():
     kept = select(table, selector="opsa", budget=0.2).kept
     s = table.extra["student_logprobs"]
     assert s[kept].max() <= s[table.valid & ~kept].min()  # the least likely tokens
+
+
+def test_raw_c_is_a_share_of_mass():
+    """D~ C with C as it is, so that a C which hardly varies changes no order."""
+    table = random_table()
+    low, high = (table.disagreement[table.valid].quantile(q).item() for q in (0.05, 0.95))
+    found = scores_of("teachability_raw_c", table)
+    for row in table.valid.nonzero().flatten().tolist():
+        d = min(1.0, max(0.0, (table.disagreement[row].item() - low) / (high - low + 1e-12)))
+        assert found[row].item() == pytest.approx(d * table.compatibility[row].item(), rel=1e-9)
+    assert not bool(found[~table.valid].any())
+    near = 1.0 - 1e-6 * table.compatibility
+    saturated = replace(table, compatibility=near)
+    kept = [
+        select(saturated, selector=name, budget=0.05).kept
+        for name in ("teachability_raw_c", "divergence", "teachability")
+    ]
+    dropped = [int((kept[1] & ~each).sum()) for each in kept]
+    assert dropped[0] <= 1 < dropped[2]
 
 
 def test_bottom_is_the_other_end_of_teachability():

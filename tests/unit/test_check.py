@@ -74,7 +74,7 @@ def test_a_planted_mismatch_is_caught_by_its_item_alone(lab, name, tmp_path):
 def test_the_tiny_lab_is_clean(capsys, config, variant):
     status, found = run_json(capsys, config(variant))
     assert (status, not_passed(found["items"])) == (0, {})
-    assert found["counts"]["pass"] == len(found["items"]) == 16
+    assert found["counts"]["pass"] == len(found["items"]) == 17
 
 
 @pytest.mark.parametrize("stop_tokens", ["merge", "exclude"])
@@ -151,7 +151,7 @@ def test_the_table_shows_verdict_advice_and_difference(capsys, config):
     path = config(plant=messages(teacher="wrong " + TEMPLATE))
     assert cli.main(["check", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "{+wrong +}" in shown and "15 pass, 1 warn, 0 fail" in shown
+    assert "{+wrong +}" in shown and "16 pass, 1 warn, 0 fail" in shown
 
 
 def test_what_a_cut_cannot_tell_is_not_judged(capsys, config):

@@ -76,11 +76,15 @@ def test_sampled_tokens_follow_the_models_distribution(lab):
         ("teachability", "sampled_reverse_kl", 0.0),
         ("full", "forward_kl", 0.0),
         ("random", "jsd", 0.5),
+        ("reach", "reverse_kl", 3.0),
+        ("reach", "sampled_reverse_kl", 3.0),
     ],
 )
 def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor):
     # With Adam's usual epsilon a gradient of 1e-9, all rounding, moves a weight as far as any other.
     settings = {"anchor_coef": anchor, "adam_epsilon": 1e-5}
+    if selector == "reach":
+        selector, settings = "teachability", settings | {"method": "reach", "reach_threshold": 0.01}
     arm = small_arm(lab, selector=selector, loss=loss, **settings)
     trainer = TeachabilityTrainer(
         model=AutoModelForCausalLM.from_pretrained(arm.student, dtype=torch.float32),

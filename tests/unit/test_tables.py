@@ -1,5 +1,7 @@
 """Signal tables: the moving average, the compatibility proxies, and what a table refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,7 +67,9 @@ def test_every_proxy_is_the_column_it_names():
         "bc": signals.bhattacharyya,
         "jaccard": signals.jaccard,
         "prefix_ema": prefix_ema(signals.compatibility, completion),
+        "reach": torch.linspace(0, 1, 5),
     }
+    signals = replace(signals, reach=expected["reach"])
     assert set(expected) == set(COMPATIBILITIES)
     for name, column in expected.items():
         assert_close(compatibility_proxy(signals, name, completion), column)

@@ -15,7 +15,7 @@ from taopd.losses.divergences import (
 )
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
-from taopd.losses.reduction import anchor_weights, reduction_weights
+from taopd.losses.reduction import anchor_weights, mixed_hold, reduction_weights
 from taopd.losses.sampled_tail import sampled_tail_kl
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "head_loss",
     "jsd",
     "merge_columns",
+    "mixed_hold",
     "needs_own_samples",
     "needs_teacher_distribution",
     "policy_gradient",

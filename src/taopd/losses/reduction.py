@@ -24,6 +24,7 @@ def reduction_weights(
     *,
     reduction: str = "token_mean",
     denominator: str = "selected",
+    least: float = 0.0,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Divide selection weights by the global denominator; N runs over the whole generation batch, or over
@@ -35,6 +36,10 @@ def reduction_weights(
                      which nothing was kept counts as a zero, as in the released code.
 
     All zero where nothing is kept.
+
+    Args:
+        least: the denominator of a token mean over the selected is at least this: a budget that was not used
+            up then lowers the loss, where a mean would give what is left the whole step.
     """
     if reduction not in ("token_mean", "sample_mean"):
         raise ConfigError(f"reduction={reduction!r}: must be 'token_mean' or 'sample_mean'")
@@ -42,7 +47,10 @@ def reduction_weights(
         raise ConfigError(f"denominator={denominator!r}: must be 'selected' or 'completion'")
     counted = weights if denominator == "selected" else valid.to(weights.dtype)
     if reduction == "token_mean":
-        return weights / _nonzero(ranks.sums(counted.sum()))
+        total = ranks.sums(counted.sum())
+        if denominator == "selected":
+            total = total.clamp_min(least)
+        return weights / _nonzero(total)
     groups, index = torch.unique(completion, return_inverse=True)
     totals = counted.new_zeros(len(groups)).index_add_(0, index, counted)
     return weights / _nonzero(totals)[index] / max(1, ranks.total(len(groups)))
@@ -84,6 +92,22 @@ def anchor_weights(
         within &= order[first + group] < num_drawn
     num_valid = _nonzero(ranks.sums(valid.double().sum()))
     return (within & valid & ~kept).double() * coef / (fraction * num_valid)
+
+
+def mixed_hold(
+    drawn: Float[Tensor, " N"], reach: Float[Tensor, " N"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """The hold of `method: reach`: weights towards the teacher, and towards the initial student.
+
+        w_i r_i    and    w_i (1 - r_i)
+
+    A drawn token is kept at the teacher as far as that is within reach, at the student's start where it is
+    not. The second is later multiplied by `anchor_coef`. Source: ours, docs/results/default.md.
+
+    Args:
+        drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1].
+    """
+    return drawn * reach, drawn * (1.0 - reach)
 
 
 def _nonzero(count: Tensor) -> Tensor:

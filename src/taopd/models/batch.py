@@ -36,6 +36,10 @@ class Positions:
     def __len__(self) -> int:
         return self.row.shape[0]
 
+    def at(self, chosen: Bool[Tensor, " N"]) -> "Positions":
+        """The chosen positions of the same batch."""
+        return Positions(row=self.row[chosen], column=self.column[chosen], shape=self.shape)
+
     def place(self, index: int, *, first_row: int = 0) -> tuple[int, int]:
         """(completion, position) of an entry; completions are counted from the batch's first row on."""
         return first_row + int(self.row[index]), int(self.column[index])

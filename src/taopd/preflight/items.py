@@ -256,6 +256,9 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
         k=subject.settings.training.score_top_k,
         scaled=scales_compatibility(subject.settings.training),
     ),
+    "situation": lambda subject, found: rollout_checks.check_situation(
+        found, threshold=subject.settings.training.reach_threshold
+    ),
     "kept tokens": _kept,
 }
 

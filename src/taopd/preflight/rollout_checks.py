@@ -18,9 +18,11 @@ from taopd.runs.limits import (
     SPREAD_OF_C,
     TRUNCATED,
     drift_cause,
+    situation_words,
     spread_cause,
     truncation_cause,
 )
+from taopd.signals import situation
 
 SAME_MODEL = 1e-6
 """Nats of KL below which teacher and student are one model."""
@@ -198,6 +200,13 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
     figures = {"off_support_mass": share, "k": k, "c_p10": low, "c_p90": high}
     text = f"{at_most}{100 * share:.1f} % of the teacher's probability is outside the student's top {k}"
     return judge("off support", text, problems, figures=figures)
+
+
+def check_situation(measured: Measured, *, threshold: float) -> Verdict:
+    """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
+    found = situation(measured.signals, threshold=threshold).shares
+    figures = {f"{name}_share": value for name, value in found._asdict().items()}
+    return judge("situation", situation_words(*found), [], figures=figures)
 
 
 def check_kept(

@@ -12,6 +12,33 @@ LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
 
 
+LARGE_SHARE = 0.2
+"""Share of a pair's disagreement from which on it makes a situation of its own."""
+
+
+def situation_words(teachable: float, within_reach: float, out_of_reach: float) -> str:
+    """On what kind of tokens the disagreement lies, and which arm to compare with, in words.
+
+    Args:
+        teachable: shares of D, see `taopd.signals.situation`.
+    """
+    text = (
+        f"of what the teacher would change, {teachable:.0%} is teachable (C above one half), "
+        f"{within_reach:.0%} is within reach, {out_of_reach:.0%} out of reach"
+    )
+    if out_of_reach >= LARGE_SHARE:
+        text += (
+            f". {out_of_reach:.0%} lies on tokens that this student hardly ever says, which a hold does not "
+            "let it learn: full distillation (selector: full) is the arm to compare with"
+        )
+    if within_reach >= LARGE_SHARE:
+        text += (
+            f". {within_reach:.0%} lies on words that this student may say, outside of its top K: method: "
+            "reach is the arm to compare with"
+        )
+    return text
+
+
 def drift_cause(sampler: str, suspects: Sequence[str] = ()) -> str:
     """The likely cause of a large drift and what to do, in words.
 

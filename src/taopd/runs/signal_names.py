@@ -31,11 +31,13 @@ class SignalName:
 
 
 _C = "teacher's mass on the student's top-K, 0 to 1"
+_REACH = "teacher's mass on what the initial student could have said, 0 to 1"
 SIGNALS = {
     signal.key: signal
     for signal in (
         SignalName("disagreement", "D", "disagreement", "nats", "s"),
         SignalName("compatibility", "C", "compatibility", _C, "s", top=1.0),
+        SignalName("reach", "r", "reach", _REACH, "s", top=1.0),
         SignalName("entropy", "H", "the student's entropy", "nats", "s"),
         SignalName("learnable", "Dᴸ", "learnable disagreement", "D̃·C̃, 0 to 1", "s"),
         SignalName(

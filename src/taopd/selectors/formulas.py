@@ -8,10 +8,23 @@ from taopd.selectors.normalize import (
     NormalizedView,
 )
 
+REACH_FLOOR = 0.05
+"""D r below which a token is left to the hold, nats."""
+
 
 def teachability(view: NormalizedView) -> Float[Tensor, " N"]:
     """Learnable disagreement D^L = D~ C~. [eq. 5, 12]"""
     return view.d * view.c
+
+
+def teachability_raw_c(view: NormalizedView) -> Float[Tensor, " N"]:
+    """D~ C with C as it is: a share of mass needs no scale.
+
+    Where C hardly varies, eq. 11 stretches a spread of 1e-5 to [0, 1], and D~ C~ drops large disagreements
+    for it. Source: ours.
+    """
+    compatibility = view.table.compatibility.double()
+    return view.d * torch.where(view.table.valid, compatibility, 0.0)
 
 
 def incompatible(view: NormalizedView) -> Float[Tensor, " N"]:
@@ -63,6 +76,16 @@ def random(view: NormalizedView) -> Float[Tensor, " N"]:
 def full(view: NormalizedView) -> Float[Tensor, " N"]:
     """1 everywhere."""
     return torch.ones_like(view.h)
+
+
+def worth_reaching(
+    disagreement: Float[Tensor, " N"], reach: Float[Tensor, " N"]
+) -> Bool[Tensor, " N"]:
+    """D r >= 0.05 nats, D as it is: what `method: reach` may select.
+
+    Without a floor an exhausted selection goes on driving Adam. Source: ours, docs/results/default.md.
+    """
+    return disagreement * reach >= REACH_FLOOR
 
 
 def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:

@@ -146,6 +146,7 @@ _builtin = partial(register_selector, local=True)
 
 # METHOD section 3
 _builtin("teachability", bounded=True)(formulas.teachability)
+_builtin("teachability_raw_c", bounded=True)(formulas.teachability_raw_c)
 _builtin(
     "teachability+entropy",
     reference_scores=formulas.teachability_entropy_reference,

@@ -76,6 +76,7 @@ def select(
     normalization: str = "quantile",
     seed: int = 0,
     step: int = 0,
+    allowed: Bool[Tensor, " N"] | None = None,
     **rules: Any,
 ) -> Selection:
     """Keep the best max(1, ceil(budget N)) of the N valid rows of a whole rollout batch.
@@ -88,6 +89,8 @@ def select(
     (R12).
 
     Args:
+        allowed: rows that any selector may choose from; default all that are valid. The scales and the budget
+            are those of all valid rows; where fewer are allowed than the budget, fewer are kept.
         rules: fields of `Rules`: budget, min_keep, gamma, rules, scope, draw, weighting, ...
 
     Raises:
@@ -112,7 +115,7 @@ def select(
     # Scores, candidates and the draw take numbers from one generator: their order is part of the result.
     scores = checked_scores(chosen, view, how.rules)
     quota, num_budget = _quota(how, table)
-    candidates = _candidates(chosen, view)
+    candidates = _candidates(chosen, view, allowed)
     order = _order(chosen, view, scores, candidates, num_lead=round(how.gamma * num_budget))
     kept, probability = _cut(how, chosen, view, order, quota, num_budget)
     weights = _weights(how, chosen, view, order, kept, probability)
@@ -146,11 +149,14 @@ def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
     return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
 
 
-def _candidates(chosen: Selector, view: NormalizedView) -> Bool[Tensor, " N"]:
+def _candidates(
+    chosen: Selector, view: NormalizedView, allowed: Bool[Tensor, " N"] | None
+) -> Bool[Tensor, " N"]:
     """Rows that may be kept."""
+    valid = view.table.valid if allowed is None else view.table.valid & allowed
     if chosen.candidates is None:
-        return view.table.valid
-    return view.table.valid & checked(chosen, called(chosen, chosen.candidates, view), view).bool()
+        return valid
+    return valid & checked(chosen, called(chosen, chosen.candidates, view), view).bool()
 
 
 def _order(

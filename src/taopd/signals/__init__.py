@@ -3,6 +3,7 @@
 from taopd.signals.arithmetic import LIBM, TORCH, Arithmetic
 from taopd.signals.derived import (
     BOUND_GIVES,
+    INITIAL_GIVES,
     KNOWN_SIGNALS,
     LISTS_GIVE,
     SERVER_GIVES,
@@ -17,6 +18,8 @@ from taopd.signals.exact import (
     signals_from_pair,
 )
 from taopd.signals.merge_stops import merge_stop_class
+from taopd.signals.reach import THRESHOLD, reach_bound, reach_from_logprobs, reach_from_states
+from taopd.signals.situation import Situation, situation
 from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
     COMPATIBILITIES,
@@ -30,14 +33,17 @@ from taopd.signals.types import (
 __all__ = [
     "BOUND_GIVES",
     "COMPATIBILITIES",
+    "INITIAL_GIVES",
     "KNOWN_SIGNALS",
     "LIBM",
     "LISTS_GIVE",
     "SERVER_GIVES",
+    "THRESHOLD",
     "TORCH",
     "Arithmetic",
     "ListMetrics",
     "SignalTable",
+    "Situation",
     "TokenSignals",
     "at_ids",
     "available_signals",
@@ -50,9 +56,13 @@ __all__ = [
     "lists_from_exact",
     "merge_stop_class",
     "prefix_ema",
+    "reach_bound",
+    "reach_from_logprobs",
+    "reach_from_states",
     "signal_table",
     "signals_from_answer",
     "signals_from_logprobs",
     "signals_from_pair",
+    "situation",
     "topk_lists_signals",
 ]

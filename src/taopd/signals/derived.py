@@ -40,8 +40,11 @@ ALWAYS = (
     "forward_kl",
     "reverse_kl",
     "overlap",
+    "reach",
 )
 """Fields of `TokenSignals` that every table holds, where the source gives them."""
+INITIAL_GIVES = frozenset({"reach"})
+"""What comes of the initial student in training, whatever gives the rest."""
 
 
 def union_logprobs(
@@ -163,11 +166,11 @@ def _without(*absent: str) -> frozenset[str]:
     )
 
 
-LISTS_GIVE = _without("forward_kl", "reverse_kl", "student_at_teacher_ids")
+LISTS_GIVE = _without("reach", "forward_kl", "reverse_kl", "student_at_teacher_ids")
 """What `lists_from_exact` leaves."""
-BOUND_GIVES = _without("forward_kl", "reverse_kl", *_CROSS)
+BOUND_GIVES = _without("reach", "forward_kl", "reverse_kl", *_CROSS)
 """What two lists leave where nobody scored the student's ids with the teacher."""
-SERVER_GIVES = _without("forward_kl", "reverse_kl", "teacher_entropy")
+SERVER_GIVES = _without("reach", "forward_kl", "reverse_kl", "teacher_entropy")
 """What a teacher leaves that sends its list and the log-probs asked for, not its full distribution."""
 
 
@@ -229,6 +232,11 @@ def _computed(signals: TokenSignals, name: str) -> Float[Tensor, " N"]:
     if name not in given:
         _, reads = COMPUTED.get(name, (None, (name,)))
         missing = [read for read in reads if getattr(signals, read) is None]
+        if name in INITIAL_GIVES:
+            raise ConfigError(
+                f"signal {name!r} needs the initial student's probabilities, which only training computes: "
+                "choose another signal here"
+            )
         raise ConfigError(
             f"signal {name!r} reads {', '.join(missing)}, which this source does not give; use exact "
             f"signals (full_kl=True for a full-vocabulary KL). It gives: {', '.join(sorted(given))}"

@@ -64,6 +64,9 @@ class TokenSignals:
     """log p_S of `teacher_topk_ids`; two lists alone do not hold it."""
     teacher_at_student_ids: Float[Tensor, "N K"] | None = None
     """log p_T of `student_topk_ids`; a server gives it only if asked for these ids."""
+    reach: Float[Tensor, " N"] | None = None
+    """r in [0, 1], see `signals.reach`; the trainer adds it, which alone has the initial student. A lower
+    bound where the teacher is behind a server."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
@@ -88,7 +91,7 @@ def concatenate(blocks: Sequence[Columns]) -> Columns:
     return type(blocks[0])(**joined)
 
 
-COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema")
+COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema", "reach")
 """Proxies for C; see `compatibility_proxy`."""
 
 
@@ -164,10 +167,11 @@ def compatibility_proxy(
     """The chosen stand-in for C. [METHOD section 2]
 
     mass: teacher mass on S_S; bound: on the ids in both lists (eq. 17); set: |S_S and S_T| / K; bc:
-    Bhattacharyya; jaccard; prefix_ema: moving average of mass along the completion.
+    Bhattacharyya; jaccard; prefix_ema: moving average of mass along the completion; reach: teacher mass on
+    what the initial student could have said.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or reach where no initial student was asked.
     """
     if name == "prefix_ema":
         return prefix_ema(signals.compatibility, completion)
@@ -177,7 +181,13 @@ def compatibility_proxy(
         "set": signals.overlap,
         "bc": signals.bhattacharyya,
         "jaccard": signals.jaccard,
+        "reach": signals.reach,
     }
     if (proxy := proxies.get(name)) is not None:
         return proxy
+    if name == "reach":
+        raise ConfigError(
+            "compatibility='reach' needs the initial student's probabilities, which only training computes: "
+            "choose another compatibility here"
+        )
     raise ConfigError(f"compatibility={name!r} is unknown.{suggest(name, COMPATIBILITIES)}")

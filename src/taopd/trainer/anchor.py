@@ -1,10 +1,12 @@
-"""The KL penalty to the reference model, and the measurement that the collapse guard reads.
+"""The KL penalty to the reference model, the collapse guard's measurement, and reach.
 
-Both need the student as it was before training (the reference model) at some unselected tokens of the batch:
-`Choice.reference_mask` says at which, and one forward on the completions that hold them serves both.
+All need the student as it was before training (the reference model). Penalty and guard read it at some
+unselected tokens (`Choice.reference_mask`), reach at every token, before the selection. One forward on the
+completions that hold these tokens serves all three.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +16,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.kernels import Head, topk_score
-from taopd.losses import resolve_loss
-from taopd.models.batch import Forward
-from taopd.signals import TokenSignals, at_ids, idle_drift, ids_to_compare
+from taopd.losses import needs_teacher_distribution, resolve_loss
+from taopd.models.batch import Forward, Positions
+from taopd.models.scoring import Scored
+from taopd.signals import (
+    TokenSignals,
+    at_ids,
+    idle_drift,
+    ids_to_compare,
+    reach_bound,
+    reach_from_states,
+)
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.selection import reads_reach
 from taopd.trainer.step_metrics import Recorder
 
 
@@ -47,28 +58,80 @@ class Anchor:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
         self._coefficient = args.anchor_coef or 0.0
-        needed = self._coefficient > 0.0 or guard is not None
+        self._judges = reads_reach(args)
+        needed = self._coefficient > 0.0 or guard is not None or self._judges
         if needed and reference is None:
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None
+        self._states: Float[Tensor, "N D"] | None = None
+        """The reference model's at every token of the batch that is being selected from."""
+
+    def with_reach(
+        self,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        positions: Positions,
+        scored: Scored,
+        teacher_head_of: Callable[[], Head | None],
+        stop_ids: Sequence[int],
+    ) -> Scored:
+        """The scores with reach, where a setting reads it: the reference model is run at every token.
+
+        Args:
+            teacher_head_of: gives None where the teacher is elsewhere; reach then is a lower bound.
+            stop_ids: ids that end a completion; one token where `stop_tokens: merge`.
+        """
+        if not self._judges:
+            return scored
+        assert self._reference is not None
+        args, signals = self._args, scored.signals
+        with self._recorder.timed("perf/anchor_s"):
+            everywhere = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+            size = args.per_device_train_batch_size
+            self._states = self._reference.states(forward, student, batch, everywhere, size)
+            head = self._reference.head(self._head_of, student)
+            if (teacher_head := teacher_head_of()) is None:
+                lists = self._at_lists(self._states, head, signals)
+                reach = reach_bound(signals, *lists, threshold=args.reach_threshold)
+            else:
+                assert scored.teacher_hidden is not None
+                reach = reach_from_states(
+                    (self._states, head),
+                    (scored.teacher_hidden, teacher_head),
+                    threshold=args.reach_threshold,
+                    temperature=args.temperature,
+                    stop_ids=stop_ids if args.stop_tokens == "merge" else (),
+                )
+        kept = scored.teacher_hidden if needs_teacher_distribution(args.loss) else None
+        return replace(scored, signals=replace(signals, reach=reach), teacher_hidden=kept)
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""
         choice, positions = scored.choice, scored.positions
+        everywhere, self._states = self._states, None
         if self._reference is None or not scored.table.ranks.any(choice.reference_mask):
             return {}
         # The choice is on the CPU, where all processes made it; the states are on the device.
-        tokens = choice.reference_mask[scored.local].to(positions.row.device)
+        device = positions.row.device
+        tokens = choice.reference_mask[scored.local].to(device)
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
-            mask = positions.spread(tokens.float()) != 0
-            hidden = self._reference.states(forward, student, scored.batch, mask, size)
+            if everywhere is None:
+                mask = positions.spread(tokens.float()) != 0
+                hidden = self._reference.states(forward, student, scored.batch, mask, size)
+            else:
+                hidden = everywhere[tokens]
         if self._guard is not None and scored.step % self._args.guard_every == 0:
             with self._recorder.timed("perf/guard_s"):
                 head = self._reference.head(self._head_of, student)
-                drift = self._drift(torch.cat(hidden), head, scored.signals, tokens)
+                drift = self._drift(hidden, head, scored.signals, tokens)
                 self._guard.measure(scored.step, scored.table, choice, drift)
-        return {"reference_hidden": hidden} if self._coefficient > 0.0 else {}
+        if self._coefficient == 0.0:
+            return {}
+        # Where all of a drawn token is within reach, nothing of it is held at the start.
+        held = choice.anchor_weights[scored.local].float().to(device)[tokens] != 0
+        return {"reference_hidden": positions.at(tokens).by_row(hidden, held)}
 
     def term(self, student: Any, inputs: LossInputs) -> Term | None:
         """The penalty of a micro-batch, None where the anchor is off.
@@ -93,15 +156,7 @@ class Anchor:
         students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
         listed = signals.student_topk_logprobs[tokens]
         at_teachers_ids = signals.student_at_teacher_ids
-        ids = ids_to_compare(students, teachers)
-        scores = topk_score(
-            hidden, head, ids[:, 0], k=1, temperature=self._args.temperature, want_ids=ids
-        )
-        # One scan of the head for both lists: the scan costs as much as a forward of a small model.
-        assert scores.want_logprobs is not None
-        at_students, at_teachers = scores.want_logprobs.split(
-            [students.shape[1], teachers.shape[1]], dim=1
-        )
+        at_students, at_teachers = self._at_lists(hidden, head, signals, tokens)
         return idle_drift(
             listed,
             at_students,
@@ -112,3 +167,23 @@ class Anchor:
             else at_teachers_ids[tokens],
             at_teachers,
         )
+
+    def _at_lists(
+        self,
+        hidden: Tensor,
+        head: Head,
+        signals: TokenSignals,
+        tokens: Bool[Tensor, " N"] | slice = slice(None),
+    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n K"]]:
+        """The reference model's log-probs at the student's list and at the teacher's, nats."""
+        students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
+        ids = ids_to_compare(students, teachers)
+        scores = topk_score(
+            hidden, head, ids[:, 0], k=1, temperature=self._args.temperature, want_ids=ids
+        )
+        # One scan of the head for both lists: the scan costs as much as a forward of a small model.
+        assert scores.want_logprobs is not None
+        at_students, at_teachers = scores.want_logprobs.split(
+            [students.shape[1], teachers.shape[1]], dim=1
+        )
+        return at_students, at_teachers

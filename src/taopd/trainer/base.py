@@ -168,6 +168,10 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
             return model.head(self._head)
         return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
 
+    def _teacher_head(self) -> Head | None:
+        # A teacher behind a server has no head here: its losses read log-probs of sampled tokens alone.
+        return None if self.teacher_model is None else self._head(self.teacher_model)
+
     # -- the loss ---------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

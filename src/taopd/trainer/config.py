@@ -11,8 +11,10 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
+from taopd.signals import THRESHOLD
 from taopd.trainer import config_checks
 from taopd.trainer.config_fit import FitSettings, check_fit
+from taopd.trainer.methods import fill_in
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
 
@@ -47,7 +49,7 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
         "arithmetic and selection rules, from two top-K lists.",
     )
     compatibility: str = option(
-        "mass", "What C is: mass (the paper), set, bc, jaccard or prefix_ema."
+        None, "What C is: mass, the paper's; set, bc, jaccard, prefix_ema, reach. None: by method."
     )
     normalization: str = option(
         "quantile", "Scale of the signals over the batch: quantile (5-95 %), minmax or none."
@@ -133,25 +135,28 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
     )
     ppo_clip_high: float = option(0.28, "sampled_reverse_kl: the ratio is clipped at 1 + this.")
 
-    # The anchor at unselected tokens, and the guard against collapse
+    # The method and its hold on unselected tokens (None: see `methods.METHODS`); the guard against collapse
 
     method: str = option(
         "anchored",
-        "anchored: a KL penalty keeps unselected tokens near the initial student, so that long runs do not "
-        "collapse. published: the paper's method without it (docs/results/collapse.md).",
+        "anchored: a KL penalty holds unselected tokens near the initial student. reach: teaches what that "
+        "student could have said, holds the rest. published: the paper's, holds nothing.",
+    )
+    reach_threshold: float = option(
+        THRESHOLD, "reach: least probability of a token that the initial student could say, [0, 1]."
     )
     anchor_coef: float | None = option(
         None,
         "Weight of the anchor, KL(student || initial student) on unselected tokens. None: 1 with "
-        "method='anchored', 0 with 'published'; a number wins over both.",
+        "method='anchored', 3 with 'reach', 0 with 'published'.",
     )
     anchor_fraction: float = option(
-        0.05, "Random share of the unselected tokens that carries the anchor, (0, 1]."
+        None, "Random share of the unselected tokens that is held, (0, 1]. None: 0.05; reach: 0.1."
     )
     anchor_responses: float = option(
-        0.25,
-        "Random share of the completions that these tokens are drawn from, at least anchor_fraction. Only "
-        "they need the reference's forward.",
+        None,
+        "Random share of the completions that these are drawn from, at least anchor_fraction. Only they "
+        "need the reference's forward. None: 0.25; reach: 1.",
     )
     anchor_loss: str = option(
         "reverse_kl",
@@ -243,10 +248,9 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
         # First: what the loss is decides which other settings fit.
         if self.loss is None:
             self.loss = config_checks.loss_of_beta(self.beta)
+        fill_in(self)
         config_checks.check_config(self)
         check_fit(self)
-        if self.anchor_coef is None:
-            self.anchor_coef = 1.0 if self.method == "anchored" else 0.0
         self.beta = config_checks.beta_of(self)
 
     @classmethod

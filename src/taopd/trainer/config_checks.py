@@ -23,7 +23,8 @@ from taopd.selectors import (
     resolve_selector,
     resolve_weighting,
 )
-from taopd.signals import COMPATIBILITIES, LISTS_GIVE
+from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, LISTS_GIVE
+from taopd.trainer.methods import METHODS, check_method
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss": tuple(LOSSES),
     "reduction": ("token_mean", "sample_mean"),
     "denominator": ("selected", "completion"),
-    "method": ("anchored", "published"),
+    "method": tuple(METHODS),
     "anchor_loss": ("reverse_kl", "forward_kl"),
     "collapse_guard": ("off", "warn", "stop", "restore"),
 }
@@ -115,8 +116,10 @@ def check_config(config: "TeachabilityConfig") -> None:
     require(bad in ON_BAD_NUMBERS, "on_bad_numbers", bad, f"one of {', '.join(ON_BAD_NUMBERS)}")
     check_budget(config.budget)
     check_share(config.split_gamma, "split_gamma")
+    check_share(config.reach_threshold, "reach_threshold")
     _check_selection(config)
     _check_schedule(config)
+    check_method(config)
     _check_anchor(config)
     _check_gradient_window(config)
     if config.stop_token_ids is not None and config.stop_tokens == "train":
@@ -165,7 +168,7 @@ def _check_selection(config: "TeachabilityConfig") -> None:
     if config.signals != "topk_lists":
         return
     for name, signals in needs.items():
-        missing = sorted(set(signals) - LISTS_GIVE)
+        missing = sorted(set(signals) - LISTS_GIVE - INITIAL_GIVES)
         if missing:
             enough = [known for known, rule in SELECTORS.items() if set(rule.needs) <= LISTS_GIVE]
             raise ConfigError(

@@ -46,6 +46,8 @@ METRICS: dict[str, str] = {
     "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",
     "signal/teachability/*": "D^L = D~ C~ over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/incompatible/*": "D^I = D~ (1 - C~) over valid tokens: mean, p10, p50, p90; in [0, 1].",
+    "situation/*": "First 20 steps, main process: share of the sum of D on tokens that are teachable, "
+    "within_reach, out_of_reach (taopd.signals.situation).",
     "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
     "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens.",
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
@@ -53,7 +55,8 @@ METRICS: dict[str, str] = {
     "shadow/jaccard/*": "Per shadow selector: tokens that it and the active selector both keep over tokens "
     "that either keeps; same table, same budget.",
     "shadow/jaccard_between/*": "The same for two shadow selectors, named 'a & b'.",
-    "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch.",
+    "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch; method reach: "
+    "with the drawn tokens' pull towards the teacher.",
     "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
     "sparse/gradient_share": "gradient_window: positions that carry gradient over those up to the last kept "
     "one, prompts included; mean over micro-batches.",
@@ -76,7 +79,7 @@ METRICS: dict[str, str] = {
     "guard/idle_drift_nats": "Mean idle drift (taopd.signals.drift) of the watched unselected tokens, "
     "every guard_every steps.",
     "perf/guard_s": "Seconds spent on the guard's comparison with the initial student.",
-    "perf/anchor_s": "Seconds spent on the reference student's forward, per generation batch.",
+    "perf/anchor_s": "Seconds spent on the reference student's forward and on reach, per generation batch.",
     "perf/peak_memory_mib": "Peak so far: tensors on this rank's GPU; without a GPU the resident set of the "
     "process, libraries and both models included.",
     "perf/gradient_check_s": "Seconds spent on comparing the windowed gradient with the exact one.",

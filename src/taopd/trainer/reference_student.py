@@ -71,13 +71,12 @@ class ReferenceStudent:
         batch: Mapping[str, Tensor],
         mask: Bool[Tensor, "B T"],
         micro_batch_size: int,
-    ) -> list[Float[Tensor, "n D"]]:
-        """Hidden states that predict the tokens in the mask, one tensor per row of the batch."""
+    ) -> Float[Tensor, "n D"]:
+        """Hidden states that predict the tokens in the mask, row by row."""
         positions = Positions.of(mask)
         with self.weights(student) as reference:
             parts = list(states_at(forward, reference, batch, positions, micro_batch_size))
-        hidden = torch.cat([states for states, _ in parts])
-        return positions.by_row(hidden, torch.ones_like(positions.row, dtype=torch.bool))
+        return torch.cat([states for states, _ in parts])
 
     @torch.no_grad()
     def head(self, head_of: Callable[[Any], Head], student: Any) -> Head:

@@ -149,6 +149,7 @@ def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:
     values = {
         "learnable": selection.learnable[scored.local],
         "incompatible": selection.incompatible[scored.local],
+        "reach": signals.reach,
         "student_logprob": signals.student_logprobs,
         "teacher_logprob": signals.teacher_logprobs,
     }

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.losses import anchor_weights, reduction_weights
+from taopd.losses import anchor_weights, mixed_hold, reduction_weights
 from taopd.selectors import (
     Rules,
     Selection,
@@ -24,11 +24,14 @@ from taopd.selectors import (
     scheduled_budget,
     select,
 )
+from taopd.selectors.formulas import worth_reaching
 from taopd.signals import SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 
-_READS_C = re.compile(r"teachab|compatib|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()")
-"""In the names of the selectors that read C; all names are compared with what they read in the tests."""
+_READS_C = re.compile(
+    r"teachab(?!ility_raw_c)|compatib|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
+)
+"""In the names of the selectors that read C~; all names are compared with what they read in the tests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,8 @@ class Choice:
 
     selection: Selection
     loss_weights: Float[Tensor, " N"]
-    """Selection weight over the global denominator; 0 where nothing is trained."""
+    """Towards the teacher: selection weight over the global denominator, and under `method: reach` the part
+    of the hold that is within reach; 0 elsewhere."""
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
     reference_mask: Bool[Tensor, " N"]
@@ -69,6 +73,8 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
     signals = {need for rule in known for need in rule.needs}
+    if "reach" in (args.method, args.compatibility):
+        signals.add("reach")
     return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
 
 
@@ -76,6 +82,11 @@ def scales_compatibility(args: TeachabilityConfig) -> bool:
     """Whether a built-in selector or weighting reads C, scaled to the batch."""
     named = f"{args.selector} {args.weighting}"
     return args.normalization != "none" and _READS_C.search(named) is not None
+
+
+def reads_reach(args: TeachabilityConfig) -> bool:
+    """Whether the initial student has to be run at every token, for `signals.reach`."""
+    return "reach" in signal_needs(args).signals
 
 
 def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
@@ -160,9 +171,11 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
+    reach = table.extra["reach"] if training and args.method == "reach" else None
     if training:
         selection = select(
             table,
+            allowed=None if reach is None else worth_reaching(table.disagreement, reach),
             selector=args.selector,
             scope=args.budget_scope,
             draw=args.draw,
@@ -179,17 +192,22 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
+        least=0.0 if reach is None else float(selection.num_budget),
         ranks=table.ranks,
     )
     drawn = torch.zeros_like(weights)
     if training:
         drawn = _anchor_draw(table, selection, args, step)
+    held = drawn
+    if reach is not None:
+        to_teacher, held = mixed_hold(drawn, reach)
+        weights = weights + to_teacher
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
-        anchor_weights=drawn * (args.anchor_coef or 0.0),
+        anchor_weights=held * (args.anchor_coef or 0.0),
         reference_mask=drawn != 0,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
@@ -201,10 +219,11 @@ def _anchor_draw(
 ) -> Float[Tensor, " N"]:
     """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
     guarded = args.collapse_guard != "off" and step % args.guard_every == 0
-    if not args.anchor_coef and not guarded:
+    holds = bool(args.anchor_coef) or args.method == "reach"
+    if not holds and not guarded:
         return torch.zeros_like(selection.weights)
     # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
-    some_left = bool(args.anchor_coef) or table.ranks.any(table.valid & ~selection.kept)
+    some_left = holds or table.ranks.any(table.valid & ~selection.kept)
     return anchor_weights(
         selection.kept if some_left else ~table.valid,
         table.valid,

@@ -20,13 +20,13 @@ from taopd.models.own_forward import Agreement, compare_with_own_forward, requir
 from taopd.models.scoring import Reuse, Scored, check_readable, score_positions
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
-from taopd.signals import BOUND_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
+from taopd.signals import BOUND_GIVES, INITIAL_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
 from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher, vocabularies
-from taopd.trainer.selection import signal_needs, signal_options
+from taopd.trainer.selection import reads_reach, signal_needs, signal_options
 from taopd.trainer.teacher_probe import TeacherProbe
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class TeacherSource:
         require_backbone("student", student)
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None
-        self._reads_hidden = needs_teacher_distribution(args.loss)
+        # Where reach alone reads these states, they are dropped before the loss.
+        self._reads_hidden = needs_teacher_distribution(args.loss) or reads_reach(args)
         self.remote: Teacher | None = None
         """The teacher, if it is not a model in this process."""
         self.plain: PreTrainedModel | None = None
@@ -269,7 +270,7 @@ class TeacherSource:
         given = BOUND_GIVES if not exact else SERVER_GIVES
         if exact and args.signals == "topk_lists":
             given = LISTS_GIVE
-        missing = sorted(set(self._needs.signals) - given)
+        missing = sorted(set(self._needs.signals) - given - INITIAL_GIVES)
         if missing:
             enough = sorted(name for name, rule in SELECTORS.items() if set(rule.needs) <= given)
             which = "" if exact else " gives its own top list only, and so"

@@ -36,6 +36,7 @@ from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import choose, gather_options, local_table, signal_needs
+from taopd.trainer.situation_watch import SituationWatch
 from taopd.trainer.spread_watch import SpreadWatch
 from taopd.trainer.step_lines import attach as attach_step_lines
 from taopd.trainer.step_metrics import Recorder
@@ -127,11 +128,12 @@ class TeachabilityTrainer(BaseTrainer):
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
             *(watchers := (self.sampler_monitor, TeacherWatch(self.vocab_size, found.add))),
+            said := SituationWatch(args.reach_threshold, self.record),
         ]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, *watchers):
+        for callback in (*own, *costs, *watchers, said):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
@@ -155,9 +157,12 @@ class TeachabilityTrainer(BaseTrainer):
         positions = self._trainable_positions(batch)
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
+        models = self.forward_states, self.model_wrapped
+        judged = batch, positions, scored, self._teacher_head, self.stop_ids
+        scored = self._anchor.with_reach(*models, *judged)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
-        reference = self._anchor.measure(self.forward_states, self.model_wrapped, selected)
+        reference = self._anchor.measure(*models, selected)
         return batch | self._loss_columns(scored, selected) | reference, selected
 
     def _trainable_positions(self, batch: Batch) -> Positions:
@@ -291,8 +296,7 @@ class TeachabilityTrainer(BaseTrainer):
             name="loss",
             weights=read.loss_weights,
             hidden=read.teacher_hidden,
-            # A teacher behind a server has no head here: its losses read log-probs of sampled tokens alone.
-            head=None if self.teacher_model is None else self._head(self.teacher_model),
+            head=self._teacher_head(),
             function=self._loss_function,
         )
         terms = [distillation, self._anchor.term(student, read)]

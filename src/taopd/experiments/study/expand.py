@@ -28,6 +28,7 @@ _SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
 _SELECTION_KEYS = _SELECTOR_KEYS | {
     *("budget", "min_keep", "gradient_window", "gradient_check_every"),
     *("anchor_coef", "anchor_fraction", "anchor_responses", "anchor_loss"),
+    *("method", "reach_threshold"),
     *("weighting", "draw", "draw_floor", "draw_clip", "shadow_selectors"),
     *("budget_schedule", "budget_end", "budget_steps", "budget_scope"),
 }

@@ -41,7 +41,8 @@ class StepCost:
     train_backward: float
     loss_heads: float
     anchor: float = 0.0
-    """Reference forward on the drawn completions and the heads at the anchored positions."""
+    """Reference forward on the drawn completions and the heads at the anchored positions; for reach on all
+    completions, and both heads at all of their positions."""
     logit_passes: float
     """Passes over the logits, as matmuls that take as long."""
     select: float = 0.0
@@ -137,10 +138,11 @@ def step_cost(
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
     # One more matmul: the reference model's own head at these tokens.
     anchor = settings.anchored_share * (matmuls + 1) * student_head
-    if settings.anchor_fraction:
-        anchor += full * settings.anchor_responses
-    trained = settings.budget + settings.anchored_share
-    passes_over_logits = SCORE_LOGIT_FLOPS + trained * LOSS_LOGIT_FLOPS
+    if settings.anchor_fraction or settings.reach:
+        anchor += full * max(settings.anchor_responses, float(settings.reach))
+    anchor += settings.reach * (student_head + teacher_head)
+    trained = settings.taught_share + settings.anchored_share
+    passes_over_logits = SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
         score_student=full / TERA,
@@ -148,7 +150,7 @@ def step_cost(
         score_heads=(student_head + teacher_head) / TERA,
         train_forward=(passes + (0.0 if window is None else sparse)) / TERA,
         train_backward=backward / TERA,
-        loss_heads=settings.budget * loss_heads / TERA,
+        loss_heads=settings.taught_share * loss_heads / TERA,
         anchor=anchor / TERA,
         logit_passes=scored * vocab_size * passes_over_logits / TERA,
     )

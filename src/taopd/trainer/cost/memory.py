@@ -38,6 +38,9 @@ SCORE_LOGIT_TENSORS, LOSS_LOGIT_TENSORS = 6, 7
 """Float32 tensors alive at once: in `exact_signals` of one tile of logits, both models' raw and scaled, and
 what is folded from them; in `head_loss` of [chunk, vocabulary], raw logits, log-probs, the
 teacher's, two that the divergence saves, and two gradients (measured with reverse_kl: 6.2)."""
+REACH_LOGIT_TENSORS = 6
+"""In `reach_from_logprobs` of [chunk, vocabulary]: raw logits of one model, log-probs of both, what counts,
+and two products; counted in the code, not measured."""
 SCORE_COLUMNS = 11
 """Numbers per position in `TokenSignals` beside the two top-K lists."""
 PROCESS = 510 * 2**20
@@ -169,14 +172,16 @@ def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSetti
     scored = settings.num_completion_tokens
     read = settings.length * own + settings.teacher_length * other
     kept = other if settings.needs_teacher_distribution else 0
+    read = other if settings.needs_teacher_distribution or settings.reach else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
     # A server's answer is compared with the student's states, which wait for it.
     waiting = scored * own if settings.teacher_elsewhere else 0
     return {
         "scoring_hidden": float(settings.batch * read + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
-        "teacher_hidden_scored": float(scored * kept),
-        "teacher_hidden_kept": scored * kept * settings.budget,
+        "teacher_hidden_scored": float(scored * read),
+        "teacher_hidden_kept": scored * kept * settings.taught_share,
+        "reference_hidden_scored": float(scored * own * settings.reach),
         "reference_hidden_kept": scored * own * settings.anchored_share,
     }
 
@@ -187,12 +192,14 @@ def _logits(student: ModelShape, teacher: ModelShape, settings: PlanSettings) ->
     tile = TILES["cpu" if settings.device == "cpu" else "other"].elements
     scored = settings.batch * settings.completion_length
     # The anchor's terms and the loss's run one after the other: the larger of the two counts.
-    trained = max(1.0, scored * max(settings.budget, settings.anchored_share))
+    trained = max(1.0, scored * max(settings.taught_share, settings.anchored_share))
     row = FLOAT32 * vocab_size
     # One float32 gradient of the head, folded from all chunks; an adapter leaves the head frozen.
     head = row * student.hidden_size if settings.lora_rank is None else 0
     casts = BYTES[settings.dtype] * vocab_size * student.hidden_size if settings.autocast else 0
+    reached = REACH_LOGIT_TENSORS * row * min(chunk, settings.num_completion_tokens)
     return {
+        "reach_logits": float(reached * settings.reach),
         "scoring_logits": float(SCORE_LOGIT_TENSORS * min(FLOAT32 * tile, row * scored)),
         "loss_logits": LOSS_LOGIT_TENSORS * row * min(chunk, trained),
         "head_gradient": float(head + casts),
@@ -244,7 +251,9 @@ def _phases(parts: Parts, settings: PlanSettings) -> Parts:
     forward += max(0.0, parts["head_gradient"] - parts["loss_logits"])
     # The first backward of a step makes gradients while it frees activations; later ones find them there.
     train = forward + gradients if settings.micro_batches > 1 else max(forward, gradients)
-    score = scored + max(scored, chunk)
+    # The parts of the reference's states and what they are joined into, likewise.
+    reach = 2 * parts["reference_hidden_scored"] + parts["reach_logits"]
+    score = scored + max(scored, chunk, reach)
     shared = settings.shared_forward and settings.window is None
     recorded = total("activations", "training_hidden") if shared else 0.0
     return {

@@ -69,6 +69,9 @@ class PlanSettings:
     """Share of the unselected tokens that carries the anchor; 0: no anchor."""
     anchor_responses: float = 1.0
     """Share of the completions that the anchored tokens lie in: only these need the reference's forward."""
+    reach: bool = False
+    """The reference runs on every completion, and both heads again (`signals.reach`); what is held is held to
+    the teacher too."""
     guard: bool = False
     """`collapse_guard` holds the frozen copy of the student that the anchor would hold."""
     lora_rank: int | None = None
@@ -141,6 +144,11 @@ class PlanSettings:
         return self.anchor_fraction * (1.0 - self.budget)
 
     @property
+    def taught_share(self) -> float:
+        """Share of the completion tokens that are compared with the teacher."""
+        return self.budget + self.anchored_share * self.reach
+
+    @property
     def wanted_share(self) -> float:
         """Share of the completion tokens whose hidden state the loss reads."""
         return self.budget + self.anchored_share
@@ -157,10 +165,10 @@ class PlanSettings:
 
     @property
     def holds_reference(self) -> bool:
-        """A frozen copy of the student, for anchor or guard; with an adapter the base model is one."""
+        """A frozen copy of the student, for anchor, guard or reach; with an adapter the base model is one."""
         # A teacher `self` is that copy, and counted as the teacher.
-        needed = (self.anchor_fraction > 0 or self.guard) and self.own_teacher != "self"
-        return needed and self.lora_rank is None
+        needed = self.anchor_fraction > 0 or self.guard or self.reach
+        return needed and self.own_teacher != "self" and self.lora_rank is None
 
     @property
     def autocast(self) -> bool:
@@ -202,6 +210,7 @@ def plan_settings(
         ConfigError: an optimizer or a quantization whose memory the plan does not know.
     """
     from taopd.losses import needs_teacher_distribution
+    from taopd.trainer.selection import reads_reach
 
     args, model = parsed.training, parsed.model
     optimizer = str(getattr(args.optim, "value", args.optim))
@@ -236,8 +245,9 @@ def plan_settings(
         teacher_offload=args.teacher_offload is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution(args.loss),
-        anchor_fraction=args.anchor_fraction if args.coef > 0 else 0.0,
+        anchor_fraction=args.anchor_fraction if args.coef > 0 or args.method == "reach" else 0.0,
         anchor_responses=args.anchor_responses,
+        reach=reads_reach(args),
         guard=args.collapse_guard != "off",
         lora_rank=model.lora_r if model.use_peft else None,
         optimizer_states=_OPTIMIZER_STATES[optimizer],

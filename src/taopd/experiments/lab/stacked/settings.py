@@ -28,7 +28,6 @@ SHARED = (
     "max_grad_norm",
     "max_completion_length",
     "score_top_k",
-    "compatibility",
     "anchor_loss",
 )
 """Settings in which the arms of one stack must agree."""

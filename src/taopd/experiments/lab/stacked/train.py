@@ -9,8 +9,8 @@ uniform numbers. Settings that this loop does not follow are refused.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -27,13 +27,13 @@ from taopd.experiments.lab.stacked.model import (
 )
 from taopd.experiments.lab.stacked.problems import read_problems
 from taopd.experiments.lab.stacked.settings import stack_settings
+from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_reach
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
-from taopd.runs.signal_names import SELECTED_BY
-from taopd.signals import SignalTable, TokenSignals, signal_table, signals_from_logprobs
+from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
 from taopd.trainer.selection import Choice, choose, needed_signals
 
 
@@ -158,12 +158,18 @@ class Stack:
             k=self.settings[0].score_top_k,
             full_kl=not {"forward_kl", "reverse_kl"}.isdisjoint(self._needs),
         )
-        tables = self._tables(signals, positions)
+        # Read by reach, by the anchor and by observers: computed once, and only if one of them asks.
+        initial = cache(partial(self._frozen, self.shape, self._initial, ids, positions))
+        rows = rows_by_arm(positions, len(self.arms))
+        if "reach" in self._needs:
+            signals = with_reach(signals, initial()[1], teacher, rows, self.settings)
+        tables = tables_by_arm(signals, positions, rows, self.settings, self._needs)
         choices = [
             choose(table, args, step=number, training=True)
             for table, args in zip(tables, self.settings, strict=True)
         ]
-        losses = self._loss(student, teacher_hidden, signals, targets, choices, ids, positions)
+        losses = self._loss(student, teacher_hidden, signals, targets, choices, rows)
+        losses = losses + self._anchor_loss(student, choices, targets, ids, positions, initial)
         self._optimizer.zero_grad()
         losses.backward()
         gradient_norms = self._clip()
@@ -172,15 +178,13 @@ class Stack:
             seen = StackStep(
                 step=number,
                 targets=targets,
-                rows=self._rows(positions),
+                rows=rows,
                 signals=signals,
                 tables=tables,
                 choices=choices,
                 student_logprobs=student.detach(),
                 teacher_logprobs=teacher,
-                reference_logprobs=lambda: self._frozen(self.shape, self._initial, ids, positions)[
-                    1
-                ],
+                reference_logprobs=lambda: initial()[1],
                 after_logprobs=torch.no_grad()(partial(self._student_logprobs, ids, positions)),
                 update_norms=update_norms,
                 gradient_norms=gradient_norms,
@@ -196,24 +200,6 @@ class Stack:
         everywhere = logits(self.weights, hidden.reshape(len(self.arms), -1, hidden.shape[-1]))
         everywhere = everywhere.reshape(*positions.shape, -1)
         return everywhere[positions.row, positions.column].log_softmax(-1)
-
-    def _tables(self, signals: TokenSignals, positions: Positions) -> list[SignalTable]:
-        whole = signal_table(
-            signals,
-            completion=positions.row,
-            position=positions.column,
-            valid=torch.ones_like(positions.row, dtype=torch.bool),
-            compatibility=self.settings[0].compatibility,
-            needs=self._needs,
-        )
-        return [take_rows(whole, rows) for rows in self._rows(positions)]
-
-    def _rows(self, positions: Positions) -> list[slice]:
-        """The positions of every arm."""
-        size = positions.shape[0] // len(self.arms)
-        counts = torch.bincount(positions.row // size, minlength=len(self.arms)).tolist()
-        starts = [sum(counts[:arm]) for arm in range(len(counts))]
-        return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
     @torch.no_grad()
     def _frozen(
@@ -232,17 +218,16 @@ class Stack:
         signals: TokenSignals,
         targets: Tensor,
         choices: list[Choice],
-        ids: Tensor,
-        positions: Positions,
+        rows: list[slice],
     ) -> Float[Tensor, ""]:
         teacher_head = Head(weight=self._teacher["head"][0].T)
         sampled = signals.teacher_logprobs
         assert sampled is not None
         total = student.new_zeros(())
-        parts = zip(choices, self.settings, self._losses, self._rows(positions), strict=True)
-        for choice, args, function, rows in parts:
+        parts = zip(choices, self.settings, self._losses, rows, strict=True)
+        for choice, args, function, own in parts:
             chosen = choice.loss_weights != 0
-            at = torch.arange(rows.start, rows.stop)[chosen]
+            at = torch.arange(own.start, own.stop)[chosen]
             exact = needs_teacher_distribution(args.loss)
             values = function(
                 student[at],
@@ -254,20 +239,24 @@ class Stack:
                 ),
             )
             total = total + (values * choice.loss_weights[chosen].float()).sum()
-        anchored = torch.cat([choice.anchor_weights for choice in choices])
-        if bool((anchored != 0).any()):
-            total = total + self._anchor_loss(student, anchored, targets, ids, positions)
         return total
 
-    def _anchor_loss(self, student, anchored, targets, ids, positions) -> Float[Tensor, ""]:
+    def _anchor_loss(self, student, choices, targets, ids, positions, initial) -> Tensor:
+        anchored = torch.cat([choice.anchor_weights for choice in choices])
         at = anchored.nonzero().squeeze(1)
-        rows, index = positions.row[at].unique(return_inverse=True)
-        with torch.no_grad():
-            drawn = ids.flatten(0, 1)[rows].unsqueeze(0)
-            hidden = hidden_states(self.shape, self._initial, drawn)[0]
+        if not len(at):
+            return student.new_zeros(())
+        if "reach" in self._needs:
+            hidden = initial()[0][at]
+        else:
+            rows, index = positions.row[at].unique(return_inverse=True)
+            with torch.no_grad():
+                drawn = ids.flatten(0, 1)[rows].unsqueeze(0)
+                states = hidden_states(self.shape, self._initial, drawn)[0]
+            hidden = states[index, self._prompts.shape[1] - 1 + positions.column[at]]
         against = Targets(
             token_ids=targets[at],
-            teacher_hidden=hidden[index, self._prompts.shape[1] - 1 + positions.column[at]],
+            teacher_hidden=hidden,
             teacher_head=Head(weight=self._initial["head"][0].T),
         )
         return (self._anchor(student[at], against) * anchored[at].float()).sum()
@@ -302,13 +291,3 @@ class Stack:
         for gradient in gradients:
             gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
         return norms
-
-
-def take_rows(table: SignalTable, rows: slice) -> SignalTable:
-    """A part of a table, as a view."""
-    columns = (*SELECTED_BY, "completion", "position", "valid")
-    return replace(
-        table,
-        extra={name: value[rows] for name, value in table.extra.items()},
-        **{name: getattr(table, name)[rows] for name in columns},
-    )

@@ -1,0 +1,133 @@
+"""Candidates for the default on the tiny lab. Writes docs/results/default.json.
+
+    python -m scripts.default_method --runs runs/default              # all variants, resumable
+    python -m scripts.default_method --runs runs/default --only reversal --parts main --workers 1
+    python -m scripts.pages.default_method docs/results/default.json  # the page and its picture
+
+As in scripts/collapse.py: constant learning rate 3e-4, 32 rollouts a step, 1,000 steps, 200 held-out prompts
+every 20 steps. Arms that docs/results/collapse.json holds for a variant and loss (same settings and seeds)
+are taken from there and not run again. A killed run goes on with the jobs that are missing.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.collapse import BASE
+from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
+from taopd.runs.jsonl import write_text
+from taopd.trainer.environment import environment
+
+MEASURED = Path("docs/results/collapse.json")
+SEEDS, STEPS = 3, 1000
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {"selector": "full"},
+    "published@0.1": {"budget": 0.1},
+    "anchored@0.1": {"budget": 0.1, "method": "anchored"},
+    "reach@0.1": {"budget": 0.1, "method": "reach"},
+    "raw C@0.1": {"budget": 0.1, "method": "anchored", "selector": "teachability_raw_c"},
+    "random@0.1": {"budget": 0.1, "selector": "random"},
+}
+"""`raw C` is anchored with D~ C in place of D~ C~."""
+MAIN = ("full", "published@0.1", "anchored@0.1", "reach@0.1")
+PARTS = {
+    "main": ("reverse_kl", MAIN),
+    "more": ("reverse_kl", ("raw C@0.1", "random@0.1")),
+    "sampled": ("sampled_reverse_kl", MAIN),
+}
+"""Loss and arms, the most important part first."""
+Part = dict[str, Any]
+
+
+def known_parts() -> dict[tuple[str, str], Part]:
+    """Arms measured before by (variant, loss)."""
+    found: dict[tuple[str, str], Part] = {}
+    for part in json.loads(MEASURED.read_text())["parts"]:
+        if part["part"] != "causes":
+            part["arms"] = {name: arm for name, arm in part["arms"].items() if name in ARMS}
+            found[part["variant"], part["loss"]] = part
+    return found
+
+
+def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
+    """One job for every part and variant, with the arms that were not measured before."""
+    known, jobs = known_parts(), []
+    for part in parts:
+        loss, names = PARTS[part]
+        for variant in only or VARIANTS:
+            have = known.get((variant, loss), {"arms": {}})["arms"]
+            missing = [name for name in names if name not in have]
+            lab = build_lab(variant)
+            arms = [
+                replace(
+                    lab_arm(lab, name, BASE | ARMS[name] | {"loss": loss}, seed=seed, steps=STEPS),
+                    evaluate_every=20,
+                    num_test_prompts=200,
+                )
+                for name in missing
+                for seed in range(SEEDS)
+            ]
+            path = folder / f"{part}__{variant}.json"
+            jobs.append(Job(path=path, arms=arms, about={"variant": variant, "loss": loss}))
+    return jobs
+
+
+def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | None) -> Part:
+    """Curves [seeds, checkpoints] of every arm of a variant, those that were measured before included."""
+    steps = [step for step, _ in rows[0]["accuracy_curve"]]
+    if known is not None and known["steps"] != steps:
+        raise SystemExit(f"{about['variant']}: {MEASURED} has other checkpoints")
+    arms: dict[str, Part] = {}
+    for name in ARMS:
+        own = [row for row in rows if row["name"] == name]
+        if own:
+            arms[name] = {
+                "kept": sum(row["kept_fraction"] for row in own) / len(own),
+                "greedy": [[value for _, value in row["accuracy_curve"]] for row in own],
+                "sampled": [[value for _, value in row["accuracy_sampled_curve"]] for row in own],
+            }
+        elif known is not None and name in known["arms"]:
+            before = known["arms"][name]
+            arms[name] = {key: before[key] for key in ("greedy", "sampled")} | {
+                "kept": 1.0 if name == "full" else before["budget"],
+                "from": str(MEASURED),
+            }
+    return about | {"steps": steps, "arms": arms}
+
+
+def main() -> None:
+    """Run what is missing and gather everything in one file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/default"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
+    parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--workers", type=int, help="processes; default one a core")
+    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
+    args = parser.parse_args()
+    if not args.gather:
+        run_jobs(
+            make_jobs(args.runs, args.only, args.parts),
+            num_workers=args.workers,
+            progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+        )
+    known = known_parts()
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(args.runs.glob("*__*.json")):
+        document = json.loads(path.read_text())
+        rows.setdefault((document["variant"], document["loss"]), []).extend(document["arms"])
+    parts = [
+        part_of(own, {"variant": lab[0], "loss": lab[1]}, known.get(lab))
+        for lab, own in rows.items()
+    ]
+    head = json.dumps({"settings": BASE, "versions": environment()["versions"]})
+    body = ",\n".join(json.dumps(part, allow_nan=False) for part in parts)
+    write_text(args.output, f'{head[:-1]}, "parts": [\n{body}\n]}}\n')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The page about the choice of the default and its picture, from docs/results/default.json alone.
+
+python -m scripts.pages.default_method docs/results/default.json
+
+shortfall   best of full and published at its own best checkpoint, minus the arm at the end; per seed, points
+interval    95 % t interval of the seeds' shortfalls (docs/math.md, Studies)
+told        the interval lies on one side of 1 point; else the lab cannot tell
+collapsed   100 (best checkpoint - end) > 20, of a seed
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from scripts.default_method import ARMS, SEEDS
+from taopd.experiments.study.statistics import t_estimate
+from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
+from taopd.report.figures.style import COLORS, MARKERS
+from taopd.runs.jsonl import write_text
+
+ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200
+"""Points below the best that a default may be; points below its own best that count as a collapse."""
+CANDIDATES = ("anchored@0.1", "reach@0.1", "raw C@0.1", "published@0.1")
+RIVALS = ("full", "published@0.1")
+Part = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How one arm stands in one lab."""
+
+    shortfall: float
+    low: float
+    high: float
+    collapsed: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the lab tells, and what."""
+        if self.collapsed:
+            return f"{self.collapsed} collapsed"
+        if self.high <= ALLOWED:
+            return "holds"
+        return "loses" if self.low > ALLOWED else "cannot tell"
+
+
+def ends(arm: Part) -> np.ndarray:
+    """Greedy accuracy at the last checkpoint, per seed, points."""
+    return 100 * np.asarray([row[-1] for row in arm["greedy"]])
+
+
+def own_best(arm: Part) -> np.ndarray:
+    """At the checkpoint with the best mean over the seeds, per seed, points."""
+    greedy = 100 * np.asarray(arm["greedy"])
+    return greedy[:, int(greedy.mean(0).argmax())]
+
+
+def standing(part: Part, name: str) -> Standing | None:
+    """None where the arm or a rival was not measured."""
+    arms = part["arms"]
+    if name not in arms or any(rival not in arms for rival in RIVALS):
+        return None
+    best = max((own_best(arms[rival]) for rival in RIVALS), key=lambda values: values.mean())
+    mine = ends(arms[name])
+    # Seeds share prompts and random numbers: the difference is taken within a seed.
+    seeds = min(len(best), len(mine))
+    found = t_estimate(list(best[:seeds] - mine[:seeds]), resolution=100 * 2**0.5 / PROMPTS)
+    greedy = 100 * np.asarray(arms[name]["greedy"])
+    collapsed = int((greedy.max(1) - greedy[:, -1] > COLLAPSE).sum())
+    low = found.mean if found.low is None else found.low
+    high = found.mean if found.high is None else found.high
+    return Standing(shortfall=found.mean, low=low, high=high, collapsed=collapsed, seeds=seeds)
+
+
+def lab_name(part: Part) -> str:
+    """A lab and its loss."""
+    return part["variant"] + ("" if part["loss"] == "reverse_kl" else ", sampled")
+
+
+def choice_table(parts: list[Part]) -> tuple[str, list[str]]:
+    """Every candidate against the rule; and the ones that pass."""
+    lines = [
+        "| candidate | labs | holds | cannot tell | loses | collapsed seeds | worst shortfall | passes |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    passing = []
+    for name in CANDIDATES:
+        found = [(lab_name(part), standing(part, name)) for part in parts]
+        known = [(lab, each) for lab, each in found if each is not None]
+        if not known:
+            continue
+        verdicts = [each.verdict for _, each in known]
+        lab, worst = max(known, key=lambda pair: pair[1].shortfall)
+        collapsed = sum(each.collapsed for _, each in known)
+        loses = verdicts.count("loses")
+        passes = not loses and not collapsed
+        passing += [name] if passes else []
+        lines.append(
+            f"| {words(name)} | {len(known)} | {verdicts.count('holds')} | "
+            f"{verdicts.count('cannot tell')} | {loses} | {collapsed} | "
+            f"{worst.shortfall:.1f} ({lab}) | {'yes' if passes else 'no'} |"
+        )
+    return "\n".join(lines), passing
+
+
+def words(name: str) -> str:
+    """An arm as the page calls it."""
+    return name.replace("@0.1", ", 10 %").replace("raw C", "anchored, raw C")
+
+
+def points(values: np.ndarray) -> str:
+    """Mean [smallest, largest] over the seeds."""
+    low, high = values.min(), values.max()
+    return f"{values.mean():.0f}" + (
+        "" if round(low) == round(high) else f" [{low:.0f}, {high:.0f}]"
+    )
+
+
+def lab_table(part: Part) -> str:
+    """Every arm of a lab."""
+    lines = [
+        "| arm | selected | seeds | at 100 | its best | end | sampled, end | shortfall | verdict |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    at_100 = part["steps"].index(100)
+    for name in (each for each in ARMS if each in part["arms"]):
+        arm, found = part["arms"][name], standing(part, name)
+        cells = [
+            words(name),
+            f"{100 * arm['kept']:.1f} %",
+            str(len(arm["greedy"])),
+            points(100 * np.asarray([row[at_100] for row in arm["greedy"]])),
+            points(own_best(arm)),
+            points(ends(arm)),
+            points(100 * np.asarray([row[-1] for row in arm["sampled"]])),
+            "" if found is None else f"{found.shortfall:.1f} [{found.low:.1f}, {found.high:.1f}]",
+            "" if found is None or name not in CANDIDATES else found.verdict,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def missing_words(parts: list[Part]) -> str:
+    """Arms and seeds that the page does not have."""
+    few = [
+        f"{lab_name(part)}: {', '.join(words(n) for n in ARMS if n not in part['arms'])}"
+        for part in parts
+        if any(name not in part["arms"] for name in ARMS) and part["loss"] == "reverse_kl"
+    ]
+    arms = "Missing arms: " + ("; ".join(few) if few else "none in the labs shown") + "."
+    return f"{arms} New arms have {SEEDS} seeds, those of [collapse.md](collapse.md) five."
+
+
+def draw_frontier(parts: list[Part], folder: Path) -> None:
+    """Shortfall of every candidate in every lab, and its worst."""
+    figure, axes = plt.subplots(figsize=(8.2, 3.6))
+    labs = [lab_name(part) for part in parts]
+    for row, name in enumerate(CANDIDATES):
+        found = [standing(part, name) for part in parts]
+        known = [each.shortfall for each in found if each is not None]
+        for column, each in enumerate(found):
+            if each is not None:
+                look = {
+                    "color": COLORS[column % len(COLORS)],
+                    "marker": MARKERS[column % len(MARKERS)],
+                }
+                label = labs[column] if row == 0 else None
+                offset = row + 0.09 * (column - (len(parts) - 1) / 2)
+                axes.plot(
+                    each.shortfall, offset, linestyle="none", markersize=6, label=label, **look
+                )
+                axes.plot([each.low, each.high], [offset] * 2, color=look["color"], linewidth=1)
+        if known:
+            axes.text(max(known), row + 0.42, f"worst {max(known):.0f}", size=8, ha="center")
+    axes.axvline(ALLOWED, color="0.5", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(CANDIDATES)), [words(name) for name in CANDIDATES])
+    axes.set_xscale("symlog", linthresh=2)
+    axes.set_xlim(-12, 130)
+    axes.set_xticks([-10, -1, 0, 1, 10, 100], ["-10", "-1", "0", "1", "10", "100"])
+    axes.invert_yaxis()
+    axes.set_xlabel("points below the best of full and published at their own best checkpoints")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "frontier.png", dpi=110)
+    plt.close(figure)
+
+
+def generated(parts: list[Part]) -> str:
+    """Choice, picture and tables."""
+    table, passing = choice_table(parts)
+    verdict = (
+        f"By the rule the default would be one that passes: {', '.join(map(words, passing))}."
+        if passing
+        else "No candidate passes; by the rule the default is the one with the smallest worst shortfall."
+    )
+    blocks = ["## The candidates", table, verdict, missing_words(parts)]
+    blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
+    for part in parts:
+        name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}"
+        blocks += [f"### {name}", lab_table(part)]
+    return "\n\n".join(blocks)
+
+
+def main() -> None:
+    """Write picture and page next to the results; what stands outside of the markers is kept."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path)
+    args = parser.parse_args()
+    parts = sorted(
+        json.loads(args.results.read_text())["parts"],
+        key=lambda part: (part["loss"] != "reverse_kl", part["variant"]),
+    )
+    draw_frontier(parts, args.results.parent / "default")
+    path = args.results.with_suffix(".md")
+    before, rest = path.read_text().split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    write_text(path, f"{before}{BEGIN}\n{generated(parts)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

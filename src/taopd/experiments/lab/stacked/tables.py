@@ -1,0 +1,72 @@
+"""The signal tables of a stack: one an arm, from the positions of all arms one after the other."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from taopd.models.batch import Positions
+from taopd.runs.signal_names import SELECTED_BY
+from taopd.signals import SignalTable, TokenSignals, reach_from_logprobs, signal_table
+from taopd.trainer.config import TeachabilityConfig
+
+
+def rows_by_arm(positions: Positions, num_arms: int) -> list[slice]:
+    """The positions of every arm."""
+    size = positions.shape[0] // num_arms
+    counts = torch.bincount(positions.row // size, minlength=num_arms).tolist()
+    starts = [sum(counts[:arm]) for arm in range(len(counts))]
+    return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+
+def with_reach(
+    signals: TokenSignals,
+    initial_logprobs: Float[Tensor, "N V"],
+    teacher_logprobs: Float[Tensor, "N V"],
+    rows: Sequence[slice],
+    settings: Sequence[TeachabilityConfig],
+) -> TokenSignals:
+    """The signals with the reach of every position, by the threshold of its arm."""
+    found = [
+        reach_from_logprobs(
+            initial_logprobs[own], teacher_logprobs[own], threshold=args.reach_threshold
+        )
+        for own, args in zip(rows, settings, strict=True)
+    ]
+    return replace(signals, reach=torch.cat(found))
+
+
+def tables_by_arm(
+    signals: TokenSignals,
+    positions: Positions,
+    rows: Sequence[slice],
+    settings: Sequence[TeachabilityConfig],
+    needs: Collection[str],
+) -> list[SignalTable]:
+    """The table of every arm, with what the arm calls compatibility."""
+    whole = {
+        name: signal_table(
+            signals,
+            completion=positions.row,
+            position=positions.column,
+            valid=torch.ones_like(positions.row, dtype=torch.bool),
+            compatibility=name,
+            needs=needs,
+        )
+        for name in {args.compatibility for args in settings}
+    }
+    return [
+        take_rows(whole[args.compatibility], own) for own, args in zip(rows, settings, strict=True)
+    ]
+
+
+def take_rows(table: SignalTable, rows: slice) -> SignalTable:
+    """A part of a table, as a view."""
+    columns = (*SELECTED_BY, "completion", "position", "valid")
+    return replace(
+        table,
+        extra={name: value[rows] for name, value in table.extra.items()},
+        **{name: getattr(table, name)[rows] for name in columns},
+    )

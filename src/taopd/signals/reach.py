@@ -1,0 +1,120 @@
+"""Reach: how much of the teacher's mass lies on tokens that the initial student could have said.
+
+    r_i = sum_v p_T(v) [p_S0(v) >= threshold]                                            in [0, 1]
+
+S0 is the student before training, T the teacher, both over the whole vocabulary, at the student's own
+contexts. C asks the same of the present student, and by rank: under a flat student many ids beyond the K best
+are as likely as they are, and under a sharp one the K-th is hardly ever said.
+
+Exact where both distributions are here. From a server's answer it is the lower bound over the ids that the
+answer holds: the true r is larger by at most the mass that the answer does not account for.
+
+Source: ours, measured in docs/results/default.md. The threshold lies between the initial student's median
+probability of the teacher's word in two situations of the tiny lab (4e-6 and 1.2e-3).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from taopd.kernels import Head, chunk_elements_on, positions_per_chunk
+from taopd.signals.types import TokenSignals
+
+THRESHOLD = 3e-4
+"""Probability under the initial student from which on a token counts as one that it could have said."""
+
+
+def sayable(initial_logprobs: Tensor, threshold: float) -> Tensor:
+    """Share of a token's teacher mass that counts as within reach: 1 at or above the threshold, else 0.
+
+    The one place where a probability of the initial student becomes reach.
+    """
+    least = math.log(threshold) if threshold > 0.0 else -math.inf
+    return (initial_logprobs >= least).to(initial_logprobs.dtype)
+
+
+def reach_from_logprobs(
+    initial_logprobs: Float[Tensor, "N V"],
+    teacher_logprobs: Float[Tensor, "N V"],
+    *,
+    threshold: float = THRESHOLD,
+    stop_ids: Sequence[int] = (),
+) -> Float[Tensor, " N"]:
+    """r of N positions from two full rows of log-probs, nats in, a share of mass out.
+
+    Args:
+        stop_ids: ids that count as one token in both models.
+
+    Example:
+        >>> initial, teacher = (torch.tensor([row]).log() for row in ([0.9, 0.1], [0.2, 0.8]))
+        >>> reach_from_logprobs(initial, teacher, threshold=0.5)
+        tensor([0.2000])
+    """
+    counted = sayable(initial_logprobs, threshold)
+    if stop_ids:
+        ids = torch.tensor(list(stop_ids), device=initial_logprobs.device)
+        whole = initial_logprobs[:, ids].logsumexp(1, keepdim=True)
+        counted[:, ids] = sayable(whole, threshold).expand(-1, len(ids))
+    # From what is out of reach: where all is within, r is 1 and not a rounded sum of a whole vocabulary.
+    beyond = (teacher_logprobs.exp() * (1.0 - counted)).sum(1)
+    return (1.0 - beyond).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def reach_from_states(
+    initial: tuple[Float[Tensor, "N D"], Head],
+    teacher: tuple[Float[Tensor, "N Dt"], Head],
+    *,
+    threshold: float,
+    temperature: float = 1.0,
+    stop_ids: Sequence[int] = (),
+) -> Float[Tensor, " N"]:
+    """r of N positions from the states and heads of both models, in bounded memory; float32.
+
+    Args:
+        temperature: divides the logits of both.
+    """
+    (hidden, head), (teacher_hidden, teacher_head) = initial, teacher
+    # One copy of each head in the states' dtype, and not one per chunk.
+    head, teacher_head = head.cast(hidden.dtype), teacher_head.cast(teacher_hidden.dtype)
+    size = positions_per_chunk(head.vocab_size, chunk_elements_on(hidden.device.type))
+    parts = [
+        reach_from_logprobs(
+            head.logprobs(hidden[start : start + size], temperature),
+            teacher_head.logprobs(teacher_hidden[start : start + size], temperature),
+            threshold=threshold,
+            stop_ids=stop_ids,
+        )
+        for start in range(0, max(1, hidden.shape[0]), size)
+    ]
+    return torch.cat(parts)
+
+
+def reach_bound(
+    signals: TokenSignals,
+    at_students: Float[Tensor, "N K"],
+    at_teachers: Float[Tensor, "N K"],
+    *,
+    threshold: float,
+) -> Float[Tensor, " N"]:
+    """Lower bound of r from the ids at which a teacher elsewhere gave its log-probs.
+
+        sum of p_T(v) [p_S0(v) >= threshold] over the teacher's list, and over the student's if it was scored
+
+    Args:
+        at_students: the initial student's log-probs at `student_topk_ids`; likewise at the teacher's.
+    """
+    listed = signals.teacher_topk_ids >= 0
+    mass = torch.where(listed, signals.teacher_topk_logprobs.exp(), 0.0)
+    total = (mass * sayable(at_teachers, threshold)).sum(1)
+    known = signals.teacher_at_student_ids
+    if known is not None:
+        same = signals.student_topk_ids.unsqueeze(2) == signals.teacher_topk_ids.unsqueeze(1)
+        # Once: an id in both lists was counted with the teacher's.
+        alone = ~same.any(2) & (signals.student_topk_ids >= 0)
+        mass = torch.where(alone, known.exp(), 0.0)
+        total = total + (mass * sayable(at_students, threshold)).sum(1)
+    return total.clamp(0.0, 1.0)

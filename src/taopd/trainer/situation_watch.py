@@ -1,0 +1,58 @@
+"""Says after the first steps in which situation a run is: teachable, within reach, or out of reach."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from taopd.runs.limits import situation_words
+from taopd.signals import Situation, situation
+from taopd.trainer.scored_batch import ScoredBatch
+
+STEPS = 20
+"""Optimizer steps that are looked at: later the student is another one, and most of the disagreement gone."""
+
+logger = logging.getLogger(__name__)
+
+
+class SituationWatch(TrainerCallback):
+    """Adds up D by kind over the first steps, on the main process; logs the shares, and says them once.
+
+    Args:
+        record: takes (metric, value).
+    """
+
+    def __init__(self, threshold: float, record: Callable[[str, float], None]) -> None:
+        self._threshold, self._record = threshold, record
+        self._sums = Situation(0.0, 0.0, 0.0)
+        self._told = False
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        """Look at one generation batch."""
+        if self._told:
+            return
+        self._sums += situation(scored.signals, threshold=self._threshold)
+        for name, share in self._sums.shares._asdict().items():
+            self._record(f"situation/{name}", share)
+        if scored.number >= STEPS:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._told and sum(self._sums) > 0.0:
+            logger.info("situation: %s", situation_words(*self._sums.shares))
+        self._told = True
+
+    # -- callback ---------------------------------------------------------------------------------
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A run that is shorter.
+        self._tell()
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What was added up, and whether it was said."""
+        return {"sums": list(self._sums), "told": self._told}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on from `checkpoint_state()`."""
+        self._sums, self._told = Situation(*state["sums"]), state["told"]

@@ -1,0 +1,176 @@
+"""Training with `method: reach`. Oracles: full distributions of the three models, each by its own forward."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from taopd.teachers import LocalTeacher
+from tests.e2e.test_teacher_training import make_trainer as remote_trainer
+from tests.e2e.test_trainer import make_trainer, weights_of
+
+THRESHOLD, TEMPERATURE = 0.05, 0.05
+"""Of models whose logits differ by a tenth: at temperature 1 their distributions are all but uniform."""
+SETTINGS = {"method": "reach", "budget": 0.2, "anchor_fraction": 0.4}
+SETTINGS |= {"reach_threshold": THRESHOLD, "temperature": TEMPERATURE}
+SGD = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "max_steps": 3}
+LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def full_logprobs(model, batch, temperature=TEMPERATURE):
+    """float64 [B, T, V] by the model's own forward, the prompt's padding left out row by row."""
+    rows = []
+    for row in range(len(batch["prompt_ids"])):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        ids = torch.cat([prompt, batch["completion_ids"][row]]).unsqueeze(0)
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
+        rows.append((logits.double() / temperature).log_softmax(-1))
+    return torch.stack(rows)
+
+
+def watched(trainer):
+    """Trains; every step's batch with a copy of the student that it was scored by."""
+    seen = []
+
+    def look(scored):
+        seen.append((scored, {n: p.detach().clone() for n, p in trainer.model.named_parameters()}))
+
+    trainer.observers.append(look)
+    trainer.train()
+    return seen
+
+
+def models_of(micro_lab, weights):
+    names = micro_lab.student, micro_lab.teacher, micro_lab.student
+    initial, teacher, student = (
+        AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in names
+    )
+    student.load_state_dict(weights, strict=False)
+    return initial, teacher, student
+
+
+def at(scored, logprobs):
+    return logprobs[scored.positions.row, scored.positions.column]
+
+
+def reach_of(initial, teacher, threshold=THRESHOLD):
+    return torch.tensor(
+        [
+            sum(q for p, q in zip(*row, strict=True) if p >= threshold)
+            for row in zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
+        ]
+    ).double()
+
+
+def test_three_steps_are_the_formula(micro_lab, tmp_path):
+    """r from the student as it was given, also after it moved; the loss is the written sum."""
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS, **SGD)
+    seen = watched(trainer)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    moved = max((seen[2][1][name] - p).abs().max() for name, p in seen[0][1].items())
+    assert moved > 1e-3, "vacuous"
+    for (scored, weights), loss in zip(seen, logged, strict=True):
+        models = models_of(micro_lab, weights)
+        initial, teacher, student = (at(scored, full_logprobs(m, scored.batch)) for m in models)
+        r = reach_of(initial, teacher)
+        assert 0.1 < r.mean() < 0.9
+        torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
+        choice = scored.choice
+        kept, drawn = choice.selection.kept, choice.reference_mask
+        assert bool(kept.any()) and bool(drawn.any())
+        n, num = math.ceil(0.2 * len(r)), len(r)
+        p = student.exp()
+        to_teacher = (p * (student - teacher)).sum(-1)
+        to_start = (p * (student - initial)).sum(-1)
+        expected = to_teacher[kept].sum() / n
+        hold = r * to_teacher + 3.0 * (1.0 - r) * to_start
+        expected = expected + hold[drawn].sum() / (0.4 * num)
+        assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_micro_batches_and_steps_without_them_take_the_same_gradient(micro_lab, tmp_path):
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    ends = []
+    for name, more in (("a", {}), ("b", split)):
+        trainer = make_trainer(micro_lab, tmp_path / name, **SETTINGS, **SGD, **more)
+        trainer.train()
+        ends.append(weights_of(trainer))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"loss": "sampled_reverse_kl"},
+        {"loss": "forward_kl", "signals": "topk_lists"},
+        {"loss": "jsd", "gradient_window": 1, "gradient_accumulation_steps": 2},
+        {"loss": "topk_reverse_kl", "stop_tokens": "merge", "stop_token_ids": [2, 3]},
+        {"loss": "routed_kl", "num_iterations": 2, "anchor_coef": 0.0},
+        {"method": "published", "compatibility": "reach", "collapse_guard": "off"},
+        {"method": "anchored", "compatibility": "reach", "guard_every": 1},
+    ],
+    ids=lambda more: more.get("loss", more.get("method")),
+)
+def test_it_trains_with_every_kind_of_loss_and_gradient(micro_lab, tmp_path, more):
+    if "method" in more:
+        more = more | {"anchor_responses": 1.0}
+    trainer = make_trainer(micro_lab, tmp_path, **(SETTINGS | SGD | more))
+    before = weights_of(trainer)
+    seen = watched(trainer)
+    r = torch.cat([scored.signals.reach for scored, _ in seen])
+    assert bool(((r >= 0) & (r <= 1)).all()) and len(r.unique()) > 3
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(trainer).items())
+    assert all(math.isfinite(e["loss"]) for e in trainer.state.log_history if "loss" in e)
+    if more.get("collapse_guard") != "off":
+        assert any("guard/idle_drift_nats" in entry for entry in trainer.state.log_history)
+
+
+def test_with_lora_the_start_is_the_base_model(micro_lab, tmp_path):
+    settings = SETTINGS | SGD | {"learning_rate": 1.0}
+    trainer = make_trainer(micro_lab, tmp_path, peft_config=LORA, **settings)
+    assert trainer._anchor._reference.copy is None, "a second model where a second adapter will do"
+    seen = watched(trainer)
+    initial, teacher, _ = models_of(micro_lab, {})
+    scored, weights = seen[-1]
+    assert any(
+        bool(value.abs().max() > 1e-3) for name, value in weights.items() if "lora_B" in name
+    )
+    both = (at(scored, full_logprobs(model, scored.batch)) for model in (initial, teacher))
+    torch.testing.assert_close(scored.signals.reach.double(), reach_of(*both), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_teacher_elsewhere_gives_a_lower_bound_of_reach(micro_lab, tmp_path, exact):
+    model = AutoModelForCausalLM.from_pretrained(micro_lab.teacher, dtype=torch.float32).eval()
+    asked = LocalTeacher(model, 40)
+    if not exact:
+        asked = Lists(asked)
+    settings = {"method": "reach", "reach_threshold": 0.025, "collapse_guard": "off"}
+    settings |= {"max_steps": 2}
+    trainer = remote_trainer(micro_lab, tmp_path, asked, **settings)
+    for scored, _ in watched(trainer):
+        initial, teacher, _ = models_of(micro_lab, {})
+        both = [at(scored, full_logprobs(model, scored.batch, 1.0)) for model in (initial, teacher)]
+        truth, bound = reach_of(*both, 0.025), scored.signals.reach.double()
+        assert bool((bound <= truth + 1e-5).all()) and bool((bound > 0).any())
+        assert scored.signals.compatibility_is_exact == exact
+
+
+class Lists:
+    """A teacher that gives its own list alone."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def score(self, token_ids, completion_start, want_ids, top_k):
+        from dataclasses import replace
+
+        scores = self._inner.score(token_ids, completion_start, want_ids, top_k)
+        return replace(scores, want_logprobs=None)
+
+    def describe(self):
+        return self._inner.describe() | {"exact": False}

@@ -1,0 +1,69 @@
+"""The rule for the default, on made-up curves. Oracle: the rule's text in docs/results/default.md."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scripts.default_method import ARMS, known_parts
+from scripts.pages.default_method import choice_table, generated, standing
+
+
+def part(**arms):
+    """A lab with three seeds: name -> (best, end) of each seed."""
+    names = {"full": "full"} | {name.split("@")[0].replace(" ", "_"): name for name in ARMS}
+    made = {
+        names[key]: {
+            "kept": 0.1,
+            "greedy": [[0.0, best, end] for best, end in seeds],
+            "sampled": [[0.0, best, end] for best, end in seeds],
+        }
+        for key, seeds in arms.items()
+    }
+    return {"variant": "made", "loss": "reverse_kl", "steps": [0, 100, 200], "arms": made}
+
+
+FLAT = [(0.9, 0.9)] * 3
+
+
+def test_the_shortfall_is_to_the_best_rival_at_its_own_best_checkpoint():
+    lab = part(full=[(0.95, 0.2)] * 3, published=FLAT, reach=[(0.94, 0.94), (0.9, 0.9), (0.8, 0.8)])
+    found = standing(lab, "reach@0.1")
+    differences = [1.0, 5.0, 15.0]
+    low, high = stats.t.interval(
+        0.95, 2, loc=np.mean(differences), scale=np.std(differences, ddof=1) / 3**0.5
+    )
+    assert (found.shortfall, found.low, found.high) == pytest.approx((7.0, low, high))
+    assert found.verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("reach", "verdict"),
+    [
+        ([(0.9, 0.9)] * 3, "holds"),
+        ([(0.92, 0.92)] * 3, "holds"),
+        ([(0.7, 0.7)] * 3, "loses"),
+        ([(0.9, 0.9), (0.9, 0.9), (0.9, 0.65)], "1 collapsed"),
+    ],
+)
+def test_a_lab_tells_where_the_interval_lies_on_one_side_of_a_point(reach, verdict):
+    lab = part(full=FLAT, published=FLAT, reach=reach)
+    assert standing(lab, "reach@0.1").verdict == verdict
+    passing = choice_table([lab])[1]
+    assert ("reach@0.1" in passing) == (verdict == "holds")
+    assert "published@0.1" in passing
+
+
+def test_an_arm_without_rivals_is_left_out_and_the_page_says_so():
+    lab = part(published=FLAT, reach=FLAT)
+    assert standing(lab, "reach@0.1") is None
+    assert "Missing arms: made: full" in generated([lab])
+
+
+def test_what_was_measured_before_has_the_same_settings():
+    """An arm of collapse.json is taken by its name: the settings behind the name must be these."""
+    from scripts import collapse
+
+    for name in ("full", "published@0.1", "anchored@0.1"):
+        assert collapse.MAIN[name] == {"budget": 0.1} | ARMS[name] or name == "full"
+    assert collapse.MAIN["full"] == ARMS["full"]
+    assert all("reach@0.1" not in known["arms"] for known in known_parts().values())

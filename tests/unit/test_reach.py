@@ -1,0 +1,272 @@
+"""`method: reach`: r and the rule around it. Oracles: the definitions in plain Python floats."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selector_tables import random_table
+from trl import DistillationConfig
+
+from taopd.errors import ConfigError
+from taopd.kernels import Head
+from taopd.signals import (
+    lists_from_exact,
+    reach_bound,
+    reach_from_logprobs,
+    reach_from_states,
+    signal_table,
+    signals_from_logprobs,
+)
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.metrics import selection_metrics
+from taopd.trainer.selection import choose, gather_options, reads_reach
+from tests.unit.simulated_ranks import World, split
+
+VOCAB = 11
+
+
+def logprobs(num, seed, sharpness=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(num, VOCAB, generator=generator, dtype=dtype)
+    return logits.log_softmax(-1)
+
+
+def reach_by_definition(initial, teacher, threshold, stop_ids=()):
+    """r of one position from two lists of probabilities."""
+    total = 0.0
+    for v, mass in enumerate(teacher):
+        said = sum(initial[s] for s in stop_ids) if v in stop_ids else initial[v]
+        total += mass if said >= threshold else 0.0
+    return total
+
+
+def config(**values):
+    return TeachabilityConfig(output_dir="runs/x", bf16=False, use_cpu=True, **values)
+
+
+# r
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-3, 0.03, 0.3, 1.0])
+@pytest.mark.parametrize("stop_ids", [(), (2, 7)])
+def test_reach_is_its_definition(threshold, stop_ids):
+    initial, teacher = logprobs(30, 0), logprobs(30, 1)
+    found = reach_from_logprobs(initial, teacher, threshold=threshold, stop_ids=stop_ids)
+    rows = zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
+    expected = [reach_by_definition(p, q, threshold, stop_ids) for p, q in rows]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert threshold in (0.0, 1.0) or max(expected) - min(expected) > 0.4, "vacuous"
+
+
+def test_a_stop_class_is_within_reach_as_a_whole():
+    """Two end tokens that the initial student gives half the threshold each."""
+    initial = torch.tensor([[0.5, 0.5 - 2e-3, 1e-3, 1e-3]]).double().log()
+    teacher = torch.tensor([[0.1, 0.1, 0.8, 0.0]]).double().log()
+    apart = reach_from_logprobs(initial, teacher, threshold=2e-3)
+    together = reach_from_logprobs(initial, teacher, threshold=1.9e-3, stop_ids=(2, 3))
+    assert (float(apart), float(together)) == pytest.approx((0.2, 1.0))
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 40.0), st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_reach_is_a_share_that_falls_with_the_threshold(seed, sharpness, threshold):
+    initial = logprobs(5, seed, sharpness, torch.float32)
+    teacher = logprobs(5, seed + 1, sharpness, torch.float32)
+    r = reach_from_logprobs(initial, teacher, threshold=threshold)
+    assert bool(((r >= 0) & (r <= 1)).all())
+    assert bool((r <= reach_from_logprobs(initial, teacher, threshold=threshold / 2) + 1e-6).all())
+    assert torch.equal(reach_from_logprobs(initial, teacher, threshold=0.0), torch.ones(5))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 40])
+def test_reach_from_states_is_that_of_the_log_probs(num_rows, monkeypatch):
+    monkeypatch.setattr("taopd.signals.reach.chunk_elements_on", lambda device: 7 * VOCAB)
+    generator = torch.Generator().manual_seed(3)
+
+    def model(width):
+        hidden = torch.randn(num_rows, width, generator=generator, dtype=torch.float64)
+        weight = torch.randn(VOCAB, width, generator=generator, dtype=torch.float64)
+        return hidden, Head(weight=weight, softcap=5.0)
+
+    models, options = (model(4), model(6)), {"threshold": 0.02, "stop_ids": (1, 3)}
+    found = reach_from_states(*models, temperature=0.7, **options)
+    full = [
+        (5.0 * torch.tanh(hidden @ head.weight.T / 5.0) / 0.7).log_softmax(-1)
+        for hidden, head in models
+    ]
+    torch.testing.assert_close(found, reach_from_logprobs(*full, **options))
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_bound_never_exceeds_reach_and_says_how_far_it_may_be_off(scored):
+    """From a server: below the true r, by at most the mass that the answer leaves open."""
+    student, teacher, initial = logprobs(60, 0), logprobs(60, 1), logprobs(60, 2)
+    signals = signals_from_logprobs(student, teacher, torch.zeros(60).long(), k=3)
+    if not scored:
+        signals = replace(signals, teacher_at_student_ids=None)
+    lists = (signals.student_topk_ids, signals.teacher_topk_ids)
+    at = [initial.gather(1, ids) for ids in lists]
+    bound = reach_bound(signals, *at, threshold=0.03)
+    truth = reach_from_logprobs(initial, teacher, threshold=0.03)
+    asked = lists if scored else lists[1:]
+    open_mass = []
+    for row in range(60):
+        known = {int(v) for ids in asked for v in ids[row]}
+        open_mass.append(1.0 - sum(math.exp(float(teacher[row, v])) for v in known))
+    assert bool((bound <= truth + 1e-9).all())
+    assert bool((truth <= bound + torch.tensor(open_mass) + 1e-9).all())
+    assert float((truth - bound).max()) > 0.01, "vacuous"
+    # A list that is shorter than K has no id to ask about.
+    short = replace(signals, teacher_topk_ids=torch.full_like(lists[1], -1))
+    if not scored:
+        assert not bool(reach_bound(short, *at, threshold=0.0).any())
+
+
+# the rule
+
+
+def rule_by_definition(table, args, drawn):
+    """The kept tokens, and every token's weight towards the teacher and towards the start."""
+    valid = [i for i in range(len(table)) if table.valid[i]]
+    D, r = table.disagreement.tolist(), table.extra["reach"].tolist()
+
+    def scaled(column):
+        values = torch.tensor([column[i] for i in valid], dtype=torch.float64)
+        low, high = (float(values.quantile(q)) for q in (0.05, 0.95))
+        return {i: min(1.0, max(0.0, (column[i] - low) / (high - low + 1e-12))) for i in valid}
+
+    d, c = scaled(D), scaled(r)
+    n = max(1, math.ceil(args.budget * len(valid)))
+    worth = [i for i in valid if D[i] * r[i] >= 0.05]
+    kept = set(sorted(worth, key=lambda i: -d[i] * c[i])[:n])
+    to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
+    for i in valid:
+        if i in kept:
+            to_teacher[i] = 1.0 / n
+        elif drawn[i]:
+            weight = 1.0 / (args.anchor_fraction * len(valid))
+            to_teacher[i], to_start[i] = r[i] * weight, args.coef * (1.0 - r[i]) * weight
+    return kept, to_teacher, to_start
+
+
+def reach_table(seed=0, floor=False):
+    """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching."""
+    table = random_table(num_rows=400, seed=seed)
+    disagreement = table.disagreement * (0.01 if floor else 1.0)
+    return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
+
+
+@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize("coef", [3.0, 0.0])
+def test_the_rule_is_its_definition(floor, coef):
+    table, args = reach_table(floor=floor), config(method="reach", budget=0.2, anchor_coef=coef)
+    choice = choose(table, args, step=4, training=True)
+    drawn = choice.reference_mask.tolist()
+    kept, to_teacher, to_start = rule_by_definition(table, args, drawn)
+    assert set(choice.selection.kept.nonzero().flatten().tolist()) == kept
+    assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
+    assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9)
+    assert kept and (len(kept) < choice.selection.num_budget) == floor
+    share = sum(drawn) / (choice.selection.num_valid - len(kept))
+    assert 0.04 < share < 0.18, "a tenth of the unselected"
+    assert not bool((choice.selection.kept & choice.reference_mask).any())
+
+
+def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():
+    """threshold 0: r = 1, so that D alone ranks and the drawn tokens are all taught."""
+    table = reach_table()
+    ones = torch.ones_like(table.disagreement)
+    table = replace(table, extra=table.extra | {"reach": ones}, compatibility=ones)
+    choice = choose(table, config(method="reach"), step=1, training=True)
+    assert not bool(choice.anchor_weights.any())
+    drawn = choice.reference_mask
+    assert bool((choice.loss_weights[drawn] > 0).all()) and bool(drawn.any())
+
+
+def test_a_budget_of_one_is_full_distillation():
+    """Every token is selected, below the floor too: there is no other token to hold."""
+    choice = choose(
+        reach_table(floor=True), config(method="reach", budget=1.0), step=0, training=True
+    )
+    valid = reach_table().valid
+    assert torch.equal(choice.selection.kept, valid) and not bool(choice.reference_mask.any())
+    expected = valid.double() / valid.sum()
+    torch.testing.assert_close(choice.loss_weights, expected)
+
+
+def test_nothing_worth_teaching_leaves_the_hold():
+    table = reach_table()
+    table = replace(table, disagreement=table.disagreement * 1e-3)
+    choice = choose(table, config(method="reach"), step=0, training=True)
+    assert choice.selection.num_kept == 0 and bool(choice.trains.any())
+
+
+def test_evaluation_compares_every_token_with_the_teacher():
+    table = reach_table()
+    choice = choose(table, config(method="reach"), step=0, training=False)
+    torch.testing.assert_close(choice.loss_weights, table.valid.double() / table.valid.sum())
+    assert not bool(choice.anchor_weights.any())
+
+
+@pytest.mark.parametrize("floor", [False, True])
+def test_ranks_that_hold_parts_choose_as_one(floor):
+    """Nothing is gathered: counts and order statistics alone; denominators are global."""
+    table, args = reach_table(seed=2, floor=floor), config(method="reach", budget=0.2)
+    whole = choose(table, args, step=0, training=True)
+    expected, parts = selection_metrics(table, whole), split(table, [1, 3])
+
+    def on_rank(ranks, part):
+        part = replace(part, ranks=ranks)
+        choice = choose(part, args, step=0, training=True)
+        return choice, selection_metrics(part, choice)
+
+    found = World(len(parts)).run(on_rank, parts)
+    for name in ("loss_weights", "anchor_weights", "reference_mask"):
+        joined = torch.cat([getattr(choice, name) for choice, _ in found])
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-12, atol=0)
+    for _, metrics in found:
+        assert metrics == pytest.approx(expected, rel=1e-9)
+
+
+# settings
+
+
+def test_what_the_method_stands_for_and_what_wins_over_it():
+    made = config(method="reach")
+    assert (made.compatibility, made.coef) == ("reach", 3.0)
+    assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
+    assert reads_reach(made) and gather_options(made)["columns"] == ("reach",)
+    other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
+    assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
+    assert reads_reach(other) and reads_reach(config(compatibility="reach"))
+    assert not reads_reach(config()) and config().compatibility == "mass"
+    trls = DistillationConfig(output_dir="runs/x", bf16=False, use_cpu=True)
+    assert TeachabilityConfig.of(trls, "a/b").compatibility == "mass"
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"method": "reach", "reduction": "sample_mean"}, "token_mean"),
+        ({"method": "reached"}, "Did you mean 'reach'"),
+        ({"reach_threshold": -0.1}, "reach_threshold=-0.1"),
+        ({"reach_threshold": 1.5}, "reach_threshold=1.5"),
+    ],
+)
+def test_what_is_refused(values, match):
+    with pytest.raises(ConfigError, match=match):
+        config(**values)
+
+
+def test_reach_without_an_initial_student_is_refused_in_words():
+    signals = signals_from_logprobs(logprobs(4, 0), logprobs(4, 1), torch.zeros(4).long(), k=3)
+    place = {"completion": torch.zeros(4).long(), "position": torch.arange(4)}
+    valid = torch.ones(4, dtype=torch.bool)
+    for each in (signals, lists_from_exact(signals)):
+        with pytest.raises(ConfigError, match=r"initial student.*only training"):
+            signal_table(each, **place, valid=valid, compatibility="reach")
+        with pytest.raises(ConfigError, match=r"initial student.*only training"):
+            signal_table(each, **place, valid=valid, needs=("reach",))

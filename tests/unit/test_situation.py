@@ -1,0 +1,77 @@
+"""Situation: where a pair's disagreement lies. Oracles: sums over tokens in plain Python; counts of a run."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from taopd.runs.limits import situation_words
+from taopd.signals import reach_from_logprobs, signals_from_logprobs, situation
+from taopd.trainer.situation_watch import STEPS, SituationWatch
+from tests.conftest import is_documented
+
+
+def rows(num, vocab, seed, sharpness=4.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(num, vocab, generator=generator, dtype=torch.float64)
+    return logits.log_softmax(-1)
+
+
+def test_shares_are_sums_of_d_by_kind():
+    initial, student, teacher = rows(300, 12, 0), rows(300, 12, 1), rows(300, 12, 2)
+    signals = signals_from_logprobs(student, teacher, torch.zeros(300).long(), k=3)
+    signals = replace(signals, reach=reach_from_logprobs(initial, teacher, threshold=0.01))
+    sums = [0.0, 0.0, 0.0]
+    columns = (signals.disagreement, signals.compatibility, signals.reach)
+    for d, c, r in zip(*(column.tolist() for column in columns), strict=True):
+        sums[2 if r <= 0.5 else 0 if c > 0.5 else 1] += d
+    found = situation(signals, threshold=0.01)
+    assert tuple(found) == pytest.approx(sums) and min(sums) > 0.0
+    assert sum(found.shares) == pytest.approx(1.0)
+    assert tuple(found + found) == pytest.approx([2 * each for each in sums])
+
+
+def test_without_an_initial_student_the_one_at_hand_is_judged_by_both_lists():
+    """K of the whole vocabulary: nothing is left open, and the bound is r itself."""
+    student, teacher = rows(200, 6, 3), rows(200, 6, 4)
+    for k in (6, 2):
+        signals = signals_from_logprobs(student, teacher, torch.zeros(200).long(), k=k)
+        truth = replace(signals, reach=reach_from_logprobs(student, teacher, threshold=0.02))
+        mine, exact = situation(signals, threshold=0.02), situation(truth, threshold=0.02)
+        assert mine.out_of_reach >= exact.out_of_reach - 1e-9
+        if k == 6:
+            assert tuple(mine) == pytest.approx(tuple(exact))
+    listless = replace(signals, student_at_teacher_ids=None, teacher_at_student_ids=None)
+    assert situation(listless, threshold=0.02).out_of_reach >= mine.out_of_reach - 1e-9
+
+
+def test_the_words_name_the_arm_to_compare_with():
+    words = situation_words(0.5, 0.09, 0.41)
+    assert "41% lies on tokens that this student hardly ever says" in words
+    assert "full distillation" in words and "method: reach" not in words
+    assert "method: reach" in situation_words(0.5, 0.4, 0.1)
+    assert "compare with" not in situation_words(0.9, 0.05, 0.05)
+
+
+def test_the_first_steps_are_added_up_and_said_once(caplog):
+    logging.getLogger("taopd").propagate = True
+    student, teacher = rows(50, 12, 5), rows(50, 12, 6)
+    signals = signals_from_logprobs(student, teacher, torch.zeros(50).long(), k=3)
+    seen = []
+    watch = SituationWatch(0.01, lambda name, value: seen.append((name, value)))
+    with caplog.at_level(logging.INFO, logger="taopd.trainer.situation_watch"):
+        for number in range(1, 10):
+            watch(SimpleNamespace(signals=signals, number=number))
+        # Interrupted and resumed.
+        again = SituationWatch(0.01, lambda name, value: seen.append((name, value)))
+        again.load_checkpoint_state(watch.checkpoint_state())
+        for number in range(10, STEPS + 5):
+            again(SimpleNamespace(signals=signals, number=number))
+        again.on_train_end(None, None, None)
+    assert len(seen) == 3 * STEPS and all(is_documented(name) for name, _ in seen)
+    shares = situation(signals, threshold=0.01).shares
+    assert dict(seen)["situation/out_of_reach"] == pytest.approx(shares.out_of_reach)
+    said = [record.message for record in caplog.records if "situation" in record.message]
+    assert said == [f"situation: {situation_words(*shares)}"]
