@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser
 from taopd.errors import ConfigError
@@ -126,7 +126,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         from taopd.preflight.subject import Subject
 
         subject = Subject(settings=parsed)
-        longest = {"prompt_length": subject.longest_prompt}
+        longest: dict[str, Any] = {"prompt_length": subject.longest_prompt}
         if subject.has_teacher_prompts:
             longest["teacher_prompt_length"] = subject.longest_teacher_prompt
         settings = replace(settings, **longest)

@@ -206,9 +206,9 @@ def resolve_loss(
     if name == "sampled_tail_kl":
 
         def two_parts(student: Tensor, targets: Targets) -> Tensor:
-            columns = [student, targets.teacher_distribution()]
             return sampled_tail_kl(
-                *(merge_columns(each, merged_ids) for each in columns),
+                merge_columns(student, merged_ids),
+                merge_columns(targets.teacher_distribution(), merged_ids),
                 merged_token_ids(targets.token_ids, merged_ids, student.shape[1]),
                 k=k,
                 sampling_logprobs=targets.sampling_logprobs,

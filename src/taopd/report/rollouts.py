@@ -56,9 +56,9 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
             entries.update(line.get("vocabulary", {}).values())
         kind = tokenizer_kind(token for token in entries if token)
         grade = _grader(match or run.match)
-        prompts, *around = bare([str(line.get("prompt", "")) for line in chosen])
+        prompts, before, after = bare([str(line.get("prompt", "")) for line in chosen])
         rollouts += [
-            replace(_rollout(run.name, line, kind, grade), prompt=prompt, around=tuple(around))
+            replace(_rollout(run.name, line, kind, grade), prompt=prompt, around=(before, after))
             for line, prompt in zip(chosen, prompts, strict=True)
         ]
     return _within(rollouts)

@@ -74,16 +74,16 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
     tools = load_tools(args.tools) if args.tools else ()
     # Before any weight is trained: one prompt too long would end the run at a step that nobody can foresee.
-    own = TeacherPrompts(args.teacher_prompt_template)
+    others = TeacherPrompts(args.teacher_prompt_template)
     for rows in (train_dataset, eval_dataset):
         if rows is None:
             continue
-        reads = own.used(rows.column_names)
+        reads = others.used(rows.column_names)
         if reads:
-            own.check(rows.column_names, str(script.dataset_name))
+            others.check(rows.column_names, str(script.dataset_name))
         # The teacher reads its own prompts in place of the student's.
         both = [student] if reads or teacher is None else [student, teacher]
-        for prompts, models in ((None, both), (own, [teacher or student]))[: 1 + reads]:
+        for prompts, models in ((None, both), (others, [teacher or student]))[: 1 + reads]:
             elsewhere = prompts is not None and args.teacher_url is not None
             check_prompt_lengths(
                 rows,

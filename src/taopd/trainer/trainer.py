@@ -92,10 +92,10 @@ class TeachabilityTrainer(BaseTrainer):
         given.require_savable(self.model)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
-        own = OwnTeacher.of(teacher_model, args, *whole)
-        self.average = own and own.average
+        itself = OwnTeacher.of(teacher_model, args, *whole)
+        self.average = itself and itself.average
         self._teacher = TeacherSource(
-            own or teacher_model, args, self.model, self._tokenizer, self.accelerator
+            itself or teacher_model, args, self.model, self._tokenizer, self.accelerator
         )
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
@@ -122,7 +122,7 @@ class TeachabilityTrainer(BaseTrainer):
         sinks = self.record, found.add, self._load_from_checkpoint
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        self._anchor = Anchor(args, *parts, own and own.start)
+        self._anchor = Anchor(args, *parts, None if itself is None else itself.start)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
@@ -143,7 +143,6 @@ class TeachabilityTrainer(BaseTrainer):
         attach_step_lines(self)
 
     # -- a generation batch: sample, score, select ------------------------------------------------
-
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         """TRL's stage between the prompts and the micro-batches: all that is done once a generation batch."""
         with self._recorder.timed("perf/sample_s"):
@@ -158,8 +157,9 @@ class TeachabilityTrainer(BaseTrainer):
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
         models = self.forward_states, self.model_wrapped
-        judged = batch, positions, scored, self._teacher_head, self.stop_ids
-        scored = self._anchor.with_reach(*models, *judged)
+        scored = self._anchor.with_reach(
+            *models, batch, positions, scored, self._teacher_head, self.stop_ids
+        )
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(*models, selected)

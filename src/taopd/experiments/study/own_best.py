@@ -166,10 +166,10 @@ def _difference(
     }
     outcome = next(iter(own.values()))[seeds[0]]
     found["over_seeds"] = _as_dict(between_best(first, second, least=_rounding(outcome, True)))
-    right = [reader.problems(arm, seeds) for arm in (own, other)]
+    mine, theirs = (reader.problems(arm, seeds) for arm in (own, other))
     found["over_problems"] = None
-    if right[0] is not None and right[1] is not None and right[0].shape[1] == right[1].shape[1]:
-        found["over_problems"] = _as_dict(between_best(*right, least=_step(right[0], seeds)))
+    if mine is not None and theirs is not None and mine.shape[1] == theirs.shape[1]:
+        found["over_problems"] = _as_dict(between_best(mine, theirs, least=_step(mine, seeds)))
     return found
 
 

@@ -29,9 +29,13 @@ def _study(study: Study) -> str:
         )
         for arm in arms
     ]
-    words = {"x_label": "learning rate (logarithmic)"}
     chart = lines(
-        "accuracy against learning rate", series, to=100.0, log_x=True, size=_SIZE, **words
+        "accuracy against learning rate",
+        series,
+        to=100.0,
+        log_x=True,
+        size=_SIZE,
+        x_label="learning rate (logarithmic)",
     )
     several = len({rate for arm in arms for rate, _ in arm["curve"]}) > 1
     parts = [f"<h3>{escape(str(results.get('title') or study.name))}</h3>"]
