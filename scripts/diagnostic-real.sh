@@ -11,9 +11,10 @@ pair=runs/smollm2
 for student in student instruct; do
   here=$out/$student
   mkdir -p "$here"
-  # Full distillation, so that every token had its chance; the settings are those of the study.
+  # Full distillation, so that every token had its chance; the settings are those of the study, in bfloat16 as
+  # the bank: twice as fast on a CPU with instructions for it, slow on others.
   test -e "$here/run/checkpoint-24" || $taopd train --config recipes/smollm2.yaml --overwrite --skip-check \
-    --output_dir "$here/run" --model_name_or_path "$pair/$student" --selector full --anchor_coef 0 \
+    --output_dir "$here/run" --model_name_or_path "$pair/$student" --selector full --anchor_coef 0 --bf16 true \
     --max_steps 24 --save_steps 12
   test -e "$here/bank/manifest.json" || $taopd diagnose freeze --student "$pair/$student" --teacher "$pair/teacher" \
     --prompts "$pair/prompts.parquet" --split train --num-completions 150 --max-tokens 48 --k 16 \
