@@ -47,6 +47,7 @@ def load_object(path: str, setting: str) -> object:
     """
     # Without a colon the last dot parts module and function.
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    # Code of the user's own, named in a config as it would be imported in Python.
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
