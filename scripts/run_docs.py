@@ -27,7 +27,7 @@ PAGES = (
     ),
     "examples/README.md",
 )
-PROGRAMS = ("taopd", "python", "accelerate", "make", "git", "pip", "vllm", "diff", "bash")
+PROGRAMS = ("taopd", "python", "accelerate", "make", "git", "pip", "vllm", "diff", "bash", "cat")
 ELSEWHERE = {
     r"git clone": "this checkout is one",
     r"make ": "has targets of its own in CI",
@@ -78,7 +78,7 @@ def lines(pages: Sequence[str] = PAGES, *, long: bool = False) -> list[Line]:
 
 def workplace(folder: Path) -> None:
     """Lay out a folder in which the commands find what a checkout has after `make demo`."""
-    for name in ("recipes", "tests", "examples", "docs", "scripts", "README.md"):
+    for name in ("recipes", "tests", "examples", "docs", "scripts", "README.md", "CITATION.cff"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "runs").mkdir()
     for made in ("demo", "smollm2"):

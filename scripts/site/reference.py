@@ -35,6 +35,7 @@ FORMATS = {
     "ROLLOUT": ("rollouts.jsonl", "One line per completion; lists have one entry per token."),
     "OUTCOME": ("results.json of a run", "What one arm and seed came to."),
     "STUDY": ("results.json of a study", "All runs of a study, arms and comparisons."),
+    "RATES": ("Learning rates of a study", "Within its results.json, under `rates`."),
     "QUESTION": ("results.json of a study, its question", "What was held equal and measured."),
     "VERDICTS": ("verdicts.json", "Claims of the diagnostic, with intervals."),
     "MANIFEST": ("manifest.json", "Of a bank, of gains and of a diagnostic's report."),
@@ -155,7 +156,8 @@ def files_page() -> str:
         " What a run folder holds beside these, and what writes it:"
         " [files of a run](../guides/files.md#files-of-a-run).",
     ]
-    for name, (file, text) in FORMATS.items():
+    for name in sorted(shapes(), key=[*FORMATS, *shapes()].index):
+        file, text = FORMATS.get(name, (name.lower(), ""))
         shape = getattr(schemas, name)
         lines += ["", f"## {file}", "", text]
         if isinstance(shape, list):
@@ -163,6 +165,13 @@ def files_page() -> str:
             shape = shape[0]
         lines += ["", "| key | required | value |", "|---|---|---|", *_shape_rows(shape, "")]
     return "\n".join(lines) + "\n"
+
+
+def shapes() -> list[str]:
+    """Names of the shapes that `taopd.runs.schemas` defines, without that of any object."""
+    body = ast.parse((ROOT / "src/taopd/runs/schemas.py").read_text(encoding="utf-8")).body
+    names = [ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)]
+    return [name for name in names if name.isupper() and name[0] != "_" and name != "OBJECT"]
 
 
 def _shape_rows(shape: Any, prefix: str) -> Iterator[str]:

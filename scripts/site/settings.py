@@ -109,8 +109,12 @@ def group_of_settings() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted((ROOT / "src/taopd/trainer").glob("*.py")):
         group = OTHERS
+        # Of another class the titles need its subject: "Teacher: behind a server".
+        subject = path.stem.removesuffix("_settings").capitalize()
         for title, name in _LINE.findall(path.read_text(encoding="utf-8")):
-            group = title or group
+            if title:
+                of_config = path.name == "config.py"
+                group = title if of_config else f"{subject}: {title[0].lower()}{title[1:]}"
             if name:
                 found[name] = group
     return found

@@ -1,4 +1,4 @@
-"""README and guide do what they say: code runs, commands exist, linked files are there."""
+"""README and guides do what they say: README's code runs, commands exist, linked files are there."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,10 @@ from taopd.errors import ConfigError
 from tests.contract.test_math import find
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "examples/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FILE = r"`((?:src|tests|scripts|benchmarks|recipes|docs)/[\w./-]+|[\w/]+\.py)(?:::(\w+))?`"
 """A path from the root, or a file of the package, and perhaps something that is defined in it."""
 
@@ -37,21 +40,7 @@ def test_the_readme_example_trains(micro_lab, tmp_path, monkeypatch):
     assert len(example.splitlines()) <= 12
 
 
-def test_the_guides_selector_registers_and_selects(monkeypatch):
-    from taopd.selectors import SELECTORS
-
-    (example,) = [
-        block for block in blocks(ROOT / "docs/guide.md", "python") if "register" in block
-    ]
-    namespace: dict = {}
-    try:
-        exec(example.replace("output_dir=", "bf16=False, use_cpu=True, output_dir="), namespace)
-        assert namespace["args"].selector == "surprising"
-    finally:
-        SELECTORS.pop("surprising", None)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_commands_exist(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -88,7 +77,7 @@ def broken(page: Path) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_paths_and_dotted_names_lead_somewhere(page):
     assert broken(page) == []
 
