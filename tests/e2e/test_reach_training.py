@@ -11,7 +11,7 @@ from taopd.teachers import LocalTeacher
 from tests.e2e.test_teacher_training import make_trainer as remote_trainer
 from tests.e2e.test_trainer import make_trainer, weights_of
 
-THRESHOLD, TEMPERATURE = 0.05, 0.05
+THRESHOLD, TEMPERATURE = 0.01, 0.05
 """Of models whose logits differ by a tenth: at temperature 1 their distributions are all but uniform."""
 SETTINGS = {"method": "reach", "budget": 0.2, "anchor_fraction": 0.4}
 SETTINGS |= {"reach_threshold": THRESHOLD, "temperature": TEMPERATURE}
@@ -76,7 +76,7 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path):
         models = models_of(micro_lab, weights)
         initial, teacher, student = (at(scored, full_logprobs(m, scored.batch)) for m in models)
         r = reach_of(initial, teacher)
-        assert 0.1 < r.mean() < 0.9
+        assert 0.03 < r.mean() < 0.97
         torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
         choice = scored.choice
         kept, drawn = choice.selection.kept, choice.reference_mask

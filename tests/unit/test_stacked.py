@@ -112,7 +112,10 @@ def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor):
         ids = torch.nn.functional.pad(ids, (0, 17 - ids.shape[1]), value=PAD_ID)
         (choice,) = ours.update(ids.unsqueeze(0), step)
         assert torch.equal(choice.selection.kept, scored.choice.selection.kept)
-        assert torch.equal(choice.anchor_weights, scored.choice.anchor_weights)
+        # With reach they hold 1 - r, of two forwards that round otherwise.
+        weights = choice.anchor_weights, scored.choice.anchor_weights
+        tolerance = 1e-5 if arm.config["method"] == "reach" else 0.0
+        torch.testing.assert_close(*weights, rtol=tolerance, atol=tolerance)
     theirs = stack(trainer.model, 1)[1]
     moved = max((theirs[name] - start[name]).abs().max() for name in start)
     assert moved > 2e-4
