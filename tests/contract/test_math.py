@@ -15,7 +15,7 @@ TESTS = sorted(set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", TEXT)))
 def find(name: str) -> object:
     """What a dotted name below `taopd` stands for: a module, or something in one."""
     parts = name.split(".")
-    for size in range(len(parts), 0, -1):
+    for size in range(len(parts), -1, -1):
         path = ".".join(["taopd", *parts[:size]])
         try:
             found: object = importlib.import_module(path)

@@ -81,7 +81,7 @@ def test_every_setting_has_a_row_and_every_number_a_unit(site):
     assert settings.group_of_settings()["beta"] == "The loss at the kept tokens"
     assert "\n## Others\n" not in text, "a setting of ours without a group"
     assert "| `budget` | `0.05` | share of the tokens |" in text
-    assert "\n## The anchor at unselected tokens" in text
+    assert "\n## The method and its hold on unselected tokens" in text
 
 
 def test_every_metric_command_and_file_has_its_place(site):

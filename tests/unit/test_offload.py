@@ -187,3 +187,10 @@ def test_on_a_gpu_numbers_are_the_same_and_the_peak_is_two_layers():
     assert moved.slot_bytes <= peak < moved.slot_bytes + activations < moved.layer_bytes
     del found
     assert torch.cuda.memory_allocated() <= before
+
+
+def test_the_plan_counts_with_the_same_slots_and_blocks():
+    from taopd.models import offload, quantization
+    from taopd.trainer.cost import teacher_weights
+
+    assert (teacher_weights.SLOTS, teacher_weights.BLOCK) == (offload.SLOTS, quantization.BLOCK)

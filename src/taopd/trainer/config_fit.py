@@ -1,11 +1,12 @@
 """Settings of a teacher that does not fit as it is, and of the tools that the student may call."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from taopd.errors import ConfigError, require_known
 from taopd.models.quantization import QUANTIZATIONS
-from taopd.trainer.config_checks import OWN_TEACHERS
+from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.teacher_settings import option
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -13,25 +14,26 @@ if TYPE_CHECKING:
 OFFLOADS = ("cpu",)
 
 
-def _option(text: str) -> Any:
-    return field(default=None, metadata={"help": text})
-
-
 @dataclass
 class FitSettings:
     """A part of `TeachabilityConfig`."""
 
-    teacher_quantization: str | None = _option(
+    # A teacher that does not fit as it is, and tools
+
+    teacher_quantization: str | None = option(
+        None,
         "Hold the teacher's linear layers in 8bit or 4bit (needs bitsandbytes). `taopd check` measures what "
-        "it changes. TRL's load_in_4bit is about the student."
+        "it changes. TRL's load_in_4bit is about the student.",
     )
-    teacher_offload: str | None = _option(
+    teacher_offload: str | None = option(
+        None,
         "cpu: the teacher's layers stay in host memory and are copied to the device while each computes; "
-        "same numbers. Embedding and head stay on the device."
+        "same numbers. Embedding and head stay on the device.",
     )
-    tools: str | None = _option(
+    tools: str | None = option(
+        None,
         "Dotted path of a list of functions that the student may call while it samples, "
-        "package.module:TOOLS; as the trainer's argument `tools`."
+        "package.module:TOOLS; as the trainer's argument `tools`.",
     )
 
 

@@ -7,13 +7,13 @@
 Embedding, head, norms, biases and experts that are one tensor keep the teacher's dtype.
 """
 
-from taopd.models.offload import SLOTS
-from taopd.models.quantization import BLOCK
 from taopd.trainer.cost.settings import BYTES, PlanSettings
 from taopd.trainer.cost.shapes import ModelShape
 
 SCALE = 4
 """Bytes of a float32 scale."""
+SLOTS, BLOCK = 2, 64
+"""Of `models.offload` and `models.quantization`, which import torch: a plan does not."""
 
 
 def held_bytes(teacher: ModelShape, settings: PlanSettings) -> float:
