@@ -29,7 +29,7 @@ from taopd.signals import SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 
 _READS_C = re.compile(
-    r"teachab(?!ility_raw_c)|compatib|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
+    r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
 )
 """In the names of the selectors that read C~; all names are compared with what they read in the tests."""
 
