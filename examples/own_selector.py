@@ -14,16 +14,16 @@ from taopd import (
 )
 
 
-@register_selector("surprising")
-def surprising(view):
-    """High disagreement where the student is sure: d and h are D~ and H~, scaled to [0, 1]."""
-    return view.d * (1 - view.h)
+@register_selector("sure_but_wrong")
+def sure_but_wrong(view):
+    """Disagreement within reach where the student is sure: d, c, h are D~, C~, H~ in [0, 1]."""
+    return view.d * view.c * (1 - view.h)
 
 
 lab = build_lab("dialect")
 args = TeachabilityConfig(
     output_dir="runs/own-selector",
-    selector="surprising",
+    selector="sure_but_wrong",
     shadow_selectors=["teachability", "random"],  # what they would have kept of the same tokens
     budget=0.1,
     score_top_k=lab.top_k,

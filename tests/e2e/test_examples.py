@@ -44,7 +44,7 @@ def test_an_example_trains_to_its_end(name, small_lab, tmp_path, monkeypatch, ca
     try:
         left = run(name, small_lab, tmp_path, monkeypatch)
     finally:
-        SELECTORS.pop("surprising", None)
+        SELECTORS.pop("sure_but_wrong", None)
     trainer = left["trainer"]
     assert trainer.state.global_step == trainer.args.max_steps > 1
     assert Path(trainer.args.output_dir).is_dir()
