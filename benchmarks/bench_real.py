@@ -146,6 +146,7 @@ def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
             "report_to": "none",
         },
         **{"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+        **{f"{model}model_init_kwargs": {"dtype": "float32"} for model in ("", "teacher_")},
     }
     prompts = load_prompts(str(case.pair / "prompts.parquet"), split="train")
     models = [str(case.pair / part) for part in ("student", "teacher")]
@@ -195,7 +196,7 @@ def turns(names: list[str], case: Case) -> dict[str, list[dict[str, Any]]]:
             for name, end in ends.items():
                 end.send("step")
                 found[name].append(end.recv())
-    except EOFError:
+    except (EOFError, OSError):  # OSError: a pipe that nobody reads any more.
         sys.exit(f"the process of {name!r} ended before its time; its error stands above")
     finally:
         for process in processes:
@@ -216,7 +217,7 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     for start in range(0, len(others), room - 1):
         group = turns(["trl", *others[start : start + room - 1]], case)
         for name, steps in group.items():
-            found.setdefault(name, []).extend(steps if name not in found else steps[WARMUP:])
+            found[name] = [*found[name], *steps[WARMUP:]] if name in found else steps
     return found
 
 

@@ -18,7 +18,7 @@ def test_a_study_with_rates_from_file_to_page(micro_lab, tmp_path, capsys):
         **{"prompts": str(micro_lab.prompts), "output": str(output)},
         "config": {
             **{"max_steps": 1, "max_completion_length": 4, "per_device_train_batch_size": 4},
-            **{"gradient_checkpointing": False, "logging_steps": 1, "num_generations": 1},
+            **{"gradient_checkpointing": False, "logging_steps": 1, "score_top_k": 4},
         },
         "arms": [{"name": "full", "selector": "full"}, {"name": "tip", "selector": "tip"}],
         "random_control": False,
@@ -32,7 +32,7 @@ def test_a_study_with_rates_from_file_to_page(micro_lab, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "4 arms (learning rates: 2) x 2 seed(s)" in shown and "tip,lr=0.001" in shown
     assert main(["compare", str(path)]) == 0
-    assert "each arm at its own best" in capsys.readouterr().out
+    assert "Shared learning rate: " in capsys.readouterr().out
     whole = (output / "results.json").read_bytes()
     found = json.loads(whole)
     assert len(list((output / "arms").glob("*/results.json"))) == 8

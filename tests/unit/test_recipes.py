@@ -116,7 +116,8 @@ def test_the_recipe_the_studies_and_the_demo_of_smollm2_are_one_setting():
     wanted = TeachabilityConfig(output_dir=recipe["output_dir"], save_steps=20, **arm).to_dict()
     own = {field.name for field in fields(TeachabilityConfig)} & wanted.keys() & recipe.keys()
     ours = {"dataset_name", "model_name_or_path", "teacher_model_name_or_path", "run_name"}
-    differing = {key for key in own - ours if str(recipe[key]) != str(wanted[key])}
+    values = [{k: str(getattr(d[k], "value", d[k])) for k in own - ours} for d in (recipe, wanted)]
+    differing = {key for key in own - ours if values[0][key] != values[1][key]}
     assert not differing, differing
     assert [recipe[f"{kind}model_name_or_path"] for kind in ("", "teacher_")] == [
         study.student,
