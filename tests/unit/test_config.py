@@ -1,5 +1,7 @@
 """Settings are checked when they are made, with the nearest name and the range."""
 
+import warnings
+
 import pytest
 
 from taopd.errors import ConfigError
@@ -91,3 +93,13 @@ def test_a_removed_option_says_what_to_use_instead_wherever_it_is_set(name, tmp_
     ):
         with pytest.raises(ConfigError, match=f"^{name} was removed from taopd: .*; leave it out"):
             set_it()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": False}], ids=["default", "guide"]
+)
+def test_no_library_warns_of_what_the_guide_recommends(settings, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = TeachabilityConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **settings)
+    assert made.gradient_checkpointing is settings.get("gradient_checkpointing", True)

@@ -4,6 +4,7 @@ The one dial is `budget`. Everything else has a default that follows the paper (
 where it departs from it. `config_checks` looks at the values when the config is made: a typo costs a second.
 """
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -240,7 +241,10 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
 
     def __post_init__(self) -> None:
         self._resolve()
-        super().__post_init__()
+        # TRL's own default bears the old name of a setting: there is nothing that a caller could change.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`gradient_checkpointing", FutureWarning)
+            super().__post_init__()
         # Only now a dict: TRL takes its JSON text too.
         config_checks.check_generation_kwargs(self)
 
