@@ -33,6 +33,7 @@ class ScriptedServer:
 
     def __init__(self, model, kind: str = "vllm", *, exact: bool = False) -> None:
         self.model, self.kind, self.exact = model.eval(), kind, exact
+        self.name = "tiny-teacher"
         self.script: deque[Behaviour | None] = deque()
         """What happens to the next scoring requests; None, or the end of it: an answer."""
         self.always: Behaviour | None = None
@@ -84,13 +85,16 @@ class ScriptedServer:
     def get(self, path: str) -> Any:
         """The document at a path, or None."""
         if self.kind == "vllm":
-            served = {"id": "tiny-teacher", "object": "model", "max_model_len": 64}
+            served = {"id": self.name, "object": "model", "max_model_len": 64}
+            if self.model.name_or_path:
+                served["root"] = self.model.name_or_path
             known = {
                 "/v1/models": {"object": "list", "data": [served]},
                 "/version": {"version": "0"},
             }
         else:
-            known = {"/get_model_info": {"model_path": "tiny-teacher", "is_generation": True}}
+            folder = self.model.name_or_path or self.name
+            known = {"/get_model_info": {"model_path": folder, "is_generation": True}}
         return known.get(path)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:

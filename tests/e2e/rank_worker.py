@@ -169,15 +169,27 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
     rows = {
         name: load_prompts(str(lab / "prompts.parquet"), split=name) for name in ("train", "test")
     }
+    teacher: object = str(lab / "teacher")
+    if "teachers" in case:  # of another width; one rank's rows may all be of one of them
+        teacher = {"math": teacher, "code": make_model(seed=7, hidden_size=24, layers=1)}
+        rows = {
+            name: each.add_column("teacher", named(len(each), case)) for name, each in rows.items()
+        }
     return TeachabilityTrainer(
         model=model,
-        teacher_model=str(lab / "teacher"),
+        teacher_model=teacher,
         args=args,
         train_dataset=rows["train"].select(range(case.get("prompts", 24))),
         eval_dataset=rows["test"].select(range(7)),
         processing_class=AutoTokenizer.from_pretrained(lab / "student"),
         peft_config=lora,
     )
+
+
+def named(count: int, case: dict) -> list[str]:
+    """Teachers of the first rows of a dataset, over and over in the pattern of the case."""
+    pattern = case["teachers"]
+    return [pattern[index % len(pattern)] for index in range(count)]
 
 
 def watch_rows(measure, found: list):
@@ -211,7 +223,8 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
     trainer.add_callback(gradients)
     deepspeed = way.startswith("zero")
     before = weights_of(trainer.model) if deepspeed else {}
-    trainer._teacher._agreed = True  # looked at once a run, which is no part of a step
+    for source in getattr(trainer._teacher, "sources", {"": trainer._teacher}).values():
+        source._agreed = True  # looked at once a run, which is no part of a step
     with Traffic(trainer) as traffic:
         trainer.train(check=False)
     if deepspeed:  # whose gradients are gone when the step is done: of SGD, from what it moved
@@ -228,7 +241,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
         "traffic": traffic.found,
         "type": str(trainer.accelerator.distributed_type),
         "weights_bytes": local_bytes(trainer.model.parameters()),
-        "teacher_bytes": local_bytes(trainer.teacher_model.parameters()),
+        "teacher_bytes": sum(local_bytes(m.parameters()) for m in trainer._teacher.models),
         "optimizer_bytes": local_bytes(
             value
             for state in trainer.optimizer.state.values()

@@ -49,6 +49,15 @@ CASES = [
         "student": {"vocab_size": 48},
     },
     {"name": "lora", "settings": ANCHORED, "lora": True},
+    # With four ranks of two rows each, one rank has rows of one teacher alone.
+    {
+        "name": "teachers",
+        "settings": ANCHORED
+        | SPREAD
+        | {"accumulation": 2, "budget_scope": "teacher", "teacher_weights": {"code": 0.5}},
+        "teachers": ["math", "math", "code"],
+        "evaluate": True,
+    },
     # Sharp distributions: those of the micro models agree too well for anything to be worth teaching.
     {
         "name": "reach",
@@ -99,7 +108,7 @@ def test_ranks_equal_one_process(runs, case, way, world):
     for name, gradient in truth.items():
         scale = max(float(gradient.norm()), 1e-3 * largest)
         assert float((gradients[name] - gradient).norm()) / scale < 1e-5, name
-    logged = ("select/", "signal/", "shadow/", "update/", "guard/")
+    logged = ("select/", "signal/", "shadow/", "update/", "guard/", "teacher/")
     for mine, theirs in zip(ranks[0]["log"], one[0]["log"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         for key, value in theirs.items():

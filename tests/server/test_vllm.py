@@ -164,7 +164,7 @@ def test_the_same_positions_of_10000_tokens_are_selected(vllm, models, rollouts,
     teacher.close()
 
 
-def make_trainer(lab, folder, teacher=None, **settings):
+def make_trainer(lab, folder, teacher=None, rows=None, **settings):
     base = CPU | {"max_completion_length": 9, "score_top_k": K, "logging_steps": 1, "budget": 0.1}
     base |= {"loss": "sampled_reverse_kl", "max_steps": 4, "per_device_train_batch_size": 16}
     base |= {"gradient_accumulation_steps": 2, "learning_rate": 0.1, "optim": "sgd"}
@@ -172,7 +172,7 @@ def make_trainer(lab, folder, teacher=None, **settings):
         model=str(lab.student),
         teacher_model=teacher,
         args=TeachabilityConfig(output_dir=str(folder / "run"), **(base | settings)),
-        train_dataset=load_prompts(str(lab.prompts), split="train"),
+        train_dataset=rows or load_prompts(str(lab.prompts), split="train"),
     )
 
 
@@ -270,3 +270,18 @@ def test_a_server_that_stays_away_leaves_a_checkpoint_to_resume(vllm, lab, local
     assert_same_up_to_ties(again, local_run[0][2:])
     for name, value in weights.items():
         torch.testing.assert_close(value, local_run[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_teachers_one_of_them_served(vllm, lab, models, tmp_path):
+    """One in this process and the server, each with every second prompt: as with the served one here."""
+    rows = load_prompts(str(lab.prompts), split="train")
+    rows = rows.add_column("teacher", ["here" if n % 2 else "served" for n in range(len(rows))])
+    settings = {"budget_scope": "teacher", "per_device_train_batch_size": 8}
+    runs = []
+    for name, served in (("a", vllm.url), ("b", Listing(models[1], VOCAB))):
+        teachers = {"here": str(lab.student), "served": served}
+        trainer = make_trainer(lab, tmp_path / name, teachers, rows, **settings)
+        runs.append(kept_of(trainer)[0])
+    assert_same_up_to_ties(*runs)
+    about = json.loads((tmp_path / "a/run/teacher.json").read_text())
+    assert about["compatibility"] == "lower bound" and set(about["teachers"]) == {"here", "served"}

@@ -11,6 +11,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import cli
+from taopd.preflight.subject import Subject
+from taopd.selectors import select
+from taopd.trainer.selection import local_table
+from taopd.trainer.settings_file import parse_settings
 from tests.e2e.test_trainer import CPU, OURS
 from tests.scripted_server import ScriptedServer, status
 
@@ -81,7 +85,10 @@ def test_a_server_is_looked_at_as_far_as_it_serves(capsys, write, server, model,
     assert code == 0
     assert len(found) == 20
     head = found["teacher server"]
-    assert server.url in head["measured"] and "tiny-teacher" in head["measured"]
+    assert (
+        server.url in head["measured"]
+        and ("tiny-teacher" if server.kind == "vllm" else "teacher") in head["measured"]
+    )
     assert (head["level"] == "pass") == exact and ("lower bound" in head["measured"]) == (not exact)
     assert found["server tokens"]["level"] == ("pass" if server.kind == "vllm" else "warn")
     assert "sampled tokens" in found["teacher KL"]["measured"]
@@ -92,7 +99,7 @@ def test_a_server_is_looked_at_as_far_as_it_serves(capsys, write, server, model,
 
 def test_figures_are_those_of_the_teacher_in_this_process(capsys, write, server, model, tmp_path):
     """Same seed, same rollouts: mass off the support, ends and the KL's sampled estimate."""
-    folder = tmp_path / "sharp"
+    folder = tmp_path / "teacher"  # the name under which the server has it
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model.name_or_path).save_pretrained(folder)
     _, local = check(capsys, write(teacher_model_name_or_path=str(folder)))
@@ -137,7 +144,14 @@ def test_a_server_with_another_tokenizer_fails(capsys, write, model, micro_lab):
 def test_a_server_of_the_student_itself_fails(capsys, write, micro_lab):
     student = AutoModelForCausalLM.from_pretrained(micro_lab.student, dtype=torch.float32)
     with Served(student, micro_lab.student) as server:
-        code, found = check(capsys, write(teacher_url=server.url))
+        same = {"teacher_model_name_or_path": str(micro_lab.student)}
+        code, found = check(capsys, write(teacher_url=server.url, **same))
+        refused = write(teacher_url=server.url)
+        assert cli.main(["train", "--config", str(refused)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"serves 'tiny-teacher' = '{micro_lab.student}'" in told and str(micro_lab.teacher) in told
+    )
     assert code == 1 and found["teacher KL"]["level"] == "fail"
     assert "one model" in found["teacher KL"]["advice"]
 
@@ -147,7 +161,8 @@ def test_a_server_that_finds_the_rollouts_implausible_is_a_warning(capsys, write
     student = AutoModelForCausalLM.from_pretrained(micro_lab.student, dtype=torch.float32)
     student.lm_head.weight.data *= -200.0
     with Served(student, micro_lab.student) as server:
-        _, found = check(capsys, write(teacher_url=server.url))
+        same = {"teacher_model_name_or_path": str(micro_lab.student)}
+        _, found = check(capsys, write(teacher_url=server.url, **same))
     assert found["teacher KL"]["level"] == "warn"
     assert "worse on the rollouts than guessing" in found["teacher KL"]["advice"]
 
@@ -293,3 +308,27 @@ def test_a_plan_counts_no_teacher_here(capsys, write):
     path = write(teacher_url="http://127.0.0.1:9", teacher_model_name_or_path=None)
     assert cli.main(["plan", "--config", str(path)]) == 2
     assert "teacher_model_name_or_path" in capsys.readouterr().err
+
+
+def test_what_a_bound_changes_is_measured_with_a_copy(capsys, write, micro_lab, tmp_path):
+    """Oracle: the selections of two checks of the same micro-batch, one with the teacher in this process."""
+    model = AutoModelForCausalLM.from_pretrained(micro_lab.teacher, dtype=torch.float32)
+    kept = []
+    with Served(model, micro_lab.teacher) as server:
+        for settings in ({"teacher_url": server.url}, {}):
+            path = write(budget=0.3, **settings)
+            subject = Subject(settings=parse_settings(str(path), []))
+            found = subject.measured
+            table = local_table(
+                *(found.signals, subject.settings.training),
+                *(found.positions.row, found.positions.column),
+            )
+            kept.append(select(table, budget=0.3).kept)
+        item = check(capsys, write(budget=0.3, teacher_url=server.url))[1]["bounded C"]
+        bare = check(capsys, write(teacher_url=server.url, teacher_model_name_or_path=None))[1]
+    bounded, exact = kept
+    changed = int((exact & ~bounded).sum())
+    assert item["figures"]["kept"] == int(exact.sum()) > 3
+    assert item["figures"]["changed"] == pytest.approx(changed / int(exact.sum()))
+    assert item["figures"]["mean_gap"] > 0 and item["level"] == "pass"
+    assert "no copy of the teacher's weights" in bare["bounded C"]["measured"]

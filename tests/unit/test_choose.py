@@ -2,12 +2,15 @@
 
 import itertools
 import logging
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
-from selector_tables import random_table
+from hypothesis import strategies as st
+from selector_tables import budgets, random_table, tables
 
 from taopd.errors import ConfigError
 from taopd.models.stop_tokens import stop_ids
@@ -240,3 +243,40 @@ def test_stop_tokens_are_excluded_or_merged():
 def test_bad_settings_fail_when_the_config_is_made(settings, says):
     with pytest.raises(ConfigError, match=says):
         config(**settings)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    tables(min_valid=1), budgets, st.sampled_from(["teachability", "entropy", "divergence"])
+)
+def test_a_share_for_each_teacher(table, budget, selector):
+    """Oracle: the order of the selection without a scope, cut for each teacher by itself."""
+    teacher = table.completion % 3
+    table = replace(table, extra=table.extra | {"teacher": teacher.double()})
+    kept = select(table, selector=selector, budget=budget, scope="teacher").kept
+    order = select(table, selector=selector, budget=min(budget, 0.99)).order
+    for one in range(3):
+        own = (teacher == one) & table.valid
+        number = math.ceil(budget * int(own.sum()))
+        best = sorted((int(order[row]), row) for row in own.nonzero()[:, 0].tolist())[:number]
+        assert sorted(row for _, row in best) == (kept & own).nonzero()[:, 0].tolist()
+
+
+def test_factors_on_rows_leave_denominator_and_other_rows():
+    """Oracle: the weights without factors, row by row."""
+    table = random_table()
+    teacher = (table.completion % 2).double()
+    table = replace(table, extra=table.extra | {"teacher": teacher})
+    for changed in ({}, {"reduction": "sample_mean"}, {"denominator": "completion"}):
+        how = {"step": 0, "training": True}
+        plain = choose(table, config(**changed), **how)
+        scaled = choose(table, config(**changed), **how, teacher_weights=(1.0, 0.25))
+        expected = plain.loss_weights * torch.where(teacher == 1, 0.25, 1.0)
+        torch.testing.assert_close(scaled.loss_weights, expected)
+        assert torch.equal(scaled.anchor_weights, plain.anchor_weights)
+
+
+def test_a_share_for_each_teacher_needs_teachers():
+    table = random_table()
+    with pytest.raises(ConfigError, match="scope='teacher' reads the column 'teacher'"):
+        select(table, scope="teacher")

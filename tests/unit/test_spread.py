@@ -92,7 +92,10 @@ rules = st.fixed_dictionaries(
     },
 )
 scopes = st.sampled_from(
-    [{}, {}, {"scope": "response"}, {"weighting": "score"}, {"weighting": "pw"}]
+    [
+        *({}, {}, {"scope": "response"}, {"scope": "teacher"}),
+        *({"weighting": "score"}, {"weighting": "pw"}),
+    ]
 )
 
 
@@ -102,6 +105,7 @@ def test_parts_keep_what_the_whole_keeps(table, cuts, selector, rules, scope):
     if selector == "split" and "scope" in scope:
         scope = {}
     how = {"selector": selector, **rules, **scope}
+    table = replace(table, extra=table.extra | {"teacher": (table.completion % 2).double()})
     # What may not train may be anything: NaN there must not matter.
     masked = replace(table, disagreement=table.disagreement.masked_fill(~table.valid, torch.nan))
     table = masked if rules["rules"] == "paper" else table

@@ -139,7 +139,7 @@ def before_training(
     from taopd.preflight.verdict import Verdicts
     from taopd.trainer.run_record import QUICK_TOKENS
 
-    subject = Subject(settings=settings, max_tokens=QUICK_TOKENS)
+    subject = Subject(settings=settings, max_tokens=QUICK_TOKENS, thorough=False)
     subject.inputs, subject.trainer = inputs, trainer
     found = Verdicts(verdicts(subject))
     failed = [verdict for verdict in found if verdict.level == "fail"]

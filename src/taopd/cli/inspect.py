@@ -23,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
     add("--order NAME", choices=list(ORDERS), default="logged")
     add("--wrong", "only rollouts with a wrong answer")
     add("--truncated", "only truncated rollouts")
+    add("--teacher NAME", "only rollouts of this one of several teachers")
     add("--limit N", "rollouts shown", default=4)
     add("--match HOW", f"{GRADING} (default: that of the run)")
     add("--tokens", "also a table of the kept tokens: rank, signals, both models' best")
@@ -48,12 +49,17 @@ def run(argv: Sequence[str]) -> int:
     for index in options.rollout or []:
         if not 0 <= index < len(rollouts):
             raise ConfigError(f"--rollout {index}: there are {len(rollouts)}, counted from 0")
+    known = sorted({str(name) for one in rollouts if (name := one.line.get("teacher"))})
+    if options.teacher is not None and options.teacher not in known:
+        hint = suggest(options.teacher, known) if known else " The run has one, without a name."
+        raise ConfigError(f"--teacher {options.teacher}: no rollout has this teacher.{hint}")
     chosen = terminal.choose(
         rollouts,
         wanted=options.rollout,
         order=options.order,
         wrong=options.wrong,
         truncated=options.truncated,
+        teacher=options.teacher,
     )
     terminal.show(
         [rollout for rollout, _ in zip(chosen, range(options.limit), strict=False)],

@@ -3,10 +3,11 @@
 A lab is built on first use, in a folder of the cache whose name nobody can guess.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taopd.errors import DataError
 
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
 _NAMED = re.compile(r"lab:([\w-]+)/(.+)")
 
 
-def lab_settings(variant: str) -> dict[str, str]:
+def lab_settings(variant: str) -> dict[str, Any]:
     """The settings of `taopd train` that a lab stands for.
+
+    Several variants joined by "+": the student of the first, a teacher from each under its variant's name,
+    and the prompts of all, with that name in the column `teacher`.
 
     Raises:
         ConfigError: there is no such variant.
     """
+    if "+" in variant:
+        return _several([_build(name) for name in variant.split("+")])
     lab = _build(variant)
     return {
         "model_name_or_path": str(lab.student),
@@ -40,6 +46,23 @@ def with_lab_paths(arguments: Sequence[str]) -> list[str]:
         str(_path(*found.groups())) if (found := _NAMED.fullmatch(each)) else each
         for each in arguments
     ]
+
+
+def _several(labs: "Sequence[Lab]") -> dict[str, Any]:
+    import pandas as pd
+
+    labs = list({lab.variant: lab for lab in labs}.values())
+    prompts = labs[0].folder.parent / f"{'+'.join(lab.folder.name for lab in labs)}.parquet"
+    # Row by row of each in turn: a generation batch then has all of them.
+    tables = [pd.read_parquet(lab.prompts).assign(teacher=lab.variant) for lab in labs]
+    partial = prompts.with_name(f".{prompts.name}.{os.getpid()}")
+    pd.concat(tables).sort_index(kind="stable").to_parquet(partial, index=False)
+    partial.replace(prompts)
+    return {
+        "model_name_or_path": str(labs[0].student),
+        "teachers": {lab.variant: {"model": str(lab.teacher)} for lab in labs},
+        "dataset_name": str(prompts),
+    }
 
 
 def _path(variant: str, name: str) -> Path:

@@ -15,7 +15,7 @@ from taopd.cli import Parser
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from taopd.trainer.cost import Plan, PlanSettings
+    from taopd.trainer.cost import ModelShape, Plan, PlanSettings
     from taopd.trainer.settings_file import TrainSettings
 
 _OVERRIDES = (
@@ -50,8 +50,11 @@ def run(argv: Sequence[str]) -> int:
     else:
         known, config_student, config_teacher = _from_config(options.config, rest)
         settings = replace(known, **given)
-        student, teacher = student or config_student, teacher or config_teacher
-    result = plan(load_shape(student), load_shape(teacher), settings)
+        student = student or config_student
+        shape = config_teacher
+    if teacher is not None:
+        shape = load_shape(teacher)
+    result = plan(load_shape(student), shape, settings)
     if options.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
@@ -105,24 +108,27 @@ def _parser() -> Parser:
     return parser
 
 
-def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, str]:
-    """Plan settings of a training config, its student and its teacher."""
+def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, "ModelShape"]:
+    """Plan settings of a training config, its student and its teacher, of several the largest."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.trainer.cost import load_shape
+    from taopd.trainer.cost.planned_teachers import with_teachers
     from taopd.trainer.cost.settings import plan_settings
 
     parsed, device = _parsed(path, flags)
-    names = parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path
-    if names[1] is None:
-        raise ConfigError(
-            "the plan compares with full distillation, for which the teacher runs here: set "
-            "teacher_model_name_or_path too (its config is read, no weights)"
-        )
-    settings = replace(plan_settings(parsed), device=device)
+    student = parsed.model.model_name_or_path
+    teachers = []
+    for one in parsed.of_each_teacher().values():
+        name = one.training.teacher_model_name_or_path
+        known = replace(plan_settings(one), device=device)
+        name = student if known.own_teacher else name
+        teachers.append((None if name is None else load_shape(str(name)), known))
+    teacher, settings = with_teachers(teachers)
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
     dataset = str(parsed.script.dataset_name)
-    if os.path.exists(dataset) and os.path.isdir(str(names[0])):
+    if os.path.exists(dataset) and os.path.isdir(str(student)):
         from taopd.preflight.subject import Subject
 
         subject = Subject(settings=parsed)
@@ -137,7 +143,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
             "disk: --prompt-length N",
             file=sys.stderr,
         )
-    return settings, str(names[0]), str(names[0] if settings.own_teacher else names[1])
+    return settings, str(student), teacher
 
 
 def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:

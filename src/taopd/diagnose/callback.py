@@ -68,7 +68,9 @@ class BankCallback(TrainerCallback):
     def attach(
         cls, trainer: Any, bank: FixedContextBank, *, every: int = 50, k: int | None = None
     ) -> "BankCallback":
-        """A callback added to a `TeachabilityTrainer` with a local teacher."""
+        """A callback added to a `TeachabilityTrainer` with one teacher, a local one."""
+        if trainer.teacher_model is None:
+            raise ConfigError("a bank is of one teacher in this process; the trainer has another")
         if isinstance(trainer.teacher_model, AdapterTeacher):
             raise ConfigError(
                 "a bank during training needs a teacher in one piece: with teacher self and an adapter "

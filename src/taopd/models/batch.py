@@ -159,12 +159,30 @@ Forward = Callable[[Any, Trimmed], tuple[Tensor, Head]]
 """(model, trimmed batch) -> states [b, num_completion, D] predicting each completion token, and the head."""
 
 
-def micro_batches(positions: Positions, size: int) -> Iterator[tuple[slice, Bool[Tensor, "b T"]]]:
-    """Row slices of a padded batch, and the mask of the given positions in them."""
+def micro_batches(
+    positions: Positions, size: int, *, skip_empty: bool = False
+) -> Iterator[tuple[slice, Bool[Tensor, "b T"]]]:
+    """Row slices of a padded batch, and the mask of the given positions in them.
+
+    Args:
+        skip_empty: leave out slices without a position, but for the first where all are without one.
+    """
     mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+    used = mask.any(1)
     for start in range(0, len(mask), size):
         rows = slice(start, start + size)
-        yield rows, mask[rows]
+        if not skip_empty or bool(used[rows].any()) or (start == 0 and not bool(used.any())):
+            yield rows, mask[rows]
+
+
+def used_rows(batch: Mapping[str, Any], positions: Positions) -> dict[str, Any]:
+    """The tensors of a padded batch in the rows that hold one of the positions."""
+    rows = positions.row.unique()
+    return {
+        name: value[rows]
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and value.ndim and len(value) == positions.shape[0]
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.batch import Forward, Positions, micro_batches, teacher_side
+from taopd.models.batch import Forward, Positions, micro_batches, teacher_side, used_rows
 from taopd.models.forward import states_of
 from taopd.signals import TokenSignals, concatenate, exact_signals
 
@@ -55,6 +55,47 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given(Reuse):
+    """A student's pass that has run already, over all positions of a batch: nobody runs it again."""
+
+    states: Float[Tensor, "N D"]
+    head: Head
+    place: Int[Tensor, "B T"]
+    """Which of the N states predicts a token."""
+
+    def student_states(
+        self,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        rows: slice,
+        mask: Bool[Tensor, "b T"],
+    ) -> tuple[Float[Tensor, "n D"], Head]:
+        """The states at the mask."""
+        return self.states[self.place[rows][mask]], self.head
+
+    @staticmethod
+    def of(
+        reuse: Reuse,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        positions: Positions,
+        *,
+        micro_batch_size: int,
+    ) -> "Given":
+        """Run the pass now; its states carry a graph where `reuse` records it."""
+        states = []
+        for rows, mask in micro_batches(positions, micro_batch_size):
+            hidden, head = reuse.student_states(forward, student, batch, rows, mask)
+            states.append(hidden)
+        numbers = torch.arange(len(positions), device=positions.row.device)
+        with torch.set_grad_enabled(reuse.keep_student_graph):
+            joined = torch.cat(states)
+        return Given(states=joined, head=head, place=positions.spread(numbers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """What a scoring pass leaves for the selection and for the loss."""
 
@@ -63,6 +104,27 @@ class Scored:
     """The teacher's states at the scored positions, where the loss reads them."""
     student_hidden: Float[Tensor, "N D"] | None
     """The student's, with the graph of its forward, where this pass is the training forward."""
+    parts: tuple[tuple[Int[Tensor, " n"], Float[Tensor, "n _"]], ...] = ()
+    """Several teachers: in place of `teacher_hidden` the positions and states of each, as wide as it is."""
+
+    def teacher_by_row(
+        self, positions: Positions, chosen: Bool[Tensor, " N"]
+    ) -> list[Tensor] | None:
+        """The teacher's states at the chosen positions, one tensor per row; None: none were kept."""
+        if self.teacher_hidden is not None:
+            return positions.by_row(self.teacher_hidden, chosen)
+        if not self.parts:
+            return None
+        found: list[Tensor] = [self.parts[0][1][:0]] * positions.shape[0]
+        for index, hidden in self.parts:
+            # A row has one teacher: its positions are those of one part.
+            own = Positions(
+                row=positions.row[index], column=positions.column[index], shape=positions.shape
+            )
+            by_row = own.by_row(hidden, chosen[index])
+            for row in own.row.unique().tolist():
+                found[row] = by_row[row]
+        return found
 
 
 def score_positions(
@@ -80,6 +142,7 @@ def score_positions(
     full_kl: bool = False,
     stop_ids: Sequence[int] = (),
     reuse: Reuse | None = None,
+    skip_empty: bool = False,
 ) -> Scored:
     """Exact signals of the given positions of a padded batch; called without gradient.
 
@@ -89,16 +152,17 @@ def score_positions(
         stop_ids: ids that count as one token, see `signals.merge_stop_class`; none by default.
         when: opens the message of an error about NaN or infinite logits.
         reuse: what the loss will take from the student's pass; default nothing.
+        skip_empty: run no forward of rows without a position, which other processes may wait for.
 
     Raises:
         NumericsError: on NaN or infinite logits. DataError: a prompt that the teacher cannot read.
     """
     side = teacher_side(batch)
-    check_readable(side, teacher)
+    check_readable(used_rows(side, positions), teacher)
     reuse = Reuse() if reuse is None else reuse
     signals, of_teacher, of_student = [], [], []
     problem = None
-    for rows, mask in micro_batches(positions, micro_batch_size):
+    for rows, mask in micro_batches(positions, micro_batch_size, skip_empty=skip_empty):
         hidden, student_head = reuse.student_states(forward, student, batch, rows, mask)
         # The teacher has no prefix to keep: its columns may begin later than the student's.
         teacher_hidden, teacher_head = states_of(forward, teacher, side, rows, mask)

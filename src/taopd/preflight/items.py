@@ -5,7 +5,7 @@ after it that need the same say so in a few words.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.stop_tokens import declared_ids
 from taopd.preflight import (
+    bound_effect,
     machine,
     prompt_checks,
     remote_teacher,
@@ -33,6 +34,7 @@ from taopd.preflight.teacher_error import check_teacher_error, kind_of
 from taopd.preflight.verdict import BROKEN, Verdict, judge
 from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
+from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.selection import scales_compatibility
 
@@ -40,18 +42,38 @@ _REFUSED = "not measured: the input is refused"
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
-    """Judge item by item, cheapest first."""
+    """Judge item by item, cheapest first; of several teachers each on its own prompts, memory for all."""
+    refusals: set[str] = set()
+    for teacher, part in subject.parts.items():
+        checks = _checks(part)
+        if teacher:
+            del checks["memory"]
+        for verdict in _judged(part, checks, refusals):
+            yield replace(verdict, item=f"{verdict.item} ({teacher})") if teacher else verdict
+    if "" not in subject.parts:
+        yield from _judged(subject, {"memory": _memory}, refusals)
+
+
+def _checks(subject: Subject) -> dict[str, Callable[[Subject], Verdict]]:
     before = remote_teacher.ITEMS if subject.served else {}
     sampled = {name: partial(_on_rollouts, name) for name in _ON_ROLLOUTS}
     own = teacher_context.ITEMS if subject.has("prompts") and subject.has_teacher_prompts else {}
     if not subject.remote:
         del sampled["server answers"]
-    if kind_of(subject.settings) is None:
+    if not subject.remote or not subject.thorough:
+        del sampled[bound_effect.ITEM]
+    # Compared is the teacher of a run with one.
+    if kind_of(subject.settings) is None or subject.teacher:
         del sampled[TEACHER_ERROR]
     if not own:
         del sampled["teacher context"]
-    refusals: set[str] = set()
-    for name, check in (before | _ITEMS | own | sampled).items():
+    return before | _ITEMS | own | sampled
+
+
+def _judged(
+    subject: Subject, checks: Mapping[str, Callable[[Subject], Verdict]], refusals: set[str]
+) -> Iterator[Verdict]:
+    for name, check in checks.items():
         verdict = _guarded(name, check, subject)
         # One bad row stops several items: the reason is said once.
         if verdict.measured == _REFUSED and verdict.advice in refusals:
@@ -140,14 +162,19 @@ def _memory(subject: Subject) -> Verdict:
     args = subject.settings.training
     on_gpu = torch.cuda.is_available() and not args.use_cpu
     try:
+        student = ModelShape.from_config(subject.student_config)
+        teachers = []
+        for part in subject.parts.values():
+            # One that is elsewhere takes no memory here, whatever its shape.
+            config = part.known_configs.get("teacher", part.student_config)
+            known = replace(_plan_settings(part), device="gpu" if on_gpu else "cpu")
+            teachers.append((ModelShape.from_config(config), known))
+        teacher, settings = with_teachers(teachers)
         settings = replace(
-            _plan_settings(subject),
-            device="gpu" if on_gpu else "cpu",
+            settings,
             prompt_length=subject.longest_prompt,
             teacher_prompt_length=subject.longest_teacher_prompt,
         )
-        shapes = [ModelShape.from_config(config) for config in subject.known_configs.values()]
-        student, teacher = shapes[0], shapes[-1]  # One that is elsewhere takes no memory here.
         memory = plan(student, teacher, settings).memory
     except ConfigError as error:  # an architecture or optimizer that the plan does not know
         return judge("memory", "not planned", [("warn", f"{error}.")])
@@ -248,6 +275,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     "server answers": lambda subject, found: remote_teacher.check_answers(
         found, vocab_size=subject.trainer.vocab_size, k=subject.settings.training.score_top_k
     ),
+    bound_effect.ITEM: bound_effect.check_bound,
     "teacher KL": remote_teacher.divergence,
     TEACHER_ERROR: lambda _subject, found: check_teacher_error(found.teacher_error),
     "teacher context": _context_effect,

@@ -27,6 +27,8 @@ class Measured:
     signals: TokenSignals
     positions: Positions
     """Where the N tokens are."""
+    batch: Mapping[str, Tensor]
+    """The padded prompts and completions."""
     lengths: Int[Tensor, " B"]
     ended: Bool[Tensor, " B"]
     drift: Drift | None
@@ -115,6 +117,7 @@ def measure(
     return Measured(
         signals=signals,
         positions=positions,
+        batch=batch,
         lengths=lengths,
         ended=ended,
         drift=compared,

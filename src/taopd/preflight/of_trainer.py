@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from taopd.preflight.items import verdicts
-from taopd.preflight.subject import MOST_PROMPTS, Subject, Unnamed
+from taopd.preflight.subject import MOST_PROMPTS, Subject, Unnamed, rows_with
 from taopd.preflight.verdict import Verdicts
 from taopd.trainer.from_settings import Inputs
 from taopd.trainer.settings_file import TrainSettings
@@ -42,18 +42,27 @@ class Rows(list[Any]):
         """The rows with these numbers."""
         return Rows(self[number] for number in numbers)
 
+    def __getitem__(self, key: Any) -> Any:
+        return [row.get(key) for row in self] if isinstance(key, str) else super().__getitem__(key)
+
 
 class TrainerSubject(Subject):
     """What is checked, of a trainer that is there already."""
 
-    def __init__(self, trainer: Any, max_tokens: int | None) -> None:
-        super().__init__(settings=TrainSettings.of_python(trainer.args), max_tokens=max_tokens)
+    def __init__(self, trainer: Any, max_tokens: int | None, teacher: str = "") -> None:
+        whole = trainer.has_several_teachers and not teacher
+        source = None if whole else trainer.teacher_source(teacher)
+        args = trainer.args if source is None else source.args
+        settings = TrainSettings.of_python(args)
+        super().__init__(settings=settings, max_tokens=max_tokens, teacher=teacher, thorough=False)
+        self.source = source
+        """None: of several teachers all, which only the item "memory" looks at together."""
         # In place of what the cached properties would make.
         self.trainer = trainer
         self.tokenizer = trainer.text_tokenizer
         self.inputs = Inputs(
             student=trainer.accelerator.unwrap_model(trainer.model),
-            teacher=trainer.local_teacher,
+            teacher=None if source is None else source.plain,
             tokenizer=trainer.text_tokenizer,
             train_dataset=trainer.train_dataset,
             eval_dataset=trainer.eval_dataset,
@@ -63,7 +72,18 @@ class TrainerSubject(Subject):
     def prompts(self) -> Any:
         """The training set, or the first rows of one that is no `datasets.Dataset`."""
         rows = self.trainer.train_dataset
-        return rows if hasattr(rows, "select") else Rows(first_rows(rows, MOST_PROMPTS))
+        rows = rows if hasattr(rows, "select") else Rows(first_rows(rows, MOST_PROMPTS))
+        if not self.teacher:
+            return rows
+        return rows_with(rows, self.trainer.args.teacher_column, self.teacher)
+
+    @cached_property
+    def parts(self) -> dict[str, Subject]:
+        """Of each of several teachers, by name."""
+        if not self.trainer.has_several_teachers:
+            return {"": self}
+        names = self.trainer.teacher_names
+        return {name: TrainerSubject(self.trainer, self.max_tokens, name) for name in names}
 
     @property
     def teacher_name(self) -> str:
@@ -91,9 +111,9 @@ class TrainerSubject(Subject):
 
     @property
     def remote(self) -> bool:
-        return self.trainer.remote_teacher is not None
+        return self.source is not None and self.source.remote is not None
 
     @property
     def served(self) -> bool:
         # A `Teacher` of the caller's own has no tokenizer to ask, and no limit of context.
-        return hasattr(self.trainer.remote_teacher, "tokenize")
+        return self.remote and hasattr(self.source.remote, "tokenize")

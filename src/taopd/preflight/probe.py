@@ -26,7 +26,12 @@ SHARDED = (
 
 
 def measure_micro_batch(
-    trainer: Any, *, max_tokens: int | None = None, compare: str | None = None
+    trainer: Any,
+    *,
+    max_tokens: int | None = None,
+    compare: str | None = None,
+    teacher: str = "",
+    rows: Any = None,
 ) -> Measured:
     """Sample for the first prompts of the training set and score the completions with both models.
 
@@ -34,6 +39,7 @@ def measure_micro_batch(
         trainer: a `TeachabilityTrainer`, whole on this device (its `layout` is "replicated").
         max_tokens: cut completions here, if it is less than `max_completion_length`.
         compare: what is done to the teacher, see `teacher_error.kind_of`: it is compared with the full one.
+        teacher: of several; rows: its prompts; default those of the training set.
 
     Raises:
         DataError: every completion is empty.
@@ -44,28 +50,28 @@ def measure_micro_batch(
     size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
-        rows = first_rows(trainer.train_dataset, size)
+        rows = first_rows(trainer.train_dataset if rows is None else rows, size)
         prompts, completions = trainer.sample(rows, tokens)
         own = trainer.encode_for_teacher(rows)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
-        remote = trainer.teacher_model is None
+        source = trainer.teacher_source(teacher)
         measured = measure(
             trainer.forward_states,
             trainer.model_wrapped,
-            trainer.remote_teacher if remote else trainer.teacher_model,
+            source.model if source.remote is None else source.remote,
             batch,
-            remote=remote,
+            remote=source.remote is not None,
             sampling_logprobs=trainer.sampler_monitor.logprobs,
             stops=_named(tokenizer, trainer.eos_token_ids),
-            candidates=_named(tokenizer, _candidates(trainer)),
+            candidates=_named(tokenizer, _candidates(trainer, source.model)),
             merged_ids=signal_options(args, trainer.stop_ids)["stop_ids"],
             micro_batch_size=size,
             vocab_size=trainer.vocab_size,
             k=args.score_top_k,
             temperature=trainer.temperature,
             max_tokens=tokens,
-            agreement=trainer.compare_with_own_forward(batch),
+            agreement=source.compare(trainer.forward_states, trainer.model_wrapped, batch),
         )
         if compare is None:
             return measured
@@ -83,9 +89,9 @@ def _unreported(args: Any) -> Iterator[None]:
         args.report_to = trackers
 
 
-def _candidates(trainer: Any) -> list[int]:
+def _candidates(trainer: Any, model: Any) -> list[int]:
     """Ids that may end a text: of the sampler, the teacher, the settings, and every special token."""
-    declared = getattr(trainer.teacher_model, "generation_config", None)
+    declared = getattr(model, "generation_config", None)
     teacher = declared_ids(getattr(declared, "eos_token_id", None))
     given = trainer.args.stop_token_ids or []
     return possible_stop_ids(trainer.text_tokenizer, trainer.eos_token_ids, teacher, given)

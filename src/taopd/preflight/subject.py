@@ -1,7 +1,7 @@
 """What `taopd check` looks at: settings, tokenizers, models and a micro-batch, each made on first use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from taopd.preflight.probe import measure_micro_batch
 from taopd.preflight.teacher_error import kind_of
 from taopd.trainer import from_settings as build
 from taopd.trainer.settings_file import TrainSettings
-from taopd.trainer.teacher import connect_teacher
+from taopd.trainer.teacher_connection import connect_teacher
 from taopd.trainer.teacher_names import OWN_TEACHERS
 from taopd.trainer.tools import load_tools
 
@@ -44,6 +44,10 @@ class Subject:
     """What is checked; every part is made on first use."""
 
     settings: TrainSettings
+    teacher: str = ""
+    """Of several, the one that is looked at."""
+    thorough: bool = True
+    """Also what needs the weights of a teacher that is behind a server."""
     max_tokens: int | None = None
     """Completions of the micro-batch are cut here; None: at `max_completion_length`."""
 
@@ -78,7 +82,7 @@ class Subject:
     def server(self) -> Any:
         """The teacher behind `teacher_url`."""
         if self.has("trainer"):
-            return self.trainer.remote_teacher
+            return self.trainer.teacher_source(self.teacher).remote
         # Where no trainer can be made, a connection of our own.
         rows = self.student_config.get_text_config().vocab_size
         return connect_teacher(self.settings.training, rows)
@@ -132,9 +136,25 @@ class Subject:
     @cached_property
     def measured(self) -> Measured:
         """One scored micro-batch."""
+        # Before the trainer: a teacher without prompts has nothing to be measured on.
+        rows = self.prompts if self.teacher else None
         self.need("trainer")
-        kind = kind_of(self.settings)
-        return measure_micro_batch(self.trainer, max_tokens=self.max_tokens, compare=kind)
+        # Compared with the full one is the teacher of a run with one.
+        kind = None if self.teacher else kind_of(self.settings)
+        most = {"max_tokens": self.max_tokens, "compare": kind}
+        return measure_micro_batch(self.trainer, teacher=self.teacher, rows=rows, **most)
+
+    @cached_property
+    def parts(self) -> "dict[str, Subject]":
+        """What is looked at for each of several teachers, by name; with one teacher this, as ""."""
+        several = self.settings.of_each_teacher()
+        if list(several) == [""]:
+            return {"": self}
+        common: dict[str, Any] = {"max_tokens": self.max_tokens, "thorough": self.thorough}
+        return {
+            name: OneOfSeveral(settings=settings, teacher=name, whole=self, **common)
+            for name, settings in several.items()
+        }
 
     def has(self, name: str) -> bool:
         """Whether a part can be made; tried once, and the error is kept for the first item in need of it."""
@@ -234,3 +254,48 @@ class Subject:
     @property
     def merged(self) -> bool:
         return self.settings.training.stop_tokens == "merge"
+
+
+def rows_with(rows: Any, column: str, teacher: str) -> Any:
+    """The prompts of one of several teachers.
+
+    Raises:
+        Unnamed: there are none.
+    """
+    names = rows[column] if column in rows.column_names else []
+    own = [place for place, name in enumerate(names) if name == teacher]
+    if not own:
+        raise Unnamed(
+            f"No prompt of the training set has {teacher!r} in the column {column!r}: drop this teacher, or "
+            "name it where it should teach."
+        )
+    return rows.select(own)
+
+
+@dataclass(kw_only=True)
+class OneOfSeveral(Subject):
+    """One teacher of a run with several; what is loaded is loaded once, by the whole."""
+
+    whole: Subject
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.whole.tokenizer
+
+    @cached_property
+    def prompts(self) -> Any:
+        """Those of this teacher."""
+        return rows_with(self.whole.prompts, self.settings.training.teacher_column, self.teacher)
+
+    @cached_property
+    def inputs(self) -> Any:
+        self.whole.need("inputs")
+        inputs = self.whole.inputs
+        teacher = inputs.teacher[self.teacher]
+        # One behind a server is an entry of the settings there.
+        return replace(inputs, teacher=None if isinstance(teacher, dict) else teacher)
+
+    @cached_property
+    def trainer(self) -> Any:
+        self.whole.need("trainer")
+        return self.whole.trainer

@@ -259,6 +259,7 @@ def _described(rollout: Rollout, start: int) -> dict[str, Any]:
     return {
         "run": visible(rollout.run),
         "step": rollout.step,
+        "teacher": visible(str(line["teacher"])) if line.get("teacher") else None,
         "start": start,
         "n": len(rollout),
         "prompt": _shortened(rollout.prompt),

@@ -190,6 +190,7 @@ def _inspector(rollouts: Sequence[Rollout]) -> str:
     controls = [
         _control("signal", "shade by", '<select id="signal"></select>'),
         _control("run", "run", '<select id="run"></select>'),
+        _control("teacher", "teacher", '<select id="teacher"></select>'),
         _control("order", "order", f'<select id="order">{order}</select>'),
         _control("search", "prompt holds", '<input type="search" id="search">'),
         '<label class="check"><input type="checkbox" id="wrong">wrong answer</label>',

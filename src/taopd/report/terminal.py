@@ -31,11 +31,13 @@ def choose(
     order: str = "logged",
     wrong: bool = False,
     truncated: bool = False,
+    teacher: str | None = None,
 ) -> list[Rollout]:
     """The rollouts that are asked for, in the order that is asked for."""
     found = [rollouts[index] for index in wanted] if wanted else list(rollouts)
     found = [one for one in found if not wrong or one.correct is False]
     found = [one for one in found if not truncated or one.line.get("truncated")]
+    found = [one for one in found if teacher is None or one.line.get("teacher") == teacher]
     if order == "logged":
         return found
     name = {"taught": "kept"}.get(order, order)
@@ -132,6 +134,8 @@ def _head(rollout: Rollout) -> Text:
     facts = [f"{visible(rollout.run)}, step {rollout.step}", f"{len(rollout):,} tokens"]
     if kept:
         facts.append(f"{100 * sum(map(bool, kept)) / len(kept):.1f} % kept")
+    if teacher := rollout.line.get("teacher"):
+        facts.append(f"teacher {visible(str(teacher))}")
     if rollout.correct is not None:
         facts.append("right" if rollout.correct else "wrong")
     if rollout.line.get("truncated"):

@@ -136,6 +136,7 @@ MANIFEST = {
 _TOP = {"ids": [[WHOLE]], "logprobs": [[NUMBER]]}
 ROLLOUT = {
     "step?": WHOLE,
+    "teacher?": Maybe(TEXT),
     "tokens?": Maybe([Maybe(WORD)]),
     "token_ids?": [WHOLE],
     "truncated?": ANY,

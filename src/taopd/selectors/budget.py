@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from taopd.errors import require_known
-from taopd.signals import SignalTable
+from taopd.errors import ConfigError, require_known
+from taopd.signals import TEACHER, SignalTable
 
 SCHEDULES = ("constant", "linear", "cosine")
-SCOPES = ("global", "response")
+SCOPES = ("global", "response", "teacher")
 
 
 def budget_count(budget: float, num_valid: int) -> int:
@@ -38,6 +38,25 @@ def completion_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " 
     counts = torch.tensor([budget_count(budget, n) for n in num_valid.tolist()], dtype=torch.int64)
     counts = counts.to(group.device)
     return counts[group], table.ranks.total(counts.sum())
+
+
+def teacher_counts(budget: float, table: SignalTable) -> list[int]:
+    """Per teacher, what the budget pays for in its completions on all ranks, by the rule of `budget_count`.
+
+    Raises:
+        ConfigError: the table does not say which teacher a row has.
+    """
+    if TEACHER not in table.extra:
+        raise ConfigError(
+            f"scope='teacher' reads the column {TEACHER!r}, which this table does not hold: several teachers "
+            "of a trainer put it there"
+        )
+    teacher = table.extra[TEACHER].long()
+    # The same number on every rank, also where one has no row of the last teacher.
+    num_teachers = max(table.ranks.counts(int(teacher.max()) + 1 if len(teacher) else 0))
+    num_valid = torch.bincount(teacher[table.valid], minlength=num_teachers)
+    totals = table.ranks.sums(num_valid.double()).tolist()
+    return [budget_count(budget, int(total)) for total in totals]
 
 
 def scheduled_budget(

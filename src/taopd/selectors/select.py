@@ -16,7 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.selectors import formulas
-from taopd.selectors.budget import budget_count, completion_counts, top_up, within_quota
+from taopd.selectors.budget import (
+    budget_count,
+    completion_counts,
+    teacher_counts,
+    top_up,
+    within_quota,
+)
 from taopd.selectors.normalize import NormalizedView, normalized_view, seeded_generator
 from taopd.selectors.registry import Score, Selector, called, checked, checked_scores
 from taopd.selectors.resolve import resolve_selector
@@ -24,7 +30,7 @@ from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
 from taopd.selectors.topk import best_rows, ranking
 from taopd.selectors.weighting import kept_weights, unit_scores
-from taopd.signals import SignalTable
+from taopd.signals import TEACHER, SignalTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +152,8 @@ def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
     """Per row, the rows its completion may keep, and the sum; None where only the sum counts."""
     if how.scope == "response":
         return completion_counts(how.budget, table)
+    if how.scope == "teacher":
+        return None, sum(teacher_counts(how.budget, table))
     return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
 
 
@@ -199,6 +207,12 @@ def _cut(
     if quota is not None:
         kept = torch.zeros_like(order.candidates)
         kept[within_quota(order.best_first, quota, table.completion)] = True
+    elif how.scope == "teacher":
+        # One search a teacher, so that a table spread over ranks is cut as a whole one is.
+        kept = torch.zeros_like(order.candidates)
+        for teacher, count in enumerate(teacher_counts(how.budget, table)):
+            own = order.candidates & (table.extra[TEACHER] == teacher)
+            kept |= best_rows(order.scores, own, table, count, ascending=chosen.ascending)
     else:
         kept = _best(chosen, table, order, num_budget)
     # After the cut: these rows come on top of the budget and take no other row's place.

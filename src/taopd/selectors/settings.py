@@ -26,7 +26,7 @@ class Rules:
     rules: str = "paper"
     """"paper", or "reference" for R8-R18 of the released code."""
     scope: str = "global"
-    """"response": the budget holds in every completion by itself."""
+    """"response": the budget holds in every completion by itself. "teacher": in those of every teacher."""
     draw: str = "top"
     """"proportional": draw with probability in proportion to the score, weight 1 / probability."""
     draw_floor: float = 0.1
@@ -85,9 +85,9 @@ def check_settings(how: Rules, chosen: Selector) -> None:
             "otherwise a row's probability is not known"
         )
     # The lead takes a share of one budget of the batch, and there is none here.
-    if how.scope == "response" and chosen.lead is not None:
+    if how.scope != "global" and chosen.lead is not None:
         raise ConfigError(
-            f"scope='response' does not work with {chosen.name!r}, which divides one budget (split)"
+            f"scope={how.scope!r} does not work with {chosen.name!r}, which divides one budget (split)"
         )
 
 

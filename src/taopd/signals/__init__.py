@@ -23,11 +23,13 @@ from taopd.signals.situation import Situation, situation
 from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
     COMPATIBILITIES,
+    TEACHER,
     SignalTable,
     TokenSignals,
     compatibility_proxy,
     concatenate,
     prefix_ema,
+    taken,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "LIBM",
     "LISTS_GIVE",
     "SERVER_GIVES",
+    "TEACHER",
     "THRESHOLD",
     "TORCH",
     "Arithmetic",
@@ -64,5 +67,6 @@ __all__ = [
     "signals_from_logprobs",
     "signals_from_pair",
     "situation",
+    "taken",
     "topk_lists_signals",
 ]

@@ -6,7 +6,7 @@ may it train); it is what travels between ranks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +76,18 @@ Columns = TypeVar("Columns")
 """A dataclass of tensors with one row for each position."""
 
 
+def taken(columns: Columns, rows: Tensor) -> Columns:
+    """The columns at some positions: indices or a mask."""
+    return replace(  # type: ignore[type-var]
+        columns,
+        **{
+            column.name: value[rows]
+            for column in fields(columns)  # type: ignore[arg-type]
+            if isinstance(value := getattr(columns, column.name), Tensor)
+        },
+    )
+
+
 def concatenate(blocks: Sequence[Columns]) -> Columns:
     """One dataclass of columns from those of consecutive positions (at least one block).
 
@@ -91,6 +103,8 @@ def concatenate(blocks: Sequence[Columns]) -> Columns:
     return type(blocks[0])(**joined)
 
 
+TEACHER = "teacher"
+"""Further column of a table: which of several teachers a row has, from 0."""
 COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema", "reach")
 """Proxies for C; see `compatibility_proxy`."""
 

@@ -1,8 +1,13 @@
 """Connection to a teacher server: detects its kind (vLLM or SGLang)."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 from taopd.errors import ConfigError, TeacherError, require_known
 from taopd.teachers.server import ServerTeacher
 from taopd.teachers.sglang import SglangTeacher
+from taopd.teachers.teacher_pool import TeacherPool
 from taopd.teachers.transport import KEY, Transport
 from taopd.teachers.vllm import VllmTeacher
 
@@ -23,6 +28,7 @@ def connect(
     concurrency: int = 32,
     timeout_s: float = 120.0,
     patience_s: float = 600.0,
+    model: str | None = None,
 ) -> ServerTeacher:
     """The teacher at a URL, after one probe request that shows what the server supports.
 
@@ -33,9 +39,11 @@ def connect(
         concurrency: requests in flight at most.
         timeout_s: seconds for one request.
         patience_s: seconds that the server may stay away, later.
+        model: the one that it should serve, a name or path; None: whichever it serves.
 
     Raises:
-        TeacherUnavailable: nobody answers. TeacherError: the server is none of these, or refuses.
+        TeacherUnavailable: nobody answers. TeacherError: the server is none of these, refuses, or serves
+            another model.
         ConfigError: an unknown kind, what is not a URL, or one with a password.
     """
     require_known("teacher_server", kind, (*KINDS, "auto"))
@@ -48,11 +56,31 @@ def connect(
     transport = Transport(url, timeout_s=timeout_s, patience_s=patience_s, connections=concurrency)
     try:
         kind = _kind(transport) if kind == "auto" else kind
-        return KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k)
+        teacher = KINDS[kind](transport, vocab_size=vocab_size, top_k=top_k)
     except TeacherError as error:
         transport.close()
         advice = f"Is the server of teacher_url={url!r} up, and is it vLLM or SGLang?"
         raise type(error)(f"{error}. {advice}") from error
+    if model is not None and _last(model) not in map(_last, teacher.served):
+        transport.close()
+        raise TeacherError(
+            f"the server of teacher_url={url!r} serves {' = '.join(map(repr, teacher.served))}, and "
+            f"teacher_model_name_or_path is {model!r}: serve that one, or name the one that is served (vLLM: "
+            "--served-model-name gives a model the name that you like)"
+        )
+    return teacher
+
+
+def connect_all(urls: Sequence[str], *, patience_s: float, **options: Any) -> TeacherPool:
+    """The teacher behind several addresses; see `connect` and `TeacherPool`."""
+    # A server that fails is left at once for the others; their patience is the pool's.
+    connect_one = partial(connect, patience_s=0.0, **options)
+    return TeacherPool(urls, connect_one, patience_s=patience_s)
+
+
+def _last(name: str) -> str:
+    """The end of a path or hub id: folders and owners differ between machines."""
+    return name.rstrip("/").rpartition("/")[2].casefold()
 
 
 def _kind(transport: Transport) -> str:

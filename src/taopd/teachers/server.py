@@ -39,6 +39,8 @@ class ServerTeacher(ABC):
 
     context_length: int | None = None
     """Tokens of a sequence at most, where the server says."""
+    served: tuple[str, ...] = ()
+    """Names under which it serves its model: the served name, and the path or id it was started with."""
 
     def tokenize(self, text: str) -> list[int] | None:
         """Ids of a text by the server's tokenizer, without special tokens; None if it cannot tell."""
@@ -87,6 +89,19 @@ class ServerTeacher(ABC):
         finally:
             for future in futures:
                 future.cancel()
+
+    def submit(
+        self, tokens: Sequence[int], start: int, want_ids: Int[Tensor, "n W"] | None, top_k: int
+    ) -> Future[TeacherScores]:
+        """One sequence, without waiting; wanted ids only where the server scores them for this sequence.
+
+        Raises (from `result()`):
+            See `Teacher.score`.
+        """
+        want = None if want_ids is None else want_ids.tolist()
+        if want is not None and not self._can_score([want]):
+            want = None
+        return self._submit(Question(list(tokens), start, want, top_k))
 
     def _submit(self, asked: Question) -> Future[TeacherScores]:
         if not 1 <= asked.start < len(asked.tokens):

@@ -29,6 +29,7 @@ class SglangTeacher(ServerTeacher):
                 f"{transport.url}/get_model_info answers {status}: {str(about)[:300]}"
             )
         self._model = str(about.get("model_path", "unnamed"))
+        self.served = (self._model,)
         self._try(Question([0, 0], 1, [[0]], top_k))
 
     def describe(self) -> dict[str, Any]:

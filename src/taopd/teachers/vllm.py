@@ -37,6 +37,7 @@ class VllmTeacher(ServerTeacher):
             served = models["data"][0]
             self._model, self.context_length = str(served["id"]), served.get("max_model_len")
             self._version = str(version["version"])
+            self.served = (self._model, *([str(served["root"])] if served.get("root") else ()))
         except MALFORMED as error:
             raise TeacherError(
                 f"{transport.url} names no model at /v1/models, as vLLM does: {str(models)[:300]}"

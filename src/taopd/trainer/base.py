@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
 from taopd.kernels import Head
@@ -14,7 +14,6 @@ from taopd.models.forward import backbone_states
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
-from taopd.teachers import Teacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
@@ -26,6 +25,7 @@ from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
+from taopd.trainer.teacher_routes import TeacherRoutes
 
 Batch = dict[str, Any]
 
@@ -37,7 +37,7 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     """Ids that student and teacher share."""
     _recorder: Recorder
     _student: StudentForward
-    _teacher: TeacherSource
+    _teacher: TeacherSource | TeacherRoutes
     nonfinite: NonFiniteGuard
     sampler_monitor: SamplerMonitor
     _loss_value: Tensor
@@ -88,14 +88,18 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         return self._tokenizer
 
     @property
-    def local_teacher(self) -> PreTrainedModel | None:
-        """The teacher as it was loaded, if it is a model in this process."""
-        return self._teacher.plain
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of several teachers; one has none."""
+        return self._teacher.names
 
     @property
-    def remote_teacher(self) -> Teacher | None:
-        """The teacher, if it is behind a server or a `Teacher` of the caller's."""
-        return self._teacher.remote
+    def has_several_teachers(self) -> bool:
+        """Rows have teachers of their own, by name."""
+        return bool(self.teacher_names)
+
+    def teacher_source(self, name: str = "") -> TeacherSource:
+        """The teacher of this name among several, or the only one."""
+        return self._teacher.source(name)
 
     @property
     def offload(self) -> LayerOffload | None:

@@ -16,11 +16,12 @@ from taopd.signals import THRESHOLD
 from taopd.trainer import config_checks
 from taopd.trainer.config_fit import FitSettings, check_fit
 from taopd.trainer.methods import fill_in
+from taopd.trainer.teacher_entries import SeveralTeachers, resolve_teachers
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
 
 @dataclass
-class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
+class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig` and the fields below.
 
     Raises:
@@ -85,7 +86,7 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
     budget_scope: str = option(
         "global",
         "global: one budget for the generation batch (the paper). response: the share holds in every "
-        "completion by itself.",
+        "completion by itself. teacher: in the completions of each of several teachers.",
     )
     weighting: str = option(
         "hard",
@@ -255,6 +256,7 @@ class TeachabilityConfig(FitSettings, TeacherSettings, DistillationConfig):
         fill_in(self)
         config_checks.check_config(self)
         check_fit(self)
+        resolve_teachers(self)
         self.beta = config_checks.beta_of(self)
 
     @classmethod

@@ -277,6 +277,11 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting and the alternatives.
     """
+    urls = config.teacher_url
+    if not isinstance(urls, str | None):
+        texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
+        require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
+        require(len(set(urls)) == len(urls), "teacher_url", urls, "without the same URL twice")
     # vLLM and SGLang answer with log-probs of single ids, at temperature 1.
     if needs_teacher_distribution(config.loss):
         served = [name for name in LOSSES if not needs_teacher_distribution(name)]

@@ -17,7 +17,7 @@ class Inputs:
 
     student: Any
     teacher: Any
-    """None if it is behind a server, or the student itself."""
+    """None if it is behind a server, or the student itself; of several a mapping, as the trainer takes it."""
     tokenizer: Any
     train_dataset: Any
     eval_dataset: Any
@@ -32,13 +32,12 @@ def forget(path: Path, existed: bool) -> None:
 
 def load_inputs(settings: "TrainSettings") -> Inputs:
     """Load and check everything that can be wrong; writes nothing."""
+    from transformers import PreTrainedModel
     from trl import get_quantization_config
 
     from taopd.models import prompts as data
     from taopd.models.prompt_lengths import check_prompt_lengths
     from taopd.models.teacher_prompts import TeacherPrompts
-    from taopd.teachers import load_teacher
-    from taopd.trainer.teacher_names import OWN_TEACHERS
     from taopd.trainer.tools import load_tools
 
     script, args, chosen = settings.script, settings.training, settings.model
@@ -59,17 +58,12 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     if quantization is not None:
         own["quantization_config"] = quantization
     student = data.load_model(student_path, **own)
-    teacher = None
-    if args.teacher_url is None and args.teacher_model_name_or_path not in OWN_TEACHERS:
-        teacher, _ = load_teacher(
-            str(args.teacher_model_name_or_path),
-            student,
-            tokenizer,
-            revision=args.teacher_model_revision,
-            init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
-            quantization=args.teacher_quantization,
-            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-        )
+    if args.teachers is None:
+        teacher = _load_teacher(args, student, tokenizer, common)
+    else:
+        teacher = _load_teachers(args, student, tokenizer, common)
+    of_all = teacher.values() if isinstance(teacher, dict) else [teacher]
+    here = [each for each in of_all if isinstance(each, PreTrainedModel)]
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
     tools = load_tools(args.tools) if args.tools else ()
@@ -82,8 +76,8 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
         if reads:
             others.check(rows.column_names, str(script.dataset_name))
         # The teacher reads its own prompts in place of the student's.
-        both = [student] if reads or teacher is None else [student, teacher]
-        for prompts, models in ((None, both), (others, [teacher or student]))[: 1 + reads]:
+        both = [student] if reads else [student, *here]
+        for prompts, models in ((None, both), (others, here or [student]))[: 1 + reads]:
             elsewhere = prompts is not None and args.teacher_url is not None
             check_prompt_lengths(
                 rows,
@@ -101,6 +95,39 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
     )
+
+
+def _load_teacher(args: Any, student: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
+    """The teacher that these settings name; None if it is behind a server, or the student."""
+    from taopd.teachers import load_teacher
+    from taopd.trainer.config_checks import OWN_TEACHERS
+
+    if args.teacher_url is not None or args.teacher_model_name_or_path in OWN_TEACHERS:
+        return None
+    return load_teacher(
+        str(args.teacher_model_name_or_path),
+        student,
+        tokenizer,
+        revision=args.teacher_model_revision,
+        init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
+        quantization=args.teacher_quantization,
+        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
+    )[0]
+
+
+def _load_teachers(
+    args: Any, student: Any, tokenizer: Any, common: dict[str, Any]
+) -> dict[str, Any]:
+    """By name the model, or the entry of a teacher behind a server."""
+    from taopd.trainer.teacher_entries import check_teachers, naming, settings_of
+
+    check_teachers(args, args.teachers)
+    found = {}
+    for name, entry in args.teachers.items():
+        with naming(name):
+            model = _load_teacher(settings_of(args, name, entry), student, tokenizer, common)
+        found[name] = entry if model is None else model
+    return found
 
 
 def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrainer":

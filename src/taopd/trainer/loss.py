@@ -1,6 +1,6 @@
 """The loss of a micro-batch: what it reads, its terms, and the value of each from the student's states."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -40,6 +40,8 @@ class LossInputs:
     """Of the sampled tokens, nats."""
     sampling_logprobs: Float[Tensor, "B T"] | None = None
     """Of the policy that sampled; None: it is the student as it is."""
+    teacher_index: Int[Tensor, " B"] | None = None
+    """Which of several teachers each completion has; None: there is one."""
     teacher_hidden: list[Tensor] | None = None
     """The teacher's states where `loss_weights` is not 0; None: the loss reads log-probs alone."""
     reference_hidden: list[Tensor] | None = None
@@ -89,8 +91,8 @@ def loss_columns(
     columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    if scored.teacher_hidden is not None:
-        columns["teacher_hidden"] = positions.by_row(scored.teacher_hidden, loss_weights != 0)
+    if (by_row := scored.teacher_by_row(positions, loss_weights != 0)) is not None:
+        columns["teacher_hidden"] = by_row
     if scored.student_hidden is not None:
         # Selection runs without gradient; these states carry the graph of the scoring pass.
         with torch.enable_grad():
@@ -109,6 +111,32 @@ class Term:
     """The other model's states at these tokens; None: the function reads log-probs alone."""
     head: Head | None
     function: LossFunction
+
+
+def distillation_terms(
+    inputs: LossInputs, heads: Sequence[Head | None], function: LossFunction
+) -> list[Term]:
+    """The distillation from each teacher, at the tokens of its completions.
+
+    Args:
+        heads: of the teachers; None for one that is not here, whose losses read log-probs alone.
+    """
+    if inputs.teacher_index is None:
+        weights, hidden = inputs.loss_weights, inputs.teacher_hidden
+        return [Term(name="loss", weights=weights, hidden=hidden, head=heads[0], function=function)]
+    terms = []
+    for teacher, head in enumerate(heads):
+        own = inputs.teacher_index == teacher
+        weights, states = inputs.loss_weights * own[:, None], None
+        if inputs.teacher_hidden is not None:
+            assert head is not None
+            rows = [inputs.teacher_hidden[row] for row in own.nonzero()[:, 0].tolist()]
+            # States of different teachers have different widths: each term joins its own alone.
+            states = [row for row in rows if row.numel()] or [head.weight[:0]]
+        terms.append(
+            Term(name="loss", weights=weights, hidden=states, head=head, function=function)
+        )
+    return terms
 
 
 def term_loss(

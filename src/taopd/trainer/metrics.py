@@ -3,7 +3,7 @@
 The same key is the same definition everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taopd.distributed.collectives import ALONE, Ranks, order_statistics
 from taopd.selectors import Selection
-from taopd.signals import SignalTable
+from taopd.signals import TEACHER, SignalTable
 
 
 class Chosen(Protocol):
@@ -39,6 +39,11 @@ METRICS: dict[str, str] = {
     "select/kept_compatibility": "Mean C of the kept tokens, in [0, 1].",
     "select/kept_entropy_nats": "Mean H of the kept tokens.",
     "select/empty_completions": "Share of completions in which no token was kept.",
+    "teacher/completions/*": "Several teachers: completions with a valid token, by teacher, all ranks.",
+    "teacher/valid_tokens/*": "Valid tokens by teacher, all ranks.",
+    "teacher/kept_fraction/*": "Tokens kept over valid tokens, by teacher.",
+    "teacher/disagreement_nats/*": "Mean D over valid tokens, by teacher.",
+    "teacher/compatibility/*": "Mean C over valid tokens, by teacher; in [0, 1].",
     "select/off_teacher_list": "verl: share of sampled tokens that the teacher's list does not hold.",
     "select/teacher_list_covers": "verl: share of tokens at which it holds all K ids of the student's list.",
     "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
@@ -153,6 +158,33 @@ def selection_metrics(
         | _means(_sampled(part), part.ranks)
         | shadow_metrics(kept, choice.shadows, ranks)
     )
+
+
+def teacher_metrics(
+    table: SignalTable, selection: Selection, names: Sequence[str]
+) -> dict[str, float]:
+    """`teacher/*`: what was kept of the rows of each of several teachers; nothing where there is one.
+
+    A teacher without a valid token in the generation batch has counts of 0, and no shares and means.
+    """
+    found: dict[str, float] = {}
+    for teacher, name in enumerate(names):
+        own = table.valid & (table.extra[TEACHER] == teacher)
+        num_valid = table.ranks.total(own.sum())
+        num_completions = table.ranks.total(table.completion[own].unique().numel())
+        found |= {
+            f"teacher/completions/{name}": float(num_completions),
+            f"teacher/valid_tokens/{name}": float(num_valid),
+        }
+        # A mean over nothing would be logged as 0, which a curve would show as a fall.
+        if num_valid:
+            means = {
+                f"teacher/kept_fraction/{name}": selection.kept[own],
+                f"teacher/disagreement_nats/{name}": table.disagreement[own],
+                f"teacher/compatibility/{name}": table.compatibility[own],
+            }
+            found |= _means(means, table.ranks)
+    return found
 
 
 def shadow_metrics(

@@ -53,6 +53,14 @@ class PromptTrainer(DistillationTrainer):
             if hasattr(rows, "__len__") and not len(rows):
                 raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
 
+    def _check_routes(self) -> None:
+        """Every row has a teacher that there is."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for name, rows in ({"training": self.train_dataset} | sets).items():
+            if rows is not None:
+                which = "the training set" if name == "training" else f"the evaluation set {name}"
+                self._teacher.check_dataset(rows, which.strip())
+
     @property
     def _template(self) -> dict[str, Any]:
         """What prompts are rendered with."""
@@ -104,7 +112,7 @@ class PromptTrainer(DistillationTrainer):
 
     def _set_signature_columns_if_needed(self):
         # What `remove_unused_columns` leaves.
-        own = {COLUMN, *self._teacher_prompts.columns}
+        own = {COLUMN, self.args.teacher_column, *self._teacher_prompts.columns}
         self._signature_columns = [*COLUMNS, *MEDIA, "answer", *sorted(own - {"answer"})]
 
     def _generation_batch_size(self) -> int:

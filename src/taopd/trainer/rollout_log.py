@@ -97,7 +97,14 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "kept": selection.kept[local].tolist(),
         "anchored": (scored.choice.anchor_weights[local] > 0).tolist(),
         "quadrant": selection.quadrant[local].tolist(),
+        **_teachers(scored),
     }
+
+
+def _teachers(scored: ScoredBatch) -> dict[str, list[str]]:
+    """The name of every position's teacher, where there are several."""
+    of = scored.of_teacher
+    return {} if of is None else {"teacher": [scored.teachers[place] for place in of.tolist()]}
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -117,6 +124,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     return {
         "step": scored.number,
         "completion": row,
+        **_teacher(row, scored),
         "prompt": tokenizer.decode(prompt),
         **_of_teacher(scored, row),
         "answer": batch.get("answers", {row: None})[row],
@@ -133,6 +141,13 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "teacher_top": teacher,
         "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
     }
+
+
+def _teacher(row: int, scored: ScoredBatch) -> dict[str, str]:
+    """The name of a completion's teacher, where there are several."""
+    if not scored.teachers:
+        return {}
+    return {"teacher": scored.teachers[int(scored.batch["teacher_index"][row])]}
 
 
 def _of_teacher(scored: ScoredBatch, row: int) -> dict[str, str]:

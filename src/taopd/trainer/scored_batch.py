@@ -37,6 +37,13 @@ class ScoredBatch:
     stop_ids: tuple[int, ...]
     """Ids at which the sampler stops, and the padding that stands in for one."""
     tokenizer: PreTrainedTokenizerBase
+    teachers: tuple[str, ...] = ()
+    """Of several, in the order of the batch's "teacher_index"; one has no name."""
+
+    @property
+    def of_teacher(self) -> Int[Tensor, " N"] | None:
+        """Which of several teachers each position has."""
+        return self.batch["teacher_index"][self.positions.row] if self.teachers else None
 
     @property
     def number(self) -> int:

@@ -7,7 +7,7 @@ in parts (`table.ranks`): then every rank calls `choose` on its own, and gets it
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from taopd.selectors import (
     select,
 )
 from taopd.selectors.formulas import worth_reaching
-from taopd.signals import SignalTable, TokenSignals, signal_table
+from taopd.signals import TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 
 _READS_C = re.compile(
@@ -98,7 +98,8 @@ def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
-    return {"limit": args.gather_limit, "columns": needs.signals if needs.all_declared else None}
+    columns = (*needs.signals, TEACHER) if needs.all_declared else None
+    return {"limit": args.gather_limit, "columns": columns}
 
 
 def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
@@ -139,13 +140,18 @@ def local_table(
     stop_ids: Sequence[int] = (),
     *,
     needs: SignalNeeds | None = None,
+    teacher: Int[Tensor, " N"] | None = None,
 ) -> SignalTable:
-    """One rank's rows of the table that `choose` reads; excluded stop tokens may not train."""
+    """One rank's rows of the table that `choose` reads; excluded stop tokens may not train.
+
+    Args:
+        teacher: which of several each row has.
+    """
     # Excluded here and not in the loss, so that stop tokens set no scale and use no budget either.
     valid = torch.ones_like(completion, dtype=torch.bool)
     if args.stop_tokens == "exclude" and signals.token_ids is not None:
         valid = ~torch.isin(signals.token_ids, signals.token_ids.new_tensor(list(stop_ids)))
-    return signal_table(
+    table = signal_table(
         signals,
         completion=completion,
         position=position,
@@ -153,10 +159,24 @@ def local_table(
         compatibility=args.compatibility,
         needs=(needs or signal_needs(args)).signals,
     )
+    if teacher is None:
+        return table
+    return replace(table, extra=table.extra | {TEACHER: teacher.double()})
 
 
-def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training: bool) -> Choice:
+def choose(
+    table: SignalTable,
+    args: TeachabilityConfig,
+    *,
+    step: int,
+    training: bool,
+    teacher_weights: Sequence[float] = (),
+) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
+
+    Args:
+        teacher_weights: factors on the loss of each teacher's rows. The denominator is as without them: a
+            factor changes the gradient of its own rows and of no other's.
 
     Evaluation (training=False) keeps everything: the selected tokens move with the student, so that a loss
     on them is not comparable over time.
@@ -195,6 +215,9 @@ def choose(table: SignalTable, args: TeachabilityConfig, *, step: int, training:
         least=0.0 if reach is None else float(selection.num_budget),
         ranks=table.ranks,
     )
+    # After the reduction: the denominator is as without them.
+    if teacher_weights:
+        weights *= weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
     drawn = torch.zeros_like(weights)
     if training:
         drawn = _anchor_draw(table, selection, args, step)

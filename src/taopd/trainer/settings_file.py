@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.teacher_entries import settings_of
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
 
@@ -33,7 +34,7 @@ class LabArguments:
         default=None,
         metadata={
             "help": "Variant of the bundled tiny lab (dialect, bilingual, ...), in place of student, teacher "
-            "and prompts; built on first use."
+            "and prompts; built on first use. Two joined by '+': a teacher from each, for its own prompts."
         },
     )
 
@@ -72,6 +73,16 @@ class TrainSettings:
         lab = {} if self.lab is None else {"lab": self.lab}
         resolved = asdict(self.script) | self.training.to_dict() | asdict(self.model)
         return redact_document(resolved | lab)
+
+    def of_each_teacher(self) -> "dict[str, TrainSettings]":
+        """The settings of a run with each of several teachers alone, by name; with one these, as ""."""
+        args = self.training
+        if not isinstance(args.teachers, dict):
+            return {"": self}
+        return {
+            name: replace(self, training=settings_of(args, name, entry))
+            for name, entry in args.teachers.items()
+        }
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that somebody set to another value than the default, for the report."""
@@ -226,7 +237,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None) -> None:
     """Put the lab's models and prompts in the place of those that a config names."""
-    own = ("model_name_or_path", "teacher_model_name_or_path", "teacher_url", "dataset_name")
+    own = (
+        "model_name_or_path",
+        "teacher_model_name_or_path",
+        "teacher_url",
+        "teachers",
+        "dataset_name",
+    )
     # The lab's student may be its own teacher.
     kept = settings.training.teacher_model_name_or_path in OWN_TEACHERS
     own_teacher = {"teacher_model_name_or_path"} if kept else set()
@@ -249,7 +266,7 @@ def _check_given(values: argparse.Namespace, given: set[str]) -> None:
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     missing = [name for name in required if name not in given]
     # A teacher behind a URL needs no local model; its name then only gives the tokenizer.
-    if values.teacher_url is not None:
+    if values.teacher_url is not None or values.teachers is not None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
     if values.lab is not None:  # It brings models and prompts.
         missing = [name for name in missing if name == "output_dir"]

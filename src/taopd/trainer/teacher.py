@@ -1,7 +1,7 @@
 """The trainer's teacher: a model that runs here, or a `Teacher` elsewhere."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,41 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.errors import ConfigError, DataError, TeacherError
+from taopd.distributed.sharding import is_sharded
+from taopd.errors import ConfigError, DataError, NumericsError, TeacherError
 from taopd.losses import needs_teacher_distribution
-from taopd.models.batch import Forward, Positions, teacher_side
+from taopd.models.batch import Forward, Positions, teacher_side, used_rows
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
 from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
-from taopd.models.scoring import Reuse, Scored, check_readable, score_positions
+from taopd.models.scoring import Given, Reuse, Scored, check_readable, score_positions
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, INITIAL_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
-from taopd.teachers import ServerTeacher, Teacher, as_bound, connect, load_teacher, score_remote
+from taopd.teachers import AskedOnce, Teacher, as_bound, load_teacher, score_remote
 from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher, vocabularies
 from taopd.trainer.selection import reads_reach, signal_needs, signal_options
+from taopd.trainer.teacher_column import OneTeacher
+from taopd.trainer.teacher_connection import connect_teacher
 from taopd.trainer.teacher_probe import TeacherProbe
+from taopd.trainer.teacher_watch import TeacherWatch
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"
 """In the run folder: the teacher, and whether C is exact or a lower bound."""
 
 
-class TeacherSource:
+class TeacherSource(OneTeacher):
     """Scores generation batches, whoever the teacher is.
 
     Args:
         teacher: path, hub id or model for a teacher here; for one elsewhere a `Teacher`, or None
             with `args.teacher_url`; or the student as its own.
         student: its vocabulary is what both must share.
+        name: among several teachers; "": the only one.
 
     Raises:
         ConfigError: a loss, signal or setting that a remote teacher cannot serve, no teacher at all, or a
@@ -55,10 +60,12 @@ class TeacherSource:
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        *,
+        name: str = "",
     ) -> None:
         # Before anything is loaded or asked; also for a `Teacher`, which `load_teacher` never sees.
         refuse_loading_options(teacher, args.teacher_model_init_kwargs, args.teacher_quantization)
-        self._args, self._accelerator = args, accelerator
+        self.args, self._accelerator, self._name = args, accelerator, name
         require_backbone("student", student)
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None
@@ -82,7 +89,10 @@ class TeacherSource:
             args.check_teacher(remote=True)
             self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
-            self._check_signals(self.remote.describe()["exact"])
+            self.check_signals(self.offers_exact)
+            # An object of the user's may answer otherwise by design, and is asked as often as it was.
+            own = isinstance(teacher, Teacher)
+            self._asked: Teacher = self.remote if own else AskedOnce(self.remote)
             self._probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
             # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
@@ -96,9 +106,9 @@ class TeacherSource:
             self.vocab_size = student.config.get_text_config().vocab_size
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
-        if isinstance(teacher, list | tuple | dict):
+        if isinstance(teacher, list | tuple):
             raise ConfigError(
-                f"teacher_model holds {len(teacher)} teachers: a run has one; name it"
+                f"teacher_model holds {len(teacher)} teachers: name them, {{'math': ..., 'code': ...}}"
             )
         if teacher is None:
             raise ConfigError(
@@ -116,6 +126,23 @@ class TeacherSource:
         require_backbone("teacher", self.plain)
         # Sharded like the student where that is sharded: a whole teacher would undo the saving.
         self.model, self.offload = place_teacher(accelerator, self.plain, args)
+        self._in_parts = any(map(is_sharded, self.plain.parameters()))
+
+    @property
+    def offers_exact(self) -> bool:
+        """Whether it said at the start that C will be exact."""
+        return self.remote is None or bool(self.remote.describe()["exact"])
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and model; for a teacher elsewhere what it says of itself."""
+        if self.remote is not None:
+            return self.remote.describe()
+        assert self.plain is not None
+        return {"kind": "local", "model": str(self.plain.name_or_path), "exact": True, "why": ""}
+
+    def watches(self, warn: Callable[[int, str, str], None]) -> list[TeacherWatch]:
+        """The watch of this teacher in training."""
+        return [TeacherWatch(self.vocab_size, warn)]
 
     def score(
         self,
@@ -134,12 +161,13 @@ class TeacherSource:
         Raises:
             DataError: in the first batch, a model that is scored otherwise than its own forward computes.
         """
-        args = self._args
+        args = self.args
         size = args.per_device_train_batch_size
         if self.plain is not None:
             self.plain.eval()  # A callback may have put it into training mode.
         if not self._agreed:
-            self._require_agreement(self.compare(forward, student, batch))
+            used = used_rows(batch, positions) if len(positions) else batch
+            self._require_agreement(self.compare(forward, student, used))
         if self.remote is not None:
             return self._score_remote(forward, student, batch, positions, size, when, reuse)
         # The same for every batch of a run.
@@ -156,6 +184,7 @@ class TeacherSource:
             keep_teacher_hidden=self._reads_hidden,
             when=when,
             reuse=reuse,
+            skip_empty=isinstance(reuse, Given) and not self._in_parts,
             **self._options,
         )
         if args.signals == "topk_lists":
@@ -212,21 +241,23 @@ class TeacherSource:
             scored = score_remote(
                 forward,
                 student,
-                self.remote,
+                self._asked,
                 batch,
                 positions,
                 micro_batch_size=size,
                 vocab_size=self.vocab_size,
-                k=self._args.score_top_k,
+                k=self.args.score_top_k,
                 when=when,
                 reuse=reuse,
             )
             self._probe.look(teacher_side(batch), positions, scored.signals)
-        except TeacherError as problem:
+        except (TeacherError, NumericsError) as problem:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.
-        exact = scored is not None and scored.signals.compatibility_is_exact
-        state = torch.tensor([[int(error is None), int(exact)]], device=self._accelerator.device)
+        # Bad numbers are told to the others later, and say nothing about the teacher.
+        failed = isinstance(error, TeacherError)
+        exact = not failed and (scored is None or scored.signals.compatibility_is_exact)
+        state = torch.tensor([[int(not failed), int(exact)]], device=self._accelerator.device)
         fine, exact = self._accelerator.gather(state).bool().all(0).tolist()
         if error is not None:
             raise error
@@ -235,11 +266,11 @@ class TeacherSource:
         assert scored is not None
         self._say(exact)
         if not exact:
-            self._check_signals(exact)
+            self.check_signals(exact)
             # This process got exact values, another did not: one selection must not mix the two.
             if scored.signals.compatibility_is_exact:
                 scored = replace(scored, signals=as_bound(scored.signals))
-        elif self._args.signals == "topk_lists":
+        elif self.args.signals == "topk_lists":
             scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
 
@@ -253,19 +284,21 @@ class TeacherSource:
         logger.info("teacher: %s", about)
         if not exact:
             logger.warning(
-                "the teacher gives its own top %d only: signals are of two lists, C is a lower bound (%s)",
-                self._args.score_top_k,
+                "the teacher%s gives its own top %d only: signals are of two lists, C is a lower bound (%s)",
+                f" {self._name}" if self._name else "",
+                self.args.score_top_k,
                 about.get("why") or "not said why",
             )
-        write_json(Path(self._args.output_dir) / FILE, about)
+        if not self._name:  # Else the file is about all of them.
+            write_json(Path(self.args.output_dir) / FILE, about)
 
-    def _check_signals(self, exact: bool) -> None:
+    def check_signals(self, exact: bool) -> None:
         """Refuse settings that read what the teacher's numbers do not hold.
 
         Raises:
             ConfigError: names the signals, and the selectors that do without.
         """
-        args = self._args
+        args = self.args
         # Checked again whenever C turns into a bound: a server may stop sending what it sent before.
         given = BOUND_GIVES if not exact else SERVER_GIVES
         if exact and args.signals == "topk_lists":
@@ -279,17 +312,3 @@ class TeacherSource:
                 f"shadow_selectors read: choose among {', '.join(enough)}, or load the teacher in this "
                 "process"
             )
-
-
-def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher:
-    """The teacher at `args.teacher_url`; see `connect`."""
-    assert args.teacher_url is not None
-    return connect(
-        args.teacher_url,
-        vocab_size=vocab_size,
-        top_k=args.score_top_k,
-        kind=args.teacher_server,
-        concurrency=args.teacher_concurrency,
-        timeout_s=args.teacher_timeout_s,
-        patience_s=args.teacher_patience_s,
-    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from taopd.errors import TeacherError
 from taopd.models.batch import Positions
 from taopd.signals import TokenSignals
-from taopd.teachers import ServerTeacher, Teacher
+from taopd.teachers import ServerTeacher, Teacher, TeacherPool
 from taopd.teachers.honesty import Answer, agreement, changed
 
 EVERY = 8
@@ -55,7 +55,7 @@ class TeacherProbe:
             self._told.add(fault.kind)
             logger.warning("%s", fault.text)
         # A teacher object of the user's may change by design; a server does not.
-        if isinstance(self._teacher, ServerTeacher):
+        if isinstance(self._teacher, ServerTeacher | TeacherPool):
             self._ask_again(batch, positions)
 
     def _ask_again(self, batch: Mapping[str, Tensor], positions: Positions) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from taopd.signals import TokenSignals
+from taopd.signals import TokenSignals, taken
 from taopd.trainer.scored_batch import ScoredBatch
 
 FEWEST = 8
@@ -88,10 +88,13 @@ class TeacherWatch(TrainerCallback):
     Args:
         vocab_size: ids that teacher and student share.
         warn: takes (step, source, reason).
+        name: of several teachers the one that is watched, at its own completions.
     """
 
-    def __init__(self, vocab_size: int, warn: Callable[[int, str, str], None]) -> None:
-        self._vocab_size, self._warn = vocab_size, warn
+    def __init__(
+        self, vocab_size: int, warn: Callable[[int, str, str], None], name: str = ""
+    ) -> None:
+        self._vocab_size, self._warn, self._name = vocab_size, warn, name
         self._entropies: list[float] = []
         self._disagreements: list[float] = []
         self._suspicion = ""
@@ -99,8 +102,12 @@ class TeacherWatch(TrainerCallback):
 
     def __call__(self, scored: ScoredBatch) -> None:
         """Look at one generation batch."""
-        if len(scored.signals) >= FEWEST:
-            self.update(scored.step, Look.at(scored.signals, self._vocab_size))
+        signals = scored.signals
+        if self._name:
+            own = scored.of_teacher == scored.teachers.index(self._name)
+            signals = taken(signals, own)
+        if len(signals) >= FEWEST:
+            self.update(scored.step, Look.at(signals, self._vocab_size))
 
     def update(self, step: int, look: Look) -> None:
         """Take note of a look; warn of a failure that is certain, or seen twice in a row."""
@@ -122,7 +129,8 @@ class TeacherWatch(TrainerCallback):
                 disagreement=look.disagreement,
                 disagreement_before=median(self._disagreements or nothing),
             )
-            self._warn(step, "teacher", reason + ADVICE)
+            of = f"teacher {self._name!r}: " if self._name else ""
+            self._warn(step, "teacher", of + reason + ADVICE)
         self._suspicion = finding
 
     def _finding(self, look: Look) -> tuple[str, bool]:

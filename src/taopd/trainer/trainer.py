@@ -27,8 +27,8 @@ from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
 from taopd.trainer.given_student import given_student
-from taopd.trainer.loss import LossInputs, Term, loss_columns, term_loss
-from taopd.trainer.metrics import selection_metrics
+from taopd.trainer.loss import LossInputs, distillation_terms, loss_columns, term_loss
+from taopd.trainer.metrics import selection_metrics, teacher_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.rollout_log import RolloutLog
@@ -41,8 +41,7 @@ from taopd.trainer.spread_watch import SpreadWatch
 from taopd.trainer.step_lines import attach as attach_step_lines
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
-from taopd.trainer.teacher import TeacherSource
-from taopd.trainer.teacher_watch import TeacherWatch
+from taopd.trainer.teacher_routes import teachers_of
 from taopd.trainer.tools import given_tools
 
 
@@ -55,7 +54,8 @@ class TeachabilityTrainer(BaseTrainer):
         teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
             padded to another size; its tokenizer must give every shared id the same token. Or any
             `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`; "self" and
-            "self_ema" are the student, with a prompt of the teacher's own.
+            "self_ema" are the student, with a prompt of the teacher's own. A mapping from names: several, of
+            which each prompt names one in the column `args.teacher_column`.
         args: a `TeachabilityConfig`; a `DistillationConfig` gets our defaults, None TRL's and ours.
         others: as TRL's class takes them, in its order: `train_dataset`, `eval_dataset` and so on.
 
@@ -94,16 +94,15 @@ class TeachabilityTrainer(BaseTrainer):
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)
         self.average = itself and itself.average
-        self._teacher = TeacherSource(
-            itself or teacher_model, args, self.model, self._tokenizer, self.accelerator
-        )
+        self._teacher = teachers_of(itself or teacher_model, args, *whole[:2], self._tokenizer)
+        self._check_routes()
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
             raise ConfigError(
                 f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
             )
         stops = args.stop_tokens, args.stop_token_ids
-        self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, self._teacher.plain)
+        self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
@@ -127,7 +126,7 @@ class TeachabilityTrainer(BaseTrainer):
         self.sampler_monitor = SamplerMonitor(self)
         self.observers: list[Callable[[ScoredBatch], None]] = [
             RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
-            *(watchers := (self.sampler_monitor, TeacherWatch(self.vocab_size, found.add))),
+            *(watchers := (self.sampler_monitor, *self._teacher.watches(found.add))),
             said := SituationWatch(args.reach_threshold, self.record),
         ]
         """Called on the main process after every selection, in training."""
@@ -146,7 +145,7 @@ class TeachabilityTrainer(BaseTrainer):
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         """TRL's stage between the prompts and the micro-batches: all that is done once a generation batch."""
         with self._recorder.timed("perf/sample_s"):
-            batch = super()._generate_and_score_completions(inputs)
+            batch = super()._generate_and_score_completions(inputs) | self._teacher.route(inputs)
         batch, selected = self._with_loss_columns(batch)
         self._tell_observers(selected, [row.get("answer") for row in inputs])
         return batch
@@ -218,14 +217,19 @@ class TeachabilityTrainer(BaseTrainer):
         """The tokens that train, chosen over the generation batch of all processes."""
         training, step, signals = self.model.training, self.state.global_step, scored.signals
         place = positions.row, positions.column
-        rows = local_table(signals, self.args, *place, self.stop_ids, needs=self._needs)
+        own = self._teacher.of_positions(batch, positions)
+        rows = local_table(
+            signals, self.args, *place, self.stop_ids, needs=self._needs, teacher=own
+        )
         part, table, local = gather_table(
             self.accelerator, rows, num_rows=positions.shape[0], **self._gather_options
         )
         # A pure function of the gathered table: every process comes to the same choice on its own.
-        choice = choose(table, self.args, step=step, training=training)
+        names, weights = self._teacher.names, self._teacher.weights
+        choice = choose(table, self.args, step=step, training=training, teacher_weights=weights)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
         metrics = selection_metrics(table, choice, part)
+        metrics |= teacher_metrics(table, choice.selection, names)
         self._recorder.add_all({"perf/score_tokens": positions.row.shape[0]} | metrics)
         return ScoredBatch(
             step=step,
@@ -238,6 +242,7 @@ class TeachabilityTrainer(BaseTrainer):
             local=local,
             stop_ids=(*self.eos_token_ids, self._tokenizer.pad_token_id),
             tokenizer=self._tokenizer,
+            teachers=names,
         )
 
     @torch.no_grad()
@@ -291,20 +296,15 @@ class TeachabilityTrainer(BaseTrainer):
         return loss, read.entropy.sum(), read.scored.sum()
 
     def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
-        """Distillation from the teacher, and where the anchor is on the KL penalty."""
-        distillation = Term(
-            name="loss",
-            weights=read.loss_weights,
-            hidden=read.teacher_hidden,
-            head=self._teacher_head(),
-            function=self._loss_function,
-        )
-        terms = [distillation, self._anchor.term(student, read)]
-        return [
+        """Distillation from the teachers, and where the anchor is on the KL penalty."""
+        heads = [None if model is None else self._head(model) for model in self._teacher.models]
+        terms = distillation_terms(read, heads, self._loss_function)
+        anchor = self._anchor.term(student, read)
+        losses = [
             term_loss(term, hidden, head, part=part, inputs=read, temperature=self.temperature)
-            for term in terms
-            if term is not None
+            for term in (*terms, *(() if anchor is None else (anchor,)))
         ]
+        return [torch.stack(losses[: len(terms)]).sum(), *losses[len(terms) :]]
 
     def _check_gradient(self, student, part: Trimmed, read: LossInputs) -> None:
         """Log how well the gradient of the window agrees with the exact one, on this micro-batch."""

@@ -11,9 +11,11 @@ T.byId = (id) => document.getElementById(id);
 
 T.matching = function () {
   const run = T.byId("run").value;
+  const teacher = T.byId("teacher").value;
   const words = T.byId("search").value.toLowerCase();
   return T.rollouts
     .filter((rollout) => run === "" || rollout.run === run)
+    .filter((rollout) => teacher === "" || rollout.teacher === teacher)
     .filter((rollout) => !T.byId("truncated").checked || rollout.truncated)
     .filter((rollout) => !T.byId("wrong").checked || rollout.correct === false)
     .filter((rollout) => words === "" || rollout.prompt.toLowerCase().includes(words))
@@ -112,12 +114,16 @@ T.start = async function () {
   T.byId("signal").value = T.state.signal;
   const runs = [...new Set(T.rollouts.map((rollout) => rollout.run))];
   T.options(T.byId("run"), [["", "all"], ...runs.map((run) => [run, run])]);
+  // A run with one teacher gives it no name, and needs no choice.
+  const teachers = [...new Set(T.rollouts.map((rollout) => rollout.teacher).filter(Boolean))].sort();
+  T.options(T.byId("teacher"), [["", "all"], ...teachers.map((name) => [name, name])]);
+  T.byId("teacher").parentNode.hidden = teachers.length === 0;
   T.byId("signal").addEventListener("change", (event) => {
     T.state.signal = event.target.value;
     T.legend(T.state.signal);
     T.reshade();
   });
-  for (const id of ["run", "order", "truncated", "wrong"]) T.byId(id).addEventListener("change", T.fillList);
+  for (const id of ["run", "teacher", "order", "truncated", "wrong"]) T.byId(id).addEventListener("change", T.fillList);
   T.byId("search").addEventListener("input", T.fillList);
   T.byId("beside").addEventListener("change", (event) => {
     T.show(T.state.rollout, T.rollouts[event.target.value] || null);

@@ -96,7 +96,14 @@ def _origin(env: dict[str, Any]) -> str:
 
 
 def _teacher(about: dict[str, Any]) -> str:
-    """The remote teacher, and whether C is exact."""
+    """The remote teacher, or several, and whether C is exact."""
+    if isinstance(several := about.get("teachers"), dict):
+        kind = {"compatibility": about.get("compatibility")}
+        return " ".join(
+            f"{name}: {_teacher(one | kind)}"
+            for name, one in several.items()
+            if isinstance(one, dict)
+        )
     version = f" {about['version']}" if about.get("version") else ""
     where = f" at {about['url']}" if about.get("url") else ""
     why = f" ({about['why']})" if about.get("why") else ""

@@ -45,6 +45,13 @@ GUARD_WORDS = (
     "Drift: how far the unselected tokens moved away from the reference model (the initial student) without "
     "moving towards the teacher. A level line is the limit at which a run warns."
 )
+TEACHER_CHARTS = (
+    ("Valid tokens", "teacher/valid_tokens", "tokens"),
+    ("Kept share of the tokens", "teacher/kept_fraction", "%"),
+    ("Disagreement D, mean", "teacher/disagreement_nats", "nats"),
+    ("Compatibility C, mean", "teacher/compatibility", "0 to 1"),
+)
+"""Title, key without the teacher's name, and unit."""
 STAGES = (
     ("perf/sample_s", "sample"),
     ("perf/score_s", "score"),
@@ -70,6 +77,10 @@ def body(runs: Sequence[Run]) -> str:
     if guards:
         parts.append(f'<h3>Stability</h3><p class="note">{GUARD_WORDS}</p>')
         parts.append(f'{legend}<div class="grid">{"".join(guards)}</div>')
+    by_teacher = [chart for run in logged[:4] for chart in _by_teacher(run)]
+    if by_teacher:
+        parts.append("<h3>By teacher</h3>")
+        parts.append(f'<div class="grid">{"".join(by_teacher)}</div>')
     quadrants = [_quadrants(run) for run in logged[:4]]
     if any(quadrants):
         parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
@@ -95,6 +106,29 @@ def _chart(
     if not series or (name in watched and largest <= 0.01 * (limit or 0.0)):
         return ""
     return figure(title, lines(title, series, limit=limit), unit)
+
+
+def _by_teacher(run: Run) -> list[str]:
+    """Charts of a run with several teachers, one line for each; nothing of a run with one."""
+    first = "teacher/valid_tokens/"
+    names = sorted(
+        {key.removeprefix(first) for line in run.metrics for key in line if key.startswith(first)}
+    )
+    charts = []
+    for title, name, unit in TEACHER_CHARTS:
+        factor = 100.0 if unit == "%" else 1.0
+        curves = {teacher: run.curve(f"{name}/{teacher}") for teacher in names[:MAX_RUNS]}
+        known = [(teacher, points) for teacher, points in curves.items() if points]
+        series = [
+            Series(label=teacher, points=[(x, factor * y) for x, y in points], color=index)
+            for index, (teacher, points) in enumerate(known)
+        ]
+        if series:
+            words = f"{title}, {run.name}"
+            charts.append(
+                figure(words, key([s.label for s in series]) + lines(words, series), unit)
+            )
+    return charts
 
 
 def _quadrants(run: Run) -> str:

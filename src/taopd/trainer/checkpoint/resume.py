@@ -15,6 +15,7 @@ from taopd.runs.schemas import TRAINER_STATE
 from taopd.runs.validation import read_document, shown
 from taopd.trainer.checkpoint.failure import cannot_write
 from taopd.trainer.checkpoint.mixin import agreed, replace_folder
+from taopd.trainer.teacher_entries import same_teachers
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -153,6 +154,8 @@ def changed_settings(
         return list(before.get("changes", []))
     step, free = _steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
     words = {n: f"{n} {shown(v['before'])} -> {shown(v['after'])}" for n, v in found.items()}
+    if "teachers" in found and same_teachers(*found["teachers"].values()):
+        free |= {"teachers"}
     method = [words[name] for name in found if name not in free]
     if method and not allowed:
         raise ConfigError(

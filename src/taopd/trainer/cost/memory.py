@@ -145,7 +145,8 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         "gathered_to_sample": float(compute * student.num_parameters)
         if zero3 and shards > 1
         else 0.0,
-        "teacher_weights": _teacher_weights(of_teacher, adapters, settings),
+        "teacher_weights": _teacher_weights(of_teacher, adapters, settings)
+        + settings.other_teacher_bytes / frozen,
         "teacher_layers": moving_bytes(teacher, settings),
         "reference_weights": of_copy if settings.holds_reference else 0.0,
         "gradients": stored * trained / shards,
@@ -175,7 +176,7 @@ def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSetti
     read = other if settings.needs_teacher_distribution or settings.reach else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
     # A server's answer is compared with the student's states, which wait for it.
-    waiting = scored * own if settings.teacher_elsewhere else 0
+    waiting = scored * own if settings.teacher_elsewhere or settings.several_teachers else 0
     return {
         "scoring_hidden": float(settings.batch * read + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),

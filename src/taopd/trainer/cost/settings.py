@@ -57,6 +57,10 @@ class PlanSettings:
     """"8bit" or "4bit": of its linear layers."""
     teacher_offload: bool = False
     """Its layers are in host memory, and two of them on the device while it scores; not on a CPU."""
+    several_teachers: bool = False
+    """The student's states of the whole generation batch wait until each of them has scored its own rows."""
+    other_teacher_bytes: float = 0.0
+    """Weights of the teachers here beside the largest one, which the plan takes to score every row."""
     device: str = "gpu"
     """"cpu" or "gpu": decides the size of the scoring tiles."""
     gradient_checkpointing: bool = False

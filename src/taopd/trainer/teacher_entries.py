@@ -1,0 +1,221 @@
+"""The settings of several teachers, and what they say of each: one teacher's settings as of a run with one.
+
+    teachers:
+      math: {model: Qwen/Qwen3-4B}
+      code: {url: "http://localhost:8000", model: Qwen/Qwen3-14B}
+    teacher_weights: {code: 0.5}
+
+An entry has the names of a single teacher's settings without the prefix `teacher_`. What it leaves out is as
+the setting of a single teacher says.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
+from taopd.teachers import Teacher
+from taopd.trainer.config_checks import OWN_TEACHERS, check_config
+from taopd.trainer.config_fit import check_fit
+
+if TYPE_CHECKING:
+    from taopd.trainer.config import TeachabilityConfig
+
+OF_ONE = {
+    "model": "teacher_model_name_or_path",
+    "revision": "teacher_model_revision",
+    "init_kwargs": "teacher_model_init_kwargs",
+    "url": "teacher_url",
+    "server": "teacher_server",
+    "concurrency": "teacher_concurrency",
+    "timeout_s": "teacher_timeout_s",
+    "patience_s": "teacher_patience_s",
+    "quantization": "teacher_quantization",
+    "offload": "teacher_offload",
+}
+"""The settings of an entry, and those of a single teacher that they stand for."""
+ALONE = (
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_model_init_kwargs",
+    "teacher_url",
+)
+"""Settings that say who a single teacher is."""
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+@dataclass
+class SeveralTeachers:
+    """The fields of `TeachabilityConfig` about several teachers."""
+
+    teachers: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers by name, in place of teacher_model_name_or_path and teacher_url: "
+            "{math: {model: ...}, code: {url: ...}}. A dataset column says which one a prompt has."
+        },
+    )
+    teacher_column: str = field(
+        default="teacher",
+        metadata={
+            "help": "Several teachers: the dataset's column with the name of a prompt's teacher."
+        },
+    )
+    teacher_weights: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers: factors on the loss of the rows of each, {code: 0.5}; 1 where a name "
+            "is left out. The denominator stays as it is."
+        },
+    )
+
+
+def resolve_teachers(config: "TeachabilityConfig") -> None:
+    """Read the mappings from their JSON text if they come as flags, and refuse what does not fit.
+
+    Raises:
+        ConfigError: no mapping, no teacher, an unknown setting of a teacher, one whose settings do not fit
+            the run's, or settings of a single teacher beside them.
+    """
+    config.teachers = _mapping("teachers", config.teachers)
+    config.teacher_weights = _mapping("teacher_weights", config.teacher_weights)
+    teachers = config.teachers
+    if teachers is None:
+        # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
+        return
+    given = [name for name in ALONE if getattr(config, name) is not None]
+    if given:
+        raise ConfigError(f"teachers and {given[0]}: one of them says who teaches; drop the other")
+    check_teachers(config, teachers)
+
+
+def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) -> None:
+    """Refuse names, entries and weights that do not fit.
+
+    Args:
+        teachers: by name an entry of `teachers`, or a teacher as `TeachabilityTrainer` takes one.
+
+    Raises:
+        ConfigError: names the teacher and the setting.
+    """
+    if not teachers:
+        raise ConfigError("teachers is empty: name at least one, {math: {model: ...}}")
+    for name, entry in teachers.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"teachers: {name!r} is no name: use letters, digits, '_', '-' and '.', and begin with a "
+                "letter or a digit"
+            )
+        if isinstance(entry, Mapping):
+            _check_entry(name, entry)
+            settings_of(config, name, entry)
+    for name, weight in (config.teacher_weights or {}).items():
+        if name not in teachers:
+            raise ConfigError(
+                f"teacher_weights: no teacher is called {name!r}.{suggest(name, teachers)}"
+            )
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        require(number and 0 < weight < float("inf"), f"teacher_weights: {name}", weight, "above 0")
+
+
+def settings_of(
+    config: "TeachabilityConfig", name: str, entry: Mapping[str, Any]
+) -> "TeachabilityConfig":
+    """The settings of a run in which this teacher is the only one.
+
+    Raises:
+        ConfigError: the entry does not fit the other settings; names the teacher.
+    """
+    # Not through `__init__`: not every resolved value passes TRL's checks twice.
+    own = copy.copy(config)
+    own.teachers = None
+    for key, value in entry.items():
+        setattr(own, OF_ONE[key], value)
+    with naming(name):
+        check_config(own)
+        check_fit(own)
+    return own
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A block whose errors begin with the name of the teacher that they are about."""
+    try:
+        yield
+    except TaopdError as error:
+        start = f"teacher {name!r}: "
+        if str(error).startswith(start):
+            raise
+        raise type(error)(f"{start}{error}") from error
+
+
+def entry_of(
+    name: str, teacher: Any, entry: Mapping[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """A teacher as `TeachabilityTrainer` takes one (None: the entry says it), and the rest of its entry.
+
+    Args:
+        teacher: a model, `Teacher`, path, URL or entry; entry: that of `teachers`, where there is one.
+
+    Raises:
+        ConfigError: nothing that can teach.
+    """
+    if isinstance(teacher, Mapping):
+        return None, dict(teacher)
+    if isinstance(teacher, str):
+        key = "url" if teacher.startswith(("http://", "https://")) else "model"
+        return None, {key: teacher}
+    if isinstance(teacher, torch.nn.Module):
+        # It was loaded with them.
+        loading = ("model", "revision", "init_kwargs", "quantization", "url")
+        return teacher, {key: value for key, value in (entry or {}).items() if key not in loading}
+    if isinstance(teacher, Teacher):
+        return teacher, dict(entry or {})
+    raise ConfigError(
+        f"teacher {name!r} is a {type(teacher).__name__}: give a model, its path, a URL, or an object with "
+        "the methods of taopd.teachers.Teacher"
+    )
+
+
+def same_teachers(before: Any, now: Any) -> bool:
+    """Whether two values of `teachers` differ in nothing but where and how servers are asked."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return False
+    return _without_addresses(before) == _without_addresses(now)
+
+
+def _without_addresses(teachers: dict[str, Any]) -> dict[str, Any]:
+    asked = {"url", "server", "concurrency", "timeout_s", "patience_s"}
+    return {
+        name: {key: value for key, value in entry.items() if key not in asked}
+        | {"url": "url" in entry}
+        for name, entry in teachers.items()
+    }
+
+
+def _mapping(setting: str, value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{setting} is no JSON: {error}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{setting}={value!r}: must be a mapping from the names of teachers")
+    return value
+
+
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+    for key in entry:
+        require_known(f"teachers: {name}: the setting", key, OF_ONE)
+    if entry.get("model") is None and entry.get("url") is None:
+        raise ConfigError(f"teachers: {name} has neither model nor url: set one of them")
+    if entry.get("model") in OWN_TEACHERS:
+        raise ConfigError(
+            f"teachers: {name}: the student as its own teacher ({entry['model']}) is for one teacher"
+        )
