@@ -1,0 +1,116 @@
+"""The page about `make real`: table, picture, paired differences, three rollouts with their kept tokens.
+
+python -m scripts.pages.real_demo runs/real --note "..."
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taopd.experiments.study.statistics import t_estimate
+from taopd.runs.jsonl import read_jsonl, write_text
+
+PAGE = Path("docs/results/smollm2-cpu.md")
+PAIRS = (("published-10", "random-10"), ("published-10", "full"), ("default-10", "published-10"))
+SHOWN = "published-10-seed0"
+"""The arm whose rollouts are shown."""
+
+
+def page(run: Path, note: str) -> str:
+    """The page in Markdown."""
+    results = json.loads((run / "results.json").read_text())
+    environment = json.loads((run / "env.json").read_text())
+    arms = {
+        folder.name: json.loads((folder / "results.json").read_text())
+        for folder in sorted((run / "arms").iterdir())
+    }
+    shutil.copyfile(run / "accuracy.png", PAGE.with_suffix(".png"))
+    steps, seeds = results["question"]["amount"], len(results["seeds"])
+    versions = environment["versions"]
+    return "\n".join(
+        [
+            "# SmolLM2-135M on two CPU cores\n",
+            "Written by `python -m scripts.pages.real_demo runs/real` after `make real`. The same models, "
+            "longer and with three seeds, on a GPU: [smollm2.md](smollm2.md).\n",
+            f"{steps} steps of 16 rollouts, {seeds} training seed, greedy accuracy on "
+            f"{next(iter(arms.values()))['num_test_prompts']} held-out problems. "
+            f"{environment['devices'][0]}; torch {versions['torch']}, transformers "
+            f"{versions['transformers']}, TRL {versions['trl']}; commit "
+            f"{environment['git_commit'][:7]}. {note}\n",
+            f"![Accuracy over steps]({PAGE.with_suffix('.png').name})\n",
+            _table(run, arms),
+            _differences(arms),
+            "With one seed these intervals are over problems alone: they do not say what another training "
+            "seed would give, which moves an arm by 6 to 8 points.\n",
+            "## What was kept\n",
+            f"Three rollouts of the last step of {SHOWN.rsplit('-', 1)[0]}; kept tokens in bold.\n",
+            *_rollouts(run / "arms" / SHOWN),
+        ]
+    )
+
+
+def _table(run: Path, arms: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        "| arm | before, % | after, % | sampled, % | kept, % | train, s | CPU, s a step | memory, MiB |",
+        "|---|" + "---:|" * 7,
+    ]
+    for folder, arm in arms.items():
+        logs = [
+            line for line in read_jsonl(run / "arms" / folder / "metrics.jsonl") if "loss" in line
+        ]
+        memory = max(line["perf/peak_memory_mib"] for line in logs)
+        cpu = np.median([line["perf/cpu_s"] for line in logs if "perf/cpu_s" in line])
+        rows.append(
+            f"| {arm['name']} | {100 * arm['base_accuracy']:.0f} | {100 * arm['accuracy_greedy']:.0f} | "
+            f"{100 * arm['accuracy_sampled']:.0f} | {100 * arm['kept_fraction']:.1f} | "
+            f"{arm['train_seconds']:.0f} | {cpu:.0f} | {memory:,.0f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _differences(arms: dict[str, dict[str, Any]]) -> str:
+    by_name = {arm["name"]: arm for arm in arms.values()}
+    rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---:|"]
+    for one, other in PAIRS:
+        right = [
+            np.array([int(c) for c in by_name[name]["right_greedy_curve"][-1][1]])
+            for name in (one, other)
+        ]
+        found = t_estimate(list(100.0 * (right[0] - right[1])))
+        rows.append(
+            f"| {one} - {other} | {found.mean:+.1f} | [{found.low:+.1f}, {found.high:+.1f}] |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _rollouts(folder: Path) -> list[str]:
+    lines = read_jsonl(folder / "rollouts.jsonl")
+    last = max(line["step"] for line in lines)
+    parts = []
+    for line in [line for line in lines if line["step"] == last][:3]:
+        prompt = line["prompt"].split("user\n")[-1].split("<|im_end|>")[0].strip()
+        parts.append(f"> {prompt}\n>\n> {_completion(line)}\n")
+    return parts
+
+
+def _completion(line: dict[str, Any]) -> str:
+    shown = []
+    for token, kept in zip(line["tokens"], line["kept"], strict=True):
+        text = token.replace("Ġ", " ").replace("Ċ", " ").replace("<|im_end|>", "&lt;end&gt;")
+        text = text.replace("*", "\\*")
+        shown.append(f"**{text.strip()}**" if kept and text.strip() else text)
+    # Two kept tokens side by side would close and open the bold text at once.
+    return "".join(shown).replace("****", "")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--note", default="", help="a sentence about the run, such as its time")
+    options = parser.parse_args()
+    write_text(PAGE, page(options.run, options.note))
+    print(PAGE)
