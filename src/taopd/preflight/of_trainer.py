@@ -116,4 +116,4 @@ class TrainerSubject(Subject):
     @property
     def served(self) -> bool:
         # A `Teacher` of the caller's own has no tokenizer to ask, and no limit of context.
-        return self.remote and hasattr(self.source.remote, "tokenize")
+        return hasattr(getattr(self.source, "remote", None), "tokenize")

@@ -141,8 +141,13 @@ class Subject:
         self.need("trainer")
         # Compared with the full one is the teacher of a run with one.
         kind = None if self.teacher else kind_of(self.settings)
-        most = {"max_tokens": self.max_tokens, "compare": kind}
-        return measure_micro_batch(self.trainer, teacher=self.teacher, rows=rows, **most)
+        return measure_micro_batch(
+            self.trainer,
+            teacher=self.teacher,
+            rows=rows,
+            max_tokens=self.max_tokens,
+            compare=kind,
+        )
 
     @cached_property
     def parts(self) -> "dict[str, Subject]":

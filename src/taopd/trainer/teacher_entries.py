@@ -115,7 +115,9 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
         if isinstance(entry, Mapping):
             _check_entry(name, entry)
             settings_of(config, name, entry)
-    for name, weight in (config.teacher_weights or {}).items():
+    weights = config.teacher_weights or {}
+    assert isinstance(weights, dict)
+    for name, weight in weights.items():
         if name not in teachers:
             raise ConfigError(
                 f"teacher_weights: no teacher is called {name!r}.{suggest(name, teachers)}"

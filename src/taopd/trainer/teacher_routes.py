@@ -92,7 +92,8 @@ class TeacherRoutes:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
     ) -> None:
-        entries: Mapping[str, Any] = args.teachers or {}
+        entries = args.teachers or {}
+        assert isinstance(entries, dict)
         given = entries if teachers is None else teachers
         if not isinstance(given, Mapping) or (entries and set(entries) != set(given)):
             raise ConfigError(

@@ -104,7 +104,8 @@ class TeacherWatch(TrainerCallback):
         """Look at one generation batch."""
         signals = scored.signals
         if self._name:
-            own = scored.of_teacher == scored.teachers.index(self._name)
+            assert scored.of_teacher is not None
+            own = scored.of_teacher.eq(scored.teachers.index(self._name))
             signals = taken(signals, own)
         if len(signals) >= FEWEST:
             self.update(scored.step, Look.at(signals, self._vocab_size))

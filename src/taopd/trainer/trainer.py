@@ -124,15 +124,14 @@ class TeachabilityTrainer(BaseTrainer):
         self._anchor = Anchor(args, *parts, None if itself is None else itself.start)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
-        self.observers: list[Callable[[ScoredBatch], None]] = [
-            RolloutLog(args.output_dir, args.log_rollouts, args.log_selection),
-            *(watchers := (self.sampler_monitor, *self._teacher.watches(found.add))),
-            said := SituationWatch(args.reach_threshold, self.record),
-        ]
+        log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
+        situation = SituationWatch(args.reach_threshold, self.record)
+        watchers: list[Any] = [self.sampler_monitor, *self._teacher.watches(found.add), situation]
+        self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, *watchers, said):
+        for callback in (*own, *costs, *watchers):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
@@ -142,6 +141,7 @@ class TeachabilityTrainer(BaseTrainer):
         attach_step_lines(self)
 
     # -- a generation batch: sample, score, select ------------------------------------------------
+
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         """TRL's stage between the prompts and the micro-batches: all that is done once a generation batch."""
         with self._recorder.timed("perf/sample_s"):

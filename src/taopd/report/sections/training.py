@@ -126,7 +126,9 @@ def _by_teacher(run: Run) -> list[str]:
         if series:
             words = f"{title}, {run.name}"
             charts.append(
-                figure(words, key([s.label for s in series]) + lines(words, series), unit)
+                figure(
+                    words, key([(s.label, s.color) for s in series]) + lines(words, series), unit
+                )
             )
     return charts
 
