@@ -438,7 +438,7 @@ def test_missing_teacher_and_other_settings_are_refused(micro_lab, tmp_path):
     with pytest.raises(ConfigError, match="no teacher"):
         TeachabilityTrainer(model=str(micro_lab.student), args=config)
     two = [str(micro_lab.teacher)] * 2
-    with pytest.raises(ConfigError, match="holds 2 teachers: a run has one"):
+    with pytest.raises(ConfigError, match="holds 2 teachers: name them"):
         TeachabilityTrainer(model=str(micro_lab.student), teacher_model=two, args=config)
     with pytest.raises(ConfigError, match="TeachabilityConfig"):
         TeachabilityTrainer(model=str(micro_lab.student), args=TrainingArguments(str(tmp_path)))

@@ -16,7 +16,7 @@ from taopd.signals import THRESHOLD
 from taopd.trainer import config_checks
 from taopd.trainer.config_fit import FitSettings, check_fit
 from taopd.trainer.methods import fill_in
-from taopd.trainer.teacher_entries import SeveralTeachers, resolve_teachers
+from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
 
@@ -254,6 +254,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         if self.loss is None:
             self.loss = config_checks.loss_of_beta(self.beta)
         fill_in(self)
+        read_teachers(self)
         config_checks.check_config(self)
         check_fit(self)
         resolve_teachers(self)

@@ -76,23 +76,28 @@ class SeveralTeachers:
     )
 
 
-def resolve_teachers(config: "TeachabilityConfig") -> None:
-    """Read the mappings from their JSON text if they come as flags, and refuse what does not fit.
+def read_teachers(config: "TeachabilityConfig") -> None:
+    """Read the mappings from their JSON text if they come as flags.
 
     Raises:
-        ConfigError: no mapping, no teacher, an unknown setting of a teacher, one whose settings do not fit
-            the run's, or settings of a single teacher beside them.
+        ConfigError: no mapping, or settings of a single teacher beside them.
     """
     config.teachers = _mapping("teachers", config.teachers)
     config.teacher_weights = _mapping("teacher_weights", config.teacher_weights)
-    teachers = config.teachers
-    if teachers is None:
-        # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
-        return
     given = [name for name in ALONE if getattr(config, name) is not None]
-    if given:
+    if config.teachers is not None and given:
         raise ConfigError(f"teachers and {given[0]}: one of them says who teaches; drop the other")
-    check_teachers(config, teachers)
+
+
+def resolve_teachers(config: "TeachabilityConfig") -> None:
+    """Refuse teachers that do not fit.
+
+    Raises:
+        ConfigError: no teacher, an unknown setting of a teacher, or one whose settings do not fit the run's.
+    """
+    # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
+    if isinstance(config.teachers, dict):
+        check_teachers(config, config.teachers)
 
 
 def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) -> None:
