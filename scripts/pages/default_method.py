@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.default_method import ARMS, SEEDS
+from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
 from taopd.report.figures.style import COLORS, MARKERS
@@ -154,6 +155,10 @@ def missing_words(parts: list[Part]) -> str:
         if any(name not in part["arms"] for name in ARMS) and part["loss"] == "reverse_kl"
     ]
     arms = "Missing arms: " + ("; ".join(few) if few else "none in the labs shown") + "."
+    for loss, words_of in LOSS_NAMES.items():
+        shown = {part["variant"] for part in parts if part["loss"] == loss}
+        absent = [variant for variant in VARIANTS if variant not in shown]
+        arms += f" Labs not run with the {words_of}: {', '.join(absent) or 'none'}."
     return f"{arms} New arms have {SEEDS} seeds, those of [collapse.md](collapse.md) five."
 
 
