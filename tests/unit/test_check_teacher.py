@@ -83,7 +83,7 @@ def test_a_server_is_looked_at_as_far_as_it_serves(capsys, write, server, model,
     code, found = check(capsys, write(teacher_url=server.url))
     exact = server.exact or server.kind == "sglang"
     assert code == 0
-    assert len(found) == 20
+    assert len(found) == 21
     head = found["teacher server"]
     assert (
         server.url in head["measured"]
