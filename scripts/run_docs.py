@@ -36,7 +36,7 @@ ELSEWHERE = {
     r".*teacher-server\.yaml": "needs the server of the lines before",
     r"accelerate launch": "needs the GPUs of its launch file",
     r".*\b(pair|config|STUDY)\.yaml": "a config of the reader's own",
-    r".*\bruns/[xy]\b|.*\b[A-Z]{4,}\b": "names that stand for the reader's own",
+    r".*\bruns/[xy]\b|.*\b[A-Z]{4,}\b(?!\.)": "names that stand for the reader's own",
     r"taopd demo": "is `make demo`, which ran before",
 }
 """Beginnings of lines that this machine cannot run, or runs elsewhere, and why."""

@@ -93,11 +93,17 @@ def metrics_page() -> str:
         "What `metrics.jsonl` and trackers hold, one value per logging step. `/*` stands for the statistics"
         " that the text lists. The same key is the same definition everywhere.",
     ]
-    rest = dict(METRICS)
-    for family, title in FAMILIES.items():
-        mine = {key: rest.pop(key) for key in METRICS if key.split("/")[0] == family and "/" in key}
-        lines += ["", f"## {title}", "", *_metric_rows(mine)]
-    lines += ["", "## Of TRL", "", *_metric_rows(rest)]
+    ours = {key: text for key, text in METRICS.items() if not text.startswith("TRL's")}
+    families = dict.fromkeys([*FAMILIES, *(key.split("/")[0] for key in ours)])
+    for family in families:
+        mine = {key: text for key, text in ours.items() if key.split("/")[0] == family}
+        lines += ["", f"## {FAMILIES.get(family, family.capitalize())}", "", *_metric_rows(mine)]
+    lines += [
+        "",
+        "## Of TRL",
+        "",
+        *_metric_rows({k: v for k, v in METRICS.items() if k not in ours}),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """The page of all settings: default, unit, help and source of every field, read from the dataclasses."""
 
 import ast
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
@@ -8,7 +9,6 @@ from typing import Any
 
 from trl import DistillationConfig, ModelConfig, ScriptArguments
 
-from scripts.site.places import ROOT
 from taopd.trainer.config import TeachabilityConfig
 
 UNITS = {
@@ -46,7 +46,7 @@ SOURCES = {
 }
 """Where a setting, or its default, is from; all others are taopd's own."""
 OTHERS = "Others"
-_LINE = re.compile(r"^    (?:# (.+)\n$|(\w+): [^=\n]+= option\()", re.MULTILINE)
+_LINE = re.compile(r"^    (?:# (.+)\n$|(\w+): )", re.MULTILINE)
 """A comment before an empty line, which is a group's title; or a declaration."""
 
 
@@ -105,16 +105,19 @@ def _yaml(value: Any) -> str:
 
 
 def group_of_settings() -> dict[str, str]:
-    """The group of every setting, from the comments of the classes that declare them, in source order."""
+    """The group of every setting of ours, from the comments of the classes that declare them."""
     found: dict[str, str] = {}
-    for path in sorted((ROOT / "src/taopd/trainer").glob("*.py")):
-        group = OTHERS
-        # Of another class the titles need its subject: "Teacher: behind a server".
-        subject = path.stem.removesuffix("_settings").capitalize()
-        for title, name in _LINE.findall(path.read_text(encoding="utf-8")):
+    for kind in TeachabilityConfig.__mro__:
+        if not kind.__module__.startswith("taopd."):
+            continue
+        name_of_class = kind.__name__.removesuffix("Settings")
+        subject = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name_of_class).capitalize()
+        group = subject
+        for title, name in _LINE.findall(inspect.getsource(kind)):
             if title:
-                of_config = path.name == "config.py"
-                group = title if of_config else f"{subject}: {title[0].lower()}{title[1:]}"
+                # Of a part of the settings a title may need its subject: "Teacher: behind a server".
+                whole = kind is TeachabilityConfig or "teacher" in title.lower()
+                group = title if whole else f"{subject}: {title[0].lower()}{title[1:]}"
             if name:
                 found[name] = group
     return found
