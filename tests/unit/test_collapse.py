@@ -1,5 +1,6 @@
 """What holds a run up, and what warns: two-stage anchors, idle drift, the watch."""
 
+import json
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_watch_warns_once_with_the_reason_and_goes_on_after_a_restart():
 
 @pytest.mark.parametrize(
     ("name", "start", "then"),
-    [("entropy", 0.4, 2.0), ("length", 100.0, 20.0), ("kept_compatibility", 1.0, 0.3)],
+    [("entropy", 0.4, 2.0), ("length", 100.0, 20.0)],
 )
 def test_the_coarse_watches(name, start, then):
     watch = CollapseWatch()
@@ -69,3 +70,19 @@ def test_the_coarse_watches(name, start, then):
         assert watch.update(step, {name: start}) == []
     found = [text for step in range(8, 20) for text in watch.update(step, {name: then})]
     assert len(found) == 1 and list(watch.fired) == [name]
+
+
+def test_drift_is_no_sign_while_the_teachable_disagreement_falls():
+    watch = CollapseWatch()
+    for step in range(0, 100, 5):
+        falling = {"idle_drift": 5 * DRIFT_LIMIT, "teachable": 1.0 / (1 + step)}
+        assert watch.update(step, falling) == []
+    resumed = CollapseWatch()
+    resumed.load(json.loads(json.dumps(watch.state())))
+    for each in (watch, resumed):
+        (text,) = each.update(100, {"idle_drift": 5 * DRIFT_LIMIT, "teachable": 0.5})
+        assert "no longer falls" in text and each.fired == {"idle_drift": 100}
+    # What comes back without drift is the noise of a batch.
+    calm = CollapseWatch()
+    for step, teachable in enumerate((1.0, 0.2, 0.6, 0.1, 0.5)):
+        assert calm.update(step, {"idle_drift": DRIFT_LIMIT / 2, "teachable": teachable}) == []

@@ -136,7 +136,7 @@ def test_a_sampled_tail_is_right_in_expectation_in_value_and_gradient(k, stale):
         # What is summed does not vary: only tokens of the tail leave the mean.
         outside = sorted(range(8), key=lambda v: -p[v])[k:]
         inside = [v for v in range(8) if v not in outside]
-        assert values[inside].std().item() == pytest.approx(0.0, abs=1e-12) or len(inside) == 1
+        assert values[inside].max() - values[inside].min() < 1e-12
         listed = sum(p[v] * math.log(p[v] / q[v]) for v in inside)
         for v in outside:
             assert values[v].item() == pytest.approx(listed + math.log(p[v] / q[v]))

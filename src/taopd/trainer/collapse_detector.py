@@ -3,8 +3,10 @@
     smoothed(x) = exponential moving average with memory `MEMORY`, corrected for its start
 
 Every watch compares a smoothed number with a fixed bound or with the run's own beginning. Idle drift
-(`taopd.signals.drift`) is the first to move in the collapses of the tiny lab; the others are coarse and
-late, and catch what it cannot see: a student that stops ending, a selection that leaves the support.
+(`taopd.signals.drift`) is the first to move in the collapses of the tiny lab. It also moves in a student that
+learns fast and well; there the teachable disagreement, mean D C, keeps falling. So drift counts only where
+D C is above the smallest that it has been: what was taught comes undone. The others are coarse and late, and
+catch what these cannot see: a student that stops ending. Measured in docs/results/guard.md.
 """
 
 import copy
@@ -38,13 +40,14 @@ class _Series:
 class CollapseWatch:
     """Feed it numbers with `update`; it returns the reasons to worry, each once.
 
-    Numbers it knows, all optional: `idle_drift` (nats), `entropy` (nats), `length` (tokens a completion),
-    `kept_compatibility` in [0, 1], `bank_gain` (nats).
+    Numbers it knows, all optional: `idle_drift`, `teachable` and `entropy` (nats), `length` (tokens a
+    completion), `bank_gain` (nats).
     """
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
         self._best_gain = 0.0
+        self._least_teachable: float | None = None
         self.fired: dict[str, int] = {}
         """Name of the number, step of the warning."""
         self.healthy_step = 0
@@ -57,6 +60,10 @@ class CollapseWatch:
             for name, value in values.items()
         }
         found = self._reasons(smooth)
+        if "teachable" in smooth:
+            least = self._least_teachable
+            now = smooth["teachable"]
+            self._least_teachable = now if least is None else min(least, now)
         new = {name: text for name, text in found.items() if name not in self.fired}
         self.fired |= dict.fromkeys(new, step)
         if not self.fired and smooth.get("idle_drift", 0.0) < DRIFT_LIMIT / 2:
@@ -66,10 +73,11 @@ class CollapseWatch:
     def _reasons(self, smooth: dict[str, float]) -> dict[str, str]:
         found: dict[str, str] = {}
         bases = {name: self._series[name].base for name in smooth}
-        if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT:
+        if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT and not self._still_learns(smooth):
             found["idle_drift"] = (
                 f"unselected tokens have drifted by {now:.2f} nats (limit {DRIFT_LIMIT}) from the initial "
-                "student without coming nearer to the teacher: raise anchor_coef, or stop here"
+                "student without coming nearer to the teacher, and the teachable disagreement no longer "
+                "falls: raise anchor_coef, or stop here"
             )
         if "entropy" in smooth and (start := bases["entropy"]) and smooth["entropy"] > 2.5 * start:
             found["entropy"] = f"entropy {smooth['entropy']:.2f} nats, {start:.2f} at the start"
@@ -77,13 +85,6 @@ class CollapseWatch:
             now = smooth["length"]
             if not 0.5 * start <= now <= 2.0 * start:
                 found["length"] = f"{now:.0f} tokens a completion, {start:.0f} at the start"
-        if "kept_compatibility" in smooth and (start := bases["kept_compatibility"]):
-            now = smooth["kept_compatibility"]
-            if now < start - 0.25:
-                found["kept_compatibility"] = (
-                    f"C of the selected tokens {now:.2f}, {start:.2f} at the start: what is selected now "
-                    "lies off the student's support"
-                )
         if "bank_gain" in smooth:
             now = smooth["bank_gain"]
             self._best_gain = max(self._best_gain, now)
@@ -93,11 +94,17 @@ class CollapseWatch:
                 )
         return found
 
+    def _still_learns(self, smooth: dict[str, float]) -> bool:
+        """Whether the teachable disagreement is as small as never before; False where it is not measured."""
+        least, now = self._least_teachable, smooth.get("teachable")
+        return now is not None and (least is None or now <= least)
+
     def state(self) -> dict:
         """What a checkpoint keeps."""
         return {
             "series": {name: list(astuple(series)) for name, series in self._series.items()},
             "best_gain": self._best_gain,
+            "least_teachable": self._least_teachable,
             "fired": dict(self.fired),
             "healthy_step": self.healthy_step,
         }
@@ -107,4 +114,6 @@ class CollapseWatch:
         state = copy.deepcopy(state)
         self._series = {name: _Series(*each) for name, each in state["series"].items()}
         self._best_gain, self.fired = state["best_gain"], state["fired"]
+        # A checkpoint of before it was kept begins anew.
+        self._least_teachable = state.get("least_teachable")
         self.healthy_step = state["healthy_step"]

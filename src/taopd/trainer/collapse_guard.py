@@ -67,20 +67,20 @@ class CollapseGuard(TrainerCallback):
         # Sums and not means: processes hold different numbers of watched tokens.
         sums = torch.stack([idle_drift.sum(), idle_drift.new_tensor(float(idle_drift.numel()))])
         total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
-        valid, kept, ranks = table.valid, choice.selection.kept, table.ranks
-        num_valid, num_kept = choice.selection.num_valid, choice.selection.num_kept
-        found = (table.entropy[valid].double().sum(), table.compatibility[kept].double().sum())
-        entropy, compatibility = ranks.sums(torch.stack(found)).tolist()
+        valid, ranks, num_valid = table.valid, table.ranks, choice.selection.num_valid
+        # The mass, whatever stands for C in the selection: it is what falls while a student learns.
+        teachable = table.disagreement * table.extra.get("mass", table.compatibility)
+        found = (table.entropy[valid].double().sum(), teachable[valid].double().sum())
+        entropy, teachable_sum = ranks.sums(torch.stack(found)).tolist()
         num_responses = ranks.total(table.completion[valid].unique().numel())
         values = {
             "entropy": entropy / max(1, num_valid),
             "length": num_valid / max(1, num_responses),
+            "teachable": teachable_sum / max(1, num_valid),
         }
         if count:
             values["idle_drift"] = total / count
             self._record("guard/idle_drift_nats", total / count)
-        if num_kept:
-            values["kept_compatibility"] = compatibility / num_kept
         self._update(step, values)
 
     def _update(self, step: int, values: dict[str, float]) -> None:

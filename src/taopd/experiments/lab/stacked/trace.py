@@ -66,9 +66,8 @@ class Trace:
                 "idle_drift": float(idle[here][rest].mean()),
                 "entropy": float(table.entropy.mean()),
                 "length": len(table) / num_rows,
+                "teachable": float((table.disagreement * table.extra["mass"]).mean()),
             }
-            if bool(kept.any()):
-                watched["kept_compatibility"] = float(table.compatibility[kept].mean())
             self.watches[arm].update(seen.step, watched)
             if not tracing:
                 continue

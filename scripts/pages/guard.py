@@ -1,0 +1,242 @@
+"""The page about the collapse guard: what a limit costs in false alarms and in steps of notice.
+
+    python -m scripts.pages.guard --gather runs/guard    # scripts/guard_runs.py's runs into one file, and:
+    python -m scripts.pages.guard                        # the page and its picture from that file
+
+    collapsed, fall, stable   as on the page about long runs (scripts/pages/collapse.py)
+    in time     the first warning comes before the checkpoint at which the fall shows
+    false       a stable run that was warned of
+    notice      steps from the warning to the fall
+
+A rule is a set of limits; it warns where one of its numbers, smoothed as the guard smooths, passes its limit.
+The limit of a rule is chosen on one half of the labs, so that the larger of the two error rates is smallest
+there, and counted on the other half.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from scripts.pages.collapse import fell_at
+from taopd.report.figures.leaderboard import BEGIN, END
+from taopd.runs.jsonl import write_text
+from taopd.trainer.collapse_detector import DRIFT_LIMIT, MEMORY, CollapseWatch
+
+SIGNALS = ("excess", "idle_drift", "teachable", "entropy", "length")
+"""What the file keeps of every look."""
+HALVES = (
+    ("dialect", "bilingual", "reversal", "termination", "fallible"),
+    ("accent", "loanwords", "jargon", "signoff"),
+)
+LIMITS = [round(float(limit), 4) for limit in np.geomspace(0.02, 2.0, 41)]
+RULES: dict[str, tuple[str, bool]] = {
+    "idle drift": ("idle_drift", False),
+    "idle drift, D C rises": ("idle_drift", True),
+    "stray drift": ("excess", False),
+    "stray drift, D C rises": ("excess", True),
+}
+"""The number that the limit is for, and whether D C must lie above the smallest that it has been."""
+
+
+class Count(NamedTuple):
+    """What a rule did on some runs."""
+
+    in_time: int
+    late: int
+    missed: int
+    false: int
+    stable: int
+    notice: list[int]
+
+    @property
+    def collapsed(self) -> int:
+        return self.in_time + self.late + self.missed
+
+    @property
+    def false_rate(self) -> float:
+        return self.false / max(1, self.stable)
+
+    @property
+    def late_rate(self) -> float:
+        return (self.late + self.missed) / max(1, self.collapsed)
+
+
+def smoothed(values: list[float]) -> np.ndarray:
+    """The guard's moving average, corrected for its start."""
+    total = weight = 0.0
+    found = []
+    for value in values:
+        total, weight = MEMORY * total + (1 - MEMORY) * value, MEMORY * weight + 1 - MEMORY
+        found.append(total / weight)
+    return np.asarray(found)
+
+
+def first_warning(run: dict[str, Any], rule: str, limit: float) -> int | None:
+    """Step of a rule's first warning."""
+    number, gated = RULES[rule]
+    passed = smoothed(run["looks"][number]) > limit
+    if gated:
+        teachable = smoothed(run["looks"]["teachable"])
+        passed &= teachable > np.minimum.accumulate(teachable)
+    return int(np.argmax(passed)) * run["look_every"] if passed.any() else None
+
+
+def guards_warning(run: dict[str, Any]) -> int | None:
+    """Step of the first warning of `CollapseWatch`, all of its numbers together."""
+    watch = CollapseWatch()
+    names = ("idle_drift", "teachable", "entropy", "length")
+    for look in range(len(run["looks"]["entropy"])):
+        values = {name: run["looks"][name][look] for name in names}
+        if watch.update(look * run["look_every"], values):
+            return look * run["look_every"]
+    return None
+
+
+def count(runs: list[dict[str, Any]], warned: list[int | None]) -> Count:
+    """Warnings against what became of the runs."""
+    in_time = late = missed = false = stable = 0
+    notice = []
+    for run, first in zip(runs, warned, strict=True):
+        steps = [run["exam_every"] * place for place in range(len(run["greedy"]))]
+        state, fall = fell_at(steps, run["greedy"])
+        if state == "stable":
+            stable += 1
+            false += first is not None
+        elif state == "collapsed" and fall is not None:
+            missed += first is None
+            late += first is not None and first >= fall
+            if first is not None and first < fall:
+                in_time += 1
+                notice.append(fall - first)
+    return Count(in_time, late, missed, false, stable, notice)
+
+
+def counts(runs: list[dict[str, Any]], rule: str, limit: float) -> Count:
+    """`count` of a rule at a limit."""
+    return count(runs, [first_warning(run, rule, limit) for run in runs])
+
+
+def best_limit(runs: list[dict[str, Any]], rule: str) -> float:
+    """The limit with the smallest larger error rate; the largest of equals."""
+
+    def cost(limit: float) -> tuple[float, float]:
+        found = counts(runs, rule, limit)
+        return max(found.false_rate, found.late_rate), -limit
+
+    return min(LIMITS, key=cost)
+
+
+def cells(found: Count) -> str:
+    """A row's numbers."""
+    notice = "-"
+    if found.notice:
+        median, low, high = np.median(found.notice), min(found.notice), max(found.notice)
+        notice = f"{median:.0f} ({low} to {high})"
+    rates = [f"{100 * rate:.0f} %" for rate in (found.late_rate, found.false_rate)]
+    in_time, false = (f"{found.in_time} of {found.collapsed}", f"{found.false} of {found.stable}")
+    return f"{in_time} | {rates[0]} | {false} | {rates[1]} | {notice}"
+
+
+def tables(runs: list[dict[str, Any]]) -> str:
+    """Rules on all runs with limits from the other half, and the chosen rule by lab and arm."""
+    head = "| in time | late or missed | warned of stable | false alarms | notice, steps (median, range) |"
+    rule_line = "---:|" * 5
+    lines = [f"| rule | limit {head}", f"|---|---|{rule_line}"]
+    before = counts(runs, "idle drift", DRIFT_LIMIT)
+    lines.append(f"| idle drift, as it was | {DRIFT_LIMIT} | {cells(before)} |")
+    now = count(runs, [guards_warning(run) for run in runs])
+    lines.append(f"| **the guard** | {DRIFT_LIMIT} | {cells(now)} |")
+    halves = [[run for run in runs if run["variant"] in names] for names in HALVES]
+    for rule in RULES:
+        limits = [best_limit(half, rule) for half in halves]
+        # Each half is judged by the limit that the other one chose.
+        warned = [
+            first_warning(run, rule, limits[0 if run["variant"] in HALVES[1] else 1])
+            for run in runs
+        ]
+        chosen = " / ".join(f"{limit:.2g}" for limit in limits)
+        lines.append(f"| {rule} | {chosen} | {cells(count(runs, warned))} |")
+    return "\n".join(lines)
+
+
+def by_lab(runs: list[dict[str, Any]]) -> str:
+    """The guard, lab by lab and arm by arm."""
+    lines = [
+        "| lab | arm | in time | late or missed | warned of stable | false alarms | notice, steps |",
+        f"|---|---|{'---:|' * 5}",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["variant"], run["arm"]), []).append(run)
+    for (variant, arm), own in groups.items():
+        lines.append(
+            f"| {variant} | {arm} | {cells(count(own, [guards_warning(run) for run in own]))} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """False alarms against what was late, and against the notice, over all limits."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for rule in RULES:
+        found = [counts(runs, rule, limit) for limit in LIMITS]
+        false = [100 * each.false_rate for each in found]
+        left.plot(false, [100 * each.late_rate for each in found], ".-", label=rule)
+        right.plot(false, [np.median(each.notice) if each.notice else 0 for each in found], ".-")
+    now = count(runs, [guards_warning(run) for run in runs])
+    left.plot(100 * now.false_rate, 100 * now.late_rate, "kx", label="the guard")
+    right.plot(100 * now.false_rate, np.median(now.notice), "kx")
+    left.axvline(5, color="0.7", lw=0.8)
+    left.axhline(5, color="0.7", lw=0.8)
+    left.set(xlabel="false alarms, % of stable runs", ylabel="late or missed, % of collapses")
+    right.set(xlabel="false alarms, % of stable runs", ylabel="median notice, steps")
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def gather(folder: Path) -> list[dict[str, Any]]:
+    """The runs of all finished jobs, with `SIGNALS` alone."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        document = json.loads(path.read_text())
+        about = {name: value for name, value in document.items() if name != "runs"}
+        for run in document["runs"]:
+            looks = {name: [round(v, 4) for v in run["looks"][name]] for name in SIGNALS}
+            found.append(about | run | {"looks": looks})
+    return found
+
+
+def main() -> None:
+    """Gather, or make the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gather", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("docs/results/guard.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results/guard.md"))
+    args = parser.parse_args()
+    if args.gather:
+        rows = ",\n".join(json.dumps(run) for run in gather(args.gather))
+        write_text(args.data, f'{{"runs": [\n{rows}\n]}}\n')
+    runs = json.loads(args.data.read_text())["runs"]
+    draw(runs, args.page.with_suffix(".png"))
+    parts = [
+        f"{len(runs)} runs.",
+        tables(runs),
+        f"![False alarms against late warnings and notice]({args.page.stem}.png)",
+        "The guard by lab and arm:",
+        by_lab(runs),
+    ]
+    before, _, rest = args.page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    body = "\n\n".join(parts)
+    write_text(args.page, f"{before}{BEGIN}\n{body}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
