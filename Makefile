@@ -16,8 +16,6 @@ demo: $(READY)
 
 # The same on a real language model, SmolLM2-135M, on two cores and 8 GiB; long, and goes on where it was killed.
 real: $(READY)
-	# Without its needs: `requests`, for remote files, would be imported by TRL too.
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gguf
 	$(BIN)/taopd demo --real $$(test -e runs/real && echo --resume)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
 
@@ -117,6 +115,8 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Without its needs: `requests`, for remote files, would be imported by TRL too.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gguf
 	touch $@
 
 clean:
