@@ -24,5 +24,5 @@ for student in student instruct; do
   $taopd diagnose report "$here/gain" --k 16 --output "$here/report"
   test -e "$here/one-step/manifest.json" || $taopd diagnose one-step --student "$pair/$student" \
     --teacher "$pair/teacher" --prompts "$pair/prompts.parquet" --budget 0.1 --k 16 --max-tokens 48 \
-    --completions 16 --batches 4 --learning-rate 5e-5 --output "$here/one-step" --overwrite
+    --selectors full random teachability divergence --completions 8 --batches 2 --learning-rate 5e-5 --output "$here/one-step" --overwrite
 done
