@@ -4,6 +4,7 @@ Oracles: differences counted by hand, the colors and words as they stand in the 
 """
 
 import json
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -177,3 +178,20 @@ def test_template_words_are_taken_off_and_no_word_of_a_prompt(prompts, expected)
         assert found == prompts
     else:
         assert found == ["Ben has 6", "Ben has 7", "Al"]
+
+
+def test_a_study_of_one_seed_shows_the_interval_over_its_prompts(tmp_path):
+    """Oracle: Wilson's formula, written out."""
+    from taopd.report.folders import Study
+    from taopd.report.sections.accuracy import estimates_of
+
+    share, n, z = 0.39, 100, 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    outcome = {"name": "full", "seed": 0, "accuracy_greedy": share, "num_test_prompts": n}
+    curve = {"accuracy_curve": [[0, 0.04], [24, share]]}
+    # As `taopd compare` writes it: one seed has no interval over seeds.
+    arm = {"name": "full", "greedy": {"mean": share, "low": None, "high": None}}
+    results = {"arms": [arm], "outcomes": [outcome | curve]}
+    found = estimates_of(Study(name="x", path=tmp_path, results=results))["full"]["greedy"]
+    assert found == pytest.approx((share, middle - half, middle + half), abs=1e-4)

@@ -55,7 +55,7 @@ def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, f
 
 
 def estimates_of(study: Study) -> Estimates:
-    """(mean, low, high) of an arm's accuracies; those of the study's own analysis where it has them."""
+    """(mean, low, high) of an arm's accuracies; the study's own analysis where it has an interval."""
     found: dict[str, dict[str, Any]] = {}
     for name, outcomes in groups_of(study).items():
         for metric in ("greedy", "sampled"):
@@ -67,7 +67,8 @@ def estimates_of(study: Study) -> Estimates:
     for arm in study.results.get("arms", []):
         for metric in ("greedy", "sampled"):
             own = arm.get(metric)
-            if isinstance(own, dict) and isinstance(own.get("mean"), int | float):
+            # One seed has no interval over seeds: the one over prompts stands.
+            if isinstance(own, dict) and isinstance(own.get("low"), int | float):
                 estimate = (own["mean"], *(_inside(own.get(end)) for end in ("low", "high")))
                 found.setdefault(str(arm.get("name", "?")), {})[metric] = estimate
     return found
