@@ -78,7 +78,8 @@ def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
 
 def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | None) -> Part:
     """Curves [seeds, checkpoints] of every arm of a variant, those that were measured before included."""
-    steps = [step for step, _ in rows[0]["accuracy_curve"]]
+    assert rows or known is not None
+    steps = [step for step, _ in rows[0]["accuracy_curve"]] if rows else known["steps"]  # type: ignore[index]
     if known is not None and known["steps"] != steps:
         raise SystemExit(f"{about['variant']}: {MEASURED} has other checkpoints")
     arms: dict[str, Part] = {}
@@ -116,7 +117,8 @@ def main() -> None:
             progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
         )
     known = known_parts()
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    # Labs without a run of their own have the arms that were measured before.
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {lab: [] for lab in known}
     for path in sorted(args.runs.glob("*__*.json")):
         document = json.loads(path.read_text())
         rows.setdefault((document["variant"], document["loss"]), []).extend(document["arms"])

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scripts.default_method import ARMS, SEEDS
+from scripts.default_method import ARMS, PARTS, SEEDS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
@@ -28,6 +28,10 @@ ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200
 """Points below the best that a default may be; points below its own best that count as a collapse."""
 CANDIDATES = ("anchored@0.1", "reach@0.1", "raw C@0.1", "published@0.1")
 RIVALS = ("full", "published@0.1")
+PARTS_OF = {
+    loss: [n for part in PARTS.values() if part[0] == loss for n in part[1]] for loss in LOSS_NAMES
+}
+"""Arms that a lab should have, by loss."""
 Part = dict[str, Any]
 
 
@@ -150,9 +154,9 @@ def lab_table(part: Part) -> str:
 def missing_words(parts: list[Part]) -> str:
     """Arms and seeds that the page does not have."""
     few = [
-        f"{lab_name(part)}: {', '.join(words(n) for n in ARMS if n not in part['arms'])}"
+        f"{lab_name(part)}: {', '.join(words(n) for n in PARTS_OF[part['loss']] if n not in part['arms'])}"
         for part in parts
-        if any(name not in part["arms"] for name in ARMS) and part["loss"] == "reverse_kl"
+        if any(name not in part["arms"] for name in PARTS_OF[part["loss"]])
     ]
     arms = "Missing arms: " + ("; ".join(few) if few else "none in the labs shown") + "."
     for loss, words_of in LOSS_NAMES.items():
@@ -164,8 +168,8 @@ def missing_words(parts: list[Part]) -> str:
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:
     """Shortfall of every candidate in every lab, and its worst."""
-    figure, axes = plt.subplots(figsize=(8.2, 3.6))
-    labs = [lab_name(part) for part in parts]
+    figure, axes = plt.subplots(figsize=(8.6, 5.2))
+    labs, labels = [lab_name(part) for part in parts], []
     for row, name in enumerate(CANDIDATES):
         found = [standing(part, name) for part in parts]
         known = [each.shortfall for each in found if each is not None]
@@ -181,10 +185,9 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
                     each.shortfall, offset, linestyle="none", markersize=6, label=label, **look
                 )
                 axes.plot([each.low, each.high], [offset] * 2, color=look["color"], linewidth=1)
-        if known:
-            axes.text(max(known), row + 0.42, f"worst {max(known):.0f}", size=8, ha="center")
+        labels.append(words(name) + (f"\nworst {max(known):.0f}" if known else "\nnot measured"))
     axes.axvline(ALLOWED, color="0.5", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(CANDIDATES)), [words(name) for name in CANDIDATES])
+    axes.set_yticks(range(len(CANDIDATES)), labels)
     axes.set_xscale("symlog", linthresh=2)
     axes.set_xlim(-12, 130)
     axes.set_xticks([-10, -1, 0, 1, 10, 100], ["-10", "-1", "0", "1", "10", "100"])
@@ -201,11 +204,16 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
 def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
     table, passing = choice_table(parts)
-    verdict = (
-        f"By the rule the default would be one that passes: {', '.join(map(words, passing))}."
-        if passing
-        else "No candidate passes; by the rule the default is the one with the smallest worst shortfall."
-    )
+    measured = [sum(standing(part, name) is not None for part in parts) for name in CANDIDATES]
+    if len({*measured}) > 1 or len(parts) < len(VARIANTS) * len(LOSS_NAMES):
+        verdict = (
+            "The candidates were not measured in the same labs, or labs are missing: this is no choice yet. "
+            f"In the labs that they have, these pass: {', '.join(map(words, passing)) or 'none'}."
+        )
+    elif passing:
+        verdict = f"By the rule the default is one that passes: {', '.join(map(words, passing))}."
+    else:
+        verdict = "No candidate passes: the default is the one with the smallest worst shortfall."
     blocks = ["## The candidates", table, verdict, missing_words(parts)]
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
     for part in parts:
