@@ -89,7 +89,7 @@ def test_bad_targets(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         RunFolder.create(tmp_path / "file" / "below")
     for place in (tmp_path / "file" / "below", Path("/proc/taopd/run")):
-        with pytest.raises(DataError, match=f"cannot write to .*{place.name}"):
+        with pytest.raises(DataError, match=r"cannot write to '/.*: No\w* "):
             RunFolder.check(place)  # Before the hours that come first are spent.
     RunFolder.check(tmp_path / "a" / "b")
     with pytest.raises(ConfigError, match="exclude each other"):
