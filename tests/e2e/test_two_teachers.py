@@ -26,6 +26,7 @@ BASE = CPU | OURS | {"per_device_train_batch_size": 4, "gradient_accumulation_st
 BASE |= {"budget": 0.3, "max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
 BASE |= {"anchor_coef": 0.0, "collapse_guard": "off"}
 SAMPLED = {"loss": "sampled_reverse_kl"}
+SEES_MORE = {"teacher_prompt_template": "w3 {answer} w4 {prompt} w5 ="}
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,11 @@ def trained(trainer, **options):
     return seen
 
 
-def logprobs_at(model, scored, row):
+def logprobs_at(model, scored, row, who="student"):
     """[T, V]: the distributions that predict a completion's tokens, from the bare sequence."""
     batch = scored.batch
-    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+    own = "teacher_prompt" if who == "teacher" and "teacher_prompt_ids" in batch else "prompt"
+    prompt = batch[f"{own}_ids"][row][batch[f"{own}_mask"][row].bool()]
     completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
     logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0]
     return logits[len(prompt) - 1 : -1].log_softmax(-1), completion
@@ -103,7 +105,7 @@ def by_hand(student, models, scored, *, loss="reverse_kl", weights=None, per_tea
         name = scored.teachers[int(scored.batch["teacher_index"][row])]
         mine, completion = logprobs_at(student, scored, row)
         with torch.no_grad():
-            theirs, _ = logprobs_at(models[name], scored, row)
+            theirs, _ = logprobs_at(models[name], scored, row, "teacher")
         for p, q, token in zip(mine, theirs, completion.tolist(), strict=True):
             found = signals_of(p.detach(), q)
             d.append(found[0])
@@ -129,6 +131,7 @@ CASES = {
     "sampled loss": SAMPLED,
     "one micro-batch": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
     "window": {"gradient_window": 64},
+    "a prompt of the teachers' own": SEES_MORE,
 }
 
 
@@ -212,21 +215,27 @@ def test_a_run_with_two_teachers_resumes_to_the_bit(micro_lab, tmp_path, paths):
         assert all(torch.equal(value, expected[name]) for name, value in weights_of(part).items())
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_a_local_one_and_a_server(micro_lab, tmp_path, paths, models, exact, caplog):
+@pytest.mark.parametrize(
+    ("exact", "more"),
+    [(True, {}), (True, SEES_MORE), (False, {})],
+    ids=["exact", "prompt", "bound"],
+)
+def test_a_local_one_and_a_server(micro_lab, tmp_path, paths, models, exact, more, caplog):
     """Exact: the run of two local ones. A bound: that of both, so that no normalization mixes two kinds."""
     caplog.set_level(logging.WARNING)
     with ScriptedServer(models["code"], exact=exact) as server:
         teachers = {"code": {"url": server.url}, "math": {"model": paths["math"]}}
-        trainer = make_trainer(micro_lab, tmp_path / "a", None, teachers=teachers, **SAMPLED)
+        settings = SAMPLED | more
+        trainer = make_trainer(micro_lab, tmp_path / "a", None, teachers=teachers, **settings)
         (scored,) = trained(trainer)
     signals, about = scored.signals, json.loads((tmp_path / "a/teacher.json").read_text())
     assert signals.compatibility_is_exact == exact
     assert about["compatibility"] == ("exact" if exact else "lower bound")
     assert caplog.text.count("C of all teachers is the bound") == (not exact)
     if exact:
-        local = make_trainer(micro_lab, tmp_path / "b", paths, **SAMPLED)
+        local = make_trainer(micro_lab, tmp_path / "b", paths, **settings)
         (other,) = trained(local)
+        assert bool(more) == ("teacher_prompt_ids" in other.batch)
         assert torch.equal(scored.choice.selection.kept, other.choice.selection.kept)
         for name, value in weights_of(local).items():
             torch.testing.assert_close(weights_of(trainer)[name], value, rtol=1e-4, atol=1e-6)
