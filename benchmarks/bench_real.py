@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
 THREADS, WARMUP = 2, 1
 NO_RATE = 1e-30
 """A learning rate that leaves float32 weights as they are."""
-GIB_PER_ARM = 3.5
+GIB_PER_ARM = 6.0
 STRIDE = 101
 """Every so many elements of the gradient are compared: a million of them on SmolLM2."""
 TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
