@@ -58,7 +58,7 @@ def test_results_have_the_promised_form(finished):
 @pytest.mark.slow
 def test_progress_ends_at_the_total_and_never_goes_back(finished):
     _, _, calls = finished
-    arms = [(done, total) for what, done, total in calls if what == "arms"]
+    arms = [(done, total) for what, done, total in calls if what == "steps of all arms"]
     assert arms[-1] == (12, 12)
     assert all(a <= b for a, b in itertools.pairwise(arms))
 

@@ -262,7 +262,7 @@ def test_a_student_that_cannot_be_written_is_one_message(
 def test_an_output_folder_below_a_file_is_refused_before_anything_runs(config, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     assert cli.main([*config, "--output_dir", str(tmp_path / "file" / "run")]) == 2
-    assert "run (Not a directory)" in capsys.readouterr().err
+    assert "file/run': Not a directory" in capsys.readouterr().err
 
 
 def test_three_kills_change_nothing(tmp_path):

@@ -174,7 +174,7 @@ def test_the_reference_has_the_first_head_where_the_head_trains(micro_lab, tmp_p
     assert abs(anchors(trainer)[0]) < 1e-6 < anchors(trainer)[-1]
     head, now = reference.head(trainer._head, trainer.model), trainer._head(trainer.model)
     assert not torch.equal(head.weight, now.weight)
-    with torch.no_grad(), reference._weights(trainer.model):
+    with torch.no_grad(), reference.weights(trainer.model):
         torch.testing.assert_close(logprobs(trainer.model), start)
         states = trainer.model.base_model.model.model(IDS).last_hidden_state
     torch.testing.assert_close(head.logprobs(states.flatten(0, 1), 1.0), start.flatten(0, 1))
@@ -188,7 +188,7 @@ def test_the_reference_has_no_dropout(micro_lab, tmp_path, lora):
     trainer = trainer_of(micro_lab, tmp_path, student, config)
     reference = ReferenceStudent(trainer.model, trainer.accelerator)
     trainer.model.train()
-    with reference._weights(trainer.model) as model:
+    with reference.weights(trainer.model) as model:
         assert not any(module.training for module in model.modules())
     assert trainer.model.training
 

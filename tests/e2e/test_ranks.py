@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from taopd.distributed.collectives import BYTES_PER_PLACE
+from taopd.distributed.radix import BYTES_PER_PLACE
 from taopd.trainer.cost import PlanSettings, load_shape, plan
 from taopd.trainer.cost.communication import ROW_BYTES, SPREAD_PLACES
 from tests.conftest import run_script

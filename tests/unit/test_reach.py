@@ -238,7 +238,7 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     made = config(method="reach")
     assert (made.compatibility, made.coef) == ("reach", 3.0)
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
-    assert reads_reach(made) and gather_options(made)["columns"] == ("reach",)
+    assert reads_reach(made) and gather_options(made)["columns"] == ("reach", "teacher")
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
     assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
     assert reads_reach(other) and reads_reach(config(compatibility="reach"))

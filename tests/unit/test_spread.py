@@ -192,9 +192,10 @@ def test_a_run_that_may_outgrow_the_limit_is_refused_before_it_starts():
 
 
 def test_only_declared_columns_travel():
-    assert gather_options(make_args())["columns"] == ()
+    assert gather_options(make_args())["columns"] == ("teacher",)
     assert gather_options(make_args(selector="dial", weighting="pw"))["columns"] == (
         "student_logprobs",
         "teacher_logprobs",
+        "teacher",
     )
     assert gather_options(make_args(selector="fire"))["columns"] is None

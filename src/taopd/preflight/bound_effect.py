@@ -54,7 +54,9 @@ def check_bound(subject: Any, measured: Measured) -> Verdict:
 
     def kept(signals: TokenSignals) -> torch.Tensor:
         place = measured.positions.row, measured.positions.column
-        table = local_table(signals, args, *place, trainer.stop_ids)
+        # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
+        one = torch.zeros_like(measured.positions.row)
+        table = local_table(signals, args, *place, trainer.stop_ids, teacher=one)
         return choose(table, args, step=0, training=True).selection.kept.cpu()
 
     bounded, truth = kept(measured.signals), kept(exact)

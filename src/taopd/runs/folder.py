@@ -172,7 +172,7 @@ def cannot_write_to(path: str | Path) -> Iterator[None]:
         if isinstance(error, TaopdError):
             raise
         why = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot write to {shown(str(path))}: {why}") from error
+        raise DataError(f"cannot write to {shown(str(path), 300)}: {why}") from error
 
 
 def _try_writing(folder: Path) -> None:

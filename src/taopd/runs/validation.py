@@ -117,10 +117,10 @@ def _all_fit(values: Iterable[Any], shape: Any) -> bool:
     return False
 
 
-def shown(value: Any) -> str:
-    """A value for a message, short, in characters that any terminal takes."""
+def shown(value: Any, most: int = 60) -> str:
+    """A value for a message, cut to so many characters, in those that any terminal takes."""
     text = ascii(value) if not isinstance(value, (list, dict)) else type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def read_document(path: Path, shape: Any = ANY) -> Any:
