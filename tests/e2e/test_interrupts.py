@@ -91,10 +91,18 @@ MOMENTS = [
 ]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as on a terminal: a shell's background jobs ignore it, and so do their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_at_any_moment_of_a_step_loses_no_step(
-    write, tmp_path, monkeypatch, capsys, moment, how
+    write, tmp_path, monkeypatch, capsys, ctrl_c, moment, how
 ):
     divided = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     wait = getattr(RankState, moment, None)
