@@ -1,16 +1,14 @@
-"""Where a teacher in this process is held (device, host memory, in parts), and which ids it knows."""
+"""Where a teacher in this process is held: device, host memory, in parts."""
 
 import logging
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from taopd.distributed.sharding import prepare_frozen, shards_frozen
 from taopd.errors import ConfigError
-from taopd.models.loading import load_config, load_tokenizer
 from taopd.models.offload import LayerOffload
-from taopd.models.tokenizers import shared_vocabulary
 from taopd.trainer.config import TeachabilityConfig
 
 logger = logging.getLogger(__name__)
@@ -40,29 +38,3 @@ def place_teacher(
         logger.info(NO_EFFECT)
     placed = prepare_frozen(accelerator, teacher, move=not moves)
     return placed, LayerOffload(teacher, accelerator.device) if moves else None
-
-
-def vocabularies(
-    teacher: Any,
-    args: TeachabilityConfig,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[int, int]:
-    """(ids that both share, ids that the teacher knows)."""
-    own = student.config.get_text_config().vocab_size
-    name = teacher if isinstance(teacher, str) else args.teacher_model_name_or_path
-    if name is None:
-        logger.warning(
-            "the tokenizers are not compared: teacher_model_name_or_path could name the teacher's"
-        )
-        return own, own
-    revision = args.teacher_model_revision or "main"
-    known = load_config(name, revision=revision).get_text_config().vocab_size
-    shared = shared_vocabulary(
-        tokenizer,
-        load_tokenizer(name, revision=revision),
-        own,
-        known,
-        cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-    )
-    return shared, known

@@ -26,10 +26,10 @@ from taopd.teachers import AskedOnce, Teacher, as_bound, load_teacher, score_rem
 from taopd.teachers.local import refuse_loading_options
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
-from taopd.trainer.place_teacher import place_teacher, vocabularies
+from taopd.trainer.place_teacher import place_teacher
 from taopd.trainer.selection import reads_reach, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
-from taopd.trainer.teacher_connection import connect_teacher
+from taopd.trainer.teacher_connection import connect_teacher, vocabularies
 from taopd.trainer.teacher_probe import TeacherProbe
 from taopd.trainer.teacher_watch import TeacherWatch
 

@@ -3,9 +3,9 @@
 import logging
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.models.loading import load_tokenizer
+from taopd.models.loading import load_config, load_tokenizer
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers import ServerTeacher, TeacherPool, connect, connect_all
 from taopd.trainer.config import TeachabilityConfig
@@ -44,8 +44,7 @@ def vocabularies(
         )
         return own, own
     revision = args.teacher_model_revision or "main"
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    known = config.get_text_config().vocab_size
+    known = load_config(name, revision=revision).get_text_config().vocab_size
     shared = shared_vocabulary(
         tokenizer,
         load_tokenizer(name, revision=revision),
