@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import pytest
 import torch
@@ -113,7 +114,11 @@ def test_a_teacher_without_files_is_looked_at_as_far_as_it_goes(micro_lab, tmp_p
     assert not any(verdict.broken for verdict in found.values()), found
     assert found["tokenizers"].level == "warn" and found["tokenizers"].measured == "not compared"
     assert found["kept tokens"].measured.endswith("at a budget of 5 %")
-    assert found["teacher KL"].level in ("pass", "warn"), found["teacher KL"]
+    # Random models: on what the student samples, a teacher may do worse than guessing among 40 ids. Of a
+    # teacher that sends log-probs alone this is known, and is said.
+    kl = found["teacher KL"]
+    worse = kl.figures.get("teacher_nll_nats", 0.0) > math.log(40)
+    assert kl.level == ("warn" if worse else "pass"), kl
 
 
 def test_a_look_that_fails_stops_the_run_before_its_first_step(micro_lab, tmp_path):

@@ -161,9 +161,9 @@ def saturated(compatibility: np.ndarray) -> str:
 
 
 def _untold(verdict: Verdict, why: str) -> Verdict:
-    number = verdict.sentence.split(": ", 1)[1].split("; ", 1)[1]
-    sentence = f"{verdict.claim}, {verdict.direction} KL: {CANNOT_TELL}; {why}; {number}"
-    return replace(verdict, verdict=CANNOT_TELL, sentence=sentence)
+    about = f"{verdict.claim}, {verdict.direction} KL: "
+    number = verdict.sentence.removeprefix(f"{about}{verdict.verdict}; ")
+    return replace(verdict, verdict=CANNOT_TELL, sentence=f"{about}{CANNOT_TELL}; {why}; {number}")
 
 
 def _decomposition_verdict(table: TokenTable, settings: AnalysisSettings) -> Verdict:
