@@ -20,15 +20,23 @@ from taopd.experiments.study.statistics import t_estimate
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGES = Path(__file__).parents[2] / "docs" / "results"
-COLORS = {"full": "#777777", "published": "#0072B2", "default": "#009E73", "random": "#D55E00"}
-PAIRS = (("published-10", "random-10"), ("published-10", "full"), ("default-10", "published-10"))
+COLORS = {
+    "full": "#777777",
+    "published": "#0072B2",
+    "anchored": "#009E73",
+    "reach": "#CC79A7",
+    "random": "#D55E00",
+}
+PAIRS = (("published-10", "random-10"), ("published-10", "full"), ("anchored-10", "published-10"))
 Z95 = 1.96
 
 
 def load(stage: str, results: Path) -> dict[str, Any]:
     """The newest saved document of a stage, of a GPU."""
     paths = [p for p in results.glob(f"accelerator-{stage}__*.json") if "cpu" not in p.name]
-    return json.loads(max(paths, key=lambda p: json.loads(p.read_text())["utc"]).read_text())
+    newest = max(paths, key=lambda p: json.loads(p.read_text())["utc"])
+    # Arms were named default-10 before they were named by their method.
+    return json.loads(newest.read_text().replace('"default-10"', '"anchored-10"'))
 
 
 def about(document: dict[str, Any]) -> str:

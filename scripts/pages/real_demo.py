@@ -20,13 +20,13 @@ PAGE = Path("docs/results/smollm2-cpu.md")
 PAIRS = (
     ("published-10", "random-10"),
     ("published-10", "full"),
-    ("default-10", "published-10"),
+    ("anchored-10", "published-10"),
     ("reach-10", "full"),
     ("reach-10", "published-10"),
     ("divergence-10", "published-10"),
     ("published-5", "random-5"),
     ("published-5", "published-10"),
-    ("default-5", "published-5"),
+    ("anchored-5", "published-5"),
 )
 """Those whose arms have finished are on the page."""
 SHOWN = "published-10-seed0"
@@ -42,7 +42,8 @@ def page(run: Path, more: Path | None, note: str) -> str:
         _check_same(run, more)
         commits.append(json.loads((more / "env.json").read_text())["git_commit"][:7])
     arms = {
-        folder: json.loads((folder / "results.json").read_text())
+        # Arms were named default before they were named by their method.
+        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
         for own in (run, more)
         if own is not None
         for folder in sorted((own / "arms").iterdir())

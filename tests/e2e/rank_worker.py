@@ -35,6 +35,7 @@ from tests.conftest import make_model
 from tests.e2e.traffic import Traffic
 
 FIXED = {
+    "method": "anchored",
     "bf16": False,
     "use_cpu": True,
     "gradient_checkpointing": False,

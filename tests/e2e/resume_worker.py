@@ -37,7 +37,7 @@ def make(name: str, **settings: Any) -> TeachabilityTrainer:
         save_strategy="steps",
         save_steps=1,
         max_steps=4,
-        **settings,
+        **({"method": "anchored"} | settings),
     )
     return TeachabilityTrainer(
         model=str(LAB / "student"),

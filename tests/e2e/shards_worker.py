@@ -54,6 +54,7 @@ def make(lab: Path, folder: Path, world: int, *, lora: bool = False, **settings:
             "save_strategy": "steps",
             "save_steps": 1,
             "max_steps": 4,
+            "method": "anchored",
         }
         | settings
     )

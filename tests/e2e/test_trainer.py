@@ -26,7 +26,8 @@ CPU = {
     "max_completion_length": 6,
     "lr_scheduler_type": "constant",
 }
-OURS = {"score_top_k": 4, "logging_steps": 1}
+# The micro models disagree by hundredths of a nat: the floor of method reach would leave nothing to test.
+OURS = {"score_top_k": 4, "logging_steps": 1, "method": "anchored"}
 
 
 def make_trainer(

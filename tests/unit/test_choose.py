@@ -30,6 +30,8 @@ from tests.conftest import is_documented
 
 
 def config(**settings):
+    """Anchored unless a test says otherwise: method reach has tests of its own."""
+    settings = {"method": "anchored"} | settings
     return TeachabilityConfig(output_dir="x", bf16=False, use_cpu=True, **settings)
 
 

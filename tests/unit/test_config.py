@@ -67,16 +67,30 @@ def test_beta_follows_from_the_loss(loss, beta):
     assert config(loss=loss, beta=beta).beta == beta
 
 
-def test_defaults_are_the_published_selection_and_loss_with_the_anchor():
+def test_defaults_are_the_published_budget_and_loss_with_the_rule_of_reach():
     made = config()
     assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.05, 16)
     assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
     assert (made.min_keep, made.num_generations) == (0, 1)
-    assert (made.method, made.coef, made.collapse_guard) == ("anchored", 1.0, "warn")
-    assert (made.anchor_fraction, made.anchor_responses) == (0.05, 0.25)
+    assert (made.method, made.coef, made.collapse_guard) == ("reach", 3.0, "warn")
+    assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
+    assert made.compatibility == "reach"
+    made = config(method="anchored")
+    assert (made.coef, made.anchor_fraction, made.anchor_responses) == (1.0, 0.05, 0.25)
     assert config(method="published").coef == 0.0
     assert config(method="published", anchor_coef=0.5).coef == 0.5
     assert (made.gradient_window, made.gradient_check_every) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"selector": "random"}, {"selector": "divergence"}, {"reduction": "sample_mean"}],
+    ids=lambda settings: next(iter(settings.values())),
+)
+def test_what_reach_is_no_rule_for_is_anchored(settings):
+    """No token is taken from a selector that the user names, and no default is refused."""
+    made = config(**settings)
+    assert (made.method, made.coef, made.compatibility) == ("anchored", 1.0, "mass")
 
 
 @pytest.mark.parametrize("name", REMOVED)

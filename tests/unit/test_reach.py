@@ -242,7 +242,8 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
     assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
     assert reads_reach(other) and reads_reach(config(compatibility="reach"))
-    assert not reads_reach(config()) and config().compatibility == "mass"
+    anchored = config(method="anchored")
+    assert not reads_reach(anchored) and anchored.compatibility == "mass"
     trls = DistillationConfig(output_dir="runs/x", bf16=False, use_cpu=True)
     assert TeachabilityConfig.of(trls, "a/b").compatibility == "mass"
 
@@ -270,3 +271,16 @@ def test_reach_without_an_initial_student_is_refused_in_words():
             signal_table(each, **place, valid=valid, compatibility="reach")
         with pytest.raises(ConfigError, match=r"initial student.*only training"):
             signal_table(each, **place, valid=valid, needs=("reach",))
+
+
+@pytest.mark.parametrize("all_of_it", [{"budget": 1.0}, {"selector": "full", "budget": 0.1}])
+def test_where_everything_is_asked_for_it_is_plain_distillation(all_of_it):
+    """A method that leaves tokens out must not turn "all" into something else, nor run a model for it."""
+    args = config(method="reach", **all_of_it)
+    assert not reads_reach(args) and args.compatibility == "mass"
+    table = random_table(40, seed=3)
+    choice = choose(table, args, step=0, training=True)
+    count = int(table.valid.sum())
+    assert torch.equal(choice.selection.kept, table.valid)
+    torch.testing.assert_close(choice.loss_weights, table.valid.to(choice.loss_weights) / count)
+    assert not choice.anchor_weights.any()

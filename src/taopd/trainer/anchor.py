@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,13 +73,16 @@ class Anchor:
         batch: Mapping[str, Tensor],
         positions: Positions,
         scored: Scored,
-        teacher_head_of: Callable[[], Head | None],
+        teacher_heads_of: Callable[[], Sequence[Head | None]],
+        of_teacher: Int[Tensor, " N"] | None,
         stop_ids: Sequence[int],
     ) -> Scored:
         """The scores with reach, where a setting reads it: the reference model is run at every token.
 
         Args:
-            teacher_head_of: gives None where the teacher is elsewhere; reach then is a lower bound.
+            teacher_heads_of: gives one a teacher; None for one elsewhere: reach then is a lower bound, at the
+                tokens of all teachers, so that no selection mixes two kinds.
+            of_teacher: which teacher each token has; None: there is one.
             stop_ids: ids that end a completion; one token where `stop_tokens: merge`.
         """
         if not self._judges:
@@ -91,20 +94,25 @@ class Anchor:
             size = args.per_device_train_batch_size
             self._states = self._reference.states(forward, student, batch, everywhere, size)
             head = self._reference.head(self._head_of, student)
-            if (teacher_head := teacher_head_of()) is None:
+            heads = teacher_heads_of()
+            if None in heads:
                 lists = self._at_lists(self._states, head, signals)
                 reach = reach_bound(signals, *lists, threshold=args.reach_threshold)
             else:
-                assert scored.teacher_hidden is not None
-                reach = reach_from_states(
-                    (self._states, head),
-                    (scored.teacher_hidden, teacher_head),
-                    threshold=args.reach_threshold,
-                    temperature=args.temperature,
-                    stop_ids=stop_ids if args.stop_tokens == "merge" else (),
-                )
-        kept = scored.teacher_hidden if needs_teacher_distribution(args.loss) else None
-        return replace(scored, signals=replace(signals, reach=reach), teacher_hidden=kept)
+                reach = torch.zeros_like(signals.compatibility)
+                for index, hidden in scored.by_teacher():
+                    place = 0 if of_teacher is None or not len(index) else int(of_teacher[index[0]])
+                    reach[index] = reach_from_states(
+                        (self._states[index], head),
+                        (hidden, heads[place]),
+                        threshold=args.reach_threshold,
+                        temperature=args.temperature,
+                        stop_ids=stop_ids if args.stop_tokens == "merge" else (),
+                    )
+        scored = replace(scored, signals=replace(signals, reach=reach))
+        if needs_teacher_distribution(args.loss):
+            return scored
+        return replace(scored, teacher_hidden=None, parts=())
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""

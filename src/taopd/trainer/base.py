@@ -172,9 +172,9 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
             return model.head(self._head)
         return read_head(self.accelerator.unwrap_model(model), self.vocab_size)
 
-    def _teacher_head(self) -> Head | None:
+    def _teacher_heads(self) -> list[Head | None]:
         # A teacher behind a server has no head here: its losses read log-probs of sampled tokens alone.
-        return None if self.teacher_model is None else self._head(self.teacher_model)
+        return [None if model is None else self._head(model) for model in self._teacher.models]
 
     # -- the loss ---------------------------------------------------------------------------------
 

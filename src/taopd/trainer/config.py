@@ -140,9 +140,10 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
     # The method and its hold on unselected tokens (None: see `methods.METHODS`); the guard against collapse
 
     method: str = option(
-        "anchored",
-        "anchored: a KL penalty holds unselected tokens near the initial student. reach: teaches what that "
-        "student could have said, holds the rest. published: the paper's, holds nothing.",
+        None,
+        "reach: teaches what the initial student could have said, holds the rest. anchored: a KL penalty "
+        "holds unselected tokens near it. published: the paper's, holds nothing. None: reach; anchored with "
+        "another selector than teachability or another reduction than token_mean.",
     )
     reach_threshold: float = option(
         THRESHOLD, "reach: least probability of a token that the initial student could say, [0, 1]."

@@ -72,8 +72,8 @@ BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
 _NO_HELP = "measured as no help (docs/results/collapse.md); leave it out, "
 REMOVED = {
-    "teachability_floor": f"{_NO_HELP}the anchor (method: anchored) is the default",
-    "replay_fraction": f"{_NO_HELP}the anchor (method: anchored) is the default",
+    "teachability_floor": f"{_NO_HELP}the default method holds the other tokens",
+    "replay_fraction": f"{_NO_HELP}the default method holds the other tokens",
     "budget_memory": f"{_NO_HELP}budget_schedule and budget_end change the budget over time",
     "position_cost": "no measurement supports it; leave it out, gradient_window makes a step cheaper",
     "weights_mean_one": "no measurement supports it; leave it out, denominator: selected divides by the "

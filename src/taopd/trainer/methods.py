@@ -1,4 +1,9 @@
-"""The methods, and the settings that each one stands for unless they are given."""
+"""The methods, and the settings that each one stands for unless they are given.
+
+The default is `reach` where it is defined: it is a rule for the selector `teachability` with the reduction
+`token_mean`. Any other selector is a choice of the user's which tokens train: it is held by the anchor, and
+no token is taken from it. How the default was chosen: docs/results/default.md.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +34,20 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def fill_in(config: "TeachabilityConfig") -> None:
     """Give the settings that were left out the values of the method; an unknown one changes nothing."""
-    for name, value in METHODS.get(config.method, _PUBLISHED).items():
+    if config.method is None:
+        rule = config.selector == "teachability" and config.reduction == "token_mean"
+        config.method = "reach" if rule else "anchored"
+    # With nothing left to hold or to judge, no method needs more of the initial student than anchored.
+    method = "anchored" if config.method == "reach" and selects_all(config) else config.method
+    for name, value in METHODS.get(method, _PUBLISHED).items():
         if getattr(config, name) is None:
             setattr(config, name, value)
+
+
+def selects_all(config: "TeachabilityConfig") -> bool:
+    """Whether every token is asked for: then no method leaves one out, and this is plain distillation."""
+    whole = config.budget == 1.0 and config.budget_schedule == "constant"
+    return config.selector == "full" or whole
 
 
 def check_method(config: "TeachabilityConfig") -> None:
@@ -40,7 +56,7 @@ def check_method(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting.
     """
-    if config.method == "reach" and config.reduction != "token_mean":
+    if config.method == "reach" and config.reduction != "token_mean" and not selects_all(config):
         raise ConfigError(
             f"method: reach divides by the budget of the whole batch, which reduction={config.reduction!r} "
             "does not have: set reduction='token_mean'"

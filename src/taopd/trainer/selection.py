@@ -27,6 +27,7 @@ from taopd.selectors import (
 from taopd.selectors.formulas import worth_reaching
 from taopd.signals import TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.methods import selects_all
 
 _READS_C = re.compile(
     r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -73,7 +74,8 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
     signals = {need for rule in known for need in rule.needs}
-    if "reach" in (args.method, args.compatibility):
+    judges = args.method == "reach" and not selects_all(args)
+    if judges or args.compatibility == "reach":
         signals.add("reach")
     return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
 
@@ -191,7 +193,8 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    reach = table.extra["reach"] if training and args.method == "reach" else None
+    judged = training and args.method == "reach" and not selects_all(args)
+    reach = table.extra["reach"] if judged else None
     if training:
         selection = select(
             table,

@@ -140,9 +140,9 @@ class TeacherSource(OneTeacher):
         assert self.plain is not None
         return {"kind": "local", "model": str(self.plain.name_or_path), "exact": True, "why": ""}
 
-    def watches(self, warn: Callable[[int, str, str], None]) -> list[TeacherWatch]:
+    def watch(self, warn: Callable[[int, str, str], None]) -> TeacherWatch:
         """The watch of this teacher in training."""
-        return [TeacherWatch(self.vocab_size, warn)]
+        return TeacherWatch(self.vocab_size, warn)
 
     def score(
         self,

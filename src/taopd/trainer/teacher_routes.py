@@ -30,11 +30,10 @@ from taopd.runs.jsonl import write_json
 from taopd.signals import TokenSignals, concatenate, taken
 from taopd.teachers import Teacher, as_bound
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.selection import reads_reach
 from taopd.trainer.teacher import FILE, TeacherSource
 from taopd.trainer.teacher_column import TeacherColumn
 from taopd.trainer.teacher_entries import ALONE, check_teachers, entry_of, naming, settings_of
-from taopd.trainer.teacher_watch import TeacherWatch
+from taopd.trainer.teacher_watch import TeacherWatch, TeacherWatches
 
 logger = logging.getLogger(__name__)
 INDEX = "teacher_index"
@@ -103,11 +102,6 @@ class TeacherRoutes:
         if beside:
             raise ConfigError(f"several teachers and {beside[0]}: one of them says who teaches")
         check_teachers(args, given)
-        if reads_reach(args):
-            raise ConfigError(
-                "several teachers, and a method or selector that reads reach, which is measured against one: "
-                "set method='anchored' or another selector"
-            )
         self._args, self._accelerator = args, accelerator
         self.sources: dict[str, TeacherSource] = {}
         """By name, in the order of `INDEX`."""
@@ -161,9 +155,9 @@ class TeacherRoutes:
         assert isinstance(factors, dict)
         return tuple(float(factors.get(name, 1.0)) for name in self.sources)
 
-    def watches(self, warn: Callable[[int, str, str], None]) -> list[TeacherWatch]:
+    def watch(self, warn: Callable[[int, str, str], None]) -> TeacherWatches:
         """A watch of each in training: one that fails must not hide behind the others."""
-        return [TeacherWatch(self.vocab_size, warn, name) for name in self.sources]
+        return TeacherWatches([TeacherWatch(self.vocab_size, warn, name) for name in self.sources])
 
     def route(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """What a batch is told of its rows: `INDEX`; see `TeacherColumn.index_of`."""

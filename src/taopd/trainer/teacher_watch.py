@@ -6,7 +6,7 @@ batch alone, so a teacher here and one behind a server are watched alike, at no 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -168,3 +168,24 @@ class TeacherWatch(TrainerCallback):
         """Go on from `checkpoint_state()`."""
         self._entropies, self._disagreements = state["entropies"], state["disagreements"]
         self._suspicion, self._told = state["suspicion"], state["told"]
+
+
+class TeacherWatches(TrainerCallback):
+    """The watches of several teachers as one callback: transformers warns of two of one class."""
+
+    def __init__(self, watches: Sequence[TeacherWatch]) -> None:
+        self._watches = list(watches)
+
+    def __call__(self, scored: ScoredBatch) -> None:
+        """Look at one generation batch, each at its own completions."""
+        for watch in self._watches:
+            watch(scored)
+
+    def checkpoint_state(self) -> list[dict[str, Any]]:
+        """The state of each."""
+        return [watch.checkpoint_state() for watch in self._watches]
+
+    def load_checkpoint_state(self, state: list[dict[str, Any]]) -> None:
+        """Go on from `checkpoint_state()`."""
+        for watch, own in zip(self._watches, state, strict=True):
+            watch.load_checkpoint_state(own)

@@ -126,7 +126,7 @@ class TeachabilityTrainer(BaseTrainer):
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
         situation = SituationWatch(args.reach_threshold, self.record)
-        watchers: list[Any] = [self.sampler_monitor, *self._teacher.watches(found.add), situation]
+        watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
@@ -156,8 +156,9 @@ class TeachabilityTrainer(BaseTrainer):
         with self._recorder.timed("perf/score_s"):
             positions, scored = self._score(batch, positions)
         models = self.forward_states, self.model_wrapped
+        teachers = self._teacher_heads, self._teacher.of_positions(batch, positions)
         scored = self._anchor.with_reach(
-            *models, batch, positions, scored, self._teacher_head, self.stop_ids
+            *models, batch, positions, scored, *teachers, self.stop_ids
         )
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
@@ -297,8 +298,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
         """Distillation from the teachers, and where the anchor is on the KL penalty."""
-        heads = [None if model is None else self._head(model) for model in self._teacher.models]
-        terms = distillation_terms(read, heads, self._loss_function)
+        terms = distillation_terms(read, self._teacher_heads(), self._loss_function)
         anchor = self._anchor.term(student, read)
         losses = [
             term_loss(term, hidden, head, part=part, inputs=read, temperature=self.temperature)
