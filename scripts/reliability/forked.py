@@ -28,6 +28,7 @@ class ForkedRun:
         log: takes what all processes print.
         hold_student: leave the student's folder under its partial name for `HOLD_S`: it is there for a
             millisecond otherwise, which a busy machine sleeps through.
+        fsdp2: several processes may train under FSDP2; else under DDP.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class ForkedRun:
         num_processes: int = 1,
         *,
         hold_student: bool = False,
+        fsdp2: bool = True,
     ) -> None:
         port = free_port()
         self._processes = [
-            _fork(arguments, log, rank, num_processes, port, hold_student)
+            _fork(arguments, log, rank, num_processes, port, hold_student, fsdp2)
             for rank in range(num_processes)
         ]
         self._codes: dict[int, int] = {}
@@ -66,6 +68,10 @@ class ForkedRun:
             self.kill(0)
             raise TimeoutError(f"no end after {TIMEOUT_S:.0f} s")
         return code
+
+    def send(self, number: int, to: int) -> None:
+        """A signal to one process."""
+        os.kill(self._processes[to], number)
 
     def kill(self, first: int) -> bool:
         """SIGKILL to one process, and to the others as a launcher does; whether it still ran."""
@@ -131,7 +137,13 @@ def _hold_student() -> None:
 
 
 def _fork(
-    arguments: list[str], log: Path, rank: int, num_processes: int, port: int, hold_student: bool
+    arguments: list[str],
+    log: Path,
+    rank: int,
+    num_processes: int,
+    port: int,
+    hold_student: bool,
+    fsdp2: bool,
 ) -> int:
     sys.stdout.flush()
     process = os.fork()
@@ -144,7 +156,8 @@ def _fork(
         os.dup2(handle, 2)
         if num_processes > 1:
             be_rank(rank, num_processes, port)
-            on_cpus()
+            if fsdp2:
+                on_cpus()
         if hold_student:
             _hold_student()
         from taopd.cli import main as taopd

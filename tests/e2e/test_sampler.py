@@ -200,6 +200,37 @@ def test_settings_that_sampling_cannot_take_are_refused(tmp_path, given, message
         make_trainer(tmp_path, generation_kwargs=given)
 
 
+ALONE = [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}]
+ON_A_HUB = [
+    {"dola_layers": "low"},
+    {"num_beams": 4, "num_beam_groups": 2, "do_sample": False},
+    {"num_beams": 2, "force_words_ids": [[5]], "do_sample": False},
+    {"penalty_alpha": 0.5, "top_k": 4, "do_sample": False},
+]
+
+
+@pytest.mark.parametrize("given", [*ALONE, *ON_A_HUB], ids=lambda given: " ".join(given))
+def test_decoding_that_cannot_sample_a_batch_is_refused_at_the_start(tmp_path, given):
+    """Oracle: transformers refuses it too, inside `generate`."""
+    first = next(name for name in given if name not in ("num_beams", "do_sample", "top_k"))
+    with pytest.raises(ConfigError, match=first) as told:
+        make_trainer(tmp_path, generation_kwargs=given, per_device_train_batch_size=2)
+    words = "2 completions together" if given in ALONE else "code, and such code is never run"
+    assert words in str(told.value)
+    model = make_model(seed=0)
+    config = transformers.GenerationConfig(**{"do_sample": True, "max_new_tokens": 3, **given})
+    with pytest.raises((ValueError, NotImplementedError)):
+        model.generate(torch.tensor([[5, 6], [7, 8]]), generation_config=config)
+
+
+def test_a_student_that_asks_for_it_is_refused_by_name(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.model.generation_config.prompt_lookup_num_tokens = 2
+    words = "generation_config.json: prompt_lookup_num_tokens asks for assisted decoding"
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+
 def test_the_logged_entropy_is_of_scored_tokens_alone(tmp_path):
     """With a mask over a tool's results; the mean entropy of what is left."""
     trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0)

@@ -10,8 +10,10 @@ import math
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
+from taopd import cli
 from taopd.errors import ConfigError, DataError
 from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher
@@ -296,6 +298,8 @@ REFUSED = [
     ({"swap": {"m/x": "x"}}, ConfigError, "'m/x' is no name"),
     ({"swap": {"math": "http://127.0.0.1:9"}}, ConfigError, "teacher 'math': loss='reverse_kl'"),
     ({"swap": {"math": "nowhere/at-all"}}, DataError, "teacher 'math': "),
+    ({"swap": {"math": "self"}}, ConfigError, "math: the student cannot be one of several"),
+    ({"swap": {"math": {"model": "self_ema"}}}, ConfigError, "cannot be one of several.*self_ema"),
 ]
 
 
@@ -315,6 +319,28 @@ def test_beside_teachers_in_a_config_a_single_one_is_refused(tmp_path):
     for setting in ({"teacher_weights": {"a": 1.0}}, {"budget_scope": "teacher"}):
         config = TeachabilityConfig(str(tmp_path), **CPU, **setting)
         assert config.teachers is None
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"teachers": {"a": {"model": name}}} for name in ("self", "self_ema")],
+    ids=str,
+)
+def test_commands_refuse_it_in_one_line(micro_lab, tmp_path, capsys, command, settings):
+    """Before anything is loaded, and whatever the command is."""
+    config = CPU | {
+        "model_name_or_path": str(micro_lab.student),
+        "teachers": {"a": {"model": str(micro_lab.teacher)}},
+        "dataset_name": str(micro_lab.prompts),
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config | settings))
+    argv = [str(path)] if command == "check" else ["--config", str(path)]
+    assert cli.main([command, *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be one of several" in line
 
 
 @pytest.mark.parametrize("setting", [{"teacher_weights": {"a": 1.0}}, {"budget_scope": "teacher"}])

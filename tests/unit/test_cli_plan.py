@@ -117,6 +117,28 @@ def test_bad_input_is_one_line(capsys, argv, words):
     assert line.startswith("taopd plan: error: ") and words in line
 
 
+def test_of_several_teachers_it_says_what_it_assumes(micro_lab, tmp_path, capsys):
+    """Oracle: the plan of the larger one alone, which takes no fewer rows."""
+    path = tmp_path / "c.yaml"
+    base = f"model_name_or_path: {micro_lab.student}\ndataset_name: no-such\noutput_dir: {tmp_path}/r\n"
+    base += "use_cpu: true\n"
+    small = {"model": str(micro_lab.student)}
+    path.write_text(
+        f"{base}teachers: {json.dumps({'a': small, 'b': {'model': str(micro_lab.teacher)}})}\n"
+    )
+    assert cli.main(["plan", "--config", str(path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"Several teachers: {micro_lab.teacher}, the largest here, is taken to score every" in said
+    )
+    several = as_json(capsys, "--config", str(path))
+    path.write_text(f"{base}teacher_model_name_or_path: {micro_lab.teacher}\n")
+    alone = as_json(capsys, "--config", str(path))
+    assert several["tflop"]["score_teacher"] == alone["tflop"]["score_teacher"]
+    assert cli.main(["plan", "--config", str(path)]) == 0
+    assert "Several teachers" not in capsys.readouterr().out
+
+
 def test_plan_and_check_agree_and_read_the_prompts(micro_lab, tmp_path, capsys):
     """Oracle: each other; and the tokens of the longest prompt."""
     path = tmp_path / "c.yaml"

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -159,6 +160,38 @@ def test_an_error_that_is_a_part_of_the_lesson_is_a_warning(nats, level):
     verdict = check_teacher_error(found)
     assert verdict.level == level and "3 of 10 kept tokens (30%)" in verdict.measured
     assert verdict.figures["changed_share"] == 0.3
+
+
+def items_of(capsys, folder, **settings):
+    folder.mkdir()
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | {"output_dir": str(folder / "run")} | settings))
+    cli.main(["check", str(path), "--json"])
+    return {one["item"]: one for one in json.loads(capsys.readouterr().out)["items"]}
+
+
+def test_of_several_teachers_each_is_compared_on_its_own_prompts(
+    micro_lab, tmp_path, teacher, file, capsys
+):
+    """Oracle: the item of a run with that teacher alone, on those prompts."""
+    rows = pd.read_parquet(micro_lab.prompts)
+    rows = rows[rows.split == "train"].drop(columns="split")
+    rows["teacher"] = ["packed" if number % 2 else "whole" for number in range(len(rows))]
+    rows.to_parquet(tmp_path / "both.parquet")
+    rows[rows.teacher == "packed"].drop(columns="teacher").to_parquet(tmp_path / "one.parquet")
+    student = {"model_name_or_path": str(micro_lab.student)}
+    entries = {"whole": {"model": str(teacher)}, "packed": {"model": str(file)}}
+    several = student | {"dataset_name": str(tmp_path / "both.parquet"), "teachers": entries}
+    single = {
+        "dataset_name": str(tmp_path / "one.parquet"),
+        "teacher_model_name_or_path": str(file),
+    }
+    found = items_of(capsys, tmp_path / "several", **several)
+    alone = items_of(capsys, tmp_path / "single", **student | single)
+    assert "teacher error (whole)" not in found
+    figures = found["teacher error (packed)"]["figures"]
+    assert figures == pytest.approx(alone["teacher error"]["figures"], rel=1e-4)
+    assert figures["forward_nats"] > 0
 
 
 @pytest.mark.parametrize(

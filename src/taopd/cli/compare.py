@@ -19,8 +19,13 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: must be at least 1")
-    if Path(options.study).is_dir():
-        return _compare_folder(Path(options.study), options.output)
+    if (folders := _folders(options.study)) is not None:
+        if len(folders) == 1:
+            return _compare_folder(folders[0], options.output)
+        from taopd.cli.compare_folders import compare_folders
+
+        return compare_folders(folders, options.output, overwrite=options.overwrite)
+    (options.study,) = options.study
 
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
@@ -53,10 +58,16 @@ def _parser() -> Parser:
         "(a list) and/or grid (setting: list of values), seeds, rates (learning rates, each arm at each),\n"
         "equal (steps, update_norm, selected_tokens or seconds), evaluate_every, num_test_prompts,\n"
         "random_control, full_control, output, ...\n\n"
-        "example:\n  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study",
+        "example:\n  taopd compare recipes/studies/tiny.yaml --output runs/tiny-study\n"
+        "  taopd compare runs/a runs/b runs/a-eval runs/b-eval",
     )
     add = parser.flag
-    add("STUDY", "study file (YAML), or a folder of arms that have finished")
+    parser.add_argument(
+        "study",
+        nargs="+",
+        metavar="STUDY",
+        help="study file (YAML); or folders of train, evaluate, compare and diagnose: nothing is run",
+    )
     add(
         "--output FOLDER",
         "where to write (default: output of the study, or runs/<name of the file>)",
@@ -67,6 +78,21 @@ def _parser() -> Parser:
     add("--workers N", "arms at a time (default: one per GPU or core)", type=int)
     add("--list", "show the arms, controls included, and stop")
     return parser
+
+
+def _folders(names: Sequence[str]) -> list[Path] | None:
+    """The arguments as folders; None: one study file.
+
+    Raises:
+        ConfigError: several arguments, of which one is no folder.
+    """
+    paths = [Path(name) for name in names]
+    for path in paths:
+        if len(paths) > 1 and not path.is_dir():
+            raise ConfigError(
+                f"{path} is no folder: compare takes one study file, or folders that have finished"
+            )
+    return paths if paths[0].is_dir() else None
 
 
 def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int:

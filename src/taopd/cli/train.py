@@ -174,7 +174,8 @@ def _run_or_say_where(
         where = (
             f"the newest checkpoint is {newest}; go on with --resume" if newest else "no checkpoint"
         )
-        print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
+        if trainer.is_world_process_zero():
+            print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return exit_code(error)
     except Exception as error:
         if (disk := train_resume.disk_error(error, folder.path)) is None:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.step_lines import StepLines
+from taopd.trainer.step_lines import StepLines, plain
 from taopd.trainer.trainer import TeachabilityTrainer
 
 
@@ -297,6 +298,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if STOP_WITH_PARENT in sys.argv:
         threading.Thread(target=_leave_when_stdin_ends, daemon=True).start()
+    # As the commands do: the log is read where an arm fails, and has no use for bars and deprecations.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
+    plain(quiet=True)
     run_arm(Arm(**json.loads((folder / "arm.json").read_text())), folder)
 
 

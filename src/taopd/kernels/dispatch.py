@@ -24,13 +24,19 @@ logger = logging.getLogger("taopd.kernels")
 
 @cache
 def _choose(device: torch.device, dtype: torch.dtype, k: int, full_kl: bool) -> str:
-    """What "auto" means for an input, said once."""
+    """What "auto" means for an input."""
     fused_is_better = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     able = not full_kl and fused.why_not(device, dtype, k) is None
     chosen = "triton" if fused_is_better and able else "chunked"
-    how = "by the Triton kernel" if chosen == "triton" else "in blocks, by PyTorch"
-    logger.info("logits are computed %s (%s on %s)", how, str(dtype).removeprefix("torch."), device)
+    _say(chosen, str(dtype).removeprefix("torch."), str(device))
     return chosen
+
+
+@cache
+def _say(chosen: str, dtype: str, device: str) -> None:
+    """Once for a number format, whatever else a choice depends on."""
+    how = "by a Triton program" if chosen == "triton" else "in blocks, by PyTorch"
+    logger.info("logits are computed %s (%s on %s)", how, dtype, device)
 
 
 def _resolve(impl: str, hidden: Tensor, k: int, *, full_kl: bool = False) -> str:

@@ -38,7 +38,15 @@ from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.selection import scales_compatibility
 
-_REFUSED = "not measured: the input is refused"
+_REFUSED = "not measured: these files or settings cannot be used"
+
+_PHASES = {
+    "sample": "while completions are sampled",
+    "score": "while both models score",
+    "train": "in the backward pass",
+    "optimizer_step": "in the optimizer's update",
+}
+"""Phases of a plan, in words."""
 
 
 def verdicts(subject: Subject) -> Iterator[Verdict]:
@@ -62,8 +70,7 @@ def _checks(subject: Subject) -> dict[str, Callable[[Subject], Verdict]]:
         del sampled["server answers"]
     if not subject.remote or not subject.thorough:
         del sampled[bound_effect.ITEM]
-    # Compared is the teacher of a run with one.
-    if kind_of(subject.settings) is None or subject.teacher:
+    if kind_of(subject.settings) is None:
         del sampled[TEACHER_ERROR]
     if not own:
         del sampled["teacher context"]
@@ -77,7 +84,7 @@ def _judged(
         verdict = _guarded(name, check, subject)
         # One bad row stops several items: the reason is said once.
         if verdict.measured == _REFUSED and verdict.advice in refusals:
-            verdict = judge(name, "not run", [("fail", "Refused for the same reason: see above.")])
+            verdict = judge(name, "not run", [("fail", "For the same reason as above.")])
         refusals.add(verdict.advice)
         yield verdict
 
@@ -182,7 +189,7 @@ def _memory(subject: Subject) -> Verdict:
         memory.peak / MIB,
         _machine_bytes(on_gpu) / MIB,
         device="GPU" if on_gpu else "CPU",
-        phase=max(memory.phases, key=lambda name: memory.phases[name]).replace("_", " "),
+        phase=_PHASES[max(memory.phases, key=lambda name: memory.phases[name])],
         sharded=bool(args.fsdp or args.deepspeed),
     )
 

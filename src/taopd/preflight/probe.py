@@ -19,6 +19,10 @@ from taopd.trainer.selection import signal_options
 from taopd.trainer.training_set import first_rows
 
 MOST_COMPLETIONS = 32
+LEAST_COMPLETIONS = 4
+"""Below it a stop audit is a guess (`rollout_checks.FEW_ENDS`)."""
+CPU_WORK = 5e10
+"""Parameters times completion tokens, on a CPU: about 0.1 TFLOP a forward of both models."""
 SHARDED = (
     "Sharded models are put together when training begins: check on one device, or watch rollout/drift_nats "
     "and completions/clipped_ratio in the first steps."
@@ -47,15 +51,16 @@ def measure_micro_batch(
         TeacherError: a remote teacher does not answer.
     """
     args, tokenizer = trainer.args, trainer.text_tokenizer
-    size = min(args.per_device_train_batch_size, MOST_COMPLETIONS)
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
+    source = trainer.teacher_source(teacher)
+    models = [trainer.model, *([source.model] if source.remote is None else [])]
+    size = _num_completions(models, tokens, args.per_device_train_batch_size, trainer.accelerator)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
         rows = first_rows(trainer.train_dataset if rows is None else rows, size)
         prompts, completions = trainer.sample(rows, tokens)
         own = trainer.encode_for_teacher(rows)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
-        source = trainer.teacher_source(teacher)
         measured = measure(
             trainer.forward_states,
             trainer.model_wrapped,
@@ -75,8 +80,17 @@ def measure_micro_batch(
         )
         if compare is None:
             return measured
-        error = measure_error(trainer, compare, batch, measured.positions)
+        error = measure_error(trainer, compare, batch, measured.positions, teacher=teacher)
         return replace(measured, teacher_error=error)
+
+
+def _num_completions(models: list[Any], tokens: int, batch: int, accelerator: Any) -> int:
+    """A micro-batch; of large models on a CPU fewer, as what is measured are means over tokens."""
+    size = min(batch, MOST_COMPLETIONS)
+    if accelerator.device.type != "cpu":
+        return size
+    numbers = sum(weight.numel() for model in models for weight in model.parameters())
+    return min(size, max(LEAST_COMPLETIONS, int(CPU_WORK / max(1, numbers * tokens))))
 
 
 @contextmanager

@@ -14,15 +14,12 @@ from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
 from taopd.preflight.teacher_error import kind_of
+from taopd.runs.limits import MOST_PROMPTS
 from taopd.trainer import from_settings as build
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher_connection import connect_teacher
 from taopd.trainer.teacher_names import OWN_TEACHERS
 from taopd.trainer.tools import load_tools
-
-MOST_PROMPTS = 2000
-"""Prompts whose length is looked at for the figures, evenly over the dataset; `train` looks at all."""
-
 
 _PARTS = {
     "inputs": "both models",
@@ -139,14 +136,12 @@ class Subject:
         # Before the trainer: a teacher without prompts has nothing to be measured on.
         rows = self.prompts if self.teacher else None
         self.need("trainer")
-        # Compared with the full one is the teacher of a run with one.
-        kind = None if self.teacher else kind_of(self.settings)
         return measure_micro_batch(
             self.trainer,
             teacher=self.teacher,
             rows=rows,
             max_tokens=self.max_tokens,
-            compare=kind,
+            compare=kind_of(self.settings),
         )
 
     @cached_property

@@ -83,14 +83,21 @@ def kind_of(settings: Any) -> str | None:
 
 @torch.no_grad()
 def measure_error(
-    trainer: Any, kind: str, batch: Mapping[str, Tensor], positions: Positions
+    trainer: Any,
+    kind: str,
+    batch: Mapping[str, Tensor],
+    positions: Positions,
+    *,
+    teacher: str = "",
 ) -> TeacherError | str:
     """Both teachers on a scored micro-batch, or why they cannot be compared.
 
     Args:
         trainer: a `TeachabilityTrainer`, whole on this device.
         kind: see `kind_of`.
+        teacher: of several.
     """
+    source = trainer.teacher_source(teacher)
 
     def states(model: Any) -> State:
         size = trainer.args.per_device_train_batch_size
@@ -100,10 +107,10 @@ def measure_error(
         return torch.cat([hidden for hidden, _ in parts]), parts[-1][1]
 
     try:
-        with _full_teacher(trainer, kind) as teacher:
-            used, student = states(trainer.teacher_model), states(trainer.model_wrapped)
-            with trainer.offload.whole() if kind == "offload" else nullcontext():
-                full = states(teacher)
+        with _full_teacher(trainer, source, kind) as whole:
+            used, student = states(source.model), states(trainer.model_wrapped)
+            with source.offload.whole() if kind == "offload" else nullcontext():
+                full = states(whole)
             ids = batch["completion_ids"][positions.row, positions.column]
             own, exact, between = (
                 _signals(trainer, *pair, ids)
@@ -167,21 +174,27 @@ def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
     if args.signals == "topk_lists":
         signals = lists_from_exact(signals)
     place = positions.row, positions.column
-    table = local_table(signals, args, *place, trainer.stop_ids, needs=signal_needs(args))
+    # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
+    one = torch.zeros_like(positions.row)
+    needs = signal_needs(args)
+    table = local_table(signals, args, *place, trainer.stop_ids, needs=needs, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
 
 
 @contextmanager
-def _full_teacher(trainer: Any, kind: str) -> Iterator[Any]:
+def _full_teacher(trainer: Any, source: Any, kind: str) -> Iterator[Any]:
     """The full-precision teacher while it is compared; for an offloaded one the teacher itself.
+
+    Args:
+        source: the `TeacherSource` of the run.
 
     Raises:
         NotMeasured: there is none, or no room for it.
     """
-    used, device = trainer.teacher_model, trainer.accelerator.device
+    used, device = source.model, trainer.accelerator.device
     inner = trainer.accelerator.unwrap_model(used)
     if kind == "offload":
-        offload = trainer.offload
+        offload = source.offload
         if offload is None:
             raise NotMeasured(f"{NO_EFFECT[0].upper()}{NO_EFFECT[1:]}.")
         if torch.cuda.mem_get_info(device)[0] < _SPARE * offload.layer_bytes:
@@ -202,7 +215,7 @@ def _full_teacher(trainer: Any, kind: str) -> Iterator[Any]:
             "free: it is not compared. Check on a machine with more."
         )
     options = {"dtype": inner.dtype, "attn_implementation": inner.config._attn_implementation}
-    revision = trainer.args.teacher_model_revision or "main"
+    revision = source.args.teacher_model_revision or "main"
     full = load_model(name, revision=revision, **options).eval().requires_grad_(False)
     merge_head_adapter(full)
     if device.type != "cpu":

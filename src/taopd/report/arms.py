@@ -1,6 +1,7 @@
 """What an arm is called and which color it has: the same in every chart, table and list of the page."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,20 @@ def named(sources: Sources) -> Sources:
 
 def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
     """With the name and the color of the run whose model it is of, if that is on the page."""
-    model = Path(found.model).expanduser().absolute()
-    owner = next((run for run in runs if model.is_relative_to(run.path.absolute())), None)
+    owner = owner_of(found, runs)
     if owner is None:
         return replace(found, color=_OTHERS[place % len(_OTHERS)])
-    part = model.name if model.name.startswith("checkpoint-") else ""
+    part = Path(found.model).name
+    part = part if part.startswith("checkpoint-") else ""
     same = owner.name == found.name
     name = owner.name if same else f"{owner.name} ({' '.join(filter(None, (part, found.name)))})"
     return replace(found, name=name, color=owner.color)
+
+
+def owner_of(found: Evaluation, runs: Sequence[Run]) -> Run | None:
+    """The run whose model was evaluated, if it is one of these."""
+    model = Path(found.model).expanduser().absolute()
+    return next((run for run in runs if model.is_relative_to(run.path.absolute())), None)
 
 
 def is_arm(run: Run) -> bool:

@@ -1,5 +1,6 @@
 """Folders of `taopd evaluate`: whose model each is of, and differences problem by problem."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -35,7 +36,14 @@ class Evaluation:
         if not settings.get("do_sample", True):
             return "greedy"
         samples = self.results.get("num_samples", 1)
-        return f"{samples} samples" if samples != 1 else "1 sample"
+        heat = settings.get("temperature", 1.0)
+        words = f"{samples} samples" if samples != 1 else "1 sample"
+        return words if heat == 1.0 else f"{words}, temperature {heat}"
+
+    @property
+    def match(self) -> str:
+        """How the completions were graded."""
+        return str(self.results.get("settings", {}).get("match", "auto"))
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
@@ -71,15 +79,37 @@ class Difference:
     """Of `one` minus `other`, a share; the problem is the unit."""
 
 
+def unlike(one: Evaluation, other: Evaluation) -> str:
+    """Why two evaluations cannot be compared problem by problem, in words; empty if they can."""
+    if one.match != other.match:
+        return f"the answers are graded by {one.match!r} in one, by {other.match!r} in the other"
+    lengths = [each.results.get("settings", {}).get("max_new_tokens") for each in (one, other)]
+    if None not in lengths and lengths[0] != lengths[1]:
+        return f"completions are cut at {lengths[0]} tokens in one, at {lengths[1]} in the other"
+    for each in (one, other):
+        if not each.shares:
+            return (
+                f"{each.path.name} has no transcripts.jsonl, which says which problems were right"
+            )
+    common = len(set(one.shares) & set(other.shares))
+    if common < LEAST_PROBLEMS:
+        counts = f"{len(one.shares)} and {len(other.shares)} problems, {common} in common"
+        return f"their prompts and answers differ ({counts})"
+    return ""
+
+
 def differences(evaluations: Sequence[Evaluation]) -> list[Difference]:
-    """Every pair that graded the same problems in the same way of decoding; the better one first."""
+    """Every pair that decoded and graded the same problems in the same way; the better one first."""
     found = []
     for one, other in combinations(evaluations, 2):
-        common = sorted(set(one.shares) & set(other.shares))
-        if one.decoding != other.decoding or len(common) < LEAST_PROBLEMS:
+        if one.decoding != other.decoding or unlike(one, other):
             continue
+        common = sorted(set(one.shares) & set(other.shares))
         apart = [one.shares[problem] - other.shares[problem] for problem in common]
         pair = (one, other) if sum(apart) >= 0 else (other, one)
         signed = apart if pair[0] is one else [-value for value in apart]
-        found.append(Difference(one=pair[0], other=pair[1], estimate=t_estimate(signed)))
+        # No interval is shorter than with one sample that differs: without any a t interval has no width.
+        step = math.sqrt(12.0 / len(common)) / max(1, one.results.get("num_samples", 1))
+        estimate = t_estimate(signed, resolution=step)
+        found.append(Difference(one=pair[0], other=pair[1], estimate=estimate))
     return found

@@ -10,8 +10,8 @@ SPREAD_OF_C = 1e-3
 """Between the 10 and the 90 % quantile of C, below which it tells no tokens apart."""
 LIST_FLOOR = 5e-4
 """Probability below which an id is left out of a logged list, unless the other model gives it more."""
-
-
+MOST_PROMPTS = 2000
+"""Prompts whose length is looked at before a run, evenly over the dataset; `train` looks at all."""
 LARGE_SHARE = 0.2
 """Share of a pair's disagreement from which on it makes a situation of its own."""
 
@@ -23,18 +23,20 @@ def situation_words(teachable: float, within_reach: float, out_of_reach: float) 
         teachable: shares of D, see `taopd.signals.situation`.
     """
     text = (
-        f"of what the teacher would change, {teachable:.0%} is teachable (C above one half), "
-        f"{within_reach:.0%} is within reach, {out_of_reach:.0%} out of reach"
+        f"of what the teacher would change, {teachable:.0%} is teachable (on tokens where most of the "
+        f"teacher's probability is on the student's own top tokens), {within_reach:.0%} is within reach "
+        f"(on words that the student may say, but not among its top tokens), {out_of_reach:.0%} is out of "
+        "reach (it hardly ever says them)"
     )
     if out_of_reach >= LARGE_SHARE:
         text += (
-            f". {out_of_reach:.0%} lies on tokens that this student hardly ever says, which a hold does not "
-            "let it learn: full distillation (selector: full) is the arm to compare with"
+            f". The {out_of_reach:.0%} out of reach is what method: anchored, which holds the student near "
+            "its start, may keep it from learning: full distillation (selector: full) is the arm to "
+            "compare with"
         )
     if within_reach >= LARGE_SHARE:
         text += (
-            f". {within_reach:.0%} lies on words that this student may say, outside of its top K: method: "
-            "reach is the arm to compare with"
+            f". For the {within_reach:.0%} within reach method: reach is the arm to compare with"
         )
     return text
 
@@ -56,7 +58,8 @@ def drift_cause(sampler: str, suspects: Sequence[str] = ()) -> str:
             "Restart the server from this student, and compare its dtype and chat template."
         )
     return (
-        "sampling and training forward differ: dropout, a stale adapter, or another dtype in one of them. "
+        "sampling and scoring do not compute with the same model: dropout, a stale adapter, or another "
+        "dtype in one of them. "
         "Merge or drop the adapter, and set one dtype."
     )
 
@@ -77,7 +80,8 @@ def truncation_cause(*, rising: bool) -> str:
 def spread_cause(low: float, high: float) -> str:
     """What a C that hardly varies does to the selection and what to do, in words."""
     return (
-        f"C is the same for nearly all tokens (10 to 90 %: {low:.6g} to {high:.6g}), and the normalization "
-        "stretches what is left to [0, 1]: tokens of large D are dropped for a C that is lower in the fifth "
-        "digit. Set normalization: none, which takes C as it is, or selector: divergence."
+        "the compatibility C, the share of the teacher's probability that is on the student's top tokens, is "
+        f"nearly the same everywhere (80 % of the tokens have {low:.6g} to {high:.6g}). It is stretched to "
+        "[0, 1] all the same, so that tokens with a large disagreement are dropped for a C that is lower "
+        "in the fifth digit. Set normalization: none, which takes C as it is, or selector: divergence."
     )

@@ -15,6 +15,7 @@ from taopd.runs.redaction import redact_document
 from taopd.signals import THRESHOLD
 from taopd.trainer import config_checks
 from taopd.trainer.config_fit import FitSettings, check_fit
+from taopd.trainer.generation_checks import check_generation_kwargs
 from taopd.trainer.methods import fill_in
 from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
 from taopd.trainer.teacher_settings import TeacherSettings, option
@@ -248,7 +249,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
             warnings.filterwarnings("ignore", r"`gradient_checkpointing", FutureWarning)
             super().__post_init__()
         # Only now a dict: TRL takes its JSON text too.
-        config_checks.check_generation_kwargs(self)
+        check_generation_kwargs(self)
 
     def _resolve(self) -> None:
         # First: what the loss is decides which other settings fit.
@@ -287,7 +288,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         added = {each.name: each.default for each in fields(cls) if not hasattr(args, each.name)}
         config.__dict__.update(added | vars(args))
         config._resolve()
-        config_checks.check_generation_kwargs(config)
+        check_generation_kwargs(config)
         return config
 
     @property

@@ -6,8 +6,6 @@ Every function takes the config and raises a `ConfigError` that names the settin
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from transformers import GenerationConfig
-
 from taopd.errors import ConfigError, require, require_known
 from taopd.losses import LOSSES, needs_teacher_distribution
 from taopd.models.teacher_prompts import TeacherPrompts
@@ -249,26 +247,6 @@ def beta_of(config: "TeachabilityConfig") -> float:
             "loss='reverse_kl' (1), 'forward_kl' (0) or 'jsd' (between)"
         )
     return beta
-
-
-def check_generation_kwargs(config: "TeachabilityConfig") -> None:
-    """Refuse generation settings that transformers would ignore or answer otherwise than TRL reads it.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    given = config.generation_kwargs
-    # vLLM has names of its own, which it checks.
-    if config.use_vllm or not isinstance(given, dict):
-        return
-    for name in given:
-        require_known("generation_kwargs", name, vars(GenerationConfig()))
-    for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
-        if given.get(name) not in (None, usual):
-            raise ConfigError(
-                f"generation_kwargs: {name} changes what sampling returns; take it out (num_generations "
-                "samples several completions of a prompt)"
-            )
 
 
 def check_remote_teacher(config: "TeachabilityConfig") -> None:

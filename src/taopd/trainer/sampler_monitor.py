@@ -25,6 +25,7 @@ from taopd.losses import needs_own_samples
 from taopd.models.generation import effective, sampling_changes
 from taopd.models.sampler_drift import drift
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
+from taopd.trainer.generation_checks import DECODING, check_decoding
 from taopd.trainer.scored_batch import ScoredBatch
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,10 @@ class SamplerMonitor(TrainerCallback):
 
     def _ask_transformers(self, *args: Any, **kwargs: Any) -> Any:
         sources = self._sources
+        # What the student's own generation config asks for, of which the settings know nothing.
+        own = {name: value for name, value in sources[1].items() if name in DECODING}
+        num_rows = len(kwargs["input_ids"]) if "input_ids" in kwargs else 1
+        check_decoding(own, num_rows, "the student's generation_config.json")
         # The sampler's own temperature: generation_kwargs may set another than the one that is scored at.
         tap = LogprobRecorder(effective("temperature", sources) or 1.0)
         result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)

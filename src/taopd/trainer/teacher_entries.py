@@ -117,6 +117,7 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
                 f"teachers: {name!r} is no name: use letters, digits, '_', '-' and '.', and begin with a "
                 "letter or a digit"
             )
+        _refuse_own(name, entry.get("model") if isinstance(entry, Mapping) else entry)
         if isinstance(entry, Mapping):
             _check_entry(name, entry)
             settings_of(config, name, entry)
@@ -222,7 +223,11 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
         require_known(f"teachers: {name}: the setting", key, OF_ONE)
     if entry.get("model") is None and entry.get("url") is None:
         raise ConfigError(f"teachers: {name} has neither model nor url: set one of them")
-    if entry.get("model") in OWN_TEACHERS:
+
+
+def _refuse_own(name: str, model: Any) -> None:
+    if isinstance(model, str) and model in OWN_TEACHERS:
         raise ConfigError(
-            f"teachers: {name}: the student as its own teacher ({entry['model']}) is for one teacher"
+            f"teachers: {name}: the student cannot be one of several teachers ({model!r}). Alone it can: "
+            f"leave out teachers and set teacher_model_name_or_path: {model}"
         )

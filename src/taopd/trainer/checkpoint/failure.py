@@ -51,21 +51,29 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
     return None
 
 
-def interrupted(trainer: Any) -> None:
+def interrupted(trainer: Any, *, together: bool = False) -> None:
     """Save the finished steps of a run that is being interrupted, if that is possible; says where they are.
 
     A second interrupt ends the saving: nothing half-written stays.
+
+    Args:
+        together: all processes are here, at the end of the same step.
     """
     step, newest = (
         trainer.state.global_step,
         newest_complete(Path(trainer.args.output_dir), trainer.layout)[0],
     )
-    # A scheduler gives seconds: what is on disk is not written again.
-    if newest is not None and step_of(newest) == step:
+    # A scheduler gives seconds: what is on disk is not written again. All processes save or none: the first
+    # one may see a folder that others do not see yet.
+    if not together and newest is not None and step_of(newest) == step:
         return
-    if trainer.args.should_save and step:
-        logger.warning("interrupted: saving step %d; interrupt again to leave without", step)
-    logger.warning("%s", _save(trainer, together=False))
+    first = trainer.is_world_process_zero()
+    if first and step and (together or trainer.args.world_size == 1):
+        again = "" if together else "; interrupt again to leave without"
+        logger.warning("interrupted: saving step %d%s", step, again)
+    words = _save(trainer, together=together)
+    if first:
+        logger.warning("%s", words)
 
 
 def nan_in_sampling(error: BaseException) -> str | None:

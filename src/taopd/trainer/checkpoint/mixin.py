@@ -78,6 +78,8 @@ class AtomicCheckpoints(Trainer):
         try:
             with alone:
                 checkpoint = self._resolve(resume_from_checkpoint)
+                if self.args.world_size > 1:
+                    self.rank_state.signals.keep()
                 try:
                     return super().train(checkpoint, *args, **kwargs)
                 except KeyboardInterrupt:
@@ -90,7 +92,7 @@ class AtomicCheckpoints(Trainer):
             raise failure from error
         finally:
             self._partial = None
-            self.rank_state.signals.release()
+            self.rank_state.signals.end()
 
     def _resolve(self, named: Any) -> str | None:
         """The folder of a complete checkpoint; verified by the first process, the same for all."""
@@ -121,7 +123,11 @@ class AtomicCheckpoints(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # The step is complete, callbacks included: an interrupt that waited for it can be answered.
-        self.rank_state.signals.release()
+        signals = self.rank_state.signals
+        signals.release()
+        if self.args.world_size > 1 and (number := signals.agreed(self.accelerator)):
+            interrupted(self, together=True)
+            signals.end(number)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # -- saving -----------------------------------------------------------------------------------

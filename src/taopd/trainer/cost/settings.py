@@ -216,7 +216,31 @@ def plan_settings(
     from taopd.losses import needs_teacher_distribution
     from taopd.trainer.selection import reads_reach
 
-    args, model = parsed.training, parsed.model
+    return settings_of(
+        parsed.training,
+        parsed.model,
+        needs_teacher_distribution=needs_teacher_distribution(parsed.training.loss),
+        reads_reach=reads_reach(parsed.training),
+        student_dtype=student_dtype,
+        teacher_dtype=teacher_dtype,
+    )
+
+
+def settings_of(
+    args: Any,
+    model: Any,
+    *,
+    needs_teacher_distribution: bool,
+    reads_reach: bool,
+    student_dtype: str | None = None,
+    teacher_dtype: str | None = None,
+) -> PlanSettings:
+    """As `plan_settings`, of anything with the fields of a `TeachabilityConfig` and a `ModelConfig`.
+
+    Args:
+        needs_teacher_distribution: the loss reads the teacher's full distribution.
+        reads_reach: the initial student is run on every completion.
+    """
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer not in _OPTIMIZER_STATES:
         raise ConfigError(
@@ -248,10 +272,10 @@ def plan_settings(
         teacher_quantization=args.teacher_quantization,
         teacher_offload=args.teacher_offload is not None,
         gradient_checkpointing=args.gradient_checkpointing,
-        needs_teacher_distribution=needs_teacher_distribution(args.loss),
+        needs_teacher_distribution=needs_teacher_distribution,
         anchor_fraction=args.anchor_fraction if args.coef > 0 or args.method == "reach" else 0.0,
         anchor_responses=args.anchor_responses,
-        reach=reads_reach(args),
+        reach=reads_reach,
         guard=args.collapse_guard != "off",
         lora_rank=model.lora_r if model.use_peft else None,
         optimizer_states=_OPTIMIZER_STATES[optimizer],

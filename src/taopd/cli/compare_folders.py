@@ -1,0 +1,47 @@
+"""`taopd compare FOLDER FOLDER ...`: finished runs, evaluations and studies side by side; nothing is run."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: bool) -> int:
+    """Print a table of arms and one of paired differences; write both where `output` is given.
+
+    Raises:
+        DataError: folders that are missing, hold nothing to compare, or do not fit together.
+    """
+    from taopd.report import comparison
+    from taopd.report.console import plain_console
+    from taopd.report.folders import read_folders
+    from taopd.report.study_table import table
+    from taopd.runs.folder import RunFolder
+    from taopd.runs.jsonl import write_json, write_text
+
+    if output is not None:
+        RunFolder.check(output, overwrite=overwrite)
+    sources, console = read_folders(list(folders)), plain_console()
+    whole = [study for study in sources.studies if "comparisons" in study.results]
+    # A study has an outcome of its own: beside one, evaluations are welcome and not needed.
+    compared = None
+    if not whole or len(sources.evaluations) > 1:
+        compared = comparison.compare(sources)
+    for study in whole:
+        console.print(table(study.results))
+        console.print(study.results["noise_floor"]["words"], highlight=False)
+    if compared is not None:
+        for each in comparison.tables(compared):
+            console.print(each)
+        console.print(f"{comparison.UNIT}. p: Holm-corrected.", highlight=False)
+        for name in compared["without_evaluation"]:
+            print(f"without an evaluation: {name}")
+    others = [*sources.banks, *sources.gains, *sources.diagnostics, *sources.one_steps]
+    if others:
+        print(f"shown by the report: {', '.join(map(str, dict.fromkeys(others)))}")
+    if output is not None and compared is not None:
+        output = RunFolder.create(output, overwrite=overwrite).path
+        write_json(output / "comparison.json", compared)
+        write_text(output / "comparison.md", comparison.markdown(compared))
+        print(f"table:    {output / 'comparison.md'}")
+    print(f"more:     taopd report {shlex.join(map(str, folders))}")
+    return 0

@@ -1,0 +1,130 @@
+"""`taopd compare` over finished folders of the micro lab. Oracles: counts by hand from the transcripts."""
+
+import json
+import math
+import re
+
+import pytest
+from scipy import stats
+
+from taopd.cli import main
+from tests.unit.test_report_meets import evaluation
+
+
+@pytest.fixture(scope="module")
+def lab(micro_lab, tmp_path_factory):
+    """Two runs of two steps and an evaluation of each, by the commands themselves."""
+    root = tmp_path_factory.mktemp("compared")
+    config = root / "config.yaml"
+    config.write_text(
+        f"model_name_or_path: {micro_lab.student}\nteacher_model_name_or_path: {micro_lab.teacher}\n"
+        f"dataset_name: {micro_lab.prompts}\nuse_cpu: true\nbf16: false\nmax_steps: 2\nscore_top_k: 4\n"
+        "per_device_train_batch_size: 4\nmax_completion_length: 4\nreport_to: none\nsave_steps: 2\n"
+        "learning_rate: 0.01\n"
+    )
+    for name, selector in (("ours", "teachability"), ("plain", "random")):
+        argv = ["--config", str(config), "--output_dir", str(root / name), "--selector", selector]
+        assert main(["train", *argv, "--skip-check", "--quiet", "--budget", "0.5"]) == 0
+        grade(root / f"{name}/model", micro_lab, root / f"{name}-eval")
+    return root
+
+
+def grade(model, micro_lab, output, *more):
+    """4 samples a problem; a digit anywhere is graded, so that micro models are sometimes right."""
+    argv = [str(model), "--dataset", str(micro_lab.prompts), "--output", str(output)]
+    if "--match" not in more:
+        more = (*more, "--match", r"regex:(?<!\d)\d")
+    settings = ["--num-samples", "4", "--max-new-tokens", "4", "--seed", "3"]
+    assert main(["evaluate", *argv, *settings, *more]) == 0
+
+
+def shares(folder):
+    found = {}
+    for line in (folder / "transcripts.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault((str(row["prompt"]), row["answer"]), []).append(row["correct"])
+    return {problem: sum(right) / len(right) for problem, right in found.items()}
+
+
+def test_a_run_its_evaluation_and_a_second_run(lab, tmp_path, capsys):
+    folders = [str(lab / name) for name in ("ours", "ours-eval", "plain", "plain-eval")]
+    assert main(["compare", *folders, "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert [(row["arm"], row["selector"], row["budget"]) for row in found["arms"]] == [
+        ("ours", "teachability", 0.5),
+        ("plain", "random", 0.5),
+    ]
+    ours, plain = (shares(lab / f"{name}-eval") for name in ("ours", "plain"))
+    assert list(ours) == list(plain) and len(ours) > 2
+    apart = [ours[problem] - plain[problem] for problem in ours]
+    n, mean = len(apart), sum(apart) / len(apart)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in apart) / (n - 1))
+    half = stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n)
+    (pair,) = found["differences"]
+    assert pair["difference"] == pytest.approx(abs(mean))
+    assert pair["high"] - pair["low"] == pytest.approx(2 * half)
+    assert pair["num_problems"] == n
+    better = "ours" if mean >= 0 else "plain"
+    assert pair["arm"] == better
+    for row, rate in zip(found["arms"], (ours, plain), strict=True):
+        assert row["accuracy"] == pytest.approx(sum(rate.values()) / n)
+        assert f"{100 * row['accuracy']:.1f}" in out
+    assert f"{100 * abs(mean):+.1f}" in out and "taopd report" in out
+    assert f"{100 * abs(mean):+.1f}" in (tmp_path / "out/comparison.md").read_text()
+    # The same folders make the report's outcome.
+    page = tmp_path / "page.html"
+    assert main(["report", *folders, "-o", str(page)]) == 0
+    assert f"{100 * abs(mean):+.1f}".replace("-", "\N{MINUS SIGN}") in page.read_text()
+
+
+def test_what_does_not_fit_together_is_one_message(lab, micro_lab, tmp_path, capsys):
+    ours = str(lab / "ours-eval")
+    cases = {
+        "graded by 'regex:": ["--match", "exact"],
+        "cut at 4 tokens in one, at 3": ["--max-new-tokens", "3"],
+        "no two of these evaluations decoded in the same way": ["--temperature", "0.5"],
+    }
+    for words, more in cases.items():
+        other = tmp_path / f"other-{len(list(tmp_path.iterdir()))}"
+        grade(lab / "plain/model", micro_lab, other, *more)
+        capsys.readouterr()
+        assert main(["compare", ours, str(other), "--output", str(tmp_path / "never")]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+        assert not (tmp_path / "never").exists()
+    alien = evaluation(tmp_path / "alien", "m", [True, False], first=70)
+    same = evaluation(tmp_path / "same", "n", [True, False])
+    assert main(["compare", str(alien), str(same)]) == 2
+    error = capsys.readouterr().err
+    assert "2 and 2 problems, 0 in common" in error and "alien" in error and "same" in error
+
+
+def test_runs_without_an_evaluation_are_told_the_command(lab, capsys):
+    argv = [str(lab / name) for name in ("ours", "plain", "ours-eval")]
+    assert main(["compare", *argv]) == 2
+    error = capsys.readouterr().err
+    command = re.search(
+        r"taopd (evaluate \S+/plain/model --dataset \S+ --match '\S+').* --output", error
+    )
+    assert command is not None
+    assert main(["compare", argv[0], "no-such-folder"]) == 2
+    assert "no-such-folder is no folder" in capsys.readouterr().err
+
+
+def test_a_study_stands_beside_them(lab, tmp_path, capsys):
+    """A study's own table comes first; its arms need no evaluation."""
+    study = tmp_path / "study"
+    outcome = {"budget": 0.1, "accuracy_greedy": 0.5, "accuracy_curve": [[0, 0.25], [9, 0.5]]}
+    for name, selector in (("full", "full"), ("random", "random")):
+        folder = study / "arms" / f"{name}-seed0"
+        folder.mkdir(parents=True)
+        row = outcome | {"name": name, "selector": selector, "seed": 0}
+        (folder / "results.json").write_text(json.dumps(row))
+    assert main(["compare", str(study), "--output", str(tmp_path / "done")]) == 0
+    folders = [str(tmp_path / "done"), str(lab / "ours-eval"), str(lab / "plain-eval")]
+    capsys.readouterr()
+    assert main(["compare", *folders]) == 0
+    out = capsys.readouterr().out
+    assert out.index("held-out greedy accuracy") < out.index("On the same problems")
+    assert main(["compare", folders[0], str(lab / "ours")]) == 0
