@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PLAYWRIGHT := tests/browser/node_modules/.package-lock.json
 # Two spinning OpenMP threads against another process made one step 40 times slower; waiting costs nothing.
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
@@ -10,8 +11,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: demo real test test-wheel test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs check bench \
         accelerator wheelhouse clean
+# A second time it goes on where it was interrupted, and shows what is there.
 demo: $(READY)
-	$(BIN)/taopd demo
+	$(BIN)/taopd demo $$(test -e runs/demo && echo --resume)
 	$(BIN)/taopd report runs/demo -o runs/demo-report.html
 
 # The same on a real language model, SmolLM2-135M, on two cores and 8 GiB; long, and goes on where it was killed.
@@ -20,7 +22,7 @@ real: $(READY)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
 
 # Two processes, a file to each at a time: what a file prepares is made once.
-test: $(READY)
+test: $(READY) $(PLAYWRIGHT)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The wheel in a new environment outside the repository, without constraints: demo, page, quick tests.
@@ -65,13 +67,13 @@ $(ZERO)/.ready: $(READY) constraints-deepspeed.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target $(ZERO) --requirement constraints-deepspeed.txt
 	touch $@
 
-# The report in headless Chromium (CHROMIUM=path; Debian: apt install chromium) with node 20 or newer.
-test-browser: $(READY) tests/browser/node_modules
-	cd tests/browser && PYTHON=$(abspath $(BIN)/python) PYTHONPATH=$(CURDIR) npm test
+# The report in headless Chromium (CHROMIUM=path; Debian: apt install chromium) with node 20 or newer; a part of
+# `make test`. Without one of them, or without a package index, it is skipped and says why.
+test-browser: $(READY) $(PLAYWRIGHT)
+	$(BIN)/python -m pytest -rs tests/e2e/test_browser.py
 
-tests/browser/node_modules: tests/browser/package.json
-	cd tests/browser && npm install --no-audit --no-fund
-	touch $@
+$(PLAYWRIGHT): tests/browser/package-lock.json
+	cd tests/browser && npm ci --no-audit --no-fund || echo "playwright-core cannot be installed: no browser tests"
 
 # The documentation site, site/index.html, in an environment of its own; reading it fetches nothing.
 DOCS := .venv-docs

@@ -1,10 +1,10 @@
-"""The shell lines of README and guides, run as they are printed, in order, in a fresh folder.
+"""The shell lines of README and guides, run as printed, in order, in a fresh folder. `make test-docs`.
 
     python -m scripts.run_docs           # after `make demo`; --list: what would run, and why not the rest
     python -m scripts.run_docs --long --page docs/tasks.md
 
-A line that cannot run here has its reason in `ELSEWHERE`. The folder has the repository's files by name and
-the runs of `make demo`; it is removed at the end.
+A line that cannot run here has its reason in `ELSEWHERE`; the last lines count them. The folder has the
+repository's files by name and the runs of `make demo`; it is removed at the end.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,9 @@ PAGES = (
         f"docs/{name}.md"
         for name in ("guide", "tasks", "concepts", "start", "check", "report", "teachers")
     ),
+    *(f"docs/{name}.md" for name in ("scaling", "reliability", "offline", "verl")),
     "examples/README.md",
+    "CONTRIBUTING.md",
 )
 PROGRAMS = ("taopd", "python", "accelerate", "make", "git", "pip", "vllm", "diff", "bash", "cat")
 ELSEWHERE = {
@@ -129,9 +132,17 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="taopd-docs-") as folder:
         workplace(Path(folder))
         failed = run(chosen, Path(folder))
-    ran = sum(not line.reason for line in chosen)
-    print(f"{ran} lines ran, {failed} failed; {len(chosen) - ran} are not run here")
+    print(summary(chosen, failed))
     return 1 if failed else 0
+
+
+def summary(chosen: Sequence[Line], failed: int) -> str:
+    """How many lines ran and failed, and how many did not run for which reason."""
+    reasons = Counter(line.reason for line in chosen)
+    ran = reasons.pop("", 0)
+    rows = [f"{count:5}  {reason}" for reason, count in reasons.most_common()]
+    head = f"{ran} lines ran, {failed} failed; {len(chosen) - ran} did not run here:"
+    return "\n".join([head, *rows])
 
 
 if __name__ == "__main__":

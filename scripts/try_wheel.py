@@ -1,11 +1,12 @@
 """The wheel outside the repository: built, installed into a new environment, and tried. `make test-wheel`.
 
     python -m scripts.try_wheel            # the newest versions that the package's own limits allow
-    python -m scripts.try_wheel --newest   # then the newest torch, transformers and TRL, beyond those limits
+    python -m scripts.try_wheel --newest   # the newest torch, transformers and TRL, beyond those limits
 
-No constraints of this repository are used. Tried are: what the package says about itself, `taopd demo`, the
-page, and the quick tests, from a copy of `tests` without the sources beside it. With --newest each of the
-three libraries is raised alone, and the last lines say which of them did not pass.
+The first uses no constraints of this repository. Tried are: what the package says about itself, `taopd demo`,
+the page, and the quick tests, from a copy of `tests` without the sources beside it. The second begins with
+constraints.txt and raises each of the three libraries alone, with what it needs. The last lines say which are
+the newest already, which newer ones pass, and which do not and why; the exit code is 1 if any does not.
 """
 
 import os
@@ -61,17 +62,22 @@ def check_description(python: Path, cwd: Path) -> None:
         raise SystemExit(f"the long description is empty or links to files: {dead}")
 
 
-def install(folder: Path) -> Path:
-    """A new environment with the wheel; returns its Python."""
+def install(folder: Path, *pinned: str) -> Path:
+    """A new environment with the wheel; returns its Python.
+
+    Args:
+        pinned: options of pip that hold versions.
+    """
     venv.create(folder / "env", with_pip=True)
     python = folder / "env/bin/python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     (wheel,) = folder.glob("taopd-*.whl")
-    run(*pip, "install", wheel, *TOOLS, cwd=folder)
-    for name in ("tests", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
+    run(*pip, "install", *pinned, wheel, *TOOLS, cwd=folder)
+    unused = shutil.ignore_patterns("node_modules", "__pycache__")
+    for name in ("tests", "docs"):  # tests read the guide
+        shutil.copytree(ROOT / name, folder / name, ignore=unused)
+    shutil.copy(ROOT / "pyproject.toml", folder)
     return python
 
 
@@ -85,30 +91,62 @@ def try_it(python: Path, folder: Path) -> None:
 
 
 def try_newest(python: Path, folder: Path) -> int:
-    """Each library alone at its newest version; says which do not pass."""
-    failed = []
+    """Each library alone at its newest version; says which do not pass, and which tests say so."""
+    pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    (wheel,) = folder.glob("taopd-*.whl")
+    told, failed = [], 0
     for name in LIBRARIES:
-        before = version(python, name)
-        run(python, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps", name, cwd=folder)
+        pinned = version(python, name)
+        # With its dependencies: a build of torch for GPUs does not start without them.
+        run(*pip, "--upgrade", name, cwd=folder)
         newest = version(python, name)
-        try:
-            run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *WITH_LIBRARIES, cwd=folder)
-            print(f"{name} {newest}: passes (was {before})")
-        except subprocess.CalledProcessError:
-            failed.append(f"{name} {newest} (tested with {before})")
-            pinned = f"{name}=={before}"
-            run(python, "-m", "pip", "install", "--quiet", "--no-deps", pinned, cwd=folder)
-    print("do not pass: " + ", ".join(failed) if failed else "all of them pass")
-    return int(bool(failed))
+        if newest == pinned:
+            told.append(
+                f"{name} {pinned}: pinned, and the newest{_held_back(python, name, newest)}"
+            )
+            continue
+        broken = _broken_tests(python, folder)
+        failed += bool(broken)
+        words = "does not pass" if broken else "passes"
+        held = _held_back(python, name, newest)
+        told.append(f"{name} {newest}: {words} (pinned: {pinned}){held}")
+        told += [f"    {line}" for line in broken]
+        run(*pip, "--constraint", ROOT / "constraints.txt", wheel, f"{name}=={pinned}", cwd=folder)
+    print("\n".join(told))
+    return int(failed > 0)
+
+
+def _broken_tests(python: Path, folder: Path) -> list[str]:
+    """The lines of pytest's summary about tests that fail, with the error of each."""
+    command = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE")
+    print("+", *command, *WITH_LIBRARIES, flush=True)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean["COLUMNS"] = "200"  # pytest cuts its summary to the width of the terminal
+    done = subprocess.run(
+        [*command, *WITH_LIBRARIES], cwd=folder, env=clean, capture_output=True, text=True
+    )
+    print(done.stdout[-20_000:], done.stderr[-2_000:], flush=True)
+    lines = [row for row in done.stdout.splitlines() if row.startswith(("FAILED ", "ERROR "))]
+    return lines or ([f"pytest ended with {done.returncode}"] if done.returncode else [])
+
+
+def _held_back(python: Path, name: str, installed: str) -> str:
+    """Words about a newer version of the index that pip's own settings keep away, or nothing."""
+    command = (python, "-m", "pip", "--disable-pip-version-check", "index", "versions", name)
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = re.match(rf"{name} \(([^)]+)\)", done.stdout)
+    newer = found is not None and found[1] != installed.partition("+")[0]
+    return f"; the index has {found[1]}, which settings of pip hold back" if found and newer else ""
 
 
 def main() -> int:
     """Build, install, try; the folder is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="taopd-wheel-") as name:
         folder = Path(name)
-        python = install(folder)
+        newest = "--newest" in sys.argv
+        python = install(folder, *(("--constraint", str(ROOT / "constraints.txt")) * newest))
         print(", ".join(f"{each} {version(python, each)}" for each in ("taopd", *LIBRARIES)))
-        if "--newest" in sys.argv:
+        if newest:
             return try_newest(python, folder)
         try_it(python, folder)
     print("the wheel works outside the repository")

@@ -182,7 +182,7 @@ test("two selectors side by side on the same rollout, pointed at together", { sk
     assert.equal(await page.locator("#sides span.at").count(), 2);
   }));
 
-for (const width of [360, 768, 1280, 2560]) {
+for (const width of [360, 400, 1280, 2560]) {
   for (const colorScheme of ["light", "dark"]) {
     test(`no sideways scrolling at ${width} px, ${colorScheme}`, { skip }, () =>
       onSmall({ viewport: { width, height: 900 }, colorScheme }, async (page) => {
@@ -193,6 +193,51 @@ for (const width of [360, 768, 1280, 2560]) {
       }));
   }
 }
+
+for (const width of [400, 1280, 2560]) {
+  test(`labels of a chart neither touch nor leave the page, and can be read, at ${width} px`, { skip }, () =>
+    onSmall({ viewport: { width, height: 900 } }, async (page) => {
+      const found = await page.evaluate(() => {
+        const bad = [];
+        let least = Infinity;
+        for (const svg of document.querySelectorAll("main svg")) {
+          const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+          for (const [index, [words, box]] of texts.entries()) {
+            least = Math.min(least, box.height);
+            if (box.right > innerWidth || box.left < 0) bad.push(`outside: ${words}`);
+            for (const [others, other] of texts.slice(index + 1)) {
+              const across = Math.min(box.right, other.right) - Math.max(box.left, other.left);
+              const down = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
+              if (across > 0 && down > 0.3 * box.height) bad.push(`${words} on ${others}`);
+            }
+          }
+        }
+        return { bad, least };
+      });
+      assert.deepEqual(found.bad, []);
+      // The height of a line: letters of 9, 12 and 15 pixels.
+      assert.ok(found.least >= { 400: 10, 1280: 13, 2560: 17 }[width], `${found.least}`);
+    }));
+}
+
+test("an arm has one color in curves and bars", { skip }, () =>
+  onSmall({}, async (page) => {
+    const arms = await page.evaluate(() => {
+      const color = (element, name) => getComputedStyle(element)[name];
+      const key = [...document.querySelectorAll("#training .key li")].slice(0, 2);
+      const bars = [...document.querySelectorAll("#selected h3")].map((head) => [
+        head.textContent.split(":")[0],
+        [...head.nextElementSibling.nextElementSibling.querySelectorAll("rect")].map((bar) => color(bar, "fill")),
+      ]);
+      return { key: key.map((item) => [item.textContent, color(item.querySelector("line"), "stroke")]), bars };
+    });
+    assert.equal(arms.bars.length, 2);
+    for (const [name, fills] of arms.bars) {
+      const [, own] = arms.key.find(([label]) => label === name);
+      assert.deepEqual([...new Set(fills)], [own], name);
+    }
+    assert.notEqual(arms.key[0][1], arms.key[1][1]);
+  }));
 
 for (const colorScheme of ["light", "dark"]) {
   test(`text and its ground differ by 4.5 to 1 or more, ${colorScheme}`, { skip }, () =>

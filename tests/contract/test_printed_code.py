@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from scripts.run_docs import ELSEWHERE, PAGES, ROOT, Line, lines, run
+from scripts.run_docs import ELSEWHERE, PAGES, ROOT, Line, lines, run, summary
 from scripts.site.reference import help_page
 from taopd.selectors import SELECTORS
 
@@ -105,6 +105,8 @@ def test_every_line_runs_or_has_a_reason(tmp_path, capsys):
     shown = [Line("a", "true", ""), Line("b", "false", ""), Line("c", "false", "not here")]
     assert run(shown, tmp_path) == 1
     assert "false  FAILED with 1, b" in capsys.readouterr().out
+    told = summary(shown, failed=1).splitlines()
+    assert told == ["2 lines ran, 1 failed; 1 did not run here:", "    1  not here"]
 
 
 def test_the_ten_tasks_have_commands():

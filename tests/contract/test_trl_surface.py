@@ -15,7 +15,9 @@ import trl
 from packaging.version import Version
 from trl import DistillationTrainer
 
-SOURCE = Path(__file__).parents[2] / "src" / "taopd"
+import taopd
+
+SOURCE = Path(taopd.__file__).parent
 TRAINERS = {
     "trainer/trainer.py": "TeachabilityTrainer",
     "trainer/base.py": "BaseTrainer",

@@ -1,4 +1,4 @@
-"""The report in a real browser, where there is one; `make test-browser` installs what is missing but it."""
+"""The report in a real browser, where there is one; make installs what is missing but node and Chromium."""
 
 import os
 import shutil

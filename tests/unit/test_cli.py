@@ -101,7 +101,9 @@ def test_train_help_all_lists_every_setting(capsys):
 def test_version_and_unknown_command(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"taopd {__version__}\n"
-    assert fails(capsys, "trian") == "taopd: error: unknown command 'trian'. Did you mean 'train'?"
+    assert fails(capsys, "trian") == (
+        "taopd: error: unknown command 'trian'. Did you mean 'train'? See `taopd --help`."
+    )
 
 
 def test_yaml_and_flags_reach_the_dataclasses(config):

@@ -118,6 +118,20 @@ class Parser(argparse.ArgumentParser):
         head = f"usage: {self.prog} {usage}\n\n{description}"
         return f"{head}\n\n{layout(rows)}\n\n{self.epilog}\n"
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse every argument; an unknown flag is named with the nearest known one."""
+        found, rest = self.parse_known_args(args, namespace)
+        for word in rest:
+            if not word.startswith("-"):
+                self.error(f"unexpected argument {word!r}")
+            name = word.partition("=")[0]
+            self.error(f"unknown flag {name!r}.{suggest(name, self.flags())}")
+        return found
+
+    def flags(self) -> list[str]:
+        """Every flag, as it is typed."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise ConfigError(message)
@@ -135,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         print(
-            f"taopd: error: unknown command {command!r}.{suggest(command, COMMANDS)}",
+            f"taopd: error: unknown command {command!r}.{suggest(command, COMMANDS)} "
+            "See `taopd --help`.",
             file=sys.stderr,
         )
         return 2
@@ -151,7 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Heartbeat(command, quiet=quiet):
             return importlib.import_module(f"taopd.cli.{command}").run(rest)
     except TaopdError as error:
-        print(f"taopd {command}: error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        told = redact(" ".join(str(error).split()))
+        page = _page(command, arguments[1:], error, told)
+        print(f"taopd {command}: error: {told}{page}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"taopd {command}: interrupted", file=sys.stderr)
@@ -169,6 +186,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """Exit code of an interrupted command."""
     return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def _page(command: str, arguments: Sequence[str], error: TaopdError, told: str) -> str:
+    """Where an argument is explained, for errors of settings and those that name what was typed."""
+    typed = any(len(word) > 2 and word in told for word in arguments)
+    if "--help" in told or not (typed or isinstance(error, ConfigError)):
+        return ""
+    name = command
+    if command == "diagnose":
+        known = importlib.import_module("taopd.cli.diagnose").COMMANDS
+        name = " ".join([command, *(word for word in arguments[:1] if word in known)])
+    return f"{'' if told[-1:] in ('.', '?') else '.'} See `taopd {name} --help`."
 
 
 def _terminate_as_interrupt() -> Any:

@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=False)
-    settings = parse_settings(config, flags, lab=lab_settings)
+    settings = parse_settings(config, flags, lab=lab_settings, own=_parser().flags())
     folder = Path(str(settings.training.output_dir))
     existed = folder.exists()
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank, Rollouts
     from taopd.diagnose.gain import CheckpointGain
 
-_COMMANDS = {
+COMMANDS = {
     "freeze": "sample contexts of the student before training, and score every token",
     "gain": "what checkpoints gained on these contexts, per token, in nats and share",
     "report": "every analysis of the gains: tables, pictures, verdicts",
@@ -32,7 +32,7 @@ def _page() -> str:
     return (
         "usage: taopd diagnose COMMAND [options]\n\n"
         "Which signals of a teacher are learnable, and does a selector's score predict it?\n\n"
-        f"{layout(list(_COMMANDS.items()))}\n\n"
+        f"{layout(list(COMMANDS.items()))}\n\n"
         "`taopd diagnose COMMAND --help` lists the options of a command.\n\n"
         f"example:\n{chr(10).join(f'  {line}' for line in _EXAMPLES.values())}"
     )

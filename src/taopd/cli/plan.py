@@ -36,7 +36,10 @@ def run(argv: Sequence[str]) -> int:
     """Parse, compute, print a table or JSON; the heavy imports come after `--help`."""
     options, rest = _parser().parse_known_args(argv)
     if options.config is None and rest:
-        raise ConfigError(f"unknown argument {rest[0]!r}; `taopd plan --help` lists them")
+        raise ConfigError(
+            f"unknown argument {rest[0]!r}: `taopd plan --help` lists them; settings of `taopd train` go "
+            "with --config FILE"
+        )
     given = {name: getattr(options, name) for name in _OVERRIDES}
     given = {name: value for name, value in given.items() if value is not None}
 
@@ -179,7 +182,7 @@ def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:
     from taopd.trainer.settings_file import parse_settings
 
     try:
-        parsed = parse_settings(path, flags, lab=lab_settings)
+        parsed = parse_settings(path, flags, lab=lab_settings, own=_parser().flags())
     except ConfigError as error:
         # transformers refuses bf16 on a machine without a GPU: then the plan is for another machine.
         if "use_cpu" not in str(error):

@@ -57,7 +57,9 @@ def run(argv: Sequence[str]) -> int:
     if options.help_all:
         print(train_config.help_all())
         return 0
-    settings = train_config.parse_settings(options.config, flags, lab=lab_settings)
+    settings = train_config.parse_settings(
+        options.config, flags, lab=lab_settings, own=_parser().flags()
+    )
     return _train(
         settings,
         resume=options.resume or options.resume_with_changes,

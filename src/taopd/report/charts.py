@@ -65,6 +65,11 @@ class Scale:
         return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def decimals(ticks: Sequence[float]) -> int:
+    """Decimal places in which the ticks of an axis differ as they are, six at most."""
+    return next((n for n in range(6) if all(abs(round(t, n) - t) < 1e-9 for t in ticks)), 6)
+
+
 def number(value: float) -> str:
     """Three significant digits, thousands with commas, no exponent between 1e-4 and 1e9."""
     if value == 0:
@@ -129,7 +134,9 @@ def lines(
     high = max(high, limit or 0.0) if near else high
     longest = max(len(one.label) for one in series) if names and len(series) <= MOST_NAMED else 0
     margin = 56 + min(7 * longest, 160)
-    x_scale = Scale(min(xs), max(xs), 46, width - margin, log=log_x)
+    # On a logarithmic axis the first and the last point stand off the frame.
+    room = 1.3 if log_x else 1.0
+    x_scale = Scale(min(xs) / room, max(xs) * room, 46, width - margin, log=log_x)
     # Room above what is highest: a line at 100 % must not lie on the frame.
     y_scale = Scale(low, high, height - 30, 16)
     parts = [_axes(x_scale, y_scale, x_label, size)]
@@ -154,7 +161,8 @@ def lines(
         if len(one.points) == 1:
             x, y = one.points[0]
             parts.append(f'<circle cx="{x_scale(x)}" cy="{y_scale(y)}" r="3" class="f{color}"/>')
-    parts += _last_values(series, x_scale, y_scale, names)
+    digits = decimals(y_scale.ticks()) if low > 0 else 0
+    parts += _last_values(series, x_scale, y_scale, names, digits)
     return svg(title, size, parts)
 
 
@@ -163,24 +171,36 @@ MOST_NAMED = 4
 
 
 def _last_values(
-    series: Sequence[Series], x_scale: Scale, y_scale: Scale, names: bool
+    series: Sequence[Series], x_scale: Scale, y_scale: Scale, names: bool, digits: int
 ) -> list[str]:
-    """The last value of each line behind a dot of its color, moved apart where they would touch."""
+    """The last value of each line behind a dot of its color, moved apart where they would touch.
+
+    A single point has it beside itself: a leader across the chart would look like a line.
+
+    Args:
+        digits: decimal places that a value has at least; on an axis that does not begin at 0.
+    """
     if len(series) > MOST_NAMED:
         return []
-    ends = sorted(((y_scale(one.points[-1][1]), one) for one in series), key=lambda pair: pair[0])
-    places = _apart([place for place, _ in ends], y_scale.start, 17 if names else 13)
-    parts, x = [], x_scale.end + 8
-    for y, (place, one) in zip(places, ends, strict=True):
-        color, value = one.color % NUM_COLORS, number(one.points[-1][1])
-        end = x_scale(one.points[-1][0])
-        if y != place or end < x_scale.end:
-            ends_at = f'x1="{end}" y1="{place}" x2="{x}" y2="{y}"'
-            parts.append(f'<line {ends_at} class="leader"/>')
-        parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="f{color}"/>')
-        label = one.label if len(one.label) <= 22 else f"{one.label[:21]}…"
-        text = f"{escape(label)} {value}" if names else value
-        parts.append(f'<text x="{x + 6}" y="{y + 4}" class="ink">{text}</text>')
+    pitch = 17 if names else 13
+    parts = []
+    for single in (False, True):
+        own = [one for one in series if (len(one.points) == 1) is single]
+        ends = sorted(((y_scale(one.points[-1][1]), one) for one in own), key=lambda pair: pair[0])
+        places = _apart([place for place, _ in ends], y_scale.start, pitch)
+        for y, (place, one) in zip(places, ends, strict=True):
+            end, value = x_scale(one.points[-1][0]), one.points[-1][1]
+            x = end if single else x_scale.end + 8
+            if not single:
+                if y != place or end < x_scale.end:
+                    ends_at = f'x1="{end}" y1="{place}" x2="{x}" y2="{y}"'
+                    parts.append(f'<line {ends_at} class="leader"/>')
+                parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="f{one.color % NUM_COLORS}"/>')
+            shown = number(value)
+            shown = f"{value:.{digits}f}" if len(shown.partition(".")[2]) < digits else shown
+            label = one.label if len(one.label) <= 22 else f"{one.label[:21]}…"
+            text = f"{escape(label)} {shown}" if names else shown
+            parts.append(f'<text x="{x + 7}" y="{y + 4}" class="ink">{text}</text>')
     return parts
 
 
@@ -195,7 +215,10 @@ def _apart(places: Sequence[float], bottom: float, pitch: float = 13) -> list[fl
 
 
 def areas(title: str, series: Sequence[Series], *, x_label: str = "step") -> str:
-    """Shares that add up to one, stacked from below, each named with its last value in per cent."""
+    """Shares that add up to one, stacked from below, each named with its last value in per cent.
+
+    The colors are those of the quadrants, which no arm has.
+    """
     size = (360, 190)
     xs = [x for x, _ in series[0].points]
     x_scale = Scale(min(xs), max(xs) if len(xs) > 1 else min(xs) + 1, 46, size[0] - 92)
@@ -208,12 +231,12 @@ def areas(title: str, series: Sequence[Series], *, x_label: str = "step") -> str
         corners = [*thin(above), *reversed(thin(below))]
         path = " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in corners)
         name = f"<title>{escape(one.label)}</title>"
-        parts.append(f'<polygon points="{path}" class="area f{one.color}">{name}</polygon>')
+        parts.append(f'<polygon points="{path}" class="area q{one.color}">{name}</polygon>')
         last = f"{one.label.partition(':')[0]} {100 * one.points[-1][1]:.0f} %"
         labels.append((y_scale((above[-1][1] + below[-1][1]) / 2), last))
         below = above
     labels.sort()
-    places = _apart([place for place, _ in labels], y_scale.start)
+    places = _apart([place for place, _ in labels], y_scale.start, 15)
     for y, (_, text) in zip(places, labels, strict=True):
         parts.append(f'<text x="{x_scale.end + 6}" y="{y + 4}" class="ink">{escape(text)}</text>')
     return svg(title, size, [_axes(x_scale, y_scale, x_label, size), *parts])
@@ -232,10 +255,14 @@ def thin(points: Points, limit: int = 240) -> Points:
 def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -> str:
     left, bottom, right = x_scale.start, y_scale.start, x_scale.end
     parts = []
-    for tick in y_scale.ticks():
-        y = y_scale(tick)
+    ticks = y_scale.ticks()
+    digits = decimals(ticks)
+    for tick in ticks:
+        y, shown = y_scale(tick), number(tick)
+        if digits > 2 and tick:
+            shown = f"{tick:.{digits}f}".replace("-", "−")
         parts.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" class="axis"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{shown}</text>')
     for tick in x_scale.ticks(3):
         x = x_scale(tick)
         parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')

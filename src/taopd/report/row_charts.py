@@ -69,10 +69,13 @@ def bars(
         reference: a vertical line at this value.
         colors: of the bars; default: all the first one.
     """
-    width, height = 240 + labels, 24 * len(rows) + 6
+    # The words stay inside, also where a narrow screen makes the letters of a wide chart larger.
+    longest = max((len(words) for *_, words in rows), default=0)
+    room = max(146, (9 if labels > 160 else 7) * longest + 8)
+    width, height = labels + 94 + room, 24 * len(rows) + 6
     values = [abs(value) for _, value, _ in rows]
     largest = max([*values, reference or 0.0], default=0.0) or 1.0
-    scale = Scale(0.0, largest, labels, width - 146)
+    scale = Scale(0.0, largest, labels, width - room)
     parts = []
     for index, (label, value, words) in enumerate(rows):
         y = 4 + 24 * index

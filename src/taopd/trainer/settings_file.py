@@ -114,11 +114,13 @@ def parse_settings(
     flags: Sequence[str],
     *,
     lab: Callable[[str], Mapping[str, Any]] | None = None,
+    own: Sequence[str] = (),
 ) -> TrainSettings:
     """Parse a YAML file and flags, flags first in rank.
 
     Args:
         lab: gives the names of models and prompts for the setting `lab`; None: it is refused.
+        own: further flags of the command, as help for a misspelt one.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping; an unknown key or flag, a wrong type, a
@@ -133,7 +135,7 @@ def parse_settings(
     # As defaults, so that a flag wins over the file.
     parser.set_defaults_with_config(**config)
     unknown = parser.parse_known_args(list(flags))[1]
-    _check_names(_flag_names(unknown), "flag")
+    _check_names(_flag_names(unknown), "flag", own)
     if unknown:
         raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
     # Before the dataclasses are made: their own complaints would hide these.
@@ -186,9 +188,9 @@ def _set_environment(config: dict[str, Any], config_file: str | None) -> None:
     os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
-def _check_names(names: Sequence[str], what: str) -> None:
+def _check_names(names: Sequence[str], what: str, own: Sequence[str] = ()) -> None:
     refuse_removed(names)
-    known = known_names()
+    known = [*known_names(), *(name.lstrip("-") for name in own)]
     for name in names:
         if name not in known:
             hint = suggest(name, known)

@@ -54,7 +54,8 @@ T.bars = function (model, token) {
     const item = T.element("li", word === sampled ? "sampled" : "");
     found = found || word === sampled;
     const bar = T.element("span", "bar");
-    bar.style.width = `${100 * p}%`;
+    // Below one per cent a bar would be a speck.
+    bar.style.width = p < 0.01 ? "0" : `${100 * p}%`;
     const name = T.element("span", "word", `${word === sampled ? "▸" : ""}${T.label(word)}`);
     item.append(bar, name, T.element("span", "p", T.percent(p)));
     list.append(item);

@@ -1,5 +1,5 @@
 // D against C of the rollout on show, brushed with pointer or with the four number fields.
-T.SIZE = { width: 420, height: 260, left: 44, bottom: 34, top: 12, right: 12 };
+T.SIZE = { width: 420, height: 260, left: 44, bottom: 34, top: 24, right: 12 };
 
 T.inBrush = function (token) {
   const { brush } = T.state;
@@ -13,9 +13,10 @@ T.axes = function () {
   const to = T.state.rollout ? T.state.maxD : 1;
   const from = T.state.rollout ? T.state.minC : 0;
   return {
-    x: (c) => s.left + ((c - from) / (1 - from)) * (s.width - s.left - s.right),
+    // Both axes by square roots, from D = 0 and from C = 1: most tokens of a trained student lie close to both.
+    x: (c) => s.left + (1 - Math.sqrt(Math.max(0, 1 - c) / (1 - from))) * (s.width - s.left - s.right),
     y: (d) => s.height - s.bottom - Math.sqrt(d / to) * (s.height - s.bottom - s.top),
-    c: (x) => from + (1 - from) * Math.max(0, Math.min(1, (x - s.left) / (s.width - s.left - s.right))),
+    c: (x) => 1 - (1 - from) * (1 - Math.max(0, Math.min(1, (x - s.left) / (s.width - s.left - s.right)))) ** 2,
     d: (y) => to * Math.max(0, Math.min(1, (s.height - s.bottom - y) / (s.height - s.bottom - s.top))) ** 2,
     to,
     from,
@@ -28,9 +29,9 @@ T.draw = function () {
   const canvas = document.getElementById("scatter");
   const { rollout } = T.state;
   const s = T.SIZE;
-  const scale = window.devicePixelRatio || 1;
-  canvas.width = s.width * scale;
-  canvas.height = s.height * scale;
+  const scale = ((window.devicePixelRatio || 1) * (canvas.clientWidth || s.width)) / s.width;
+  canvas.width = Math.round(s.width * scale);
+  canvas.height = Math.round(s.height * scale);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.scale(scale, scale);
   pen.clearRect(0, 0, s.width, s.height);
@@ -88,12 +89,16 @@ T.frame = function (pen, axes) {
   pen.lineTo(s.width - s.right, s.height - s.bottom);
   pen.stroke();
   pen.textAlign = "center";
-  for (const c of [axes.from, (axes.from + 1) / 2, 1]) pen.fillText(String(Number(c.toFixed(2))), axes.x(c), s.height - s.bottom + 15);
-  pen.fillText("C", s.width / 2 + 16, s.height - 4);
+  for (const share of [1, 0.25, 0]) {
+    const c = 1 - (1 - axes.from) * share;
+    pen.fillText(String(Number(c.toFixed(3))), axes.x(c), s.height - s.bottom + 15);
+  }
+  pen.fillText("C (square-root scale from 1)", s.width / 2 + 16, s.height - 4);
   pen.textAlign = "right";
   for (const share of [0, 0.25, 1]) pen.fillText(T.format(axes.to * share), s.left - 5, axes.y(axes.to * share) + 4);
   pen.textAlign = "left";
-  pen.fillText("D, nats (square-root scale)", s.left + 6, s.top + 8);
+  // Above the frame: a token may lie anywhere inside it.
+  pen.fillText("D, nats (square-root scale)", s.left - 1, s.top - 9);
 };
 
 T.frameBrush = function (pen, axes) {

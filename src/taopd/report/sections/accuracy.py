@@ -143,7 +143,7 @@ def _comparisons(study: Study) -> str:
             str(row.get("arm", "")),
             str(row.get("reference", "")),
             _points(row.get("difference")),
-            f"{_points(row.get('low'))} to {_points(row.get('high'))}",
+            "–" if row.get("low") is None else f"{_points(row['low'])} to {_points(row['high'])}",
             "–" if row.get("p_holm") is None else number(row["p_holm"]),
         ]
         for row in found
@@ -169,12 +169,20 @@ def _curves(study: Study, groups: Groups) -> str:
         return ""
     band = "; band: lowest and highest seed" if series[0].low else ""
     if len(series) <= 4:
-        chart = lines("accuracy over steps", series, to=100.0, names=True, size=WIDE)
+        to = ceiling(series)
+        chart = lines("accuracy over steps", series, to=to, names=True, size=WIDE)
         return figure("Greedy accuracy over steps, %", chart, band.removeprefix("; "))
     shown = series[: 3 * NUM_COLORS]
-    charts = [figure(one.label, lines(one.label, [one], to=100.0)) for one in shown]
+    charts = [figure(one.label, lines(one.label, [one], to=ceiling(shown))) for one in shown]
     title = f"Greedy accuracy over steps, %{band}"
     return f'</div><h3>{title}</h3><div class="grid">{"".join(charts)}'
+
+
+def ceiling(series: Sequence[Series], *others: float | None) -> float:
+    """Where an axis of accuracies in per cent ends: the first of a few round numbers above all of them."""
+    values = [y for one in series for _, y in [*one.points, *one.high]]
+    highest = max([*values, *(other for other in others if other is not None)])
+    return next((top for top in (10.0, 25.0, 50.0, 75.0) if highest < top), 100.0)
 
 
 def _over_steps(name: str, outcomes: list[Outcome], color: int) -> Series | None:
@@ -231,7 +239,9 @@ def budget_curve(studies: Sequence[Study]) -> str:
             ),
             None,
         )
-        chart = lines("budget", series, x_label="budget, %", to=100.0, limit=full, size=WIDE)
+        chart = lines(
+            "budget", series, x_label="budget, %", to=ceiling(series, full), limit=full, size=WIDE
+        )
         words = f"{study.name}; {interval_words(study)}"
         words += "" if full is None else f"; the level line is full distillation, {full:.1f} %"
         parts.append(
@@ -286,8 +296,9 @@ def _cost_chart(title: str, label: str, series: list[Series]) -> str:
             replace(one, points=[point for point in one.points if point[0] > 0]) for one in series
         ]
         label = f"{label} (logarithmic)"
+    to = ceiling(series)
     return figure(
-        title, lines(title, series, x_label=label, to=100.0, log_x=log, names=True, size=WIDE)
+        title, lines(title, series, x_label=label, to=to, log_x=log, names=True, size=WIDE)
     )
 
 

@@ -6,6 +6,7 @@ from taopd.report import rates_table
 from taopd.report.arms import color_of
 from taopd.report.charts import Series, figure, key, lines
 from taopd.report.folders import Study
+from taopd.report.sections.accuracy import ceiling
 from taopd.report.sections.tables import table
 from taopd.report.text import escape
 
@@ -32,7 +33,7 @@ def _study(study: Study) -> str:
     chart = lines(
         "accuracy against learning rate",
         series,
-        to=100.0,
+        to=ceiling(series),
         log_x=True,
         size=_SIZE,
         x_label="learning rate (logarithmic)",

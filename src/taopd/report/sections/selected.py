@@ -87,10 +87,15 @@ def _run(run: Run, tokens: pd.DataFrame, words: dict[int, str], source: str) -> 
     classes = known["token_id"].map({token: token_class(word) for token, word in words.items()})
     charts = [
         figure(
-            "By place in the completion", _bars(tokens, _places(tokens["position"])), "token number"
+            "By place in the completion",
+            _bars(tokens, _places(tokens["position"]), run.color),
+            "token number",
         ),
-        figure("By entropy H and disagreement D", _bars(tokens, tokens["quadrant"].map(QUADRANTS))),
-        figure("By token class", _bars(known, classes)),
+        figure(
+            "By entropy H and disagreement D",
+            _bars(tokens, tokens["quadrant"].map(QUADRANTS), run.color),
+        ),
+        figure("By token class", _bars(known, classes, run.color)),
     ]
     tables = _most_and_least(known, words)
     return (
@@ -113,11 +118,11 @@ def _places(position: pd.Series) -> pd.Series:
     return pd.cut(position, [*edges[:-1], last + 1], right=False, labels=names)
 
 
-def _bars(tokens: pd.DataFrame, by: pd.Series, *, sort: bool = True) -> str:
-    """Kept share per group, with the group's share of the kept tokens in words."""
+def _bars(tokens: pd.DataFrame, by: pd.Series, color: int) -> str:
+    """Kept share per group in the run's color, with the group's share of the kept tokens in words."""
     groups = tokens.groupby(
         by.to_numpy() if not isinstance(by.dtype, pd.CategoricalDtype) else by,
-        sort=sort,
+        sort=True,
         observed=True,
     )["kept"]
     total = max(1, int(tokens["kept"].sum()))
@@ -129,7 +134,9 @@ def _bars(tokens: pd.DataFrame, by: pd.Series, *, sort: bool = True) -> str:
         )
         for name, kept in groups
     ]
-    return bars("kept share", rows[:16], reference=float(tokens["kept"].mean()))
+    shown = rows[:16]
+    overall = float(tokens["kept"].mean())
+    return bars("kept share", shown, reference=overall, colors=[color] * len(shown))
 
 
 def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:
