@@ -8,7 +8,7 @@ arms take turns, one step each, so that a busy machine disturbs all of them alik
   10 %, 5 %          taopd, teachability as published, the exact gradient
   5 %, window 8      taopd, through a gradient window
 The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
-the same 16 prompts: all arms sample the same completions in every step, which is checked.
+the same 16 prompts in the same order: all arms sample the same completions in every step, which is checked.
 
 Checked before a time is printed: the same completions in all arms, and full's gradient against TRL's.
 
@@ -101,11 +101,15 @@ class Stages(TrainerCallback):
         return run
 
     def sampled(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take note of the completions of a batch."""
-        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-        text = json.dumps([row[valid].tolist() for row, valid in zip(ids, mask, strict=True)])
-        self._sampled = hashlib.sha256(text.encode()).hexdigest()
-        self._tokens = int(mask.sum())
+        """Take note of the prompts and completions of a batch."""
+        # The prompts too: a small model's completions may hardly depend on them.
+        parts = [(batch[f"{part}_ids"], batch[f"{part}_mask"]) for part in ("prompt", "completion")]
+        rows = [
+            [row[valid.bool()].tolist() for row, valid in zip(ids, mask, strict=True)]
+            for ids, mask in parts
+        ]
+        self._sampled = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        self._tokens = int(parts[1][1].sum())
         return batch
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -145,7 +149,13 @@ def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
             "use_cpu": True,
             "report_to": "none",
         },
-        **{"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+        # A step is an epoch here: shuffled, each would draw other completions, prompt by prompt.
+        **{
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "shuffle_dataset": False,
+        },
         **{f"{model}model_init_kwargs": {"dtype": "float32"} for model in ("", "teacher_")},
     }
     prompts = load_prompts(str(case.pair / "prompts.parquet"), split="train")
@@ -211,7 +221,10 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
     free = psutil.virtual_memory().available / 2**30
     room = int(free / GIB_PER_ARM) if case.bf16 else len(names)
     if room < 2:
-        sys.exit(f"{free:.1f} GiB of memory are free; two arms side by side take {2 * GIB_PER_ARM}")
+        sys.exit(
+            f"{free:.1f} GiB of memory are free, and two arms side by side take {2 * GIB_PER_ARM:.0f} GiB: "
+            "end what else runs, or use a machine with more"
+        )
     found: dict[str, list[dict[str, Any]]] = {}
     others = names[1:]
     for start in range(0, len(others), room - 1):
@@ -223,9 +236,14 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 
 def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float]:
     """Relative error and cosine of full's gradient against TRL's; the same completions everywhere."""
-    digests = {step["sampled"] for steps in found.values() for step in steps}
-    if len(digests) > 1:
-        sys.exit("FAILED: the arms did not sample the same completions; no time is printed")
+    first = found["trl"][0]["sampled"]
+    for name, steps in found.items():
+        for index, step in enumerate(steps):
+            if step["sampled"] != first:
+                sys.exit(
+                    f"FAILED: the batch of {name!r} in step {index} is not TRL's of step 0 (prompts or "
+                    "completions); no time is printed"
+                )
     trl, full = (torch.from_numpy(found[name][0]["gradient"]) for name in ("trl", "full"))
     error = float((full - trl).norm() / trl.norm())
     cosine = float(torch.cosine_similarity(full, trl, dim=0))

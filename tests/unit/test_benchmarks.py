@@ -2,10 +2,11 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import report
+from benchmarks import bench_real, report
 from benchmarks.__main__ import run
 from taopd.cli import main
 
@@ -31,6 +32,27 @@ def test_the_real_models_benchmark_runs_on_micro_models():
         assert 0 < parts <= row["step_s"] * 1.5 and row["peak_mib"] > 100
     started = document["start_up"]
     assert 0 < started["first_line_s"] <= started["step_1_s"]
+
+
+def test_a_batch_unlike_trls_is_named_before_any_time():
+    case = bench_real.Case(Path(), rollouts=1, tokens=1, repeats=1, bf16=False)
+    found = {
+        "trl": [{"sampled": "a"}, {"sampled": "a"}],
+        "5 %": [{"sampled": "a"}, {"sampled": "b"}],
+    }
+    with pytest.raises(SystemExit, match=r"batch of '5 %' in step 1 is not TRL's of step 0"):
+        bench_real.check(found, case)
+
+
+@pytest.mark.parametrize("mib", [6_000, 12_000])
+def test_too_little_memory_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, mib):
+    """Two arms side by side: one of TRL's, one of ours."""
+    free = SimpleNamespace(available=mib * 2**20)
+    monkeypatch.setattr(bench_real.psutil, "virtual_memory", lambda: free)
+    # A folder without models: whoever loads one fails otherwise.
+    case = bench_real.Case(tmp_path, rollouts=1, tokens=1, repeats=1, bf16=True)
+    with pytest.raises(SystemExit, match=rf"{mib / 1024:.1f} GiB of memory are free.* take 12 GiB"):
+        bench_real.measure(case, ["trl", "5 %"])
 
 
 def test_an_unknown_benchmark_is_named(capsys):
