@@ -3,14 +3,17 @@
 Reads the pair that `make real` makes (`runs/smollm2`, or another folder: --pair, or TAOPD_PAIR). Each arm
 is a trainer in a process of its own, run by its own `train()`, in bfloat16 autocast with two threads; the
 arms take turns, one step each, so that a busy machine disturbs all of them alike:
-  trl     trl.DistillationTrainer, beta 1: all tokens
-  full    taopd, selector full: all tokens
-  10 %, 5 %          taopd, teachability as published, the exact gradient
-  5 %, window 8      taopd, through a gradient window
+  trl             trl.DistillationTrainer, beta 1: all tokens
+  trl, autocast   the same with its loss inside the autocast: with `bf16=True` it calls its backbones past the
+                  wrapper that holds the autocast, and so computes them in float32
+  full            taopd, selector full: all tokens
+  5 %             taopd, teachability as published, the exact gradient
+  5 %, window 8   taopd, through a gradient window
 The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
-the same 16 prompts in the same order: all arms sample the same completions in every step, which is checked.
+the same 8 prompts in the same order: all arms sample the same completions in every step, which is checked.
 
-Checked before a time is printed: the same completions in all arms, and full's gradient against TRL's.
+Checked before a time is printed: the same completions in all arms, and the gradients of all tokens (full and
+trl, autocast) against TRL's.
 
 Stages, in seconds of the process (CPU time; waiting for a turn is none of it):
   sample     from prompts to completions
@@ -52,15 +55,15 @@ from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
 
 ARMS: dict[str, dict[str, Any]] = {
     "trl": {},
+    "trl, autocast": {},
     "full": {"selector": "full"},
-    "10 %": {"selector": "teachability", "budget": 0.1},
     "5 %": {"selector": "teachability", "budget": 0.05},
     "5 %, window 8": {"selector": "teachability", "budget": 0.05, "gradient_window": 8},
 }
 THREADS, WARMUP = 2, 1
 NO_RATE = 1e-30
 """A learning rate that leaves float32 weights as they are."""
-GIB_PER_ARM = 6.0
+GIB_PER_ARM, ARMS_AT_ONCE = 4.0, 3
 STRIDE = 101
 """Every so many elements of the gradient are compared: a million of them on SmolLM2."""
 TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
@@ -161,7 +164,7 @@ def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
     prompts = load_prompts(str(case.pair / "prompts.parquet"), split="train")
     models = [str(case.pair / part) for part in ("student", "teacher")]
     data = {"train_dataset": prompts.select(range(case.rollouts))}
-    if name == "trl":
+    if name.startswith("trl"):
         return DistillationTrainer(*models, DistillationConfig(beta=1.0, **shared), **data)
     top_k = {} if case.bf16 else {"score_top_k": 4}  # The toy's vocabulary is a few words.
     settings = {"loss": "reverse_kl", "method": "published", **top_k, **shared, **ARMS[name]}
@@ -184,8 +187,10 @@ def work(name: str, case: Case, pipe: Connection) -> None:
             sample(*args)
         )
         trainer = trainer_of(name, case, folder)
-        for stage in ("score", "select") if name != "trl" else ():
+        for stage in () if name.startswith("trl") else ("score", "select"):
             setattr(trainer, f"_{stage}", stages.timed(stage, getattr(trainer, f"_{stage}")))
+        if name == "trl, autocast":
+            trainer._compute_loss = trainer.accelerator.autocast()(trainer._compute_loss)
         trainer.add_callback(stages)
         trainer.train()
 
@@ -217,13 +222,16 @@ def turns(names: list[str], case: Case) -> dict[str, list[dict[str, Any]]]:
 
 
 def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Steps of every arm: all side by side, or TRL with as many others at a time as memory holds."""
+    """Steps of every arm: all side by side, or TRL with as many others at a time as memory holds.
+
+    Ends the process where memory holds fewer than `ARMS_AT_ONCE`.
+    """
     free = psutil.virtual_memory().available / 2**30
     room = int(free / GIB_PER_ARM) if case.bf16 else len(names)
-    if room < 2:
+    if room < min(ARMS_AT_ONCE, len(names)):
         sys.exit(
-            f"{free:.1f} GiB of memory are free, and two arms side by side take {2 * GIB_PER_ARM:.0f} GiB: "
-            "end what else runs, or use a machine with more"
+            f"{free:.1f} GiB of memory are free, and {ARMS_AT_ONCE} arms side by side take "
+            f"{ARMS_AT_ONCE * GIB_PER_ARM:.0f} GiB: end what else runs, or use a machine with more"
         )
     found: dict[str, list[dict[str, Any]]] = {}
     others = names[1:]
@@ -235,7 +243,10 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float]:
-    """Relative error and cosine of full's gradient against TRL's; the same completions everywhere."""
+    """Relative error and cosine of full's gradient against TRL's; the same completions everywhere.
+
+    Ends the process where the batches or the gradients of all tokens differ.
+    """
     first = found["trl"][0]["sampled"]
     for name, steps in found.items():
         for index, step in enumerate(steps):
@@ -244,15 +255,19 @@ def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float
                     f"FAILED: the batch of {name!r} in step {index} is not TRL's of step 0 (prompts or "
                     "completions); no time is printed"
                 )
-    trl, full = (torch.from_numpy(found[name][0]["gradient"]) for name in ("trl", "full"))
-    error = float((full - trl).norm() / trl.norm())
-    cosine = float(torch.cosine_similarity(full, trl, dim=0))
-    if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
-        sys.exit(
-            f"FAILED: the gradient of all tokens differs from TRL's by {error:.1e} (cosine {cosine:.5f}); "
-            "no time is printed"
-        )
-    return {"gradient_error": error, "gradient_cosine": cosine}
+    trl = torch.from_numpy(found["trl"][0]["gradient"])
+    checked: dict[str, float] = {}
+    for name, key in (("trl, autocast", "autocast"), ("full", "gradient")):
+        own = torch.from_numpy(found[name][0]["gradient"])
+        error = float((own - trl).norm() / trl.norm())
+        cosine = float(torch.cosine_similarity(own, trl, dim=0))
+        if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
+            sys.exit(
+                f"FAILED: the gradient of all tokens of {name!r} differs from TRL's by {error:.1e} (cosine "
+                f"{cosine:.5f}); no time is printed"
+            )
+        checked |= {f"{key}_error": error, f"{key}_cosine": cosine}
+    return checked
 
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -270,7 +285,8 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         peak = max(step["peak_mib"] for step in steps[WARMUP:])
         row = {"arm": name} | {f"{stage}_s": value for stage, value in medians[name].items()}
         for stage in ("sample", "update", "step"):
-            row[f"{stage}_of_trl"] = medians[name][stage] / medians["trl"][stage]
+            for peer, base in (("trl", "trl"), ("autocast", "trl, autocast")):
+                row[f"{stage}_of_{peer}"] = medians[name][stage] / medians[base][stage]
         times = [step["seconds"]["step"] for step in steps[WARMUP:]]
         row |= {"step_min_s": min(times), "step_max_s": max(times), "peak_mib": peak}
         if "window" in name and exact is not None:
@@ -317,8 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if not (options.pair / "pair.json").is_file():
                 sys.exit(f"{options.pair} holds no pair: run `make real`, or name one with --pair")
-            case = Case(options.pair, rollouts=16, tokens=48, repeats=5, bf16=True)
-        names = [name for name in ARMS if not options.tiny or name not in ("10 %", "5 %")]
+            case = Case(options.pair, rollouts=8, tokens=48, repeats=3, bf16=True)
+        names = [name for name in ARMS if not options.tiny or name != "5 %"]
         found = measure(case, names)
         checked = check(found, case)
         rows = rows_of(found)
@@ -332,12 +348,15 @@ def main(arguments: list[str] | None = None) -> int:
         "step s",
         "update/trl",
         "step/trl",
+        "update/auto",
+        "step/auto",
         "MiB",
     )
     print(" ".join(f"{head:>13}" for head in heads))
     for row in rows:
         stages = [f"{row[f'{s}_s']:.2f}" for s in ("sample", "score", "select", "update", "step")]
-        ratios = [f"{row[f'{s}_of_trl']:.2f}" for s in ("update", "step")]
+        peers = [(stage, peer) for peer in ("trl", "autocast") for stage in ("update", "step")]
+        ratios = [f"{row[f'{stage}_of_{peer}']:.2f}" for stage, peer in peers]
         cells = [row["arm"], *stages, *ratios, f"{row['peak_mib']:.0f}"]
         print(" ".join(f"{cell:>13}" for cell in cells))
     print(
