@@ -29,15 +29,12 @@ Run: python -m benchmarks.bench_real [--pair FOLDER | --tiny]
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -46,11 +43,11 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, set_seed
 from trl import DistillationConfig, DistillationTrainer
 
 from benchmarks.__main__ import PAIR
-from benchmarks.measuring import first_lines, forget_peak, status_mib, versions
+from benchmarks.measuring import first_lines, versions
+from benchmarks.stages import WARMUP, Stages
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -60,12 +57,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "5 %": {"selector": "teachability", "budget": 0.05},
     "5 %, window 8": {"selector": "teachability", "budget": 0.05, "gradient_window": 8},
 }
-THREADS, WARMUP = 2, 1
+THREADS = 2
 NO_RATE = 1e-30
 """A learning rate that leaves float32 weights as they are."""
 GIB_PER_ARM, ARMS_AT_ONCE = 4.0, 3
-STRIDE = 101
-"""Every so many elements of the gradient are compared: a million of them on SmolLM2."""
 TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
 """Relative error of full's gradient against TRL's, by the dtype of the forwards. bfloat16 keeps 8 bits of
 a number; the cosine is checked too."""
@@ -81,63 +76,6 @@ class Case:
     tokens: int
     repeats: int
     bf16: bool
-
-
-class Stages(TrainerCallback):
-    """Process seconds of each stage of a step; waits for its turn before every step, and reports after it."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._seconds, self._sampled = pipe, {}, ""
-        self.gradient: torch.Tensor | None = None
-
-    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its process seconds added to a stage."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent = time.process_time() - began
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
-
-        return run
-
-    def sampled(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take note of the prompts and completions of a batch."""
-        # The prompts too: a small model's completions may hardly depend on them.
-        parts = [(batch[f"{part}_ids"], batch[f"{part}_mask"]) for part in ("prompt", "completion")]
-        rows = [
-            [row[valid.bool()].tolist() for row, valid in zip(ids, mask, strict=True)]
-            for ids, mask in parts
-        ]
-        self._sampled = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        self._tokens = int(parts[1][1].sum())
-        return batch
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._pipe.recv()
-        if state.global_step == WARMUP:
-            forget_peak()
-        set_seed(0)
-        self._seconds = {}
-        self._began = time.process_time()
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 0:
-            grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-            self.gradient = torch.cat([grad[::STRIDE].float() for grad in grads])
-        self._paused = time.process_time()
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self._seconds["optimizer"] = time.process_time() - self._paused
-
-    def on_step_end(self, args, state, control, **kwargs):
-        found = self._seconds | {"step": time.process_time() - self._began}
-        found["update"] = found["step"] - found["sample"] - found["optimizer"]
-        about = {"sampled": self._sampled, "tokens": self._tokens, "peak_mib": status_mib("VmHWM")}
-        gradient = self.gradient.numpy() if state.global_step == 1 else None
-        self._pipe.send({"seconds": found, "gradient": gradient} | about)
 
 
 def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
