@@ -1,6 +1,7 @@
-"""At equal seed and weights the trainer samples what TRL's samples: its own parts draw no random number."""
+"""At equal seed and weights the trainer samples what TRL's samples; in bf16 it then computes otherwise."""
 
 import pytest
+import torch
 from transformers import set_seed
 from trl import DistillationConfig, DistillationTrainer
 
@@ -64,3 +65,32 @@ def test_accumulated_micro_batches_are_sampled_together_as_trls(micro_lab, tmp_p
     settings = {"bf16": False, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     theirs = batches(micro_lab, tmp_path / "trl", DistillationTrainer, **settings)
     assert batches(micro_lab, tmp_path / "ours", TeachabilityTrainer, **settings) == theirs
+
+
+@pytest.mark.parametrize("cls", [DistillationTrainer, TeachabilityTrainer])
+def test_bf16_reaches_our_loss_and_not_trls(micro_lab, tmp_path, cls, monkeypatch):
+    """The guide lists it, and bench_real has an arm for it. Once TRL's does, both go."""
+    found, sampling = set(), []
+    generate = cls._generate_single_turn
+
+    def sampled(self, *args, **kwargs):
+        sampling.append(True)
+        try:
+            return generate(self, *args, **kwargs)
+        finally:
+            sampling.pop()
+
+    monkeypatch.setattr(cls, "_generate_single_turn", sampled)
+    linear = torch.nn.Linear.forward
+
+    def noted(self, states):
+        out = linear(self, states)
+        if not sampling:
+            found.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    batches(micro_lab, tmp_path, cls, bf16=True, max_steps=1)
+    ours = cls is TeachabilityTrainer
+    assert (torch.bfloat16 if ours else torch.float32) in found
+    assert ours or found == {torch.float32}
