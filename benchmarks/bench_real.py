@@ -3,14 +3,17 @@
 Reads the pair that `make real` makes (`runs/smollm2`, or another folder: --pair, or TAOPD_PAIR). Each arm
 is a trainer in a process of its own, run by its own `train()`, in bfloat16 autocast with two threads; the
 arms take turns, one step each, so that a busy machine disturbs all of them alike:
-  trl     trl.DistillationTrainer, beta 1: all tokens
-  full    taopd, selector full: all tokens
-  10 %, 5 %          taopd, teachability as published, the exact gradient
-  5 %, window 8      taopd, through a gradient window
+  trl             trl.DistillationTrainer, beta 1: all tokens
+  trl, autocast   the same with its loss inside the autocast: with `bf16=True` it calls its backbones past the
+                  wrapper that holds the autocast, and so computes them in float32
+  full            taopd, selector full: all tokens
+  5 %             taopd, teachability as published, the exact gradient
+  5 %, window 8   taopd, through a gradient window
 The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
-the same 16 prompts: all arms sample the same completions in every step, which is checked.
+the same 8 prompts in the same order: all arms sample the same completions in every step, which is checked.
 
-Checked before a time is printed: the same completions in all arms, and full's gradient against TRL's.
+Checked before a time is printed: the same completions in all arms, and the gradients of all tokens (full and
+trl, autocast) against TRL's.
 
 Stages, in seconds of the process (CPU time; waiting for a turn is none of it):
   sample     from prompts to completions
@@ -26,15 +29,12 @@ Run: python -m benchmarks.bench_real [--pair FOLDER | --tiny]
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -43,26 +43,24 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback, set_seed
 from trl import DistillationConfig, DistillationTrainer
 
 from benchmarks.__main__ import PAIR
-from benchmarks.measuring import first_lines, forget_peak, status_mib, versions
+from benchmarks.measuring import first_lines, versions
+from benchmarks.stages import WARMUP, Stages
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
 
 ARMS: dict[str, dict[str, Any]] = {
     "trl": {},
+    "trl, autocast": {},
     "full": {"selector": "full"},
-    "10 %": {"selector": "teachability", "budget": 0.1},
     "5 %": {"selector": "teachability", "budget": 0.05},
     "5 %, window 8": {"selector": "teachability", "budget": 0.05, "gradient_window": 8},
 }
-THREADS, WARMUP = 2, 1
+THREADS = 2
 NO_RATE = 1e-30
 """A learning rate that leaves float32 weights as they are."""
-GIB_PER_ARM = 6.0
-STRIDE = 101
-"""Every so many elements of the gradient are compared: a million of them on SmolLM2."""
+GIB_PER_ARM, ARMS_AT_ONCE = 4.0, 3
 TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
 """Relative error of full's gradient against TRL's, by the dtype of the forwards. bfloat16 keeps 8 bits of
 a number; the cosine is checked too."""
@@ -80,59 +78,6 @@ class Case:
     bf16: bool
 
 
-class Stages(TrainerCallback):
-    """Process seconds of each stage of a step; waits for its turn before every step, and reports after it."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._seconds, self._sampled = pipe, {}, ""
-        self.gradient: torch.Tensor | None = None
-
-    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its process seconds added to a stage."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent = time.process_time() - began
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
-
-        return run
-
-    def sampled(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take note of the completions of a batch."""
-        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
-        text = json.dumps([row[valid].tolist() for row, valid in zip(ids, mask, strict=True)])
-        self._sampled = hashlib.sha256(text.encode()).hexdigest()
-        self._tokens = int(mask.sum())
-        return batch
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._pipe.recv()
-        if state.global_step == WARMUP:
-            forget_peak()
-        set_seed(0)
-        self._seconds = {}
-        self._began = time.process_time()
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 0:
-            grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-            self.gradient = torch.cat([grad[::STRIDE].float() for grad in grads])
-        self._paused = time.process_time()
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self._seconds["optimizer"] = time.process_time() - self._paused
-
-    def on_step_end(self, args, state, control, **kwargs):
-        found = self._seconds | {"step": time.process_time() - self._began}
-        found["update"] = found["step"] - found["sample"] - found["optimizer"]
-        about = {"sampled": self._sampled, "tokens": self._tokens, "peak_mib": status_mib("VmHWM")}
-        gradient = self.gradient.numpy() if state.global_step == 1 else None
-        self._pipe.send({"seconds": found, "gradient": gradient} | about)
-
-
 def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
     """An arm's trainer: TRL's, or ours with the arm's settings."""
     shared = {
@@ -145,13 +90,19 @@ def trainer_of(name: str, case: Case, folder: str) -> DistillationTrainer:
             "use_cpu": True,
             "report_to": "none",
         },
-        **{"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+        # A step is an epoch here: shuffled, each would draw other completions, prompt by prompt.
+        **{
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "shuffle_dataset": False,
+        },
         **{f"{model}model_init_kwargs": {"dtype": "float32"} for model in ("", "teacher_")},
     }
     prompts = load_prompts(str(case.pair / "prompts.parquet"), split="train")
     models = [str(case.pair / part) for part in ("student", "teacher")]
     data = {"train_dataset": prompts.select(range(case.rollouts))}
-    if name == "trl":
+    if name.startswith("trl"):
         return DistillationTrainer(*models, DistillationConfig(beta=1.0, **shared), **data)
     top_k = {} if case.bf16 else {"score_top_k": 4}  # The toy's vocabulary is a few words.
     settings = {"loss": "reverse_kl", "method": "published", **top_k, **shared, **ARMS[name]}
@@ -174,8 +125,10 @@ def work(name: str, case: Case, pipe: Connection) -> None:
             sample(*args)
         )
         trainer = trainer_of(name, case, folder)
-        for stage in ("score", "select") if name != "trl" else ():
+        for stage in () if name.startswith("trl") else ("score", "select"):
             setattr(trainer, f"_{stage}", stages.timed(stage, getattr(trainer, f"_{stage}")))
+        if name == "trl, autocast":
+            trainer._compute_loss = trainer.accelerator.autocast()(trainer._compute_loss)
         trainer.add_callback(stages)
         trainer.train()
 
@@ -207,11 +160,17 @@ def turns(names: list[str], case: Case) -> dict[str, list[dict[str, Any]]]:
 
 
 def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Steps of every arm: all side by side, or TRL with as many others at a time as memory holds."""
+    """Steps of every arm: all side by side, or TRL with as many others at a time as memory holds.
+
+    Ends the process where memory holds fewer than `ARMS_AT_ONCE`.
+    """
     free = psutil.virtual_memory().available / 2**30
     room = int(free / GIB_PER_ARM) if case.bf16 else len(names)
-    if room < 2:
-        sys.exit(f"{free:.1f} GiB of memory are free; two arms side by side take {2 * GIB_PER_ARM}")
+    if room < min(ARMS_AT_ONCE, len(names)):
+        sys.exit(
+            f"{free:.1f} GiB of memory are free, and {ARMS_AT_ONCE} arms side by side take "
+            f"{ARMS_AT_ONCE * GIB_PER_ARM:.0f} GiB: end what else runs, or use a machine with more"
+        )
     found: dict[str, list[dict[str, Any]]] = {}
     others = names[1:]
     for start in range(0, len(others), room - 1):
@@ -222,19 +181,31 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 
 
 def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float]:
-    """Relative error and cosine of full's gradient against TRL's; the same completions everywhere."""
-    digests = {step["sampled"] for steps in found.values() for step in steps}
-    if len(digests) > 1:
-        sys.exit("FAILED: the arms did not sample the same completions; no time is printed")
-    trl, full = (torch.from_numpy(found[name][0]["gradient"]) for name in ("trl", "full"))
-    error = float((full - trl).norm() / trl.norm())
-    cosine = float(torch.cosine_similarity(full, trl, dim=0))
-    if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
-        sys.exit(
-            f"FAILED: the gradient of all tokens differs from TRL's by {error:.1e} (cosine {cosine:.5f}); "
-            "no time is printed"
-        )
-    return {"gradient_error": error, "gradient_cosine": cosine}
+    """Relative error and cosine of full's gradient against TRL's; the same completions everywhere.
+
+    Ends the process where the batches or the gradients of all tokens differ.
+    """
+    first = found["trl"][0]["sampled"]
+    for name, steps in found.items():
+        for index, step in enumerate(steps):
+            if step["sampled"] != first:
+                sys.exit(
+                    f"FAILED: the batch of {name!r} in step {index} is not TRL's of step 0 (prompts or "
+                    "completions); no time is printed"
+                )
+    trl = torch.from_numpy(found["trl"][0]["gradient"])
+    checked: dict[str, float] = {}
+    for name, key in (("trl, autocast", "autocast"), ("full", "gradient")):
+        own = torch.from_numpy(found[name][0]["gradient"])
+        error = float((own - trl).norm() / trl.norm())
+        cosine = float(torch.cosine_similarity(own, trl, dim=0))
+        if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
+            sys.exit(
+                f"FAILED: the gradient of all tokens of {name!r} differs from TRL's by {error:.1e} (cosine "
+                f"{cosine:.5f}); no time is printed"
+            )
+        checked |= {f"{key}_error": error, f"{key}_cosine": cosine}
+    return checked
 
 
 def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -252,7 +223,8 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         peak = max(step["peak_mib"] for step in steps[WARMUP:])
         row = {"arm": name} | {f"{stage}_s": value for stage, value in medians[name].items()}
         for stage in ("sample", "update", "step"):
-            row[f"{stage}_of_trl"] = medians[name][stage] / medians["trl"][stage]
+            for peer, base in (("trl", "trl"), ("autocast", "trl, autocast")):
+                row[f"{stage}_of_{peer}"] = medians[name][stage] / medians[base][stage]
         times = [step["seconds"]["step"] for step in steps[WARMUP:]]
         row |= {"step_min_s": min(times), "step_max_s": max(times), "peak_mib": peak}
         if "window" in name and exact is not None:
@@ -299,8 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if not (options.pair / "pair.json").is_file():
                 sys.exit(f"{options.pair} holds no pair: run `make real`, or name one with --pair")
-            case = Case(options.pair, rollouts=16, tokens=48, repeats=5, bf16=True)
-        names = [name for name in ARMS if not options.tiny or name not in ("10 %", "5 %")]
+            case = Case(options.pair, rollouts=8, tokens=48, repeats=3, bf16=True)
+        names = [name for name in ARMS if not options.tiny or name != "5 %"]
         found = measure(case, names)
         checked = check(found, case)
         rows = rows_of(found)
@@ -314,12 +286,15 @@ def main(arguments: list[str] | None = None) -> int:
         "step s",
         "update/trl",
         "step/trl",
+        "update/auto",
+        "step/auto",
         "MiB",
     )
     print(" ".join(f"{head:>13}" for head in heads))
     for row in rows:
         stages = [f"{row[f'{s}_s']:.2f}" for s in ("sample", "score", "select", "update", "step")]
-        ratios = [f"{row[f'{s}_of_trl']:.2f}" for s in ("update", "step")]
+        peers = [(stage, peer) for peer in ("trl", "autocast") for stage in ("update", "step")]
+        ratios = [f"{row[f'{stage}_of_{peer}']:.2f}" for stage, peer in peers]
         cells = [row["arm"], *stages, *ratios, f"{row['peak_mib']:.0f}"]
         print(" ".join(f"{cell:>13}" for cell in cells))
     print(
