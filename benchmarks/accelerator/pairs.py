@@ -20,7 +20,7 @@ from taopd.experiments.study.file import StudyFile, load_study_file
 from taopd.experiments.study.run import plan_study, run_study
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
-CORE = ("full", "published-10", "anchored-10", "random-10")
+CORE = ("full", "published-10", "reach-10", "anchored-10", "random-10")
 RESERVE_SECONDS = 20.0
 """Kept for the end of the stage."""
 
@@ -38,7 +38,7 @@ def parts(pair: Pair) -> dict[str, StudyFile]:
     long = dataclasses.replace(
         core,
         config=base.config | {"max_steps": 200},
-        arms=[a for a in base.arms if a["name"] in ("published-10", "anchored-10", "full")],
+        arms=[a for a in base.arms if a["name"] in ("published-10", "reach-10", "anchored-10", "full")],
         title="SmolLM2-135M, 200 steps",
     )
     return {

@@ -116,7 +116,7 @@ def test_the_recipe_the_studies_and_the_demo_of_smollm2_are_one_setting():
     recipe = parse_settings(str(path), []).resolved()
     # As `run_arm` makes an arm on a CPU.
     on_cpu = {"use_cpu": True, "bf16": False, "report_to": "none", "seed": 0}
-    arm = study.config | {"selector": "teachability", "method": "anchored"} | on_cpu
+    arm = study.config | {"selector": "teachability", "method": "reach"} | on_cpu
     wanted = TeachabilityConfig(output_dir=recipe["output_dir"], save_steps=20, **arm).to_dict()
     own = {field.name for field in fields(TeachabilityConfig)} & wanted.keys() & recipe.keys()
     ours = {"dataset_name", "model_name_or_path", "teacher_model_name_or_path", "run_name"}

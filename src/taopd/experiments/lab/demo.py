@@ -21,11 +21,12 @@ EVALUATE_EVERY = 25
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
     "teachability": {"selector": "teachability"},
-    "teachability+anchor": {"selector": "teachability", "method": "anchored"},
+    "reach": {"selector": "teachability", "method": "reach"},
     "random": {"selector": "random"},
 }
 MORE_ARMS: dict[str, dict[str, Any]] = {
-    name: {"selector": name} for name in ("compatibility", "entropy", "divergence", "tip")
+    "teachability+anchor": {"selector": "teachability", "method": "anchored"},
+    **{name: {"selector": name} for name in ("compatibility", "entropy", "divergence", "tip")},
 }
 VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     # The student gives the teacher's words about one per cent: too rare to be sampled often enough, so that

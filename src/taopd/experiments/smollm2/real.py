@@ -25,13 +25,13 @@ CONFIG: dict[str, Any] = {
 ARMS: list[dict[str, Any]] = [
     {"name": "full", "selector": "full"},
     {"name": "published-10", "selector": "teachability"},
-    {"name": "anchored-10", "selector": "teachability", "method": "anchored"},
+    {"name": "reach-10", "selector": "teachability", "method": "reach"},
     {"name": "random-10", "selector": "random"},
 ]
 
 
 def real_study(pair: Pair, *, steps: int | None = None, num_test_prompts: int = 100) -> StudyFile:
-    """Full, published, anchored and random at a tenth of the tokens; evaluated at the begin and the end."""
+    """Full, published, reach and random at a tenth of the tokens; evaluated at the begin and the end."""
     steps = STEPS if steps is None else steps
     return StudyFile(
         title="SmolLM2-135M, two-step word problems",
