@@ -280,7 +280,7 @@ def main() -> None:
     from rich.console import Console
 
     from taopd.cli.check import show
-    from taopd.preflight.verdict import Verdict
+    from taopd.preflight.verdict import Verdict, Verdicts
 
     page = DOCS / "check.md"
     table = "\n".join(["| planted | printed |", "|---|---|", *page_rows()])
@@ -292,7 +292,7 @@ def main() -> None:
         _, items = check(name, build_lab("termination"), Path(folder))
     console = Console(record=True, width=120, file=io.StringIO())
     console.print("$ taopd check config.yaml", highlight=False)
-    show([Verdict(**item) for item in items], console)
+    show(Verdicts(Verdict(**item) for item in items), console)
     picture = console.export_svg(title="taopd check")
     # rich fetches a font from elsewhere; the reader's own monospace font does.
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)

@@ -40,7 +40,7 @@ def test_stop_ends_the_run_with_the_reason(micro_lab, tmp_path, monkeypatch):
     stopped.train()
     assert 1 < stopped.state.global_step < 20
     (warning,) = read_warnings(tmp_path / "a")
-    assert "drifted" in warning["reason"] and "no longer falls" in warning["reason"]
+    assert "moved away" in warning["reason"] and "no longer falls" in warning["reason"]
 
 
 def test_off_runs_no_reference(micro_lab, tmp_path):

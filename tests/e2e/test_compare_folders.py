@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from taopd.cli import main
+from taopd.report.evaluations import differences, read_evaluation
 from tests.unit.test_report_meets import evaluation
 
 
@@ -60,6 +61,7 @@ def test_a_run_its_evaluation_and_a_second_run(lab, tmp_path, capsys):
     apart = [ours[problem] - plain[problem] for problem in ours]
     n, mean = len(apart), sum(apart) / len(apart)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in apart) / (n - 1))
+    deviation = max(deviation, math.sqrt(1 / n) / 4)  # one of 4 samples of one problem
     half = stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n)
     (pair,) = found["differences"]
     assert pair["difference"] == pytest.approx(abs(mean))
@@ -108,8 +110,20 @@ def test_runs_without_an_evaluation_are_told_the_command(lab, capsys):
         r"taopd (evaluate \S+/plain/model --dataset \S+ --match '\S+').* --output", error
     )
     assert command is not None
+    for flag in (["--resume"], ["--workers", "2"], ["--list"]):
+        assert main(["compare", *argv, *flag]) == 2
+        assert f"{flag[0]} is for a study file" in capsys.readouterr().err
     assert main(["compare", argv[0], "no-such-folder"]) == 2
     assert "no-such-folder is no folder" in capsys.readouterr().err
+
+
+def test_equal_models_have_an_interval_too(tmp_path):
+    """Oracle: one of 40 problems may differ by chance: 1/40 squared is the mean of the squares."""
+    paths = [evaluation(tmp_path / name, name, [True] * 30 + [False] * 10) for name in ("a", "b")]
+    (found,) = differences([read_evaluation(path) for path in paths])
+    half = stats.t.ppf(0.975, 39) * math.sqrt(1 / 40) / math.sqrt(40)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((-half, half))
+    assert half == pytest.approx(2 / 40, rel=0.02)
 
 
 def test_a_study_stands_beside_them(lab, tmp_path, capsys):

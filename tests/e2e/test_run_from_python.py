@@ -77,7 +77,7 @@ def test_the_look_is_the_commands(trained, micro_lab, tmp_path):
     trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
     found = trainer.check()
     assert [verdict.item for verdict in found] == names
-    assert str(found).splitlines()[0].startswith("pass: tokenizers: 40 shared ids")
+    assert str(found).splitlines()[0].startswith("pass: tokenizers: 40 token ids in common")
     assert [verdict.item for verdict in taopd.check(trainer)] == names
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -21,6 +21,7 @@ from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.settings_file import parse_settings
 from tests.conftest import is_documented
 from tests.planted import DOCS, PLANTED, TEMPLATE, check, messages, stale_sampler, write_config
+from tests.wording import bare_numbers
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,11 @@ def test_a_planted_mismatch_is_caught_by_its_item_alone(lab, name, tmp_path):
     assert status == int("fail" in planted.caught.values())
     assert all(bool(item["advice"]) == (item["level"] != "pass") for item in items)
     assert not (tmp_path / "run").exists()
+    # Read by a stranger: what was measured has units, of passed items too.
+    assert {item["item"]: bare_numbers(item["measured"]) for item in items} == {
+        item["item"]: [] for item in items
+    }
+    assert not [item["measured"] for item in items if "refused" in item["measured"]]
 
 
 @pytest.mark.parametrize("variant", ["dialect", "bilingual", "reversal", "fallible"])
@@ -160,7 +166,9 @@ def test_what_a_cut_cannot_tell_is_not_judged(capsys, config):
     items = {item["item"]: item for item in found["items"]}
     assert (status, not_passed(items.values())) == (0, {"stop audit": "warn"})
     assert items["truncation"]["measured"].endswith("not judged, a run allows 9")
-    assert items["kept tokens"]["measured"].endswith("of whole completions more, these were cut")
+    assert items["kept tokens"]["measured"].endswith(
+        "more in a run, as these completions were cut short"
+    )
 
 
 def test_bad_arguments(capsys):

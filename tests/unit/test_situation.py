@@ -49,7 +49,7 @@ def test_without_an_initial_student_the_one_at_hand_is_judged_by_both_lists():
 
 def test_the_words_name_the_arm_to_compare_with():
     words = situation_words(0.5, 0.09, 0.41)
-    assert "41% lies on tokens that this student hardly ever says" in words
+    assert "41% is out of reach (it hardly ever says them)" in words
     assert "full distillation" in words and "method: reach" not in words
     assert "method: reach" in situation_words(0.5, 0.4, 0.1)
     assert "compare with" not in situation_words(0.9, 0.05, 0.05)

@@ -20,6 +20,11 @@ def run(argv: Sequence[str]) -> int:
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: must be at least 1")
     if (folders := _folders(options.study)) is not None:
+        for name in ("resume", "workers", "list"):
+            if getattr(options, name):
+                raise ConfigError(
+                    f"--{name} is for a study file; folders are read, and nothing is run"
+                )
         if len(folders) == 1:
             return _compare_folder(folders[0], options.output)
         from taopd.cli.compare_folders import compare_folders

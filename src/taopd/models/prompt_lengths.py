@@ -75,10 +75,9 @@ def check_prompt_lengths(
             if limit is not None and len(prompt_ids) > limit:
                 raise DataError(
                     f"the {whose} of row {start + index} has {len(prompt_ids)} tokens; with "
-                    "max_completion_length="
-                    f"{max_completion_length} and a context of {context_length} there is room for "
-                    f"{limit}. Drop "
-                    "the row, shorten it, or lower max_completion_length"
+                    f"max_completion_length={max_completion_length} and a context of {context_length} tokens "
+                    f"there is room for {limit} tokens. Drop the row, shorten it, or lower "
+                    "max_completion_length"
                 )
         start += size
 

@@ -24,11 +24,15 @@ def check_context(
     for name, limit in known.items():
         if needed > limit:
             problems.fail(
-                f"{needed} tokens do not fit the context of {limit} ({name}): lower max_completion_length to "
-                f"{max(1, limit - longest_prompt)}, shorten the prompts, or take a model with more."
+                f"Together {needed} tokens; the limit of {name} is {limit} tokens: lower "
+                f"max_completion_length to {max(1, limit - longest_prompt)}, shorten the prompts, or take "
+                "a model with more."
             )
-    room = ", ".join(f"{name} {limit}" for name, limit in known.items()) or "no limit known"
-    measured = f"{longest_prompt} + {max_completion_length} tokens; {room}"
+    room = ", ".join(f"{name} {limit} tokens" for name, limit in known.items()) or "no limit known"
+    measured = (
+        f"longest prompt {longest_prompt} tokens, completion up to {max_completion_length} tokens; context: "
+        f"{room}"
+    )
     figures = {"prompt_tokens": longest_prompt, "completion_tokens": max_completion_length}
     return judge("context", measured, problems, figures=figures | known)
 
@@ -77,8 +81,8 @@ def check_precision(
                 f"The {owner}'s {model.attention} needs bfloat16: set bf16: true, or sdpa."
             )
     measured = (
-        f"weights {' / '.join(model.dtype for model in held)}, matmuls {' / '.join(computes)}, "
-        f"attention {' / '.join(model.attention for model in held)}"
+        f"of student / teacher: weights {' / '.join(model.dtype for model in held)}, matmuls "
+        f"{' / '.join(computes)}, attention {' / '.join(model.attention for model in held)}"
     )
     if teacher is None:
         measured += "; the teacher's server does not say its own"
@@ -92,7 +96,7 @@ def check_memory(
     """The planned peak against what the device has, in MiB.
 
     Args:
-        phase: in which the peak falls.
+        phase: in which the peak falls, as "while both models score".
         sharded: FSDP or DeepSpeed divide it by something that the plan does not know.
     """
     share = peak_mib / machine_mib
@@ -105,7 +109,7 @@ def check_memory(
     if share > 1.0:
         problems.append(("warn" if sharded else "fail", f"It will not fit. {advice}"))
     elif share > TIGHT:
-        problems.warn(f"It may not fit: buffers are not counted. {advice}")
-    measured = f"{peak_mib:,.0f} of {machine_mib:,.0f} MiB ({device}), peak in {phase}"
+        problems.warn(f"It may not fit: work space of the libraries is not counted. {advice}")
+    measured = f"planned peak {peak_mib:,.0f} MiB, {phase}; the machine has {machine_mib:,.0f} MiB ({device})"
     figures = {"peak_mib": round(peak_mib, 1), "machine_mib": round(machine_mib, 1)}
     return judge("memory", measured, problems, figures=figures)

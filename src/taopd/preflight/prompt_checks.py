@@ -52,5 +52,7 @@ def check_prompts(
     lengths = [len(tokens) for tokens in ids]
     end = student.decode(ids[0])[-_SHOWN:]
     figures = {"prompts": len(ids), "shortest_tokens": min(lengths), "longest_tokens": max(lengths)}
-    text = f"{len(ids)} of {min(lengths)} to {max(lengths)} tokens; the first ends with {end!r}"
+    least, most = min(lengths), max(lengths)
+    span = f"{most}" if least == most else f"{least} to {most}"
+    text = f"{len(ids)} prompts looked at, of {span} tokens each; the first ends with {end!r}"
     return judge("prompts", text, problems, figures=figures | {"end": end})

@@ -71,7 +71,10 @@ def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:
     error = float(ratio.std() / math.sqrt(len(ratio))) if len(ratio) > 1 else math.inf
     problems = Problems()
     if float(ratio.abs().max()) < ONE_MODEL:
-        problems.fail("Teacher and student are one model: check the server and both paths.")
+        problems.fail(
+            "Teacher and student give the same probabilities, so they are one model: check what the "
+            "server serves."
+        )
     elif surprise > math.log(vocab_size):
         problems.warn(
             "The teacher does worse on the rollouts than guessing would: another tokenizer or chat "

@@ -32,6 +32,8 @@ FEW_KEPT = 0.5
 """Kept tokens per completion."""
 FEW_ENDS = 4
 """Ended completions below which a stop audit is a guess."""
+FEW_CUT = 2
+"""Completions without an end: a single one of a few says nothing about their share."""
 STOPS_ELSEWHERE = 0.5
 """Of the teacher's mass on stop ids at an end, the share on ids where the sampler does not stop."""
 GOES_ON = 0.1
@@ -69,7 +71,7 @@ def check_drift(
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = (
         f"log-probs of sampler and scoring pass differ by {found.mean:.2g} nats a token in the mean, "
-        f"{found.largest:.2g} at most, over {found.num_tokens} tokens"
+        f"{found.largest:.2g} nats at most, over {found.num_tokens} tokens"
     )
     return judge(item, text, problems, figures=figures)
 
@@ -80,8 +82,8 @@ def check_scoring_path(measured: Measured) -> Verdict:
     for name, agreement in found.items():
         if agreement.problem:
             problems.fail(f"The {name} {agreement.problem}")
-    text = "scored and own log-probs differ by at most " + ", ".join(
-        f"{a.error:.2g} nats in the {name} (limit {a.bound:g}, {a.tokens} tokens)"
+    text = "log-probs as they are scored here differ from the model's own by at most " + ", ".join(
+        f"{a.error:.2g} nats in the {name} (limit {a.bound:g} nats, over {a.tokens} tokens)"
         for name, a in found.items()
     )
     figures = {f"{name}_nats": agreement.error for name, agreement in found.items()}
@@ -98,7 +100,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     if num_ends == 0:
         problem = (
             f"No completion ended within {measured.max_tokens} tokens, so nothing is known about the "
-            "stops: see truncation."
+            "end tokens: see the item truncation."
         )
         return judge(item, "no completion ended", [("warn", problem)])
     student, teacher = measured.student_stops.mean(0), measured.teacher_stops.mean(0)
@@ -110,9 +112,9 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
     if elsewhere and best not in handled:
         both = sorted({*measured.stops, best})
-        cure = f"merge and stop_token_ids: {both} (one stop class in signals and loss; not for tool use)"
+        cure = f"merge and stop_token_ids: {both} (all of them then count as one end token; not for tool use)"
         if measured.signals.reverse_kl is None:  # a server, which cannot merge
-            cure = f"exclude and stop_token_ids: {both} (no stop trains)"
+            cure = f"exclude and stop_token_ids: {both} (end tokens then do not train)"
         advice = (
             f"The teacher ends with {measured.candidates[best]} ({best}), where the sampler does not stop: "
             f"the student would unlearn its own end. Set stop_tokens: {cure}."
@@ -120,7 +122,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
         problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
     elif on_all + measured.teacher_stops_unknown < GOES_ON:
         problems.warn(
-            "The teacher would go on where the student ends: look at a rollout (chat template, length), "
+            "The teacher would go on where the student ends: read a completion (chat template, length), "
             "or leave the ends out with stop_tokens: exclude."
         )
     shown = [
@@ -128,7 +130,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
         for index, p, q in zip(ids, student, teacher, strict=True)
         if index in measured.stops or max(p, q) >= 0.01
     ]
-    parts = ", ".join(f"{name} ({index}) {p:.2f} / {q:.2f}" for index, name, p, q in shown)
+    parts = ", ".join(f"{name} ({index}) {p:.0%} / {q:.0%}" for index, name, p, q in shown)
     figures: dict[str, Any] = {
         "ends": num_ends,
         "mass": {
@@ -139,7 +141,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     text = f"probability of the stop tokens, student / teacher, where {num_ends} completions ended: {parts}"
     if measured.teacher_stops_unknown > 0:
         figures["unknown_mass"] = measured.teacher_stops_unknown
-        text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.2f} more"
+        text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.0%} more"
     return judge(item, text, problems, figures=figures)
 
 
@@ -153,7 +155,7 @@ def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdi
     problems = Problems()
     if measured.max_tokens < max_completion_length:
         text += f"; not judged, a run allows {max_completion_length}"
-    elif share > TRUNCATED:
+    elif share > TRUNCATED and cut >= min(FEW_CUT, num_rows):
         problems.warn(truncation_cause(rising=False))
     return judge(item, text, problems, figures=figures)
 
@@ -167,14 +169,19 @@ def check_divergence(measured: Measured) -> Verdict:
     )
     problems = Problems()
     if max(forward, reverse) < SAME_MODEL:
-        problems.fail("Teacher and student are one model: check both paths.")
+        problems.fail(
+            "Teacher and student give the same probabilities, so they are one model: check "
+            "model_name_or_path and teacher_model_name_or_path."
+        )
     if not math.isfinite(reverse):
         problems.fail(
-            "The teacher excludes tokens that the student writes: check its vocabulary and dtype."
+            "The teacher gives probability 0 to tokens that the student writes: check its vocabulary and "
+            "dtype."
         )
     figures = {"forward_nats": forward, "reverse_nats": reverse, "tokens": len(signals)}
     text = (
-        f"KL(student || teacher) {reverse:.2f}, KL(teacher || student) {forward:.2f} nats per token"
+        f"KL(student || teacher) {reverse:.2f} nats per token, KL(teacher || student) {forward:.2f} nats per "
+        "token"
     )
     return judge("teacher KL", text, problems, figures=figures)
 
@@ -190,15 +197,16 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
     problems = Problems()
     if share > OFF_SUPPORT:
         problems.warn(
-            "Hardly any of the teacher's mass is on tokens that the student considers. Check tokenizer and "
-            "template, raise score_top_k, or warm the student up on the teacher's texts."
+            "Hardly any of the teacher's probability is on tokens that the student considers. Check "
+            "tokenizer and template, raise score_top_k, or warm the student up on the teacher's texts."
         )
     ends = measured.signals.compatibility.double().quantile(torch.tensor([0.1, 0.9]).double())
     low, high = ends.tolist()
     if scaled and high - low < SPREAD_OF_C:
         problems.warn(spread_cause(low, high))
     figures = {"off_support_mass": share, "k": k, "c_p10": low, "c_p90": high}
-    text = f"{at_most}{100 * share:.1f} % of the teacher's probability is outside the student's top {k}"
+    percent = f"{at_most}{100 * share:.1f} %"
+    text = f"{percent} of the teacher's probability is outside the student's top {k} tokens"
     return judge("off support", text, problems, figures=figures)
 
 
@@ -222,5 +230,5 @@ def check_kept(
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
     text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
     if cut:
-        text += "; of whole completions more, these were cut"
+        text += "; more in a run, as these completions were cut short"
     return judge("kept tokens", text, problems, figures=figures)

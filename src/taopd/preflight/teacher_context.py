@@ -170,10 +170,10 @@ def check_prompts_of_teacher(
         problems.warn(
             "The first row's teacher prompt is the student's prompt: the teacher sees no more."
         )
-    room = "no limit known" if limit is None else f"of {limit}"
+    room = "no limit known" if limit is None else f"of the {limit} that it takes"
     text = (
-        f"row 0: the teacher reads {lengths[1]} tokens, the student {lengths[0]}; at most {longest} + "
-        f"{max_completion_length} {room}"
+        f"row 0: the teacher reads {lengths[1]} tokens, the student {lengths[0]} tokens; with a completion "
+        f"the longest has {needed} tokens, {room}"
     )
     figures = {"student": texts[0], "teacher": texts[1], "longest_tokens": longest}
     return judge("teacher prompt", text, problems, figures=figures, difference=difference(*texts))

@@ -62,12 +62,15 @@ def check_tokenizers(
     ):
         if rows < len(tokenizer):
             problems.fail(
-                f"The {owner}'s head has {rows} rows for {len(tokenizer)} tokens: it cannot write or "
-                f"read ids from {rows} on. Its tokenizer belongs to another checkpoint, or the "
+                f"The {owner}'s output layer has {rows} rows for {len(tokenizer)} tokens: it cannot write or "
+                f"read token ids from {rows} on. Its tokenizer belongs to another checkpoint, or the "
                 "embeddings were not resized after tokens were added."
             )
     sizes = {"student_rows": student_rows, "teacher_rows": teacher_rows, "shared_ids": shared}
-    measured = f"{shared} shared ids; rows of the heads {student_rows} and {teacher_rows}"
+    measured = (
+        f"{shared} token ids in common; output layers of {student_rows} rows (student) and {teacher_rows} "
+        "rows (teacher)"
+    )
     return judge(item, measured, problems, figures=sizes)
 
 
@@ -99,7 +102,7 @@ def check_special_tokens(
         for owner, tokenizer in (("student", student), ("teacher", teacher))
         for name in names
     }
-    measured = "; ".join(
+    measured = "of student / teacher: " + "; ".join(
         f"{word} {token_name(student, figures[f'student_{name}'])} / "
         f"{token_name(teacher, figures[f'teacher_{name}'])}"
         for word, name in (("end", "eos_token_id"), ("padding", "pad_token_id"))
@@ -145,7 +148,11 @@ def check_generation_config(
                     f"{cure[0].lower()}{cure[1:]}.",
                 )
             )
-    measured = f"student stops at {list(student_stops)}, teacher at {list(teacher_stops)}"
+    shown = [
+        ", ".join(token_name(tokenizer, index) for index in stops) or "no token"
+        for tokenizer, stops in ((student, student_stops), (teacher, teacher_stops))
+    ]
+    measured = f"the student stops at {shown[0]}, the teacher at {shown[1]}"
     figures = {"student_stop_ids": list(student_stops), "teacher_stop_ids": list(teacher_stops)}
     return judge("generation config", measured, problems, figures=figures)
 
@@ -174,11 +181,13 @@ def check_chat_template(
             "The teacher has no chat template: it may never have seen these turns. Take an instruct "
             "teacher, or plain-text prompts."
         )
-        return judge(item, "the student's only", [("warn", problem)])
+        return judge(item, "only the student has one", [("warn", problem)])
     texts = [render(tokenizer, prompt, options=options) for tokenizer in (student, teacher)]
     pieces = difference(*texts)
     if texts[0] == texts[1]:
-        return judge(item, f"the same {len(texts[0])} characters from both", [])
+        return judge(
+            item, f"both render the first prompt as the same {len(texts[0])} characters", []
+        )
     control = [_control_tokens(student, text) for text in texts]
     problems = Problems()
     if control[0] != control[1]:
@@ -193,7 +202,7 @@ def check_chat_template(
         )
     changed = sum(len(text) for owner, text in pieces if owner != "both")
     figures = {"student": texts[0], "teacher": texts[1]}
-    measured = f"{changed} characters differ"
+    measured = f"{changed} characters of the first prompt differ between the two templates"
     return judge(item, measured, problems, figures=figures, difference=pieces)
 
 
@@ -232,8 +241,11 @@ def check_thinking(
                 f"Only the {owner}'s rendered prompt ends inside <think>: set its thinking flag."
             )
     shown = [", ".join(sorted(names)) or "none" for names in flags]
-    chosen = ", ".join(f"{name}={value}" for name, value in set_flags.items()) or "defaults"
-    measured = f"flags: student {shown[0]}, teacher {shown[1]}; {chosen}"
+    chosen = ", ".join(f"{name}={value}" for name, value in set_flags.items()) or "none"
+    measured = (
+        f"flags that the templates read: student {shown[0]}, teacher {shown[1]}; set by "
+        f"chat_template_kwargs: {chosen}"
+    )
     return judge(item, measured, problems, figures={"student": shown[0], "teacher": shown[1]})
 
 

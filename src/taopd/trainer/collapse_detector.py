@@ -75,22 +75,30 @@ class CollapseWatch:
         bases = {name: self._series[name].base for name in smooth}
         if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT and not self._still_learns(smooth):
             found["idle_drift"] = (
-                f"unselected tokens have drifted by {now:.2f} nats (limit {DRIFT_LIMIT}) from the initial "
-                "student without coming nearer to the teacher, and the teachable disagreement no longer "
-                "falls: raise anchor_coef, or stop here"
+                f"on tokens that are not selected the student has moved away from the initial student by "
+                f"{now:.2f} nats a token (KL; limit {DRIFT_LIMIT} nats) and comes no nearer to the "
+                "teacher, and the disagreement that it can learn from no longer falls: raise anchor_coef, "
+                "or stop the run"
             )
         if "entropy" in smooth and (start := bases["entropy"]) and smooth["entropy"] > 2.5 * start:
-            found["entropy"] = f"entropy {smooth['entropy']:.2f} nats, {start:.2f} at the start"
+            found["entropy"] = (
+                f"the student's mean entropy is {smooth['entropy']:.2f} nats a token, and was {start:.2f} "
+                "nats at the start: it is losing what it knew. Lower learning_rate, or raise anchor_coef"
+            )
         if "length" in smooth and (start := bases["length"]):
             now = smooth["length"]
             if not 0.5 * start <= now <= 2.0 * start:
-                found["length"] = f"{now:.0f} tokens a completion, {start:.0f} at the start"
+                found["length"] = (
+                    f"completions have {now:.0f} tokens on average, and had {start:.0f} tokens at the "
+                    "start: read a few (taopd inspect), and see the stop audit of `taopd check`"
+                )
         if "bank_gain" in smooth:
             now = smooth["bank_gain"]
             self._best_gain = max(self._best_gain, now)
             if self._best_gain > 0.05 and now < 0.5 * self._best_gain:
                 found["bank_gain"] = (
-                    f"gain on the bank {now:.2f} nats, {self._best_gain:.2f} at its best"
+                    f"on the fixed contexts of the bank the student is {now:.2f} nats a token nearer to "
+                    f"the teacher than at the start, and was {self._best_gain:.2f} nats nearer at its best"
                 )
         return found
 

@@ -106,12 +106,12 @@ class CollapseGuard(TrainerCallback):
         healthy = next((p for p in old if why_incomplete(p, self._layout) is None), None)
         if healthy is None:
             logger.warning(
-                "no whole checkpoint is as old as step %d, the last healthy one: the weights stay as they "
-                "are; lower save_steps",
+                "no complete checkpoint is as old as step %d, the last step without a sign of collapse: "
+                "the weights stay as they are; lower save_steps to have one",
                 self.watch.healthy_step,
             )
             return
-        logger.warning("collapse_guard: back to %s", healthy)
+        logger.warning("collapse guard: the weights are those of %s again", healthy)
         self._load_checkpoint(str(healthy))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -8,7 +8,6 @@ the nearest known one, and values against the type of their field.
 import argparse
 import os
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.config_checks import refuse_removed
 from taopd.trainer.teacher_entries import settings_of
 from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.yaml_types import fits, type_words
 
 
 @dataclass
@@ -210,31 +210,10 @@ def _check_types(config: dict[str, Any], config_file: str | None) -> None:
         hints |= typing.get_type_hints(kind)
     # After the names, so that every key has a type.
     for name, value in config.items():
-        if not _fits(value, hints[name]):
-            expected = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
+        if not fits(value, hints[name]):
             raise ConfigError(
-                f"{config_file}: {name}={value!r} is of the wrong type; expected {expected}"
+                f"{config_file}: {name}={value!r} is of the wrong type; expected {type_words(hints[name])}"
             )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can become a field of this type; argparse converts text itself."""
-    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    # First, because True is an int in Python.
-    if isinstance(value, bool):
-        return kind in (bool, str, Any)
-    # argparse converts text to the field's type, and reports what it cannot convert.
-    if isinstance(value, str):
-        return kind not in (dict, type(None))
-    if not isinstance(kind, type):
-        return True
-    if kind is bool:
-        return value in (0, 1)
-    if kind in (list, dict, int, float, type(None)):
-        return isinstance(value, (int, float) if kind is float else kind)
-    return not isinstance(value, (list, dict, type(None)))
 
 
 def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, Any]] | None) -> None:

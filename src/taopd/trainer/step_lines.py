@@ -25,6 +25,12 @@ COLUMNS = (
     ("step_time", "s/step", "{:.2g}"),
 )
 """(metric, word, format), in the order of the line."""
+LEGEND = (
+    "loss, D (disagreement of student and teacher) and H (the student's entropy) in nats a token; C: "
+    "share of the teacher's probability on the student's top tokens; update: length of the step in weight "
+    "space; left: h:mm:ss"
+)
+"""Said once, above the first line."""
 
 
 class StepLines(TrainerCallback):
@@ -53,7 +59,10 @@ class StepLines(TrainerCallback):
             done = state.global_step - self._first
             left = seconds / max(1, done) * (state.max_steps - state.global_step)
             line = step_line(state.global_step, state.max_steps, logs, left)
-            self._stream.write(line + "\n")
+            # A run whose first line has none of these needs no words for them.
+            explained = self._shown > self._first or COLUMNS[2][0] not in logs
+            legend = "" if explained else LEGEND + "\n"
+            self._stream.write(legend + line + "\n")
             self._stream.flush()
             self._shown = state.global_step
             heartbeat.current().touch()

@@ -133,8 +133,8 @@ class StudentForward:
         if not fits and not self._told:
             self._told = True
             logger.warning(
-                "keys and values of the scoring pass do not fit into prefix_memory_mib=%d: rows beyond "
-                "compute theirs again in training",
+                "keys and values of the scoring pass do not fit into the %d MiB of prefix_memory_mib: "
+                "rows beyond compute theirs again in training",
                 self._args.prefix_memory_mib,
             )
         self._kept.append(prefix if fits else None)

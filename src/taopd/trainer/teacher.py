@@ -223,7 +223,10 @@ class TeacherSource(OneTeacher):
             return
         for name, agreement in found.items():
             require_agreement(name, agreement)
-        raise DataError("a model is scored otherwise than it computes; see the other process")
+        raise DataError(
+            "on another process a model's scored log-probs are not its own; the message of that process "
+            "says which"
+        )
 
     def _score_remote(
         self,

@@ -24,16 +24,18 @@ SAME = 1e-4
 RECENT = 5
 """Generation batches with which the next one is compared: entropy with the first, D with the last ones."""
 CAUSES = {
-    "uniform": "the teacher gives every token the same probability (entropy {entropy:.2f} nats, ln V is "
-    "{largest:.2f}; at the start {before:.2f}): its weights are lost. Usual causes: parameters freed by an "
-    "offload or sleep mode and not loaded again, a failed weight update of the server, a teacher that the "
-    "optimizer or another model overwrites",
+    "uniform": "the teacher gives every token the same probability (entropy {entropy:.2f} nats, the "
+    "largest possible is {largest:.2f} nats; at the start {before:.2f} nats): its weights are lost. Usual "
+    "causes: parameters freed by an offload or sleep mode and not loaded again, a failed weight update of "
+    "the server, a teacher that the optimizer or another model overwrites",
     "constant": "the teacher gives the same distribution at every position: it does not read the text. Usual "
     "causes: lost embeddings or layers, a wrong attention mask, a server or proxy that repeats one answer",
-    "student": "teacher and student give the same distributions (D {disagreement:.2g} nats; before "
-    "{disagreement_before:.2g}): they are one model, and there is nothing to learn. Usual causes: shared "
-    "weights, an adapter that is on for both or off for both, a server that was given the student",
-    "changed": "D rose from {disagreement_before:.2g} to {disagreement:.2g} nats from one batch to the next: "
+    "student": "teacher and student give the same distributions (they differ by {disagreement:.2g} nats a "
+    "token, before by {disagreement_before:.2g} nats): they are one model, and there is nothing to learn. "
+    "Usual causes: shared weights, an adapter that is on for both or off for both, a server that was "
+    "given the student",
+    "changed": "the disagreement of student and teacher rose from {disagreement_before:.2g} to "
+    "{disagreement:.2g} nats a token from one batch to the next: "
     "the teacher is another one, or the last update broke the student. Usual causes: lost or reloaded "
     "teacher weights, another model or adapter on the server; see also update/norm and learning_rate",
 }
