@@ -34,11 +34,41 @@ def page(folder: Path) -> str:
         "of each pair.\n",
     ]
     for name, words in PAIRS.items():
+        parts += _where_it_loses(folder / name, words)
+    for name, words in PAIRS.items():
         if (folder / name / "report" / "verdicts.json").exists():
             parts += [f"## {words[0].upper()}{words[1:]}\n", *_pair(folder / name, name)]
         else:
             parts.append(f"## {words[0].upper()}{words[1:]}\n\nNot run.\n")
     return "\n".join(parts)
+
+
+def _where_it_loses(folder: Path, words: str) -> list[str]:
+    """A sentence on the one-step test of a pair, and the claims that hold in no scale of the gain."""
+    if not (folder / "one-step/summary.parquet").exists():
+        return []
+    summary = _chosen(pd.read_parquet(folder / "one-step/summary.parquet"))
+    found = summary[summary["measure"] == "gain_reverse_fresh"].set_index("selector")
+    gains, batches = found["mean"], int(summary["num_batches"].max())
+    order = ", ".join(f"{name} {1000 * gain:.0f}" for name, gain in gains.sort_values().items())
+    ours, chance = gains["teachability"], gains["random"]
+    less, more = ("teachability", "random")[:: 1 if ours < chance else -1]
+    verb = "teaches **less than** a random tenth" if ours < chance else "beats a random tenth"
+    if found["high"][less] >= found["low"][more]:
+        verb += f", by less than its {batches} batches differ"
+    verdicts = json.loads((folder / "report/verdicts.json").read_text())
+    claims = {each["claim"] for each in verdicts}
+    held = {each["claim"] for each in verdicts if each["verdict"] == "holds"}
+    told = {each["claim"] for each in verdicts if each["verdict"] != "cannot be told"}
+    rest = f"of {len(claims)} claims {len(told)} can be told, and {len(held)} hold in at least one scale"
+    return [
+        f"**{words[0].upper()}{words[1:]}**: in one step, teachability {verb} (reverse KL on fresh contexts, "
+        f"1e-3 nats: {order}); {rest}.\n"
+    ]
+
+
+def _chosen(summary: pd.DataFrame) -> pd.DataFrame:
+    return summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
 
 
 def _pair(folder: Path, name: str) -> list[str]:
@@ -87,7 +117,7 @@ def _verdicts(verdicts: list[dict[str, Any]]) -> str:
 
 
 def _one_step(summary: pd.DataFrame) -> str:
-    chosen = summary[(summary["optimizer"] == "adamw") & (summary["variant"] == "equal_norm")]
+    chosen = _chosen(summary)
     measures = {
         "gain_reverse_fresh": "reverse KL, fresh",
         "gain_forward_fresh": "forward KL, fresh",

@@ -1,6 +1,8 @@
 """The page about `make real`: table, picture, paired differences, three rollouts with their kept tokens.
 
-python -m scripts.pages.real_demo runs/real --note "..."
+python -m scripts.pages.real_demo runs/real [runs/real-more] --note "..."
+
+A second folder is that of recipes/studies/smollm2-cpu.yaml: more arms on the same models, seed and problems.
 """
 
 import argparse
@@ -15,18 +17,36 @@ from taopd.experiments.study.statistics import t_estimate
 from taopd.runs.jsonl import read_jsonl, write_text
 
 PAGE = Path("docs/results/smollm2-cpu.md")
-PAIRS = (("published-10", "random-10"), ("published-10", "full"), ("default-10", "published-10"))
+PAIRS = (
+    ("published-10", "random-10"),
+    ("published-10", "full"),
+    ("default-10", "published-10"),
+    ("reach-10", "full"),
+    ("reach-10", "published-10"),
+    ("divergence-10", "published-10"),
+    ("published-5", "random-5"),
+    ("published-5", "published-10"),
+    ("default-5", "published-5"),
+)
+"""Those whose arms have finished are on the page."""
 SHOWN = "published-10-seed0"
 """The arm whose rollouts are shown."""
 
 
-def page(run: Path, note: str) -> str:
+def page(run: Path, more: Path | None, note: str) -> str:
     """The page in Markdown."""
     results = json.loads((run / "results.json").read_text())
     environment = json.loads((run / "env.json").read_text())
+    commits = [environment["git_commit"][:7]]
+    if more is not None:
+        _check_same(run, more)
+        commits.append(json.loads((more / "env.json").read_text())["git_commit"][:7])
     arms = {
-        folder.name: json.loads((folder / "results.json").read_text())
-        for folder in sorted((run / "arms").iterdir())
+        folder: json.loads((folder / "results.json").read_text())
+        for own in (run, more)
+        if own is not None
+        for folder in sorted((own / "arms").iterdir())
+        if (folder / "results.json").is_file()
     }
     shutil.copyfile(run / "accuracy.png", PAGE.with_suffix(".png"))
     steps, seeds = results["question"]["amount"], len(results["seeds"])
@@ -34,15 +54,17 @@ def page(run: Path, note: str) -> str:
     return "\n".join(
         [
             "# SmolLM2-135M on two CPU cores\n",
-            "Written by `python -m scripts.pages.real_demo runs/real` after `make real`. The same models, "
-            "longer and with three seeds, on a GPU: [smollm2.md](smollm2.md).\n",
+            f"Written by `python -m scripts.pages.real_demo runs/real{' runs/real-more' if more else ''}` "
+            "after `make real`"
+            f"{' and `taopd compare recipes/studies/smollm2-cpu.yaml --workers 1`' if more else ''}. "
+            "The same models, longer and with three seeds, on a GPU: [smollm2.md](smollm2.md).\n",
             f"{steps} steps of 16 rollouts, {seeds} training seed, greedy accuracy on "
             f"{next(iter(arms.values()))['num_test_prompts']} held-out problems. "
             f"{environment['devices'][0]}; torch {versions['torch']}, transformers "
             f"{versions['transformers']}, TRL {versions['trl']}; commit "
-            f"{environment['git_commit'][:7]}. {note}\n",
+            f"{' and '.join(commits)}. {note}\n",
             f"![Accuracy over steps]({PAGE.with_suffix('.png').name})\n",
-            _table(run, arms),
+            _table(arms),
             _differences(arms),
             "With one seed these intervals are over problems alone: they do not say what another training "
             "seed would give, which moves an arm by 6 to 8 points.\n",
@@ -53,15 +75,21 @@ def page(run: Path, note: str) -> str:
     )
 
 
-def _table(run: Path, arms: dict[str, dict[str, Any]]) -> str:
+def _check_same(run: Path, more: Path) -> None:
+    one, other = (json.loads((folder / "config.json").read_text()) for folder in (run, more))
+    names = ("student", "teacher", "prompts", "match", "config", "seeds", "num_test_prompts")
+    different = [name for name in names if one[name] != other[name]]
+    if different:
+        raise SystemExit(f"{run} and {more} differ in {', '.join(different)}: no table of both")
+
+
+def _table(arms: dict[Path, dict[str, Any]]) -> str:
     rows = [
         "| arm | before, % | after, % | sampled, % | kept, % | train, s | CPU, s a step | memory, MiB |",
         "|---|" + "---:|" * 7,
     ]
     for folder, arm in arms.items():
-        logs = [
-            line for line in read_jsonl(run / "arms" / folder / "metrics.jsonl") if "loss" in line
-        ]
+        logs = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
         memory = max(line["perf/peak_memory_mib"] for line in logs)
         cpu = np.median([line["perf/cpu_s"] for line in logs if "perf/cpu_s" in line])
         rows.append(
@@ -72,10 +100,10 @@ def _table(run: Path, arms: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _differences(arms: dict[str, dict[str, Any]]) -> str:
+def _differences(arms: dict[Path, dict[str, Any]]) -> str:
     by_name = {arm["name"]: arm for arm in arms.values()}
     rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---:|"]
-    for one, other in PAIRS:
+    for one, other in [pair for pair in PAIRS if set(pair) <= set(by_name)]:
         right = [
             np.array([int(c) for c in by_name[name]["right_greedy_curve"][-1][1]])
             for name in (one, other)
@@ -110,7 +138,8 @@ def _completion(line: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("more", type=Path, nargs="?")
     parser.add_argument("--note", default="", help="a sentence about the run, such as its time")
     options = parser.parse_args()
-    write_text(PAGE, page(options.run, options.note))
+    write_text(PAGE, page(options.run, options.more, options.note))
     print(PAGE)

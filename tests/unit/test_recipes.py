@@ -101,9 +101,13 @@ def test_the_recipe_the_studies_and_the_demo_of_smollm2_are_one_setting():
     """They differ in what they are there to vary, and nowhere else."""
     study = load_study_file(RECIPES / "studies" / "smollm2.yaml")
     rates = load_study_file(RECIPES / "studies" / "smollm2-rates.yaml")
+    more = load_study_file(RECIPES / "studies" / "smollm2-cpu.yaml")
     demo = real_study(Pair(Path("runs/smollm2")))
     for name in ("student", "teacher", "prompts", "match", "random_control", "full_control"):
         assert getattr(study, name) == getattr(rates, name) == getattr(demo, name), name
+        assert getattr(more, name) == getattr(demo, name), name
+    for name in ("config", "seeds", "evaluate_every", "num_test_prompts"):
+        assert getattr(more, name) == getattr(demo, name), name
     steps = {"max_steps": STEPS}
     assert study.config | steps == rates.config == demo.config
     assert rates.arms == demo.arms == [arm for arm in study.arms if arm in demo.arms]
