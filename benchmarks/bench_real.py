@@ -10,7 +10,7 @@ arms take turns, one step each, so that a busy machine disturbs all of them alik
   5 %             taopd, teachability as published, the exact gradient
   5 %, window 8   taopd, through a gradient window
 The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
-the same 8 prompts in the same order: all arms sample the same completions in every step, which is checked.
+the same 4 prompts in the same order: all arms sample the same completions in every step, which is checked.
 
 Checked before a time is printed: the same completions in all arms, and the gradients of all tokens (full and
 trl, autocast) against TRL's.
@@ -61,10 +61,9 @@ THREADS = 2
 NO_RATE = 1e-30
 """A learning rate that leaves float32 weights as they are."""
 GIB_PER_ARM, ARMS_AT_ONCE = 4.0, 3
-TOLERANCE = {"bfloat16": 0.05, "float32": 1e-3}
-"""Relative error of full's gradient against TRL's, by the dtype of the forwards. bfloat16 keeps 8 bits of
-a number; the cosine is checked too."""
-COSINE = 0.999
+TOLERANCE, NOISE = 1e-3, 1.5
+"""Largest relative error of a gradient of all tokens against TRL's in float32. In bfloat16 the measure is
+what rounding does to TRL's own gradient: full's may be `NOISE` times as far from float32."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,8 @@ def work(name: str, case: Case, pipe: Connection) -> None:
         if name == "trl, autocast":
             trainer._compute_loss = trainer.accelerator.autocast()(trainer._compute_loss)
         trainer.add_callback(stages)
-        trainer.train()
+        # The look at the pair comes before the first step, and is no part of one.
+        trainer.train(**({} if name.startswith("trl") else {"check": False}))
 
 
 def turns(names: list[str], case: Case) -> dict[str, list[dict[str, Any]]]:
@@ -197,14 +197,11 @@ def check(found: dict[str, list[dict[str, Any]]], case: Case) -> dict[str, float
     checked: dict[str, float] = {}
     for name, key in (("trl, autocast", "autocast"), ("full", "gradient")):
         own = torch.from_numpy(found[name][0]["gradient"])
-        error = float((own - trl).norm() / trl.norm())
-        cosine = float(torch.cosine_similarity(own, trl, dim=0))
-        if error > TOLERANCE["bfloat16" if case.bf16 else "float32"] or cosine < COSINE:
-            sys.exit(
-                f"FAILED: the gradient of all tokens of {name!r} differs from TRL's by {error:.1e} (cosine "
-                f"{cosine:.5f}); no time is printed"
-            )
-        checked |= {f"{key}_error": error, f"{key}_cosine": cosine}
+        checked[f"{key}_error"] = float((own - trl).norm() / trl.norm())
+        checked[f"{key}_cosine"] = float(torch.cosine_similarity(own, trl, dim=0))
+    rounding = checked["autocast_error"] if case.bf16 else 0.0
+    if checked["gradient_error"] > max(TOLERANCE, NOISE * rounding) or rounding > 0.5:
+        sys.exit(f"FAILED: the gradients of all tokens differ, {checked}; no time is printed")
     return checked
 
 
@@ -271,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if not (options.pair / "pair.json").is_file():
                 sys.exit(f"{options.pair} holds no pair: run `make real`, or name one with --pair")
-            case = Case(options.pair, rollouts=8, tokens=48, repeats=3, bf16=True)
+            case = Case(options.pair, rollouts=4, tokens=48, repeats=3, bf16=True)
         names = [name for name in ARMS if not options.tiny or name != "5 %"]
         found = measure(case, names)
         checked = check(found, case)

@@ -194,8 +194,9 @@ def real(document: dict[str, Any], folder: Path) -> str:
         "without sampling and optimizer. TRL's trainer with `bf16=True` runs both backbones in float32: its "
         "call goes past the wrapper that holds the autocast. The second arm puts it inside. The gradient of "
         "all tokens differs from TRL's by "
-        f"{result['gradient_error']:.1e} (cosine {result['gradient_cosine']:.5f}); window 8 has a cosine of "
-        f"{cosine:.2f} with the exact gradient at 5 %."
+        f"{result['gradient_error']:.1e} (cosine {result['gradient_cosine']:.4f}), the second "
+        f"arm's by {result['autocast_error']:.1e} ({result['autocast_cosine']:.4f}); window 8 has a cosine "
+        f"of {cosine:.2f} with the exact gradient at 5 %."
     )
     started = (
         f"`taopd train` writes its first line {start['first_line_s']:.1f} s after the command and ends "
