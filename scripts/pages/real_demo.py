@@ -8,12 +8,14 @@ A second folder is that of recipes/studies/smollm2-cpu.yaml: more arms on the sa
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from taopd.experiments.study.statistics import t_estimate
+from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.runs.jsonl import read_jsonl, write_text
 
 PAGE = Path("docs/results/smollm2-cpu.md")
@@ -65,13 +67,13 @@ def page(run: Path, more: Path | None, note: str) -> str:
             f"{versions['transformers']}, TRL {versions['trl']}; commit "
             f"{' and '.join(commits)}. {note}\n",
             f"![Accuracy over steps]({PAGE.with_suffix('.png').name})\n",
-            _table(arms),
-            _differences(arms),
+            table(arms),
+            differences(arms),
             "With one seed these intervals are over problems alone: they do not say what another training "
             "seed would give, which moves an arm by 6 to 8 points.\n",
             "## What was kept\n",
             f"Three rollouts of the last step of {SHOWN.rsplit('-', 1)[0]}; kept tokens in bold.\n",
-            *_rollouts(run / "arms" / SHOWN),
+            *rollouts(run / "arms" / SHOWN),
         ]
     )
 
@@ -84,39 +86,54 @@ def _check_same(run: Path, more: Path) -> None:
         raise SystemExit(f"{run} and {more} differ in {', '.join(different)}: no table of both")
 
 
-def _table(arms: dict[Path, dict[str, Any]]) -> str:
+def table(arms: dict[Path, dict[str, Any]]) -> str:
+    """A row for each arm and seed: accuracy, kept tokens, cost."""
     rows = [
         "| arm | before, % | after, % | sampled, % | kept, % | train, s | CPU, s a step | memory, MiB |",
         "|---|" + "---:|" * 7,
     ]
+    several = len({arm["seed"] for arm in arms.values()}) > 1
     for folder, arm in arms.items():
+        name = f"{arm['name']}, seed {arm['seed']}" if several else arm["name"]
         logs = [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
         memory = max(line["perf/peak_memory_mib"] for line in logs)
         cpu = np.median([line["perf/cpu_s"] for line in logs if "perf/cpu_s" in line])
         rows.append(
-            f"| {arm['name']} | {100 * arm['base_accuracy']:.0f} | {100 * arm['accuracy_greedy']:.0f} | "
+            f"| {name} | {100 * arm['base_accuracy']:.0f} | {100 * arm['accuracy_greedy']:.0f} | "
             f"{100 * arm['accuracy_sampled']:.0f} | {100 * arm['kept_fraction']:.1f} | "
             f"{arm['train_seconds']:.0f} | {cpu:.0f} | {memory:,.0f} |"
         )
     return "\n".join(rows) + "\n"
 
 
-def _differences(arms: dict[Path, dict[str, Any]]) -> str:
-    by_name = {arm["name"]: arm for arm in arms.values()}
+def differences(arms: dict[Path, dict[str, Any]]) -> str:
+    """A row for each pair of arms."""
     rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---:|"]
-    for one, other in [pair for pair in PAIRS if set(pair) <= set(by_name)]:
-        right = [
-            np.array([int(c) for c in by_name[name]["right_greedy_curve"][-1][1]])
-            for name in (one, other)
-        ]
-        found = t_estimate(list(100.0 * (right[0] - right[1])))
+    for (one, other), found in paired(arms).items():
         rows.append(
             f"| {one} - {other} | {found.mean:+.1f} | [{found.low:+.1f}, {found.high:+.1f}] |"
         )
     return "\n".join(rows) + "\n"
 
 
-def _rollouts(folder: Path) -> list[str]:
+def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate]:
+    """Difference of greedy accuracy at the end for each pair, in points: a problem's, meaned over seeds."""
+    right: dict[str, dict[int, NDArray[np.float64]]] = {}
+    for arm in arms.values():
+        last = arm["right_greedy_curve"][-1][1]
+        right.setdefault(arm["name"], {})[arm["seed"]] = np.array([float(c) for c in last])
+    found = {}
+    for pair in PAIRS:
+        # A study may be looked at while its later seeds still run.
+        seeds = set.intersection(*(set(right.get(name, {})) for name in pair))
+        if seeds:
+            one, other = (np.mean([right[name][s] for s in seeds], axis=0) for name in pair)
+            found[pair] = t_estimate(list(100.0 * (one - other)))
+    return found
+
+
+def rollouts(folder: Path) -> list[str]:
+    """Three rollouts of the last step, kept tokens in bold."""
     lines = read_jsonl(folder / "rollouts.jsonl")
     last = max(line["step"] for line in lines)
     parts = []

@@ -30,7 +30,7 @@ STUDIES = sorted(path for name in ("paper", "studies") for path in (RECIPES / na
 
 
 def test_there_are_no_other_recipes():
-    others = {"smollm2", "teacher-prompt", "teacher-server", "tiny", "two-teachers"}
+    others = {"smollm2", "smollm2-self", "teacher-prompt", "teacher-server", "tiny", "two-teachers"}
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*PUBLISHED, *TEACHERS, *others}
     assert {path.name for path in RECIPES.iterdir() if path.is_dir()} == FOLDERS
     assert {path.stem for path in (RECIPES / "paper").iterdir()} == set(PUBLISHED)
