@@ -20,7 +20,7 @@ from taopd.trainer.environment import environment
 ARMS = [
     {"name": "full", "selector": "full"},
     {"name": "published-10", "selector": "teachability"},
-    {"name": "default-10", "selector": "teachability", "method": "anchored"},
+    {"name": "anchored-10", "selector": "teachability", "method": "anchored"},
     {"name": "random-10", "selector": "random"},
 ]
 ASKED = "Tom has 4 boxes with 7 pens each and finds 5 more pens."
@@ -109,7 +109,7 @@ def test_differences_take_a_problems_mean_over_the_seeds_that_both_have():
     # By problem: 1, 0, 0, 0 of both seeds; of seed 1 alone 0, 0, -1, 0.
     assert found["published-10", "random-10"].mean == pytest.approx(25.0)
     assert found["published-10", "full"].mean == pytest.approx(-25.0)
-    assert ("default-10", "published-10") not in found
+    assert ("anchored-10", "published-10") not in found
 
 
 def micro_study(micro_lab, folder, seeds):
