@@ -143,10 +143,10 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
 def test_a_broken_check_is_a_fail_of_that_item(capsys, config, monkeypatch):
     from taopd.preflight import tokenizer_checks as tokens
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("no such luck")
 
-    monkeypatch.setattr(tokens, "token_name", broken)
+    monkeypatch.setattr(tokens, "check_special_tokens", broken)
     status, found = run_json(capsys, config())
     assert status == 1
     assert not_passed(found["items"]) == {"special tokens": "fail"}
@@ -221,7 +221,7 @@ def test_a_run_with_a_stale_sampler_warns_once(config, caplog):
     with stale_sampler(), caplog.at_level(logging.WARNING, logger="taopd.trainer.sampler_monitor"):
         assert cli.main(["train", "--config", str(path), "--skip-check"]) == 0
     warnings = [r.getMessage() for r in caplog.records if r.name == "taopd.trainer.sampler_monitor"]
-    assert len(warnings) == 1 and "nats a token at step 1: sampling and training" in warnings[0]
+    assert len(warnings) == 1 and "nats a token at step 1: sampling and scoring" in warnings[0]
 
 
 @pytest.mark.parametrize(
