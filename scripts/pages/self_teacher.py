@@ -2,8 +2,8 @@
 
     python -m scripts.smollm2_self --measure 60                                 # what the context helps
     taopd check recipes/smollm2-self.yaml --json > runs/smollm2-self-form/check.json   # and changes (KL)
-    python -m scripts.pages.self_teacher runs/smollm2-self-form \\
-        --untouched runs/smollm2-self --system runs/smollm2-system
+    python -m scripts.pages.self_teacher runs/smollm2-self \\
+        --form runs/smollm2-self-form --system runs/smollm2-system
 
 Either of the first two may be missing: the page says so. Studies that still run are shown as far as they are.
 """
@@ -26,28 +26,28 @@ BEGIN, END = 3, 3
 """Steps at the begin and at the end of a run whose rollouts are counted."""
 OWN, CONTROL, WHOLE = "published-10", "random-10", "full"
 TITLES = {
-    "form": "A student that knows the form, and the worked solution",
     "untouched": "The untouched model, and the worked solution",
+    "form": "A student that knows the form, and the worked solution",
     "system": "The untouched model, and a system prompt",
 }
 Arms = dict[Path, dict[str, Any]]
 
 
-def page(form: Path, others: Mapping[str, Path | None], note: str = "") -> str:
+def page(untouched: Path, others: Mapping[str, Path | None], note: str = "") -> str:
     """The page in Markdown.
 
     Args:
-        form: the study whose student knows the form; the page begins with its verdict.
+        untouched: the study of the untouched model; the page begins with its verdict.
         others: names of `TITLES`, each with its study's folder, or None.
     """
-    runs = {"form": form} | {name: run for name, run in others.items() if run is not None}
-    flags = "".join(f" --{name} {run}" for name, run in runs.items() if name != "form")
+    runs = {"untouched": untouched} | {name: run for name, run in others.items() if run is not None}
+    flags = "".join(f" --{name} {run}" for name, run in runs.items() if name != "untouched")
     parts = [
         "# SmolLM2-135M-Instruct as its own teacher\n",
-        f"Written by `python -m scripts.pages.self_teacher {form}{flags}` after the studies in "
+        f"Written by `python -m scripts.pages.self_teacher {untouched}{flags}` after the studies in "
         f"`recipes/studies`. {note}".rstrip()
         + "\n",
-        f"{verdict(finished(form))}\n",
+        f"{verdict(finished(untouched))}\n",
         "The teacher is the student before training (`teacher: self`) and reads more than it: what is "
         "learned can come from the context alone.\n",
     ]
@@ -60,6 +60,8 @@ def section(run: Path, title: str) -> list[str]:
     """One study: what the context helps, accuracy by arm, tokens by kind, rollouts."""
     study = json.loads((run / "config.json").read_text())
     arms = finished(run)
+    if OWN not in {arm["name"] for arm in arms.values()}:
+        return [f"## {title}\n", f"Not run yet: {OWN} has not finished.\n"]
     versions = json.loads((run / "env.json").read_text())["versions"]
     some = next(iter(arms.values()))
     seeds = sorted({arm["seed"] for arm in arms.values()})
@@ -219,16 +221,16 @@ def kinds_table(arms: Arms) -> str:
 
 
 def found_words(arms: Arms) -> str:
-    """Whether teachability keeps more than its budget of the kind with the largest mean D."""
+    """How much teachability keeps of the kind with the largest mean D at the begin."""
     begin = by_kind(lines_of(arms, steps="begin"))
     taught = max(begin, key=lambda kind: begin[kind]["disagreement"])
     kept = by_kind(lines_of(_folders(arms)[OWN]))
     budget = float(np.mean([arm["kept_fraction"] for arm in arms.values() if arm["name"] == OWN]))
     share = kept[taught]["kept"] if taught in kept else 0.0
-    finds = "finds them" if share > budget else "does not find them"
     return (
         f"The context moves the teacher most at: {WORDS[taught]} ({begin[taught]['disagreement']:.2f} nats). "
-        f"Teachability {finds}: it keeps {100 * share:.0f} % of them at a budget of {100 * budget:.0f} %."
+        f"Teachability keeps {100 * share:.0f} % of them, {share / budget:.1f} times what a random choice of "
+        f"{100 * budget:.0f} % keeps."
     )
 
 
@@ -258,11 +260,11 @@ def forms_table(arms: Arms) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of recipes/studies/smollm2-self-form.yaml")
-    parser.add_argument("--untouched", type=Path, help="of recipes/studies/smollm2-self.yaml")
+    parser.add_argument("run", type=Path, help="folder of recipes/studies/smollm2-self.yaml")
+    parser.add_argument("--form", type=Path, help="of recipes/studies/smollm2-self-form.yaml")
     parser.add_argument("--system", type=Path, help="of recipes/studies/smollm2-system.yaml")
     parser.add_argument("--note", default="", help="a sentence about the runs, such as their time")
     options = parser.parse_args()
-    others = {"untouched": options.untouched, "system": options.system}
+    others = {"form": options.form, "system": options.system}
     write_text(PAGE, page(options.run, others, options.note))
     print(PAGE)

@@ -133,12 +133,14 @@ def micro_study(micro_lab, folder, seeds):
 def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path, monkeypatch):
     run = tmp_path / "self"
     plan = micro_study(micro_lab, tmp_path, [0, 1])
+    write_json(run / "config.json", asdict(plan.study))
+    write_json(run / "env.json", environment())
+    write_arm(plan.runs[0], plan.folder_of(plan.runs[0], run))
+    assert "Not run yet: published-10" in self_teacher.page(run, {})
     for each in plan.runs[:4]:
         write_arm(each, plan.folder_of(each, run))
         run_arm(each, plan.folder_of(each, run))
     write_arm(plan.runs[4], plan.folder_of(plan.runs[4], run))  # an arm that has begun
-    write_json(run / "config.json", asdict(plan.study))
-    write_json(run / "env.json", environment())
     text = self_teacher.page(run, {"system": None})
     assert "1 of 2 training seeds, 8 held-out problems" in text
     assert "was not measured (`scripts.smollm2_self" in text and "context was not measured" in text
