@@ -38,7 +38,9 @@ def parts(pair: Pair) -> dict[str, StudyFile]:
     long = dataclasses.replace(
         core,
         config=base.config | {"max_steps": 200},
-        arms=[a for a in base.arms if a["name"] in ("published-10", "reach-10", "anchored-10", "full")],
+        arms=[
+            a for a in base.arms if a["name"] in ("published-10", "reach-10", "anchored-10", "full")
+        ],
         title="SmolLM2-135M, 200 steps",
     )
     return {

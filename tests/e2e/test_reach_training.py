@@ -1,12 +1,16 @@
 """Training with `method: reach`. Oracles: full distributions of the three models, each by its own forward."""
 
 import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from taopd.models.stop_tokens import declared_ids
 from taopd.teachers import LocalTeacher
 from tests.e2e.test_teacher_training import make_trainer as remote_trainer
 from tests.e2e.test_trainer import make_trainer, weights_of
@@ -56,10 +60,14 @@ def at(scored, logprobs):
     return logprobs[scored.positions.row, scored.positions.column]
 
 
-def reach_of(initial, teacher, threshold=THRESHOLD):
+def reach_of(initial, teacher, threshold=THRESHOLD, foreign_ends=()):
     return torch.tensor(
         [
-            sum(q for p, q in zip(*row, strict=True) if p >= threshold)
+            sum(
+                q
+                for v, (p, q) in enumerate(zip(*row, strict=True))
+                if p >= threshold and v not in foreign_ends
+            )
             for row in zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
         ]
     ).double()
@@ -141,6 +149,24 @@ def test_with_lora_the_start_is_the_base_model(micro_lab, tmp_path):
     )
     both = (at(scored, full_logprobs(model, scored.batch)) for model in (initial, teacher))
     torch.testing.assert_close(scored.signals.reach.double(), reach_of(*both), atol=1e-4, rtol=0)
+
+
+def test_the_teachers_own_end_is_never_within_reach(micro_lab, tmp_path):
+    """An id that the teacher's files declare, and at which the sampler goes on."""
+    student, teacher = (Path(each) for each in (micro_lab.student, micro_lab.teacher))
+    shutil.copytree(teacher, tmp_path / "teacher")
+    config = GenerationConfig.from_pretrained(student)
+    config.eos_token_id = [5, *declared_ids(config.eos_token_id)]
+    config.save_pretrained(tmp_path / "teacher")
+    lab = SimpleNamespace(student=student, teacher=tmp_path / "teacher", prompts=micro_lab.prompts)
+    trainer = make_trainer(lab, tmp_path, **SETTINGS, **SGD)
+    assert trainer.foreign_ends == (5,) and 5 not in trainer.eos_token_ids
+    scored, _ = watched(trainer)[0]
+    initial, teacher, _ = models_of(lab, {})
+    both = [at(scored, full_logprobs(model, scored.batch)) for model in (initial, teacher)]
+    r = reach_of(*both, foreign_ends=(5,))
+    torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
+    assert float((reach_of(*both) - r).max()) > 0.1, "vacuous"
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError
 from taopd.kernels import Head
+from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import (
     lists_from_exact,
     reach_bound,
@@ -34,10 +36,12 @@ def logprobs(num, seed, sharpness=3.0, dtype=torch.float64):
     return logits.log_softmax(-1)
 
 
-def reach_by_definition(initial, teacher, threshold, stop_ids=()):
+def reach_by_definition(initial, teacher, threshold, stop_ids=(), foreign_ends=()):
     """r of one position from two lists of probabilities."""
     total = 0.0
     for v, mass in enumerate(teacher):
+        if v in foreign_ends:
+            continue
         said = sum(initial[s] for s in stop_ids) if v in stop_ids else initial[v]
         total += mass if said >= threshold else 0.0
     return total
@@ -68,6 +72,40 @@ def test_a_stop_class_is_within_reach_as_a_whole():
     apart = reach_from_logprobs(initial, teacher, threshold=2e-3)
     together = reach_from_logprobs(initial, teacher, threshold=1.9e-3, stop_ids=(2, 3))
     assert (float(apart), float(together)) == pytest.approx((0.2, 1.0))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.03])
+def test_an_end_at_which_the_sampler_goes_on_is_out_of_reach(threshold):
+    """However likely it is; the teacher may have ids that the student lacks."""
+    initial, teacher = logprobs(30, 0), logprobs(30, 1)
+    ends = {"foreign_ends": (4, 6, VOCAB + 3)}
+    found = reach_from_logprobs(initial, teacher, threshold=threshold, **ends)
+    rows = zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
+    expected = [reach_by_definition(p, q, threshold, foreign_ends=(4, 6)) for p, q in rows]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    without = reach_from_logprobs(initial, teacher, threshold=threshold)
+    assert float((without - found).max()) > 0.3, "vacuous"
+    # K of the whole vocabulary: the bound is r.
+    student = logprobs(30, 2)
+    signals = signals_from_logprobs(student, teacher, torch.zeros(30).long(), k=VOCAB)
+    lists = (signals.student_topk_ids, signals.teacher_topk_ids)
+    bound = reach_bound(
+        signals, *(initial.gather(1, ids) for ids in lists), threshold=threshold, **ends
+    )
+    torch.testing.assert_close(bound, found)
+
+
+def test_the_ends_of_a_teacher_alone():
+    """Declared by the teacher or given, less those at which the sampler stops; a merged end is one's own."""
+
+    def model(ends):
+        return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=ends))
+
+    teachers = (model([5, 2]), model(7), model(None), None)
+    assert foreign_ends("train", None, [2, 3], *teachers) == (5, 7)
+    assert foreign_ends("exclude", [9, 3], [2, 3], *teachers) == (5, 7, 9)
+    assert foreign_ends("merge", [9, 3], [2, 3], *teachers) == ()
+    assert foreign_ends("train", None, [2, 3]) == ()
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 40.0), st.floats(0.0, 1.0))

@@ -84,7 +84,8 @@ def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor):
     # With Adam's usual epsilon a gradient of 1e-9, all rounding, moves a weight as far as any other.
     settings = {"anchor_coef": anchor, "adam_epsilon": 1e-5}
     if selector == "reach":
-        selector, settings = "teachability", settings | {"method": "reach", "reach_threshold": 0.01}
+        settings |= {"method": "reach", "reach_threshold": 0.01, "stop_token_ids": [3, EOS_ID]}
+        selector = "teachability"
     arm = small_arm(lab, selector=selector, loss=loss, **settings)
     trainer = TeachabilityTrainer(
         model=AutoModelForCausalLM.from_pretrained(arm.student, dtype=torch.float32),

@@ -56,3 +56,21 @@ def stop_ids(
             "completion, or leave stop_tokens='train'"
         )
     return tuple(sorted(ids))
+
+
+def foreign_ends(
+    stop_tokens: str,
+    stop_token_ids: Sequence[int] | None,
+    sampler: Iterable[int],
+    *teachers: Any,
+) -> tuple[int, ...]:
+    """Ids that end a teacher's texts and at which the sampler goes on, ascending.
+
+    Known are the ids of the teachers' generation configs, and those given. None where `stop_tokens` merges
+    all ends into one: that one does end a completion.
+    """
+    if stop_tokens == "merge":
+        return ()
+    configs = [getattr(teacher, "generation_config", None) for teacher in teachers]
+    ids = {i for config in configs for i in declared_ids(getattr(config, "eos_token_id", None))}
+    return tuple(sorted(ids.union(stop_token_ids or ()) - set(sampler)))

@@ -292,7 +292,9 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
         scaled=scales_compatibility(subject.settings.training),
     ),
     "situation": lambda subject, found: rollout_checks.check_situation(
-        found, threshold=subject.settings.training.reach_threshold
+        found,
+        threshold=subject.settings.training.reach_threshold,
+        foreign_ends=subject.trainer.foreign_ends,
     ),
     "kept tokens": _kept,
 }

@@ -210,9 +210,11 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
     return judge("off support", text, problems, figures=figures)
 
 
-def check_situation(measured: Measured, *, threshold: float) -> Verdict:
+def check_situation(
+    measured: Measured, *, threshold: float, foreign_ends: Sequence[int]
+) -> Verdict:
     """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
-    found = situation(measured.signals, threshold=threshold).shares
+    found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
     return judge("situation", situation_words(*found), [], figures=figures)
 

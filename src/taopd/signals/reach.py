@@ -6,6 +6,9 @@ S0 is the student before training, T the teacher, both over the whole vocabulary
 contexts. C asks the same of the present student, and by rank: under a flat student many ids beyond the K best
 are as likely as they are, and under a sharp one the K-th is hardly ever said.
 
+Foreign ends are out of reach whatever their probability: ids that end the teacher's texts, at which the
+student's sampler goes on. Such a token does for the student nothing of what it does for the teacher.
+
 Exact where both distributions are here. From a server's answer it is the lower bound over the ids that the
 answer holds: the true r is larger by at most the mass that the answer does not account for.
 
@@ -42,11 +45,13 @@ def reach_from_logprobs(
     *,
     threshold: float = THRESHOLD,
     stop_ids: Sequence[int] = (),
+    foreign_ends: Sequence[int] = (),
 ) -> Float[Tensor, " N"]:
     """r of N positions from two full rows of log-probs, nats in, a share of mass out.
 
     Args:
         stop_ids: ids that count as one token in both models.
+        foreign_ends: ids that are out of reach whatever the student's probability.
 
     Example:
         >>> initial, teacher = (torch.tensor([row]).log() for row in ([0.9, 0.1], [0.2, 0.8]))
@@ -58,6 +63,8 @@ def reach_from_logprobs(
         ids = torch.tensor(list(stop_ids), device=initial_logprobs.device)
         whole = initial_logprobs[:, ids].logsumexp(1, keepdim=True)
         counted[:, ids] = sayable(whole, threshold).expand(-1, len(ids))
+    # A teacher may end with an id that the student does not have.
+    counted[:, [index for index in foreign_ends if index < counted.shape[1]]] = 0.0
     # From what is out of reach: where all is within, r is 1 and not a rounded sum of a whole vocabulary.
     beyond = (teacher_logprobs.exp() * (1.0 - counted)).sum(1)
     return (1.0 - beyond).clamp(0.0, 1.0)
@@ -71,6 +78,7 @@ def reach_from_states(
     threshold: float,
     temperature: float = 1.0,
     stop_ids: Sequence[int] = (),
+    foreign_ends: Sequence[int] = (),
 ) -> Float[Tensor, " N"]:
     """r of N positions from the states and heads of both models, in bounded memory; float32.
 
@@ -87,6 +95,7 @@ def reach_from_states(
             teacher_head.logprobs(teacher_hidden[start : start + size], temperature),
             threshold=threshold,
             stop_ids=stop_ids,
+            foreign_ends=foreign_ends,
         )
         for start in range(0, max(1, hidden.shape[0]), size)
     ]
@@ -99,6 +108,7 @@ def reach_bound(
     at_teachers: Float[Tensor, "N K"],
     *,
     threshold: float,
+    foreign_ends: Sequence[int] = (),
 ) -> Float[Tensor, " N"]:
     """Lower bound of r from the ids at which a teacher elsewhere gave its log-probs.
 
@@ -107,14 +117,18 @@ def reach_bound(
     Args:
         at_students: the initial student's log-probs at `student_topk_ids`; likewise at the teacher's.
     """
-    listed = signals.teacher_topk_ids >= 0
-    mass = torch.where(listed, signals.teacher_topk_logprobs.exp(), 0.0)
-    total = (mass * sayable(at_teachers, threshold)).sum(1)
-    known = signals.teacher_at_student_ids
-    if known is not None:
-        same = signals.student_topk_ids.unsqueeze(2) == signals.teacher_topk_ids.unsqueeze(1)
+    ends = signals.teacher_topk_ids.new_tensor(list(foreign_ends))
+
+    def known_mass(ids: Tensor, teacher: Tensor, initial: Tensor, counts: Tensor) -> Tensor:
+        counts = counts & (ids >= 0) & ~torch.isin(ids, ends)
+        return torch.where(counts, teacher.exp() * sayable(initial, threshold), 0.0).sum(1)
+
+    students, teachers = signals.student_topk_ids, signals.teacher_topk_ids
+    total = known_mass(
+        teachers, signals.teacher_topk_logprobs, at_teachers, torch.ones_like(teachers).bool()
+    )
+    if (known := signals.teacher_at_student_ids) is not None:
         # Once: an id in both lists was counted with the teacher's.
-        alone = ~same.any(2) & (signals.student_topk_ids >= 0)
-        mass = torch.where(alone, known.exp(), 0.0)
-        total = total + (mass * sayable(at_students, threshold)).sum(1)
+        alone = ~(students.unsqueeze(2) == teachers.unsqueeze(1)).any(2)
+        total = total + known_mass(students, known, at_students, alone)
     return total.clamp(0.0, 1.0)

@@ -10,6 +10,7 @@ D is KL(teacher || student) on both top-K lists: the shares are of what the teac
 ours; the kinds are those of `bank/gain_*`, divided by reach.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -40,24 +41,32 @@ class Situation(NamedTuple):
         return Situation(*(value / total if total > 0.0 else 0.0 for value in self))
 
 
-def situation(signals: TokenSignals, *, threshold: float) -> Situation:
+def situation(
+    signals: TokenSignals, *, threshold: float, foreign_ends: Sequence[int] = ()
+) -> Situation:
     """Sums of D by kind over N positions.
 
     Reach is the initial student's where the trainer has added it; else that of the student at hand by the ids
     of both lists, which before the first step is the same student. That is a lower bound of r: the share out
     of reach is then one at most.
     """
-    reach = signals.reach if signals.reach is not None else own_reach(signals, threshold=threshold)
+    reach = signals.reach
+    if reach is None:
+        reach = own_reach(signals, threshold=threshold, foreign_ends=foreign_ends)
     said, listed = reach > HALF, signals.compatibility > HALF
     kinds = (said & listed, said & ~listed, ~said)
     return Situation(*(float(signals.disagreement[kind].double().sum()) for kind in kinds))
 
 
-def own_reach(signals: TokenSignals, *, threshold: float) -> Float[Tensor, " N"]:
+def own_reach(
+    signals: TokenSignals, *, threshold: float, foreign_ends: Sequence[int]
+) -> Float[Tensor, " N"]:
     """Lower bound of r if the student that was scored is the initial one."""
     at_teachers = signals.student_at_teacher_ids
     if at_teachers is None:
         at_teachers = at_ids(
             signals.student_topk_ids, signals.student_topk_logprobs, signals.teacher_topk_ids
         )
-    return reach_bound(signals, signals.student_topk_logprobs, at_teachers, threshold=threshold)
+    at_students = signals.student_topk_logprobs
+    rule = {"threshold": threshold, "foreign_ends": foreign_ends}
+    return reach_bound(signals, at_students, at_teachers, **rule)

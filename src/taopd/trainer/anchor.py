@@ -42,6 +42,8 @@ class Anchor:
     Args:
         head_of: the head of a prepared model, cut to the shared ids.
         guard: None: collapse_guard is off.
+        stop_ids: one token for reach where `stop_tokens: merge`.
+        foreign_ends: ids that end the teacher's texts alone: out of reach.
         reference: of the student before training, where somebody else needs it too; None: made if needed.
     """
 
@@ -53,12 +55,19 @@ class Anchor:
         recorder: Recorder,
         head_of: Callable[[Any], Head],
         guard: CollapseGuard | None,
+        stop_ids: Sequence[int],
+        foreign_ends: Sequence[int],
         reference: ReferenceStudent | None = None,
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
         self._coefficient = args.anchor_coef or 0.0
         self._judges = reads_reach(args)
+        self._merged = stop_ids if args.stop_tokens == "merge" else ()
+        self._reach_rule: dict[str, Any] = {
+            "threshold": args.reach_threshold,
+            "foreign_ends": foreign_ends,
+        }
         needed = self._coefficient > 0.0 or guard is not None or self._judges
         if needed and reference is None:
             reference = ReferenceStudent(student, accelerator)
@@ -75,7 +84,6 @@ class Anchor:
         scored: Scored,
         teacher_heads_of: Callable[[], Sequence[Head | None]],
         of_teacher: Int[Tensor, " N"] | None,
-        stop_ids: Sequence[int],
     ) -> Scored:
         """The scores with reach, where a setting reads it: the reference model is run at every token.
 
@@ -83,7 +91,6 @@ class Anchor:
             teacher_heads_of: gives one a teacher; None for one elsewhere: reach then is a lower bound, at the
                 tokens of all teachers, so that no selection mixes two kinds.
             of_teacher: which teacher each token has; None: there is one.
-            stop_ids: ids that end a completion; one token where `stop_tokens: merge`.
         """
         if not self._judges:
             return scored
@@ -97,7 +104,7 @@ class Anchor:
             heads = teacher_heads_of()
             if None in heads:
                 lists = self._at_lists(self._states, head, signals)
-                reach = reach_bound(signals, *lists, threshold=args.reach_threshold)
+                reach = reach_bound(signals, *lists, **self._reach_rule)
             else:
                 reach = torch.zeros_like(signals.compatibility)
                 for index, hidden in scored.by_teacher():
@@ -105,9 +112,9 @@ class Anchor:
                     reach[index] = reach_from_states(
                         (self._states[index], head),
                         (hidden, heads[place]),
-                        threshold=args.reach_threshold,
+                        **self._reach_rule,
                         temperature=args.temperature,
-                        stop_ids=stop_ids if args.stop_tokens == "merge" else (),
+                        stop_ids=self._merged,
                     )
         scored = replace(scored, signals=replace(signals, reach=reach))
         if needs_teacher_distribution(args.loss):

@@ -74,7 +74,8 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         "in signals and loss (not for tool use, where they differ).",
     )
     stop_token_ids: list[int] | None = option(
-        None, "Which ids stop_tokens means. None: those of student and teacher."
+        None,
+        "Which ids stop_tokens means. None: those of student and teacher. reach: more ends of the teacher.",
     )
 
     # How many, and with what weight

@@ -120,8 +120,6 @@ def check_config(config: "TeachabilityConfig") -> None:
     check_method(config)
     _check_anchor(config)
     _check_gradient_window(config)
-    if config.stop_token_ids is not None and config.stop_tokens == "train":
-        raise ConfigError("stop_token_ids has no effect with stop_tokens='train'")
     if config.max_update_norm is not None and config.match_update_norm is not None:
         raise ConfigError("max_update_norm and match_update_norm exclude each other")
     if config.teacher_url is not None:

@@ -61,3 +61,9 @@ def check_method(config: "TeachabilityConfig") -> None:
             f"method: reach divides by the budget of the whole batch, which reduction={config.reduction!r} "
             "does not have: set reduction='token_mean'"
         )
+    reads_ends = config.stop_tokens != "train" or "reach" in (config.method, config.compatibility)
+    if config.stop_token_ids is not None and not reads_ends:
+        raise ConfigError(
+            "stop_token_ids has no effect with stop_tokens='train', unless reach is read: set "
+            "stop_tokens='exclude' or 'merge', or method='reach'"
+        )

@@ -1,7 +1,7 @@
 """Says after the first steps in which situation a run is: teachable, within reach, or out of reach."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,10 +21,17 @@ class SituationWatch(TrainerCallback):
 
     Args:
         record: takes (metric, value).
+        foreign_ends: out of reach, as in `signals.reach`.
     """
 
-    def __init__(self, threshold: float, record: Callable[[str, float], None]) -> None:
-        self._threshold, self._record = threshold, record
+    def __init__(
+        self,
+        threshold: float,
+        record: Callable[[str, float], None],
+        foreign_ends: Sequence[int] = (),
+    ) -> None:
+        self._rule = {"threshold": threshold, "foreign_ends": foreign_ends}
+        self._record = record
         self._sums = Situation(0.0, 0.0, 0.0)
         self._told = False
 
@@ -32,7 +39,7 @@ class SituationWatch(TrainerCallback):
         """Look at one generation batch."""
         if self._told:
             return
-        self._sums += situation(scored.signals, threshold=self._threshold)
+        self._sums += situation(scored.signals, **self._rule)
         for name, share in self._sums.shares._asdict().items():
             self._record(f"situation/{name}", share)
         if scored.number >= STEPS:

@@ -18,7 +18,7 @@ from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
-from taopd.models.stop_tokens import stop_ids
+from taopd.models.stop_tokens import foreign_ends, stop_ids
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
@@ -103,6 +103,7 @@ class TeachabilityTrainer(BaseTrainer):
             )
         stops = args.stop_tokens, args.stop_token_ids
         self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
+        self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
         self._loss_function = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
@@ -121,11 +122,12 @@ class TeachabilityTrainer(BaseTrainer):
         sinks = self.record, found.add, self._load_from_checkpoint
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        self._anchor = Anchor(args, *parts, None if itself is None else itself.start)
+        ends = self.stop_ids, self.foreign_ends
+        self._anchor = Anchor(args, *parts, *ends, None if itself is None else itself.start)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
-        situation = SituationWatch(args.reach_threshold, self.record)
+        situation = SituationWatch(args.reach_threshold, self.record, self.foreign_ends)
         watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
@@ -157,9 +159,7 @@ class TeachabilityTrainer(BaseTrainer):
             positions, scored = self._score(batch, positions)
         models = self.forward_states, self.model_wrapped
         teachers = self._teacher_heads, self._teacher.of_positions(batch, positions)
-        scored = self._anchor.with_reach(
-            *models, batch, positions, scored, *teachers, self.stop_ids
-        )
+        scored = self._anchor.with_reach(*models, batch, positions, scored, *teachers)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(*models, selected)

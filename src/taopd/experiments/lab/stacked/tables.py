@@ -27,13 +27,17 @@ def with_reach(
     teacher_logprobs: Float[Tensor, "N V"],
     rows: Sequence[slice],
     settings: Sequence[TeachabilityConfig],
+    ends: Sequence[Sequence[int]],
 ) -> TokenSignals:
-    """The signals with the reach of every position, by the threshold of its arm."""
+    """The signals with the reach of every position, by the threshold and the foreign ends of its arm."""
     found = [
         reach_from_logprobs(
-            initial_logprobs[own], teacher_logprobs[own], threshold=args.reach_threshold
+            initial_logprobs[own],
+            teacher_logprobs[own],
+            threshold=args.reach_threshold,
+            foreign_ends=foreign,
         )
-        for own, args in zip(rows, settings, strict=True)
+        for own, args, foreign in zip(rows, settings, ends, strict=True)
     ]
     return replace(signals, reach=torch.cat(found))
 

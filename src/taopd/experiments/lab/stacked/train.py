@@ -33,6 +33,7 @@ from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
+from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
 from taopd.trainer.selection import Choice, choose, needed_signals
 
@@ -86,6 +87,11 @@ class Stack:
         self.shape, self.weights = stack(student, len(arms))
         self._initial = stack(student, 1)[1]
         self._teacher_shape, self._teacher = stack(teacher, 1)
+        self._foreign_ends = [
+            # The sampler of the labs stops at this id alone.
+            foreign_ends(args.stop_tokens, args.stop_token_ids, [EOS_ID], teacher)
+            for args in self.settings
+        ]
         for weight in self.weights.values():
             weight.requires_grad_()
         self._optimizer = torch.optim.AdamW(
@@ -162,12 +168,9 @@ class Stack:
         initial = cache(partial(self._frozen, self.shape, self._initial, ids, positions))
         rows = rows_by_arm(positions, len(self.arms))
         if "reach" in self._needs:
-            signals = with_reach(signals, initial()[1], teacher, rows, self.settings)
+            signals = self._with_reach(signals, initial()[1], teacher, rows)
         tables = tables_by_arm(signals, positions, rows, self.settings, self._needs)
-        choices = [
-            choose(table, args, step=number, training=True)
-            for table, args in zip(tables, self.settings, strict=True)
-        ]
+        choices = [self._choose(arm, table, number) for arm, table in enumerate(tables)]
         losses = self._loss(student, teacher_hidden, signals, targets, choices, rows)
         losses = losses + self._anchor_loss(student, choices, targets, ids, positions, initial)
         self._optimizer.zero_grad()
@@ -192,6 +195,16 @@ class Stack:
             for observer in observers:
                 observer(seen)
         return choices
+
+    def _with_reach(
+        self, signals: TokenSignals, initial: Tensor, teacher: Tensor, rows: list[slice]
+    ) -> TokenSignals:
+        """The signals with reach, from the log-probs of the initial student and of the teacher."""
+        return with_reach(signals, initial, teacher, rows, self.settings, self._foreign_ends)
+
+    def _choose(self, arm: int, table: SignalTable, step: int) -> Choice:
+        """What one arm trains on in this step."""
+        return choose(table, self.settings[arm], step=step, training=True)
 
     def _student_logprobs(
         self, ids: Int[Tensor, "S B L"], positions: Positions
