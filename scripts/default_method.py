@@ -29,15 +29,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "published@0.1": {"budget": 0.1},
     "anchored@0.1": {"budget": 0.1, "method": "anchored"},
     "reach@0.1": {"budget": 0.1, "method": "reach"},
+    "reach@0.05": {"budget": 0.05, "method": "reach"},
     "raw C@0.1": {"budget": 0.1, "method": "anchored", "selector": "teachability_raw_c"},
     "random@0.1": {"budget": 0.1, "selector": "random"},
 }
 """`raw C` is anchored with D~ C in place of D~ C~."""
-MAIN = ("full", "published@0.1", "anchored@0.1", "reach@0.1")
-PARTS = {
+MAIN, REACH = ("full", "published@0.1", "anchored@0.1"), ("reach@0.1",)
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "main": ("reverse_kl", MAIN),
-    "more": ("reverse_kl", ("raw C@0.1", "random@0.1")),
+    "reach": ("reverse_kl", REACH),
     "sampled": ("sampled_reverse_kl", MAIN),
+    "reach_sampled": ("sampled_reverse_kl", REACH),
+    "reach_half": ("reverse_kl", ("reach@0.05",)),
+    "more": ("reverse_kl", ("raw C@0.1", "random@0.1")),
 }
 """Loss and arms, the most important part first."""
 Part = dict[str, Any]
@@ -120,8 +124,10 @@ def main() -> None:
     # Labs without a run of their own have the arms that were measured before.
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {lab: [] for lab in known}
     for path in sorted(args.runs.glob("*__*.json")):
-        document = json.loads(path.read_text())
-        rows.setdefault((document["variant"], document["loss"]), []).extend(document["arms"])
+        document, names = json.loads(path.read_text()), PARTS[path.stem.split("__")[0]][1]
+        # What a part no longer has stays out: the arm may have been another rule then.
+        own = [row for row in document["arms"] if row["name"] in names]
+        rows.setdefault((document["variant"], document["loss"]), []).extend(own)
     parts = [
         part_of(own, {"variant": lab[0], "loss": lab[1]}, known.get(lab))
         for lab, own in rows.items()

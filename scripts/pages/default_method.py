@@ -26,7 +26,7 @@ from taopd.runs.jsonl import write_text
 
 ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200
 """Points below the best that a default may be; points below its own best that count as a collapse."""
-CANDIDATES = ("anchored@0.1", "reach@0.1", "raw C@0.1", "published@0.1")
+CANDIDATES = ("anchored@0.1", "reach@0.1", "reach@0.05", "raw C@0.1", "published@0.1")
 RIVALS = ("full", "published@0.1")
 PARTS_OF = {
     loss: [n for part in PARTS.values() if part[0] == loss for n in part[1]] for loss in LOSS_NAMES
@@ -88,35 +88,62 @@ def lab_name(part: Part) -> str:
     return part["variant"] + ("" if part["loss"] == "reverse_kl" else ", sampled")
 
 
-def choice_table(parts: list[Part]) -> tuple[str, list[str]]:
-    """Every candidate against the rule; and the ones that pass."""
+def judged(parts: list[Part], name: str) -> list[tuple[str, Standing]]:
+    """How a candidate stands in the labs that have it."""
+    found = [(lab_name(part), standing(part, name)) for part in parts]
+    return [(lab, each) for lab, each in found if each is not None]
+
+
+def passes(known: list[tuple[str, Standing]]) -> bool:
+    """Whether no lab is lost and no seed collapsed."""
+    return not any(each.verdict == "loses" or each.collapsed for _, each in known)
+
+
+def choice_table(parts: list[Part]) -> str:
+    """Every candidate against the rule, in the labs that have it."""
     lines = [
         "| candidate | labs | holds | cannot tell | loses | collapsed seeds | worst shortfall | passes |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    passing = []
     for name in CANDIDATES:
-        found = [(lab_name(part), standing(part, name)) for part in parts]
-        known = [(lab, each) for lab, each in found if each is not None]
+        known = judged(parts, name)
         if not known:
             continue
         verdicts = [each.verdict for _, each in known]
         lab, worst = max(known, key=lambda pair: pair[1].shortfall)
-        collapsed = sum(each.collapsed for _, each in known)
-        loses = verdicts.count("loses")
-        passes = not loses and not collapsed
-        passing += [name] if passes else []
         lines.append(
             f"| {words(name)} | {len(known)} | {verdicts.count('holds')} | "
-            f"{verdicts.count('cannot tell')} | {loses} | {collapsed} | "
-            f"{worst.shortfall:.1f} ({lab}) | {'yes' if passes else 'no'} |"
+            f"{verdicts.count('cannot tell')} | {verdicts.count('loses')} | "
+            f"{sum(each.collapsed for _, each in known)} | "
+            f"{worst.shortfall:.1f} ({lab}) | {'yes' if passes(known) else 'no'} |"
         )
-    return "\n".join(lines), passing
+    return "\n".join(lines)
+
+
+def choice(parts: list[Part]) -> str:
+    """What the rule chooses: of the candidates with every exact lab, over the labs that all of them have."""
+    exact = [part for part in parts if part["loss"] == "reverse_kl"]
+    complete = [name for name in CANDIDATES if len(judged(exact, name)) == len(exact)]
+    if not complete or len(exact) < len(VARIANTS):
+        return "Labs are missing: this is no choice yet."
+    common = [part for part in parts if all(standing(part, name) for name in complete)]
+    known = {name: judged(common, name) for name in complete}
+    text = f"The {len(common)} labs that {', '.join(map(words, complete))} all have decide: "
+    if passing := [name for name in complete if passes(known[name])]:
+        return f"{text}the default is one that passes: {', '.join(map(words, passing))}."
+    worst = {name: max(each.shortfall for _, each in known[name]) for name in complete}
+    best = min(worst, key=worst.__getitem__)
+    others = ", ".join(f"{words(name)} {worst[name]:.1f}" for name in complete if name != best)
+    return (
+        f"{text}none passes. The smallest worst shortfall there has {words(best)}, "
+        f"{worst[best]:.1f} points ({others})."
+    )
 
 
 def words(name: str) -> str:
     """An arm as the page calls it."""
-    return name.replace("@0.1", ", 10 %").replace("raw C", "anchored, raw C")
+    named = name.replace("@0.1", ", 10 %").replace("@0.05", ", 5 %")
+    return named.replace("raw C", "anchored, raw C")
 
 
 def points(values: np.ndarray) -> str:
@@ -203,18 +230,7 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
 
 def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
-    table, passing = choice_table(parts)
-    measured = [sum(standing(part, name) is not None for part in parts) for name in CANDIDATES]
-    if len({*measured}) > 1 or len(parts) < len(VARIANTS) * len(LOSS_NAMES):
-        verdict = (
-            "The candidates were not measured in the same labs, or labs are missing: this is no choice yet. "
-            f"In the labs that they have, these pass: {', '.join(map(words, passing)) or 'none'}."
-        )
-    elif passing:
-        verdict = f"By the rule the default is one that passes: {', '.join(map(words, passing))}."
-    else:
-        verdict = "No candidate passes: the default is the one with the smallest worst shortfall."
-    blocks = ["## The candidates", table, verdict, missing_words(parts)]
+    blocks = ["## The candidates", choice_table(parts), choice(parts), missing_words(parts)]
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
     for part in parts:
         name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}"

@@ -71,6 +71,7 @@ NAV: Tree = {
         "Long runs": "results/collapse.md",
         "The guard": "results/guard.md",
         "The choice of the default": "results/default.md",
+        "Forms of reach": "results/reach_forms.md",
         "Diagnostic": "results/diagnostic.md",
         "Speed and memory": "results/benchmarks.md",
     },

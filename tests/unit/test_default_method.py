@@ -5,12 +5,14 @@ import pytest
 from scipy import stats
 
 from scripts.default_method import ARMS, known_parts
-from scripts.pages.default_method import choice_table, generated, standing
+from scripts.pages.default_method import choice, choice_table, generated, judged, passes, standing
+from taopd.experiments.lab import VARIANTS
 
 
 def part(**arms):
     """A lab with three seeds: name -> (best, end) of each seed."""
-    names = {"full": "full"} | {name.split("@")[0].replace(" ", "_"): name for name in ARMS}
+    at_ten = [name for name in ARMS if name.endswith("@0.1")]
+    names = {"full": "full"} | {name.split("@")[0].replace(" ", "_"): name for name in at_ten}
     made = {
         names[key]: {
             "kept": 0.1,
@@ -48,9 +50,38 @@ def test_the_shortfall_is_to_the_best_rival_at_its_own_best_checkpoint():
 def test_a_lab_tells_where_the_interval_lies_on_one_side_of_a_point(reach, verdict):
     lab = part(full=FLAT, published=FLAT, reach=reach)
     assert standing(lab, "reach@0.1").verdict == verdict
-    passing = choice_table([lab])[1]
-    assert ("reach@0.1" in passing) == (verdict == "holds")
-    assert "published@0.1" in passing
+    assert passes(judged([lab], "reach@0.1")) == (verdict == "holds")
+    assert passes(judged([lab], "published@0.1"))
+    row = next(
+        line for line in choice_table([lab]).splitlines() if line.startswith("| reach, 10 %")
+    )
+    assert row.endswith("| yes |" if verdict == "holds" else "| no |")
+
+
+def labs_of(**arms):
+    """Every lab with the exact loss, all alike."""
+    return [part(**arms) | {"variant": name} for name in VARIANTS]
+
+
+def test_one_that_passes_is_chosen_and_else_the_smallest_worst_shortfall():
+    """By the labs that all have: one that misses a lab, or a lab that one misses, does not decide."""
+    flat, low, lower = FLAT, [(0.5, 0.5)] * 3, [(0.4, 0.4)] * 3
+    full = [(0.95, 0.95)] * 3
+    labs = labs_of(full=full, published=lower, anchored=low, reach=full, raw_C=full)
+    del labs[3]["arms"]["raw C@0.1"]
+    assert "the default is one that passes: reach, 10 %." in choice(labs)
+    labs = labs_of(full=full, published=lower, anchored=low, reach=flat, raw_C=flat)
+    del labs[3]["arms"]["raw C@0.1"]
+    labs.append(labs[0] | {"loss": "sampled_reverse_kl", "arms": dict(labs[0]["arms"])})
+    labs[-1]["arms"]["anchored@0.1"] = part(anchored=[(0.1, 0.1)] * 3)["arms"]["anchored@0.1"]
+    del labs[-1]["arms"]["reach@0.1"]
+    said = choice(labs)
+    assert (
+        f"The {len(VARIANTS)} labs that anchored, 10 %, reach, 10 %, published, 10 % all have"
+        in said
+    )
+    assert "has reach, 10 %, 5.0 points (anchored, 10 % 45.0, published, 10 % 55.0)" in said
+    assert "no choice yet" in choice(labs[1:-1])
 
 
 def test_an_arm_without_rivals_is_left_out_and_the_page_says_so():

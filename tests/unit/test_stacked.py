@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from scripts.reach_forms import FORMS, FormStack
 from taopd import TeachabilityConfig, TeachabilityTrainer
 from taopd.errors import ConfigError
 from taopd.experiments.lab import build_lab
@@ -140,3 +141,19 @@ def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path):
         Stack([small_arm(lab, gradient_window=4)], output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"one stack has one learning_rate"):
         Stack([small_arm(lab), small_arm(lab, learning_rate=1e-3)], output_dir=str(tmp_path))
+
+
+def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):
+    """Of the forms in docs/results/reach_forms.md; another form chooses something else."""
+    settings = {"method": "reach", "loss": "reverse_kl", "stop_token_ids": [3]}
+
+    def choices(kind, form):
+        arm = small_arm(lab, form, anchor_coef=FORMS[form].coef, **settings)
+        (made,) = kind([arm], output_dir=str(tmp_path)).step(0)
+        return made.loss_weights, made.anchor_weights
+
+    rule = choices(Stack, "threshold 3e-4")
+    for found, expected in zip(choices(FormStack, "threshold 3e-4"), rule, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    for form in ("p^0.2", "sigmoid, hold 1", "threshold 3e-4, ends like any token"):
+        assert not torch.allclose(choices(FormStack, form)[1], rule[1], rtol=1e-3)

@@ -35,6 +35,7 @@ def run_stack(
     *,
     output_dir: str,
     observers: Sequence[Observer] = (),
+    kind: type[Stack] = Stack,
 ) -> list[dict[str, Any]]:
     """Train and evaluate; one `results.json` document an arm, as `run_arm` writes it.
 
@@ -42,12 +43,13 @@ def run_stack(
         arms: of one stack; see `Stack`.
         output_dir: named in the settings; nothing is written there.
         observers: called with every step.
+        kind: a stack that decides something else, such as the forms of a rule that a study compares.
 
     Raises:
         ConfigError: for arms that do not fit together.
     """
     torch.set_num_threads(1)
-    stack, exam, kept = Stack(arms, output_dir=output_dir), Exam(arms[0]), _Kept(arms)
+    stack, exam, kept = kind(arms, output_dir=output_dir), Exam(arms[0]), _Kept(arms)
     steps = stack.settings[0].max_steps
     curves: dict[str, list[list[list[float]]]] = {
         "greedy": [[] for _ in arms],

@@ -1,0 +1,225 @@
+"""Forms of reach that were tried for `method: reach`. Writes docs/results/reach_forms.json and its page.
+
+    python -m scripts.reach_forms --runs runs/reach_forms               # what is missing, resumable
+    python -m scripts.reach_forms --runs runs/reach_forms --labs jargon --forms "p^0.2" "ramp"
+    python -m scripts.reach_forms --runs runs/reach_forms --steps 400   # the first screening
+
+Settings as in scripts/default_method.py (exact reverse KL, 10 %), with one seed, a checkpoint every 50 steps.
+p is the initial student's probability of a token, s(p) the share of the teacher's mass on it that counts as
+within reach. The teacher's own ends have s = 0 unless the form says otherwise.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scripts.collapse import BASE
+from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked import Stack, run_stack
+from taopd.losses import mixed_hold
+from taopd.runs.jsonl import write_json, write_text
+from taopd.trainer.selection import choose
+
+LABS = ("jargon", "dialect", "loanwords", "signoff")
+"""The labs that tell the forms apart."""
+BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
+Share = Callable[[Tensor], Tensor]
+"""From log p to s(p)."""
+
+
+def hard(threshold: float) -> Share:
+    """[p >= threshold]."""
+    least = math.log(threshold) if threshold else -math.inf
+    return lambda logp: (logp >= least).to(logp.dtype)
+
+
+def power(exponent: float) -> Share:
+    """p^exponent."""
+    return lambda logp: (exponent * logp).exp()
+
+
+def ramp(low: float, high: float) -> Share:
+    """0 at `low`, 1 at `high`, linear in log p between them."""
+    return lambda logp: ((logp - math.log(low)) / math.log(high / low)).clamp(0.0, 1.0)
+
+
+def sigmoid(half: float, slope: float = 0.5) -> Share:
+    """p^slope / (p^slope + half^slope)."""
+    return lambda logp: (slope * (logp - math.log(half))).sigmoid()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One form of the rule."""
+
+    share: Share
+    ends: bool = True
+    """The teacher's own ends are out of reach."""
+    hold: bool = True
+    """The hold reads r; else all but these ends is held to the teacher."""
+    coef: float = 3.0
+    """Weight of the hold at the start."""
+    floor_on_d: bool = False
+    """What is selected has D >= 0.05 nats and r >= 0.01; else D r >= 0.05 nats."""
+    anneal: float = 1.0
+    """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
+
+
+FORMS: dict[str, Form] = {
+    "threshold 3e-4, ends like any token": Form(share=hard(3e-4), ends=False),
+    "threshold 3e-4": Form(share=hard(3e-4)),
+    "threshold 1e-5": Form(share=hard(1e-5)),
+    "threshold 0": Form(share=hard(0.0)),
+    "threshold 3e-4, times 0.3 when exhausted": Form(share=hard(3e-4), anneal=0.3),
+    "threshold 3e-4, hold to the teacher": Form(share=hard(3e-4), hold=False),
+    "p^0.1": Form(share=power(0.1)),
+    "p^0.2": Form(share=power(0.2)),
+    "p^0.3": Form(share=power(0.3)),
+    "p^0.2, hold 1": Form(share=power(0.2), coef=1.0),
+    "p^0.3, hold 1": Form(share=power(0.3), coef=1.0),
+    "p^0.2, hold 0.3": Form(share=power(0.2), coef=0.3),
+    "p^0.2, hold to the teacher": Form(share=power(0.2), hold=False),
+    "ramp": Form(share=ramp(1e-6, 1e-2)),
+    "ramp, hold 1": Form(share=ramp(1e-6, 1e-2), coef=1.0),
+    "ramp, hold to the teacher": Form(share=ramp(1e-6, 1e-2), hold=False),
+    "sigmoid": Form(share=sigmoid(3e-4)),
+    "sigmoid, hold 1": Form(share=sigmoid(3e-4), coef=1.0),
+    "sigmoid, floor on D": Form(share=sigmoid(3e-4), floor_on_d=True),
+    "p / (p + 3e-4), floor on D": Form(share=sigmoid(3e-4, 1.0), floor_on_d=True),
+    "p / (p + 1e-4), floor on D": Form(share=sigmoid(1e-4, 1.0), floor_on_d=True),
+}
+
+
+class FormStack(Stack):
+    """A stack whose arms are named after their forms."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._forms = [FORMS[arm.name] for arm in self.arms]
+        self._thresholds, self._idle = [3e-4] * len(self.arms), [0] * len(self.arms)
+        self._foreign: list[Tensor] = []
+
+    def _with_reach(self, signals, initial, teacher, rows):
+        found, self._foreign = [], []
+        for arm, (own, form) in enumerate(zip(rows, self._forms, strict=True)):
+            share = form.share if form.anneal == 1.0 else hard(self._thresholds[arm])
+            counted, mass = share(initial[own]), teacher[own].exp()
+            ends = list(self._foreign_ends[arm]) if form.ends else []
+            counted[:, ends] = 0.0
+            self._foreign.append(mass[:, ends].sum(1).double())
+            found.append((1.0 - (mass * (1.0 - counted)).sum(1)).clamp(0.0, 1.0))
+        return replace(signals, reach=torch.cat(found))
+
+    def _choose(self, arm, table, step):
+        form, args, r = self._forms[arm], self.settings[arm], table.extra["reach"]
+        d = table.disagreement
+        worth = (d >= 0.05) & (r >= 0.01) if form.floor_on_d else d * r >= 0.05
+        made = choose(
+            replace(table, extra=table.extra | {"reach": worth.double()}),
+            args,
+            step=step,
+            training=True,
+        )
+        used = made.selection.num_kept / made.selection.num_budget
+        self._idle[arm] = self._idle[arm] + 1 if used < 0.5 else 0
+        if self._idle[arm] == 20:
+            self._thresholds[arm], self._idle[arm] = self._thresholds[arm] * form.anneal, 0
+        # The hold of what was drawn, by the form's own r.
+        drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
+        to_teacher, held = mixed_hold(drawn, r if form.hold else 1.0 - self._foreign[arm])
+        selected = torch.where(made.reference_mask, 0.0, made.loss_weights)
+        return replace(made, loss_weights=selected + to_teacher, anchor_weights=held * form.coef)
+
+
+def run(folder: Path, variant: str, names: list[str], steps: int) -> None:
+    """Train the forms of one lab side by side; one file a form."""
+    lab = build_lab(variant)
+    settings = BASE | {"method": "reach", "budget": 0.1}
+    arms = [
+        replace(
+            lab_arm(lab, name, settings | {"anchor_coef": FORMS[name].coef}, seed=0, steps=steps),
+            evaluate_every=50,
+            num_test_prompts=200,
+        )
+        for name in names
+    ]
+    for row in run_stack(arms, output_dir=str(folder), kind=FormStack):
+        greedy, sampled = (
+            [value for _, value in row[curve]]
+            for curve in ("accuracy_curve", "accuracy_sampled_curve")
+        )
+        about = {"form": row["name"], "variant": variant, "steps": steps}
+        measured = {"kept": row["kept_fraction"], "greedy": greedy, "sampled": sampled}
+        write_json(file_of(folder, row["name"], variant, steps), about | measured)
+
+
+def file_of(folder: Path, name: str, variant: str, steps: int) -> Path:
+    """The file of one form in one lab."""
+    return folder / f"form{list(FORMS).index(name)}__{variant}__{steps}.json"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Greedy end, lowest of the second half, sampled end: one column a lab."""
+    more = {row["variant"] for row in rows}.difference(LABS)
+    labs = [*LABS, *sorted(more)]
+    lines = [f"| form | steps | {' | '.join(labs)} |", f"|---|---:|{'---:|' * len(labs)}"]
+    for name in FORMS:
+        for steps in sorted({row["steps"] for row in rows if row["form"] == name}):
+            cells = []
+            for lab in labs:
+                own = [
+                    row
+                    for row in rows
+                    if (row["form"], row["variant"], row["steps"]) == (name, lab, steps)
+                ]
+                cells.append(cell(own[0]) if own else "")
+            lines.append(f"| {name} | {steps} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """`end (lowest) / sampled`, %."""
+    late = row["greedy"][len(row["greedy"]) // 2 :]
+    end, low, sampled = (100 * value for value in (late[-1], min(late), row["sampled"][-1]))
+    return f"{end:.0f} ({low:.0f}) / {sampled:.0f}"
+
+
+def main() -> None:
+    """Run what is missing, gather, and put the table into the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/reach_forms"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/reach_forms.json"))
+    parser.add_argument("--labs", nargs="*", choices=list(VARIANTS), default=list(LABS))
+    parser.add_argument("--forms", nargs="*", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--gather", action="store_true", help="only gather the finished runs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    for variant in [] if args.gather else args.labs:
+        missing = [
+            name
+            for name in args.forms
+            if not file_of(args.runs, name, variant, args.steps).exists()
+        ]
+        if missing:
+            run(args.runs, variant, missing, args.steps)
+            print(f"{variant}: {len(missing)} forms", flush=True)
+    rows = [json.loads(path.read_text()) for path in sorted(args.runs.glob("form*.json"))]
+    body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_text(args.output, f'{{"settings": {json.dumps(BASE)}, "forms": [\n{body}\n]}}\n')
+    page = args.output.with_suffix(".md")
+    before, rest = page.read_text().split(BEGIN, 1)
+    write_text(page, f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+
+
+if __name__ == "__main__":
+    main()
