@@ -73,7 +73,7 @@ test-browser: $(READY) $(PLAYWRIGHT)
 	$(BIN)/python -m pytest -rs tests/e2e/test_browser.py
 
 $(PLAYWRIGHT): tests/browser/package-lock.json
-	cd tests/browser && npm ci --no-audit --no-fund || echo "playwright-core cannot be installed: no browser tests"
+	cd tests/browser && npm ci --no-audit --no-fund --fetch-retries=1 --fetch-timeout=20000 || echo "playwright-core cannot be installed: no browser tests"
 
 # The documentation site, site/index.html, in an environment of its own; reading it fetches nothing.
 DOCS := .venv-docs
