@@ -68,5 +68,6 @@ def own_reach(
             signals.student_topk_ids, signals.student_topk_logprobs, signals.teacher_topk_ids
         )
     at_students = signals.student_topk_logprobs
-    rule = {"threshold": threshold, "foreign_ends": foreign_ends}
-    return reach_bound(signals, at_students, at_teachers, **rule)
+    return reach_bound(
+        signals, at_students, at_teachers, threshold=threshold, foreign_ends=foreign_ends
+    )

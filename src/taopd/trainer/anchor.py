@@ -101,8 +101,9 @@ class Anchor:
             size = args.per_device_train_batch_size
             self._states = self._reference.states(forward, student, batch, everywhere, size)
             head = self._reference.head(self._head_of, student)
-            heads = teacher_heads_of()
-            if None in heads:
+            given = teacher_heads_of()
+            heads = [one for one in given if one is not None]
+            if len(heads) < len(given):
                 lists = self._at_lists(self._states, head, signals)
                 reach = reach_bound(signals, *lists, **self._reach_rule)
             else:

@@ -30,7 +30,7 @@ class SituationWatch(TrainerCallback):
         record: Callable[[str, float], None],
         foreign_ends: Sequence[int] = (),
     ) -> None:
-        self._rule = {"threshold": threshold, "foreign_ends": foreign_ends}
+        self._rule: dict[str, Any] = {"threshold": threshold, "foreign_ends": foreign_ends}
         self._record = record
         self._sums = Situation(0.0, 0.0, 0.0)
         self._told = False
