@@ -92,7 +92,8 @@ def section(run: Path, title: str) -> list[str]:
 def finished(run: Path) -> Arms:
     """Results of the arms that have finished, by folder, in the order of the seeds."""
     found = {
-        folder: json.loads((folder / "results.json").read_text())
+        # Arms were named default before they were named by their method.
+        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
         for folder in sorted((run / "arms").iterdir())
         if (folder / "results.json").exists()
     }
