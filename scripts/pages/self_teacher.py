@@ -161,7 +161,10 @@ def _context(run: Path, study: dict[str, Any]) -> str:
             f"{100 * helps['without']:.0f} % without its context and in {100 * helps['with']:.0f} % with it."
         )
     else:
-        parts.append("What the context helps was not measured (`scripts.smollm2_self --measure`).")
+        parts.append(
+            "No measurement of what the context helps lies beside the prompts "
+            "(`scripts.smollm2_self --measure` writes one)."
+        )
     if (run / "check.json").exists():
         items = {
             item["item"]: item for item in json.loads((run / "check.json").read_text())["items"]
