@@ -143,7 +143,7 @@ def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path
     write_arm(plan.runs[4], plan.folder_of(plan.runs[4], run))  # an arm that has begun
     text = self_teacher.page(run, {"system": None})
     assert "1 of 2 training seeds, 8 held-out problems" in text
-    assert "was not measured (`scripts.smollm2_self" in text and "context was not measured" in text
+    assert "lies beside the prompts" in text and "context was not measured" in text
     table = [row.split("|")[1:-1] for row in text.split("kept by")[-1].splitlines()[2:]]
     table = table[: next(i for i, row in enumerate(table) if not row)]
     shares = [float(row[1]) for row in table]
