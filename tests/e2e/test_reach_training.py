@@ -64,9 +64,9 @@ def reach_of(initial, teacher, threshold=THRESHOLD, foreign_ends=()):
     return torch.tensor(
         [
             sum(
-                q * p / (p + threshold)
+                q
                 for v, (p, q) in enumerate(zip(*row, strict=True))
-                if v not in foreign_ends
+                if p >= threshold and v not in foreign_ends
             )
             for row in zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
         ]

@@ -152,9 +152,8 @@ def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):
         (made,) = kind([arm], output_dir=str(tmp_path)).step(0)
         return made.loss_weights, made.anchor_weights
 
-    own = "p / (p + 1e-4), floor on D"
-    rule = choices(Stack, own)
-    for found, expected in zip(choices(FormStack, own), rule, strict=True):
+    rule = choices(Stack, "threshold 3e-4")
+    for found, expected in zip(choices(FormStack, "threshold 3e-4"), rule, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    for form in ("p^0.2", "sigmoid, hold 1", "threshold 3e-4"):
+    for form in ("p^0.2", "sigmoid, hold 1", "threshold 3e-4, ends like any token"):
         assert not torch.allclose(choices(FormStack, form)[1], rule[1], rtol=1e-3)
