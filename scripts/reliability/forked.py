@@ -4,6 +4,7 @@ A start then costs a fraction of a second. Several processes train under FSDP2 o
 FSDP2 on GPUs only, so they call themselves GPU processes (`on_cpus`); nothing else is changed.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -154,6 +155,10 @@ def _fork(
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        # As started from a terminal: a shell's background jobs ignore Ctrl-C, and so do their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A handler of the parent's may hold a stream that the parent has closed.
+        logging.raiseExceptions = False
         if num_processes > 1:
             be_rank(rank, num_processes, port)
             if fsdp2:

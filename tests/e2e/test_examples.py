@@ -57,8 +57,10 @@ def test_an_example_trains_to_its_end(name, small_lab, tmp_path, monkeypatch, ca
         for entry in trainer.state.log_history
         if "select/kept_fraction" in entry
     ]
-    # A share of a batch is rounded up to whole tokens.
-    assert all(entry == pytest.approx(trainer.args.budget, abs=0.02) for entry in kept)
+    # A share of a batch is rounded up to whole tokens; method reach keeps less where less is within reach.
+    assert all(entry <= trainer.args.budget + 0.02 for entry in kept)
+    if trainer.args.method != "reach":
+        assert all(entry >= trainer.args.budget - 0.02 for entry in kept)
     if name == "lora.py":
         assert (tmp_path / "runs/lora/merged/model.safetensors").is_file()
     if name == "served_teacher.py":

@@ -205,6 +205,7 @@ def test_a_weight_is_a_head_and_auto_says_what_it_chose_once(caplog):
     from taopd.kernels import dispatch
 
     dispatch._choose.cache_clear()
+    dispatch._say.cache_clear()
     case = make_case(3, 40, 5, 2)
     with caplog.at_level("INFO", logger="taopd.kernels"):
         for _ in range(2):

@@ -131,6 +131,7 @@ def test_a_spread_selection_costs_the_same_for_any_number_of_rows():
 
 
 def make_args(**values):
+    values = {"method": "anchored"} | values  # reach has tests of its own, also over ranks
     return TeachabilityConfig(output_dir="runs/x", bf16=False, use_cpu=True, **values)
 
 

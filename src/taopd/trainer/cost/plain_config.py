@@ -19,7 +19,7 @@ from typing import Any
 from taopd.errors import ConfigError
 from taopd.runs.validation import read_yaml
 from taopd.trainer.cost.settings import BYTES, PlanSettings, settings_of
-from taopd.trainer.methods import METHODS
+from taopd.trainer.methods import METHODS, fill_in
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
 Test = Callable[[Any], bool]
@@ -63,7 +63,9 @@ DEFAULTS: dict[str, Any] = {
     "budget": 0.05,
     "score_top_k": 16,
     "loss": "reverse_kl",
-    "method": "anchored",
+    "method": None,
+    "reduction": "token_mean",
+    "budget_schedule": "constant",
     "num_generations": 1,
     "gather_limit": 10_000_000,
     "gradient_window": None,
@@ -104,7 +106,7 @@ _READ: dict[str, Test] = {
     "budget": lambda value: type(value) is float and 0.0 < value <= 1.0,
     "selector": _one_of("teachability", "full", "random", "entropy"),
     "loss": _one_of(*LOSSES),
-    "method": _one_of("anchored", "published"),
+    "method": _one_of(*METHODS),
     "dtype": _one_of(*BYTES),
     "gradient_checkpointing": _flag,
     "bf16": _flag,
@@ -156,7 +158,8 @@ def plain_config(path: str) -> PlainConfig | None:
     plain = all(name in tests and tests[name](value) for name, value in given.items())
     if not plain or not all(name in given for name in _REQUIRED):
         return None
-    args = SimpleNamespace(**(METHODS[given.get("method", "anchored")] | DEFAULTS | given))
+    args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | given))
+    fill_in(args)
     args.coef = args.anchor_coef
     device = _device(args)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -165,7 +168,10 @@ def plain_config(path: str) -> PlainConfig | None:
     args.bf16 = args.bf16 is not False
     try:
         settings = settings_of(
-            args, args, needs_teacher_distribution=LOSSES[args.loss], reads_reach=False
+            args,
+            args,
+            needs_teacher_distribution=LOSSES[args.loss],
+            reads_reach=args.compatibility == "reach",
         )
     except ConfigError:
         return None
