@@ -132,6 +132,7 @@ def micro_study(micro_lab, folder, seeds):
 
 def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path, monkeypatch):
     run = tmp_path / "self"
+    run.mkdir()
     plan = micro_study(micro_lab, tmp_path, [0, 1])
     write_json(run / "config.json", asdict(plan.study))
     write_json(run / "env.json", environment())
