@@ -220,7 +220,7 @@ def write_pair(results: Path, page: Path) -> None:
                 "## Not run yet",
                 "Budgets of 5 %, the other selectors, several learning rates, 200 steps, and pair 2 to its "
                 "end. The fixed-context diagnostic on these pairs: [smollm2-diagnostic.md]"
-                "(smollm2-diagnostic.md); more arms with one seed: [smollm2-cpu.md](smollm2-cpu.md).",
+                "(smollm2-diagnostic.md).",
             ]
         )
         + "\n"
