@@ -13,6 +13,7 @@ import torch
 from taopd.models.loading import load_model
 from taopd.models.scoring import score_positions
 from taopd.preflight.measure import Measured
+from taopd.preflight.teacher_error import with_own_reach
 from taopd.preflight.verdict import Verdict, judge
 from taopd.signals import TokenSignals
 from taopd.trainer.cost import ModelShape
@@ -56,6 +57,7 @@ def check_bound(subject: Any, measured: Measured) -> Verdict:
         place = measured.positions.row, measured.positions.column
         # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
         one = torch.zeros_like(measured.positions.row)
+        signals = with_own_reach(trainer, signals)
         table = local_table(signals, args, *place, trainer.stop_ids, teacher=one)
         return choose(table, args, step=0, training=True).selection.kept.cpu()
 

@@ -10,7 +10,7 @@ the full one stays in host memory and its layers visit the device, so that only 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from taopd.models.offload import LayerOffload
 from taopd.models.output_head import merge_head_adapter
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.signals import TokenSignals, exact_signals, lists_from_exact
+from taopd.signals.situation import own_reach
 from taopd.trainer.cost import ModelShape
 from taopd.trainer.place_teacher import NO_EFFECT
-from taopd.trainer.selection import choose, local_table, signal_needs, signal_options
+from taopd.trainer.selection import choose, local_table, reads_reach, signal_needs, signal_options
 
 ITEM = "teacher error"
 LARGE = 0.1
@@ -169,6 +170,15 @@ def _signals(trainer: Any, student: State, teacher: State, ids: Tensor) -> Token
     return exact_signals(*student, *teacher, ids, temperature=trainer.temperature, **options)
 
 
+def with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
+    """The signals with reach where a setting reads it: before training the student is the initial one."""
+    args = trainer.args
+    if not reads_reach(args) or signals.reach is not None:
+        return signals
+    reach = own_reach(signals, threshold=args.reach_threshold, foreign_ends=trainer.foreign_ends)
+    return replace(signals, reach=reach)
+
+
 def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
     args = trainer.args
     if args.signals == "topk_lists":
@@ -176,7 +186,7 @@ def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
     place = positions.row, positions.column
     # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
     one = torch.zeros_like(positions.row)
-    needs = signal_needs(args)
+    needs, signals = signal_needs(args), with_own_reach(trainer, signals)
     table = local_table(signals, args, *place, trainer.stop_ids, needs=needs, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
 
