@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """By the name of the method; `published` draws only for the guard, or with an `anchor_coef` of the user's."""
 
 
-def fill_in(config: "TeachabilityConfig") -> None:
+def fill_in(config: Any) -> None:
     """Give the settings that were left out the values of the method; an unknown one changes nothing."""
     if config.method is None:
         rule = config.selector == "teachability" and config.reduction == "token_mean"
@@ -44,7 +44,7 @@ def fill_in(config: "TeachabilityConfig") -> None:
             setattr(config, name, value)
 
 
-def selects_all(config: "TeachabilityConfig") -> bool:
+def selects_all(config: Any) -> bool:
     """Whether every token is asked for: then no method leaves one out, and this is plain distillation."""
     whole = config.budget == 1.0 and config.budget_schedule == "constant"
     return config.selector == "full" or whole
