@@ -17,6 +17,9 @@ from tests.conftest import run_script
 WORKER = Path(__file__).parent / "rank_worker.py"
 ANCHORED = {"budget": 0.2, "anchor_coef": 0.5, "anchor_fraction": 0.3, "anchor_responses": 0.6}
 SPREAD = {"gather_limit": 0}
+# Sharp distributions: those of the micro models agree too well for anything to be worth teaching.
+REACH = {"method": "reach", "budget": 0.2, "anchor_fraction": 0.3, "learning_rate": 1.0}
+REACH |= {"reach_threshold": 0.05, "temperature": 0.05}
 CASES = [
     {"name": "anchored", "settings": ANCHORED, "evaluate": True},
     {"name": "spread", "settings": ANCHORED | SPREAD | {"shadow_selectors": ["tip", "random"]}},
@@ -58,13 +61,8 @@ CASES = [
         "teachers": ["math", "math", "code"],
         "evaluate": True,
     },
-    # Sharp distributions: those of the micro models agree too well for anything to be worth teaching.
-    {
-        "name": "reach",
-        "settings": {"method": "reach", "budget": 0.2, "anchor_fraction": 0.3, "learning_rate": 1.0}
-        | {"reach_threshold": 0.05, "temperature": 0.05},
-        "evaluate": True,
-    },
+    {"name": "reach", "settings": REACH, "evaluate": True},
+    {"name": "reach_teachers", "settings": REACH, "teachers": ["math", "math", "code"]},
     {"name": "adamw", "settings": {"budget": 0.2, "optim": "adamw_torch"}},
 ]
 WORLDS = [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 4)]

@@ -107,12 +107,11 @@ class Scored:
     parts: tuple[tuple[Int[Tensor, " n"], Float[Tensor, "n _"]], ...] = ()
     """Several teachers: in place of `teacher_hidden` the positions and states of each, as wide as it is."""
 
-    def by_teacher(self) -> list[tuple[Tensor, Tensor]]:
-        """Positions and kept states of every teacher; one teacher: of all positions."""
+    def by_teacher(self) -> list[tuple[Tensor | slice, Tensor]]:
+        """Positions and kept states of every teacher; of one all positions, as a slice: nothing is copied."""
         if self.teacher_hidden is None:
             return list(self.parts)
-        count = self.teacher_hidden.shape[0]
-        return [(torch.arange(count, device=self.teacher_hidden.device), self.teacher_hidden)]
+        return [(slice(None), self.teacher_hidden)]
 
     def teacher_by_row(
         self, positions: Positions, chosen: Bool[Tensor, " N"]

@@ -109,7 +109,9 @@ class Anchor:
             else:
                 reach = torch.zeros_like(signals.compatibility)
                 for index, hidden in scored.by_teacher():
-                    place = 0 if of_teacher is None or not len(index) else int(of_teacher[index[0]])
+                    if not len(hidden):  # A teacher with rows on other processes alone.
+                        continue
+                    place = 0 if of_teacher is None else int(of_teacher[index][0])
                     reach[index] = reach_from_states(
                         (self._states[index], head),
                         (hidden, heads[place]),
