@@ -43,14 +43,7 @@ def page(run: Path, more: Path | None, note: str) -> str:
     if more is not None:
         _check_same(run, more)
         commits.append(json.loads((more / "env.json").read_text())["git_commit"][:7])
-    arms = {
-        # Arms were named default before they were named by their method.
-        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
-        for own in (run, more)
-        if own is not None
-        for folder in sorted((own / "arms").iterdir())
-        if (folder / "results.json").is_file()
-    }
+    arms = finished(run) | (finished(more) if more is not None else {})
     shutil.copyfile(run / "accuracy.png", PAGE.with_suffix(".png"))
     steps, seeds = results["question"]["amount"], len(results["seeds"])
     versions = environment["versions"]
@@ -76,6 +69,16 @@ def page(run: Path, more: Path | None, note: str) -> str:
             *rollouts(run / "arms" / SHOWN),
         ]
     )
+
+
+def finished(run: Path) -> dict[Path, dict[str, Any]]:
+    """Results of the arms of a study that have finished, by folder."""
+    return {
+        # Arms were named default before they were named by their method.
+        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
+        for folder in sorted((run / "arms").iterdir())
+        if (folder / "results.json").is_file()
+    }
 
 
 def _check_same(run: Path, more: Path) -> None:

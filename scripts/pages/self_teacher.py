@@ -91,13 +91,7 @@ def section(run: Path, title: str) -> list[str]:
 
 def finished(run: Path) -> Arms:
     """Results of the arms that have finished, by folder, in the order of the seeds."""
-    found = {
-        # Arms were named default before they were named by their method.
-        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
-        for folder in sorted((run / "arms").iterdir())
-        if (folder / "results.json").exists()
-    }
-    return dict(sorted(found.items(), key=lambda item: item[1]["seed"]))
+    return dict(sorted(real_demo.finished(run).items(), key=lambda item: item[1]["seed"]))
 
 
 def verdict(arms: Arms) -> str:

@@ -13,11 +13,9 @@ import torch
 from taopd.models.loading import load_model
 from taopd.models.scoring import score_positions
 from taopd.preflight.measure import Measured
-from taopd.preflight.teacher_error import with_own_reach
+from taopd.preflight.teacher_error import kept_tokens
 from taopd.preflight.verdict import Verdict, judge
-from taopd.signals import TokenSignals
 from taopd.trainer.cost import ModelShape
-from taopd.trainer.selection import choose, local_table
 
 ITEM = "bounded C"
 MOST_OF_MEMORY = 0.25
@@ -53,15 +51,10 @@ def check_bound(subject: Any, measured: Measured) -> Verdict:
         when="taopd check",
     ).signals
 
-    def kept(signals: TokenSignals) -> torch.Tensor:
-        place = measured.positions.row, measured.positions.column
-        # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
-        one = torch.zeros_like(measured.positions.row)
-        signals = with_own_reach(trainer, signals)
-        table = local_table(signals, args, *place, trainer.stop_ids, teacher=one)
-        return choose(table, args, step=0, training=True).selection.kept.cpu()
-
-    bounded, truth = kept(measured.signals), kept(exact)
+    bounded, truth = (
+        kept_tokens(trainer, measured.positions, signals).cpu()
+        for signals in (measured.signals, exact)
+    )
     num_kept, num_other = int(truth.sum()), int((truth & ~bounded).sum())
     low = (exact.compatibility - measured.signals.compatibility).double().mean()
     figures = {"changed": num_other / max(1, num_kept), "kept": num_kept, "mean_gap": float(low)}

@@ -170,7 +170,7 @@ def _signals(trainer: Any, student: State, teacher: State, ids: Tensor) -> Token
     return exact_signals(*student, *teacher, ids, temperature=trainer.temperature, **options)
 
 
-def with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
+def _with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
     """The signals with reach where a setting reads it: before training the student is the initial one."""
     args = trainer.args
     if not reads_reach(args) or signals.reach is not None:
@@ -179,16 +179,20 @@ def with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
     return replace(signals, reach=reach)
 
 
-def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
-    args = trainer.args
-    if args.signals == "topk_lists":
-        signals = lists_from_exact(signals)
-    place = positions.row, positions.column
+def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
+    """What the run would keep of a micro-batch in its first step, bool [N]."""
+    args, place = trainer.args, (positions.row, positions.column)
     # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
-    one = torch.zeros_like(positions.row)
-    needs, signals = signal_needs(args), with_own_reach(trainer, signals)
+    one, needs = torch.zeros_like(positions.row), signal_needs(args)
+    signals = _with_own_reach(trainer, signals)
     table = local_table(signals, args, *place, trainer.stop_ids, needs=needs, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
+
+
+def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
+    if trainer.args.signals == "topk_lists":
+        signals = lists_from_exact(signals)
+    return kept_tokens(trainer, positions, signals)
 
 
 @contextmanager

@@ -38,16 +38,16 @@ def fill_in(config: Any) -> None:
         rule = config.selector == "teachability" and config.reduction == "token_mean"
         config.method = "reach" if rule else "anchored"
     # With nothing left to hold or to judge, no method needs more of the initial student than anchored.
-    method = "anchored" if config.method == "reach" and selects_all(config) else config.method
+    method = "anchored" if config.method == "reach" and not judges(config) else config.method
     for name, value in METHODS.get(method, _PUBLISHED).items():
         if getattr(config, name) is None:
             setattr(config, name, value)
 
 
-def selects_all(config: Any) -> bool:
-    """Whether every token is asked for: then no method leaves one out, and this is plain distillation."""
+def judges(config: Any) -> bool:
+    """Whether the rule of `reach` decides: not where every token is asked for, which no method cuts down."""
     whole = config.budget == 1.0 and config.budget_schedule == "constant"
-    return config.selector == "full" or whole
+    return config.method == "reach" and not whole and config.selector != "full"
 
 
 def check_method(config: "TeachabilityConfig") -> None:
@@ -56,7 +56,7 @@ def check_method(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting.
     """
-    if config.method == "reach" and config.reduction != "token_mean" and not selects_all(config):
+    if judges(config) and config.reduction != "token_mean":
         raise ConfigError(
             f"method: reach divides by the budget of the whole batch, which reduction={config.reduction!r} "
             "does not have: set reduction='token_mean'"

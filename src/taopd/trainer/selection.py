@@ -27,7 +27,7 @@ from taopd.selectors import (
 from taopd.selectors.formulas import worth_reaching
 from taopd.signals import TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import selects_all
+from taopd.trainer.methods import judges
 
 _READS_C = re.compile(
     r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -74,8 +74,7 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
     signals = {need for rule in known for need in rule.needs}
-    judges = args.method == "reach" and not selects_all(args)
-    if judges or args.compatibility == "reach":
+    if judges(args) or args.compatibility == "reach":
         signals.add("reach")
     return SignalNeeds(tuple(sorted(signals)), all(rule.local for rule in known))
 
@@ -193,8 +192,7 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    judged = training and args.method == "reach" and not selects_all(args)
-    reach = table.extra["reach"] if judged else None
+    reach = table.extra["reach"] if training and judges(args) else None
     if training:
         selection = select(
             table,

@@ -9,8 +9,7 @@ from accelerate import Accelerator
 
 _HELD = (signal.SIGINT, signal.SIGTERM)
 _INSISTED = 3
-"""Signals after which a process no longer waits for the others: a terminal sends one, its launcher "
-"another."""
+"""Signals after which a process waits for the others no more: a terminal sends one, its launcher another."""
 
 
 class DeferredSignals:
