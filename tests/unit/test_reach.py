@@ -178,12 +178,13 @@ def rule_by_definition(table, args, drawn):
 
     d, c = scaled(D), scaled(r)
     n = max(1, math.ceil(args.budget * len(valid)))
+    divisor = len(valid) if args.loss == "sampled_reverse_kl" else n
     worth = [i for i in valid if D[i] * r[i] >= 0.05]
     kept = set(sorted(worth, key=lambda i: -d[i] * c[i])[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
         if i in kept:
-            to_teacher[i] = 1.0 / n
+            to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
             to_teacher[i], to_start[i] = r[i] * weight, args.coef * (1.0 - r[i]) * weight
@@ -199,8 +200,10 @@ def reach_table(seed=0, floor=False):
 
 @pytest.mark.parametrize("floor", [False, True])
 @pytest.mark.parametrize("coef", [3.0, 0.0])
-def test_the_rule_is_its_definition(floor, coef):
-    table, args = reach_table(floor=floor), config(method="reach", budget=0.2, anchor_coef=coef)
+@pytest.mark.parametrize("loss", ["reverse_kl", "sampled_reverse_kl"])
+def test_the_rule_is_its_definition(floor, coef, loss):
+    table = reach_table(floor=floor)
+    args = config(method="reach", budget=0.2, anchor_coef=coef, loss=loss)
     choice = choose(table, args, step=4, training=True)
     drawn = choice.reference_mask.tolist()
     kept, to_teacher, to_start = rule_by_definition(table, args, drawn)
@@ -208,6 +211,8 @@ def test_the_rule_is_its_definition(floor, coef):
     assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
     assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9)
     assert kept and (len(kept) < choice.selection.num_budget) == floor
+    r = table.extra["reach"]
+    assert torch.equal(choice.held, choice.reference_mask & (r > 0)) and bool(choice.held.any())
     share = sum(drawn) / (choice.selection.num_valid - len(kept))
     assert 0.04 < share < 0.18, "a tenth of the unselected"
     assert not bool((choice.selection.kept & choice.reference_mask).any())

@@ -30,6 +30,7 @@ from taopd.signals import (
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
+from taopd.trainer.methods import judges
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import reads_reach
@@ -60,7 +61,8 @@ class Anchor:
         reference: ReferenceStudent | None = None,
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
-        self._function = resolve_loss(args.anchor_loss)
+        self.function = resolve_loss(args.anchor_loss)
+        """The exact loss of what is held."""
         self._coefficient = args.anchor_coef or 0.0
         self._judges = reads_reach(args)
         self._merged = stop_ids if args.stop_tokens == "merge" else ()
@@ -103,7 +105,8 @@ class Anchor:
             head = self._reference.head(self._head_of, student)
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
-            if len(heads) < len(given):
+            exact = len(heads) == len(given)
+            if not exact:
                 lists = self._at_lists(self._states, head, signals)
                 reach = reach_bound(signals, *lists, **self._reach_rule)
             else:
@@ -120,7 +123,8 @@ class Anchor:
                         stop_ids=self._merged,
                     )
         scored = replace(scored, signals=replace(signals, reach=reach))
-        if needs_teacher_distribution(args.loss):
+        # The hold is exact whatever the loss; not where reach is another method's compatibility.
+        if needs_teacher_distribution(args.loss) or (exact and judges(args)):
             return scored
         return replace(scored, teacher_hidden=None, parts=())
 
@@ -164,7 +168,7 @@ class Anchor:
             weights=inputs.anchor_weights,
             hidden=inputs.reference_hidden,
             head=self._reference.head(self._head_of, student),
-            function=self._function,
+            function=self.function,
         )
 
     def _drift(

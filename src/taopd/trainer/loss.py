@@ -1,7 +1,7 @@
 """The loss of a micro-batch: what it reads, its terms, and the value of each from the student's states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head
-from taopd.losses import LossFunction, Targets, head_loss
+from taopd.losses import LossFunction, Targets, head_loss, needs_teacher_distribution
 from taopd.models.batch import Positions, Trimmed
 from taopd.models.scoring import Scored
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.scored_batch import ScoredBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,10 @@ class LossInputs:
     teacher_index: Int[Tensor, " B"] | None = None
     """Which of several teachers each completion has; None: there is one."""
     teacher_hidden: list[Tensor] | None = None
-    """The teacher's states where `loss_weights` is not 0; None: the loss reads log-probs alone."""
+    """The teacher's states where `loss_weights` is not 0, or where `held` is; None: log-probs alone."""
+    held: Bool[Tensor, "B T"] | None = None
+    """Tokens held to the teacher by the exact `anchor_loss`, while the loss of the others reads log-probs
+    alone; None: all follow the loss."""
     reference_hidden: list[Tensor] | None = None
     """The reference model's states where `anchor_weights` is not 0."""
     student_hidden: list[Tensor] | None = None
@@ -61,23 +66,18 @@ class LossInputs:
         return (self.loss_weights != 0) | (self.anchor_weights != 0)
 
 
-def loss_columns(
-    positions: Positions,
-    scored: Scored,
-    loss_weights: Float[Tensor, " N"],
-    anchor_weights: Float[Tensor, " N"],
-    *,
-    off_policy: bool,
-) -> dict[str, Any]:
-    """The fields of `LossInputs` that scoring and selection leave, by name; float32.
-
-    Args:
-        off_policy: the student will have moved on from the policy that sampled: its log-probs are kept.
-    """
-    signals = scored.signals
+@torch.no_grad()
+def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig) -> dict[str, Any]:
+    """The fields of `LossInputs` that scoring and selection leave, by name, of this process; float32."""
+    positions, signals = selected.positions, scored.signals
+    # The choice is on the CPU, where all processes made it.
+    device, here = positions.row.device, selected.local
+    loss_weights = selected.choice.loss_weights[here].float().to(device)
+    # Its log-probs are kept where the student will have moved on from the policy that sampled.
+    off_policy = args.num_iterations > 1
     values = {
         "loss_weights": loss_weights,
-        "anchor_weights": anchor_weights,
+        "anchor_weights": selected.choice.anchor_weights[here].float().to(device),
         "entropy": signals.entropy,
         "teacher_logprobs": signals.teacher_logprobs,
         "sampling_logprobs": signals.student_logprobs if off_policy else None,
@@ -91,7 +91,11 @@ def loss_columns(
     columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    if (by_row := scored.teacher_by_row(positions, loss_weights != 0)) is not None:
+    read = loss_weights != 0
+    if not needs_teacher_distribution(args.loss) and scored.has_teacher_states:
+        read = selected.choice.held[here].to(device)
+        columns["held"] = positions.spread(read)
+    if (by_row := scored.teacher_by_row(positions, read)) is not None:
         columns["teacher_hidden"] = by_row
     if scored.student_hidden is not None:
         # Selection runs without gradient; these states carry the graph of the scoring pass.
@@ -114,13 +118,22 @@ class Term:
 
 
 def distillation_terms(
-    inputs: LossInputs, heads: Sequence[Head | None], function: LossFunction
+    inputs: LossInputs, heads: Sequence[Head | None], function: LossFunction, exact: LossFunction
 ) -> list[Term]:
     """The distillation from each teacher, at the tokens of its completions.
 
     Args:
         heads: of the teachers; None for one that is not here, whose losses read log-probs alone.
+        exact: the function at the tokens that are `held`.
     """
+    if (held := inputs.held) is not None:
+        weights = inputs.loss_weights
+        rest = replace(inputs, loss_weights=weights * ~held, teacher_hidden=None, held=None)
+        hold = replace(inputs, loss_weights=weights * held, held=None)
+        return [
+            *distillation_terms(rest, heads, function, exact),
+            *distillation_terms(hold, heads, exact, exact),
+        ]
     if inputs.teacher_index is None:
         weights, hidden = inputs.loss_weights, inputs.teacher_hidden
         return [Term(name="loss", weights=weights, hidden=hidden, head=heads[0], function=function)]

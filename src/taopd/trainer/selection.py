@@ -14,7 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.losses import anchor_weights, mixed_hold, reduction_weights
+from taopd.losses import (
+    anchor_weights,
+    mixed_hold,
+    needs_teacher_distribution,
+    reduction_weights,
+)
 from taopd.selectors import (
     Rules,
     Selection,
@@ -56,6 +61,11 @@ class Choice:
     def trains(self) -> Bool[Tensor, " N"]:
         """Tokens that enter the loss."""
         return (self.loss_weights != 0) | (self.anchor_weights != 0)
+
+    @property
+    def held(self) -> Bool[Tensor, " N"]:
+        """Tokens that `method: reach` holds to the teacher, as far as that is within reach."""
+        return self.reference_mask & (self.loss_weights != 0)
 
 
 class SignalNeeds(NamedTuple):
@@ -213,7 +223,7 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        least=0.0 if reach is None else float(selection.num_budget),
+        least=0.0 if reach is None else _least_denominator(selection, args),
         ranks=table.ranks,
     )
     # After the reduction: the denominator is as without them.
@@ -236,6 +246,17 @@ def choose(
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
+
+
+def _least_denominator(selection: Selection, args: TeachabilityConfig) -> float:
+    """Tokens by which `method: reach` divides: the budget, used up or not, or all valid ones.
+
+    The loss at a sampled token says nothing about the tokens that were not drawn. Multiplied by 1 / budget
+    its noise drowns out the hold: measured in docs/results/default.md.
+    """
+    if needs_teacher_distribution(args.loss):
+        return float(selection.num_budget)
+    return float(selection.num_valid)
 
 
 def _anchor_draw(

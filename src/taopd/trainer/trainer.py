@@ -163,7 +163,7 @@ class TeachabilityTrainer(BaseTrainer):
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(*models, selected)
-        return batch | self._loss_columns(scored, selected) | reference, selected
+        return batch | loss_columns(scored, selected, self.args) | reference, selected
 
     def _trainable_positions(self, batch: Batch) -> Positions:
         """Completion tokens that may train; ids that one of the models lacks leave the batch."""
@@ -246,18 +246,6 @@ class TeachabilityTrainer(BaseTrainer):
             teachers=names,
         )
 
-    @torch.no_grad()
-    def _loss_columns(self, scored: Scored, selected: ScoredBatch) -> Batch:
-        """What the loss will read of this process's tokens."""
-        device, choice = selected.positions.row.device, selected.choice
-        return loss_columns(
-            selected.positions,
-            scored,
-            choice.loss_weights[selected.local].float().to(device),
-            choice.anchor_weights[selected.local].float().to(device),
-            off_policy=self.args.num_iterations > 1,
-        )
-
     def _tell_observers(self, selected: ScoredBatch, answers: list[Any]) -> None:
         if self.model.training and self.accelerator.is_main_process:
             seen = replace(selected, batch=selected.batch | {"answers": answers})
@@ -298,7 +286,8 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
         """Distillation from the teachers, and where the anchor is on the KL penalty."""
-        terms = distillation_terms(read, self._teacher_heads(), self._loss_function)
+        functions = self._loss_function, self._anchor.function
+        terms = distillation_terms(read, self._teacher_heads(), *functions)
         anchor = self._anchor.term(student, read)
         losses = [
             term_loss(term, hidden, head, part=part, inputs=read, temperature=self.temperature)

@@ -141,6 +141,9 @@ def step_cost(
     if settings.anchor_fraction or settings.reach:
         anchor += full * max(settings.anchor_responses, float(settings.reach))
     anchor += settings.reach * (student_head + teacher_head)
+    if settings.reach and not settings.needs_teacher_distribution:
+        # The hold is exact all the same.
+        anchor += settings.anchored_share * TEACHER_LOSS_MATMULS * teacher_head
     trained = settings.taught_share + settings.anchored_share
     passes_over_logits = SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
     return StepCost(

@@ -239,19 +239,24 @@ class Stack:
         total = student.new_zeros(())
         parts = zip(choices, self.settings, self._losses, rows, strict=True)
         for choice, args, function, own in parts:
-            chosen = choice.loss_weights != 0
-            at = torch.arange(own.start, own.stop)[chosen]
-            exact = needs_teacher_distribution(args.loss)
-            values = function(
-                student[at],
-                Targets(
-                    token_ids=targets[at],
-                    teacher_hidden=teacher_hidden[at] if exact else None,
-                    teacher_head=teacher_head if exact else None,
-                    teacher_logprobs=sampled[at],
-                ),
-            )
-            total = total + (values * choice.loss_weights[chosen].float()).sum()
+            chosen, exact = choice.loss_weights != 0, needs_teacher_distribution(args.loss)
+            # What is held is held by the exact loss, whatever that of the others.
+            held = chosen & choice.held & (not exact)
+            for which, loss, full in (
+                (chosen & ~held, function, exact),
+                (held, self._anchor, True),
+            ):
+                at = torch.arange(own.start, own.stop)[which]
+                values = loss(
+                    student[at],
+                    Targets(
+                        token_ids=targets[at],
+                        teacher_hidden=teacher_hidden[at] if full else None,
+                        teacher_head=teacher_head if full else None,
+                        teacher_logprobs=sampled[at],
+                    ),
+                )
+                total = total + (values * choice.loss_weights[which].float()).sum()
         return total
 
     def _anchor_loss(self, student, choices, targets, ids, positions, initial) -> Tensor:
