@@ -69,10 +69,15 @@ class Form:
     """Weight of the hold at the start."""
     floor_on_d: bool = False
     """What is selected has D >= 0.05 nats and r >= 0.01; else D r >= 0.05 nats."""
+    forward: bool = False
+    """Selected tokens have r KL(S||T) + (1 - r) KL(T||S); else KL(S||T)."""
+    release: float = 0.0
+    """Share of the run over which the hold lets go of the start, foreign ends apart; 0: it does not."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
 
 
+SMOOTH = Form(share=sigmoid(1e-4, 1.0), floor_on_d=True, forward=True)
 FORMS: dict[str, Form] = {
     "threshold 3e-4, ends like any token": Form(share=hard(3e-4), ends=False),
     "threshold 3e-4": Form(share=hard(3e-4)),
@@ -95,7 +100,15 @@ FORMS: dict[str, Form] = {
     "sigmoid, floor on D": Form(share=sigmoid(3e-4), floor_on_d=True),
     "p / (p + 3e-4), floor on D": Form(share=sigmoid(3e-4, 1.0), floor_on_d=True),
     "p / (p + 1e-4), floor on D": Form(share=sigmoid(1e-4, 1.0), floor_on_d=True),
+    "the same, rest by forward KL": SMOOTH,
+    "the same, half 1e-5": replace(SMOOTH, share=sigmoid(1e-5, 1.0)),
+    "the same, half 1e-6": replace(SMOOTH, share=sigmoid(1e-6, 1.0)),
+    "rest by forward KL, hold 1": replace(SMOOTH, coef=1.0),
+    "rest by forward KL, hold to the teacher": replace(SMOOTH, hold=False),
+    "rest by forward KL, start let go over the run": replace(SMOOTH, release=1.0),
+    "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
 }
+RULE = list(FORMS)[-1]
 
 
 class FormStack(Stack):
@@ -106,6 +119,7 @@ class FormStack(Stack):
         self._forms = [FORMS[arm.name] for arm in self.arms]
         self._thresholds, self._idle = [3e-4] * len(self.arms), [0] * len(self.arms)
         self._foreign: list[Tensor] = []
+        self._num_steps = self.settings[0].max_steps
 
     def _with_reach(self, signals, initial, teacher, rows):
         found, self._foreign = [], []
@@ -134,9 +148,14 @@ class FormStack(Stack):
             self._thresholds[arm], self._idle[arm] = self._thresholds[arm] * form.anneal, 0
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
-        to_teacher, held = mixed_hold(drawn, r if form.hold else 1.0 - self._foreign[arm])
+        foreign = self._foreign[arm]
+        start = max(0.0, 1.0 - step / (form.release * self._num_steps)) if form.release else 1.0
+        to_teacher, held = mixed_hold(
+            drawn, r if form.hold else 1.0 - foreign, foreign, start=start
+        )
         selected = torch.where(made.reference_mask, 0.0, made.loss_weights)
-        return replace(made, loss_weights=selected + to_teacher, anchor_weights=held * form.coef)
+        weights = {"loss_weights": selected + to_teacher, "anchor_weights": held * form.coef}
+        return replace(made, **weights, by_reach=form.forward)
 
 
 def run(folder: Path, variant: str, names: list[str], steps: int) -> None:

@@ -43,7 +43,7 @@ def reach_by_definition(initial, teacher, threshold, stop_ids=(), foreign_ends=(
         if v in foreign_ends:
             continue
         said = sum(initial[s] for s in stop_ids) if v in stop_ids else initial[v]
-        total += mass if said >= threshold else 0.0
+        total += mass * said / (said + threshold)
     return total
 
 
@@ -62,16 +62,24 @@ def test_reach_is_its_definition(threshold, stop_ids):
     rows = zip(initial.exp().tolist(), teacher.exp().tolist(), strict=True)
     expected = [reach_by_definition(p, q, threshold, stop_ids) for p, q in rows]
     assert found.tolist() == pytest.approx(expected, abs=1e-12)
-    assert threshold in (0.0, 1.0) or max(expected) - min(expected) > 0.4, "vacuous"
+    assert threshold == 0.0 or max(expected) - min(expected) > 0.3, "vacuous"
+
+
+def test_the_threshold_counts_half_and_what_is_impossible_not_at_all():
+    initial = torch.tensor([[0.0, 1e-6, 1e-4, 1e-2, 1.0]]).double().log()
+    found = [
+        float(reach_from_logprobs(initial, torch.eye(5).double()[[v]].log())) for v in range(5)
+    ]
+    assert found == pytest.approx([0.0, 1 / 101, 1 / 2, 100 / 101, 1 / (1 + 1e-4)], abs=1e-6)
 
 
 def test_a_stop_class_is_within_reach_as_a_whole():
-    """Two end tokens that the initial student gives half the threshold each."""
-    initial = torch.tensor([[0.5, 0.5 - 2e-3, 1e-3, 1e-3]]).double().log()
-    teacher = torch.tensor([[0.1, 0.1, 0.8, 0.0]]).double().log()
+    """Two end tokens that the initial student gives half the threshold each: together they count half."""
+    initial = torch.tensor([[1.0 - 2e-3, 1e-3, 1e-3]]).double().log()
+    teacher = torch.tensor([[0.0, 1.0, 0.0]]).double().log()
     apart = reach_from_logprobs(initial, teacher, threshold=2e-3)
-    together = reach_from_logprobs(initial, teacher, threshold=1.9e-3, stop_ids=(2, 3))
-    assert (float(apart), float(together)) == pytest.approx((0.2, 1.0))
+    together = reach_from_logprobs(initial, teacher, threshold=2e-3, stop_ids=(1, 2))
+    assert (float(apart), float(together)) == pytest.approx((1 / 3, 0.5))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.03])
@@ -166,8 +174,9 @@ def test_a_bound_never_exceeds_reach_and_says_how_far_it_may_be_off(scored):
 # the rule
 
 
-def rule_by_definition(table, args, drawn):
+def rule_by_definition(table, args, drawn, start=1.0):
     """The kept tokens, and every token's weight towards the teacher and towards the start."""
+    f = table.extra.get("foreign", torch.zeros(len(table))).tolist()
     valid = [i for i in range(len(table)) if table.valid[i]]
     D, r = table.disagreement.tolist(), table.extra["reach"].tolist()
 
@@ -179,7 +188,7 @@ def rule_by_definition(table, args, drawn):
     d, c = scaled(D), scaled(r)
     n = max(1, math.ceil(args.budget * len(valid)))
     divisor = len(valid) if args.loss == "sampled_reverse_kl" else n
-    worth = [i for i in valid if D[i] * r[i] >= 0.05]
+    worth = [i for i in valid if D[i] >= 0.05 and r[i] >= 0.01]
     kept = set(sorted(worth, key=lambda i: -d[i] * c[i])[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
@@ -187,14 +196,17 @@ def rule_by_definition(table, args, drawn):
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            to_teacher[i], to_start[i] = r[i] * weight, args.coef * (1.0 - r[i]) * weight
+            at_start = f[i] + start * (1.0 - r[i] - f[i])
+            to_teacher[i], to_start[i] = weight * (1.0 - at_start), args.coef * at_start * weight
     return kept, to_teacher, to_start
 
 
 def reach_table(seed=0, floor=False):
     """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching."""
     table = random_table(num_rows=400, seed=seed)
-    disagreement = table.disagreement * (0.01 if floor else 1.0)
+    disagreement = table.disagreement
+    if floor:
+        disagreement = disagreement * (0.05 / disagreement.sort(descending=True).values[40])
     return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
 
 
@@ -216,6 +228,21 @@ def test_the_rule_is_its_definition(floor, coef, loss):
     share = sum(drawn) / (choice.selection.num_valid - len(kept))
     assert 0.04 < share < 0.18, "a tenth of the unselected"
     assert not bool((choice.selection.kept & choice.reference_mask).any())
+
+
+@pytest.mark.parametrize(("step", "start"), [(0, 1.0), (30, 0.4), (50, 0.0), (99, 0.0)])
+def test_the_start_is_let_go_over_the_first_half_but_for_foreign_ends(step, start):
+    table, args = reach_table(), config(method="reach", budget=0.2)
+    foreign = 0.5 * (1.0 - table.extra["reach"]) * (torch.arange(len(table)) % 3 == 0)
+    table = replace(table, extra=table.extra | {"foreign": foreign})
+    choice = choose(table, args, step=step, training=True, num_steps=100)
+    drawn = choice.reference_mask.tolist()
+    _, to_teacher, to_start = rule_by_definition(table, args, drawn, start)
+    assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
+    assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9, abs=1e-15)
+    only = foreign > 0
+    assert bool(choice.anchor_weights[only].any())
+    assert bool(choice.anchor_weights[~only].any()) == (start > 0)
 
 
 def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():
@@ -281,7 +308,7 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     made = config(method="reach")
     assert (made.compatibility, made.coef) == ("reach", 3.0)
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
-    assert reads_reach(made) and gather_options(made)["columns"] == ("reach", "teacher")
+    assert reads_reach(made) and gather_options(made)["columns"] == ("reach", "foreign", "teacher")
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
     assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
     assert reads_reach(other) and reads_reach(config(compatibility="reach"))

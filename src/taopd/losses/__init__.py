@@ -1,5 +1,6 @@
 """Losses: divergences per position, the chunked loss at selected positions, and the reduction."""
 
+from taopd.losses.by_reach import by_reach
 from taopd.losses.divergences import (
     LOSSES,
     forward_kl,
@@ -15,7 +16,7 @@ from taopd.losses.divergences import (
 )
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
-from taopd.losses.reduction import anchor_weights, mixed_hold, reduction_weights
+from taopd.losses.reduction import anchor_weights, mixed_hold, reduction_weights, start_share
 from taopd.losses.sampled_tail import sampled_tail_kl
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LossFunction",
     "Targets",
     "anchor_weights",
+    "by_reach",
     "forward_kl",
     "head_loss",
     "jsd",
@@ -37,5 +39,6 @@ __all__ = [
     "routed_kl",
     "sampled_reverse_kl",
     "sampled_tail_kl",
+    "start_share",
     "topk_reverse_kl",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import NumericsError, ShapeError
@@ -40,6 +40,12 @@ class Targets:
     sampling_logprobs: Float[Tensor, " N"] | None = None
     """log-prob of the sampled token under the policy that sampled it; None: the student itself."""
     temperature: float = 1.0
+    reach: Float[Tensor, " N"] | None = None
+    """r of a selected token, 1 of a held one, under `method: reach`."""
+    held: Bool[Tensor, " N"] | None = None
+    """Which are held to the teacher; None: it makes no difference to the loss."""
+    distribution: Float[Tensor, "N V"] | None = None
+    """The teacher's full log-probs, where they are at hand."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Targets":
         def cut(value: Tensor | None) -> Tensor | None:
@@ -52,10 +58,15 @@ class Targets:
             teacher_logprobs=cut(self.teacher_logprobs),
             sampling_logprobs=cut(self.sampling_logprobs),
             temperature=self.temperature,
+            reach=cut(self.reach),
+            held=cut(self.held),
+            distribution=cut(self.distribution),
         )
 
     def teacher_distribution(self) -> Float[Tensor, "N V"]:
         """The teacher's full log-probs at these positions; without gradient."""
+        if self.distribution is not None:
+            return self.distribution
         if self.teacher_head is None or self.teacher_hidden is None:
             raise ShapeError(
                 "this loss needs the teacher's hidden states and head; none were given"

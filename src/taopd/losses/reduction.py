@@ -95,19 +95,35 @@ def anchor_weights(
 
 
 def mixed_hold(
-    drawn: Float[Tensor, " N"], reach: Float[Tensor, " N"]
+    drawn: Float[Tensor, " N"],
+    reach: Float[Tensor, " N"],
+    foreign: Float[Tensor, " N"] | float = 0.0,
+    *,
+    start: float = 1.0,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """The hold of `method: reach`: weights towards the teacher, and towards the initial student.
 
-        w_i r_i    and    w_i (1 - r_i)
+        w_i (1 - h_i)    and    w_i h_i,    h_i = f_i + lambda (1 - r_i - f_i)
 
     A drawn token is kept at the teacher as far as that is within reach, at the student's start where it is
-    not. The second is later multiplied by `anchor_coef`. Source: ours, docs/results/default.md.
+    not: what is out of reach for the time being, foreign ends always. The second is later multiplied by
+    `anchor_coef`. Source: ours, docs/results/default.md.
 
     Args:
-        drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1].
+        drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1]; foreign: f, with r + f <= 1.
+        start: lambda, see `start_share`.
     """
-    return drawn * reach, drawn * (1.0 - reach)
+    at_start = foreign + start * (1.0 - reach - foreign)
+    return drawn * (1.0 - at_start), drawn * at_start
+
+
+def start_share(step: int, num_steps: int) -> float:
+    """lambda of `mixed_hold`: from 1 to 0 over the first half of a run; 1 where its length is not known.
+
+    Args:
+        step: steps taken before, from 0.
+    """
+    return max(0.0, 1.0 - 2.0 * step / num_steps) if num_steps > 0 else 1.0
 
 
 def _nonzero(count: Tensor) -> Tensor:

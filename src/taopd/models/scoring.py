@@ -107,11 +107,6 @@ class Scored:
     parts: tuple[tuple[Int[Tensor, " n"], Float[Tensor, "n _"]], ...] = ()
     """Several teachers: in place of `teacher_hidden` the positions and states of each, as wide as it is."""
 
-    @property
-    def has_teacher_states(self) -> bool:
-        """Whether the states of a teacher were kept."""
-        return self.teacher_hidden is not None or bool(self.parts)
-
     def by_teacher(self) -> list[tuple[Tensor | slice, Tensor]]:
         """Positions and kept states of every teacher; of one all positions, as a slice: nothing is copied."""
         if self.teacher_hidden is None:

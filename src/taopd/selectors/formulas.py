@@ -8,8 +8,8 @@ from taopd.selectors.normalize import (
     NormalizedView,
 )
 
-REACH_FLOOR = 0.05
-"""D r below which a token is left to the hold, nats."""
+REACH_FLOOR, LEAST_REACH = 0.05, 0.01
+"""D below which a token is left to the hold, nats; reach below which it is left to it whatever D."""
 
 
 def teachability(view: NormalizedView) -> Float[Tensor, " N"]:
@@ -81,11 +81,12 @@ def full(view: NormalizedView) -> Float[Tensor, " N"]:
 def worth_reaching(
     disagreement: Float[Tensor, " N"], reach: Float[Tensor, " N"]
 ) -> Bool[Tensor, " N"]:
-    """D r >= 0.05 nats, D as it is: what `method: reach` may select.
+    """D >= 0.05 nats, D as it is, where r >= 0.01: what `method: reach` may select.
 
-    Without a floor an exhausted selection goes on driving Adam. Source: ours, docs/results/default.md.
+    Without a floor an exhausted selection goes on driving Adam. A floor on D r instead would leave what is
+    hardly within reach half taught. Source: ours, docs/results/reach_forms.md.
     """
-    return disagreement * reach >= REACH_FLOOR
+    return (disagreement >= REACH_FLOOR) & (reach >= LEAST_REACH)
 
 
 def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:

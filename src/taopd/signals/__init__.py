@@ -18,11 +18,19 @@ from taopd.signals.exact import (
     signals_from_pair,
 )
 from taopd.signals.merge_stops import merge_stop_class
-from taopd.signals.reach import THRESHOLD, reach_bound, reach_from_logprobs, reach_from_states
+from taopd.signals.reach import (
+    THRESHOLD,
+    foreign_bound,
+    foreign_mass,
+    reach_bound,
+    reach_from_logprobs,
+    reach_from_states,
+)
 from taopd.signals.situation import Situation, situation
 from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
     COMPATIBILITIES,
+    FOREIGN,
     TEACHER,
     SignalTable,
     TokenSignals,
@@ -35,6 +43,7 @@ from taopd.signals.types import (
 __all__ = [
     "BOUND_GIVES",
     "COMPATIBILITIES",
+    "FOREIGN",
     "INITIAL_GIVES",
     "KNOWN_SIGNALS",
     "LIBM",
@@ -53,6 +62,8 @@ __all__ = [
     "compatibility_proxy",
     "concatenate",
     "exact_signals",
+    "foreign_bound",
+    "foreign_mass",
     "idle_drift",
     "ids_to_compare",
     "list_metrics",

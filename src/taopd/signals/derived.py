@@ -41,9 +41,10 @@ ALWAYS = (
     "reverse_kl",
     "overlap",
     "reach",
+    "foreign",
 )
 """Fields of `TokenSignals` that every table holds, where the source gives them."""
-INITIAL_GIVES = frozenset({"reach"})
+INITIAL_GIVES = frozenset({"reach", "foreign"})
 """What comes of the initial student in training, whatever gives the rest."""
 
 

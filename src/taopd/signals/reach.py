@@ -1,10 +1,14 @@
 """Reach: how much of the teacher's mass lies on tokens that the initial student could have said.
 
-    r_i = sum_v p_T(v) [p_S0(v) >= threshold]                                            in [0, 1]
+    r_i = sum_v p_T(v) s(p_S0(v)),   s(p) = p / (p + threshold)                          in [0, 1]
 
 S0 is the student before training, T the teacher, both over the whole vocabulary, at the student's own
-contexts. C asks the same of the present student, and by rank: under a flat student many ids beyond the K best
-are as likely as they are, and under a sharp one the K-th is hardly ever said.
+contexts. s is one half at the threshold, 0.01 at a hundredth of it and 0.99 at a hundred times it. C asks the
+same of the present student, and by rank: under a flat student many ids beyond the K best are as likely as
+they are, and under a sharp one the K-th is hardly ever said.
+
+Why smooth: a teacher's words may have any probability under the student, with no gap for a threshold to lie
+in. What is further away is taught later, and held the more at the start, but it is not given up.
 
 Foreign ends are out of reach whatever their probability: ids that end the teacher's texts, at which the
 student's sampler goes on. Such a token does for the student nothing of what it does for the teacher.
@@ -12,8 +16,8 @@ student's sampler goes on. Such a token does for the student nothing of what it 
 Exact where both distributions are here. From a server's answer it is the lower bound over the ids that the
 answer holds: the true r is larger by at most the mass that the answer does not account for.
 
-Source: ours, measured in docs/results/default.md. The threshold lies between the initial student's median
-probability of the teacher's word in two situations of the tiny lab (4e-6 and 1.2e-3).
+Source: ours. The form was found on the labs that docs/results/default.md shows; what else was tried is in
+docs/results/reach_forms.md.
 """
 
 import math
@@ -23,20 +27,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from taopd.kernels import Head, chunk_elements_on, positions_per_chunk
+from taopd.kernels import Head, chunk_elements_on, positions_per_chunk, topk_score
 from taopd.signals.types import TokenSignals
 
-THRESHOLD = 3e-4
-"""Probability under the initial student from which on a token counts as one that it could have said."""
+THRESHOLD = 1e-4
+"""Probability under the initial student at which a token counts half."""
 
 
 def sayable(initial_logprobs: Tensor, threshold: float) -> Tensor:
-    """Share of a token's teacher mass that counts as within reach: 1 at or above the threshold, else 0.
+    """Share s of a token's teacher mass that counts as within reach; 1 everywhere at a threshold of 0.
 
     The one place where a probability of the initial student becomes reach.
     """
-    least = math.log(threshold) if threshold > 0.0 else -math.inf
-    return (initial_logprobs >= least).to(initial_logprobs.dtype)
+    if threshold == 0.0:
+        return torch.ones_like(initial_logprobs)
+    # In place: the tensor has the size of the vocabulary at every position.
+    return (initial_logprobs - math.log(threshold)).sigmoid_()
 
 
 def reach_from_logprobs(
@@ -56,7 +62,7 @@ def reach_from_logprobs(
     Example:
         >>> initial, teacher = (torch.tensor([row]).log() for row in ([0.9, 0.1], [0.2, 0.8]))
         >>> reach_from_logprobs(initial, teacher, threshold=0.5)
-        tensor([0.2000])
+        tensor([0.2619])
     """
     counted = sayable(initial_logprobs, threshold)
     if stop_ids:
@@ -100,6 +106,32 @@ def reach_from_states(
         for start in range(0, max(1, hidden.shape[0]), size)
     ]
     return torch.cat(parts)
+
+
+def foreign_mass(
+    teacher_hidden: Float[Tensor, "N Dt"],
+    teacher_head: Head,
+    foreign_ends: Sequence[int],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    """f of N positions: the teacher's mass on foreign ends; float32."""
+    ids = [index for index in foreign_ends if index < teacher_head.vocab_size]
+    wanted = torch.tensor(ids, device=teacher_hidden.device).expand(len(teacher_hidden), -1)
+    if not ids or not len(teacher_hidden):
+        return torch.zeros(len(teacher_hidden), device=teacher_hidden.device)
+    scores = topk_score(
+        teacher_hidden, teacher_head, wanted[:, 0], k=1, temperature=temperature, want_ids=wanted
+    )
+    assert scores.want_logprobs is not None
+    return scores.want_logprobs.exp().sum(1)
+
+
+def foreign_bound(signals: TokenSignals, foreign_ends: Sequence[int]) -> Float[Tensor, " N"]:
+    """Lower bound of f, over the teacher's list."""
+    ends = signals.teacher_topk_ids.new_tensor(list(foreign_ends))
+    listed = torch.isin(signals.teacher_topk_ids, ends)
+    return torch.where(listed, signals.teacher_topk_logprobs.exp(), 0.0).sum(1)
 
 
 def reach_bound(

@@ -67,6 +67,9 @@ class TokenSignals:
     reach: Float[Tensor, " N"] | None = None
     """r in [0, 1], see `signals.reach`; the trainer adds it, which alone has the initial student. A lower
     bound where the teacher is behind a server."""
+    foreign: Float[Tensor, " N"] | None = None
+    """f in [0, 1]: the teacher's mass on ends at which the sampler goes on, added with `reach`; None: there
+    are no such ends."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
@@ -103,7 +106,7 @@ def concatenate(blocks: Sequence[Columns]) -> Columns:
     return type(blocks[0])(**joined)
 
 
-TEACHER = "teacher"
+FOREIGN, TEACHER = "foreign", "teacher"
 """Further column of a table: which of several teachers a row has, from 0."""
 COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema", "reach")
 """Proxies for C; see `compatibility_proxy`."""

@@ -22,6 +22,8 @@ from taopd.models.scoring import Scored
 from taopd.signals import (
     TokenSignals,
     at_ids,
+    foreign_bound,
+    foreign_mass,
     idle_drift,
     ids_to_compare,
     reach_bound,
@@ -61,11 +63,11 @@ class Anchor:
         reference: ReferenceStudent | None = None,
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
-        self.function = resolve_loss(args.anchor_loss)
-        """The exact loss of what is held."""
+        self._function = resolve_loss(args.anchor_loss)
         self._coefficient = args.anchor_coef or 0.0
         self._judges = reads_reach(args)
         self._merged = stop_ids if args.stop_tokens == "merge" else ()
+        self._foreign_ends = foreign_ends
         self._reach_rule: dict[str, Any] = {
             "threshold": args.reach_threshold,
             "foreign_ends": foreign_ends,
@@ -106,27 +108,44 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
-            if not exact:
+            if exact:
+                reach, foreign = self._exact_reach(scored, heads, head, of_teacher)
+            else:
                 lists = self._at_lists(self._states, head, signals)
                 reach = reach_bound(signals, *lists, **self._reach_rule)
-            else:
-                reach = torch.zeros_like(signals.compatibility)
-                for index, hidden in scored.by_teacher():
-                    if not len(hidden):  # A teacher with rows on other processes alone.
-                        continue
-                    place = 0 if of_teacher is None else int(of_teacher[index][0])
-                    reach[index] = reach_from_states(
-                        (self._states[index], head),
-                        (hidden, heads[place]),
-                        **self._reach_rule,
-                        temperature=args.temperature,
-                        stop_ids=self._merged,
-                    )
-        scored = replace(scored, signals=replace(signals, reach=reach))
-        # The hold is exact whatever the loss; not where reach is another method's compatibility.
+                foreign = foreign_bound(signals, self._foreign_ends)
+        scored = replace(scored, signals=replace(signals, reach=reach, foreign=foreign))
+        # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
             return scored
         return replace(scored, teacher_hidden=None, parts=())
+
+    def _exact_reach(
+        self,
+        scored: Scored,
+        teacher_heads: Sequence[Head],
+        head: Head,
+        of_teacher: Int[Tensor, " N"] | None,
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """r and f of every token, each by its own teacher; `head` is the reference model's."""
+        assert self._states is not None
+        reach = torch.zeros_like(scored.signals.compatibility)
+        foreign = torch.zeros_like(reach)
+        temperature = self._args.temperature
+        for index, hidden in scored.by_teacher():
+            if not len(hidden):  # A teacher with rows on other processes alone.
+                continue
+            place = 0 if of_teacher is None else int(of_teacher[index][0])
+            teacher = hidden, teacher_heads[place]
+            reach[index] = reach_from_states(
+                (self._states[index], head),
+                teacher,
+                **self._reach_rule,
+                temperature=temperature,
+                stop_ids=self._merged,
+            )
+            foreign[index] = foreign_mass(*teacher, self._foreign_ends, temperature=temperature)
+        return reach, foreign
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""
@@ -168,7 +187,7 @@ class Anchor:
             weights=inputs.anchor_weights,
             hidden=inputs.reference_hidden,
             head=self._reference.head(self._head_of, student),
-            function=self.function,
+            function=self._function,
         )
 
     def _drift(

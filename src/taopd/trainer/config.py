@@ -148,7 +148,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         "another selector than teachability or another reduction than token_mean.",
     )
     reach_threshold: float = option(
-        THRESHOLD, "reach: least probability of a token that the initial student could say, [0, 1]."
+        THRESHOLD, "reach: the initial student's probability of a token that counts half, [0, 1]."
     )
     anchor_coef: float | None = option(
         None,

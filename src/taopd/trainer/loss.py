@@ -1,7 +1,7 @@
 """The loss of a micro-batch: what it reads, its terms, and the value of each from the student's states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,10 +45,11 @@ class LossInputs:
     teacher_index: Int[Tensor, " B"] | None = None
     """Which of several teachers each completion has; None: there is one."""
     teacher_hidden: list[Tensor] | None = None
-    """The teacher's states where `loss_weights` is not 0, or where `held` is; None: log-probs alone."""
+    """The teacher's states where `loss_weights` is not 0; None: the loss reads log-probs alone."""
+    reach: Float[Tensor, "B T"] | None = None
+    """`method: reach`: r of a selected token, 1 of one that is held to the teacher."""
     held: Bool[Tensor, "B T"] | None = None
-    """Tokens held to the teacher by the exact `anchor_loss`, while the loss of the others reads log-probs
-    alone; None: all follow the loss."""
+    """Tokens that are held to the teacher; None: nothing is, or it makes no difference to the loss."""
     reference_hidden: list[Tensor] | None = None
     """The reference model's states where `anchor_weights` is not 0."""
     student_hidden: list[Tensor] | None = None
@@ -91,11 +92,13 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    read = loss_weights != 0
-    if not needs_teacher_distribution(args.loss) and scored.has_teacher_states:
-        read = selected.choice.held[here].to(device)
-        columns["held"] = positions.spread(read)
-    if (by_row := scored.teacher_by_row(positions, read)) is not None:
+    if selected.choice.by_reach:
+        assert signals.reach is not None
+        held = selected.choice.held[here].to(device)
+        columns["reach"] = positions.spread(signals.reach.float().masked_fill(held, 1.0))
+        if not needs_teacher_distribution(args.loss):
+            columns["held"] = positions.spread(held)
+    if (by_row := scored.teacher_by_row(positions, loss_weights != 0)) is not None:
         columns["teacher_hidden"] = by_row
     if scored.student_hidden is not None:
         # Selection runs without gradient; these states carry the graph of the scoring pass.
@@ -118,22 +121,13 @@ class Term:
 
 
 def distillation_terms(
-    inputs: LossInputs, heads: Sequence[Head | None], function: LossFunction, exact: LossFunction
+    inputs: LossInputs, heads: Sequence[Head | None], function: LossFunction
 ) -> list[Term]:
     """The distillation from each teacher, at the tokens of its completions.
 
     Args:
         heads: of the teachers; None for one that is not here, whose losses read log-probs alone.
-        exact: the function at the tokens that are `held`.
     """
-    if (held := inputs.held) is not None:
-        weights = inputs.loss_weights
-        rest = replace(inputs, loss_weights=weights * ~held, teacher_hidden=None, held=None)
-        hold = replace(inputs, loss_weights=weights * held, held=None)
-        return [
-            *distillation_terms(rest, heads, function, exact),
-            *distillation_terms(hold, heads, exact, exact),
-        ]
     if inputs.teacher_index is None:
         weights, hidden = inputs.loss_weights, inputs.teacher_hidden
         return [Term(name="loss", weights=weights, hidden=hidden, head=heads[0], function=function)]
@@ -181,6 +175,8 @@ def term_loss(
         else inputs.teacher_logprobs[chosen],
         sampling_logprobs=None if sampling is None else sampling[chosen],
         temperature=temperature,
+        reach=None if inputs.reach is None else inputs.reach[chosen],
+        held=None if inputs.held is None else inputs.held[chosen],
     )
     states = hidden[chosen[part.rows, : part.num_completion]]
     try:

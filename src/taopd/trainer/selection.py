@@ -19,6 +19,7 @@ from taopd.losses import (
     mixed_hold,
     needs_teacher_distribution,
     reduction_weights,
+    start_share,
 )
 from taopd.selectors import (
     Rules,
@@ -30,7 +31,7 @@ from taopd.selectors import (
     select,
 )
 from taopd.selectors.formulas import worth_reaching
-from taopd.signals import TEACHER, SignalTable, TokenSignals, signal_table
+from taopd.signals import FOREIGN, TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges
 
@@ -52,6 +53,8 @@ class Choice:
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
     reference_mask: Bool[Tensor, " N"]
     """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
+    by_reach: bool = False
+    """The loss at the selected tokens is divided by reach (`losses.by_reach`)."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -109,7 +112,7 @@ def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
-    columns = (*needs.signals, TEACHER) if needs.all_declared else None
+    columns = (*needs.signals, FOREIGN, TEACHER) if needs.all_declared else None
     return {"limit": args.gather_limit, "columns": columns}
 
 
@@ -181,11 +184,13 @@ def choose(
     *,
     step: int,
     training: bool,
+    num_steps: int = 0,
     teacher_weights: Sequence[float] = (),
 ) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
 
     Args:
+        num_steps: of the whole run; `method: reach` lets go of the start over its first half. 0: not known.
         teacher_weights: factors on the loss of each teacher's rows. The denominator is as without them: a
             factor changes the gradient of its own rows and of no other's.
 
@@ -234,7 +239,9 @@ def choose(
         drawn = _anchor_draw(table, selection, args, step)
     held = drawn
     if reach is not None:
-        to_teacher, held = mixed_hold(drawn, reach)
+        foreign = table.extra.get(FOREIGN, 0.0)
+        start = start_share(step, num_steps)
+        to_teacher, held = mixed_hold(drawn, reach, foreign, start=start)
         weights = weights + to_teacher
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
@@ -243,6 +250,7 @@ def choose(
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
         reference_mask=drawn != 0,
+        by_reach=reach is not None,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError
 from taopd.kernels import Head
-from taopd.losses import resolve_loss
+from taopd.losses import by_reach, resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
 from taopd.models.output_head import read_head
@@ -104,14 +104,17 @@ class TeachabilityTrainer(BaseTrainer):
         stops = args.stop_tokens, args.stop_token_ids
         self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
         self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
-        self._loss_function = resolve_loss(
+        merged = self.stop_ids if args.stop_tokens == "merge" else ()
+        loss = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),
             k=args.score_top_k,
             clip_low=args.ppo_clip_low,
             clip_high=args.ppo_clip_high,
-            merged_ids=self.stop_ids if args.stop_tokens == "merge" else (),
+            merged_ids=merged,
         )
+        exact = resolve_loss(args.anchor_loss, merged_ids=merged)
+        self._loss_function = by_reach(loss, exact, merged_ids=merged)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
         self._gather_options = gather_options(args, needs=self._needs)
@@ -227,7 +230,8 @@ class TeachabilityTrainer(BaseTrainer):
         )
         # A pure function of the gathered table: every process comes to the same choice on its own.
         names, weights = self._teacher.names, self._teacher.weights
-        choice = choose(table, self.args, step=step, training=training, teacher_weights=weights)
+        run = {"step": step, "num_steps": self.state.max_steps, "training": training}
+        choice = choose(table, self.args, **run, teacher_weights=weights)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
         metrics = selection_metrics(table, choice, part)
         metrics |= teacher_metrics(table, choice.selection, names)
@@ -286,8 +290,7 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _terms(self, student, hidden: Tensor, head: Head, part: Trimmed, read: LossInputs):
         """Distillation from the teachers, and where the anchor is on the KL penalty."""
-        functions = self._loss_function, self._anchor.function
-        terms = distillation_terms(read, self._teacher_heads(), *functions)
+        terms = distillation_terms(read, self._teacher_heads(), self._loss_function)
         anchor = self._anchor.term(student, read)
         losses = [
             term_loss(term, hidden, head, part=part, inputs=read, temperature=self.temperature)

@@ -134,16 +134,13 @@ def step_cost(
     teacher_head = here * head_flops(teacher, vocab_size, scored)
     matmuls = STUDENT_LOSS_MATMULS - frozen
     loss_heads = matmuls * student_head
-    if settings.needs_teacher_distribution:
+    if settings.needs_teacher_distribution or settings.reach:
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
     # One more matmul: the reference model's own head at these tokens.
     anchor = settings.anchored_share * (matmuls + 1) * student_head
     if settings.anchor_fraction or settings.reach:
         anchor += full * max(settings.anchor_responses, float(settings.reach))
     anchor += settings.reach * (student_head + teacher_head)
-    if settings.reach and not settings.needs_teacher_distribution:
-        # The hold is exact all the same.
-        anchor += settings.anchored_share * TEACHER_LOSS_MATMULS * teacher_head
     trained = settings.taught_share + settings.anchored_share
     passes_over_logits = SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
     return StepCost(

@@ -172,18 +172,16 @@ def _hidden_states(student: ModelShape, teacher: ModelShape, settings: PlanSetti
     other = 0 if settings.teacher_elsewhere else teacher.hidden_size * BYTES[settings.dtype]
     scored = settings.num_completion_tokens
     read = settings.length * own + settings.teacher_length * other
-    exact = settings.needs_teacher_distribution
-    # What is held to the teacher is held by the exact loss, whatever that of the selected tokens.
-    kept = settings.taught_share if exact else settings.anchored_share * settings.reach
-    read = other if exact or settings.reach else 0
+    # By reach every loss is in part an exact one.
+    kept = other if settings.needs_teacher_distribution or settings.reach else 0
     lists = settings.top_k * (INT64 + FLOAT32) * 2
     # A server's answer is compared with the student's states, which wait for it.
     waiting = scored * own if settings.teacher_elsewhere or settings.several_teachers else 0
     return {
         "scoring_hidden": float(settings.batch * read + waiting),
         "scoring_outputs": float(scored * (lists + SCORE_COLUMNS * FLOAT32)),
-        "teacher_hidden_scored": float(scored * read),
-        "teacher_hidden_kept": scored * other * kept,
+        "teacher_hidden_scored": float(scored * kept),
+        "teacher_hidden_kept": scored * kept * settings.taught_share,
         "reference_hidden_scored": float(scored * own * settings.reach),
         "reference_hidden_kept": scored * own * settings.anchored_share,
     }

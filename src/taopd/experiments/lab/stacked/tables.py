@@ -29,7 +29,7 @@ def with_reach(
     settings: Sequence[TeachabilityConfig],
     ends: Sequence[Sequence[int]],
 ) -> TokenSignals:
-    """The signals with the reach of every position, by the threshold and the foreign ends of its arm."""
+    """The signals with r and f of every position, by the threshold and the foreign ends of its arm."""
     found = [
         reach_from_logprobs(
             initial_logprobs[own],
@@ -39,7 +39,11 @@ def with_reach(
         )
         for own, args, foreign in zip(rows, settings, ends, strict=True)
     ]
-    return replace(signals, reach=torch.cat(found))
+    mass = [
+        teacher_logprobs[own][:, list(foreign)].exp().sum(1)
+        for own, foreign in zip(rows, ends, strict=True)
+    ]
+    return replace(signals, reach=torch.cat(found), foreign=torch.cat(mass))
 
 
 def tables_by_arm(

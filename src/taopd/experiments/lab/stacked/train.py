@@ -30,7 +30,7 @@ from taopd.experiments.lab.stacked.settings import stack_settings
 from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_reach
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
-from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
+from taopd.losses import Targets, by_reach, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
 from taopd.models.stop_tokens import foreign_ends
@@ -103,11 +103,14 @@ class Stack:
             fused=True,
         )
         self._needs = {name for args in self.settings for name in needed_signals(args)}
+        self._anchor = resolve_loss(first.anchor_loss)
         self._losses = [
-            resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k)
+            by_reach(
+                resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k),
+                self._anchor,
+            )
             for args in self.settings
         ]
-        self._anchor = resolve_loss(first.anchor_loss)
         self._prompts = read_problems(arms[0], "train")[0]
         self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
         self._generators = {
@@ -204,7 +207,8 @@ class Stack:
 
     def _choose(self, arm: int, table: SignalTable, step: int) -> Choice:
         """What one arm trains on in this step."""
-        return choose(table, self.settings[arm], step=step, training=True)
+        args = self.settings[arm]
+        return choose(table, args, step=step, training=True, num_steps=args.max_steps)
 
     def _student_logprobs(
         self, ids: Int[Tensor, "S B L"], positions: Positions
@@ -239,24 +243,25 @@ class Stack:
         total = student.new_zeros(())
         parts = zip(choices, self.settings, self._losses, rows, strict=True)
         for choice, args, function, own in parts:
-            chosen, exact = choice.loss_weights != 0, needs_teacher_distribution(args.loss)
-            # What is held is held by the exact loss, whatever that of the others.
-            held = chosen & choice.held & (not exact)
-            for which, loss, full in (
-                (chosen & ~held, function, exact),
-                (held, self._anchor, True),
-            ):
-                at = torch.arange(own.start, own.stop)[which]
-                values = loss(
-                    student[at],
-                    Targets(
-                        token_ids=targets[at],
-                        teacher_hidden=teacher_hidden[at] if full else None,
-                        teacher_head=teacher_head if full else None,
-                        teacher_logprobs=sampled[at],
-                    ),
-                )
-                total = total + (values * choice.loss_weights[which].float()).sum()
+            chosen = choice.loss_weights != 0
+            at = torch.arange(own.start, own.stop)[chosen]
+            exact = needs_teacher_distribution(args.loss) or choice.by_reach
+            held, reach = choice.held[chosen], None
+            if choice.by_reach:
+                assert signals.reach is not None
+                reach = signals.reach[at].masked_fill(held, 1.0)
+            values = function(
+                student[at],
+                Targets(
+                    token_ids=targets[at],
+                    teacher_hidden=teacher_hidden[at] if exact else None,
+                    teacher_head=teacher_head if exact else None,
+                    teacher_logprobs=sampled[at],
+                    reach=reach,
+                    held=held if choice.by_reach else None,
+                ),
+            )
+            total = total + (values * choice.loss_weights[chosen].float()).sum()
         return total
 
     def _anchor_loss(self, student, choices, targets, ids, positions, initial) -> Tensor:

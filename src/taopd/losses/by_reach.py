@@ -1,0 +1,49 @@
+"""The loss of `method: reach`: one divergence for what the initial student could have said, one for the rest.
+
+    r l + (1 - r) KL(p_T || p_S)          at a selected token, l its loss, KL(p_S || p_T) unless it is chosen
+    KL(p_S || p_T)                        at a token that is held to the teacher
+
+The gradient of the reverse KL at a token is proportional to the student's probability of it: what the student
+hardly ever says stays there, while what it says in its place is pushed down and anything else comes up. The
+forward KL raises the teacher's word itself.
+
+Source: ours, measured in docs/results/reach_forms.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from taopd.losses.divergences import resolve_loss
+from taopd.losses.head_loss import LossFunction, Targets
+
+
+def by_reach(
+    function: LossFunction, exact: LossFunction, *, merged_ids: Sequence[int] = ()
+) -> LossFunction:
+    """The loss that reads `Targets.reach` and `Targets.held`, and is `function` where they are None.
+
+    Of a teacher elsewhere there is no distribution: then r l, and l at what is held.
+
+    Args:
+        function: l. exact: the loss at tokens that are held, where l reads the sampled token alone.
+        merged_ids: ids that count as one token in both models.
+    """
+    forward = resolve_loss("forward_kl", merged_ids=merged_ids)
+
+    def loss(student: Tensor, targets: Targets) -> Tensor:
+        r = targets.reach
+        if r is None:
+            return function(student, targets)
+        if targets.teacher_hidden is None:
+            return r * function(student, targets)
+        # One pass of the teacher's head for all parts.
+        targets = replace(targets, distribution=targets.teacher_distribution())
+        within = function(student, targets)
+        if targets.held is not None:
+            within = torch.where(targets.held, exact(student, targets), within)
+        return r * within + (1.0 - r) * forward(student, targets)
+
+    return loss
