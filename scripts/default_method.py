@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts import unseen_labs
 from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -65,7 +66,8 @@ def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
         for variant in only or VARIANTS:
             have = known.get((variant, loss), {"arms": {}})["arms"]
             missing = [name for name in names if name not in have]
-            lab = build_lab(variant)
+            # In this process: another one would not know the labs that are registered here.
+            lab = build_lab(variant, parallel=False)
             arms = [
                 replace(
                     lab_arm(lab, name, BASE | ARMS[name] | {"loss": loss}, seed=seed, steps=STEPS),
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes; default one a core")
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
+    unseen_labs.register()
     if not args.gather:
         run_jobs(
             make_jobs(args.runs, args.only, args.parts),
