@@ -13,8 +13,11 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError
 from taopd.kernels import Head
+from taopd.losses import Targets, by_reach, resolve_loss
 from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import (
+    foreign_bound,
+    foreign_mass,
     lists_from_exact,
     reach_bound,
     reach_from_logprobs,
@@ -169,6 +172,66 @@ def test_a_bound_never_exceeds_reach_and_says_how_far_it_may_be_off(scored):
     short = replace(signals, teacher_topk_ids=torch.full_like(lists[1], -1))
     if not scored:
         assert not bool(reach_bound(short, *at, threshold=0.0).any())
+
+
+def test_the_foreign_mass_is_its_definition():
+    """Of states, and as a bound of a server's list; an id that the teacher lacks has none."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(20, 4, generator=generator)
+    head = Head(weight=torch.randn(VOCAB, 4, generator=generator))
+    ends = (4, 6, VOCAB + 3)
+    teacher = (hidden.double() @ head.weight.double().T / 0.7).log_softmax(-1)
+    truth = teacher[:, [4, 6]].exp().sum(1)
+    found = foreign_mass(hidden, head, ends, temperature=0.7)
+    torch.testing.assert_close(found.double(), truth, atol=1e-6, rtol=0)
+    assert not bool(foreign_mass(hidden, head, (VOCAB,)).any())
+    assert foreign_mass(hidden[:0], head, ends).shape == (0,)
+    signals = signals_from_logprobs(logprobs(20, 2), teacher, torch.zeros(20).long(), k=3)
+    listed = [
+        sum(math.exp(float(row[v])) for v in ids.tolist() if v in ends)
+        for row, ids in zip(teacher, signals.teacher_topk_ids, strict=True)
+    ]
+    assert foreign_bound(signals, ends).tolist() == pytest.approx(listed, abs=1e-12)
+    assert max(listed) > 0.0 and min(listed) == 0.0, "vacuous"
+
+
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [
+        ("reverse_kl", False),
+        ("jsd", False),
+        ("sampled_reverse_kl", False),
+        ("sampled_reverse_kl", True),
+    ],
+)
+def test_the_loss_by_reach_is_its_definition(name, elsewhere):
+    """Row by row in float64; every third token is held."""
+    student, teacher = logprobs(12, 0), logprobs(12, 1)
+    hidden = torch.eye(VOCAB, dtype=torch.float64)
+    tokens, held = torch.arange(12) % VOCAB, torch.arange(12) % 3 == 0
+    r = torch.linspace(0, 1, 12, dtype=torch.float64).masked_fill(held, 1.0)
+    targets = Targets(
+        token_ids=tokens,
+        # log-probs as states of a head that is the identity
+        teacher_hidden=None if elsewhere else teacher,
+        teacher_head=Head(weight=hidden),
+        teacher_logprobs=teacher.gather(1, tokens[:, None]).squeeze(1),
+        reach=r,
+        held=held if name == "sampled_reverse_kl" else None,
+    )
+    found = by_reach(resolve_loss(name), resolve_loss("reverse_kl"))(student, targets)
+    for i in range(12):
+        p, q = student[i].exp(), teacher[i].exp()
+        reverse = float((p * (student[i] - teacher[i])).sum())
+        forward = float((q * (teacher[i] - student[i])).sum())
+        middle = ((p + q) / 2).log()
+        jsd = float((p * (student[i] - middle) + q * (teacher[i] - middle)).sum()) / 2
+        sampled = float(student[i, tokens[i]] - teacher[i, tokens[i]])
+        own = {"reverse_kl": reverse, "jsd": jsd, "sampled_reverse_kl": sampled}[name]
+        if held[i] and name == "sampled_reverse_kl" and not elsewhere:
+            own = reverse
+        rest = 0.0 if elsewhere else forward
+        assert float(found[i]) == pytest.approx(float(r[i]) * own + (1 - float(r[i])) * rest)
 
 
 # the rule

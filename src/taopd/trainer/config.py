@@ -143,9 +143,9 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
 
     method: str = option(
         None,
-        "reach: teaches what the initial student could have said, holds the rest. anchored: a KL penalty "
-        "holds unselected tokens near it. published: the paper's, holds nothing. None: reach; anchored with "
-        "another selector than teachability or another reduction than token_mean.",
+        "reach: teaches first what the initial student could have said, holds the rest. anchored: a KL "
+        "penalty holds unselected tokens near it. published: the paper's, holds nothing. None: reach; "
+        "anchored with another selector than teachability or another reduction than token_mean.",
     )
     reach_threshold: float = option(
         THRESHOLD, "reach: the initial student's probability of a token that counts half, [0, 1]."

@@ -95,7 +95,7 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "score": _rounded(selection.scores[local]),
         "rank": selection.order[local].tolist(),
         "kept": selection.kept[local].tolist(),
-        "anchored": (scored.choice.anchor_weights[local] > 0).tolist(),
+        "anchored": (scored.choice.held | (scored.choice.anchor_weights > 0))[local].tolist(),
         "quadrant": selection.quadrant[local].tolist(),
         **_teachers(scored),
     }
