@@ -144,7 +144,8 @@ class Anchor:
             with self._recorder.timed("perf/guard_s"):
                 head = self._reference.head(self._head_of, student)
                 drift = self._drift(hidden, head, scored.signals, tokens)
-                self._guard.measure(scored.step, scored.table, choice, drift)
+                of_batch = scored.step, scored.table, choice
+                self._guard.measure(*of_batch, drift, scored.signals, scored.local)
         if self._coefficient == 0.0:
             return {}
         # Where all of a drawn token is within reach, nothing of it is held at the start.

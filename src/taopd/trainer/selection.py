@@ -27,7 +27,7 @@ from taopd.selectors import (
 from taopd.selectors.formulas import worth_reaching
 from taopd.signals import TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import judges
+from taopd.trainer.methods import judges, ordering
 
 _READS_C = re.compile(
     r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -46,7 +46,8 @@ class Choice:
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
     reference_mask: Bool[Tensor, " N"]
-    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
+    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard. Where
+    everything is selected the guard looks at selected ones."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -81,7 +82,7 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
 
 def scales_compatibility(args: TeachabilityConfig) -> bool:
     """Whether a built-in selector or weighting reads C, scaled to the batch."""
-    named = f"{args.selector} {args.weighting}"
+    named = f"{ordering(args)} {args.weighting}"
     return args.normalization != "none" and _READS_C.search(named) is not None
 
 
@@ -197,7 +198,7 @@ def choose(
         selection = select(
             table,
             allowed=None if reach is None else worth_reaching(table.disagreement, reach),
-            selector=args.selector,
+            selector=ordering(args),
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
@@ -213,42 +214,46 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        least=0.0 if reach is None else float(selection.num_budget),
+        used=1.0 if reach is None else min(1.0, selection.num_kept / max(1, selection.num_budget)),
         ranks=table.ranks,
     )
-    # After the reduction: the denominator is as without them.
-    if teacher_weights:
-        weights *= weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
-    drawn = torch.zeros_like(weights)
+    drawn = watched = torch.zeros_like(weights)
     if training:
-        drawn = _anchor_draw(table, selection, args, step)
+        drawn, watched = _anchor_draws(table, selection, args, step)
     held = drawn
     if reach is not None:
         to_teacher, held = mixed_hold(drawn, reach)
         weights = weights + to_teacher
+    # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
+    if teacher_weights:
+        weights = weights * weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
-        reference_mask=drawn != 0,
+        reference_mask=watched != 0,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
 
 
-def _anchor_draw(
+def _anchor_draws(
     table: SignalTable, selection: Selection, args: TeachabilityConfig, step: int
-) -> Float[Tensor, " N"]:
-    """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Weights of the positions that are held, and of those at which the reference model is run: these, or
+    where nothing is held those that the guard looks at."""
     guarded = args.collapse_guard != "off" and step % args.guard_every == 0
     holds = bool(args.anchor_coef) or args.method == "reach"
+    nothing = torch.zeros_like(selection.weights)
     if not holds and not guarded:
-        return torch.zeros_like(selection.weights)
+        return nothing, nothing
     # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
-    some_left = holds or table.ranks.any(table.valid & ~selection.kept)
-    return anchor_weights(
+    some_left = table.ranks.any(table.valid & ~selection.kept)
+    if not some_left and not guarded:
+        return nothing, nothing
+    drawn = anchor_weights(
         selection.kept if some_left else ~table.valid,
         table.valid,
         table.completion,
@@ -258,6 +263,7 @@ def _anchor_draw(
         step=step,
         ranks=table.ranks,
     )
+    return (drawn if some_left else nothing), drawn
 
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:

@@ -127,7 +127,7 @@ class TeachabilityTrainer(BaseTrainer):
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
-        situation = SituationWatch(args.reach_threshold, self.record, self.foreign_ends)
+        situation = SituationWatch.of(args, self.record, self.foreign_ends)
         watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
