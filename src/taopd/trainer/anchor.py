@@ -27,6 +27,7 @@ from taopd.signals import (
     reach_bound,
     reach_from_states,
 )
+from taopd.trainer.checkpoint.same_start import SameStart
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
@@ -69,6 +70,8 @@ class Anchor:
             "foreign_ends": foreign_ends,
         }
         needed = self._coefficient > 0.0 or guard is not None or self._judges
+        self.start = SameStart(student, accelerator, needed=needed or reference is not None)
+        """A callback, for a run that is resumed."""
         if needed and reference is None:
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None

@@ -61,9 +61,10 @@ class StepLines(TrainerCallback):
             line = step_line(state.global_step, state.max_steps, logs, left)
             # A run whose first line has none of these needs no words for them.
             explained = self._shown > self._first or COLUMNS[2][0] not in logs
-            words = compatibility_words(args.compatibility)
-            legend = "" if explained else LEGEND.format(compatibility=words) + "\n"
-            self._stream.write(legend + line + "\n")
+            if not explained:
+                words = compatibility_words(args.compatibility)
+                self._stream.write(LEGEND.format(compatibility=words) + "\n")
+            self._stream.write(line + "\n")
             self._stream.flush()
             self._shown = state.global_step
             heartbeat.current().touch()

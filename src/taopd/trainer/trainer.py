@@ -133,7 +133,7 @@ class TeachabilityTrainer(BaseTrainer):
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, *watchers):
+        for callback in (*own, *costs, self._anchor.start, *watchers):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
