@@ -58,9 +58,8 @@ def running(config: Any) -> str:
 def ordering(config: Any) -> str:
     """The selector whose score orders the tokens: under the rule of `reach` that of D~ r, r as it is.
 
-    r is a share of mass and needs no scale. In a pair in which the student could say nearly everything
-    (SmolLM2: r from 0.9996 to 1 between its 5 and 95 % quantiles), r~ would drop tokens with a large D for
-    an r of 0.999.
+    r is a share of mass and needs no scale. Where the student could say nearly everything (the SmolLM2-135M
+    pair: r from 0.9996 to 1 between its 5 and 95 % quantiles), r~ would drop large D for an r of 0.999.
     """
     rule = judges(config) and config.compatibility == "reach"
     return "teachability_raw_c" if rule and config.selector == "teachability" else config.selector
