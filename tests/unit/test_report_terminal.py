@@ -2,10 +2,9 @@
 
 import io
 import json
-
-import numpy as np
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
