@@ -220,7 +220,7 @@ PLANTED = {
         plant=lambda folder, settings: settings.update(
             teacher_model_name_or_path=settings["model_name_or_path"]
         ),
-        caught={"teacher KL": "fail"},
+        caught={"teacher KL": "fail", "kept tokens": "warn"},
     ),
     "teacher with another tokenizer's head": Planted(
         plant=scramble_teacher, caught={"off support": "warn", "stop audit": "warn"}

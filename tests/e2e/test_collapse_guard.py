@@ -1,12 +1,16 @@
 """The guard in a real run: silent, or stopping it with the reason."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
+import torch
 from accelerate import Accelerator
 from test_trainer import make_trainer
 from transformers import TrainerControl
 
 from taopd.runs.checkpoints import STATE
+from taopd.signals import SignalTable
 from taopd.trainer import collapse_detector as collapse_watch
 from taopd.trainer.collapse_guard import CollapseGuard
 from tests.conftest import make_checkpoint
@@ -66,3 +70,49 @@ def test_restore_loads_the_last_whole_checkpoint_from_before_the_signs(tmp_path)
     guard.on_step_end(None, None, control)
     guard.on_train_end(None, None, control)
     assert control.should_training_stop and loaded == [str(tmp_path / "checkpoint-9")]
+
+
+@pytest.mark.parametrize("settings", [{"selector": "full"}, {"budget": 1.0}], ids=str)
+@pytest.mark.parametrize("method", ["anchored", "published", "reach"])
+def test_where_everything_is_selected_the_guard_looks_all_the_same(
+    micro_lab, tmp_path, settings, method
+):
+    """There is nothing to hold then, and the loss is the distillation alone."""
+    trainer = make_trainer(
+        micro_lab, tmp_path, method=method, max_steps=2, **EVERYWHERE, **settings
+    )
+    seen = []
+    trainer.observers.append(seen.append)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all("guard/idle_drift_nats" in entry for entry in logs)
+    for scored in seen:
+        assert bool(scored.choice.selection.kept.all())
+        assert not bool(scored.choice.anchor_weights.any())
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_the_guard_reads_mass_whatever_stands_for_c_and_whoever_holds_it(tmp_path, gathered):
+    """A table that was gathered over processes holds no mass, where C is something else."""
+    num = 6
+    d, mass = torch.linspace(0.1, 1.0, num).double(), torch.linspace(0.9, 0.2, num).double()
+    valid = torch.tensor([True] * 5 + [False])
+    table = SignalTable(
+        disagreement=d,
+        compatibility=torch.full((num,), 0.5).double(),
+        entropy=d,
+        completion=torch.arange(num) // 3,
+        position=torch.arange(num) % 3,
+        valid=valid,
+        extra={} if gathered else {"mass": mass},
+    )
+    guard = CollapseGuard(
+        "warn", str(tmp_path), Accelerator(cpu=True), lambda *_: None, print, print
+    )
+    told = []
+    guard.watch = SimpleNamespace(update=lambda step, values: told.append(values) or [])
+    choice = SimpleNamespace(selection=SimpleNamespace(num_valid=5))
+    signals = SimpleNamespace(disagreement=d, compatibility=mass)
+    guard.measure(5, table, choice, torch.zeros(2), signals, slice(0, num))
+    expected = sum(float(d[i]) * float(mass[i]) for i in range(5)) / 5
+    assert told[0]["teachable"] == pytest.approx(expected, rel=1e-6)

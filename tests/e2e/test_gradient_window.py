@@ -85,6 +85,23 @@ def test_trains_with(micro_lab, tmp_path, settings):
     assert trainer.state.log_history[0]["sparse/gradient_cosine"] > 0
 
 
+@pytest.mark.parametrize("method", ["reach", "published"])
+def test_a_micro_batch_of_empty_completions_has_no_prefix_to_read(micro_lab, tmp_path, method):
+    """Nothing trains there, and its one row was left out of the scoring pass."""
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trainer = make_trainer(micro_lab, tmp_path, method=method, gradient_window=2, **split)
+
+    def one_of_eight(prompts, *_, **__):
+        completions = [[7, 9, 11] if row == 5 else [] for row in range(len(prompts))]
+        trainer.nonfinite.sampled(completions)
+        return [ids or [2] for ids in completions]
+
+    trainer._generate_single_turn = one_of_eight
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert trainer.state.log_history[0]["select/valid_tokens"] == 3
+
+
 def test_lora_with_dropout_and_an_anchor(micro_lab, tmp_path):
     from peft import LoraConfig
 

@@ -1,5 +1,6 @@
 """Training with `method: reach`. Oracles: full distributions of the three models, each by its own forward."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
         hold = (1.0 - at_start) * to_teacher + 3.0 * at_start * to_start
         expected = expected + hold[drawn].sum() / (0.4 * num)
         assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_is_held_is_logged_as_held_also_where_all_of_it_is_within_reach(micro_lab, tmp_path):
+    """Threshold 0: the drawn tokens are held to the teacher alone."""
+    settings = SETTINGS | SGD | {"reach_threshold": 0.0, "log_rollouts": 8, "max_steps": 1}
+    trainer = make_trainer(micro_lab, tmp_path, **settings)
+    ((scored, _),) = watched(trainer)
+    assert not bool(scored.choice.anchor_weights.any())
+    lines = (tmp_path / "run/rollouts.jsonl").read_text().splitlines()
+    found = [mark for line in lines for mark in json.loads(line)["anchored"]]
+    assert found == scored.choice.reference_mask.tolist() and any(found)
 
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "sampled_reverse_kl"])

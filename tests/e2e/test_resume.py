@@ -3,9 +3,12 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_trainer import make_trainer, weights_of
 
@@ -22,7 +25,8 @@ from taopd.runs.checkpoints import (
     newest_complete,
     why_incomplete,
 )
-from tests.conftest import make_tokenizer
+from taopd.trainer.checkpoint.same_start import SameStart
+from tests.conftest import make_model, make_tokenizer
 
 CLOCKS = ("perf/", "step_time", "train_runtime", "train_samples", "train_steps", "train_loss")
 SAVED = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "budget": 0.3}
@@ -262,3 +266,53 @@ def test_callbacks_go_on_where_they_were(micro_lab, tmp_path):
     again, resumed = run(str(tmp_path / "run" / "checkpoint-2"))
     assert json.dumps(again) == json.dumps(curve)  # nan is nan
     assert json.dumps(resumed) == json.dumps(states)
+
+
+def swapped(micro_lab, folder, name):
+    """A copy of the lab whose student is another model, or the same one in 16 bits."""
+    lab = SimpleNamespace(**vars(micro_lab) | {"student": folder / "student"})
+    shutil.copytree(micro_lab.student, lab.student)
+    model = load_model(micro_lab.student, dtype="float32")
+    if name == "half precision":
+        model.to(torch.bfloat16).save_pretrained(lab.student)
+    if name == "trained":
+        shutil.copy(folder / "run/checkpoint-2/model.safetensors", lab.student)
+    return lab
+
+
+@pytest.mark.parametrize("method", ["reach", "anchored", "published"])
+@pytest.mark.parametrize("name", ["unchanged", "half precision", "trained"])
+def test_a_resumed_run_compares_with_the_student_that_it_began_with(
+    micro_lab, tmp_path, method, name
+):
+    """A folder that was written over, or a checkpoint as the model, is another start."""
+    settings = SAVED | {"method": method, "save_steps": 2, "max_steps": 3, "learning_rate": 5e-2}
+    settings |= {"collapse_guard": "off"}
+    make_trainer(micro_lab, tmp_path, **settings).train()
+    trainer = make_trainer(swapped(micro_lab, tmp_path, name), tmp_path, **settings)
+    checkpoint = str(tmp_path / "run/checkpoint-2")
+    if name == "trained" and method != "published":
+        with pytest.raises(ConfigError, match=r"not the one that this run began with.*model_name"):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 3
+
+
+def test_a_new_adapter_is_the_same_start_and_a_trained_one_is_not():
+    """Of a LoRA half of the weights are drawn anew, and change nothing while the others are zero."""
+
+    def start(seed, trained=False):
+        torch.manual_seed(seed)
+        model = get_peft_model(make_model(seed=0), LoraConfig(r=2, target_modules=["q_proj"]))
+        for weight_name, weight in model.named_parameters():
+            if trained and "lora_B" in weight_name:
+                weight.data += 1e-3
+        return SameStart(model, Accelerator(cpu=True), needed=True)
+
+    kept = start(0).checkpoint_state()
+    start(1).load_checkpoint_state(kept)
+    with pytest.raises(ConfigError):
+        start(1, trained=True).load_checkpoint_state(kept)
+    trained = start(1, trained=True)
+    trained.load_checkpoint_state(trained.checkpoint_state())

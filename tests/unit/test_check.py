@@ -120,7 +120,7 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
     path = config(temperature=0.7)
     _, found = run_json(capsys, path)
     figures = {item["item"]: item["figures"] for item in found["items"]}
-    forward, reverse, off = [], [], []
+    forward, reverse, off, worth = [], [], [], []
     models = [AutoModelForCausalLM.from_pretrained(path.parent / x) for x in ("student", "teacher")]
     for prompt, completion in zip(seen["prompts"], seen["completions"], strict=True):
         ids = torch.tensor([prompt + completion])
@@ -132,11 +132,21 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
         reverse += (p.exp() * (p - q)).sum(1).tolist()
         forward += (q.exp() * (q - p)).sum(1).tolist()
         off += (1.0 - q.exp().gather(1, p.topk(4).indices).sum(1)).tolist()
+        for own, other in zip(p, q, strict=True):
+            # D on both lists, and r over them, as far as the check knows it.
+            union = sorted({*own.topk(4).indices.tolist(), *other.topk(4).indices.tolist()})
+            mine, theirs = (row[union] - row[union].logsumexp(0) for row in (own, other))
+            d = float((theirs.exp() * (theirs - mine)).sum())
+            r = float(other[union].exp()[own[union].exp() >= 3e-4].sum())
+            worth.append(d * r >= 0.05)
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     assert figures["teacher KL"]["reverse_nats"] == pytest.approx(mean(reverse), rel=1e-4)
     assert figures["teacher KL"]["forward_nats"] == pytest.approx(mean(forward), rel=1e-4)
     assert figures["off support"]["off_support_mass"] == pytest.approx(mean(off), rel=1e-4)
-    assert figures["kept tokens"]["kept_tokens"] == pytest.approx(0.1 * len(off) / 32)
+    kept = figures["kept tokens"]
+    assert kept["kept_tokens"] == pytest.approx(0.1 * len(off) / 32)
+    selected = min(sum(worth), math.ceil(0.1 * len(off)))
+    assert kept["selected_tokens"] == pytest.approx(selected / 32) and selected > 0
     assert figures["drift"]["tokens"] == len(off) and figures["drift"]["max_nats"] < 1e-4
 
 
@@ -324,7 +334,13 @@ def test_related_models_whose_c_does_not_vary_are_warned_of(capsys, config, tmp_
         settings["score_top_k"] = 40
 
     path = config(plant=plant)
-    for flags, level in (([], "warn"), (["--normalization", "none"], "pass")):
+    stretched = ["--method", "anchored"]
+    # The default takes r as it is: nothing is stretched.
+    for flags, level in (
+        (stretched, "warn"),
+        ([*stretched, "--normalization", "none"], "pass"),
+        ([], "pass"),
+    ):
         items = {item["item"]: item for item in run_json(capsys, path, *flags)[1]["items"]}
         support = items["off support"]
         assert (support["level"], "normalization: none" in support["advice"]) == (

@@ -115,7 +115,8 @@ def test_the_ends_of_a_teacher_alone():
     teachers = (model([5, 2]), model(7), model(None), None)
     assert foreign_ends("train", None, [2, 3], *teachers) == (5, 7)
     assert foreign_ends("exclude", [9, 3], [2, 3], *teachers) == (5, 7, 9)
-    assert foreign_ends("merge", [9, 3], [2, 3], *teachers) == ()
+    assert foreign_ends("merge", None, [2, 3], *teachers) == ()
+    assert foreign_ends("merge", [2, 7], [2, 3], *teachers) == (5,), "merged are those given alone"
     assert foreign_ends("train", None, [2, 3]) == ()
 
 
@@ -248,11 +249,11 @@ def rule_by_definition(table, args, drawn, start=1.0):
         low, high = (float(values.quantile(q)) for q in (0.05, 0.95))
         return {i: min(1.0, max(0.0, (column[i] - low) / (high - low + 1e-12))) for i in valid}
 
-    d, c = scaled(D), scaled(r)
+    d = scaled(D)
     n = max(1, math.ceil(args.budget * len(valid)))
     divisor = len(valid) if args.loss == "sampled_reverse_kl" else n
     worth = [i for i in valid if D[i] >= 0.05 and r[i] >= 0.01]
-    kept = set(sorted(worth, key=lambda i: -d[i] * c[i])[:n])
+    kept = set(sorted(worth, key=lambda i: -d[i] * r[i])[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
         if i in kept:
@@ -317,6 +318,59 @@ def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothin
     assert not bool(choice.anchor_weights.any())
     drawn = choice.reference_mask
     assert bool((choice.loss_weights[drawn] > 0).all()) and bool(drawn.any())
+    kept, others = choice.selection.kept, table.valid & ~choice.selection.kept
+    assert table.disagreement[kept].min() >= table.disagreement[others].max()
+
+
+@pytest.mark.parametrize("lowest", [1.0 - 1e-7, 0.999, 0.9])
+def test_an_r_that_hardly_varies_drops_no_large_disagreement(lowest):
+    """In a real pair r of 90 % of the tokens is 0.9996 to 1: a scale of the batch would make 0.999 a 0."""
+    table, n = reach_table(), 20
+    generator = torch.Generator().manual_seed(0)
+    r = lowest + (1.0 - lowest) * torch.rand(len(table), generator=generator).double()
+    best = torch.where(table.valid, table.disagreement, -1.0).topk(n).indices
+    r[best] = lowest
+    disagreement = table.disagreement.clone()
+    disagreement[best] *= 2.0
+    table = replace(
+        table, disagreement=disagreement, compatibility=r, extra=table.extra | {"reach": r}
+    )
+    budget = n / int(table.valid.sum())
+    # The largest 5 % have one D~, so that the scale must not saturate here.
+    args = config(method="reach", budget=budget, normalization="minmax")
+    kept = choose(table, args, step=1, training=True).selection.kept
+    assert set(kept.nonzero().flatten().tolist()) == set(best.tolist())
+
+
+@pytest.mark.parametrize("weighting", ["score", "rank", "entropy"])
+@pytest.mark.parametrize("floor", [False, True])
+def test_what_a_token_weighs_says_nothing_about_the_budget(weighting, floor):
+    """A weighted mean, lowered by the unused part of the budget: a count of tokens, whatever they weigh."""
+    table = reach_table(floor=floor)
+    args = config(method="reach", budget=0.2, weighting=weighting)
+    choice = choose(table, args, step=4, training=True)
+    selection = choice.selection
+    assert (selection.num_kept < selection.num_budget) == floor
+    used = selection.num_kept / selection.num_budget
+    assert float(choice.loss_weights[selection.kept].sum()) == pytest.approx(used, rel=1e-9)
+    assert len(choice.loss_weights[selection.kept].unique()) > 5, "vacuous"
+
+
+def test_a_factor_on_a_teacher_is_one_on_its_hold_too():
+    """What is held towards a teacher is its teaching; what is held at the start is not."""
+    table = reach_table()
+    teacher = (torch.arange(len(table)) % 2).double()
+    table = replace(table, extra=table.extra | {"teacher": teacher})
+    args = config(method="reach", budget=0.2)
+    plain, halved = (
+        choose(table, args, step=4, training=True, teacher_weights=weights)
+        for weights in ((), (1.0, 0.5))
+    )
+    factor = torch.where(teacher == 1, 0.5, 1.0)
+    torch.testing.assert_close(halved.loss_weights, plain.loss_weights * factor)
+    assert torch.equal(halved.anchor_weights, plain.anchor_weights)
+    drawn = plain.reference_mask & (teacher == 1)
+    assert bool((plain.loss_weights[drawn] > 0).any()), "vacuous"
 
 
 def test_a_budget_of_one_is_full_distillation():
@@ -325,7 +379,7 @@ def test_a_budget_of_one_is_full_distillation():
         reach_table(floor=True), config(method="reach", budget=1.0), step=0, training=True
     )
     valid = reach_table().valid
-    assert torch.equal(choice.selection.kept, valid) and not bool(choice.reference_mask.any())
+    assert torch.equal(choice.selection.kept, valid) and not bool(choice.anchor_weights.any())
     expected = valid.double() / valid.sum()
     torch.testing.assert_close(choice.loss_weights, expected)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,3 +90,25 @@ def test_one_line_per_step_with_what_is_known():
     lines.on_log(None, state, None, logs={"train_runtime": 1.0})
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().startswith("step 2/4  loss 0.5  kept 5.0%  left 0:00:0")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mass", "C: share of the teacher's probability on the student's top tokens;"),
+        (
+            "reach",
+            "C: share of the teacher's probability on what the initial student could have said",
+        ),
+        ("jaccard", "C: compatibility by jaccard;"),
+    ],
+)
+def test_the_legend_says_what_c_is_in_this_run(name, words):
+    stream = io.StringIO()
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=4)
+    lines, logs = StepLines(stream), {"loss": 0.5, "signal/disagreement_nats/mean": 1.0}
+    lines.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        lines.on_log(SimpleNamespace(compatibility=name), state, None, logs=logs)
+    legend, *steps = stream.getvalue().splitlines()
+    assert words in legend and len(steps) == 2

@@ -9,6 +9,8 @@ import torch
 
 from taopd.runs.limits import situation_words
 from taopd.signals import reach_from_logprobs, signals_from_logprobs, situation
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.methods import METHODS, running
 from taopd.trainer.situation_watch import STEPS, SituationWatch
 from tests.conftest import is_documented
 
@@ -48,11 +50,24 @@ def test_without_an_initial_student_the_one_at_hand_is_judged_by_both_lists():
 
 
 def test_the_words_name_the_arm_to_compare_with():
-    words = situation_words(0.5, 0.09, 0.41)
+    words = situation_words(0.5, 0.09, 0.41, method="anchored")
     assert "41% is out of reach (it hardly ever says them)" in words
     assert "full distillation" in words and "method: reach" not in words
-    assert "method: reach" in situation_words(0.5, 0.4, 0.1)
-    assert "compare with" not in situation_words(0.9, 0.05, 0.05)
+    assert "method: reach" in situation_words(0.5, 0.4, 0.1, method="anchored")
+    assert "compare with" not in situation_words(0.9, 0.05, 0.05, method="anchored")
+
+
+@pytest.mark.parametrize("settings", [{}, *({"method": name} for name in METHODS)], ids=str)
+@pytest.mark.parametrize("whole", [{}, {"selector": "full"}, {"budget": 1.0}], ids=str)
+def test_no_run_is_told_to_compare_with_itself(settings, whole):
+    """Nor what a method does that is not its own."""
+    args = TeachabilityConfig(output_dir="x", bf16=False, use_cpu=True, **settings, **whole)
+    words = situation_words(0.2, 0.4, 0.4, method=running(args))
+    compared = words.partition("out of reach (it hardly ever says them)")[2]
+    assert ("full distillation" in compared) == (not whole)
+    own = args.method if not whole else None
+    assert ("method: reach is the arm" in compared) == (own != "reach")
+    assert ("method: anchored" in compared) == (own == "anchored")
 
 
 def test_the_first_steps_are_added_up_and_said_once(caplog):
@@ -60,12 +75,16 @@ def test_the_first_steps_are_added_up_and_said_once(caplog):
     student, teacher = rows(50, 12, 5), rows(50, 12, 6)
     signals = signals_from_logprobs(student, teacher, torch.zeros(50).long(), k=3)
     seen = []
-    watch = SituationWatch(0.01, lambda name, value: seen.append((name, value)))
+
+    def record(name, value):
+        seen.append((name, value))
+
+    watch = SituationWatch(0.01, record, method="anchored")
     with caplog.at_level(logging.INFO, logger="taopd.trainer.situation_watch"):
         for number in range(1, 10):
             watch(SimpleNamespace(signals=signals, number=number))
         # Interrupted and resumed.
-        again = SituationWatch(0.01, lambda name, value: seen.append((name, value)))
+        again = SituationWatch(0.01, record, method="anchored")
         again.load_checkpoint_state(watch.checkpoint_state())
         for number in range(10, STEPS + 5):
             again(SimpleNamespace(signals=signals, number=number))
@@ -74,4 +93,4 @@ def test_the_first_steps_are_added_up_and_said_once(caplog):
     shares = situation(signals, threshold=0.01).shares
     assert dict(seen)["situation/out_of_reach"] == pytest.approx(shares.out_of_reach)
     said = [record.message for record in caplog.records if "situation" in record.message]
-    assert said == [f"situation: {situation_words(*shares)}"]
+    assert said == [f"situation: {situation_words(*shares, method='anchored')}"]

@@ -32,10 +32,7 @@ SETTINGS = (
     ("--budget B", "share of tokens that train"),
     ("--selector NAME", "teachability, random, full, entropy, ..., or a dotted path of your own"),
     ("--loss NAME", "reverse_kl, sampled_reverse_kl, forward_kl, jsd or topk_reverse_kl"),
-    (
-        "--method NAME",
-        "anchored, or published: no KL penalty on unselected tokens",
-    ),
+    ("--method NAME", "reach, anchored or published: which tokens may train, what is held"),
     ("--num_generations N", "completions per prompt"),
     ("--learning_rate R", "of the optimizer"),
     ("--max_completion_length N", "in tokens"),

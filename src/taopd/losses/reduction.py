@@ -24,7 +24,7 @@ def reduction_weights(
     *,
     reduction: str = "token_mean",
     denominator: str = "selected",
-    least: float = 0.0,
+    used: float = 1.0,
     ranks: Ranks = ALONE,
 ) -> Float[Tensor, " N"]:
     """Divide selection weights by the global denominator; N runs over the whole generation batch, or over
@@ -38,8 +38,8 @@ def reduction_weights(
     All zero where nothing is kept.
 
     Args:
-        least: the denominator of a token mean over the selected is at least this: a budget that was not used
-            up then lowers the loss, where a mean would give what is left the whole step.
+        used: share of the budget that was used, by which a token mean over the selected is lowered: a mean
+            would give what is left the whole step. Of the tokens, not of their weights, which may be scores.
     """
     if reduction not in ("token_mean", "sample_mean"):
         raise ConfigError(f"reduction={reduction!r}: must be 'token_mean' or 'sample_mean'")
@@ -47,10 +47,8 @@ def reduction_weights(
         raise ConfigError(f"denominator={denominator!r}: must be 'selected' or 'completion'")
     counted = weights if denominator == "selected" else valid.to(weights.dtype)
     if reduction == "token_mean":
-        total = ranks.sums(counted.sum())
-        if denominator == "selected":
-            total = total.clamp_min(least)
-        return weights / _nonzero(total)
+        total = _nonzero(ranks.sums(counted.sum()))
+        return weights / total * (used if denominator == "selected" else 1.0)
     groups, index = torch.unique(completion, return_inverse=True)
     totals = counted.new_zeros(len(groups)).index_add_(0, index, counted)
     return weights / _nonzero(totals)[index] / max(1, ranks.total(len(groups)))

@@ -66,11 +66,13 @@ def foreign_ends(
 ) -> tuple[int, ...]:
     """Ids that end a teacher's texts and at which the sampler goes on, ascending.
 
-    Known are the ids of the teachers' generation configs, and those given. None where `stop_tokens` merges
-    all ends into one: that one does end a completion.
+    Known are the ids of the teachers' generation configs, and those given. Not those that `stop_tokens`
+    merges into one with the sampler's: that one does end a completion.
     """
-    if stop_tokens == "merge":
-        return ()
     configs = [getattr(teacher, "generation_config", None) for teacher in teachers]
     ids = {i for config in configs for i in declared_ids(getattr(config, "eos_token_id", None))}
+    if stop_tokens == "merge":
+        # Without a choice of the user's all of them are merged, and else those given alone.
+        merged = ids if stop_token_ids is None else set(stop_token_ids)
+        return tuple(sorted(ids - merged - set(sampler)))
     return tuple(sorted(ids.union(stop_token_ids or ()) - set(sampler)))

@@ -30,12 +30,13 @@ from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
-from taopd.preflight.teacher_error import check_teacher_error, kind_of
+from taopd.preflight.teacher_error import check_teacher_error, kept_tokens, kind_of
 from taopd.preflight.verdict import BROKEN, Verdict, judge
 from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
+from taopd.trainer.methods import judges, running
 from taopd.trainer.selection import scales_compatibility
 
 _REFUSED = "not measured: these files or settings cannot be used"
@@ -241,9 +242,11 @@ def _precision(subject: Subject) -> Verdict:
 
 def _kept(subject: Subject, measured: Measured) -> Verdict:
     args, limit = subject.settings.training, subject.trainer.max_completion_length
-    budget = 1.0 if args.selector == "full" else args.budget
+    budget, worth = 1.0 if args.selector == "full" else args.budget, None
+    if judges(args):
+        worth = int(kept_tokens(subject.trainer, measured.positions, measured.signals).sum())
     return rollout_checks.check_kept(
-        measured, budget=budget, min_keep=args.min_keep, max_completion_length=limit
+        measured, budget=budget, min_keep=args.min_keep, max_completion_length=limit, worth=worth
     )
 
 
@@ -295,6 +298,7 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
         found,
         threshold=subject.settings.training.reach_threshold,
         foreign_ends=subject.trainer.foreign_ends,
+        method=running(subject.settings.training),
     ),
     "kept tokens": _kept,
 }

@@ -211,18 +211,28 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
 
 
 def check_situation(
-    measured: Measured, *, threshold: float, foreign_ends: Sequence[int]
+    measured: Measured, *, threshold: float, foreign_ends: Sequence[int], method: str
 ) -> Verdict:
     """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
     found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
-    return judge("situation", situation_words(*found), [], figures=figures)
+    return judge("situation", situation_words(*found, method=method), [], figures=figures)
 
 
 def check_kept(
-    measured: Measured, *, budget: float, min_keep: int, max_completion_length: int
+    measured: Measured,
+    *,
+    budget: float,
+    min_keep: int,
+    max_completion_length: int,
+    worth: int | None = None,
 ) -> Verdict:
-    """Tokens that would train, per completion."""
+    """Tokens that would train, per completion.
+
+    Args:
+        worth: under `method: reach`, tokens of all completions that it would select, which may be fewer than
+            the budget.
+    """
     mean = float(measured.lengths.double().mean())
     kept = max(budget * mean, min(min_keep, mean))
     problems = Problems()
@@ -231,6 +241,14 @@ def check_kept(
         problems.warn("Most completions would train nothing: raise budget, or set min_keep: 1.")
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
     text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
+    if worth is not None:
+        figures["selected_tokens"] = worth / len(measured.lengths)
+        text += f"; {figures['selected_tokens']:.1f} tokens of them are worth it by method: reach"
+        if worth == 0:
+            problems.warn(
+                "Nothing that the student could say is worth teaching (D r below 0.05 nats everywhere): the "
+                "run would only hold it where it is. Compare with full distillation (selector: full)."
+            )
     if cut:
         text += "; more in a run, as these completions were cut short"
     return judge("kept tokens", text, problems, figures=figures)

@@ -16,11 +16,23 @@ LARGE_SHARE = 0.2
 """Share of a pair's disagreement from which on it makes a situation of its own."""
 
 
-def situation_words(teachable: float, within_reach: float, out_of_reach: float) -> str:
+_HELD = "holds near the student's start and never teaches"
+_OUT_OF_REACH = {
+    "reach": f"method: reach {_HELD}",
+    "anchored": "method: anchored, which holds the student near its start, may keep it from learning",
+    "published": f"the default, method: reach, {_HELD}",
+}
+"""What a method does with it."""
+
+
+def situation_words(
+    teachable: float, within_reach: float, out_of_reach: float, *, method: str
+) -> str:
     """On what kind of tokens the disagreement lies, and which arm to compare with, in words.
 
     Args:
         teachable: shares of D, see `taopd.signals.situation`.
+        method: of the run; "full": it trains on every token.
     """
     text = (
         f"of what the teacher would change, {teachable:.0%} is teachable (on tokens where most of the "
@@ -28,13 +40,12 @@ def situation_words(teachable: float, within_reach: float, out_of_reach: float) 
         f"(on words that the student may say, but not among its top tokens), {out_of_reach:.0%} is out of "
         "reach (it hardly ever says them)"
     )
-    if out_of_reach >= LARGE_SHARE:
+    if out_of_reach >= LARGE_SHARE and method != "full":
         text += (
-            f". The {out_of_reach:.0%} out of reach is what method: anchored, which holds the student near "
-            "its start, may keep it from learning: full distillation (selector: full) is the arm to "
-            "compare with"
+            f". The {out_of_reach:.0%} out of reach is what {_OUT_OF_REACH[method]}: full distillation "
+            "(selector: full) is the arm to compare with"
         )
-    if within_reach >= LARGE_SHARE:
+    if within_reach >= LARGE_SHARE and method != "reach":
         text += (
             f". For the {within_reach:.0%} within reach method: reach is the arm to compare with"
         )
@@ -77,11 +88,22 @@ def truncation_cause(*, rising: bool) -> str:
     )
 
 
-def spread_cause(low: float, high: float) -> str:
+COMPATIBILITY = {
+    "mass": "share of the teacher's probability on the student's top tokens",
+    "reach": "share of the teacher's probability on what the initial student could have said",
+}
+
+
+def compatibility_words(name: str) -> str:
+    """What C is, by the setting `compatibility`."""
+    return COMPATIBILITY.get(name, f"compatibility by {name}")
+
+
+def spread_cause(low: float, high: float, compatibility: str = "mass") -> str:
     """What a C that hardly varies does to the selection and what to do, in words."""
     return (
-        "the compatibility C, the share of the teacher's probability that is on the student's top tokens, is "
-        f"nearly the same everywhere (80 % of the tokens have {low:.6g} to {high:.6g}). It is stretched to "
+        f"the compatibility C ({compatibility_words(compatibility)}) is nearly the same everywhere (80 % of "
+        f"the tokens have {low:.6g} to {high:.6g}). It is stretched to "
         "[0, 1] all the same, so that tokens with a large disagreement are dropped for a C that is lower "
         "in the fifth digit. Set normalization: none, which takes C as it is, or selector: divergence."
     )

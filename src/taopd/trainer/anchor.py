@@ -29,6 +29,7 @@ from taopd.signals import (
     reach_bound,
     reach_from_states,
 )
+from taopd.trainer.checkpoint.same_start import SameStart
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
@@ -73,6 +74,8 @@ class Anchor:
             "foreign_ends": foreign_ends,
         }
         needed = self._coefficient > 0.0 or guard is not None or self._judges
+        self.start = SameStart(student, accelerator, needed=needed or reference is not None)
+        """A callback, for a run that is resumed."""
         if needed and reference is None:
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None
@@ -167,7 +170,8 @@ class Anchor:
             with self._recorder.timed("perf/guard_s"):
                 head = self._reference.head(self._head_of, student)
                 drift = self._drift(hidden, head, scored.signals, tokens)
-                self._guard.measure(scored.step, scored.table, choice, drift)
+                of_batch = scored.step, scored.table, choice
+                self._guard.measure(*of_batch, drift, scored.signals, scored.local)
         if self._coefficient == 0.0:
             return {}
         # Where all of a drawn token is within reach, nothing of it is held at the start.

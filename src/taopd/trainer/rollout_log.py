@@ -95,7 +95,8 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         "score": _rounded(selection.scores[local]),
         "rank": selection.order[local].tolist(),
         "kept": selection.kept[local].tolist(),
-        "anchored": (scored.choice.held | (scored.choice.anchor_weights > 0))[local].tolist(),
+        # What trains and was not selected: with method reach also towards the teacher, or there alone.
+        "anchored": (scored.choice.trains & ~selection.kept)[local].tolist(),
         "quadrant": selection.quadrant[local].tolist(),
         **_teachers(scored),
     }

@@ -33,7 +33,7 @@ from taopd.selectors import (
 from taopd.selectors.formulas import worth_reaching
 from taopd.signals import FOREIGN, TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import judges
+from taopd.trainer.methods import judges, ordering
 
 _READS_C = re.compile(
     r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -52,7 +52,8 @@ class Choice:
     anchor_weights: Float[Tensor, " N"]
     """Weight of the anchor, coefficient included; 0 where none was drawn."""
     reference_mask: Bool[Tensor, " N"]
-    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard."""
+    """Unselected tokens at which the reference model is run: those of the anchor, or of the guard. Where
+    everything is selected the guard looks at selected ones."""
     by_reach: bool = False
     """The loss at the selected tokens is divided by reach (`losses.by_reach`)."""
     budget: float = 1.0
@@ -68,7 +69,7 @@ class Choice:
     @property
     def held(self) -> Bool[Tensor, " N"]:
         """Tokens that `method: reach` holds to the teacher, as far as that is within reach."""
-        return self.reference_mask & (self.loss_weights != 0)
+        return self.reference_mask & ~self.selection.kept & (self.loss_weights != 0)
 
 
 class SignalNeeds(NamedTuple):
@@ -94,7 +95,7 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
 
 def scales_compatibility(args: TeachabilityConfig) -> bool:
     """Whether a built-in selector or weighting reads C, scaled to the batch."""
-    named = f"{args.selector} {args.weighting}"
+    named = f"{ordering(args)} {args.weighting}"
     return args.normalization != "none" and _READS_C.search(named) is not None
 
 
@@ -212,7 +213,7 @@ def choose(
         selection = select(
             table,
             allowed=None if reach is None else worth_reaching(table.disagreement, reach),
-            selector=args.selector,
+            selector=ordering(args),
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
@@ -228,56 +229,59 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        least=0.0 if reach is None else _least_denominator(selection, args),
+        used=1.0 if reach is None else _used_share(selection, args),
         ranks=table.ranks,
     )
-    # After the reduction: the denominator is as without them.
-    if teacher_weights:
-        weights *= weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
-    drawn = torch.zeros_like(weights)
+    drawn = watched = torch.zeros_like(weights)
     if training:
-        drawn = _anchor_draw(table, selection, args, step)
+        drawn, watched = _anchor_draws(table, selection, args, step)
     held = drawn
     if reach is not None:
         foreign = table.extra.get(FOREIGN, 0.0)
         start = start_share(step, num_steps)
         to_teacher, held = mixed_hold(drawn, reach, foreign, start=start)
         weights = weights + to_teacher
+    # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
+    if teacher_weights:
+        weights = weights * weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
         selection=selection,
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
-        reference_mask=drawn != 0,
+        reference_mask=watched != 0,
         by_reach=reach is not None,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
 
 
-def _least_denominator(selection: Selection, args: TeachabilityConfig) -> float:
-    """Tokens by which `method: reach` divides: the budget, used up or not, or all valid ones.
+def _used_share(selection: Selection, args: TeachabilityConfig) -> float:
+    """Selected tokens over those by which `method: reach` divides: the budget, used up or not, or all valid.
 
     The loss at a sampled token says nothing about the tokens that were not drawn. Multiplied by 1 / budget
     its noise drowns out the hold: measured in docs/results/default.md.
     """
-    if needs_teacher_distribution(args.loss):
-        return float(selection.num_budget)
-    return float(selection.num_valid)
+    whole = selection.num_budget if needs_teacher_distribution(args.loss) else selection.num_valid
+    return min(1.0, selection.num_kept / max(1, whole))
 
 
-def _anchor_draw(
+def _anchor_draws(
     table: SignalTable, selection: Selection, args: TeachabilityConfig, step: int
-) -> Float[Tensor, " N"]:
-    """Weights of the positions at which the reference model is run: for the anchor, or for the guard."""
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Weights of the positions that are held, and of those at which the reference model is run: these, or
+    where nothing is held those that the guard looks at."""
     guarded = args.collapse_guard != "off" and step % args.guard_every == 0
     holds = bool(args.anchor_coef) or args.method == "reach"
+    nothing = torch.zeros_like(selection.weights)
     if not holds and not guarded:
-        return torch.zeros_like(selection.weights)
+        return nothing, nothing
     # Where everything is selected, the anchor has nothing to hold, and the guard looks at everything.
-    some_left = holds or table.ranks.any(table.valid & ~selection.kept)
-    return anchor_weights(
+    some_left = table.ranks.any(table.valid & ~selection.kept)
+    if not some_left and not guarded:
+        return nothing, nothing
+    drawn = anchor_weights(
         selection.kept if some_left else ~table.valid,
         table.valid,
         table.completion,
@@ -287,6 +291,7 @@ def _anchor_draw(
         step=step,
         ranks=table.ranks,
     )
+    return (drawn if some_left else nothing), drawn
 
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:

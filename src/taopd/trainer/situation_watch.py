@@ -8,6 +8,8 @@ from transformers import TrainerCallback
 
 from taopd.runs.limits import situation_words
 from taopd.signals import Situation, situation
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.methods import running
 from taopd.trainer.scored_batch import ScoredBatch
 
 STEPS = 20
@@ -22,6 +24,7 @@ class SituationWatch(TrainerCallback):
     Args:
         record: takes (metric, value).
         foreign_ends: out of reach, as in `signals.reach`.
+        method: of the run, for the words; see `methods.running`.
     """
 
     def __init__(
@@ -29,11 +32,18 @@ class SituationWatch(TrainerCallback):
         threshold: float,
         record: Callable[[str, float], None],
         foreign_ends: Sequence[int] = (),
+        *,
+        method: str,
     ) -> None:
         self._rule: dict[str, Any] = {"threshold": threshold, "foreign_ends": foreign_ends}
-        self._record = record
+        self._record, self._method = record, method
         self._sums = Situation(0.0, 0.0, 0.0)
         self._told = False
+
+    @classmethod
+    def of(cls, args: TeachabilityConfig, *others: Any) -> "SituationWatch":
+        """The watch of a run; `others`: record and foreign_ends."""
+        return cls(args.reach_threshold, *others, method=running(args))
 
     def __call__(self, scored: ScoredBatch) -> None:
         """Look at one generation batch."""
@@ -47,7 +57,8 @@ class SituationWatch(TrainerCallback):
 
     def _tell(self) -> None:
         if not self._told and sum(self._sums) > 0.0:
-            logger.info("situation: %s", situation_words(*self._sums.shares))
+            words = situation_words(*self._sums.shares, method=self._method)
+            logger.info("situation: %s", words)
         self._told = True
 
     # -- callback ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class SpreadWatch(TrainerCallback):
 
     def __init__(self, args: TeachabilityConfig) -> None:
         self._watches = scales_compatibility(args)
+        self._compatibility = args.compatibility
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Read the quantiles that the selection has logged."""
@@ -25,4 +26,6 @@ class SpreadWatch(TrainerCallback):
         low, high = (logs.get(f"signal/compatibility/{name}") for name in ("p10", "p90"))
         if low is not None and high is not None and high - low < SPREAD_OF_C:
             self._watches = False
-            logger.warning("step %d: %s", state.global_step, spread_cause(low, high))
+            logger.warning(
+                "step %d: %s", state.global_step, spread_cause(low, high, self._compatibility)
+            )

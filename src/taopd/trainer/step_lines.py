@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from taopd.runs import heartbeat
+from taopd.runs.limits import compatibility_words
 
 COLUMNS = (
     ("loss", "loss", "{:.4g}"),
@@ -27,8 +28,7 @@ COLUMNS = (
 """(metric, word, format), in the order of the line."""
 LEGEND = (
     "loss, D (disagreement of student and teacher) and H (the student's entropy) in nats a token; C: "
-    "share of the teacher's probability on the student's top tokens; update: length of the step in weight "
-    "space; left: h:mm:ss"
+    "{compatibility}; update: length of the step in weight space; left: h:mm:ss"
 )
 """Said once, above the first line."""
 
@@ -61,8 +61,10 @@ class StepLines(TrainerCallback):
             line = step_line(state.global_step, state.max_steps, logs, left)
             # A run whose first line has none of these needs no words for them.
             explained = self._shown > self._first or COLUMNS[2][0] not in logs
-            legend = "" if explained else LEGEND + "\n"
-            self._stream.write(legend + line + "\n")
+            if not explained:
+                words = compatibility_words(args.compatibility)
+                self._stream.write(LEGEND.format(compatibility=words) + "\n")
+            self._stream.write(line + "\n")
             self._stream.flush()
             self._shown = state.global_step
             heartbeat.current().touch()

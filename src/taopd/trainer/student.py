@@ -145,11 +145,12 @@ class StudentForward:
         if not self._kept:
             return
         size, num_rows = self._args.per_device_train_batch_size, positions.shape[0]
-        # Rows without a position were dropped from the pass, and so have no place in its prefix.
+        # Rows without a position were dropped from the pass, and so have no place in its prefix: -1.
         present = torch.zeros(num_rows, dtype=torch.bool)
         present[positions.row.cpu()] = True
         for start in range(0, num_rows, size):
-            place = present[start : start + size].long().cumsum(0) - 1
+            own = present[start : start + size]
+            place = torch.where(own, own.long().cumsum(0) - 1, -1)
             self._place += [(start // size, int(index)) for index in place]
 
     def _prefix_of(self, part: Trimmed, inputs: LossInputs) -> KeyValuePrefix | None:
@@ -157,8 +158,9 @@ class StudentForward:
         if not self._place:
             return None
         places = [self._place[row] for row in inputs.batch_row[part.rows].tolist()]
-        # Partly kept is not kept: one forward computes all rows of the micro-batch.
-        if any(self._kept[source] is None for source, _ in places):
+        # Partly kept is not kept: one forward computes all rows of the micro-batch. One in which nothing
+        # trains has a row all the same, and this may be one that the scoring pass has dropped.
+        if any(self._kept[source] is None or index < 0 for source, index in places):
             return None
         num_prompt = part.input_ids.shape[1] - part.num_completion
         start = inputs.prompt_mask.shape[1] - num_prompt - self._first_column

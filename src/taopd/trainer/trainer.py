@@ -130,13 +130,13 @@ class TeachabilityTrainer(BaseTrainer):
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
-        situation = SituationWatch(args.reach_threshold, self.record, self.foreign_ends)
+        situation = SituationWatch.of(args, self.record, self.foreign_ends)
         watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, *watchers):
+        for callback in (*own, *costs, self._anchor.start, *watchers):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
