@@ -18,6 +18,7 @@ from taopd.models.loading import load_model
 from taopd.models.offload import LayerOffload
 from taopd.models.prompts import load_prompts
 from taopd.preflight import teacher_error
+from taopd.preflight.measure import run_passes
 from taopd.preflight.teacher_error import TeacherError, check_teacher_error, measure_error
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
@@ -89,6 +90,13 @@ def divergence(p, q):
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+def error_of(trainer, kind, batch):
+    models = trainer.model_wrapped, trainer.teacher_source("").model
+    size = trainer.args.per_device_train_batch_size
+    passes = run_passes(trainer.forward_states, *models, batch, size)
+    return measure_error(trainer, kind, batch, positions_of(batch), passes)
+
+
 def kept(trainer, batch):
     trainer.model.train()
     _, selected = trainer._with_loss_columns(dict(batch))
@@ -99,7 +107,7 @@ def test_it_is_the_divergence_between_the_models_and_the_change_of_the_selection
     micro_lab, tmp_path, teacher, file, batch
 ):
     used = make_trainer(micro_lab, tmp_path / "a", file)
-    found = measure_error(used, "gguf", batch, positions_of(batch))
+    found = error_of(used, "gguf", batch)
     p, q = (logprobs(model, batch) for model in (load_model(teacher), load_model(file)))
     s = logprobs(load_model(micro_lab.student), batch)
     assert found.forward_nats == pytest.approx(divergence(p, q), rel=1e-3)
@@ -116,19 +124,19 @@ def test_an_offloaded_teacher_has_none(micro_lab, tmp_path, teacher, batch, monk
     trainer = make_trainer(micro_lab, tmp_path, teacher)
     trainer._teacher.offload = moved = LayerOffload(trainer.teacher_model, "cpu")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
-    found = measure_error(trainer, "offload", batch, positions_of(batch))
+    found = error_of(trainer, "offload", batch)
     assert found.forward_nats == found.reverse_nats == found.changed == 0
     # Two micro-batches: the offloaded teacher copies its layers for each, the one on the device nothing.
     assert moved.copied_bytes == 2 * moved.layer_bytes
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**40))
-    assert "no room for the whole" in measure_error(trainer, "offload", batch, positions_of(batch))
+    assert "no room for the whole" in error_of(trainer, "offload", batch)
 
 
 def test_without_memory_it_says_so(micro_lab, tmp_path, file, batch, monkeypatch):
     trainer = make_trainer(micro_lab, tmp_path, file)
     nothing = SimpleNamespace(available=0)
     monkeypatch.setattr(teacher_error.psutil, "virtual_memory", lambda: nothing)
-    found = measure_error(trainer, "gguf", batch, positions_of(batch))
+    found = error_of(trainer, "gguf", batch)
     assert "GiB of memory and 0.0 are free" in found
     assert check_teacher_error(found).level == "warn"
 
@@ -139,7 +147,7 @@ def test_without_memory_it_says_so(micro_lab, tmp_path, file, batch, monkeypatch
 )
 def test_a_packed_teacher_is_compared_with_its_own_files(micro_lab, tmp_path, teacher, batch):
     trainer = make_trainer(micro_lab, tmp_path, teacher, teacher_quantization="8bit")
-    found = measure_error(trainer, "8bit", batch, positions_of(batch))
+    found = error_of(trainer, "8bit", batch)
     p, q = logprobs(load_model(teacher), batch), logprobs(trainer.teacher_model, batch)
     # Outliers are those of a whole batch: other rows, other numbers.
     assert found.forward_nats == pytest.approx(divergence(p, q), rel=0.5)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser
+from taopd.cli.libraries import while_loading
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli.lab_paths import lab_settings
-    from taopd.preflight.items import Subject, verdicts
-    from taopd.preflight.verdict import Verdicts
-    from taopd.report.console import plain_console
-    from taopd.trainer import step_lines
-    from taopd.trainer.from_settings import forget
-    from taopd.trainer.settings_file import parse_settings
+    with while_loading():
+        from taopd.cli.lab_paths import lab_settings
+        from taopd.preflight.items import Subject, verdicts
+        from taopd.preflight.verdict import Verdicts
+        from taopd.report.console import plain_console
+        from taopd.trainer import step_lines
+        from taopd.trainer.from_settings import forget
+        from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=False)
     settings = parse_settings(config, flags, lab=lab_settings, own=_parser().flags())

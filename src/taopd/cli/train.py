@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser, exit_code
+from taopd.cli.libraries import while_loading
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--config needs a file")
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
-    from taopd.cli.lab_paths import lab_settings
-    from taopd.trainer import settings_file as train_config
+    with while_loading():
+        from taopd.cli.lab_paths import lab_settings
+        from taopd.trainer import settings_file as train_config
 
     if options.help_all:
         print(train_config.help_all())

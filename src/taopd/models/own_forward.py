@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.errors import DataError
 from taopd.kernels import topk_score
 from taopd.models.batch import SEQUENCE, Forward, Trimmed, trim
+from taopd.models.scoring import Given
 
 BOUND = 1e-2
 """Nats between the two in float32, the largest at the sampled tokens and the likeliest ids."""
@@ -39,7 +40,7 @@ class Agreement:
     bound: float
     tokens: int
     only_padded: bool
-    """The two agree on padded rows: what differs is the padding."""
+    """The two agree on a row without padding: what differs is the padding."""
 
     @property
     def problem(self) -> str | None:
@@ -63,7 +64,13 @@ class Agreement:
 
 @torch.no_grad()
 def compare_with_own_forward(
-    forward: Forward, wrapped: Any, model: Any, batch: Mapping[str, Tensor], vocab_size: int
+    forward: Forward,
+    wrapped: Any,
+    model: Any,
+    batch: Mapping[str, Tensor],
+    vocab_size: int,
+    *,
+    given: Given | None = None,
 ) -> Agreement:
     """Compare the scoring path of a model in evaluation mode with its own forward on unpadded rows.
 
@@ -73,21 +80,28 @@ def compare_with_own_forward(
         forward: of the scoring path.
         wrapped: the model as it runs here, `model` inside its wrapper.
         batch: padded prompts and completions; see `batch.SEQUENCE`.
+        given: the scoring path's pass over this batch, where it has run already.
     """
-    rows = _rows(batch["prompt_mask"])
+    lengths = batch["prompt_mask"].sum(1)
+    rows = _rows(lengths)
     chosen = {name: batch[name][rows] for name in SEQUENCE}
     ids, mask = chosen["completion_ids"], chosen["completion_mask"].bool()
     mask = mask & (ids < vocab_size).long().cummin(1).values.bool()
     mask[:, MOST_TOKENS:] = False
     part = trim(chosen, mask)
-    hidden, head = forward(wrapped, part)
-    padded = _own_logprobs(wrapped, model, part, vocab_size)
+    if given is None:
+        hidden, head = forward(wrapped, part)
+        states = hidden[mask[part.rows, : part.num_completion]]
+    else:
+        states, head = given.states[given.place[rows][mask]], given.head
+    by_row = states.split(mask.sum(1).tolist())
     errors: list[Tensor] = []
-    errors_padded: list[Tensor] = []
+    errors_unpadded: list[Tensor] = []
     for row in range(len(rows)):
         row = min(row, len(part.rows) - 1)  # a row without a token was dropped
+        number = int(part.rows[row])
         sequence = part.input_ids[row]
-        active = mask[part.rows[row], : part.num_completion]
+        active = mask[number, : part.num_completion]
         # The completion's padding stays, on the right: nothing before it can see it.
         bare = sequence[int(part.attention_mask[row].argmax()) :].unsqueeze(0)
         alone = Trimmed(
@@ -97,13 +111,15 @@ def compare_with_own_forward(
             rows=part.rows[row : row + 1],
         )
         own = _own_logprobs(wrapped, model, alone, vocab_size)[0][active]
-        targets = ids[part.rows[row], : part.num_completion][active]
-        for found, logprobs in ((errors, own), (errors_padded, padded[row][active])):
-            want = torch.cat([targets[:, None], logprobs.topk(_num_ids(vocab_size)).indices], dim=1)
-            scores = topk_score(hidden[row][active], head, targets, k=1, want_ids=want)
-            assert scores.want_logprobs is not None
-            found.append((scores.want_logprobs - logprobs.gather(1, want)).abs().flatten())
-    exact = hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == model.dtype
+        targets = ids[number, : part.num_completion][active]
+        want = torch.cat([targets[:, None], own.topk(_num_ids(vocab_size)).indices], dim=1)
+        scores = topk_score(by_row[number], head, targets, k=1, want_ids=want)
+        assert scores.want_logprobs is not None
+        errors.append((scores.want_logprobs - own.gather(1, want)).abs().flatten())
+        # The longest prompt has no padding: a fault that it lacks is one of padding.
+        if lengths[rows[number]] == lengths.max():
+            errors_unpadded.append(errors[-1])
+    exact = states.dtype in (torch.float32, torch.float64) and states.dtype == model.dtype
     exact = exact and torch.get_float32_matmul_precision() == "highest"
     # Outlier columns are those of the whole batch: packed weights compute other rows otherwise.
     exact = exact and not getattr(model, "is_quantized", False)
@@ -118,8 +134,33 @@ def compare_with_own_forward(
         error=total(errors),
         bound=bound,
         tokens=int(mask.sum()),
-        only_padded=total(errors_padded) <= bound,
+        only_padded=bool(errors_unpadded) and total(errors_unpadded) <= bound,
     )
+
+
+def compare_models(
+    forward: Forward,
+    models: Mapping[str, tuple[Any, Any, Mapping[str, Tensor]]],
+    vocab_size: int,
+    given: Mapping[str, Given],
+) -> dict[str, Agreement]:
+    """`compare_with_own_forward` for each model, the student in evaluation mode and left as it was.
+
+    Args:
+        models: by name the model as it runs here, the model inside its wrapper, and what it reads; one is
+            the "student".
+        given: by name passes of the scoring path over this batch that have run already.
+    """
+    student = models["student"][1]
+    training = student.training
+    student.eval()
+    try:
+        return {
+            name: compare_with_own_forward(forward, *model, vocab_size, given=given.get(name))
+            for name, model in models.items()
+        }
+    finally:
+        student.train(training)
 
 
 def require_agreement(name: str, found: Agreement) -> None:
@@ -136,9 +177,9 @@ def _num_ids(vocab_size: int) -> int:
     return min(MOST_IDS, vocab_size)
 
 
-def _rows(prompt_mask: Tensor) -> Tensor:
+def _rows(lengths: Int[Tensor, " B"]) -> Int[Tensor, " n"]:
     """The longest and the shortest prompt: without and with most padding."""
-    order = prompt_mask.sum(1).argsort(descending=True)
+    order = lengths.argsort(descending=True)
     return order[[0, -1]] if len(order) >= NUM_ROWS else order
 
 

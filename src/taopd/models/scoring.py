@@ -56,7 +56,7 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given(Reuse):
-    """A student's pass that has run already, over all positions of a batch: nobody runs it again."""
+    """A pass that has run already, over all positions of a batch: nobody runs it again."""
 
     states: Float[Tensor, "N D"]
     head: Head
@@ -73,6 +73,10 @@ class Given(Reuse):
     ) -> tuple[Float[Tensor, "n D"], Head]:
         """The states at the mask."""
         return self.states[self.place[rows][mask]], self.head
+
+    def at(self, positions: Positions) -> tuple[Float[Tensor, "n D"], Head]:
+        """The states that predict tokens of the same batch, and the head that reads them."""
+        return self.states[self.place[positions.row, positions.column]], self.head
 
     @staticmethod
     def of(

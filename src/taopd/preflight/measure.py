@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +11,12 @@ from torch import Tensor
 
 from taopd.kernels import topk_score
 from taopd.models.batch import Forward, Positions, teacher_side
-from taopd.models.forward import states_at
 from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
-from taopd.models.scoring import score_positions
+from taopd.models.scoring import Given, Reuse, check_readable
 from taopd.preflight.teacher_context import ContextEffect, measure_context
 from taopd.preflight.teacher_error import TeacherError
-from taopd.signals import TokenSignals
+from taopd.signals import TokenSignals, exact_signals
 from taopd.teachers import Teacher, score_remote
 
 
@@ -52,11 +52,39 @@ class Measured:
 
 
 @torch.no_grad()
+def run_passes(
+    forward: Forward, student, teacher, batch: Mapping[str, Tensor], micro_batch_size: int
+) -> dict[str, Given]:
+    """One forward of each model here over all completion tokens: every figure is read from its states.
+
+    Args:
+        teacher: None if it is elsewhere.
+
+    Returns:
+        By "student" and "teacher".
+
+    Raises:
+        DataError: a prompt that the teacher cannot read.
+    """
+    side = teacher_side(batch)
+    models = {"student": (student, batch)}
+    if teacher is not None:
+        check_readable(side, teacher)
+        models["teacher"] = teacher, side
+    everywhere = Positions.of(batch["completion_mask"].bool())
+    return {
+        name: Given.of(Reuse(), forward, model, read, everywhere, micro_batch_size=micro_batch_size)
+        for name, (model, read) in models.items()
+    }
+
+
+@torch.no_grad()
 def measure(
     forward: Forward,
     student,
     teacher,
     batch: Mapping[str, Tensor],
+    passes: Mapping[str, Given],
     *,
     remote: bool,
     sampling_logprobs: Float[Tensor, "B S"] | None,
@@ -70,9 +98,10 @@ def measure(
     max_tokens: int,
     agreement: Mapping[str, Agreement],
 ) -> Measured:
-    """Score sampled completions with both models; see `Measured` and `scoring.score_positions`.
+    """Figures of sampled completions under both models; see `Measured`.
 
     Args:
+        passes: see `run_passes`.
         remote: the teacher is a `Teacher` elsewhere. Its divergence over the full vocabulary is not
             sent, and its mass on stop ids is exact only where it scores wanted ids.
 
@@ -84,32 +113,33 @@ def measure(
     models = forward, student, teacher, batch, positions
     common: dict[str, Any] = {"micro_batch_size": micro_batch_size, "k": k, "when": "taopd check"}
     if remote:
-        signals = score_remote(*models, vocab_size=vocab_size, **common).signals
+        reuse = passes["student"]
+        signals = score_remote(*models, vocab_size=vocab_size, reuse=reuse, **common).signals
     else:
-        signals = score_positions(
-            *models,
+        signals = exact_signals(
+            *passes["student"].at(positions),
+            *passes["teacher"].at(positions),
+            ids[positions.row, positions.column],
+            k=k,
             temperature=temperature,
-            keep_teacher_hidden=False,
             full_kl=True,
             stop_ids=merged_ids,
-            **common,
-        ).signals
+            locate=partial(positions.describe, when="taopd check"),
+        )
     rows, lengths = torch.arange(len(ids), device=ids.device), mask.sum(1)
     last = ids[rows, lengths - 1]
     ended = torch.isin(last, last.new_tensor(list(stops)))
     ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
     wanted = [token for token in candidates if token < vocab_size]
 
-    def masses(model, read) -> Float[Tensor, "E M"]:
-        return stop_masses(forward, model, read, ends, micro_batch_size, wanted, temperature)
-
-    own, unknown, side = masses(student, batch), 0.0, teacher_side(batch)
+    own, unknown = stop_masses(passes["student"], ends, wanted, temperature), 0.0
     if remote:
-        teachers, unknown = _remote_masses(teacher, side, ends, wanted, k)
+        teachers, unknown = _remote_masses(teacher, teacher_side(batch), ends, wanted, k)
     else:
-        teachers = masses(teacher, side)
+        teachers = stop_masses(passes["teacher"], ends, wanted, temperature)
     settings = common | {"vocab_size": vocab_size, "temperature": temperature}
-    context = measure_context(*models, remote=remote, **settings)
+    reuse = passes["student" if remote else "teacher"]
+    context = measure_context(*models, remote=remote, reuse=reuse, **settings)
     compared = None
     if sampling_logprobs is not None and signals.student_logprobs is not None:
         recomputed = signals.student_logprobs
@@ -133,25 +163,18 @@ def measure(
 
 
 def stop_masses(
-    forward: Forward,
-    model,
-    batch: Mapping[str, Tensor],
-    ends: Positions,
-    size: int,
-    wanted: list[int],
-    temperature: float,
+    given: Given, ends: Positions, wanted: list[int], temperature: float
 ) -> Float[Tensor, "E M"]:
     """Probability of the wanted ids where the completions' last tokens were sampled."""
-    found = [torch.zeros(0, len(wanted))]
-    for hidden, head in states_at(forward, model, batch, ends, size) if len(ends) else ():
-        if len(hidden):
-            want = torch.tensor(wanted, device=hidden.device).expand(len(hidden), -1)
-            scores = topk_score(
-                hidden, head, want[:, 0].contiguous(), k=1, temperature=temperature, want_ids=want
-            )
-            assert scores.want_logprobs is not None
-            found.append(scores.want_logprobs.exp().float().cpu())
-    return torch.cat(found)
+    if not len(ends):
+        return torch.zeros(0, len(wanted))
+    hidden, head = given.at(ends)
+    want = torch.tensor(wanted, device=hidden.device).expand(len(hidden), -1)
+    scores = topk_score(
+        hidden, head, want[:, 0].contiguous(), k=1, temperature=temperature, want_ids=want
+    )
+    assert scores.want_logprobs is not None
+    return scores.want_logprobs.exp().float().cpu()
 
 
 def _remote_masses(

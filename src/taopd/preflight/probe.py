@@ -12,7 +12,7 @@ from typing import Any
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.models.stop_tokens import declared_ids, possible_stop_ids
-from taopd.preflight.measure import Measured, measure
+from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
 from taopd.trainer.selection import signal_options
@@ -61,11 +61,13 @@ def measure_micro_batch(
         own = trainer.encode_for_teacher(rows)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
+        both = trainer.forward_states, trainer.model_wrapped
+        passes = run_passes(*both, source.model, batch, size)
         measured = measure(
-            trainer.forward_states,
-            trainer.model_wrapped,
+            *both,
             source.model if source.remote is None else source.remote,
             batch,
+            passes,
             remote=source.remote is not None,
             sampling_logprobs=trainer.sampler_monitor.logprobs,
             stops=_named(tokenizer, trainer.eos_token_ids),
@@ -76,11 +78,11 @@ def measure_micro_batch(
             k=args.score_top_k,
             temperature=trainer.temperature,
             max_tokens=tokens,
-            agreement=source.compare(trainer.forward_states, trainer.model_wrapped, batch),
+            agreement=source.compare(*both, batch, passes),
         )
         if compare is None:
             return measured
-        error = measure_error(trainer, compare, batch, measured.positions, teacher=teacher)
+        error = measure_error(trainer, compare, batch, measured.positions, passes, teacher=teacher)
         return replace(measured, teacher_error=error)
 
 

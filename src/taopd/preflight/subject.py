@@ -15,6 +15,7 @@ from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
 from taopd.preflight.teacher_error import kind_of
 from taopd.runs.limits import MOST_PROMPTS
+from taopd.teachers.local import tokenizer_loaded_with
 from taopd.trainer import from_settings as build
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher_connection import connect_teacher
@@ -51,6 +52,8 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:
         """The student's."""
+        if (inputs := self._loaded) is not None:
+            return inputs.tokenizer
         model = self.settings.model
         return data.load_tokenizer(str(model.model_name_or_path), revision=model.model_revision)
 
@@ -59,6 +62,9 @@ class Subject:
         """Of student and teacher."""
         if self.own_teacher:
             return self.tokenizer, self.tokenizer
+        inputs = self._loaded
+        if inputs is not None and (own := tokenizer_loaded_with(inputs.teacher)) is not None:
+            return self.tokenizer, own
         revision = self.settings.training.teacher_model_revision or "main"
         return self.tokenizer, data.load_tokenizer(self.teacher_name, revision=revision)
 
@@ -172,6 +178,11 @@ class Subject:
             self._errors[name] = Missing(f"Needs {_PARTS[name]}: see above.")
             raise error
 
+    @property
+    def _loaded(self) -> Any | None:
+        """`inputs` where they are there already: a plan reads tokenizers and no weights."""
+        return self.__dict__.get("inputs")
+
     @cached_property
     def _errors(self) -> dict[str, Exception]:
         return {}
@@ -196,8 +207,8 @@ class Subject:
     @cached_property
     def longest_teacher_prompt(self) -> int:
         """Likewise, of what the teacher reads."""
-        rows = self.some_rows(MOST_PROMPTS)
-        return self._longest(self.teacher_prompts.of_rows(rows) or rows)
+        own = self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS))
+        return self._longest(own) if own else self.longest_prompt
 
     def _longest(self, rows: list[Any]) -> int:
         shown: dict[str, Any] = {"tools": self.tools, "chat_template_kwargs": self.template_options}

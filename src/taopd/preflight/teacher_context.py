@@ -14,7 +14,7 @@ from taopd.models.batch import TEACHER_PROMPT, Forward, Positions, teacher_side
 from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends
 from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.prompts import encode_prompts
-from taopd.models.scoring import score_positions
+from taopd.models.scoring import Given, score_positions
 from taopd.models.stop_tokens import declared_ids
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.tokenizer_checks import difference
@@ -49,11 +49,13 @@ def measure_context(
     remote: bool,
     vocab_size: int,
     k: int,
+    reuse: Given,
     **common: Any,
 ) -> ContextEffect | None:
     """Score completions with the teacher after both prompts; None where it reads the student's.
 
     Args:
+        reuse: the pass of the teacher with its own prompts; of the student, if the teacher is elsewhere.
         common: see `score_positions`.
     """
     if TEACHER_PROMPT[0] not in batch:
@@ -69,6 +71,7 @@ def measure_context(
             k=k,
             keep_teacher_hidden=False,
             full_kl=True,
+            reuse=reuse,
             **common,
         ).signals
         assert found.student_logprobs is not None and found.teacher_logprobs is not None
@@ -86,6 +89,7 @@ def measure_context(
             vocab_size=vocab_size,
             k=k,
             when=when,
+            reuse=reuse,
         ).signals.teacher_logprobs
         for each in (batch, plain)
     ]

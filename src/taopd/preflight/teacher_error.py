@@ -20,11 +20,12 @@ from torch import Tensor
 
 from taopd.errors import DataError
 from taopd.models.batch import Positions, teacher_side
-from taopd.models.forward import State, states_at
+from taopd.models.forward import State
 from taopd.models.gguf import gguf_file
 from taopd.models.loading import load_model
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import merge_head_adapter
+from taopd.models.scoring import Given, Reuse
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.signals import TokenSignals, exact_signals, lists_from_exact
 from taopd.signals.situation import own_reach
@@ -88,6 +89,7 @@ def measure_error(
     kind: str,
     batch: Mapping[str, Tensor],
     positions: Positions,
+    passes: Mapping[str, Given],
     *,
     teacher: str = "",
 ) -> TeacherError | str:
@@ -96,22 +98,21 @@ def measure_error(
     Args:
         trainer: a `TeachabilityTrainer`, whole on this device.
         kind: see `kind_of`.
+        passes: of both models over this batch, see `measure.run_passes`.
         teacher: of several.
     """
     source = trainer.teacher_source(teacher)
 
-    def states(model: Any) -> State:
-        size = trainer.args.per_device_train_batch_size
-        # The teacher may read prompts of its own.
-        read = batch if model is trainer.model_wrapped else teacher_side(batch)
-        parts = list(states_at(trainer.forward_states, model, read, positions, size))
-        return torch.cat([hidden for hidden, _ in parts]), parts[-1][1]
-
+    used, student = (passes[name].at(positions) for name in ("teacher", "student"))
     try:
         with _full_teacher(trainer, source, kind) as whole:
-            used, student = states(source.model), states(trainer.model_wrapped)
             with source.offload.whole() if kind == "offload" else nullcontext():
-                full = states(whole)
+                size = trainer.args.per_device_train_batch_size
+                # The teacher may read prompts of its own.
+                read = teacher_side(batch)
+                full = Given.of(
+                    Reuse(), trainer.forward_states, whole, read, positions, micro_batch_size=size
+                ).at(positions)
             ids = batch["completion_ids"][positions.row, positions.column]
             own, exact, between = (
                 _signals(trainer, *pair, ids)

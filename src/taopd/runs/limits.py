@@ -16,11 +16,10 @@ LARGE_SHARE = 0.2
 """Share of a pair's disagreement from which on it makes a situation of its own."""
 
 
-_HELD = "holds near the student's start and never teaches"
 _OUT_OF_REACH = {
-    "reach": f"method: reach {_HELD}",
+    "reach": "method: reach teaches last, in the second half of a run",
     "anchored": "method: anchored, which holds the student near its start, may keep it from learning",
-    "published": f"the default, method: reach, {_HELD}",
+    "published": "the default, method: reach, teaches last, in the second half of a run",
 }
 """What a method does with it."""
 

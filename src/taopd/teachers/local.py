@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -19,6 +20,9 @@ from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers.protocol import TeacherScores
 
 logger = logging.getLogger(__name__)
+
+_TOKENIZERS = WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase]()
+"""Of teachers that were loaded here."""
 
 
 class LocalTeacher:
@@ -111,6 +115,7 @@ def load_teacher(
             kwargs["quantization_config"] = quantization_config(quantization, kwargs["dtype"])
         teacher = load_model(teacher, **kwargs)
         check_layers(teacher)
+        _TOKENIZERS[teacher] = teacher_tokenizer
     vocab_size = shared_vocabulary(
         tokenizer,
         teacher_tokenizer,
@@ -149,14 +154,21 @@ def refuse_loading_options(
         )
 
 
+def tokenizer_loaded_with(teacher: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a teacher that `load_teacher` has loaded; None of any other object."""
+    return _TOKENIZERS.get(teacher) if isinstance(teacher, PreTrainedModel) else None
+
+
 def _tokenizer_of(
     teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a teacher that was loaded by the caller, or the student's where it cannot be known.
+    """The tokenizer of a teacher that is a model already, or the student's where it cannot be known.
 
     Raises:
         DataError: the teacher has fewer ids than the student's tokenizer has tokens.
     """
+    if (known := tokenizer_loaded_with(teacher)) is not None:
+        return known
     name = str(getattr(teacher.config, "_name_or_path", "") or "")
     if name and name == student.config._name_or_path:
         return tokenizer

@@ -17,7 +17,7 @@ from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions, teacher_side, used_rows
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
-from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
+from taopd.models.own_forward import Agreement, compare_models, require_agreement
 from taopd.models.scoring import Given, Reuse, Scored, check_readable, score_positions
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
@@ -193,24 +193,20 @@ class TeacherSource(OneTeacher):
 
     @torch.no_grad()
     def compare(
-        self, forward: Forward, student: Any, batch: Mapping[str, Tensor]
+        self,
+        forward: Forward,
+        student: Any,
+        batch: Mapping[str, Tensor],
+        given: Mapping[str, Given] | None = None,
     ) -> dict[str, Agreement]:
-        """The scoring path of each model here against its own forward; both are left as they were."""
+        """The scoring path of each model here against its own forward; see `compare_models`."""
         inner, side = self._accelerator.unwrap_model(student), teacher_side(batch)
         models = {"student": (student, inner, batch)}
         if self.plain is not None:
             # A lookup beyond the embedding has no message of its own.
             check_readable(side, self.plain)
             models["teacher"] = self.model, self._accelerator.unwrap_model(self.model), side
-        training = inner.training
-        inner.eval()
-        try:
-            return {
-                name: compare_with_own_forward(forward, *model, self.vocab_size)
-                for name, model in models.items()
-            }
-        finally:
-            inner.train(training)
+        return compare_models(forward, models, self.vocab_size, given or {})
 
     def _require_agreement(self, found: Mapping[str, Agreement]) -> None:
         self._agreed = True
