@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
     parser.add_argument("--save", action="store_true", help="keep results; needs a clean tree")
     options = parser.parse_args(argv)
-    if options.names == ["report"]:
+    if "report" in options.names:
+        if len(options.names) > 1:
+            parser.error("report: takes no benchmark beside it, as it shows all that was saved")
         from benchmarks.report import write_results
 
         write_results(RESULTS, FOLDER)

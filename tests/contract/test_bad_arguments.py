@@ -124,7 +124,23 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
             found = [row for row in told.splitlines() if row.startswith("taopd") and "error" in row]
             named = found and any(name in found[0] for name in names)
             page = found and re.search(r"`taopd( [a-z -]+)? --help(-all)?`", found[0])
-            if code != 2 or len(found) != 1 or not named or not page:
+            internal = re.search(r"invalid _\w+", told)  # the name of a function
+            if code != 2 or len(found) != 1 or not named or not page or internal:
                 wrong.append(f"{' '.join(argv)}: {code}, {names}: {found or told[-300:]}")
     assert not wrong, "\n".join(wrong)
     assert len(tried) > 10
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["demo", "--steps", "-3"], "--steps: must be a whole number from 1 on, not '-3'"),
+        (["check", "recipes/tiny.yaml", "--max-tokens", "1.5"], "from 1 on, not '1.5'"),
+        (["bench", "report", "select"], "report: takes no benchmark beside it"),
+        (["report", "recipes/tiny.yaml"], "recipes/tiny.yaml is a file; a report is made from"),
+    ],
+)
+def test_a_number_out_of_range_and_a_file_for_a_folder_are_named(workplace, capsys, argv, told):
+    assert cli.main(argv) == 2
+    errors = [row for row in capsys.readouterr().err.splitlines() if "error" in row]
+    assert len(errors) == 1 and told in errors[0] and f"`taopd {argv[0]} --help`" in errors[0]

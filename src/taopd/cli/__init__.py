@@ -137,6 +137,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def positive(text: str) -> int:
+    """A number that is at least 1: the `type` of a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; `argv` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)

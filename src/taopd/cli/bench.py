@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     for name in options.names:
         if name not in known:
             raise ConfigError(f"no benchmark is called {name!r}; there are {', '.join(known)}")
+    if "report" in options.names and len(options.names) > 1:
+        raise ConfigError("report: takes no benchmark beside it, as it shows all that was saved")
     flags = [f"--{name}" for name in ("tiny", "save") if getattr(options, name)]
     benchmarks.main([*options.names, *flags])
     return 0

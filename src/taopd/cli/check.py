@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser
+from taopd.cli import Parser, positive
 from taopd.cli.libraries import while_loading
 from taopd.errors import ConfigError
 
@@ -77,7 +77,7 @@ def _parser() -> Parser:
     add(
         "--max-tokens N",
         "cut the completions here (default: max_completion_length)",
-        type=_positive,
+        type=positive,
     )
     add("--json", "for machines")
     return parser
@@ -96,13 +96,6 @@ def _config_and_rest(argv: Sequence[str]) -> tuple[str | None, list[str]]:
             ):
                 return rest.pop(place), rest
     return options.config, rest
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def show(found: "Verdicts", console: "Console") -> None:

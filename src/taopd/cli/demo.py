@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taopd.cli import Parser
+from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
 
 PAIR = Path("runs/smollm2")
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     parser.flag("--output FOLDER", "run folder (default: runs/demo, runs/real)", type=Path)
     parser.flag("--overwrite", "start anew in a folder that holds a run")
     parser.flag("--resume", "go on with the run in the folder")
-    parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=_steps)
+    parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=positive)
     parser.flag(
         "--variant NAME",
         "dialect: the method should win; reversal: it must lose",
@@ -86,10 +86,3 @@ def _run_real(options: Any) -> int:
     plan = plan_study(real_study(pair, steps=options.steps))
     command = shlex.join(["taopd", "demo", "--real", "--output", str(options.output), "--resume"])
     return run_plan(plan, options.output, command, options)
-
-
-def _steps(text: str) -> int:
-    steps = int(text)
-    if steps < 1:
-        raise ValueError(text)
-    return steps

@@ -96,7 +96,8 @@ def read_folders(paths: list[Path]) -> Sources:
     found = Sources()
     for path in paths:
         if not path.is_dir():
-            raise DataError(f"no such folder: {path}")
+            what = f"{path} is a file; a report is made from folders"
+            raise DataError(what if path.is_file() else f"no such folder: {path}")
         if not _add(path, found):
             raise DataError(
                 f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json of "
