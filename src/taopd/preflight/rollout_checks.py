@@ -214,8 +214,6 @@ def check_situation(
     measured: Measured, *, threshold: float, foreign_ends: Sequence[int], method: str
 ) -> Verdict:
     """On what kind of tokens the disagreement lies; before the first step the student is the initial one.
-
-    Args:
     """
     found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
