@@ -7,7 +7,6 @@ Each benchmark checks that results agree before it measures, prints a table, and
 uncommitted changes, since a number without its code cannot be repeated.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -15,6 +14,8 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+from scripts.arguments import Arguments
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -61,7 +62,7 @@ def run(name: str, *, tiny: bool) -> tuple[dict, list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the named benchmarks, or all of them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*names(), "report", []], metavar="NAME")
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
     parser.add_argument("--save", action="store_true", help="keep results; needs a clean tree")

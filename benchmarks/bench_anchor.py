@@ -20,7 +20,6 @@ weights; it is not in the times. Times are of the process, so that a busy machin
 Run: python -m benchmarks.bench_anchor [--tiny]
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.bench_sparse import BUDGET, Case, Workload
 from benchmarks.measuring import update_seconds, versions
+from scripts.arguments import Arguments
 from taopd.kernels import Head
 from taopd.losses import Targets, anchor_weights, head_loss, mixed_hold, resolve_loss
 from taopd.models.gradient_window import sparse_states
@@ -179,7 +179,7 @@ def _ratio(times: list[float], base: list[float]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ Seen on two shared cores with other work on them: 426 MiB above the models, 23 m
 Run: python -m benchmarks.bench_bank [--tiny]
 """
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.measuring import status_mib, versions
+from scripts.arguments import Arguments
 from taopd.diagnose.bank import BANK_TOP_K, MAX_TOKENS, NUM_COMPLETIONS, Rollouts
 from taopd.diagnose.bank.score import score_rollouts
 
@@ -102,7 +102,7 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     parser.add_argument("--completions", type=int, help="fewer completions than published")
     parser.add_argument("--vocab-size", type=int)

@@ -11,7 +11,6 @@ it disagrees, no time is printed.
 Run: python -m benchmarks.bench_bootstrap
 """
 
-import argparse
 import json
 import statistics
 
@@ -23,6 +22,7 @@ import statsmodels.api as sm
 import torch
 
 from benchmarks.measuring import call_seconds, versions
+from scripts.arguments import Arguments
 from taopd.diagnose import AnalysisSettings, decomposition, matched_top_n, q3_gap
 from taopd.diagnose.bootstrap import (
     cluster_bootstrap,
@@ -105,7 +105,7 @@ def check(rows: np.ndarray, codes: np.ndarray, num_clusters: int, kept: np.ndarr
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--length", type=int, default=192)
     parser.add_argument("--resamples", type=int, default=1000)

@@ -18,7 +18,6 @@ memory figure is the peak of a process of its own above inputs and gradient buff
 Run: python -m benchmarks.bench_head_loss [--case head-heavy ...] [--tiny]
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -30,6 +29,7 @@ from torch import Tensor
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from benchmarks.measuring import last_line, update_peak_mib, update_seconds, versions
+from scripts.arguments import Arguments
 from taopd.kernels import Head, pair_score
 from taopd.losses import Targets, head_loss, resolve_loss
 
@@ -238,7 +238,7 @@ def run_case(case: Case) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     parser.add_argument("--peak", metavar="MODE", help="print the peak memory of one mode, MiB")
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import RETURN_BLOCKS, forget_peak, last_line, status_mib, versions
+from scripts.arguments import Arguments
 
 PROMPT = 64
 NUM_STEPS = 4
@@ -292,7 +293,7 @@ def whole_runs(*, tiny: bool) -> list[dict]:
 
 def main() -> None:
     """Print the table; the last line is JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, as in CI")
     parser.add_argument("--shape", choices=SHAPES, help="one of the shapes instead of all")
     parser.add_argument("--whole", action="store_true", help="whole runs on 135 M parameters")

@@ -28,7 +28,6 @@ At the end `taopd train` is started for one step: seconds from the command to it
 Run: python -m benchmarks.bench_real [--pair FOLDER | --tiny]
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -48,6 +47,7 @@ from trl import DistillationConfig, DistillationTrainer
 from benchmarks.__main__ import PAIR
 from benchmarks.measuring import first_lines, versions
 from benchmarks.stages import WARMUP, Stages
+from scripts.arguments import Arguments
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -254,7 +254,7 @@ def start_up(case: Case) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table and the line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", type=Path, default=PAIR)
     parser.add_argument("--tiny", action="store_true", help="micro models, three arms")
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ disagrees, no time is printed.
 Run: python -m benchmarks.bench_select
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 from oracle_lists import scores as oracle_scores
 from oracle_lists import select as oracle_select
 from oracle_lists import token_metrics as oracle_metrics
+
+from scripts.arguments import Arguments
 
 NUM_WARMUP = 3
 CHECKED_TOKENS = 128
@@ -103,7 +104,7 @@ def check(lists: tuple[torch.Tensor, ...], k: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--responses", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--k", type=int, default=16)

@@ -22,7 +22,6 @@ Each memory figure is the peak of a process of its own above the model and its g
 Run: python -m benchmarks.bench_sparse [--case CASE | --tiny]
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -36,6 +35,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from benchmarks.measuring import last_line, update_peak_mib, update_seconds, versions
+from scripts.arguments import Arguments
 from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
 from taopd.models.gradient_window import (
@@ -256,7 +256,7 @@ def peak_mib(case: Case, mode: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=sorted(CASES), default="balanced")
     parser.add_argument("--peak", metavar="MODE", help="print the peak memory of one update, MiB")
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")

@@ -3,13 +3,12 @@
 Run: python -m benchmarks.bench_sparse_long [--tiny]
 """
 
-import argparse
-
 from benchmarks import bench_sparse
+from scripts.arguments import Arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     return bench_sparse.main(["--tiny"] if settings.tiny else ["--case", "long"])

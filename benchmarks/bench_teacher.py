@@ -14,7 +14,6 @@ server has one core, this process another.
 Run: python -m benchmarks.bench_teacher [--tiny]
 """
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -33,6 +32,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.measuring import versions
 from benchmarks.vllm_server import VllmServer, python
+from scripts.arguments import Arguments
 from taopd.kernels import topk_score
 from taopd.models.batch import Positions
 from taopd.models.forward import states_at
@@ -206,7 +206,7 @@ def _ratio(times: dict[str, list[float]], above: str, *below: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)

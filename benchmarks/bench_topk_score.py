@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import RETURN_BLOCKS, forget_peak, last_line, status_mib, versions
+from scripts.arguments import Arguments
 from taopd.kernels import Head, TopKScores, chunked, reference
 
 K = 16
@@ -181,7 +182,7 @@ def run_case(name: str, repeats: int, only: str) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a table, and one JSON document as the last line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--impl", default="", help="only implementations whose name contains this")
     parser.add_argument("--repeats", type=int, default=5)

@@ -8,13 +8,13 @@ costs in accuracy shows all the same. Evaluations are not in the seconds.
 Run: python -m benchmarks.bench_window_lab [--tiny]
 """
 
-import argparse
 import json
 import statistics
 import tempfile
 from pathlib import Path
 
 from benchmarks.measuring import versions
+from scripts.arguments import Arguments
 from taopd.experiments.arm import write_arm
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -25,7 +25,7 @@ STEPS, SEEDS = 200, 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="two steps on an untrained lab")
     settings = parser.parse_args(arguments)
     sizes = {"teacher_steps": 2, "student_steps": 2, "num_test_prompts": 8} if settings.tiny else {}

@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from scripts.arguments import Arguments
+
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("", "dev")
 TIMEOUT_SECONDS = 120
@@ -127,6 +129,7 @@ def _installed(name: str) -> Version | None:
 
 def main() -> int:
     """Print what was found; 1 if anything is wrong."""
+    Arguments(description=(__doc__ or "").splitlines()[0]).parse_args()
     pins = read_pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     advisories = json.loads((ROOT / "scripts" / "advisories.json").read_text(encoding="utf-8"))
     found, words = ask_database(advisories)

@@ -9,12 +9,12 @@ variants. `sampled`: the same with the paper's sampled loss, at 10 %. `causes`: 
 400 steps, 3 seeds. A killed run goes on with the jobs that are missing.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.arguments import Arguments
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
@@ -117,7 +117,7 @@ def shorten(document: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing and gather everything in one file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/collapse.json"))
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")

@@ -9,13 +9,13 @@ every 20 steps. Arms that docs/results/collapse.json holds for a variant and los
 are taken from there and not run again. A killed run goes on with the jobs that are missing.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts import unseen_labs
+from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -108,10 +108,10 @@ def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | Non
 
 def main() -> None:
     """Run what is missing and gather everything in one file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/default"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
-    parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT")
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--workers", type=int, help="processes; default one a core")
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")

@@ -7,7 +7,6 @@ Four arms of every lab at 10 %, both losses, two seeds, constant learning rate 3
 reads it.
 """
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scripts.arguments import Arguments
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
@@ -152,7 +152,7 @@ def run(variant: str, loss: str, steps: int) -> dict:
 
 def main() -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/guard"))
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), default=[])
     parser.add_argument("--loss", action="append", choices=LOSSES, default=[])

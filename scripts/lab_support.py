@@ -10,7 +10,6 @@ choice is one of its own forms: a marker word `t0` .. `t15`, or its end where th
     share   of these positions among all
 """
 
-import argparse
 import json
 import tempfile
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts.arguments import Arguments
 from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
@@ -98,7 +98,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure the labs and put the table into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), default=[])
     parser.add_argument("--page", type=Path, default=Path("docs/results/labs.md"))
     args = parser.parse_args()

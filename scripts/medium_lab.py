@@ -29,6 +29,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from scripts.arguments import Arguments
 from taopd.experiments.arm import Arm, write_arm
 from taopd.experiments.pool import run_pool
 
@@ -311,9 +312,7 @@ def write_table(root: Path, page: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("command", choices=("data", "pretrain", "arms", "table"))
     parser.add_argument("role", nargs="?", choices=("teacher", "student"))
     parser.add_argument("--root", type=Path, default=Path("runs/medium"))

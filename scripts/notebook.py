@@ -9,7 +9,6 @@ import base64
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from scripts.arguments import Arguments, existing_file
 
 
 def execute(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -57,4 +58,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("notebook", type=existing_file, help="is executed and written back")
+    main(parser.parse_args().notebook)

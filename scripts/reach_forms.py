@@ -9,7 +9,6 @@ p is the initial student's probability of a token, s(p) the share of the teacher
 within reach. The teacher's own ends have s = 0 unless the form says otherwise.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -213,7 +213,7 @@ def cell(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing, gather, and put the table into the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/reach_forms"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/reach_forms.json"))
     parser.add_argument("--labs", nargs="*", choices=list(VARIANTS), default=list(LABS))

@@ -7,7 +7,6 @@ A line that cannot run here has its reason in `ELSEWHERE`; the last lines count 
 repository's files by name and the runs of `make demo`; it is removed at the end.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -18,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from scripts.arguments import Arguments, existing_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -115,12 +116,19 @@ def run(chosen: Sequence[Line], folder: Path) -> int:
     return failed
 
 
+def _page(name: str) -> str:
+    existing_file(str(ROOT / name))
+    return name
+
+
 def main(argv: Sequence[str]) -> int:
     """List or run; the exit code is 1 if a line failed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = Arguments(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--list", action="store_true", help="show, run nothing")
     parser.add_argument("--long", action="store_true", help="run also what takes an hour")
-    parser.add_argument("--page", nargs="+", default=PAGES, help="pages, relative to the root")
+    parser.add_argument(
+        "--page", nargs="+", type=_page, default=PAGES, help="pages, relative to the root"
+    )
     options = parser.parse_args(argv)
     chosen = lines(options.page, long=options.long)
     if options.list:

@@ -19,7 +19,6 @@ unlike the warmed-up student, it still reads its context.
 What is measured goes beside the prompts, where `scripts.pages.self_teacher` reads it.
 """
 
-import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from scripts.arguments import Arguments
 from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.smollm2.pair import Pair, make_pair
 from taopd.experiments.study.file import load_study_file
@@ -142,7 +142,7 @@ def measure(model_folder: Path, prompts: Path, *, match: str, tokens: int, count
 
 def main() -> None:
     """Make pair and prompts; measure if asked to; say what comes next."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--pair", type=Path, default=Path("runs/smollm2"), help="folder of the pair"
     )

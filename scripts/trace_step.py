@@ -9,7 +9,6 @@ comprehensions and resumed generators left out. A move is a call in another modu
 room is an entry directly below src/taopd.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import taopd
+from scripts.arguments import Arguments
 from scripts.reliability.tiny_models import write_lab
 
 ROOT = str(Path(taopd.__file__).parent)
@@ -91,7 +91,7 @@ def trace(folder: Path) -> Trace:
 
 def main() -> None:
     """Print the counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("--calls", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

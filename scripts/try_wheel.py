@@ -13,10 +13,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import venv
 from pathlib import Path
+
+from scripts.arguments import Arguments
 
 ROOT = Path(__file__).parents[1]
 QUICK = (
@@ -141,9 +142,13 @@ def _held_back(python: Path, name: str, installed: str) -> str:
 
 def main() -> int:
     """Build, install, try; the folder is removed afterwards."""
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--newest", action="store_true", help="say which newer versions fail, and why"
+    )
+    newest = parser.parse_args().newest
     with tempfile.TemporaryDirectory(prefix="taopd-wheel-") as name:
         folder = Path(name)
-        newest = "--newest" in sys.argv
         python = install(folder, *(("--constraint", str(ROOT / "constraints.txt")) * newest))
         print(", ".join(f"{each} {version(python, each)}" for each in ("taopd", *LIBRARIES)))
         if newest:

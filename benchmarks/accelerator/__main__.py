@@ -8,7 +8,6 @@ go on where they were, so run the command again until it says "done".
 `--toy` runs every stage at a size for a CPU. No network is needed; docs/offline.md says how to install.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from scripts.arguments import Arguments
 
 STAGES = ("kernels", "head", "update", "pairs", "medium")
 RESUMABLE = ("pairs", "medium")
@@ -74,7 +75,7 @@ def run_stage(name: str, *, minutes: float, toy: bool) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages that are not done; 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--minutes", type=float, default=9.0, help="at most, per stage (9)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")

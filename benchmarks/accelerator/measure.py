@@ -1,6 +1,5 @@
 """Times and peak memory of calls on a GPU, and the two limits they are compared with."""
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts.arguments import Arguments
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def toy_is_asked(description: str | None) -> bool:
     """Whether a stage was started with `--toy`, its only flag."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Arguments(description=description)
     parser.add_argument("--toy", action="store_true", help="a small size for a CPU")
     return bool(parser.parse_args().toy)
 

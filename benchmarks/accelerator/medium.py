@@ -1,15 +1,15 @@
 """Stage 5: the medium lab of `scripts/medium_lab.py`, as far as the time goes."""
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 from scripts import medium_lab
+from scripts.arguments import Arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--root", type=Path, default=Path("runs/medium"))

@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from scripts.arguments import Arguments
 from taopd.experiments.study.statistics import t_estimate
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -271,4 +272,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Arguments(description=__doc__).parse_args()
     main()

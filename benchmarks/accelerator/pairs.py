@@ -4,7 +4,6 @@ The pair is made on this machine from the GGUF file in `--cache` (docs/offline.m
 side. What has finished when the time is up is kept; the next call goes on.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator.measure import DEVICE
+from scripts.arguments import Arguments
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
 from taopd.experiments.study.file import StudyFile, load_study_file
@@ -75,7 +75,7 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Arguments(description=__doc__)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--pair", type=Path, default=Path("runs/smollm2"))

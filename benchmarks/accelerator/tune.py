@@ -10,6 +10,7 @@ import statistics
 import torch
 
 from benchmarks.accelerator.measure import milliseconds
+from scripts.arguments import Arguments
 from taopd.kernels import fused, topk_score
 
 SHAPES = (
@@ -45,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Arguments(description=__doc__).parse_args()
     main()

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from scripts.arguments import Arguments
 from scripts.fuzz.fence import Escaped, fence
 from scripts.fuzz.odd import Choices
 
@@ -159,7 +160,7 @@ def _by_atheris(options: argparse.Namespace, root: Path) -> None:
 
 def main() -> None:
     """Run the surfaces, two at a time, and save their counts."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=SURFACES)
     parser.add_argument("--engine", choices=sorted(INPUTS), help="default: both")
     parser.add_argument("--inputs", type=int, help="of each surface and engine")

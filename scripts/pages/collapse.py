@@ -12,13 +12,13 @@ Runs between collapsed and stable are counted as neither. Warnings are those of 
 every 5 steps; accuracy every 20.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scripts.arguments import Arguments, existing_file
 from scripts.pages import collapse_pictures
 from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
 from taopd.runs.jsonl import write_text
@@ -235,8 +235,8 @@ def write_page(document: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Write the page next to the results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=existing_file, help="the .json of scripts.collapse")
     args = parser.parse_args()
     write_page(json.loads(args.results.read_text()), args.results.with_suffix(".md"))
 

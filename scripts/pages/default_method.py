@@ -8,7 +8,6 @@ told        the interval lies on one side of 1 point; else the lab cannot tell
 collapsed   100 (best checkpoint - end) > 20, of a seed
 """
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from scripts.arguments import Arguments, existing_file
 from scripts.default_method import ARMS, PARTS, SEEDS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
@@ -240,8 +240,8 @@ def generated(parts: list[Part]) -> str:
 
 def main() -> None:
     """Write picture and page next to the results; what stands outside of the markers is kept."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=existing_file, help="the .json of scripts.default_method")
     args = parser.parse_args()
     parts = sorted(
         json.loads(args.results.read_text())["parts"],

@@ -3,7 +3,6 @@
 python -m scripts.pages.diagnostic_real runs/diagnostic-real
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from scripts.arguments import Arguments, existing_folder
 from taopd.runs.jsonl import write_text
 
 PAIRS = {
@@ -148,7 +148,7 @@ def _one_step(summary: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = Arguments(description=__doc__)
+    parser.add_argument("folder", type=existing_folder, help="of scripts/diagnostic-real.sh")
     write_text(PAGE, page(parser.parse_args().folder))
     print(PAGE)

@@ -13,7 +13,6 @@ The limit of a rule is chosen on one half of the labs, so that the larger of the
 there, and counted on the other half.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from scripts.arguments import Arguments, existing_folder
 from scripts.pages.collapse import fell_at
 from taopd.report.figures.leaderboard import BEGIN, END
 from taopd.runs.jsonl import write_text
@@ -215,8 +215,8 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Gather, or make the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gather", type=Path)
+    parser = Arguments(description=__doc__.splitlines()[0])
+    parser.add_argument("--gather", type=existing_folder, help="runs of scripts.guard_runs")
     parser.add_argument("--data", type=Path, default=Path("docs/results/guard.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/results/guard.md"))
     args = parser.parse_args()

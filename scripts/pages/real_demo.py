@@ -5,7 +5,6 @@ python -m scripts.pages.real_demo runs/real [runs/real-more] --note "..."
 A second folder is that of recipes/studies/smollm2-cpu.yaml: more arms on the same models, seed and problems.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.arguments import Arguments, existing_folder
 from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.runs.jsonl import read_jsonl, write_text
 
@@ -157,9 +157,9 @@ def _completion(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("more", type=Path, nargs="?")
+    parser = Arguments(description=__doc__)
+    parser.add_argument("run", type=existing_folder)
+    parser.add_argument("more", type=existing_folder, nargs="?")
     parser.add_argument("--note", default="", help="a sentence about the run, such as its time")
     options = parser.parse_args()
     write_text(PAGE, page(options.run, options.more, options.note))

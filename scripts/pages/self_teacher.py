@@ -8,7 +8,6 @@
 Either of the first two may be missing: the page says so. Studies that still run are shown as far as they are.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.arguments import Arguments, existing_folder
 from scripts.pages import real_demo
 from scripts.pages.kinds_of_tokens import WORDS, by_kind, texts
 from taopd.experiments.study.statistics import Estimate
@@ -257,10 +257,16 @@ def forms_table(arms: Arms) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of recipes/studies/smollm2-self.yaml")
-    parser.add_argument("--form", type=Path, help="of recipes/studies/smollm2-self-form.yaml")
-    parser.add_argument("--system", type=Path, help="of recipes/studies/smollm2-system.yaml")
+    parser = Arguments(description=__doc__)
+    parser.add_argument(
+        "run", type=existing_folder, help="folder of recipes/studies/smollm2-self.yaml"
+    )
+    parser.add_argument(
+        "--form", type=existing_folder, help="of recipes/studies/smollm2-self-form.yaml"
+    )
+    parser.add_argument(
+        "--system", type=existing_folder, help="of recipes/studies/smollm2-system.yaml"
+    )
     parser.add_argument("--note", default="", help="a sentence about the runs, such as their time")
     options = parser.parse_args()
     others = {"form": options.form, "system": options.system}

@@ -9,12 +9,12 @@ recipes/tiny.yaml. In the former a tenth of the logged tokens counts as kept, th
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
+from scripts.arguments import Arguments, existing_file
 from taopd.report.figures.style import COLORS
 
 HIGH, LOW = COLORS[0], COLORS[1]
@@ -91,5 +91,8 @@ def _chance(values: dict[str, float], name: str) -> float:
 
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:])
-    draw(json.loads(source.read_text(encoding="utf-8")), target)
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=existing_file, help="tokens and their signals, .json")
+    parser.add_argument("target", type=Path, help="the picture, .png")
+    options = parser.parse_args()
+    draw(json.loads(options.source.read_text(encoding="utf-8")), options.target)

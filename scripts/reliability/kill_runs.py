@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from scripts.arguments import Arguments
 from scripts.reliability.forked import FSDP2, ForkedRun, until
 from scripts.reliability.tiny_models import write_lab
 from taopd.runs.checkpoints import PARTIAL, Layout, checkpoints, step_of, why_incomplete
@@ -80,9 +81,7 @@ class Kill:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print a line per kill, and save; 1 if anything differs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=32)

@@ -10,7 +10,6 @@ steps after the warm-up, in which the trainer's own log fills up to its limit of
 interval of an ordinary regression: neighboring readings depend on each other, blocks hardly.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -23,6 +22,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from scripts.arguments import Arguments
 from taopd import TeachabilityConfig, TeachabilityTrainer
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG
@@ -196,7 +196,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     """Run, save, draw; or draw what was saved."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/soak"))
     parser.add_argument("--output", type=Path, default=Path("docs/reliability/soak.json"))
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from scripts.arguments import Arguments, existing_folder
+
 ADDRESS = r"[\"']?((?:https?:)?//[^\"' >)]+)"
 FETCHED = (
     rf"<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?(?:src|data)={ADDRESS}",
@@ -31,7 +33,9 @@ def fetched(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    site = Path(sys.argv[1])
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("site", type=existing_folder, help="the built site")
+    site = parser.parse_args().site
     if outside := fetched(site):
         sys.exit("fetched from elsewhere:\n" + "\n".join(outside))
     print(

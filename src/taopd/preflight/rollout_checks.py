@@ -213,8 +213,7 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
 def check_situation(
     measured: Measured, *, threshold: float, foreign_ends: Sequence[int], method: str
 ) -> Verdict:
-    """On what kind of tokens the disagreement lies; before the first step the student is the initial one.
-    """
+    """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
     found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
     return judge("situation", situation_words(*found, method=method), [], figures=figures)

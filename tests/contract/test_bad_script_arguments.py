@@ -1,0 +1,109 @@
+"""`python -m scripts...` and `python -m benchmarks...` as the pages print them, with one argument bad.
+
+Oracles: as in `test_bad_arguments`; what is required stands without brackets in the usage. Always: exit code
+2 and one line on stderr, with the argument and the help page, before anything is loaded, run or written.
+"""
+
+import re
+import runpy
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/**/*.py"))
+PAGES += (*ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "Makefile")
+PRINTED = re.compile(r"python3? -m ((?:scripts|benchmarks)[\w.]*)((?: +[\w./-]+)*)")
+WRITTEN = {"scripts.site", "scripts.pages.teachability"}
+"""Whose last argument is written."""
+
+
+def printed():
+    """(module, arguments) of every printed command, once."""
+    found = {}
+    for page in PAGES:
+        for module, rest in PRINTED.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
+            # What a sentence goes on with is no argument.
+            words = shlex.split(rest)
+            module = module.rstrip(".")
+            if is_module(module):
+                found[module, tuple(words)] = None
+    return list(found)
+
+
+def is_module(name):
+    return any(path.is_file() for path in files_of(name))
+
+
+def files_of(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py"), path / "__main__.py"
+
+
+def called(module, words, monkeypatch, capsys):
+    """Exit code and what was printed on stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+        # The module under its own name is there already, from another test.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return left.value.code, *capsys.readouterr()
+
+
+def bad(module, words, required):
+    """(arguments, what the message must name) with one mistake each."""
+    for at, word in enumerate(words):
+        rest = words[at + 1 :]
+        if word.startswith("--"):
+            yield [*words[:at], f"{word[:-2]}{word[-1]}", *rest], f"{word[:-2]}{word[-1]}"
+        elif re.fullmatch(r"\d+", word):
+            yield [*words[:at], "many", *rest], words[at - 1]
+        elif at == len(words) - 1 and module in WRITTEN:
+            continue
+        elif at == 0 or not words[at - 1].startswith("--"):
+            yield [*words[:at], f"{word}x", *rest], f"{word}x"
+    if words or not required:
+        yield [*words, "--no-such-flag"], "--no-such-flag"
+    if required:
+        yield words[: len(required) - 1], required[-1]
+
+
+def make_inputs(words):
+    """What a printed command reads, empty: one mistake of it is then the only one."""
+    for word in words:
+        path = Path(word)
+        if "/" in word or word == "site":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir(exist_ok=True)
+
+
+def test_a_bad_argument_of_a_script_is_named_with_its_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tried, wrong = set(), []
+    commands = printed()
+    for file in (file for module, _ in commands for file in files_of(module) if file.is_file()):
+        # Before anything is called: one without a parser would run.
+        assert "Arguments(" in file.read_text() or "toy_is_asked(" in file.read_text(), file
+    for module, words in commands:
+        code, out, _ = called(module, ["--help"], monkeypatch, capsys)
+        usage = re.search(rf"usage: python -m {re.escape(module)}((?:.+\n)+)", out)
+        assert code == 0 and usage, (module, out)
+        required = re.findall(r"(?<=[ \n])\w+(?=[ \n])", re.sub(r"\[[^\]]*\]+", " ", usage[1]))
+        # Without a flag, sentences around a command read like arguments of it.
+        given = list(words) if required or any(word.startswith("--") for word in words) else []
+        make_inputs(given)
+        before = sorted(tmp_path.rglob("*"))
+        for argv, name in bad(module, given, required):
+            if (module, *argv) in tried:
+                continue
+            tried.add((module, *argv))
+            code, out, told = called(module, argv, monkeypatch, capsys)
+            page = f"See `python -m {module} --help`."
+            if code != 2 or told.count("\n") != 1 or name not in told or page not in told or out:
+                wrong.append(f"{module} {' '.join(argv)}: {code}, {name}: {told or out}")
+        assert sorted(tmp_path.rglob("*")) == before, f"{module} has written"
+    assert not wrong, "\n".join(wrong)
+    assert len(tried) > 50 and len({module for module, *_ in tried}) > 25
