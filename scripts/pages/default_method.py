@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.arguments import Arguments, existing_file
+from scripts import unseen_labs
 from scripts.default_method import ARMS, PARTS, SEEDS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
@@ -232,8 +233,10 @@ def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
     blocks = ["## The candidates", choice_table(parts), choice(parts), missing_words(parts)]
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
+    unseen = {variant.name for variant in unseen_labs.UNSEEN}
     for part in parts:
         name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}"
+        name += " (run once, after the form was fixed)" if part["variant"] in unseen else ""
         blocks += [f"### {name}", lab_table(part)]
     return "\n\n".join(blocks)
 
@@ -243,6 +246,7 @@ def main() -> None:
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=existing_file, help="the .json of scripts.default_method")
     args = parser.parse_args()
+    unseen_labs.register()
     parts = sorted(
         json.loads(args.results.read_text())["parts"],
         key=lambda part: (part["loss"] != "reverse_kl", part["variant"]),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -24,6 +24,13 @@ SAMPLES = 8
 """Weights of a parameter that are kept."""
 SAME = 1e-2
 """Relative distance of the samples of a parameter up to which it is the same: bfloat16 rounds by 4e-3."""
+
+
+def places(length: int) -> Int[Tensor, " n"]:
+    """Up to `SAMPLES` places in a parameter of that length, evenly spaced, the first and the last among them."""
+    count = min(SAMPLES, length)
+    # In whole numbers: above 2^24 a float32 place may lie beyond the end.
+    return torch.arange(count) * (length - 1) // max(1, count - 1)
 
 
 @torch.no_grad()
@@ -40,7 +47,7 @@ def samples_of(student: nn.Module) -> Float[Tensor, "P 8"]:
         if "lora_A" in name and other is not None and not bool(full_tensor(other).any()):
             continue
         values = full_tensor(weight).detach().flatten()
-        index = torch.linspace(0, len(values) - 1, min(SAMPLES, len(values))).long()
+        index = places(len(values))
         row = torch.zeros(SAMPLES)
         # On a process whose weights are sent later there are none yet.
         if not values.is_meta:
