@@ -16,8 +16,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scripts.arguments import Arguments, existing_file
 from scripts import unseen_labs
+from scripts.arguments import Arguments, existing_file
 from scripts.default_method import ARMS, PARTS, SEEDS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate

@@ -27,7 +27,7 @@ SAME = 1e-2
 
 
 def places(length: int) -> Int[Tensor, " n"]:
-    """Up to `SAMPLES` places in a parameter of that length, evenly spaced, the first and the last among them."""
+    """Up to `SAMPLES` places in a parameter of that length, evenly spaced, first and last among them."""
     count = min(SAMPLES, length)
     # In whole numbers: above 2^24 a float32 place may lie beyond the end.
     return torch.arange(count) * (length - 1) // max(1, count - 1)
