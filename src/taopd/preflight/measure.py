@@ -112,8 +112,8 @@ def measure(
     positions = Positions.of(mask & (ids < vocab_size))
     models = forward, student, teacher, batch, positions
     common: dict[str, Any] = {"micro_batch_size": micro_batch_size, "k": k, "when": "taopd check"}
+    reuse = passes["student" if remote else "teacher"]
     if remote:
-        reuse = passes["student"]
         signals = score_remote(*models, vocab_size=vocab_size, reuse=reuse, **common).signals
     else:
         signals = exact_signals(
@@ -131,14 +131,12 @@ def measure(
     ended = torch.isin(last, last.new_tensor(list(stops)))
     ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
     wanted = [token for token in candidates if token < vocab_size]
-
     own, unknown = stop_masses(passes["student"], ends, wanted, temperature), 0.0
     if remote:
         teachers, unknown = _remote_masses(teacher, teacher_side(batch), ends, wanted, k)
     else:
         teachers = stop_masses(passes["teacher"], ends, wanted, temperature)
     settings = common | {"vocab_size": vocab_size, "temperature": temperature}
-    reuse = passes["student" if remote else "teacher"]
     context = measure_context(*models, remote=remote, reuse=reuse, **settings)
     compared = None
     if sampling_logprobs is not None and signals.student_logprobs is not None:
