@@ -303,7 +303,7 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
     shown = capsys.readouterr().out
     assert (tmp_path / "summary.md").read_text() == "summary of teachability"
     assert "table of teachability" in shown and str(tmp_path / "accuracy.png") in shown
-    assert "invalid" in fails(capsys, "demo", "--steps", "0")
+    assert "must be a whole number" in fails(capsys, "demo", "--steps", "0")
     assert "invalid choice" in fails(capsys, "demo", "--variant", "x")
 
 

@@ -49,13 +49,14 @@ def measure_context(
     remote: bool,
     vocab_size: int,
     k: int,
-    reuse: Given,
+    reuse: Given | None = None,
     **common: Any,
 ) -> ContextEffect | None:
     """Score completions with the teacher after both prompts; None where it reads the student's.
 
     Args:
         reuse: the pass of the teacher with its own prompts; of the student, if the teacher is elsewhere.
+            None: it is run.
         common: see `score_positions`.
     """
     if TEACHER_PROMPT[0] not in batch:

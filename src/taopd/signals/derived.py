@@ -167,11 +167,11 @@ def _without(*absent: str) -> frozenset[str]:
     )
 
 
-LISTS_GIVE = _without("reach", "forward_kl", "reverse_kl", "student_at_teacher_ids")
+LISTS_GIVE = _without("reach", "foreign", "forward_kl", "reverse_kl", "student_at_teacher_ids")
 """What `lists_from_exact` leaves."""
-BOUND_GIVES = _without("reach", "forward_kl", "reverse_kl", *_CROSS)
+BOUND_GIVES = _without("reach", "foreign", "forward_kl", "reverse_kl", *_CROSS)
 """What two lists leave where nobody scored the student's ids with the teacher."""
-SERVER_GIVES = _without("reach", "forward_kl", "reverse_kl", "teacher_entropy")
+SERVER_GIVES = _without("reach", "foreign", "forward_kl", "reverse_kl", "teacher_entropy")
 """What a teacher leaves that sends its list and the log-probs asked for, not its full distribution."""
 
 

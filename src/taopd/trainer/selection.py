@@ -113,7 +113,8 @@ def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
-    columns = (*needs.signals, FOREIGN, TEACHER) if needs.all_declared else None
+    also = (FOREIGN,) if "reach" in needs.signals else ()
+    columns = (*needs.signals, *also, TEACHER) if needs.all_declared else None
     return {"limit": args.gather_limit, "columns": columns}
 
 
