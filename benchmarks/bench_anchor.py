@@ -34,7 +34,14 @@ from benchmarks.bench_sparse import BUDGET, Case, Workload
 from benchmarks.measuring import update_seconds, versions
 from scripts.arguments import Arguments
 from taopd.kernels import Head
-from taopd.losses import Targets, anchor_weights, head_loss, mixed_hold, resolve_loss
+from taopd.losses import (
+    Targets,
+    anchor_weights,
+    by_reach,
+    head_loss,
+    mixed_hold,
+    resolve_loss,
+)
 from taopd.models.gradient_window import sparse_states
 from taopd.signals import THRESHOLD, reach_from_states
 
@@ -129,9 +136,11 @@ class Reaching(Anchored):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case, responses=1.0, fraction=0.1)
+        self.divided = by_reach(self.reverse, self.reverse)
 
     def total(self, hidden: Tensor) -> Tensor:
-        """The loss at the selected, the mixed hold at the drawn; r at every completion token."""
+        """The loss by reach at the selected, the mixed hold at the drawn; r at every completion token. As at
+        the first step of a run: later less is held at the start, and at last nothing."""
         head, start = (Head(weight=each.lm_head.weight) for each in (self.model, self.initial))
         with torch.no_grad():
             states = self.initial.model(
@@ -143,18 +152,23 @@ class Reaching(Anchored):
             (self.teacher[self.every], self.teacher_head),
             threshold=THRESHOLD,
         )
+        to_teacher, at_start = mixed_hold(self.weights[self.held], reach[self.held])
+        weights = self.wanted.float() / self.wanted.sum()
+        weights[self.held] = to_teacher
+        targets = Targets(
+            token_ids=self.ids.roll(-1, 1)[self.both],
+            teacher_hidden=self.teacher[self.both],
+            teacher_head=self.teacher_head,
+            reach=reach.masked_fill(self.held, 1.0)[self.both],
+        )
+        loss = head_loss(hidden, head, weights[self.both], targets, self.divided)[0]
+        targets = Targets(
+            token_ids=self.ids.roll(-1, 1)[self.held],
+            teacher_hidden=states[self.held],
+            teacher_head=start,
+        )
         held = hidden[self.held[self.both]]
-        weights = mixed_hold(self.weights[self.held], reach[self.held])
-        loss = self.loss_at(hidden[self.wanted[self.both]], self.wanted)
-        others = (self.teacher, self.teacher_head), (states, start)
-        for weight, coef, (other, other_head) in zip(weights, (1.0, 3.0), others, strict=True):
-            targets = Targets(
-                token_ids=self.ids.roll(-1, 1)[self.held],
-                teacher_hidden=other[self.held],
-                teacher_head=other_head,
-            )
-            loss = loss + head_loss(held, head, coef * weight, targets, self.reverse)[0]
-        return loss
+        return loss + head_loss(held, head, 3.0 * at_start, targets, self.reverse)[0]
 
 
 def check(work: Anchored) -> float:

@@ -108,6 +108,7 @@ def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | Non
 
 def main() -> None:
     """Run what is missing and gather everything in one file."""
+    unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/default"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
@@ -116,7 +117,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes; default one a core")
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
-    unseen_labs.register()
     if not args.gather:
         run_jobs(
             make_jobs(args.runs, args.only, args.parts),

@@ -24,7 +24,7 @@ from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
-from taopd.losses import mixed_hold
+from taopd.losses import mixed_hold, start_share
 from taopd.runs.jsonl import write_json, write_text
 from taopd.trainer.selection import choose
 
@@ -149,7 +149,7 @@ class FormStack(Stack):
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
         foreign = self._foreign[arm]
-        start = max(0.0, 1.0 - step / (form.release * self._num_steps)) if form.release else 1.0
+        start = start_share(step, round(2 * form.release * self._num_steps))
         to_teacher, held = mixed_hold(
             drawn, r if form.hold else 1.0 - foreign, foreign, start=start
         )

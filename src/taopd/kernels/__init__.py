@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from taopd.kernels.dispatch import IMPLS, pair_score, topk_score
+    from taopd.kernels.dispatch import IMPLS, pair_score, probabilities_at, topk_score
     from taopd.kernels.head import Head
     from taopd.kernels.reference import pair_from_logprobs
     from taopd.kernels.scores import PairScores, TopKScores, bhattacharyya, compare, disagreement
@@ -23,11 +23,12 @@ __all__ = [
     "pair_from_logprobs",
     "pair_score",
     "positions_per_chunk",
+    "probabilities_at",
     "topk_score",
 ]
 
 _HOME = {
-    "dispatch": ("IMPLS", "pair_score", "topk_score"),
+    "dispatch": ("IMPLS", "pair_score", "probabilities_at", "topk_score"),
     "head": ("Head",),
     "reference": ("pair_from_logprobs",),
     "scores": ("PairScores", "TopKScores", "bhattacharyya", "compare", "disagreement"),

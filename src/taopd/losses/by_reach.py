@@ -1,13 +1,14 @@
 """The loss of `method: reach`: one divergence for what the initial student could have said, one for the rest.
 
-    r l + (1 - r) KL(p_T || p_S)          at a selected token, l its loss, KL(p_S || p_T) unless it is chosen
-    KL(p_S || p_T)                        at a token that is held to the teacher
+    r l + (1 - r) KL(p_T || p_S)          at a selected token, l the loss of the run
+    l                                     at a token that is held to the teacher; KL(p_S || p_T) where l reads
+                                          the sampled token alone
 
 The gradient of the reverse KL at a token is proportional to the student's probability of it: what the student
 hardly ever says stays there, while what it says in its place is pushed down and anything else comes up. The
 forward KL raises the teacher's word itself.
 
-Source: ours, measured in docs/results/reach_forms.md.
+Source: ours, measured in docs/results/default.md.
 """
 
 from collections.abc import Sequence

@@ -58,6 +58,11 @@ def stop_ids(
     return tuple(sorted(ids))
 
 
+def merged_ids(stop_tokens: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """The stop ids that count as one token in both models; none unless `stop_tokens` merges them."""
+    return tuple(ids) if stop_tokens == "merge" else ()
+
+
 def foreign_ends(
     stop_tokens: str,
     stop_token_ids: Sequence[int] | None,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.kernels import topk_score
+from taopd.kernels import probabilities_at
 from taopd.models.batch import Forward, Positions, teacher_side
 from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
@@ -164,15 +164,7 @@ def stop_masses(
     given: Given, ends: Positions, wanted: list[int], temperature: float
 ) -> Float[Tensor, "E M"]:
     """Probability of the wanted ids where the completions' last tokens were sampled."""
-    if not len(ends):
-        return torch.zeros(0, len(wanted))
-    hidden, head = given.at(ends)
-    want = torch.tensor(wanted, device=hidden.device).expand(len(hidden), -1)
-    scores = topk_score(
-        hidden, head, want[:, 0].contiguous(), k=1, temperature=temperature, want_ids=want
-    )
-    assert scores.want_logprobs is not None
-    return scores.want_logprobs.exp().float().cpu()
+    return probabilities_at(*given.at(ends), wanted, temperature=temperature).cpu()
 
 
 def _remote_masses(

@@ -246,7 +246,7 @@ def check_kept(
         text += f"; {figures['selected_tokens']:.1f} tokens of them are worth it by method: reach"
         if worth == 0:
             problems.warn(
-                "Nothing that the student could say is worth teaching (D r below 0.05 nats everywhere): the "
+                "Nothing that the student could say is worth teaching (D below 0.05 nats there): the "
                 "run would only hold it where it is. Compare with full distillation (selector: full)."
             )
     if cut:

@@ -16,10 +16,11 @@ LARGE_SHARE = 0.2
 """Share of a pair's disagreement from which on it makes a situation of its own."""
 
 
+_TAUGHT_LAST = "method: reach teaches last, in the second half of a run"
 _OUT_OF_REACH = {
-    "reach": "method: reach teaches last, in the second half of a run",
+    "reach": _TAUGHT_LAST,
     "anchored": "method: anchored, which holds the student near its start, may keep it from learning",
-    "published": "the default, method: reach, teaches last, in the second half of a run",
+    "published": f"the default, {_TAUGHT_LAST}",
 }
 """What a method does with it."""
 

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from taopd.kernels import Head, chunk_elements_on, positions_per_chunk, topk_score
+from taopd.kernels import Head, chunk_elements_on, positions_per_chunk, probabilities_at
 from taopd.signals.types import TokenSignals
 
 THRESHOLD = 1e-4
@@ -116,15 +116,9 @@ def foreign_mass(
     temperature: float = 1.0,
 ) -> Float[Tensor, " N"]:
     """f of N positions: the teacher's mass on foreign ends; float32."""
+    # A teacher may lack an end that the settings give.
     ids = [index for index in foreign_ends if index < teacher_head.vocab_size]
-    wanted = torch.tensor(ids, device=teacher_hidden.device).expand(len(teacher_hidden), -1)
-    if not ids or not len(teacher_hidden):
-        return torch.zeros(len(teacher_hidden), device=teacher_hidden.device)
-    scores = topk_score(
-        teacher_hidden, teacher_head, wanted[:, 0], k=1, temperature=temperature, want_ids=wanted
-    )
-    assert scores.want_logprobs is not None
-    return scores.want_logprobs.exp().sum(1)
+    return probabilities_at(teacher_hidden, teacher_head, ids, temperature=temperature).sum(1)
 
 
 def foreign_bound(signals: TokenSignals, foreign_ends: Sequence[int]) -> Float[Tensor, " N"]:

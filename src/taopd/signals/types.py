@@ -107,7 +107,7 @@ def concatenate(blocks: Sequence[Columns]) -> Columns:
 
 
 FOREIGN, TEACHER = "foreign", "teacher"
-"""Further column of a table: which of several teachers a row has, from 0."""
+"""Further columns of a table: `TokenSignals.foreign`; which of several teachers a row has, from 0."""
 COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema", "reach")
 """Proxies for C; see `compatibility_proxy`."""
 

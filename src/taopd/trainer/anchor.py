@@ -19,6 +19,7 @@ from taopd.kernels import Head, topk_score
 from taopd.losses import needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Forward, Positions
 from taopd.models.scoring import Scored
+from taopd.models.stop_tokens import merged_ids
 from taopd.signals import (
     TokenSignals,
     at_ids,
@@ -67,8 +68,7 @@ class Anchor:
         self._function = resolve_loss(args.anchor_loss)
         self._coefficient = args.anchor_coef or 0.0
         self._judges = reads_reach(args)
-        self._merged = stop_ids if args.stop_tokens == "merge" else ()
-        self._foreign_ends = foreign_ends
+        self._merged = merged_ids(args.stop_tokens, stop_ids)
         self._reach_rule: dict[str, Any] = {
             "threshold": args.reach_threshold,
             "foreign_ends": foreign_ends,
@@ -116,7 +116,8 @@ class Anchor:
             else:
                 lists = self._at_lists(self._states, head, signals)
                 reach = reach_bound(signals, *lists, **self._reach_rule)
-                foreign = foreign_bound(signals, self._foreign_ends)
+                ends = self._reach_rule["foreign_ends"]
+                foreign = foreign_bound(signals, ends) if ends else None
         scored = replace(scored, signals=replace(signals, reach=reach, foreign=foreign))
         # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
@@ -129,11 +130,12 @@ class Anchor:
         teacher_heads: Sequence[Head],
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
         """r and f of every token, each by its own teacher; `head` is the reference model's."""
         assert self._states is not None
         reach = torch.zeros_like(scored.signals.compatibility)
-        foreign = torch.zeros_like(reach)
+        ends = self._reach_rule["foreign_ends"]
+        foreign = torch.zeros_like(reach) if ends else None
         temperature = self._args.temperature
         for index, hidden in scored.by_teacher():
             if not len(hidden):  # A teacher with rows on other processes alone.
@@ -147,7 +149,8 @@ class Anchor:
                 temperature=temperature,
                 stop_ids=self._merged,
             )
-            foreign[index] = foreign_mass(*teacher, self._foreign_ends, temperature=temperature)
+            if foreign is not None:
+                foreign[index] = foreign_mass(*teacher, ends, temperature=temperature)
         return reach, foreign
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:

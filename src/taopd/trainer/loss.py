@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head
-from taopd.losses import LossFunction, Targets, head_loss, needs_teacher_distribution
+from taopd.losses import LossFunction, Targets, head_loss
 from taopd.models.batch import Positions, Trimmed
 from taopd.models.scoring import Scored
 from taopd.trainer.config import TeachabilityConfig
@@ -92,12 +92,12 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    if selected.choice.by_reach:
-        assert signals.reach is not None
-        held = selected.choice.held[here].to(device)
-        columns["reach"] = positions.spread(signals.reach.float().masked_fill(held, 1.0))
-        if not needs_teacher_distribution(args.loss):
-            columns["held"] = positions.spread(held)
+    reach, held = selected.choice.divided(signals.reach, args.loss, here)
+    columns |= {
+        name: positions.spread(column)
+        for name, column in (("reach", reach), ("held", held))
+        if column is not None
+    }
     if (by_row := scored.teacher_by_row(positions, loss_weights != 0)) is not None:
         columns["teacher_hidden"] = by_row
     if scored.student_hidden is not None:

@@ -24,6 +24,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 from taopd.losses import needs_own_samples
 from taopd.models.generation import effective, sampling_changes
 from taopd.models.sampler_drift import drift
+from taopd.models.stop_tokens import merged_ids
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
 from taopd.trainer.generation_checks import DECODING, check_decoding
 from taopd.trainer.scored_batch import ScoredBatch
@@ -153,7 +154,7 @@ class SamplerMonitor(TrainerCallback):
         # Tool calls are sampled in several turns, of which the last alone was heard.
         if self.logprobs is None or recomputed is None or "tool_mask" in batch:
             return
-        merged = self._trainer.stop_ids if args.stop_tokens == "merge" else ()
+        merged = merged_ids(args.stop_tokens, self._trainer.stop_ids)
         found = drift(
             self.logprobs, batch["completion_ids"], scored.positions, recomputed, merged_ids=merged
         )

@@ -21,6 +21,7 @@ from taopd.losses import (
     reduction_weights,
     start_share,
 )
+from taopd.models.stop_tokens import merged_ids
 from taopd.selectors import (
     Rules,
     Selection,
@@ -70,6 +71,17 @@ class Choice:
     def held(self) -> Bool[Tensor, " N"]:
         """Tokens that `method: reach` holds to the teacher, as far as that is within reach."""
         return self.reference_mask & ~self.selection.kept & (self.loss_weights != 0)
+
+    def divided(
+        self, reach: Tensor | None, loss: str, here: slice = slice(None)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`reach` and `held` of `losses.Targets` at the n positions in `here`, whose r is given."""
+        if not self.by_reach:
+            return None, None
+        assert reach is not None
+        held, exact = self.held[here].to(reach.device), needs_teacher_distribution(loss)
+        # An exact loss is that of the hold already.
+        return reach.float().masked_fill(held, 1.0), None if exact else held
 
 
 class SignalNeeds(NamedTuple):
@@ -144,7 +156,7 @@ def signal_options(
     return {
         "k": args.score_top_k,
         "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needs.signals),
-        "stop_ids": tuple(stop_ids) if args.stop_tokens == "merge" else (),
+        "stop_ids": merged_ids(args.stop_tokens, stop_ids),
     }
 
 

@@ -18,7 +18,7 @@ from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
-from taopd.models.stop_tokens import foreign_ends, stop_ids
+from taopd.models.stop_tokens import foreign_ends, merged_ids, stop_ids
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
@@ -104,7 +104,7 @@ class TeachabilityTrainer(BaseTrainer):
         stops = args.stop_tokens, args.stop_token_ids
         self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
         self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
-        merged = self.stop_ids if args.stop_tokens == "merge" else ()
+        merged = merged_ids(args.stop_tokens, self.stop_ids)
         loss = resolve_loss(
             args.loss,
             beta=float(args.beta or 0.0),

@@ -43,7 +43,7 @@ def with_reach(
         teacher_logprobs[own][:, list(foreign)].exp().sum(1)
         for own, foreign in zip(rows, ends, strict=True)
     ]
-    return replace(signals, reach=torch.cat(found), foreign=torch.cat(mass))
+    return replace(signals, reach=torch.cat(found), foreign=torch.cat(mass) if any(ends) else None)
 
 
 def tables_by_arm(

@@ -246,10 +246,8 @@ class Stack:
             chosen = choice.loss_weights != 0
             at = torch.arange(own.start, own.stop)[chosen]
             exact = needs_teacher_distribution(args.loss) or choice.by_reach
-            held, reach = choice.held[chosen], None
-            if choice.by_reach:
-                assert signals.reach is not None
-                reach = signals.reach[at].masked_fill(held, 1.0)
+            own_reach = None if signals.reach is None else signals.reach[own]
+            reach, held = choice.divided(own_reach, args.loss)
             values = function(
                 student[at],
                 Targets(
@@ -257,8 +255,8 @@ class Stack:
                     teacher_hidden=teacher_hidden[at] if exact else None,
                     teacher_head=teacher_head if exact else None,
                     teacher_logprobs=sampled[at],
-                    reach=reach,
-                    held=held if choice.by_reach else None,
+                    reach=None if reach is None else reach[chosen],
+                    held=None if held is None else held[chosen],
                 ),
             )
             total = total + (values * choice.loss_weights[chosen].float()).sum()
