@@ -196,7 +196,9 @@ def missing_words(parts: list[Part]) -> str:
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:
     """Shortfall of every candidate in every lab, and its worst."""
-    figure, axes = plt.subplots(figsize=(8.6, 5.2))
+    figure, axes = plt.subplots(figsize=(8.6, 8.0))
+    # A lab that no candidate can be judged in has no place in the rows.
+    parts = [part for part in parts if any(standing(part, name) for name in CANDIDATES)]
     labs, labels = [lab_name(part) for part in parts], []
     for row, name in enumerate(CANDIDATES):
         found = [standing(part, name) for part in parts]
@@ -208,7 +210,7 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
                     "marker": MARKERS[column % len(MARKERS)],
                 }
                 label = labs[column] if row == 0 else None
-                offset = row + 0.09 * (column - (len(parts) - 1) / 2)
+                offset = row + 0.8 * ((column + 0.5) / len(parts) - 0.5)
                 axes.plot(
                     each.shortfall, offset, linestyle="none", markersize=6, label=label, **look
                 )
