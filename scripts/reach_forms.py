@@ -26,6 +26,7 @@ from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.losses import mixed_hold, start_share
 from taopd.runs.jsonl import write_json, write_text
+from taopd.trainer.reach_sums import start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
@@ -73,6 +74,8 @@ class Form:
     """Selected tokens have r KL(S||T) + (1 - r) KL(T||S); else KL(S||T)."""
     release: float = 0.0
     """Share of the run over which the hold lets go of the start, foreign ends apart; 0: it does not."""
+    kept: bool = False
+    """The start is held while what is within reach is not learned."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
 
@@ -107,6 +110,9 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, hold to the teacher": replace(SMOOTH, hold=False),
     "rest by forward KL, start let go over the run": replace(SMOOTH, release=1.0),
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
+    "the same, or later while what is within reach is not learned": replace(
+        SMOOTH, release=0.5, kept=True
+    ),
 }
 RULE = list(FORMS)[-1]
 
@@ -149,7 +155,9 @@ class FormStack(Stack):
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
         foreign = self._foreign[arm]
-        start = start_share(step, round(2 * form.release * self._num_steps))
+        num_steps = round(2 * form.release * self._num_steps)
+        schedule = start_share(step, num_steps)
+        start = start_shares(table, r, step=step, num_steps=num_steps) if form.kept else schedule
         to_teacher, held = mixed_hold(
             drawn, r if form.hold else 1.0 - foreign, foreign, start=start
         )

@@ -4,6 +4,9 @@
     l                                     at a token that is held to the teacher; KL(p_S || p_T) where l reads
                                           the sampled token alone
 
+A loss on the sampled token has the baseline with the least noise, which the distributions give: without it
+the noise drowns out the hold (docs/results/default.md).
+
 The gradient of the reverse KL at a token is proportional to the student's probability of it: what the student
 hardly ever says stays there, while what it says in its place is pushed down and anything else comes up. The
 forward KL raises the teacher's word itself.
@@ -17,8 +20,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from taopd.losses.divergences import resolve_loss
+from taopd.losses.divergences import least_noise_baseline, resolve_loss
 from taopd.losses.head_loss import LossFunction, Targets
+from taopd.losses.merged_stops import merge_columns
 
 
 def by_reach(
@@ -42,8 +46,12 @@ def by_reach(
             return r * function(student, targets)
         # One pass of the teacher's head for all parts.
         targets = replace(targets, distribution=targets.teacher_distribution())
-        within = function(student, targets)
-        if targets.held is not None:
+        if targets.held is None:
+            within = function(student, targets)
+        else:
+            rows = student.detach(), targets.teacher_distribution()
+            baseline = least_noise_baseline(*(merge_columns(each, merged_ids) for each in rows))
+            within = function(student, replace(targets, baseline=baseline))
             within = torch.where(targets.held, exact(student, targets), within)
         return r * within + (1.0 - r) * forward(student, targets)
 

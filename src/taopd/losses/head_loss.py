@@ -46,6 +46,8 @@ class Targets:
     """Which are held to the teacher; None: it makes no difference to the loss."""
     distribution: Float[Tensor, "N V"] | None = None
     """The teacher's full log-probs, where they are at hand."""
+    baseline: Float[Tensor, " N"] | None = None
+    """Constant of the position by which a loss on the sampled token shifts its advantage, nats."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Targets":
         def cut(value: Tensor | None) -> Tensor | None:
@@ -61,6 +63,7 @@ class Targets:
             reach=cut(self.reach),
             held=cut(self.held),
             distribution=cut(self.distribution),
+            baseline=cut(self.baseline),
         )
 
     def teacher_distribution(self) -> Float[Tensor, "N V"]:

@@ -97,7 +97,7 @@ def mixed_hold(
     reach: Float[Tensor, " N"],
     foreign: Float[Tensor, " N"] | float = 0.0,
     *,
-    start: float = 1.0,
+    start: Float[Tensor, " N"] | float = 1.0,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """The hold of `method: reach`: weights towards the teacher, and towards the initial student.
 
@@ -109,7 +109,7 @@ def mixed_hold(
 
     Args:
         drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1]; foreign: f, with r + f <= 1.
-        start: lambda, see `start_share`.
+        start: lambda: `start_share`, or more while what is within reach is not learned.
     """
     at_start = foreign + start * (1.0 - reach - foreign)
     return drawn * (1.0 - at_start), drawn * at_start

@@ -19,7 +19,6 @@ from taopd.losses import (
     mixed_hold,
     needs_teacher_distribution,
     reduction_weights,
-    start_share,
 )
 from taopd.models.stop_tokens import merged_ids
 from taopd.selectors import (
@@ -35,6 +34,7 @@ from taopd.selectors.formulas import worth_reaching
 from taopd.signals import FOREIGN, TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, ordering
+from taopd.trainer.reach_sums import start_shares, used_share
 
 _READS_C = re.compile(
     r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -199,12 +199,14 @@ def choose(
     step: int,
     training: bool,
     num_steps: int = 0,
+    distribution: bool = True,
     teacher_weights: Sequence[float] = (),
 ) -> Choice:
     """Select by the settings, fold in the reduction, draw the anchors; the same on every rank.
 
     Args:
-        num_steps: of the whole run; `method: reach` lets go of the start over its first half. 0: not known.
+        num_steps: of the whole run, over which `method: reach` lets go of the start. 0: not known.
+        distribution: the teacher's full distribution is at hand.
         teacher_weights: factors on the loss of each teacher's rows. The denominator is as without them: a
             factor changes the gradient of its own rows and of no other's.
 
@@ -242,7 +244,7 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        used=1.0 if reach is None else _used_share(selection, args),
+        used=1.0 if reach is None else used_share(selection, args.loss, distribution),
         ranks=table.ranks,
     )
     drawn = watched = torch.zeros_like(weights)
@@ -251,7 +253,7 @@ def choose(
     held = drawn
     if reach is not None:
         foreign = table.extra.get(FOREIGN, 0.0)
-        start = start_share(step, num_steps)
+        start = start_shares(table, reach, step=step, num_steps=num_steps)
         to_teacher, held = mixed_hold(drawn, reach, foreign, start=start)
         weights = weights + to_teacher
     # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
@@ -268,16 +270,6 @@ def choose(
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
-
-
-def _used_share(selection: Selection, args: TeachabilityConfig) -> float:
-    """Selected tokens over those by which `method: reach` divides: the budget, used up or not, or all valid.
-
-    The loss at a sampled token says nothing about the tokens that were not drawn. Multiplied by 1 / budget
-    its noise drowns out the hold: measured in docs/results/default.md.
-    """
-    whole = selection.num_budget if needs_teacher_distribution(args.loss) else selection.num_valid
-    return min(1.0, selection.num_kept / max(1, whole))
 
 
 def _anchor_draws(

@@ -231,6 +231,7 @@ class TeachabilityTrainer(BaseTrainer):
         # A pure function of the gathered table: every process comes to the same choice on its own.
         names, weights = self._teacher.names, self._teacher.weights
         run = {"step": step, "num_steps": self.state.max_steps, "training": training}
+        run["distribution"] = len(self._teacher.plains) == max(1, len(names))
         choice = choose(table, self.args, **run, teacher_weights=weights)
         self.nonfinite.chosen(table.ranks.any(choice.trains))
         metrics = selection_metrics(table, choice, part)
