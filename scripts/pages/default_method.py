@@ -6,6 +6,7 @@ shortfall   best of full and published at its own best checkpoint, minus the arm
 interval    95 % t interval of the seeds' shortfalls (docs/math.md, Studies)
 told        the interval lies on one side of 1 point; else the lab cannot tell
 collapsed   100 (best checkpoint - end) > 20, of a seed
+dip         the furthest that a seed was below its own best so far, points
 """
 
 import json
@@ -65,6 +66,12 @@ def own_best(arm: Part) -> np.ndarray:
     """At the checkpoint with the best mean over the seeds, per seed, points."""
     greedy = 100 * np.asarray(arm["greedy"])
     return greedy[:, int(greedy.mean(0).argmax())]
+
+
+def dips(arm: Part) -> np.ndarray:
+    """The furthest that greedy accuracy was below its own best so far, per seed, points."""
+    greedy = 100 * np.asarray(arm["greedy"])
+    return (np.maximum.accumulate(greedy, axis=1) - greedy).max(1)
 
 
 def standing(part: Part, name: str) -> Standing | None:
@@ -158,8 +165,8 @@ def points(values: np.ndarray) -> str:
 def lab_table(part: Part) -> str:
     """Every arm of a lab."""
     lines = [
-        "| arm | selected | seeds | at 100 | its best | end | sampled, end | shortfall | verdict |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| arm | selected | seeds | at 100 | its best | dip | end | sampled, end | shortfall | verdict |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     at_100 = part["steps"].index(100)
     for name in (each for each in ARMS if each in part["arms"]):
@@ -170,6 +177,7 @@ def lab_table(part: Part) -> str:
             str(len(arm["greedy"])),
             points(100 * np.asarray([row[at_100] for row in arm["greedy"]])),
             points(own_best(arm)),
+            points(dips(arm)),
             points(ends(arm)),
             points(100 * np.asarray([row[-1] for row in arm["sampled"]])),
             "" if found is None else f"{found.shortfall:.1f} [{found.low:.1f}, {found.high:.1f}]",
@@ -235,10 +243,10 @@ def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
     blocks = ["## The candidates", choice_table(parts), choice(parts), missing_words(parts)]
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
-    unseen = {variant.name for variant in unseen_labs.UNSEEN}
+    notes = {variant.name: " (no part in finding the form)" for variant in unseen_labs.UNSEEN}
+    notes |= {v.name: " (run once, after the form was fixed)" for v in unseen_labs.LATER}
     for part in parts:
-        name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}"
-        name += " (run once, after the form was fixed)" if part["variant"] in unseen else ""
+        name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}{notes.get(part['variant'], '')}"
         blocks += [f"### {name}", lab_table(part)]
     return "\n\n".join(blocks)
 
