@@ -110,7 +110,7 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, hold to the teacher": replace(SMOOTH, hold=False),
     "rest by forward KL, start let go over the run": replace(SMOOTH, release=1.0),
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
-    "the same, or later while what is within reach is not learned": replace(
+    "the same, or up to three quarters while what is within reach is not learned": replace(
         SMOOTH, release=0.5, kept=True
     ),
 }

@@ -295,7 +295,7 @@ def test_a_sampled_token_has_the_baseline_with_the_least_noise(merged):
 # the rule
 
 
-def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
+def rule_by_definition(table, args, drawn, schedule=1.0, late=1.0, elsewhere=False):
     """The kept tokens, and every token's weight towards the teacher and towards the start."""
     f = table.extra.get("foreign", torch.zeros(len(table))).tolist()
     valid = [i for i in range(len(table)) if table.valid[i]]
@@ -321,7 +321,7 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            start = max(schedule, unlearned) if r[i] >= 0.01 else schedule
+            start = max(schedule, min(unlearned, late)) if r[i] >= 0.01 else schedule
             at_start = f[i] + start * (1.0 - r[i] - f[i])
             to_teacher[i], to_start[i] = weight * (1.0 - at_start), args.coef * at_start * weight
     return kept, to_teacher, to_start
@@ -357,13 +357,18 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
     assert not bool((choice.selection.kept & choice.reference_mask).any())
 
 
-@pytest.mark.parametrize(("step", "schedule"), [(0, 1.0), (30, 0.4), (50, 0.0), (99, 0.0)])
+@pytest.mark.parametrize(
+    ("step", "schedule", "late"),
+    [(0, 1.0, 1.0), (30, 0.4, 0.6), (60, 0.0, 0.2), (75, 0.0, 0.0), (99, 0.0, 0.0)],
+)
 @pytest.mark.parametrize(
     ("nats", "share"), [(1.0, 1.0), (1.0, 0.05), (0.02, 1.0), (0.02, 0.05)], ids=str
 )
-def test_the_start_is_let_go_where_what_is_within_reach_is_learned(step, schedule, nats, share):
-    """Over the first half of the run; foreign ends never; what may be selected only as far as the rest of
-    it is learned. `nats` scales D and `share` scales r."""
+def test_the_start_is_let_go_where_what_is_within_reach_is_learned(
+    step, schedule, late, nats, share
+):
+    """Over the first half of the run; foreign ends never; what may be selected over up to three quarters,
+    while the rest of it is not learned. `nats` scales D and `share` scales r."""
     table, args = reach_table(), config(method="reach", budget=0.2)
     r = share * table.extra["reach"]
     r[torch.arange(len(table)) % 5 == 0] *= 1e-3
@@ -375,13 +380,13 @@ def test_the_start_is_let_go_where_what_is_within_reach_is_learned(step, schedul
     )
     choice = choose(table, args, step=step, training=True, num_steps=100)
     drawn = choice.reference_mask.tolist()
-    _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule)
+    _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule, late)
     assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
     assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9, abs=1e-15)
     assert bool(choice.anchor_weights[foreign > 0].any())
     held = choice.anchor_weights > 0
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
-    assert bool(held[(foreign == 0) & (r >= 0.01)].any())
+    assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (late > 0)
 
 
 def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():

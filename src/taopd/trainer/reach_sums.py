@@ -10,7 +10,10 @@ from taopd.selectors.formulas import LEAST_REACH, REACH_FLOOR
 from taopd.signals import SignalTable
 
 WITHIN_SHARE = 0.2
-"""Share of the disagreement within reach from which on the start is not let go."""
+"""Share of the disagreement within reach from which on the start is let go as late as may be."""
+LATEST = 0.75
+"""Share of the run after which nothing is held at the start but foreign ends: what is learned late needs
+the rest to settle."""
 
 
 def used_share(selection: Selection, loss: str, distribution: bool) -> float:
@@ -31,15 +34,16 @@ def used_share(selection: Selection, loss: str, distribution: bool) -> float:
 def start_shares(
     table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
 ) -> Float[Tensor, " N"]:
-    """lambda of every token: let go over the first half of a run, or later where what is within reach is
-    not learned.
+    """lambda of every token: let go over the first half of a run, or as late as over three quarters of it
+    while what is within reach is not learned.
 
-        l                                                      r < 0.01, l = max(0, 1 - 2 step / num_steps)
-        max(l, min(1, w / (0.2 d)) min(1, w / (0.05 nats)))    else, w = mean of D r, d = mean of D
+        l(1/2)                          where r < 0.01;  l(x) = max(0, 1 - step / (x num_steps))
+        max(l(1/2), min(u, l(3/4)))     else,  u = min(1, w / (0.2 d)) min(1, w / (0.05 nats)),
+                                        w = mean of D r, d = mean of D
 
     A student that takes over words it hardly said meets contexts that are new to it, and its answers are
     wrong there until it knows what follows: w and its share of d rise. Then the start is held again. What
-    is too far away to be selected would never be learned if it were held as well. Source: ours,
+    is too far away to be selected has no other teaching than that of the hold. Source: ours,
     docs/results/default.md.
 
     Args:
@@ -50,6 +54,6 @@ def start_shares(
     within, total = (sums[:2] / sums[2].clamp_min(1.0)).tolist()
     share = within / total if total > 0.0 else 0.0
     unlearned = min(1.0, share / WITHIN_SHARE) * min(1.0, within / REACH_FLOOR)
-    schedule = start_share(step, num_steps)
-    shares = torch.full_like(reach, max(schedule, unlearned), dtype=torch.float64)
-    return shares.masked_fill(reach < LEAST_REACH, schedule)
+    early, late = (start_share(step, num_steps, over=over) for over in (0.5, LATEST))
+    shares = torch.full_like(reach, max(early, min(unlearned, late)), dtype=torch.float64)
+    return shares.masked_fill(reach < LEAST_REACH, early)

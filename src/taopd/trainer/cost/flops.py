@@ -141,7 +141,8 @@ def step_cost(
     if settings.anchor_fraction or settings.reach:
         anchor += full * max(settings.anchor_responses, float(settings.reach))
     anchor += settings.reach * (student_head + teacher_head)
-    trained = settings.taught_share + settings.anchored_share
+    # By reach two divergences at each taught token, from one pass of each head.
+    trained = (1 + settings.reach) * settings.taught_share + settings.anchored_share
     passes_over_logits = SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
     return StepCost(
         sample=sample_flops(student, settings) / TERA,
