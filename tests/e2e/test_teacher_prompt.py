@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -279,6 +280,7 @@ def test_a_resumed_average_is_the_same_to_the_bit(micro_lab, tmp_path, peft):
     [
         ({"teacher": "self"}, ConfigError, "without a prompt of the teacher's own"),
         ({"teacher": "self_ema"}, ConfigError, "without a prompt of the teacher's own"),
+        ({"teacher_prompt_template": 5}, ConfigError, "=5: must be text"),
         ({"teacher_prompt_template": "{answer}"}, ConfigError, r"has no \{prompt\}"),
         ({"teacher_prompt_template": "{prompt} {answr}"}, DataError, "no column 'answr'.*'answer'"),
         (
@@ -313,6 +315,61 @@ def test_an_evaluation_set_without_the_column_is_refused(micro_lab, tmp_path):
     rows = load_prompts(str(micro_lab.prompts), split="test")
     with pytest.raises(DataError, match="evaluation set has no column 'teacher_prompt'"):
         make_trainer(micro_lab, tmp_path, column=hinted, eval_dataset=rows)
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("template", "column"), [(None, "teacher_prompt"), ("{answer} {prompt}", "answer")]
+)
+def test_a_gap_far_behind_is_found_before_training(micro_lab, tmp_path, template, column, where):
+    """Behind the first rows, which are all that is encoded."""
+    row = {"prompt": "1 + 1 =", "answer": "2"} | ({} if template else {"teacher_prompt": "2"})
+    whole, gap = [row] * 40, [row] * 39 + [row | {column: None}]
+    sets = [datasets.Dataset.from_list(rows) for rows in (gap, whole)]
+    train, evaluation = sets if where == "training" else sets[::-1]
+    with pytest.raises(DataError, match=f"row 39 of the {where} set .*{column}|{column}.*row 39"):
+        TeachabilityTrainer(
+            model=str(micro_lab.student),
+            teacher_model=str(micro_lab.teacher),
+            args=TeachabilityConfig(
+                str(tmp_path), **(CPU | OURS), teacher_prompt_template=template
+            ),
+            train_dataset=train,
+            eval_dataset=evaluation,
+        )
+
+
+# -- check ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["self", "self_ema"])
+@pytest.mark.parametrize("peft", [False, True])
+def test_the_check_measures_a_student_that_is_its_own_teacher(micro_lab, tmp_path, kind, peft):
+    """Before training the teacher without its prompt is the student: two items are one divergence."""
+    trainer = make_trainer(micro_lab, tmp_path, column=hinted, teacher=kind, peft=peft, max_steps=1)
+    trainer.train(check=True)
+    items = json.loads((tmp_path / "run" / "check.json").read_text())["items"]
+    assert not [each["item"] for each in items if each["level"] == "fail"]
+    figures = {each["item"]: each["figures"] for each in items}
+    context, plain = figures["teacher context"], figures["teacher KL"]
+    assert context["with_without_nats"] > 0.01
+    assert figures["teacher prompt"]["teacher"] == "w3 0 w4 0 + 0 = w5 ="
+    for one, other in (("with_without", "forward"), ("without_with", "reverse")):
+        assert context[f"{one}_nats"] == pytest.approx(plain[f"{other}_nats"], rel=1e-4)
+
+
+def test_an_item_that_breaks_stops_no_run(micro_lab, tmp_path, monkeypatch):
+    """Nor do those that needed what it should have made."""
+
+    def break_down(*args, **kwargs):
+        raise AttributeError("a fault of the check")
+
+    monkeypatch.setattr("taopd.preflight.subject.measure_micro_batch", break_down)
+    make_trainer(micro_lab, tmp_path, column=hinted, max_steps=1).train(check=True)
+    items = json.loads((tmp_path / "run" / "check.json").read_text())["items"]
+    found = {each["item"]: each["measured"] for each in items if each["level"] == "fail"}
+    assert {"scoring path", "teacher KL", "teacher context"} <= set(found)
+    assert set(found.values()) == {"not looked at: the check itself broke"}
 
 
 # -- commands ---------------------------------------------------------------------------------------

@@ -231,3 +231,14 @@ def test_the_item_is_there_where_something_is_done_to_the_teacher(
     if words:
         assert words in items["teacher error"]["advice"]
         assert items["teacher error"]["level"] == "warn"
+
+
+def test_a_path_that_was_given_in_python_has_the_item_too(micro_lab, tmp_path, file):
+    trainer = TeachabilityTrainer(
+        model=str(micro_lab.student),
+        teacher_model=str(file),
+        args=TeachabilityConfig(output_dir=str(tmp_path), **SETTINGS),
+        train_dataset=load_prompts(str(micro_lab.prompts), split="train"),
+    )
+    (found,) = (each for each in trainer.check() if each.item == "teacher error")
+    assert found.measured.startswith("gguf: ") and found.figures["forward_nats"] > 0

@@ -17,7 +17,7 @@ from taopd.models.prompt_rows import Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.scoring import score_positions
 from taopd.models.teacher_prompts import TeacherPrompts
-from taopd.preflight.teacher_context import check_effect, measure_context
+from taopd.preflight.teacher_context import check_effect, check_prompts_of_teacher, measure_context
 from tests.conftest import WORDS, make_model, make_tokenizer
 from tests.unit.test_prompts import tokenizer  # noqa: F401 (a fixture)
 
@@ -179,6 +179,7 @@ def test_a_column_is_taken_as_it_is_and_rendered_like_the_prompt(tokenizer):  # 
             "row 3 has no column 'solutio'.*solution",
         ),
         ("{prompt} {a}", {"a": None}, DataError, "the column 'a' of row 3 is null"),
+        ("{prompt} {a}", {"a": float("nan")}, DataError, "the column 'a' of row 3 is null"),
         ("{prompt} {a}", {"a": " "}, DataError, "the column 'a' of row 3 is empty"),
         ("{prompt} {a}", {"a": ["x"]}, DataError, "the column 'a' of row 3 is list"),
         ("{prompt} {a}", {"prompt": CHAT[:1], "a": "x"}, DataError, "row 3 has no user turn"),
@@ -213,6 +214,47 @@ def test_text_that_ends_inside_the_assistants_turn_is_found(tokenizer):  # noqa:
     row = {"prompt": "1", "teacher_prompt": "<turn> user 1 <end> <turn> assistant w7"}
     (fault,) = faults_of_ends(tokenizer, TeacherPrompts().of_rows([row]), begun="the teacher fails")
     assert fault.certain and "'w7': the teacher fails" in fault.text
+
+
+def looked_at(tokenizer, rows, **more):  # noqa: F811
+    common = {"options": {}, "stop_ids": [], "longest": 9, "max_completion_length": 1}
+    return check_prompts_of_teacher(
+        tokenizer, rows, TeacherPrompts(), limit=None, **(common | more)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "own", "warned"),
+    [
+        (CHAT[3:], "w9 1 + 1", True),
+        (CHAT[3:], "<turn> user w9 1 + 1 <end> <turn> assistant", False),
+        (CHAT[3:], [{"role": "user", "content": "w9 1 + 1"}], False),
+        ("1 + 1", "w9 1 + 1", False),
+    ],
+)
+def test_text_for_the_teacher_beside_messages_is_told(tokenizer, prompt, own, warned):  # noqa: F811
+    """Each of the two is in order; together the teacher scores an answer as a text that goes on."""
+    verdict = looked_at(tokenizer, [{"prompt": prompt, "teacher_prompt": own}])
+    assert verdict.level == ("warn" if warned else "pass"), verdict.advice
+    assert ("plain text where the student's are messages" in verdict.advice) == warned
+
+
+def test_the_check_shows_both_prompts_with_the_tools(tokenizer):  # noqa: F811
+    tokenizer.chat_template = "{% for t in tools or [] %}w7 {% endfor %}" + tokenizer.chat_template
+    row = {"prompt": CHAT[3:], "teacher_prompt": [{"role": "user", "content": "w9 1 + 1"}]}
+
+    def look(place: int) -> int:
+        """Where it is.
+
+        Args:
+            place: which.
+        """
+        return place
+
+    figures = looked_at(tokenizer, [row], tools=[look]).figures
+    assert figures["student"].startswith("w7 ") and figures["teacher"].startswith("w7 ")
+    bare = looked_at(tokenizer, [row]).figures
+    assert not bare["student"].startswith("w7")
 
 
 def test_the_longest_teacher_prompt_must_fit():

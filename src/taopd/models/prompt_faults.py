@@ -130,6 +130,38 @@ def faults_of_ends(
     return found + _at_the_end(tokenizer, prompts, ids, turns, begun)
 
 
+def faults_of_kinds(
+    tokenizer: Tokenizer,
+    students: Sequence[Prompt],
+    teachers: Sequence[Prompt],
+    *,
+    template: str | None = None,
+    stop_ids: Collection[int] = (),
+) -> list[Fault]:
+    """Teacher prompts of plain text beside messages: each alone is in order, and they end differently.
+
+    Args:
+        template, stop_ids: see `prompt_faults`.
+    """
+    turns = Turns.of(tokenizer, template, stop_ids)
+    marks = [*turns.markers, *([turns.header] if turns.header else [])]
+    plain = [
+        own.content
+        for student, own in zip(students, teachers, strict=True)
+        if isinstance(own.content, str) and not isinstance(student.content, str)
+        # Text that was rendered before it was stored has turns of its own.
+        if not any(mark in own.content for mark in marks)
+    ]
+    if not plain:
+        return []
+    text = (
+        f"{_count(plain, teachers)} of the teacher are plain text where the student's are messages: the "
+        "teacher reads no turns, and scores the completion as what goes on with the text instead of as an "
+        "answer. Give it messages with role and content, or set teacher_prompt_template."
+    )
+    return [Fault(text=text, certain=False)]
+
+
 def _at_the_start(tokenizer: Tokenizer, ids: Sequence[list[int]]) -> list[Fault]:
     # Only special tokens: two equal words may begin a text.
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

@@ -16,8 +16,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datasets import Dataset
+
 from taopd.errors import ConfigError, DataError, suggest
-from taopd.models.prompt_rows import Messages, Prompt, read_content, read_prompt
+from taopd.models.prompt_rows import COLUMNS, MEDIA, Messages, Prompt, read_content, read_prompt
 
 COLUMN = "teacher_prompt"
 """Column with a prompt for the teacher."""
@@ -44,6 +46,10 @@ class TeacherPrompts:
     template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.template is not None and not isinstance(self.template, str):
+            raise ConfigError(
+                f"{_SETTING}={self.template!r}: must be text with {{{_OWN}}} in it, in quotes in YAML"
+            )
         # The question would be missing from what the teacher reads, and nothing else would say so.
         if self.template is not None and _OWN not in [name for _, name in _parts(self.template)]:
             raise ConfigError(
@@ -125,6 +131,24 @@ class TeacherPrompts:
         # One tensor for the batch: a row without a prompt of the teacher's fills its place with its own.
         return [own or prompt for own, prompt in zip(found, prompts, strict=True)]
 
+    def check_rows(self, rows: Any, where: str) -> None:
+        """Look at every row of a table: a gap must be found before hours of training.
+
+        Args:
+            rows: a `datasets.Dataset`; anything else, such as a stream, is passed over.
+            where: names the dataset.
+
+        Raises:
+            DataError: see `of`; names the row.
+        """
+        if not isinstance(rows, Dataset):
+            return
+        needed = {*COLUMNS, *MEDIA, *self.columns}
+        columns = [name for name in rows.column_names if name in needed]
+        for number, row in enumerate(rows.select_columns(columns)):
+            named = f"row {number} of {where}"
+            self.of(row, read_prompt(row, named), named)
+
     def _filled(
         self, columns: Mapping[str, Any], content: str | Messages, where: str
     ) -> str | Messages:
@@ -181,8 +205,10 @@ def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
             f"{where} has no column {name!r}, which {_SETTING} names.{_near(name, columns)}"
         )
     value = columns[name]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        kind = "null" if value is None else "empty"
+    # A gap in a column of numbers is often no null but NaN, which would be put in as the word "nan".
+    gap = value is None or value != value
+    if gap or (isinstance(value, str) and not value.strip()):
+        kind = "null" if gap else "empty"
         raise DataError(
             f"the column {name!r} of {where} is {kind}, which {_SETTING} names: fill it in, or drop the row"
         )

@@ -30,7 +30,7 @@ from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Missing, Subject, Unnamed
 from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
-from taopd.preflight.teacher_error import check_teacher_error, kept_tokens, kind_of
+from taopd.preflight.teacher_error import check_teacher_error, kept_tokens
 from taopd.preflight.verdict import BROKEN, Verdict, judge
 from taopd.trainer.checkpoint.failure import nan_in_sampling
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
@@ -71,7 +71,7 @@ def _checks(subject: Subject) -> dict[str, Callable[[Subject], Verdict]]:
         del sampled["server answers"]
     if not subject.remote or not subject.thorough:
         del sampled[bound_effect.ITEM]
-    if kind_of(subject.settings) is None:
+    if subject.packing is None:
         del sampled[TEACHER_ERROR]
     if not own:
         del sampled["teacher context"]
@@ -95,7 +95,12 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
     try:
         return check(subject)
     except Missing as missing:
-        return judge(name, "not run", [("fail", str(missing))])
+        # What a broken item should have made is missing for the same reason: no fault of the user's either.
+        cause = missing.__cause__
+        refused = isinstance(cause, TaopdError | Missing | Unnamed) or nan_in_sampling(
+            cause or missing
+        )
+        return judge(name, "not run" if refused else BROKEN, [("fail", str(missing))])
     except Unnamed as unnamed:
         return judge(name, "not compared", [("warn", str(unnamed))])
     except TaopdError as error:  # says itself what to do

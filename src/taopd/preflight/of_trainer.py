@@ -10,8 +10,10 @@ from typing import Any
 
 from taopd.preflight.items import verdicts
 from taopd.preflight.subject import MOST_PROMPTS, Subject, Unnamed, rows_with
+from taopd.preflight.teacher_error import kind_of
 from taopd.preflight.verdict import Verdicts
 from taopd.trainer.from_settings import Inputs
+from taopd.trainer.own_teacher import AdapterTeacher
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.training_set import first_rows
 
@@ -84,6 +86,24 @@ class TrainerSubject(Subject):
             return {"": self}
         names = self.trainer.teacher_names
         return {name: TrainerSubject(self.trainer, self.max_tokens, name) for name in names}
+
+    @property
+    def packing(self) -> str | None:
+        # A path that was given to the trainer stands in no setting.
+        config = getattr(self.inputs.teacher, "config", None)
+        return kind_of(self.settings, getattr(config, "name_or_path", None))
+
+    @cached_property
+    def tools(self) -> Sequence[Any]:
+        """Those of the trainer: an argument of it, or the setting."""
+        return self.trainer.tools or ()
+
+    @property
+    def own_teacher(self) -> bool:
+        # The word may be an argument of the trainer. A copy is a teacher with files like any other.
+        return super().own_teacher or isinstance(
+            getattr(self.source, "model", None), AdapterTeacher
+        )
 
     @property
     def teacher_name(self) -> str:

@@ -30,7 +30,7 @@ _PARTS = {
 
 
 class Missing(Exception):
-    """Something that an earlier item has already reported."""
+    """Something that an earlier item has already reported; its cause is what that item raised."""
 
 
 class Unnamed(Exception):
@@ -147,8 +147,13 @@ class Subject:
             teacher=self.teacher,
             rows=rows,
             max_tokens=self.max_tokens,
-            compare=kind_of(self.settings),
+            compare=self.packing,
         )
+
+    @property
+    def packing(self) -> str | None:
+        """What is done to the teacher; see `teacher_error.kind_of`."""
+        return kind_of(self.settings)
 
     @cached_property
     def parts(self) -> "dict[str, Subject]":
@@ -176,6 +181,7 @@ class Subject:
         if not self.has(name):
             error = self._errors[name]
             self._errors[name] = Missing(f"Needs {_PARTS[name]}: see above.")
+            self._errors[name].__cause__ = error.__cause__ if isinstance(error, Missing) else error
             raise error
 
     @property

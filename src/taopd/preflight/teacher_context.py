@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from taopd.models.batch import TEACHER_PROMPT, Forward, Positions, teacher_side
-from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends
+from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, faults_of_kinds
 from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.prompts import encode_prompts
 from taopd.models.scoring import Given, score_positions
@@ -143,6 +143,7 @@ def check_prompts_of_teacher(
     *,
     options: Mapping[str, Any],
     stop_ids: Sequence[int],
+    tools: Sequence[Any] = (),
     longest: int,
     max_completion_length: int,
     limit: int | None,
@@ -150,7 +151,9 @@ def check_prompts_of_teacher(
     """Both prompts of the first row, and whether teacher prompt and completion fit.
 
     Args:
-        rows: a few of the training set; longest: tokens of the longest teacher prompt looked at.
+        rows: a few of the training set.
+        tools: that the template shows in every prompt.
+        longest: tokens of the longest teacher prompt looked at.
         limit: tokens that the teacher takes; None: unknown.
 
     Raises:
@@ -158,9 +161,12 @@ def check_prompts_of_teacher(
     """
     found = prompts.of_rows(rows) or []
     problems = Problems()
-    for fault in faults_of_ends(
-        tokenizer, found, options=options, stop_ids=stop_ids, begun=TEACHER_BEGUN
-    ):
+    students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
+    faults = faults_of_ends(
+        tokenizer, found, options=options, tools=tools, stop_ids=stop_ids, begun=TEACHER_BEGUN
+    )
+    faults += faults_of_kinds(tokenizer, students, found, stop_ids=stop_ids)
+    for fault in faults:
         problems.append(("fail" if fault.certain else "warn", fault.text))
     needed = longest + max_completion_length
     if limit is not None and needed > limit:
@@ -168,9 +174,10 @@ def check_prompts_of_teacher(
             f"{longest} tokens of a teacher's prompt and {max_completion_length} of a completion do not fit "
             f"the teacher's context of {limit}: shorten the prompts, or lower max_completion_length."
         )
-    first: list[Prompt] = [read_prompt(rows[0], "row 0"), found[0]]
-    texts = [render(tokenizer, prompt, options=options) for prompt in first]
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, first, chat_template_kwargs=options)]
+    first: list[Prompt] = [students[0], found[0]]
+    texts = [render(tokenizer, prompt, options=options, tools=tools) for prompt in first]
+    shown: dict[str, Any] = {"chat_template_kwargs": options, "tools": tools}
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, first, **shown)]
     if texts[0] == texts[1]:
         problems.warn(
             "The first row's teacher prompt is the student's prompt: the teacher sees no more."
@@ -187,18 +194,20 @@ def check_prompts_of_teacher(
 def _prompt(subject: Any) -> Verdict:
     training = subject.settings.training
     if subject.remote:
-        limit = subject.server.context_length
+        # A `Teacher` of the caller's own need not say how much it takes.
+        limit = getattr(subject.server, "context_length", None)
         limit = None if limit is None else limit - 1  # for the one token that it adds
     else:
-        limit = getattr(
-            subject.known_configs["teacher"].get_text_config(), "max_position_embeddings", None
-        )
+        # A student that teaches itself has no config beside its own.
+        config = subject.known_configs.get("teacher", subject.student_config)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return check_prompts_of_teacher(
         subject.tokenizer,
         subject.some_rows(LOOKED_AT),
         subject.teacher_prompts,
         options=subject.template_options,
         stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
+        tools=subject.tools,
         longest=subject.longest_teacher_prompt,
         max_completion_length=training.max_completion_length or 1,
         limit=limit,

@@ -64,11 +64,12 @@ class NotMeasured(Exception):
     """Why there is no full-precision teacher to compare with."""
 
 
-def kind_of(settings: Any) -> str | None:
+def kind_of(settings: Any, name: str | None = None) -> str | None:
     """What is done to the teacher that a run's settings name; None: nothing.
 
     Args:
         settings: a `TrainSettings`.
+        name: file or folder of a teacher that the settings do not name.
     """
     args = settings.training
     if args.teacher_url is not None:
@@ -76,7 +77,7 @@ def kind_of(settings: Any) -> str | None:
     if args.teacher_quantization is not None:
         return str(args.teacher_quantization)
     try:
-        if gguf_file(str(args.teacher_model_name_or_path)):
+        if gguf_file(str(args.teacher_model_name_or_path or name)):
             return "gguf"
     except DataError:  # which the loading of it says
         return None

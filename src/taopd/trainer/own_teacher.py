@@ -45,6 +45,10 @@ class AdapterTeacher:
         self._reference, self._student = reference, student
         self.config, self.generation_config = model.config, model.generation_config
 
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Of the student as it runs: a pass of this teacher computes with as many."""
+        return iter(self._student().parameters())
+
     @contextmanager
     def weights(self) -> Iterator[Any]:
         """Context of the model to run, in its wrapper."""

@@ -46,7 +46,7 @@ class PromptTrainer(DistillationTrainer):
             self.train_dataset = rows
             named = args.teacher_model_name_or_path if teacher is None else teacher
             shown = self._template | {"stop_ids": self.eos_token_ids}
-            both = some, self.eval_dataset
+            both = rows, self.eval_dataset
             check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, rows in sets.items():

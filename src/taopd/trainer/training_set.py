@@ -8,8 +8,8 @@ from datasets import IterableDataset
 from torch.utils.data import Subset
 
 from taopd.errors import ConfigError, DataError
-from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, prompt_faults
-from taopd.models.prompt_rows import TURNS
+from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, faults_of_kinds, prompt_faults
+from taopd.models.prompt_rows import TURNS, read_prompt
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
@@ -72,7 +72,7 @@ TEACHER_BEGUN = "the teacher would score the completion as what comes after it"
 
 def check_teacher_prompts(
     prompts: TeacherPrompts,
-    sets: tuple[list[Any], Any],
+    sets: tuple[Any, Any],
     teacher: Any,
     tokenizer: Any,
     **shown: Any,
@@ -80,7 +80,7 @@ def check_teacher_prompts(
     """Refuse rows without what the teacher's prompts are made of; log what is wrong with the others.
 
     Args:
-        sets: the first rows of the training set; the evaluation set, several by name, or None.
+        sets: the training set; the evaluation set, several by name, or None.
         teacher: as the settings name it.
         shown: see `faults_of_ends`.
 
@@ -88,7 +88,8 @@ def check_teacher_prompts(
         DataError: a column that is missing or a row that lacks it.
         ConfigError: a student as its own teacher that reads nothing else.
     """
-    rows, evaluation = sets
+    dataset, evaluation = sets
+    rows = first_rows(dataset, LOOKED_AT)
     columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     if not prompts.used(columns):
         if isinstance(teacher, str) and teacher in OWN_TEACHERS:
@@ -104,6 +105,13 @@ def check_teacher_prompts(
         some = first_rows(others, 1) if others is not None else []
         if some and isinstance(some[0], dict):
             prompts.check(list(some[0]), f"the evaluation set {name}".rstrip())
-    found = prompts.of_rows(rows[:LOOKED_AT]) or []
-    for fault in faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown):
+    found = prompts.of_rows(rows) or []
+    # One gap far behind would end the run at a step that nobody can foresee.
+    prompts.check_rows(dataset, "the training set")
+    for name, others in several.items():
+        prompts.check_rows(others, f"the evaluation set {name}".rstrip())
+    faults = faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown)
+    students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
+    look = {name: shown[name] for name in ("template", "stop_ids") if name in shown}
+    for fault in faults + faults_of_kinds(tokenizer, students, found, **look):
         logger.warning("teacher prompts: %s", fault.text)
