@@ -159,8 +159,8 @@ PLANTED = {
         plant=in_json("student/generation_config.json", eos_token_id=45),
         caught={"generation config": "fail"},
     ),
-    "teacher that ends with another token": Planted(
-        plant=set_to(),
+    "teacher that ends with another token, method: anchored": Planted(
+        plant=set_to(method="anchored"),
         caught={"generation config": "warn", "stop audit": "fail"},
         variant="termination",
     ),
@@ -247,12 +247,12 @@ def write_config(lab: Lab, folder: Path) -> tuple[Path, Settings]:
     return folder / "config.yaml", settings
 
 
-def check(name: str, lab: Lab, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+def check(name: str, lab: Lab, folder: Path, **more: Any) -> tuple[int, list[dict[str, Any]]]:
     """Exit status and items of `taopd check --json` on a mismatch planted into a copy of the lab."""
     planted = PLANTED[name]
     path, settings = write_config(lab, folder)
     planted.plant(folder, settings)
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings | more))
     printed = io.StringIO()
     with planted.during(), contextlib.redirect_stdout(printed):
         status = cli.main(["check", str(path), "--json"])
@@ -289,7 +289,7 @@ def main() -> None:
     page.write_text(f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}")
     with tempfile.TemporaryDirectory() as folder:
         name = "default system prompt in one template"
-        _, items = check(name, build_lab("termination"), Path(folder))
+        _, items = check(name, build_lab("termination"), Path(folder), method="anchored")
     console = Console(record=True, width=120, file=io.StringIO())
     console.print("$ taopd check config.yaml", highlight=False)
     show(Verdicts(Verdict(**item) for item in items), console)

@@ -93,6 +93,25 @@ def test_the_offered_cure_passes(capsys, config, stop_tokens):
     assert masses["<eos>"]["student"] > 0.9 and masses["<bos>"]["teacher"] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({}, "pass"),
+        ({"selector": "full"}, "fail"),
+        ({"method": "published"}, "fail"),
+    ],
+    ids=str,
+)
+def test_an_end_that_the_method_never_teaches_is_a_note(capsys, config, settings, level):
+    """The method decides: reach leaves the teacher's own end out of reach, no other does."""
+    status, found = run_json(capsys, config("termination", **settings))
+    audit = next(item for item in found["items"] if item["item"] == "stop audit")
+    assert (audit["level"], status) == (level, int(level == "fail"))
+    note = "the teacher ends with <bos> (45), where the sampler does not stop: method reach never"
+    assert (note in audit["measured"]) == (level == "pass")
+    assert audit["figures"]["mass"]["<bos>"]["teacher"] > 0.9
+
+
 def test_one_template_for_both_passes(capsys, config):
     assert not_passed(run_json(capsys, config(plant=messages()))[1]["items"]) == {}
 
@@ -193,7 +212,7 @@ def test_bad_arguments(capsys):
 
 
 def test_train_stops_at_a_fail_and_leaves_nothing(capsys, config, tmp_path):
-    path = config("termination", max_steps=1)
+    path = config("termination", max_steps=1, method="anchored")
     assert cli.main(["train", "--config", str(path)]) == 2
     shown = capsys.readouterr().err
     assert "check fail: stop audit" in shown and "stop_token_ids: [45, 46]" in shown

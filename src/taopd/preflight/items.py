@@ -282,7 +282,9 @@ _ON_ROLLOUTS: dict[str, Callable[[Subject, Measured], Verdict]] = {
     "scoring path": lambda _subject, found: rollout_checks.check_scoring_path(found),
     "drift": _drift,
     "stop audit": lambda subject, found: rollout_checks.check_stops(
-        found, handled=subject.trainer.stop_ids
+        found,
+        handled=subject.trainer.stop_ids,
+        untaught=subject.trainer.foreign_ends if judges(subject.settings.training) else (),
     ),
     "truncation": lambda subject, found: rollout_checks.check_truncation(
         found, max_completion_length=subject.trainer.max_completion_length

@@ -90,11 +90,14 @@ def check_scoring_path(measured: Measured) -> Verdict:
     return judge("scoring path", text, problems, figures=figures)
 
 
-def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
+def check_stops(
+    measured: Measured, *, handled: Sequence[int] = (), untaught: Sequence[int] = ()
+) -> Verdict:
     """Both models' mass on every stop id where real rollouts ended.
 
     Args:
         handled: ids that `stop_tokens` merges into one or excludes.
+        untaught: ends of the teacher's that the method never teaches.
     """
     item, num_ends = "stop audit", len(measured.teacher_stops)
     if num_ends == 0:
@@ -110,7 +113,13 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     problems = Problems()
     best = ids[int(teacher.masked_fill(own, -1.0).argmax())]
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
-    if elsewhere and best not in handled:
+    note = ""
+    if elsewhere and best in untaught:
+        note = (
+            f"; the teacher ends with {measured.candidates[best]} ({best}), where the sampler does not "
+            "stop: method reach never teaches that end, the student keeps its own"
+        )
+    elif elsewhere and best not in handled:
         both = sorted({*measured.stops, best})
         cure = f"merge and stop_token_ids: {both} (all of them then count as one end token; not for tool use)"
         if measured.signals.reverse_kl is None:  # a server, which cannot merge
@@ -142,7 +151,7 @@ def check_stops(measured: Measured, *, handled: Sequence[int] = ()) -> Verdict:
     if measured.teacher_stops_unknown > 0:
         figures["unknown_mass"] = measured.teacher_stops_unknown
         text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.0%} more"
-    return judge(item, text, problems, figures=figures)
+    return judge(item, text + note, problems, figures=figures)
 
 
 def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdict:

@@ -213,10 +213,10 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 def _check_yaml(loaded: dict, place: str) -> None:
     """Names are text; text can be encoded and has no NUL; aliases unfold to a bounded number of values."""
-    open_: list[tuple[Any, int]] = [(loaded, 0)]
+    open_: list[tuple[Any, int, str]] = [(loaded, 0, "")]
     count = 0
     while open_:
-        value, depth = open_.pop()
+        value, depth, name = open_.pop()
         count += 1
         if count > MOST_NODES or depth > 100:
             raise ConfigError(f"{place}: too many values, or aliases that contain themselves")
@@ -232,11 +232,12 @@ def _check_yaml(loaded: dict, place: str) -> None:
             for key in value:
                 if not isinstance(key, str):
                     raise ConfigError(f"{place}: the key {shown(key)} is not text; quote it")
-            open_ += [(part, depth + 1) for pair in value.items() for part in pair]
+            open_ += [(key, depth + 1, name) for key in value]
+            open_ += [(part, depth + 1, f"{key}: ") for key, part in value.items()]
         elif isinstance(value, (list, set, tuple)):
-            open_ += [(part, depth + 1) for part in value]
+            open_ += [(part, depth + 1, name) for part in value]
         elif isinstance(value, (int, float)) and not abs(value) < 2**63 and abs(value) != math.inf:
-            raise ConfigError(f"{place}: {shown(value)} is no setting")
+            raise ConfigError(f"{place}: {name}{shown(value)} is no setting")
 
 
 def _encodes(text: str) -> bool:

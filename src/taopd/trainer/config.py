@@ -15,6 +15,7 @@ from taopd.runs.redaction import redact_document
 from taopd.signals import THRESHOLD
 from taopd.trainer import config_checks
 from taopd.trainer.config_fit import FitSettings, check_fit
+from taopd.trainer.filled import filled, is_filled, plain, take_back
 from taopd.trainer.generation_checks import check_generation_kwargs
 from taopd.trainer.methods import fill_in
 from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
@@ -238,9 +239,9 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         # Before `__init__`, whose answer to an option that was removed is a TypeError without advice.
         config_checks.refuse_removed(settings)
         made = super().__new__(cls)
-        vars(made)["given"] = frozenset(
-            settings
-        )  # No field: what the caller named, for the report.
+        # No field: what the caller named, for the report.
+        named = (name for name, value in settings.items() if not is_filled(value))
+        vars(made)["given"] = frozenset(named)
         return made
 
     def __post_init__(self) -> None:
@@ -253,9 +254,11 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         check_generation_kwargs(self)
 
     def _resolve(self) -> None:
-        # First: what the loss is decides which other settings fit.
+        take_back(self)
+        config_checks.check_all_types(self)
+        # Before the others: what the loss is decides which of them fit.
         if self.loss is None:
-            self.loss = config_checks.loss_of_beta(self.beta)
+            self.loss = filled(config_checks.loss_of_beta(self.beta))
         fill_in(self)
         read_teachers(self)
         config_checks.check_config(self)
@@ -274,6 +277,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
             ConfigError: settings of another kind, or a value out of range.
         """
         if isinstance(args, cls):
+            args._resolve()  # A setting may have been changed since.
             return args
         if args is None:
             from trl.trainer.utils import get_config_model_id
@@ -295,11 +299,11 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
     @property
     def coef(self) -> float:
         """The anchor's weight, whichever setting it came from."""
-        return self.anchor_coef or 0.0
+        return float(self.anchor_coef or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as JSON has it, secrets masked: what trackers and run folders are given."""
-        return redact_document(super().to_dict())
+        return redact_document(plain(super().to_dict()))
 
     def check_generation_batch(self, size: int, *, streaming: bool) -> None:
         """Refuse a generation batch that cannot be divided; see `config_checks.check_generation_batch`."""

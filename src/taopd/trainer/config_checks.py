@@ -22,7 +22,10 @@ from taopd.selectors import (
     resolve_weighting,
 )
 from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, LISTS_GIVE
+from taopd.teachers.connect import KINDS
+from taopd.trainer.filled import FilledNumber, is_filled
 from taopd.trainer.methods import METHODS, check_method
+from taopd.trainer.setting_types import check_types
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": tuple(METHODS),
     "anchor_loss": ("reverse_kl", "forward_kl"),
     "collapse_guard": ("off", "warn", "stop", "restore"),
+    "teacher_server": ("auto", *KINDS),
 }
 AT_LEAST: dict[str, float] = {
     "score_top_k": 1,
@@ -65,6 +69,8 @@ AT_LEAST: dict[str, float] = {
 }
 """Smallest value of a setting; None is always allowed."""
 ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
+COMPARED = ("max_steps", "teacher_model_name_or_path", "teacher_model_revision")
+"""Further settings of TRL's that are read here."""
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
@@ -89,6 +95,15 @@ def refuse_removed(names: Iterable[str]) -> None:
     for name in names:
         if name in REMOVED:
             raise ConfigError(f"{name} was removed from taopd: {REMOVED[name]}")
+
+
+def check_all_types(config: "TeachabilityConfig") -> None:
+    """Refuse a value of a wrong type, for our settings and those of TRL that are compared below.
+
+    Raises:
+        ConfigError: names the setting, the value and what is allowed.
+    """
+    check_types(config, more=(*AT_LEAST, *ABOVE_ZERO, *COMPARED), choices=CHOICES)
 
 
 def check_config(config: "TeachabilityConfig") -> None:
@@ -177,11 +192,12 @@ def _check_schedule(config: "TeachabilityConfig") -> None:
     end = config.budget_end
     if end is not None:
         check_budget(end, "budget_end")
-    if (config.budget_schedule == "constant") != (end is None):
+    if config.budget_schedule == "constant" and end is not None:
         raise ConfigError(
-            f"budget_schedule={config.budget_schedule!r} and budget_end={end}: a schedule needs both, "
-            "a constant budget neither"
+            f"budget_end={end} is the end of a schedule: set budget_schedule='linear' or 'cosine' too"
         )
+    if config.budget_schedule != "constant" and end is None:
+        raise ConfigError(f"budget_schedule={config.budget_schedule!r} needs budget_end too")
     # max_steps is -1 where epochs decide, and the last step is then not known in advance.
     if end is not None and config.budget_steps is None and config.max_steps <= 0:
         raise ConfigError("a budget schedule needs max_steps or budget_steps")
@@ -192,7 +208,9 @@ def _check_anchor(config: "TeachabilityConfig") -> None:
     require(0.0 < fraction <= 1.0, "anchor_fraction", fraction, "in (0, 1]")
     # The drawn tokens lie in the drawn completions, which must hold enough of them.
     inside = fraction <= responses <= 1.0
-    require(inside, "anchor_responses", responses, f"in [anchor_fraction={fraction}, 1]")
+    shown = f"anchor_fraction={fraction}"
+    least = f"{fraction} (anchor_fraction unless it is set)" if is_filled(fraction) else shown
+    require(inside, "anchor_responses", responses, f"at most 1 and at least {least}")
     # TRL takes its enum as well as the enum's text.
     saves = str(config.save_strategy) not in ("no", "SaveStrategy.NO")
     if config.collapse_guard == "restore" and not saves:
@@ -236,7 +254,7 @@ def beta_of(config: "TeachabilityConfig") -> float:
     # TRL's field: a value that contradicts `loss` would be written to config.json and used by nothing.
     beta, derived = config.beta, BETA_OF_LOSS.get(str(config.loss), 1.0)
     if beta is None:
-        return derived
+        return FilledNumber(derived)
     if config.loss == "jsd":
         require(0.0 < beta < 1.0, "beta", beta, "strictly between 0 and 1 for loss='jsd'")
     elif beta != derived:
@@ -261,8 +279,13 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
     # vLLM and SGLang answer with log-probs of single ids, at temperature 1.
     if needs_teacher_distribution(config.loss):
         served = [name for name in LOSSES if not needs_teacher_distribution(name)]
+        # The user may have given another setting, or none.
+        about = (
+            f"the default loss, {config.loss}," if config.beta is None else f"beta={config.beta}"
+        )
+        named = about if is_filled(config.loss) else f"loss={config.loss!r}"
         raise ConfigError(
-            f"loss={config.loss!r} reads the teacher's full distribution, which no server sends: set "
+            f"{named} reads the teacher's full distribution, which no server sends: set "
             f"loss={' or '.join(map(repr, served))}, or load the teacher in this process"
         )
     if config.temperature != 1.0:

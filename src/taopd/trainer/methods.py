@@ -8,6 +8,7 @@ no token is taken from it. How the default was chosen: docs/results/default.md.
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError
+from taopd.trainer.filled import filled
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -36,12 +37,15 @@ def fill_in(config: Any) -> None:
     """Give the settings that were left out the values of the method; an unknown one changes nothing."""
     if config.method is None:
         rule = config.selector == "teachability" and config.reduction == "token_mean"
-        config.method = "reach" if rule else "anchored"
+        config.method = filled("reach" if rule else "anchored")
     # With nothing left to hold or to judge, no method needs more of the initial student than anchored.
     method = "anchored" if config.method == "reach" and not judges(config) else config.method
     for name, value in METHODS.get(method, _PUBLISHED).items():
-        if getattr(config, name) is None:
-            setattr(config, name, value)
+        if getattr(config, name) is not None:
+            continue
+        # They must hold the tokens that the user asked for.
+        least = config.anchor_fraction if name == "anchor_responses" else value
+        setattr(config, name, filled(max(value, least)))
 
 
 def judges(config: Any) -> bool:

@@ -21,12 +21,27 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
+from taopd.trainer.filled import is_filled
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
 
 QUICK_TOKENS = 256
 """Tokens of a completion in the look before training."""
+
+_RESOLVED = frozenset(
+    {
+        *(
+            "accelerator_config",
+            "activation_checkpointing",
+            "bf16",
+            "dataloader_pin_memory",
+            "debug",
+        ),
+        *("disable_tqdm", "pad_to_multiple_of", "report_to"),
+    }
+)
+"""Settings to which TRL and transformers give another value than the default, by the machine."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +85,18 @@ def changed_by_caller(args: "TeachabilityConfig") -> dict[str, Any] | None:
     given: frozenset[str] = vars(args).get("given", frozenset())
     if not given:  # Made of TRL's own config.
         return None
+    # `dataclasses.replace` and parsers name every setting.
+    if given >= _RESOLVED:
+        given -= _RESOLVED
     found = {}
     for entry in fields(args):
         made = entry.default_factory
         default = entry.default if made is MISSING else made()
+        value = getattr(args, entry.name)
         # Others differ because they follow from a setting, the clock or the machine.
-        if entry.name in given - {"output_dir"} and getattr(args, entry.name) != default:
-            found[entry.name] = getattr(args, entry.name)
+        named = entry.name in given - {"output_dir"} and not is_filled(value)
+        if named and value != default:
+            found[entry.name] = value
     resolved = redact_document(args.to_dict())
     return {name: resolved.get(name, value) for name, value in found.items()}
 

@@ -21,7 +21,7 @@ import torch
 
 from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
 from taopd.teachers import Teacher
-from taopd.trainer.config_checks import OWN_TEACHERS, check_config
+from taopd.trainer.config_checks import OWN_TEACHERS, check_all_types, check_config
 from taopd.trainer.config_fit import check_fit
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def settings_of(
     for key, value in entry.items():
         setattr(own, OF_ONE[key], value)
     with naming(name):
+        check_all_types(own)
         check_config(own)
         check_fit(own)
     return own
