@@ -1,6 +1,6 @@
 """The page about `make real`: table, picture, paired differences, three rollouts with their kept tokens.
 
-python -m scripts.pages.real_demo runs/real runs/real-more runs/real-seeds --note "..."
+python -m scripts.pages.real_demo runs/real runs/real-more runs/real-seeds
 
 The first folder is that of `make real`. The others hold more arms (recipes/studies/smollm2-cpu.yaml) and more
 seeds (recipes/studies/smollm2-seeds.yaml) on the same models and problems.
