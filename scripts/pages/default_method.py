@@ -208,7 +208,8 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
     # A lab that no candidate can be judged in has no place in the rows.
     parts = [part for part in parts if any(standing(part, name) for name in CANDIDATES)]
     labs, labels = [lab_name(part) for part in parts], []
-    for row, name in enumerate(CANDIDATES):
+    shown = [name for name in CANDIDATES if judged(parts, name)]
+    for row, name in enumerate(shown):
         found = [standing(part, name) for part in parts]
         known = [each.shortfall for each in found if each is not None]
         for column, each in enumerate(found):
@@ -223,9 +224,9 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
                     each.shortfall, offset, linestyle="none", markersize=6, label=label, **look
                 )
                 axes.plot([each.low, each.high], [offset] * 2, color=look["color"], linewidth=1)
-        labels.append(words(name) + (f"\nworst {max(known):.0f}" if known else "\nnot measured"))
+        labels.append(f"{words(name)}\nworst {max(known):.0f}")
     axes.axvline(ALLOWED, color="0.5", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(CANDIDATES)), labels)
+    axes.set_yticks(range(len(shown)), labels)
     axes.set_xscale("symlog", linthresh=2)
     axes.set_xlim(-12, 130)
     axes.set_xticks([-10, -1, 0, 1, 10, 100], ["-10", "-1", "0", "1", "10", "100"])

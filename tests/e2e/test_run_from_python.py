@@ -37,14 +37,17 @@ def read(path):
 
 
 def test_the_folder_has_what_a_command_leaves(trained):
-    _, run, _ = trained
+    trainer, run, _ = trained
     config, results = read(run / "config.json"), read(run / "results.json")
     assert config["command"] == "train" and config["budget"] == 0.2
     assert config["changed"]["budget"] == 0.2 and "adam_beta1" not in config["changed"]
     assert set(results) >= KEYS and results["steps"] == 2 and results["model"] is None
     assert results["last_log"]["step"] == 2 and results["train"]["train_loss"] is not None
     assert read(run / "env.json")["versions"]["taopd"]
-    assert "generated_from_trainer" in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "generated_from_trainer" in card
+    words = f"trained 20 % of the tokens: `method: {trainer.args.method}`, `selector: teachability`"
+    assert words in card
     assert RunFolder.check(run, resume=True) == run  # ours: a command goes on with it
 
 

@@ -22,6 +22,7 @@ from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
 from taopd.trainer.filled import is_filled
+from taopd.trainer.methods import running
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -220,5 +221,22 @@ class RecordedRuns(Trainer):
         name = Path(get_config_model_id(self.model.config) or "").name
         card = path.read_text(encoding="utf-8")
         base = f"`{name}`" if name else "a model without a name"
-        unnamed = "[None](https://huggingface.co/None)"
-        path.write_text(card.replace(unnamed, base), encoding="utf-8")
+        card = card.replace("[None](https://huggingface.co/None)", base)
+        line = next((row for row in card.splitlines() if "trained using [TRL]" in row), None)
+        if line is not None:
+            card = card.replace(line, f"{line}\n{_trained_words(self.args)}")
+        path.write_text(card, encoding="utf-8")
+
+
+def _trained_words(args: "TeachabilityConfig") -> str:
+    """Which tokens trained and how, in a sentence for the model card."""
+    with_taopd = f"taopd {installed_version('taopd')} trained"
+    if running(args) == "full":
+        return f"{with_taopd} every token; loss `{args.loss}`."
+    share = f"{100.0 * args.budget:.3g} %"
+    if args.budget_end is not None:
+        share += f" to {100.0 * args.budget_end:.3g} %"
+    return (
+        f"{with_taopd} {share} of the tokens: `method: {args.method}`, `selector: {args.selector}`, loss "
+        f"`{args.loss}`."
+    )
