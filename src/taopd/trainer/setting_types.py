@@ -39,7 +39,7 @@ def check_types(
     Raises:
         ConfigError: names the setting, the value and what is allowed.
     """
-    hints, own = _declared(type(config))
+    hints, own = _declared(config.__class__)
     for name in (*own, *more):
         value, hint = getattr(config, name), hints[name]
         # Left out: it is filled in later, whatever the type says.
