@@ -296,7 +296,11 @@ REFUSED = [
     ({"swap": {"math": {"modle": "x"}}}, ConfigError, r"math: the setting='modle'.*'model'"),
     ({"swap": {"math": {"revision": "x"}}}, ConfigError, "math has neither model nor url"),
     ({"swap": {"m/x": "x"}}, ConfigError, "'m/x' is no name"),
-    ({"swap": {"math": "http://127.0.0.1:9"}}, ConfigError, "teacher 'math': loss='reverse_kl'"),
+    (
+        {"swap": {"math": "http://127.0.0.1:9"}},
+        ConfigError,
+        "teacher 'math': the default loss, reverse_kl,",
+    ),
     ({"swap": {"math": "nowhere/at-all"}}, DataError, "teacher 'math': "),
     ({"swap": {"math": "self"}}, ConfigError, "math: the student cannot be one of several"),
     ({"swap": {"math": {"model": "self_ema"}}}, ConfigError, "cannot be one of several.*self_ema"),

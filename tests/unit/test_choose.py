@@ -224,8 +224,8 @@ def test_stop_tokens_are_excluded_or_merged():
     ("settings", "says"),
     [
         ({"budget_schedule": "cosin"}, "Did you mean 'cosine'"),
-        ({"budget_schedule": "linear"}, "needs both"),
-        ({"budget_end": 0.1}, "a constant budget neither"),
+        ({"budget_schedule": "linear"}, "needs budget_end too"),
+        ({"budget_end": 0.1}, "set budget_schedule='linear' or 'cosine' too"),
         ({"budget_schedule": "linear", "budget_end": 0.1}, "needs max_steps"),
         ({"budget_schedule": "linear", "budget_end": 1.1, "max_steps": 3}, "budget_end"),
         ({"budget_scope": "row"}, "budget_scope"),

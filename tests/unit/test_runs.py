@@ -222,3 +222,31 @@ def test_a_living_holder_is_named_and_a_dead_ones_lock_is_taken_over(tmp_path, c
     caplog.clear()
     with hold(tmp_path):
         assert caplog.text == ""
+
+
+def test_processes_that_only_look_do_not_take_each_other_for_the_holder(tmp_path):
+    """The processes of one run check its folder at the same time."""
+    (tmp_path / lock.LOCK).touch()
+    code = (
+        "import sys, time; from pathlib import Path; from taopd.runs.lock import refuse_if_held\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(2000): refuse_if_held(Path(sys.argv[1]))"
+    )
+    lookers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for looker in lookers:
+        assert looker.stdout is not None and looker.stdout.readline() == "ready\n"
+    for looker in lookers:
+        assert looker.stdin is not None
+        looker.stdin.write("\n")
+        looker.stdin.flush()
+    told = [looker.communicate()[1] for looker in lookers]
+    assert [looker.returncode for looker in lookers] == [0, 0], told

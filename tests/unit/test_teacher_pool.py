@@ -142,7 +142,11 @@ def test_servers_of_two_models_are_refused_with_both_names(two):
 
 @pytest.mark.parametrize(
     ("urls", "words"),
-    [([], "a URL, or a list of them"), ([3], "a URL, or a list"), (["http://a"] * 2, "twice")],
+    [
+        ([], "a URL, or a list of them"),
+        ([3], "a list of texts or text"),
+        (["http://a"] * 2, "twice"),
+    ],
 )
 def test_lists_of_addresses_that_are_none(tmp_path, urls, words):
     with pytest.raises(ConfigError, match=words):

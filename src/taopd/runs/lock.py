@@ -19,6 +19,8 @@ from taopd.errors import DataError
 from taopd.runs.jsonl import write_json
 
 LOCK, HOLDER = ".lock", ".lock-holder.json"
+WAIT_S = 1.0
+"""Who only looks whether a lock is held takes it for a moment: the processes of one run look at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +65,12 @@ def refuse_if_held(folder: Path) -> None:
 def lock_of(folder: Path) -> FileLock:
     """The lock of a folder in this process."""
     # One object a folder and process: it can be asked whether it holds the lock already.
-    return FileLock(folder.absolute() / LOCK, timeout=0, thread_local=False, is_singleton=True)
+    return FileLock(folder.absolute() / LOCK, timeout=WAIT_S, thread_local=False, is_singleton=True)
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=0.02)
     except Timeout:
         raise DataError(
             f"{folder} is in use by {_holder(folder)}: wait for it, stop it, or choose another output folder"

@@ -280,9 +280,8 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
     if needs_teacher_distribution(config.loss):
         served = [name for name in LOSSES if not needs_teacher_distribution(name)]
         # The user may have given another setting, or none.
-        about = (
-            f"the default loss, {config.loss}," if config.beta is None else f"beta={config.beta}"
-        )
+        unset = config.beta is None or is_filled(config.beta)
+        about = f"the default loss, {config.loss}," if unset else f"beta={config.beta}"
         named = about if is_filled(config.loss) else f"loss={config.loss!r}"
         raise ConfigError(
             f"{named} reads the teacher's full distribution, which no server sends: set "
