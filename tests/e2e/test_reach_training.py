@@ -81,7 +81,7 @@ def later(early, row, is_new, within):
         return early
     worse = float(within[after].mean() - within[~after].mean())
     known = float((~after).double().mean())
-    return max(early, min(1.0, max(0.0, worse) / 0.2) * min(1.0, known / 0.5))
+    return max(early, min(1.0, max(0.0, worse) / 0.2) * min(1.0, max(0.0, 4.0 * known - 1.0)))
 
 
 @pytest.mark.parametrize("loss_name", ["reverse_kl", "sampled_reverse_kl"])

@@ -135,7 +135,7 @@ class Anchor:
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
     ) -> dict[str, Float[Tensor, " N"] | None]:
-        """r and f of every token, each by its own teacher, and its log p_S0; `head` is the reference model's."""
+        """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
         assert self._states is not None and tokens is not None
         reach = torch.zeros_like(scored.signals.compatibility)
@@ -230,7 +230,7 @@ class Anchor:
         signals: TokenSignals,
         tokens: Bool[Tensor, " N"] | slice = slice(None),
     ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n K"], Float[Tensor, " n"]]:
-        """The reference model's log-probs at the student's list, the teacher's and the sampled token, nats."""
+        """The reference model's log-probs at the student's list, at the teacher's, and at the token; nats."""
         assert signals.token_ids is not None
         students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
         ids = ids_to_compare(students, teachers)

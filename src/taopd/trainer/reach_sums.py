@@ -14,7 +14,8 @@ from taopd.signals import INITIAL, SignalTable
 RARELY = 0.1
 """A token is new where the initial student gave it less than this share of the student's probability."""
 KNOWN_SHARE = 0.5
-"""Share of positions in contexts without a new token, from which on the start is held in full."""
+"""Share of positions in contexts without a new token, from which on the start is held in full; at half of
+this share it is not held longer: there is no way back."""
 MOSTLY = 0.5
 """Least r of a position whose D tells how well a context is learned."""
 WORSE = 0.2
@@ -55,13 +56,14 @@ def start_shares(
     student has newly come to are ones in which it has yet to learn what is within reach.
 
         l                                                    where r < 0.01;  l = `start_share`
-        max(l, min(1, (w' - w) / (0.2 nats)) min(1, k / 0.5))   else
+        max(l, min(1, (w' - w) / (0.2 nats)) max(0, min(1, 4 k - 1)))   else
 
     w' is the mean of D [r >= 1/2] over the positions that are `in_new_context`, w that over the others, k the
-    share of these others. A student that takes over words it hardly said meets contexts that are new to it, and
-    its answers are wrong there until it has learned what follows. The start is then held, until it has, or
-    until few contexts are left that the start knows: then nothing is saved by holding it. What is too far
-    away to be selected has no other teaching than that of the hold. Source: ours, docs/results/default.md.
+    share of these others. A student that takes over words it hardly said meets contexts that are new to it,
+    and its answers are wrong there until it has learned what follows. The start is then held, until it has,
+    or until hardly any context is left that the start knows: then nothing is saved by holding it. What is
+    too far away to be selected has no other teaching than that of the hold. Source: ours,
+    docs/results/default.md.
 
     Args:
         num_steps: of the whole run; 0: not known, then 1.
@@ -75,7 +77,8 @@ def start_shares(
     held = 0.0
     if num_new and num_known:
         worse = worse_sum / num_new - known_sum / num_known
-        share = num_known / (num_new + num_known)
-        held = min(1.0, max(0.0, worse) / WORSE) * min(1.0, share / KNOWN_SHARE)
+        known_share = num_known / (num_new + num_known)
+        held = min(1.0, max(0.0, worse) / WORSE)
+        held *= min(1.0, max(0.0, 2.0 * known_share / KNOWN_SHARE - 1.0))
     shares = torch.full_like(reach, max(early, held), dtype=torch.float64)
     return shares.masked_fill(reach < LEAST_REACH, early)
