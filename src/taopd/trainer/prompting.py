@@ -99,6 +99,11 @@ class PromptTrainer(DistillationTrainer):
     def _teacher_prompts(self) -> TeacherPrompts:
         return TeacherPrompts(self.args.teacher_prompt_template)
 
+    @property
+    def teacher_prompt_columns(self) -> list[str]:
+        """Columns that the teacher's own prompts are made of, where rows have such prompts."""
+        return self._teacher_prompts.columns
+
     def encode_for_teacher(
         self, rows: Sequence[Any], where: str = "row {}"
     ) -> list[list[int]] | None:

@@ -20,6 +20,8 @@ class OneTeacher:
     model: Any
     names: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    samples: list[list[float]] | None = None
+    """Weights of a model here that was loaded for this teacher; see `checkpoint.same_start`."""
 
     @property
     def plains(self) -> list[PreTrainedModel]:

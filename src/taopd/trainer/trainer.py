@@ -23,6 +23,7 @@ from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.checkpoint.same_inputs import SameInputs
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
@@ -136,7 +137,7 @@ class TeachabilityTrainer(BaseTrainer):
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, self._anchor.start, *watchers):
+        for callback in (*own, *costs, self._anchor.start, SameInputs(self), *watchers):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
