@@ -91,7 +91,10 @@ def _judged(
 
 
 def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
-    """Run one check; whatever it raises is a fail of this check and of no other."""
+    """Run one check; what it refuses is a fail of this check and of no other.
+
+    An item that breaks by a fault of its own says nothing about the pair: a warning, which stops no run.
+    """
     try:
         return check(subject)
     except Missing as missing:
@@ -100,7 +103,9 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
         refused = isinstance(cause, TaopdError | Missing | Unnamed) or nan_in_sampling(
             cause or missing
         )
-        return judge(name, "not run" if refused else BROKEN, [("fail", str(missing))])
+        if refused:
+            return judge(name, "not run", [("fail", str(missing))])
+        return judge(name, BROKEN, [("warn", str(missing))])
     except Unnamed as unnamed:
         return judge(name, "not compared", [("warn", str(unnamed))])
     except TaopdError as error:  # says itself what to do
@@ -109,11 +114,13 @@ def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -
         if (what := nan_in_sampling(error)) is not None:
             return judge(name, "not measured", [("fail", f"{what[0].upper()}{what[1:]}.")])
         problem = f"{type(error).__name__}: {_line(error)}"
-        return judge(name, BROKEN, [("fail", problem)])
+        return judge(name, BROKEN, [("warn", problem)])
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Its words as a sentence: others follow it."""
+    words = " ".join(str(error).split())
+    return words if words.endswith((".", "?", "!")) else f"{words}."
 
 
 def _tokenizers(subject: Subject) -> Verdict:
