@@ -1,4 +1,4 @@
-"""Model folders and GGUF files that are cut short, damaged or of two models: one message that names the file."""
+"""Model folders and GGUF files that are cut short, damaged or of two models: one message for each."""
 
 import importlib.util
 import json
@@ -157,7 +157,7 @@ def test_a_gguf_file_that_cannot_be_read_is_named(whole, tmp_path, name):
 def test_tokens_that_do_not_fit_each_other_are_one_message(whole, tmp_path):
     """The reader of tokenizers raises a bare Exception."""
     write_gguf(make_llama(seed=1), tmp_path / "x.gguf", tokens=TOKENS[:-5])
-    with pytest.raises(DataError, match="cannot load a tokenizer .*out of vocabulary"):
+    with pytest.raises(DataError, match=r"cannot load a tokenizer .*out of vocabulary"):
         load_tokenizer(tmp_path / "x.gguf")
 
 

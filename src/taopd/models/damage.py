@@ -14,7 +14,7 @@ AGAIN = "download or save it again"
 
 
 def damage(model: Path) -> str:
-    """Which file of a model's folder, or that a GGUF file, is damaged, in words; "" if none is or it is no path."""
+    """Which file of a folder is damaged, or that a GGUF file is, in words; "" if none or if it is no path."""
     if model.is_file():
         files = [model]
     else:
