@@ -97,6 +97,7 @@ class TeachabilityTrainer(BaseTrainer):
         self.average = itself and itself.average
         self._teacher = teachers_of(itself or teacher_model, args, *whole[:2], self._tokenizer)
         self._check_routes()
+        self._check_lengths()
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
             raise ConfigError(

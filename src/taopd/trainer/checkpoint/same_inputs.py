@@ -8,17 +8,19 @@ the student; of the prompts a digest of what is read of each row.
 """
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from transformers import TrainerCallback
 
 from taopd.errors import ConfigError
+from taopd.models.columns import batches
 from taopd.models.prompt_rows import COLUMNS
 from taopd.trainer.checkpoint.same_start import differ
 
@@ -82,30 +84,15 @@ def digest(rows: Any, columns: Iterable[str]) -> dict[str, Any] | None:
         return None
     total, found = len(rows), hashlib.sha256()
     step = max(1, -(-total // MOST_ROWS))
-    for row in _plain_rows(rows, range(0, total, step), tuple(dict.fromkeys(columns))):
+    every = batches(rows, tuple(dict.fromkeys(columns)), range(0, total, step))
+    for row in itertools.chain.from_iterable(every):
+        if isinstance(row, dict):
+            # A table fills a column that a row lacks with nulls.
+            row = {name: value for name, value in row.items() if value is not None}
         # An object of no plain kind has no text that two processes share but the name of its type.
         text = json.dumps(row, sort_keys=True, default=lambda value: type(value).__name__)
         found.update(text.encode() + b"\n")
     return {"rows": total, "sha256": found.hexdigest()}
-
-
-def _plain_rows(rows: Any, numbers: Sequence[int], columns: Sequence[str]) -> Iterator[Any]:
-    """What each row holds of the columns; a prompt without columns as it is."""
-    if isinstance(rows, Dataset):
-        # In batches: a row of a table by itself takes twenty times as long.
-        part = rows.with_format(None).select(numbers)
-        part = part.select_columns([name for name in columns if name in rows.column_names])
-        for batch in part.iter(batch_size=1000):
-            yield from (
-                {name: batch[name][at] for name in batch if batch[name][at] is not None}
-                for at in range(len(next(iter(batch.values()), ())))
-            )
-        return
-    for number in numbers:
-        row = rows[number]
-        if isinstance(row, Mapping):
-            row = {name: row[name] for name in columns if row.get(name) is not None}
-        yield row
 
 
 def _of_teacher(source: Any) -> dict[str, Any]:
