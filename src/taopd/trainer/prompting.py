@@ -26,6 +26,8 @@ class PromptTrainer(DistillationTrainer):
     args: TeachabilityConfig
     train_dataset: Any
     _teacher: Any
+    _unrepeated: Any = None
+    """The training set before prompts were repeated to fill a generation batch."""
     _rows: Sequence[Prompt] = ()
     """Of the batch that is being sampled."""
 
@@ -41,6 +43,7 @@ class PromptTrainer(DistillationTrainer):
         args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
         if rows is not None:
+            self._unrepeated = rows
             needed = size // args.num_generations
             rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
             some = first_rows(rows, LOOKED_AT)
@@ -105,7 +108,7 @@ class PromptTrainer(DistillationTrainer):
             self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         )
         named = {f"the evaluation set {name}".strip(): rows for name, rows in evaluation.items()}
-        for where, rows in ({"the training set": self.train_dataset} | named).items():
+        for where, rows in ({"the training set": self._unrepeated} | named).items():
             if rows is not None:
                 yield where, rows
 
