@@ -141,6 +141,8 @@ NOT_LOADED = dict.fromkeys(
     "fail",
 )
 """What follows where the models are refused."""
+NOT_MADE = {name: "fail" for name in NOT_LOADED if name != "precision"}
+"""What follows where the models are loaded, and the trainer refuses the prompts."""
 
 PLANTED = {
     "renamed token": Planted(plant=rename_token, caught={"tokenizers": "fail"} | NOT_LOADED),
@@ -173,14 +175,14 @@ PLANTED = {
     "no chat template for messages": Planted(
         plant=messages(student=None),
         caught={"prompts": "fail", "chat template": "fail", "context": "fail", "memory": "fail"}
-        | NOT_LOADED,
+        | NOT_MADE,
     ),
     "conversations that end with the answer": Planted(
         plant=messages(rows={"prompt": [*ASKED, {"role": "assistant", "content": "4 2"}]}),
         caught=dict.fromkeys(
             ("prompts", "chat template", "thinking mode", "context", "memory"), "fail"
         )
-        | NOT_LOADED,
+        | NOT_MADE,
     ),
     "tools that the chat template does not show": Planted(
         plant=messages(rows={"prompt": ASKED, "tools": [{"type": "function"}]}),
@@ -200,7 +202,7 @@ PLANTED = {
         caught={"thinking mode": "fail"},
     ),
     "context too short": Planted(
-        plant=set_to(max_completion_length=60), caught={"context": "fail"} | NOT_LOADED
+        plant=set_to(max_completion_length=60), caught={"context": "fail"} | NOT_MADE
     ),
     "more memory than the machine has": Planted(
         plant=set_to(per_device_train_batch_size=20_000_000), caught={"memory": "fail"}

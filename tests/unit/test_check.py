@@ -169,7 +169,7 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
     assert figures["drift"]["tokens"] == len(off) and figures["drift"]["max_nats"] < 1e-4
 
 
-def test_a_broken_check_is_a_fail_of_that_item(capsys, config, monkeypatch):
+def test_a_broken_check_is_a_note_of_that_item(capsys, config, monkeypatch):
     from taopd.preflight import tokenizer_checks as tokens
 
     def broken(*_, **__):
@@ -177,8 +177,8 @@ def test_a_broken_check_is_a_fail_of_that_item(capsys, config, monkeypatch):
 
     monkeypatch.setattr(tokens, "check_special_tokens", broken)
     status, found = run_json(capsys, config())
-    assert status == 1
-    assert not_passed(found["items"]) == {"special tokens": "fail"}
+    assert status == 0
+    assert not_passed(found["items"]) == {"special tokens": "warn"}
     assert "ZeroDivisionError: no such luck" in found["items"][1]["advice"]
 
 

@@ -369,7 +369,7 @@ def test_connecting_says_what_is_wrong(models):
         with pytest.raises(TeacherError, match=r"neither vLLM nor SGLang: /version answers 404"):
             connect(other.url, **settings)
         other.get = lambda path: {"hello": "world"}
-        with pytest.raises(TeacherError, match=r"names no model at /v1/models"):
+        with pytest.raises(TeacherError, match=r"does not answer /v1/models and /version as vLLM"):
             connect(other.url, **settings)
     with ScriptedServer(models[1]) as small:
         small.max_logprobs = 4

@@ -127,6 +127,7 @@ def _train(
         forget(path, existed)
         raise
     _attach(trainer, quiet)
+    trainer.accepts_changes = changes
     looked: dict[str, Any] | None = None
     if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
         from taopd.cli.check import before_training

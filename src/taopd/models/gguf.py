@@ -7,7 +7,6 @@ Packed blocks would need kernels that transformers fetches from a hub, and these
 import importlib.util
 import json
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,8 @@ from taopd.errors import DataError
 
 SUFFIX = ".gguf"
 PACKAGE = "gguf"
-DAMAGED = (struct.error, LookupError, ArithmeticError, AssertionError, MemoryError)
-"""What the readers raise on a damaged file, beside `loading.UNREADABLE`."""
+_VERSIONS = (2, 3)
+"""Of the format, that are read."""
 _MAGIC = b"GGUF"
 _OTHER_FORMATS = "config.json", "adapter_config.json"
 _STRETCHED = b"rope_freqs.weight", b".rope.scaling.factor"
@@ -61,11 +60,20 @@ def gguf_file(name: str, file: str | None = None) -> Path | None:
                 "parts must be joined first"
             )
         found = files[0]
+    if os.path.isdir(found):
+        raise DataError(f"{found} is a folder: name the GGUF file in it")
     if not os.path.isfile(found):
         raise DataError(f"no such GGUF file: {found} (looked in {Path.cwd()})")
     with open(found, "rb") as content:
         if content.read(len(_MAGIC)) != _MAGIC:
             raise DataError(f"{found} is no GGUF file: it does not begin with {_MAGIC.decode()}")
+        head = content.read(4)
+        version = int.from_bytes(head, "little")
+        if len(head) == 4 and version not in _VERSIONS:
+            raise DataError(
+                f"{found} is GGUF of version {version}; versions {_VERSIONS[0]} and {_VERSIONS[1]} are read, "
+                "in little-endian"
+            )
     return found
 
 

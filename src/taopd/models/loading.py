@@ -29,6 +29,8 @@ from transformers import (
 
 from taopd.errors import DataError
 from taopd.models import gguf
+from taopd.models.damage import damage
+from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -44,7 +46,6 @@ UNREADABLE = (
     AttributeError,
     safetensors.SafetensorError,
 )
-_FILE_ERRORS = (*UNREADABLE, *gguf.DAMAGED)
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
@@ -85,8 +86,8 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
                     | more
                 ),
             )
-    except _unreadable(file) as error:
-        raise DataError(f"cannot load a tokenizer from {name}: {root_cause(error)}") from error
+    except Exception as error:  # the readers in Rust raise nothing narrower
+        raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
     if file is not None:
         rows = load_config(file).get_text_config().vocab_size
         tokenizer = gguf.without_added(tokenizer, rows)
@@ -128,12 +129,22 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
         if Path(name).is_dir():
             _check_weights(Path(name))
+            _check_generation_config(Path(name))
+    # Loaded whatever the shapes are, as transformers' own message names none of them.
+    fits = "ignore_mismatched_sizes" in options
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            where, output_loading_info=True, **options
+            where, output_loading_info=True, **({"ignore_mismatched_sizes": True} | options)
         )
-    except _unreadable(file) as error:
-        raise DataError(f"cannot load the model {name}: {root_cause(error)}") from error
+    except Exception as error:  # a config's own checks raise nothing narrower
+        raise DataError(f"cannot load the model {name}: {_why(name, error)}") from error
+    if not fits and (others := sorted(report["mismatched_keys"])):
+        weight, held, expected = others[0]
+        raise DataError(
+            f"the weights of {name} do not fit its config: {weight} is {list(held)} and must be "
+            f"{list(expected)}{f', as are {len(others) - 1} others' if others[1:] else ''}; take config and "
+            "weights of one model"
+        )
     missing = sorted(report["missing_keys"])
     # transformers fills what is missing with random numbers and a warning that scrolls by.
     if missing and not (Path(name) / "adapter_config.json").is_file():
@@ -163,8 +174,9 @@ def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
         name, more = gguf.source(file)
     try:
         return AutoConfig.from_pretrained(name, **(kwargs | more | {"trust_remote_code": False}))
-    except _unreadable(file) as error:
-        raise DataError(f"cannot read the config of {file or name}: {root_cause(error)}") from error
+    except Exception as error:  # a config's own checks raise nothing narrower
+        why = _why(str(file or name), error)
+        raise DataError(f"cannot read the config of {file or name}: {why}") from error
 
 
 def has_adapter(model: Any) -> bool:
@@ -238,9 +250,16 @@ def check_hub(name: str, kind: str) -> None:
         ) from error
 
 
-def _unreadable(file: Path | None) -> tuple[type[Exception], ...]:
-    """What reading raises, of a GGUF file or of a folder."""
-    return UNREADABLE if file is None else _FILE_ERRORS
+def _why(name: str, error: Exception) -> str:
+    """Which file is damaged; if none is, what the library said."""
+    return damage(Path(name)) or root_cause(error)
+
+
+def _check_generation_config(folder: Path) -> None:
+    """One that cannot be read is passed over by transformers: the model would sample past its stop ids."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        read_document(path, OBJECT)
 
 
 def _check_weights(folder: Path) -> None:

@@ -1,12 +1,12 @@
 """Whether prompts fit the context, before a run starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError
+from taopd.models.columns import batches
 from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.teacher_prompts import TeacherPrompts
@@ -16,14 +16,17 @@ _TEMPLATE_MARGIN = 64
 
 
 def check_prompt_lengths(
-    rows: datasets.Dataset,
+    rows: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    context_length: int | None,
+    context_length: int | Callable[[Any], int | None] | None,
     max_completion_length: int,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     teacher_prompts: TeacherPrompts | None = None,
     tools: Sequence[Any] = (),
+    template: str | None = None,
+    also: Sequence[str] = (),
+    where: str = "",
 ) -> None:
     """Check that every prompt and its completion fit the context. Lengths are in tokens.
 
@@ -31,55 +34,63 @@ def check_prompt_lengths(
     million short prompts take seconds.
 
     Args:
+        rows: see `columns.batches`.
         context_length: `max_position_embeddings`, the smaller of both models; None (no limit)
-            checks only that prompts are well formed.
-        chat_template_kwargs, tools: see `prompt_rows.render`.
+            checks only that prompts are well formed. Or that of a row.
+        chat_template_kwargs, tools, template: see `prompt_rows.render`.
         teacher_prompts: look at these in place of the student's; `context_length` is then the teacher's.
+        also: columns that the context of a row depends on.
+        where: names the rows, as "the training set".
 
     Raises:
         DataError: names the first row that does not fit, and the lengths.
     """
-    limit = None if context_length is None else context_length - max_completion_length
-    if limit is not None and limit < 1:
-        raise DataError(
-            f"max_completion_length={max_completion_length} leaves no room for a prompt: the "
-            "context has "
-            f"{context_length} tokens. Lower max_completion_length"
-        )
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
     overhead, start = 0, 0
     shown: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "tools": tools}
+    shown |= {"template": template} if template is not None else {}
+    of = f" of {where}" if where else ""
     whose = "prompt" if teacher_prompts is None else "teacher's prompt"
     needed = [*COLUMNS, *MEDIA, *(teacher_prompts.columns if teacher_prompts else ())]
-    columns = [name for name in needed if name in rows.column_names]
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
-        size = len(next(iter(batch.values())))
+    for batch in batches(rows, [*needed, *also]):
         # Row by row, so that an error names the row.
-        prompts = []
-        for row in range(size):
-            entry = {name: batch[name][row] for name in columns}
-            prompt = read_prompt(entry, where := f"row {start + row}")
+        prompts, limits = [], []
+        for row, entry in enumerate(batch):
+            prompt = read_prompt(entry, place := f"row {start + row}{of}")
             if teacher_prompts is not None:
-                prompt = teacher_prompts.of(entry, prompt, where) or prompt
+                prompt = teacher_prompts.of(entry, prompt, place) or prompt
             prompts.append(prompt)
+            context = context_length(entry) if callable(context_length) else context_length
+            limits.append(_room(context, max_completion_length))
         if start == 0:
             first = encode_prompts(tokenizer, prompts[:1], **shown)
             overhead = len(first[0]) + _TEMPLATE_MARGIN
         suspects = [
             i
             for i, p in enumerate(prompts)
-            if limit is not None and _num_bytes(p) + overhead > limit
+            if (limit := limits[i]) is not None and _num_bytes(p) + overhead > limit
         ]
         ids = encode_prompts(tokenizer, [prompts[i] for i in suspects], **shown)
         for index, prompt_ids in zip(suspects, ids, strict=True):
-            if limit is not None and len(prompt_ids) > limit:
+            if (limit := limits[index]) is not None and len(prompt_ids) > limit:
+                context = limit + max_completion_length
                 raise DataError(
-                    f"the {whose} of row {start + index} has {len(prompt_ids)} tokens; with "
-                    f"max_completion_length={max_completion_length} and a context of {context_length} tokens "
+                    f"the {whose} of row {start + index}{of} has {len(prompt_ids)} tokens; with "
+                    f"max_completion_length={max_completion_length} and a context of {context} tokens "
                     f"there is room for {limit} tokens. Drop the row, shorten it, or lower "
                     "max_completion_length"
                 )
-        start += size
+        start += len(batch)
+
+
+def _room(context: int | None, max_completion_length: int) -> int | None:
+    """Tokens of a prompt at most; None: no limit is known."""
+    if context is not None and context <= max_completion_length:
+        raise DataError(
+            f"max_completion_length={max_completion_length} leaves no room for a prompt: the context has "
+            f"{context} tokens. Lower max_completion_length"
+        )
+    return None if context is None else context - max_completion_length
 
 
 def _num_bytes(prompt: Prompt) -> float:

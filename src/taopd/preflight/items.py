@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from taopd.errors import ConfigError, TaopdError
+from taopd.errors import ConfigError
 from taopd.models.loading import has_adapter
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
@@ -26,20 +26,18 @@ from taopd.preflight import (
     teacher_context,
     tokenizer_checks,
 )
+from taopd.preflight.guarded import REFUSED, guarded
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
-from taopd.preflight.subject import Missing, Subject, Unnamed
+from taopd.preflight.subject import Subject
 from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
 from taopd.preflight.teacher_error import check_teacher_error, kept_tokens
-from taopd.preflight.verdict import BROKEN, Verdict, judge
-from taopd.trainer.checkpoint.failure import nan_in_sampling
+from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.methods import judges, running
 from taopd.trainer.selection import scales_compatibility
-
-_REFUSED = "not measured: these files or settings cannot be used"
 
 _PHASES = {
     "sample": "while completions are sampled",
@@ -82,38 +80,12 @@ def _judged(
     subject: Subject, checks: Mapping[str, Callable[[Subject], Verdict]], refusals: set[str]
 ) -> Iterator[Verdict]:
     for name, check in checks.items():
-        verdict = _guarded(name, check, subject)
+        verdict = guarded(name, check, subject)
         # One bad row stops several items: the reason is said once.
-        if verdict.measured == _REFUSED and verdict.advice in refusals:
+        if verdict.measured == REFUSED and verdict.advice in refusals:
             verdict = judge(name, "not run", [("fail", "For the same reason as above.")])
         refusals.add(verdict.advice)
         yield verdict
-
-
-def _guarded(name: str, check: Callable[[Subject], Verdict], subject: Subject) -> Verdict:
-    """Run one check; whatever it raises is a fail of this check and of no other."""
-    try:
-        return check(subject)
-    except Missing as missing:
-        # What a broken item should have made is missing for the same reason: no fault of the user's either.
-        cause = missing.__cause__
-        refused = isinstance(cause, TaopdError | Missing | Unnamed) or nan_in_sampling(
-            cause or missing
-        )
-        return judge(name, "not run" if refused else BROKEN, [("fail", str(missing))])
-    except Unnamed as unnamed:
-        return judge(name, "not compared", [("warn", str(unnamed))])
-    except TaopdError as error:  # says itself what to do
-        return judge(name, _REFUSED, [("fail", _line(error))])
-    except Exception as error:
-        if (what := nan_in_sampling(error)) is not None:
-            return judge(name, "not measured", [("fail", f"{what[0].upper()}{what[1:]}.")])
-        problem = f"{type(error).__name__}: {_line(error)}"
-        return judge(name, BROKEN, [("fail", problem)])
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _tokenizers(subject: Subject) -> Verdict:
@@ -229,19 +201,22 @@ def _machine_bytes(on_gpu: bool) -> int:
 def _precision(subject: Subject) -> Verdict:
     subject.need("inputs")
     args = subject.settings.training
+    student = subject.inputs.student
+    # The student as its own teacher is held once, or as a copy.
+    teacher = subject.inputs.teacher or (student if subject.own_teacher else None)
     held = [
         machine.Precision(
             dtype=_dtype(model),
             attention=str(getattr(model.config, "_attn_implementation", None) or "eager"),
         )
-        for model in (subject.inputs.student, subject.inputs.teacher)
+        for model in (student, teacher)
         if model is not None
     ]
     return machine.check_precision(
         held[0],
         held[1] if len(held) == 2 else None,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
-        trains_weights=not (subject.settings.model.use_peft or has_adapter(subject.inputs.student)),
+        trains_weights=not (subject.settings.model.use_peft or has_adapter(student)),
     )
 
 

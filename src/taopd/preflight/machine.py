@@ -53,7 +53,7 @@ def check_precision(
     """Number formats and attention of both models.
 
     Args:
-        teacher: None if it is behind a server, which does not say.
+        teacher: None if it is outside of this process, which does not say.
         autocast: dtype of the matmuls where `bf16` or `fp16` is set.
         trains_weights: the student's own weights move (no adapters).
     """
@@ -85,7 +85,7 @@ def check_precision(
         f"{' / '.join(computes)}, attention {' / '.join(model.attention for model in held)}"
     )
     if teacher is None:
-        measured += "; the teacher's server does not say its own"
+        measured += "; the teacher is outside of this process and does not say its own"
     figures = {"student": student.dtype, "teacher": teacher and teacher.dtype, "matmuls": computes}
     return judge("precision", measured, problems, figures=figures)
 

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 from taopd.errors import ConfigError, TeacherError, require_known
-from taopd.teachers.server import ServerTeacher
+from taopd.teachers.server import ServerTeacher, last_part
 from taopd.teachers.sglang import SglangTeacher
 from taopd.teachers.teacher_pool import TeacherPool
-from taopd.teachers.transport import KEY, Transport
+from taopd.teachers.transport import KEY, Transport, key_hint
 from taopd.teachers.vllm import VllmTeacher
 
 KINDS: dict[str, type[VllmTeacher] | type[SglangTeacher]] = {
@@ -61,7 +61,7 @@ def connect(
         transport.close()
         advice = f"Is the server of teacher_url={url!r} up, and is it vLLM or SGLang?"
         raise type(error)(f"{error}. {advice}") from error
-    if model is not None and _last(model) not in map(_last, teacher.served):
+    if model is not None and last_part(model) not in map(last_part, teacher.served):
         transport.close()
         raise TeacherError(
             f"the server of teacher_url={url!r} serves {' = '.join(map(repr, teacher.served))}, and "
@@ -78,15 +78,12 @@ def connect_all(urls: Sequence[str], *, patience_s: float, **options: Any) -> Te
     return TeacherPool(urls, connect_one, patience_s=patience_s)
 
 
-def _last(name: str) -> str:
-    """The end of a path or hub id: folders and owners differ between machines."""
-    return name.rstrip("/").rpartition("/")[2].casefold()
-
-
 def _kind(transport: Transport) -> str:
     answers = {name: transport.get(path)[0] for name, path in TELLING.items()}
     for name, status in answers.items():
         if status == 200:
             return name
-    told = ", ".join(f"{TELLING[name]} answers {status}" for name, status in answers.items())
+    told = ", ".join(
+        f"{TELLING[name]} answers {status}{key_hint(status)}" for name, status in answers.items()
+    )
     raise TeacherError(f"{transport.url} is neither vLLM nor SGLang: {told}")

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores, check_scores, join
-from taopd.teachers.transport import Transport, message
+from taopd.teachers.transport import Transport, message, refusal
 
 MOST_REST, MOST_ENTRY = 4 << 20, 400
 """Bytes of an answer: of all that surrounds the numbers, and of a list's entry with its token in words."""
+_MOST_SAID = 200
+"""Characters of a malformed answer in a message."""
 
 
 class Question(NamedTuple):
@@ -123,7 +125,11 @@ class ServerTeacher(ABC):
         except TeacherError:
             raise
         except MALFORMED as error:
-            raise TeacherError(f"malformed answer ({type(error).__name__}: {error})") from error
+            # An error under status 200 says what is wrong in words of the server's.
+            said = f", which says: {message(document)[:_MOST_SAID]}" if document else ""
+            raise TeacherError(
+                f"malformed answer ({type(error).__name__}: {error}){said}"
+            ) from error
         wanted = None if asked.want is None else torch.tensor(asked.want)
         sampled = torch.tensor(asked.tokens[asked.start :])
         check_scores(scores, sampled, wanted, self._vocab_size)
@@ -145,7 +151,7 @@ class ServerTeacher(ABC):
         status, answer = self._transport.post(path, body)
         where = f"{self._transport.url}{path}"
         if status != 200:
-            raise TeacherError(f"{where} refuses with status {status}: {message(answer)}")
+            raise TeacherError(f"{where} {refusal(status, answer)}")
         try:
             self._checked(answer, asked)
         except TeacherError as error:
@@ -173,6 +179,11 @@ def read_scores(
         topk_logprobs=torch.tensor(logprobs, dtype=torch.float32),
         want_logprobs=wanted,
     )
+
+
+def last_part(name: str) -> str:
+    """The end of a path or hub id: folders and owners differ between machines."""
+    return name.rstrip("/").rpartition("/")[2].casefold()
 
 
 def number(value: Any) -> float:

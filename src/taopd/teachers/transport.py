@@ -38,6 +38,7 @@ READS = 3
 """Times that a contradictory answer is requested."""
 KEY = "TAOPD_TEACHER_KEY"
 """Environment variable with the server's API key: settings are written into run folders."""
+_NEED_A_KEY = (401, 403)
 FAILING = 3
 """Consecutive failures of all requests after which only one at a time is sent."""
 
@@ -146,8 +147,7 @@ class Transport:
                     self._raise_if_open(path)
                     status, document = await self._attempt(path, body, most_bytes)
                     if status != 200:
-                        said = f"refuses with status {status}: {message(document)}"
-                        raise _Refused(f"{self.url}{path} {said}")
+                        raise _Refused(f"{self.url}{path} {refusal(status, document)}")
                     return await asyncio.to_thread(read, document)
             except _Failed:
                 self._raise_if_open(path)
@@ -266,6 +266,20 @@ def _document(status: int, text: bytes | bytearray) -> Any:
 
 def _short(text: bytes | bytearray) -> str:
     return " ".join(text[:300].decode(errors="replace").split())
+
+
+def refusal(status: int, document: Any) -> str:
+    """What a server does that answers with a status other than 200, and why."""
+    return (
+        f"refuses with status {status}: {message(document) or 'without a word'}{key_hint(status)}"
+    )
+
+
+def key_hint(status: int) -> str:
+    """Where the key belongs that a server with this status asks for."""
+    return (
+        f" (its key belongs into the environment variable {KEY})" if status in _NEED_A_KEY else ""
+    )
 
 
 def message(document: Any) -> str:

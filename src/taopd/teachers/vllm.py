@@ -14,8 +14,16 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores
-from taopd.teachers.server import MALFORMED, Question, ServerTeacher, number, read_scores, token_id
-from taopd.teachers.transport import Transport
+from taopd.teachers.server import (
+    MALFORMED,
+    Question,
+    ServerTeacher,
+    last_part,
+    number,
+    read_scores,
+    token_id,
+)
+from taopd.teachers.transport import Transport, refusal
 
 SAMPLING: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
 """The server insists on a token of its own."""
@@ -31,16 +39,20 @@ class VllmTeacher(ServerTeacher):
 
     def __init__(self, transport: Transport, *, vocab_size: int, top_k: int) -> None:
         super().__init__(transport, vocab_size=vocab_size)
-        _, models = transport.get("/v1/models")
+        status, models = transport.get("/v1/models")
+        if status != 200:
+            raise TeacherError(f"{transport.url}/v1/models {refusal(status, models)}")
         _, version = transport.get("/version")
         try:
             served = models["data"][0]
-            self._model, self.context_length = str(served["id"]), served.get("max_model_len")
-            self._version = str(version["version"])
+            self._model, self._version = _name(served["id"]), str(version["version"])
+            limit = served.get("max_model_len")
+            self.context_length = None if limit is None else token_id(limit) or None
             self.served = (self._model, *([str(served["root"])] if served.get("root") else ()))
         except MALFORMED as error:
             raise TeacherError(
-                f"{transport.url} names no model at /v1/models, as vLLM does: {str(models)[:300]}"
+                f"{transport.url} does not answer /v1/models and /version as vLLM does ({error}): "
+                f"{str(models)[:300]}"
             ) from error
         self._try(Question([0, 0], 1, None, top_k))
         self._why = ""
@@ -78,6 +90,12 @@ class VllmTeacher(ServerTeacher):
     def _read(self, document: Any, asked: Question) -> TeacherScores:
         tokens, start, want, top_k = asked
         holder = document["choices"][0] if want is None else document
+        named = document.get("model")
+        # Behind one address may be several servers, of which one was started with another model.
+        if named is not None and last_part(_name(named)) not in map(last_part, self.served):
+            raise TeacherError(
+                f"the answer is of the model {named!r}, and {self._model!r} was asked"
+            )
         if holder["prompt_token_ids"] != tokens:
             raise TeacherError("the answer is about another sequence")
         given = holder["prompt_logprobs"]
@@ -93,6 +111,12 @@ class VllmTeacher(ServerTeacher):
             rows.append([(key, logprob) for rank, key, logprob in ranked if rank <= top_k])
         wanted = None if want is None else _wanted(document, len(want), len(want[0]))
         return read_scores(sampled, rows, wanted, top_k)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is no model's name")
+    return value
 
 
 # Read by hand: NumPy's reader sets aside whatever memory a header asks for, and ends in a dozen ways.

@@ -32,13 +32,9 @@ def forget(path: Path, existed: bool) -> None:
 
 def load_inputs(settings: "TrainSettings") -> Inputs:
     """Load and check everything that can be wrong; writes nothing."""
-    from transformers import PreTrainedModel
     from trl import get_quantization_config
 
     from taopd.models import prompts as data
-    from taopd.models.prompt_lengths import check_prompt_lengths
-    from taopd.models.teacher_prompts import TeacherPrompts
-    from taopd.trainer.tools import load_tools
 
     script, args, chosen = settings.script, settings.training, settings.model
     student_path = str(chosen.model_name_or_path)
@@ -62,32 +58,8 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
         teacher = _load_teacher(args, student, tokenizer, common)
     else:
         teacher = _load_teachers(args, student, tokenizer, common)
-    of_all = teacher.values() if isinstance(teacher, dict) else [teacher]
-    here = [each for each in of_all if isinstance(each, PreTrainedModel)]
     # They are loaded now: TRL refuses or ignores these once it is given a model.
     args.model_init_kwargs = args.teacher_model_init_kwargs = None
-    tools = load_tools(args.tools) if args.tools else ()
-    # Before any weight is trained: one prompt too long would end the run at a step that nobody can foresee.
-    others = TeacherPrompts(args.teacher_prompt_template)
-    for rows in (train_dataset, eval_dataset):
-        if rows is None:
-            continue
-        reads = others.used(rows.column_names)
-        if reads:
-            others.check(rows.column_names, str(script.dataset_name))
-        # The teacher reads its own prompts in place of the student's.
-        both = [student] if reads else [student, *here]
-        for prompts, models in ((None, both), (others, here or [student]))[: 1 + reads]:
-            elsewhere = prompts is not None and args.teacher_url is not None
-            check_prompt_lengths(
-                rows,
-                tokenizer,
-                context_length=None if elsewhere else data.context_length(*models),
-                max_completion_length=args.max_completion_length or 1,
-                chat_template_kwargs=_keywords(args.chat_template_kwargs),
-                tools=tools,
-                teacher_prompts=prompts,
-            )
     return Inputs(
         student=student,
         teacher=teacher,

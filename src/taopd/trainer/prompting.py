@@ -1,6 +1,6 @@
 """What the trainer needs of TRL before it samples: any prompts, and the teacher's own beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import IterableDataset
@@ -8,7 +8,9 @@ from trl import DistillationTrainer
 
 from taopd.errors import DataError
 from taopd.models.batch import teacher_columns
+from taopd.models.loading import context_length
 from taopd.models.prompt_faults import LOOKED_AT
+from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
@@ -23,6 +25,9 @@ class PromptTrainer(DistillationTrainer):
 
     args: TeachabilityConfig
     train_dataset: Any
+    _teacher: Any
+    _unrepeated: Any = None
+    """The training set before prompts were repeated to fill a generation batch."""
     _rows: Sequence[Prompt] = ()
     """Of the batch that is being sampled."""
 
@@ -38,6 +43,7 @@ class PromptTrainer(DistillationTrainer):
         args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
         if rows is not None:
+            self._unrepeated = rows
             needed = size // args.num_generations
             rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
             some = first_rows(rows, LOOKED_AT)
@@ -55,11 +61,56 @@ class PromptTrainer(DistillationTrainer):
 
     def _check_routes(self) -> None:
         """Every row has a teacher that there is."""
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for name, rows in ({"training": self.train_dataset} | sets).items():
+        for where, rows in self._sets():
+            self._teacher.check_dataset(rows, where)
+
+    def _check_lengths(self) -> None:
+        """Every prompt and its completion fit the contexts of the student and of the row's teacher.
+
+        Raises:
+            DataError: names the first row that does not.
+        """
+        args, teacher, others = self.args, self._teacher, self._teacher_prompts
+        own = context_length(self.accelerator.unwrap_model(self.model))
+        theirs = {name: teacher.source(name).context_length for name in teacher.names or ("",)}
+        template = self._template
+        shown = template | {"chat_template_kwargs": template.pop("options")}
+
+        def of_teacher(row: Any) -> int | None:
+            return theirs[row[args.teacher_column] if teacher.names else ""]
+
+        def of_both(row: Any) -> int | None:
+            return min((each for each in (own, of_teacher(row)) if each), default=None)
+
+        for where, rows in self._sets():
+            # Of a stream the beginning; one prompt too long would end the run at a step nobody can foresee.
+            if isinstance(rows, IterableDataset):
+                rows = first_rows(rows, LOOKED_AT)
+            first = first_rows(rows, 1)
+            reads = others.used(list(first[0]) if first and isinstance(first[0], Mapping) else ())
+            # The teacher reads its own prompts in place of the student's.
+            looks: list[tuple[Any, Any]] = [(None, own if reads else of_both)]
+            for prompts, limit in looks + [(others, of_teacher)] * reads:
+                check_prompt_lengths(
+                    rows,
+                    self._tokenizer,
+                    context_length=limit,
+                    max_completion_length=args.max_completion_length or 1,
+                    teacher_prompts=prompts,
+                    also=[args.teacher_column] if teacher.names else [],
+                    where=where,
+                    **shown,
+                )
+
+    def _sets(self) -> Iterator[tuple[str, Any]]:
+        """The sets of prompts that there are, each after its name."""
+        evaluation = (
+            self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        )
+        named = {f"the evaluation set {name}".strip(): rows for name, rows in evaluation.items()}
+        for where, rows in ({"the training set": self._unrepeated} | named).items():
             if rows is not None:
-                which = "the training set" if name == "training" else f"the evaluation set {name}"
-                self._teacher.check_dataset(rows, which.strip())
+                yield where, rows
 
     @property
     def _template(self) -> dict[str, Any]:
@@ -98,6 +149,11 @@ class PromptTrainer(DistillationTrainer):
     @property
     def _teacher_prompts(self) -> TeacherPrompts:
         return TeacherPrompts(self.args.teacher_prompt_template)
+
+    @property
+    def teacher_prompt_columns(self) -> list[str]:
+        """Columns that the teacher's own prompts are made of, where rows have such prompts."""
+        return self._teacher_prompts.columns
 
     def encode_for_teacher(
         self, rows: Sequence[Any], where: str = "row {}"

@@ -144,8 +144,7 @@ def look_first(trainer: Trainer) -> dict[str, Any]:
     for verdict in found if trainer.is_world_process_zero() else ():
         if verdict.level != "pass":
             logger.warning("check: %s", verdict.line)
-    # An item that broke says nothing about the pair, and must not stop a run that would do.
-    failed = [each for each in found if each.level == "fail" and not each.broken]
+    failed = [each for each in found if each.level == "fail"]
     if failed:
         names = ", ".join(each.item for each in failed)
         raise ConfigError(

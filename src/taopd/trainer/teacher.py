@@ -24,6 +24,7 @@ from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, INITIAL_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import AskedOnce, Teacher, as_bound, load_teacher, score_remote
 from taopd.teachers.local import refuse_loading_options
+from taopd.trainer.checkpoint.same_start import samples_of
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher
@@ -93,7 +94,7 @@ class TeacherSource(OneTeacher):
             # An object of the user's may answer otherwise by design, and is asked as often as it was.
             own = isinstance(teacher, Teacher)
             self._asked: Teacher = self.remote if own else AskedOnce(self.remote)
-            self._probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
+            self.probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
             # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
@@ -124,6 +125,8 @@ class TeacherSource(OneTeacher):
             cut_renamed_control_tokens=args.cut_renamed_control_tokens,
         )
         require_backbone("teacher", self.plain)
+        # Packed weights depend on the machine that packed them.
+        self.samples = None if args.teacher_quantization else samples_of(self.plain).tolist()
         # Sharded like the student where that is sharded: a whole teacher would undo the saving.
         self.model, self.offload = place_teacher(accelerator, self.plain, args)
         self._in_parts = any(map(is_sharded, self.plain.parameters()))
@@ -249,7 +252,7 @@ class TeacherSource(OneTeacher):
                 when=when,
                 reuse=reuse,
             )
-            self._probe.look(teacher_side(batch), positions, scored.signals)
+            self.probe.look(teacher_side(batch), positions, scored.signals)
         except (TeacherError, NumericsError) as problem:
             error = problem
         # A rank that stops, or got less than the others, must not leave them waiting or mix two kinds of C.

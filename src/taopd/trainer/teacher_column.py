@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from taopd.errors import DataError, suggest
 from taopd.models.batch import Positions
+from taopd.models.loading import context_length
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.trainer.training_set import first_rows
 
@@ -18,13 +19,25 @@ class OneTeacher:
 
     plain: PreTrainedModel | None
     model: Any
+    remote: Any = None
     names: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    samples: list[list[float]] | None = None
+    """Weights of a model here that was loaded for this teacher; see `checkpoint.same_start`."""
 
     @property
     def plains(self) -> list[PreTrainedModel]:
         """The model as it was loaded, if it runs here."""
         return [] if self.plain is None else [self.plain]
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a prompt and its completion at most, where that is known."""
+        if self.plain is not None:
+            return context_length(self.plain)
+        served = getattr(self.remote, "context_length", None)
+        # A server insists on adding a token of its own.
+        return None if served is None else served - 1
 
     @property
     def models(self) -> list[Any]:

@@ -6,6 +6,7 @@ first batch again: whatever changed since then shows there, however related the 
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,9 +67,42 @@ class TeacherProbe:
             prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
             completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
             self._question = [*prompt, *completion], len(prompt)
-        scores = self._teacher.score([self._question[0]], [self._question[1]], None, self._k)
-        columns = scores.logprobs, scores.topk_ids, scores.topk_logprobs
-        answer = Answer(*(torch.as_tensor(column).cpu() for column in columns))
+        answer = self._answer_to(*self._question)
         self._answer = self._answer or answer
         if difference := changed(self._answer, answer):
             raise TeacherError(difference)
+
+    def _answer_to(self, ids: list[int], num_prompt: int) -> Answer:
+        scores = self._teacher.score([ids], [num_prompt], None, self._k)
+        columns = scores.logprobs, scores.topk_ids, scores.topk_logprobs
+        return Answer(*(torch.as_tensor(column).cpu() for column in columns))
+
+    # -- between two starts of a run ----------------------------------------------------------------
+
+    @property
+    def asked(self) -> dict[str, Any] | None:
+        """The question of the first batch and its answer; None: none was asked yet."""
+        if self._question is None or self._answer is None:
+            return None
+        ids, num_prompt = self._question
+        return {
+            "ids": ids,
+            "num_prompt": num_prompt,
+            "k": self._k,
+            "answer": [column.tolist() for column in self._answer],
+        }
+
+    def answers_otherwise(self, before: dict[str, Any]) -> str:
+        """How the teacher now answers what it was asked in an earlier start of the run; "" if as then.
+
+        Args:
+            before: `asked` of that start.
+        """
+        if before["k"] != self._k:
+            return ""
+        try:
+            answer = self._answer_to(before["ids"], before["num_prompt"])
+        except TeacherError:
+            # The first batch will say so, as at every start.
+            return ""
+        return changed(Answer(*map(torch.tensor, before["answer"])), answer)

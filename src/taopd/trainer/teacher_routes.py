@@ -106,7 +106,9 @@ class TeacherRoutes:
         self.sources: dict[str, TeacherSource] = {}
         """By name, in the order of `INDEX`."""
         self._about: dict[str, Any] = {}
-        for name, one in given.items():
+        # Sorted: a checkpoint in the middle of a generation batch holds numbers, and a mapping's order says
+        # nothing.
+        for name, one in sorted(given.items()):
             teacher, entry = entry_of(name, one, entries.get(name))
             own = settings_of(args, name, entry)
             with naming(name):

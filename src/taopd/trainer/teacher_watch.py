@@ -96,7 +96,7 @@ class TeacherWatch(TrainerCallback):
     def __init__(
         self, vocab_size: int, warn: Callable[[int, str, str], None], name: str = ""
     ) -> None:
-        self._vocab_size, self._warn, self._name = vocab_size, warn, name
+        self._vocab_size, self._warn, self.name = vocab_size, warn, name
         self._entropies: list[float] = []
         self._disagreements: list[float] = []
         self._suspicion = ""
@@ -105,9 +105,9 @@ class TeacherWatch(TrainerCallback):
     def __call__(self, scored: ScoredBatch) -> None:
         """Look at one generation batch."""
         signals = scored.signals
-        if self._name:
+        if self.name:
             assert scored.of_teacher is not None
-            own = scored.of_teacher.eq(scored.teachers.index(self._name))
+            own = scored.of_teacher.eq(scored.teachers.index(self.name))
             signals = taken(signals, own)
         if len(signals) >= FEWEST:
             self.update(scored.step, Look.at(signals, self._vocab_size))
@@ -132,7 +132,7 @@ class TeacherWatch(TrainerCallback):
                 disagreement=look.disagreement,
                 disagreement_before=median(self._disagreements or nothing),
             )
-            of = f"teacher {self._name!r}: " if self._name else ""
+            of = f"teacher {self.name!r}: " if self.name else ""
             self._warn(step, "teacher", of + reason + ADVICE)
         self._suspicion = finding
 
@@ -183,11 +183,12 @@ class TeacherWatches(TrainerCallback):
         for watch in self._watches:
             watch(scored)
 
-    def checkpoint_state(self) -> list[dict[str, Any]]:
-        """The state of each."""
-        return [watch.checkpoint_state() for watch in self._watches]
+    def checkpoint_state(self) -> dict[str, dict[str, Any]]:
+        """The state of each by name."""
+        return {watch.name: watch.checkpoint_state() for watch in self._watches}
 
-    def load_checkpoint_state(self, state: list[dict[str, Any]]) -> None:
-        """Go on from `checkpoint_state()`."""
-        for watch, own in zip(self._watches, state, strict=True):
-            watch.load_checkpoint_state(own)
+    def load_checkpoint_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Go on from `checkpoint_state()`; a teacher that was not there is watched from here on."""
+        for watch in self._watches:
+            if watch.name in state:
+                watch.load_checkpoint_state(state[watch.name])

@@ -23,6 +23,7 @@ from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.checkpoint.same_inputs import SameInputs
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
@@ -96,6 +97,7 @@ class TeachabilityTrainer(BaseTrainer):
         self.average = itself and itself.average
         self._teacher = teachers_of(itself or teacher_model, args, *whole[:2], self._tokenizer)
         self._check_routes()
+        self._check_lengths()
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
         if args.score_top_k > self.vocab_size:
             raise ConfigError(
@@ -136,7 +138,7 @@ class TeachabilityTrainer(BaseTrainer):
         """Called on the main process after every selection, in training."""
         own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, self._anchor.start, *watchers):
+        for callback in (*own, *costs, self._anchor.start, SameInputs(self), *watchers):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.

@@ -58,6 +58,8 @@ class AtomicCheckpoints(Trainer):
     """A `MovingAverage`, where the teacher is one."""
     checked: Path | None = None
     """A checkpoint whose files are already verified; `train` does not verify it again."""
+    accepts_changes: bool = True
+    """Other teachers or prompts in a resumed run are a warning; `taopd train` refuses them."""
     _sampler: Any = None
     """TRL's, of the training prompts; None for a stream."""
     _partial: str | None = None

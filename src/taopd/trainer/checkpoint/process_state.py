@@ -62,6 +62,7 @@ class RankState(TrainerCallback):
         # The generation batch is used by several steps: the next one needs it as it was sampled.
         if trainer.state.global_step % trainer.args.num_iterations:
             state["buffer"] = trainer._buffered_inputs
+            state["teachers"] = list(trainer.teacher_names)
         trainer.state.num_input_tokens_seen = state["tokens"]
         save_tree(folder / process_file("rank", trainer.args.process_index), state)
 
@@ -106,6 +107,14 @@ class RankState(TrainerCallback):
                 f"{folder} is in the middle of a generation batch, divided into "
                 f"{state['division'][0]} micro-batches for {state['division'][1]} steps: resume it with "
                 "the same gradient_accumulation_steps and num_iterations"
+            )
+        names = list(trainer.teacher_names)
+        if "buffer" in state and (before := state.get("teachers", names)) != names:
+            raise ConfigError(
+                f"{folder} is in the middle of a generation batch of the teachers "
+                f"{', '.join(before) or 'without a name'}, and this run has "
+                f"{', '.join(names) or 'one without a name'}: resume it with those, or from a checkpoint "
+                "whose step ends a generation batch"
             )
         trainer._buffered_inputs = send_to_device(state.pop("buffer", None), trainer.args.device)
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def changed_settings(
     if not found:
         return list(before.get("changes", []))
     step, free = _steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
-    words = {n: f"{n} {shown(v['before'])} -> {shown(v['after'])}" for n, v in found.items()}
+    words = {n: "; ".join(_differences(n, v["before"], v["after"])) for n, v in found.items()}
     if "teachers" in found and same_teachers(*found["teachers"].values()):
         free |= {"teachers"}
     method = [words[name] for name in found if name not in free]
@@ -165,6 +166,28 @@ def changed_settings(
         )
     logger.warning("%s: settings change at step %d: %s", path, step, "; ".join(words.values()))
     return [*before.get("changes", []), {"step": step, "settings": found}]
+
+
+def _differences(name: str, before: Any, after: Any) -> Iterator[str]:
+    """What differs between two values of a setting, of a mapping or list each entry by its path."""
+    parts = [_entries(value) for value in (before, after)]
+    if not any(parts):
+        yield f"{name} {shown(before)} -> {shown(after)}"
+        return
+    for key in dict.fromkeys([*parts[0], *parts[1]]):
+        one, other = (part.get(key) for part in parts)
+        if one != other:
+            yield from _differences(f"{name}.{key}", one, other)
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    return (
+        dict(enumerate(value))
+        if isinstance(value, list)
+        else value
+        if isinstance(value, dict)
+        else {}
+    )
 
 
 def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:

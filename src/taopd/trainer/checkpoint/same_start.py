@@ -56,6 +56,14 @@ def samples_of(student: nn.Module) -> Float[Tensor, "P 8"]:
     return torch.stack(rows)
 
 
+def differ(before: Float[Tensor, "P 8"], now: Float[Tensor, "Q 8"]) -> bool:
+    """Whether two samples are of models that differ by more than a rounding."""
+    if now.shape != before.shape:
+        return True
+    distance = (now - before).norm(dim=1)
+    return bool((distance > SAME * before.norm(dim=1)).any())
+
+
 class SameStart(TrainerCallback):
     """Keeps samples of the initial student in checkpoints, and compares.
 
@@ -79,7 +87,7 @@ class SameStart(TrainerCallback):
         Raises:
             ConfigError: the run began with another student; on every process.
         """
-        answer = [self._differ(torch.tensor(state["samples"]))]
+        answer = [differ(torch.tensor(state["samples"]), self._samples)]
         if self._accelerator.num_processes > 1:
             # The first process has the weights, whoever else has.
             broadcast_object_list(answer)
@@ -90,10 +98,3 @@ class SameStart(TrainerCallback):
                 "Give the model of the first start (model_name_or_path, unchanged), and the checkpoint as "
                 "resume_from_checkpoint alone; or begin a run of its own in another folder"
             )
-
-    def _differ(self, before: Tensor) -> bool:
-        now = self._samples
-        if now.shape != before.shape:
-            return True
-        distance = (now - before).norm(dim=1)
-        return bool((distance > SAME * before.norm(dim=1)).any())

@@ -1,0 +1,65 @@
+"""Which file of a model cannot be read: looked for once reading has failed.
+
+The libraries below say what a parser met, and neither which file it was nor that the file is cut short.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+AGAIN = "download or save it again"
+
+
+def damage(model: Path) -> str:
+    """Which file of a folder is damaged, or that a GGUF file is, in words; "" if none or if it is no path."""
+    if model.is_file():
+        files = [model]
+    else:
+        # A folder that a hub's client made holds links to files.
+        files = sorted(file for file in model.glob("*") if file.is_file()) if model.is_dir() else []
+    for file in files:
+        read = _READERS.get(file.name) or _READERS.get(file.suffix.lower())
+        if read is None:
+            continue
+        try:
+            read(file)
+        except Exception as error:
+            size = file.stat().st_size
+            words = " ".join(str(error).split())
+            return f"{file} ({size} bytes) is cut short or damaged ({words}): {AGAIN}"
+    return ""
+
+
+def _read_json(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, got a {type(found).__name__}")
+
+
+def _read_tokenizer(file: Path) -> None:
+    _read_json(file)
+    Tokenizer.from_file(str(file))
+
+
+def _read_safetensors(file: Path) -> None:
+    with safe_open(file, framework="pt") as content:
+        content.keys()
+
+
+def _read_gguf(file: Path) -> None:
+    from gguf import GGUFReader
+
+    GGUFReader(file)
+
+
+_NAMES = ("config", "generation_config", "tokenizer_config", "special_tokens_map", "adapter_config")
+_READERS: dict[str, Callable[[Path], None]] = {
+    **{f"{name}.json": _read_json for name in (*_NAMES, "model.safetensors.index")},
+    "tokenizer.json": _read_tokenizer,
+    ".safetensors": _read_safetensors,
+    ".gguf": _read_gguf,
+}
+"""By name or ending."""

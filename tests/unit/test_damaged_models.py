@@ -1,0 +1,188 @@
+"""Model folders and GGUF files that are cut short, damaged or of two models: one message for each."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import yaml
+from transformers import GenerationConfig
+
+from taopd import cli
+from taopd.errors import DataError
+from taopd.models.loading import load_config, load_model, load_tokenizer
+from tests.conftest import MicroLab
+from tests.e2e.test_trainer import CPU
+from tests.gguf_files import TOKENS, make_llama, write_gguf
+
+WEIGHTS = "model.safetensors"
+
+
+def cut(name, length):
+    def damage(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:length])
+
+    return damage
+
+
+def written(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def config(**settings):
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return damage
+
+
+# by name: what is done to the folder, what loads it, what the message says
+FOLDERS = {
+    "weights without their end": (
+        cut(WEIGHTS, -50),
+        load_model,
+        f"{WEIGHTS} .*is cut short or damaged",
+    ),
+    "weights without their header": (
+        cut(WEIGHTS, 100),
+        load_model,
+        f"{WEIGHTS} .100 bytes. is cut",
+    ),
+    "empty weights": (cut(WEIGHTS, 0), load_model, f"{WEIGHTS} .0 bytes. is cut short"),
+    "half a tokenizer": (
+        cut("tokenizer.json", 500),
+        load_tokenizer,
+        "tokenizer.json .500 bytes. is cut",
+    ),
+    "another tokenizer": (
+        written("tokenizer.json", '{"model": {"type": "WordLevel"}}'),
+        load_tokenizer,
+        "tokenizer.json .* is cut short or damaged",
+    ),
+    "a list": (
+        written("tokenizer_config.json", "[]"),
+        load_tokenizer,
+        "expected an object, got a list",
+    ),
+    "half a config": (cut("config.json", 100), load_config, "config.json .100 bytes. is cut short"),
+    "half a config of a model": (
+        cut("config.json", 100),
+        load_model,
+        "config.json .100 bytes. is cut",
+    ),
+    "a word for a number": (config(vocab_size="x"), load_model, "vocab_size.*expected int"),
+    "one layer more": (config(num_hidden_layers=5), load_config, "num_hidden_layers"),
+    "another width": (
+        config(hidden_size=8),
+        load_model,
+        r"do not fit its config: \S+ is \[.*\] and must be \[.*, as are \d+ others",
+    ),
+    "more ids": (
+        config(vocab_size=50),
+        load_model,
+        r"embed_tokens.weight|lm_head.weight is \[40, 16\] and must be \[50, 16\]",
+    ),
+    "stop ids that cannot be read": (
+        cut("generation_config.json", 20),
+        load_model,
+        "generation_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_cannot_be_read_is_named(micro_lab: MicroLab, tmp_path, name):
+    damage, load, words = FOLDERS[name]
+    folder = tmp_path / "model"
+    shutil.copytree(micro_lab.student, folder)
+    if not (folder / "generation_config.json").exists():
+        GenerationConfig(eos_token_id=2).save_pretrained(folder)
+    load(folder)
+    damage(folder)
+    with pytest.raises(DataError, match=words) as error:
+        load(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_shapes_that_the_caller_lets_differ_are_drawn_anew(micro_lab: MicroLab, tmp_path):
+    """An option of transformers that is asked for stays what it is."""
+    folder = tmp_path / "model"
+    shutil.copytree(micro_lab.student, folder)
+    config(vocab_size=50)(folder)
+    assert load_model(folder, ignore_mismatched_sizes=True).lm_head.weight.shape[0] == 50
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    if importlib.util.find_spec("gguf") is None:
+        pytest.skip("the package gguf is not installed")
+    path = tmp_path_factory.mktemp("gguf") / "micro.gguf"
+    write_gguf(make_llama(seed=1), path)
+    return path.read_bytes()
+
+
+# by name: what is made of the file's bytes, what the message says
+GGUF = {
+    "cut in its keys": (lambda data: data[:1000], "is cut short or damaged"),
+    "cut in its weights": (lambda data: data[: len(data) // 2], r"is cut short or damaged"),
+    "without its last bytes": (lambda data: data[:-50], "is cut short or damaged"),
+    "cut after its first word": (lambda data: data[:10], "is cut short or damaged"),
+    "empty": (lambda data: b"", "is no GGUF file"),
+    "of a later version": (lambda data: data[:4] + b"\x63\0\0\0" + data[8:], "of version 99"),
+    "of an architecture nobody knows": (
+        lambda data: data.replace(b"llama", b"lzzma"),
+        "architecture lzzma is not supported",
+    ),
+    "of another architecture": (
+        lambda data: data.replace(b"llama", b"mamba"),
+        "incomplete: 18 tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GGUF)
+def test_a_gguf_file_that_cannot_be_read_is_named(whole, tmp_path, name):
+    make, words = GGUF[name]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(make(whole))
+    loads = [load_model] if "incomplete" in words else [load_model, load_config, load_tokenizer]
+    # The config and the tokenizer lie before the weights.
+    for load in loads:
+        with pytest.raises(DataError, match=words) as error:
+            load(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tokens_that_do_not_fit_each_other_are_one_message(whole, tmp_path):
+    """The reader of tokenizers raises a bare Exception."""
+    write_gguf(make_llama(seed=1), tmp_path / "x.gguf", tokens=TOKENS[:-5])
+    with pytest.raises(DataError, match=r"cannot load a tokenizer .*out of vocabulary"):
+        load_tokenizer(tmp_path / "x.gguf")
+
+
+def test_a_folder_with_the_name_of_a_file_is_told(tmp_path):
+    (tmp_path / "x.gguf").mkdir()
+    with pytest.raises(DataError, match=r"x.gguf is a folder: name the GGUF file in it"):
+        load_model(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("who", ["model_name_or_path", "teacher_model_name_or_path"])
+def test_the_command_ends_with_one_line_and_leaves_nothing(
+    micro_lab: MicroLab, tmp_path, capsys, who
+):
+    folder = tmp_path / "model"
+    shutil.copytree(micro_lab.student, folder)
+    cut(WEIGHTS, -50)(folder)
+    settings = CPU | {
+        "model_name_or_path": str(micro_lab.student),
+        "teacher_model_name_or_path": str(micro_lab.teacher),
+        "dataset_name": str(micro_lab.prompts),
+        "output_dir": str(tmp_path / "run"),
+        who: str(folder),
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    assert cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--quiet"]) == 2
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if "error" in row]
+    assert f"{folder / WEIGHTS}" in line and "is cut short or damaged" in line
+    assert not (tmp_path / "run").exists()
