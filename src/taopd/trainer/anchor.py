@@ -112,6 +112,7 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
+            found: dict[str, Tensor | None]
             if exact:
                 found = self._exact_reach(scored, heads, head, of_teacher)
             else:
