@@ -179,7 +179,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
     chosen = _choose(str(path), names, split)
-    return rows.select([row for row, name in enumerate(rows["split"]) if str(name) == chosen])
+    return rows.select([row for row, name in enumerate(rows["split"][:]) if str(name) == chosen])
 
 
 def _has_no_rows(path: Path) -> bool:
