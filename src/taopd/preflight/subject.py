@@ -96,10 +96,7 @@ class Subject:
         """The training set."""
         if (inputs := self._loaded) is not None:
             return inputs.train_dataset
-        script = self.settings.script
-        return data.load_prompts(
-            str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
-        )
+        return build.load_training_set(self.settings)
 
     @cached_property
     def student_config(self) -> Any:
@@ -218,8 +215,7 @@ class Subject:
         """Likewise, of what the teacher reads."""
         if not self.has_teacher_prompts:
             return self.longest_prompt
-        own = self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS))
-        return self._longest(own) if own else self.longest_prompt
+        return self._longest(self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS)) or [])
 
     def _longest(self, rows: list[Any]) -> int:
         shown: dict[str, Any] = {"tools": self.tools, "chat_template_kwargs": self.template_options}

@@ -30,6 +30,16 @@ def forget(path: Path, existed: bool) -> None:
         path.rmdir()
 
 
+def load_training_set(settings: "TrainSettings") -> Any:
+    """The prompts that train; DataError: see `load_prompts`."""
+    from taopd.models.prompts import load_prompts
+
+    script = settings.script
+    return load_prompts(
+        str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
+    )
+
+
 def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
     """Load and check everything that can be wrong; writes nothing.
 
@@ -48,9 +58,7 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
     student_path = str(chosen.model_name_or_path)
     tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
     if train_dataset is None:
-        train_dataset = data.load_prompts(
-            str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
-        )
+        train_dataset = load_training_set(settings)
     eval_dataset = None
     if args.eval_strategy != "no":
         eval_dataset = data.load_prompts(
