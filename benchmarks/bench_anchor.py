@@ -147,9 +147,10 @@ class Reaching(Anchored):
                 input_ids=self.ids, attention_mask=self.mask
             ).last_hidden_state
         reach = torch.zeros_like(self.weights)
-        reach[self.every] = reach_from_states(
+        reach[self.every], _ = reach_from_states(
             (states[self.every], start),
             (self.teacher[self.every], self.teacher_head),
+            self.ids.roll(-1, 1)[self.every],
             threshold=THRESHOLD,
         )
         to_teacher, at_start = mixed_hold(self.weights[self.held], reach[self.held])

@@ -75,7 +75,7 @@ class Form:
     release: float = 0.0
     """Share of the run over which the hold lets go of the start, foreign ends apart; 0: it does not."""
     kept: bool = False
-    """The start is held while what is within reach is not learned."""
+    """The start is held where contexts that are new to it are worse."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
 
@@ -110,9 +110,7 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, hold to the teacher": replace(SMOOTH, hold=False),
     "rest by forward KL, start let go over the run": replace(SMOOTH, release=1.0),
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
-    "the same, or up to three quarters while what is within reach is not learned": replace(
-        SMOOTH, release=0.5, kept=True
-    ),
+    "the same, or later where new contexts are worse": replace(SMOOTH, release=0.5, kept=True),
 }
 RULE = list(FORMS)[-1]
 
@@ -136,6 +134,7 @@ class FormStack(Stack):
             counted[:, ends] = 0.0
             self._foreign.append(mass[:, ends].sum(1).double())
             found.append((1.0 - (mass * (1.0 - counted)).sum(1)).clamp(0.0, 1.0))
+        signals = super()._with_reach(signals, initial, teacher, rows)
         return replace(signals, reach=torch.cat(found))
 
     def _choose(self, arm, table, step):

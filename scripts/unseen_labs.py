@@ -1,7 +1,8 @@
 """Labs beside the nine of the package, on which the default is tried: `scripts.default_method --only NAME`.
 
-`rarewords`, `unknown` and `common` had a part in finding the form of `method: reach`. The others did not:
-those of `UNSEEN` were run after an earlier form was fixed, those of `LATER` once, after the present one was.
+`rarewords`, `unknown`, `common` and `farewell` had a part in finding the form of `method: reach`. The others did
+not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made and run after the present
+one was fixed.
 """
 
 from taopd.experiments.lab.task import BOS, VARIANTS, Variant
@@ -13,6 +14,8 @@ FOUND_WITH: tuple[Variant, ...] = (
     # `reversal`, whose words the student wrote ten times more rarely, and never.
     Variant(name="rarewords", teacher_share=1e-3, **_ECHO),
     Variant(name="unknown", **_ECHO),
+    # `signoff`, thirty times more rarely.
+    Variant(name="farewell", teacher_share=1e-3, rarest_share=1e-6, teacher_end=BOS),
 )
 UNSEEN: tuple[Variant, ...] = (
     # `bilingual` with the teacher of `fallible`.
@@ -21,14 +24,18 @@ UNSEEN: tuple[Variant, ...] = (
     Variant(name="jargonend", teacher_share=0.1, rarest_share=1e-4, teacher_end=BOS, **_ECHO),
     # `dialect` with a student that is unsure of its own words.
     Variant(name="flatdialect", synonyms=8),
-)
-LATER: tuple[Variant, ...] = (
     # `fallible` with the end of `termination`.
     Variant(name="lapse", teacher_end=BOS, teacher_fails_from=7),
     # `jargon`, all of it common.
     Variant(name="slang", teacher_share=0.3, rarest_share=1e-3, **_ECHO),
-    # `signoff`, thirty times more rarely.
-    Variant(name="farewell", teacher_share=1e-3, rarest_share=1e-6, teacher_end=BOS),
+)
+LATER: tuple[Variant, ...] = (
+    # `flatdialect` with the end of `termination`.
+    Variant(name="drawl", synonyms=8, teacher_end=BOS),
+    # Words that the student hardly said, from the teacher of `fallible`.
+    Variant(name="rarefallible", teacher_share=1e-3, teacher_fails_from=7),
+    # `loanwords` with the echo and an end of its own.
+    Variant(name="sayings", teacher_share=3e-2, rarest_share=3e-5, teacher_end=BOS, **_ECHO),
 )
 
 

@@ -142,12 +142,19 @@ def test_reach_from_states_is_that_of_the_log_probs(num_rows, monkeypatch):
         return hidden, Head(weight=weight, softcap=5.0)
 
     models, options = (model(4), model(6)), {"threshold": 0.02, "stop_ids": (1, 3)}
-    found = reach_from_states(*models, temperature=0.7, **options)
+    tokens = torch.arange(num_rows) % VOCAB
+    found, sampled = reach_from_states(*models, tokens, temperature=0.7, **options)
     full = [
         (5.0 * torch.tanh(hidden @ head.weight.T / 5.0) / 0.7).log_softmax(-1)
         for hidden, head in models
     ]
     torch.testing.assert_close(found, reach_from_logprobs(*full, **options))
+    stops, p = {1, 3}, full[0].exp().tolist()
+    expected = [
+        sum(p[row][v] for v in (stops if y in stops else {y}))
+        for row, y in enumerate(tokens.tolist())
+    ]
+    torch.testing.assert_close(sampled.exp(), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -295,7 +302,24 @@ def test_a_sampled_token_has_the_baseline_with_the_least_noise(merged):
 # the rule
 
 
-def rule_by_definition(table, args, drawn, schedule=1.0, late=1.0, elsewhere=False):
+def lambda_by_definition(table, schedule):
+    """Of a token with r >= 0.01, from the sampled tokens, completion by completion."""
+    D, r = table.disagreement.tolist(), table.extra["reach"].tolist()
+    p, p0 = (table.extra[name].exp().tolist() for name in ("student_logprobs", "initial_logprobs"))
+    new, known = [], []
+    for i in range(len(table)):
+        earlier = [j for j in range(i) if table.completion[j] == table.completion[i]]
+        if table.valid[i]:
+            seen = new if any(p0[j] < 0.1 * p[j] for j in earlier) else known
+            seen.append(D[i] if r[i] >= 0.5 else 0.0)
+    if not new or not known:
+        return schedule
+    worse = sum(new) / len(new) - sum(known) / len(known)
+    share = len(known) / (len(new) + len(known))
+    return max(schedule, min(1.0, max(0.0, worse) / 0.2) * min(1.0, 2.0 * share))
+
+
+def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
     """The kept tokens, and every token's weight towards the teacher and towards the start."""
     f = table.extra.get("foreign", torch.zeros(len(table))).tolist()
     valid = [i for i in range(len(table)) if table.valid[i]]
@@ -313,24 +337,26 @@ def rule_by_definition(table, args, drawn, schedule=1.0, late=1.0, elsewhere=Fal
     worth = [i for i in valid if D[i] >= 0.05 and r[i] >= 0.01]
     kept = set(sorted(worth, key=lambda i: -d[i] * r[i])[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
-    within = sum(D[i] * r[i] for i in valid)
-    unlearned = min(1.0, 5 * within / sum(D[i] for i in valid))
-    unlearned *= min(1.0, 20 * within / len(valid))
+    late = lambda_by_definition(table, schedule)
     for i in valid:
         if i in kept:
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            start = max(schedule, min(unlearned, late)) if r[i] >= 0.01 else schedule
+            start = late if r[i] >= 0.01 else schedule
             at_start = f[i] + start * (1.0 - r[i] - f[i])
             to_teacher[i], to_start[i] = weight * (1.0 - at_start), args.coef * at_start * weight
     return kept, to_teacher, to_start
 
 
 def reach_table(seed=0, floor=False):
-    """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching."""
+    """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching. A token in fifty is new."""
     table = random_table(num_rows=400, seed=seed)
     disagreement = table.disagreement
+    draws = torch.rand(400, generator=torch.Generator().manual_seed(seed)).double()
+    student = 2.0 * (draws - 1.0)
+    initial = student - torch.where(draws < 0.02, 2.4, 2.2)
+    table.extra.update(student_logprobs=student, initial_logprobs=initial)
     if floor:
         disagreement = disagreement * (0.05 / disagreement.sort(descending=True).values[40])
     return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
@@ -357,36 +383,39 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
     assert not bool((choice.selection.kept & choice.reference_mask).any())
 
 
-@pytest.mark.parametrize(
-    ("step", "schedule", "late"),
-    [(0, 1.0, 1.0), (30, 0.4, 0.6), (60, 0.0, 0.2), (75, 0.0, 0.0), (99, 0.0, 0.0)],
-)
-@pytest.mark.parametrize(
-    ("nats", "share"), [(1.0, 1.0), (1.0, 0.05), (0.02, 1.0), (0.02, 0.05)], ids=str
-)
-def test_the_start_is_let_go_where_what_is_within_reach_is_learned(
-    step, schedule, late, nats, share
-):
-    """Over the first half of the run; foreign ends never; what may be selected over up to three quarters,
-    while the rest of it is not learned. `nats` scales D and `share` scales r."""
+@pytest.mark.parametrize(("step", "schedule"), [(0, 1.0), (30, 0.4), (50, 0.0), (99, 0.0)])
+@pytest.mark.parametrize("worse", [0.9, 0.1, -0.2])
+@pytest.mark.parametrize("share", ["few", "most", "none", "all"])
+def test_the_start_is_let_go_where_new_contexts_are_learned(step, schedule, worse, share):
+    """Over the first half of the run; foreign ends never; what may be selected later, while contexts that
+    are new to the start are worse than the others, and as long as there are others.
+
+    `worse`: D of the new ones less that of the others, nats; `share`: of the positions that are in such a context.
+    """
     table, args = reach_table(), config(method="reach", budget=0.2)
-    r = share * table.extra["reach"]
+    r = table.extra["reach"].clone()
     r[torch.arange(len(table)) % 5 == 0] *= 1e-3
     foreign = 0.5 * (1.0 - r) * (torch.arange(len(table)) % 3 == 0)
+    first = {"few": 60, "most": 10, "none": 10**6, "all": -1}[share]
+    is_new = table.position == first
+    initial = table.extra["student_logprobs"] - torch.where(is_new, 2.4, 2.2)
+    after = table.position > first
+    disagreement = torch.where(after, 0.3 + worse, 0.3) + 0.01 * table.disagreement
     table = replace(
         table,
-        disagreement=table.disagreement * nats / table.disagreement.mean(),
-        extra=table.extra | {"foreign": foreign, "reach": r},
+        disagreement=disagreement,
+        extra=table.extra | {"foreign": foreign, "reach": r, "initial_logprobs": initial},
     )
     choice = choose(table, args, step=step, training=True, num_steps=100)
     drawn = choice.reference_mask.tolist()
-    _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule, late)
+    _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule)
     assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
     assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9, abs=1e-15)
     assert bool(choice.anchor_weights[foreign > 0].any())
     held = choice.anchor_weights > 0
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
-    assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (late > 0)
+    kept_back = worse > 0 and share in ("few", "most")
+    assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (schedule > 0 or kept_back)
 
 
 def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():
@@ -482,12 +511,18 @@ def test_evaluation_compares_every_token_with_the_teacher():
 def test_ranks_that_hold_parts_choose_as_one(floor):
     """Nothing is gathered: counts and order statistics alone; denominators are global."""
     table, args = reach_table(seed=2, floor=floor), config(method="reach", budget=0.2)
-    whole = choose(table, args, step=0, training=True)
+    # New contexts from position 40 on, and worse: lambda is a number of all ranks too.
+    initial = table.extra["student_logprobs"] - torch.where(table.position == 40, 2.4, 2.2)
+    disagreement = table.disagreement * torch.where(table.position > 40, 3.0, 1.0)
+    extra = table.extra | {"initial_logprobs": initial}
+    table = replace(table, disagreement=disagreement, extra=extra)
+    whole = choose(table, args, step=9, training=True, num_steps=10)
+    assert lambda_by_definition(table, 0.0) > 0.0, "vacuous"
     expected, parts = selection_metrics(table, whole), split(table, [1, 3])
 
     def on_rank(ranks, part):
         part = replace(part, ranks=ranks)
-        choice = choose(part, args, step=0, training=True)
+        choice = choose(part, args, step=9, training=True, num_steps=10)
         return choice, selection_metrics(part, choice)
 
     found = World(len(parts)).run(on_rank, parts)
@@ -505,7 +540,13 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     made = config(method="reach")
     assert (made.compatibility, made.coef) == ("reach", 3.0)
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
-    assert reads_reach(made) and gather_options(made)["columns"] == ("reach", "foreign", "teacher")
+    assert reads_reach(made) and gather_options(made)["columns"] == (
+        "reach",
+        "foreign",
+        "initial_logprobs",
+        "student_logprobs",
+        "teacher",
+    )
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
     assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
     assert reads_reach(other) and reads_reach(config(compatibility="reach"))

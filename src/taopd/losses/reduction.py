@@ -109,20 +109,19 @@ def mixed_hold(
 
     Args:
         drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1]; foreign: f, with r + f <= 1.
-        start: lambda: `start_share`, or more while what is within reach is not learned.
+        start: lambda: `start_share`, or more in `trainer.reach_sums.start_shares`.
     """
     at_start = foreign + start * (1.0 - reach - foreign)
     return drawn * (1.0 - at_start), drawn * at_start
 
 
-def start_share(step: int, num_steps: int, *, over: float = 0.5) -> float:
-    """lambda of `mixed_hold`: from 1 to 0 over the first part of a run; 1 where its length is not known.
+def start_share(step: int, num_steps: int) -> float:
+    """lambda of `mixed_hold`: from 1 to 0 over the first half of a run; 1 where its length is not known.
 
     Args:
         step: steps taken before, from 0.
-        over: that part, a share of the run.
     """
-    return max(0.0, 1.0 - step / (over * num_steps)) if num_steps > 0 else 1.0
+    return max(0.0, 1.0 - 2.0 * step / num_steps) if num_steps > 0 else 1.0
 
 
 def _nonzero(count: Tensor) -> Tensor:

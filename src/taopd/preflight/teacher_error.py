@@ -178,7 +178,7 @@ def _with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
     if not reads_reach(args) or signals.reach is not None:
         return signals
     reach = own_reach(signals, threshold=args.reach_threshold, foreign_ends=trainer.foreign_ends)
-    return replace(signals, reach=reach)
+    return replace(signals, reach=reach, initial_logprobs=signals.student_logprobs)
 
 
 def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:

@@ -31,6 +31,7 @@ from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact
 from taopd.signals.types import (
     COMPATIBILITIES,
     FOREIGN,
+    INITIAL,
     TEACHER,
     SignalTable,
     TokenSignals,
@@ -44,6 +45,7 @@ __all__ = [
     "BOUND_GIVES",
     "COMPATIBILITIES",
     "FOREIGN",
+    "INITIAL",
     "INITIAL_GIVES",
     "KNOWN_SIGNALS",
     "LIBM",

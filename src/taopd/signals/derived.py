@@ -42,9 +42,10 @@ ALWAYS = (
     "overlap",
     "reach",
     "foreign",
+    "initial_logprobs",
 )
 """Fields of `TokenSignals` that every table holds, where the source gives them."""
-INITIAL_GIVES = frozenset({"reach", "foreign"})
+INITIAL_GIVES = frozenset({"reach", "foreign", "initial_logprobs"})
 """What comes of the initial student in training, whatever gives the rest."""
 
 
@@ -167,11 +168,11 @@ def _without(*absent: str) -> frozenset[str]:
     )
 
 
-LISTS_GIVE = _without("reach", "foreign", "forward_kl", "reverse_kl", "student_at_teacher_ids")
+LISTS_GIVE = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", "student_at_teacher_ids")
 """What `lists_from_exact` leaves."""
-BOUND_GIVES = _without("reach", "foreign", "forward_kl", "reverse_kl", *_CROSS)
+BOUND_GIVES = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", *_CROSS)
 """What two lists leave where nobody scored the student's ids with the teacher."""
-SERVER_GIVES = _without("reach", "foreign", "forward_kl", "reverse_kl", "teacher_entropy")
+SERVER_GIVES = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", "teacher_entropy")
 """What a teacher leaves that sends its list and the log-probs asked for, not its full distribution."""
 
 

@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.kernels import Head, chunk_elements_on, positions_per_chunk, probabilities_at
@@ -76,17 +76,30 @@ def reach_from_logprobs(
     return (1.0 - beyond).clamp(0.0, 1.0)
 
 
+def logprobs_of_sampled(
+    logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], stop_ids: Sequence[int] = ()
+) -> Float[Tensor, " N"]:
+    """log p of the sampled tokens, nats; `stop_ids` count as one token."""
+    found = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    if not stop_ids:
+        return found
+    ids = torch.tensor(list(stop_ids), device=logprobs.device)
+    return torch.where(torch.isin(token_ids, ids), logprobs[:, ids].logsumexp(1), found)
+
+
 @torch.no_grad()
 def reach_from_states(
     initial: tuple[Float[Tensor, "N D"], Head],
     teacher: tuple[Float[Tensor, "N Dt"], Head],
+    token_ids: Int[Tensor, " N"],
     *,
     threshold: float,
     temperature: float = 1.0,
     stop_ids: Sequence[int] = (),
     foreign_ends: Sequence[int] = (),
-) -> Float[Tensor, " N"]:
-    """r of N positions from the states and heads of both models, in bounded memory; float32.
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """r, and log p_S0 of the sampled tokens, from the states and heads of both models; float32, in bounded
+    memory.
 
     Args:
         temperature: divides the logits of both.
@@ -95,17 +108,21 @@ def reach_from_states(
     # One copy of each head in the states' dtype, and not one per chunk.
     head, teacher_head = head.cast(hidden.dtype), teacher_head.cast(teacher_hidden.dtype)
     size = positions_per_chunk(head.vocab_size, chunk_elements_on(hidden.device.type))
-    parts = [
-        reach_from_logprobs(
-            head.logprobs(hidden[start : start + size], temperature),
-            teacher_head.logprobs(teacher_hidden[start : start + size], temperature),
-            threshold=threshold,
-            stop_ids=stop_ids,
-            foreign_ends=foreign_ends,
+    reaches, sampled = [], []
+    for start in range(0, max(1, hidden.shape[0]), size):
+        rows = slice(start, start + size)
+        logprobs = head.logprobs(hidden[rows], temperature)
+        sampled.append(logprobs_of_sampled(logprobs, token_ids[rows], stop_ids))
+        reaches.append(
+            reach_from_logprobs(
+                logprobs,
+                teacher_head.logprobs(teacher_hidden[rows], temperature),
+                threshold=threshold,
+                stop_ids=stop_ids,
+                foreign_ends=foreign_ends,
+            )
         )
-        for start in range(0, max(1, hidden.shape[0]), size)
-    ]
-    return torch.cat(parts)
+    return torch.cat(reaches), torch.cat(sampled)
 
 
 def foreign_mass(

@@ -70,6 +70,8 @@ class TokenSignals:
     foreign: Float[Tensor, " N"] | None = None
     """f in [0, 1]: the teacher's mass on ends at which the sampler goes on, added with `reach`; None: there
     are no such ends."""
+    initial_logprobs: Float[Tensor, " N"] | None = None
+    """log p_S0 of the sampled token, S0 the initial student; added with `reach`."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]
@@ -106,8 +108,8 @@ def concatenate(blocks: Sequence[Columns]) -> Columns:
     return type(blocks[0])(**joined)
 
 
-FOREIGN, TEACHER = "foreign", "teacher"
-"""Further columns of a table: `TokenSignals.foreign`; which of several teachers a row has, from 0."""
+FOREIGN, INITIAL, TEACHER = "foreign", "initial_logprobs", "teacher"
+"""Further columns of a table: the fields of `TokenSignals`; which of several teachers a row has, from 0."""
 COMPATIBILITIES = ("mass", "bound", "set", "bc", "jaccard", "prefix_ema", "reach")
 """Proxies for C; see `compatibility_proxy`."""
 

@@ -22,6 +22,7 @@ from taopd.models.batch import Forward, Positions
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import merged_ids
 from taopd.signals import (
+    INITIAL,
     TokenSignals,
     at_ids,
     foreign_bound,
@@ -117,13 +118,16 @@ class Anchor:
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
             if exact:
-                reach, foreign = self._exact_reach(scored, heads, head, of_teacher)
+                found = self._exact_reach(scored, heads, head, of_teacher)
             else:
-                lists = self._at_lists(self._states, head, signals)
-                reach = reach_bound(signals, *lists, **self._reach_rule)
+                *lists, initial = self._at_lists(self._states, head, signals)
                 ends = self._reach_rule["foreign_ends"]
-                foreign = foreign_bound(signals, ends) if ends else None
-        scored = replace(scored, signals=replace(signals, reach=reach, foreign=foreign))
+                found = {
+                    "reach": reach_bound(signals, *lists, **self._reach_rule),
+                    "foreign": foreign_bound(signals, ends) if ends else None,
+                    INITIAL: initial,
+                }
+        scored = replace(scored, signals=replace(signals, **found))
         # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
             return scored
@@ -135,10 +139,12 @@ class Anchor:
         teacher_heads: Sequence[Head],
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
-        """r and f of every token, each by its own teacher; `head` is the reference model's."""
-        assert self._states is not None
+    ) -> dict[str, Float[Tensor, " N"] | None]:
+        """r and f of every token, each by its own teacher, and its log p_S0; `head` is the reference model's."""
+        tokens = scored.signals.token_ids
+        assert self._states is not None and tokens is not None
         reach = torch.zeros_like(scored.signals.compatibility)
+        initial = torch.zeros_like(reach)
         ends = self._reach_rule["foreign_ends"]
         foreign = torch.zeros_like(reach) if ends else None
         temperature = self._args.temperature
@@ -147,16 +153,17 @@ class Anchor:
                 continue
             place = 0 if of_teacher is None else int(of_teacher[index][0])
             teacher = hidden, teacher_heads[place]
-            reach[index] = reach_from_states(
+            reach[index], initial[index] = reach_from_states(
                 (self._states[index], head),
                 teacher,
+                tokens[index],
                 **self._reach_rule,
                 temperature=temperature,
                 stop_ids=self._merged,
             )
             if foreign is not None:
                 foreign[index] = foreign_mass(*teacher, ends, temperature=temperature)
-        return reach, foreign
+        return {"reach": reach, "foreign": foreign, INITIAL: initial}
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""
@@ -209,7 +216,7 @@ class Anchor:
         students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
         listed = signals.student_topk_logprobs[tokens]
         at_teachers_ids = signals.student_at_teacher_ids
-        at_students, at_teachers = self._at_lists(hidden, head, signals, tokens)
+        at_students, at_teachers, _ = self._at_lists(hidden, head, signals, tokens)
         return idle_drift(
             listed,
             at_students,
@@ -227,16 +234,22 @@ class Anchor:
         head: Head,
         signals: TokenSignals,
         tokens: Bool[Tensor, " N"] | slice = slice(None),
-    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n K"]]:
-        """The reference model's log-probs at the student's list and at the teacher's, nats."""
+    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, "n K"], Float[Tensor, " n"]]:
+        """The reference model's log-probs at the student's list, the teacher's and the sampled token, nats."""
+        assert signals.token_ids is not None
         students, teachers = signals.student_topk_ids[tokens], signals.teacher_topk_ids[tokens]
         ids = ids_to_compare(students, teachers)
         scores = topk_score(
-            hidden, head, ids[:, 0], k=1, temperature=self._args.temperature, want_ids=ids
+            hidden,
+            head,
+            signals.token_ids[tokens],
+            k=1,
+            temperature=self._args.temperature,
+            want_ids=ids,
         )
         # One scan of the head for both lists: the scan costs as much as a forward of a small model.
         assert scores.want_logprobs is not None
         at_students, at_teachers = scores.want_logprobs.split(
             [students.shape[1], teachers.shape[1]], dim=1
         )
-        return at_students, at_teachers
+        return at_students, at_teachers, scores.target_logprobs

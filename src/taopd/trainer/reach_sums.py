@@ -1,19 +1,24 @@
 """What `method: reach` counts over a generation batch: how long the start is held, and what it divides by."""
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.losses import needs_teacher_distribution, start_share
 from taopd.selectors import Selection
-from taopd.selectors.formulas import LEAST_REACH, REACH_FLOOR
-from taopd.signals import SignalTable
+from taopd.selectors.formulas import LEAST_REACH
+from taopd.signals import INITIAL, SignalTable
 
-WITHIN_SHARE = 0.2
-"""Share of the disagreement within reach from which on the start is let go as late as may be."""
-LATEST = 0.75
-"""Share of the run after which nothing is held at the start but foreign ends: what is learned late needs
-the rest to settle."""
+RARELY = 0.1
+"""A token is new where the initial student gave it less than this share of the student's probability."""
+KNOWN_SHARE = 0.5
+"""Share of positions in contexts without a new token, from which on the start is held in full."""
+MOSTLY = 0.5
+"""Least r of a position whose D tells how well a context is learned."""
+WORSE = 0.2
+"""Nats by which contexts with a new token are worse, from which on the start is held in full."""
 
 
 def used_share(selection: Selection, loss: str, distribution: bool) -> float:
@@ -31,29 +36,46 @@ def used_share(selection: Selection, loss: str, distribution: bool) -> float:
     return min(1.0, selection.num_kept / max(1, whole))
 
 
+def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
+    """Positions that come after a token of the completion which the initial student would hardly have said:
+
+    p_S0(y_j) < 0.1 p_S(y_j)    for a j before i
+    """
+    new = table.extra[INITIAL] < table.extra["student_logprobs"] + math.log(RARELY)
+    before = new.long().cumsum(0) - new.long()
+    # Less what was counted in the completions before: these are contiguous.
+    first = torch.searchsorted(table.completion.contiguous(), table.completion.contiguous())
+    return before > before[first]
+
+
 def start_shares(
     table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
 ) -> Float[Tensor, " N"]:
-    """lambda of every token: let go over the first half of a run, or as late as over three quarters of it
-    while what is within reach is not learned.
+    """lambda of every token: let go over the first half of a run, or later while the contexts that the
+    student has newly come to are ones in which it has yet to learn what is within reach.
 
-        l(1/2)                          where r < 0.01;  l(x) = max(0, 1 - step / (x num_steps))
-        max(l(1/2), min(u, l(3/4)))     else,  u = min(1, w / (0.2 d)) min(1, w / (0.05 nats)),
-                                        w = mean of D r, d = mean of D
+        l                                                    where r < 0.01;  l = `start_share`
+        max(l, min(1, (w' - w) / (0.2 nats)) min(1, k / 0.5))   else
 
-    A student that takes over words it hardly said meets contexts that are new to it, and its answers are
-    wrong there until it knows what follows: w and its share of d rise. Then the start is held again. What
-    is too far away to be selected has no other teaching than that of the hold. Source: ours,
-    docs/results/default.md.
+    w' is the mean of D [r >= 1/2] over the positions that are `in_new_context`, w that over the others, k the
+    share of these others. A student that takes over words it hardly said meets contexts that are new to it, and
+    its answers are wrong there until it has learned what follows. The start is then held, until it has, or
+    until few contexts are left that the start knows: then nothing is saved by holding it. What is too far
+    away to be selected has no other teaching than that of the hold. Source: ours, docs/results/default.md.
 
     Args:
         num_steps: of the whole run; 0: not known, then 1.
     """
-    d = torch.where(table.valid, table.disagreement, 0.0).double().clamp_min(0.0)
-    sums = table.ranks.sums(torch.stack([(d * reach).sum(), d.sum(), table.valid.double().sum()]))
-    within, total = (sums[:2] / sums[2].clamp_min(1.0)).tolist()
-    share = within / total if total > 0.0 else 0.0
-    unlearned = min(1.0, share / WITHIN_SHARE) * min(1.0, within / REACH_FLOOR)
-    early, late = (start_share(step, num_steps, over=over) for over in (0.5, LATEST))
-    shares = torch.full_like(reach, max(early, min(unlearned, late)), dtype=torch.float64)
+    early = start_share(step, num_steps)
+    new = in_new_context(table) & table.valid
+    known = table.valid & ~new
+    within = torch.where(reach >= MOSTLY, table.disagreement, 0.0).double()
+    parts = [within[new].sum(), within[known].sum(), new.double().sum(), known.double().sum()]
+    worse_sum, known_sum, num_new, num_known = table.ranks.sums(torch.stack(parts)).tolist()
+    held = 0.0
+    if num_new and num_known:
+        worse = worse_sum / num_new - known_sum / num_known
+        share = num_known / (num_new + num_known)
+        held = min(1.0, max(0.0, worse) / WORSE) * min(1.0, share / KNOWN_SHARE)
+    shares = torch.full_like(reach, max(early, held), dtype=torch.float64)
     return shares.masked_fill(reach < LEAST_REACH, early)

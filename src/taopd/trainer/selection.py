@@ -31,7 +31,7 @@ from taopd.selectors import (
     select,
 )
 from taopd.selectors.formulas import worth_reaching
-from taopd.signals import FOREIGN, TEACHER, SignalTable, TokenSignals, signal_table
+from taopd.signals import FOREIGN, INITIAL, TEACHER, SignalTable, TokenSignals, signal_table
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, ordering
 from taopd.trainer.reach_sums import start_shares, used_share
@@ -125,7 +125,7 @@ def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
-    also = (FOREIGN,) if "reach" in needs.signals else ()
+    also = (FOREIGN, INITIAL, "student_logprobs") if "reach" in needs.signals else ()
     columns = (*needs.signals, *also, TEACHER) if needs.all_declared else None
     return {"limit": args.gather_limit, "columns": columns}
 

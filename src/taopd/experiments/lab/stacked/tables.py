@@ -29,7 +29,8 @@ def with_reach(
     settings: Sequence[TeachabilityConfig],
     ends: Sequence[Sequence[int]],
 ) -> TokenSignals:
-    """The signals with r and f of every position, by the threshold and the foreign ends of its arm."""
+    """The signals with log p_S0 of the sampled token, r and f of every position, by the threshold and the
+    foreign ends of its arm."""
     found = [
         reach_from_logprobs(
             initial_logprobs[own],
@@ -43,7 +44,13 @@ def with_reach(
         teacher_logprobs[own][:, list(foreign)].exp().sum(1)
         for own, foreign in zip(rows, ends, strict=True)
     ]
-    return replace(signals, reach=torch.cat(found), foreign=torch.cat(mass) if any(ends) else None)
+    assert signals.token_ids is not None
+    return replace(
+        signals,
+        reach=torch.cat(found),
+        foreign=torch.cat(mass) if any(ends) else None,
+        initial_logprobs=initial_logprobs.gather(1, signals.token_ids.unsqueeze(1)).squeeze(1),
+    )
 
 
 def tables_by_arm(
