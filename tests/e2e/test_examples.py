@@ -82,7 +82,8 @@ def test_an_argument_that_an_example_does_not_take_is_one_line(name, tmp_path, m
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit) as left:
         run(name, None, tmp_path, monkeypatch, "--help")
-    assert left.value.code == 0 and "Run it: python examples/" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and "Run it: python examples/" in told
 
 
 @pytest.fixture
