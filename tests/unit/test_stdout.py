@@ -49,6 +49,17 @@ def test_a_reader_that_has_gone_is_no_error_to_speak_of(left, unbuffered, monkey
         assert run(arguments, left) == (1, "")
 
 
+def test_text_that_the_encoding_of_stdout_lacks_is_escaped(monkeypatch, capfdbinary):
+    monkeypatch.setattr(plan, "run", lambda rest: print("D\u1d38 \u65e5 \udcc3"))
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        with open(os.dup(1), "w", encoding=encoding) as out:
+            monkeypatch.setattr(sys, "stdout", out)
+            cli.main(PLAN)
+        told = capfdbinary.readouterr().out.rstrip()
+        text = "D\u1d38 \u65e5".encode(encoding, "backslashreplace")
+        assert told == text + rb" \udcc3"
+
+
 def test_without_stdout_a_command_works():
     assert run(PLAN, None, prepare=lambda: os.close(1)) == (0, "")
 

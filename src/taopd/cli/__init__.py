@@ -11,6 +11,7 @@ parser knows.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import signal
@@ -151,6 +152,9 @@ def positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; `argv` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Completions hold any character, and the encoding of stdout may have few: the others as escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(arguments)
         if sys.stdout is not None:  # which was closed before the command began
