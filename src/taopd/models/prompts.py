@@ -29,6 +29,7 @@ from taopd.models.loading import (
     root_cause,
 )
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
+from taopd.runs.paths import expanded
 
 __all__ = [
     "context_length",
@@ -63,7 +64,7 @@ def load_prompts(
         DataError: missing, empty or unreadable; no such split; no `prompt` (or `answer`) column, or
             a row whose prompt is empty.
     """
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), expanded(name_or_path)
     if os.path.isfile(path):  # false also for a name that no file can have
         rows = _load_file(path, split)
     elif os.path.isdir(path):
