@@ -4,11 +4,14 @@ Run it: python examples/trl_script.py
 Compare: diff examples/trl_script.py examples/from_trl.py
 """
 
+import argparse
+
 from taopd import build_lab, load_prompts  # two small models and prompts; here stand your own
 
 # isort: split
 from taopd import TeachabilityConfig, TeachabilityTrainer
 
+argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS).parse_args()  # takes none
 lab = build_lab("dialect")
 settings = {
     "max_steps": 10,

@@ -3,11 +3,14 @@
 Run it: python examples/lora.py
 """
 
+import argparse
+
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from taopd import TeachabilityConfig, TeachabilityTrainer, build_lab, load_prompts
 
+argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS).parse_args()  # takes none
 lab = build_lab("dialect")
 args = TeachabilityConfig(
     output_dir="runs/lora",

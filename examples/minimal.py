@@ -5,8 +5,11 @@ Run it: python examples/minimal.py (the first call makes the lab's two models, i
 In place of the lab: folders or hub ids of your own student and teacher, and a file with a column "prompt".
 """
 
+import argparse
+
 from taopd import TeachabilityConfig, TeachabilityTrainer, build_lab, load_prompts
 
+argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS).parse_args()  # takes none
 lab = build_lab("dialect")
 args = TeachabilityConfig(
     output_dir="runs/minimal",

@@ -5,6 +5,8 @@ Run it: python examples/own_selector.py
 A selector is a function from a view of all tokens of a batch to one score a token; the highest scores train.
 """
 
+import argparse
+
 from taopd import (
     TeachabilityConfig,
     TeachabilityTrainer,
@@ -12,6 +14,8 @@ from taopd import (
     load_prompts,
     register_selector,
 )
+
+argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS).parse_args()  # takes none
 
 
 @register_selector("sure_but_wrong")

@@ -6,8 +6,11 @@ Here the teacher is the student itself, as it was before training. Its prompt ho
 a worked solution, a hint, feedback, or rules that shall be distilled into the weights.
 """
 
+import argparse
+
 from taopd import TeachabilityConfig, TeachabilityTrainer, build_lab, load_prompts
 
+argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS).parse_args()  # takes none
 lab = build_lab("dialect")
 args = TeachabilityConfig(
     output_dir="runs/teacher-prompt",

@@ -5,6 +5,7 @@
 An output is what a cell prints, and every matplotlib figure that is open at its end.
 """
 
+import argparse
 import base64
 import contextlib
 import io
@@ -50,14 +51,35 @@ def _figures() -> list[dict[str, Any]]:
     return outputs
 
 
-def main(path: Path) -> None:
-    """Execute the notebook at `path` and write it back."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+def read_notebook(text: str) -> tuple[Path, dict[str, Any]]:
+    """A notebook that is there, has cells and can be written back: the `type` of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it does not.
+    """
+    path = existing_file(text)
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                "".join(cell["source"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no notebook ({error})") from error
+    # Before minutes of work that could not be kept.
+    try:
+        path.open("r+").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write to {text}: {error.strerror}") from error
+    return path, notebook
+
+
+def main(path: Path, notebook: dict[str, Any]) -> None:
+    """Execute the notebook that was read from `path` and write it back."""
     execute(notebook["cells"])
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("notebook", type=existing_file, help="is executed and written back")
-    main(parser.parse_args().notebook)
+    parser.add_argument("notebook", type=read_notebook, help="is executed and written back")
+    main(*parser.parse_args().notebook)

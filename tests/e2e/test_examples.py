@@ -7,9 +7,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from taopd.experiments import lab as lab_room
 from taopd.experiments.lab import build_lab
+from tests.scripted_server import ScriptedServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -69,6 +71,51 @@ def test_an_example_trains_to_its_end(name, small_lab, tmp_path, monkeypatch, ca
         assert teacher["kind"] == "sglang" and teacher["exact"]
     if name == "own_selector.py":
         assert "kept by it or by teachability" in printed
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_argument_that_an_example_does_not_take_is_one_line(name, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(name, None, tmp_path, monkeypatch, "--steps", "5")
+    out, told = capsys.readouterr()
+    assert left.value.code == 2 and not out and told.count("\n") == 1 and "--steps" in told
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as left:
+        run(name, None, tmp_path, monkeypatch, "--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and "Run it: python examples/" in told
+
+
+@pytest.fixture
+def deaf():
+    """The address of a server that is no teacher's."""
+    with ScriptedServer(torch.nn.Linear(1, 1)) as server:
+        server.get = lambda path: None
+        yield server.url
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://h:99999", None])
+def test_a_teacher_that_is_not_there_is_one_line(
+    url, deaf, small_lab, tmp_path, monkeypatch, capsys
+):
+    url = url or deaf
+    with pytest.raises(SystemExit) as left:
+        run("served_teacher.py", small_lab, tmp_path, monkeypatch, url)
+    told = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2 and told[-1].startswith("served_teacher.py: error: ")
+    assert url in told[-1] and "Traceback" not in told
+
+
+@pytest.mark.parametrize("text", ["", "hello", "[]", "{}", '{"cells": [1]}', '{"cells": 3}'])
+def test_a_file_that_is_no_notebook_is_one_line(text, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.ipynb"
+    path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["scripts.notebook", str(path)])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLES.parent / "scripts/notebook.py"), run_name="__main__")
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.count("\n") == 1 and str(path) in told
+    assert path.read_text() == text
 
 
 def test_an_example_is_short_and_named_in_the_list():

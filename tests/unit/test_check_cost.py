@@ -4,14 +4,20 @@ import gc
 
 import pytest
 import yaml
+from torch import nn
 
-from taopd import cli
+from taopd import TeachabilityConfig, cli
 from taopd.cli import libraries
-from taopd.models import loading, own_forward
+from taopd.errors import ConfigError
+from taopd.models import loading, own_forward, prompts
+from taopd.trainer import reference_student
 from taopd.trainer.base import BaseTrainer
+from taopd.trainer.looked_at import LookedAt
 
 
-def test_each_model_runs_once_over_what_was_sampled(micro_lab, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def config(micro_lab, tmp_path):
+    """The path of a config of the micro lab."""
     settings = {
         "model_name_or_path": str(micro_lab.student),
         "teacher_model_name_or_path": str(micro_lab.teacher),
@@ -19,13 +25,19 @@ def test_each_model_runs_once_over_what_was_sampled(micro_lab, tmp_path, monkeyp
         "output_dir": str(tmp_path / "run"),
         "per_device_train_batch_size": 4,
         "max_completion_length": 6,
+        "max_steps": 1,
         "use_cpu": True,
         "bf16": False,
         "report_to": "none",
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
-    scored, own, read = [], [], []
+    return str(path)
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Notes every call of a function in a list."""
 
     def count(owner, name, into, note):
         original = getattr(owner, name)
@@ -36,15 +48,41 @@ def test_each_model_runs_once_over_what_was_sampled(micro_lab, tmp_path, monkeyp
 
         monkeypatch.setattr(owner, name, counted)
 
+    return count
+
+
+def test_each_model_runs_once_over_what_was_sampled(micro_lab, config, count, capsys):
+    scored, own, read = [], [], []
     count(BaseTrainer, "forward_states", scored, lambda _, model, part: (id(model), len(part.rows)))
     count(own_forward, "_own_logprobs", own, lambda _, model, part, __: (id(model), len(part.rows)))
     count(loading.AutoTokenizer, "from_pretrained", read, str)
-    assert cli.main(["check", str(path), "--json"]) in (0, 1)
+    assert cli.main(["check", config, "--json"]) in (0, 1)
     assert '"scoring path"' in capsys.readouterr().out
     # Each model over all four completions, and over two rows alone for the item "scoring path".
     assert len(scored) == len(dict(scored)) == 2 and all(rows == 4 for _, rows in scored)
     assert len(own) == 2 * own_forward.NUM_ROWS and all(rows == 1 for _, rows in own)
     assert sorted(read) == sorted(map(str, (micro_lab.student, micro_lab.teacher)))
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_prompts_are_read_once_and_a_check_copies_no_weights(command, config, count, capsys):
+    """A run has its copy of the student for method reach; what only looks has none."""
+    read, copied = [], []
+    count(prompts.datasets, "load_dataset", read, str)
+    count(reference_student.copy, "deepcopy", copied, lambda each, *_: isinstance(each, nn.Module))
+    argv = ["check", config, "--json"] if command == "check" else ["train", "--config", config]
+    assert cli.main(argv) in (0, 1)
+    assert '"kept tokens"' in capsys.readouterr().out or command == "train"
+    assert len(read) == 1
+    assert any(copied) == (command == "train")
+
+
+def test_a_trainer_for_a_check_does_not_train(micro_lab, tmp_path):
+    args = TeachabilityConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, score_top_k=4)
+    rows = prompts.load_prompts(micro_lab.prompts)
+    trainer = LookedAt(str(micro_lab.student), str(micro_lab.teacher), args, train_dataset=rows)
+    with pytest.raises(ConfigError, match="made for a check"):
+        trainer.train()
 
 
 def test_libraries_load_without_a_search_for_garbage(monkeypatch):

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from taopd import cli
 from taopd.errors import TaopdError
-from taopd.models.plain_prompts import longest_prompt
+from taopd.models.plain_prompts import OTHER_COLUMNS, longest_prompt
+from taopd.models.prompt_rows import COLUMNS, MEDIA
 from taopd.models.prompts import encode_prompts, load_prompts, load_tokenizer
+from taopd.models.teacher_prompts import COLUMN as TEACHER_PROMPT
 from taopd.trainer.cost import ModelShape, known_shapes, load_shape
 from taopd.trainer.cost.plain_config import DEFAULTS, plain_config
 from taopd.trainer.cost.settings import plan_settings
@@ -156,7 +158,7 @@ TEMPLATE = (
 CHATS = [[{"role": "user", "content": f"3 + 4 {'w3 ' * n}="}] for n in (1, 5, 2)]
 
 
-@pytest.mark.parametrize("kind", ["text", "chat", "split"])
+@pytest.mark.parametrize("kind", ["text", "chat", "split", "more"])
 def test_the_longest_prompt_is_that_of_transformers(kind, tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -166,11 +168,17 @@ def test_the_longest_prompt_is_that_of_transformers(kind, tmp_path):
     frame = pd.DataFrame({"prompt": prompts})
     if kind == "split":
         frame["split"] = ["train", "train", "test"]
+    if kind == "more":  # as the prompts of `make real` have a solution
+        frame["solution"], frame["level"] = "text", 3
     frame.to_parquet(tmp_path / "p.parquet")
     found = longest_prompt(tmp_path / "model", tmp_path / "p.parquet", "train", most=2000)
     rows = load_prompts(str(tmp_path / "p.parquet"), split="train")
     loaded = load_tokenizer(str(tmp_path / "model"))
     assert found == max(map(len, encode_prompts(loaded, list(rows))))
+
+
+def test_every_column_that_makes_a_prompt_is_left_to_transformers():
+    assert {*COLUMNS, *MEDIA, TEACHER_PROMPT} - {"prompt"} == OTHER_COLUMNS
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,34 @@ def test_a_value_of_another_type_is_refused_by_name(name):
             config(**{name: value})
 
 
+@pytest.mark.parametrize("wrong", [-1e-9, *NOT_FINITE[:3], "text", True])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "weight_decay", "adam_epsilon", "adam_beta1", "adam_beta2"]
+)
+def test_a_number_that_no_optimizer_takes_is_refused_before_anything_loads(name, wrong):
+    """Oracle: torch, which refuses all of these numbers or would train on them."""
+    with pytest.raises(ConfigError, match=rf"^{name}={re.escape(repr(wrong))}: must be "):
+        config(**{name: wrong})
+    if name in ("adam_beta1", "adam_beta2"):
+        with pytest.raises(ConfigError, match=f"^{name}=1.0: must be"):
+            config(**{name: 1.0})
+    assert getattr(config(**{name: 0.0}), name) == 0.0
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+@pytest.mark.parametrize("name", ["output_dir", "dataset_name", "model_name_or_path"])
+def test_a_name_without_a_text_is_no_folder(name, value, tmp_path):
+    names = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(dict.fromkeys(names, "x") | {"use_cpu": True, "bf16": False}))
+    told = f"^{name}={value!r}: must be text that is not empty"
+    with pytest.raises(ConfigError, match=told):
+        parse_settings(str(path), [f"--{name}", value])
+    path.write_text(yaml.safe_dump(dict.fromkeys(names, "x") | {name: value}))
+    with pytest.raises(ConfigError, match=told):
+        parse_settings(str(path), [])
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_the_same_from_a_file(name, tmp_path):
     """Text is left out: in a file, text that reads as a number is one."""

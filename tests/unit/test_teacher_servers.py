@@ -4,6 +4,7 @@ Oracles: `LocalTeacher`, whose numbers are checked against whole softmaxes elsew
 scoring of a teacher in this process; `topk_lists_signals` for the lower bound.
 """
 
+import re
 import time
 from dataclasses import fields, replace
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from taopd import TeachabilityConfig
 from taopd.errors import ConfigError, NumericsError, TeacherError, TeacherUnavailable
 from taopd.models.batch import Positions
 from taopd.models.output_head import read_head
@@ -26,11 +28,13 @@ from taopd.teachers import (
     sglang,
     transport,
 )
+from taopd.teachers.addresses import check_addresses
 from tests.conftest import make_model
 from tests.scripted_server import ScriptedServer, body, status
 from tests.unit.test_scoring import padded_batch
 
 VOCAB, K = 40, 5
+CPU = {"use_cpu": True, "bf16": False}
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 NOT_SERVED = {"teacher_entropy"}
 
@@ -349,6 +353,33 @@ def test_another_sequences_answer_is_refused(server, reach):
 def test_a_sequence_without_prompt_or_completion_is_named(server, reach):
     with pytest.raises(TeacherError, match="both parts need a token"):
         reach(server).score([[5, 6]], [2], None, K)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://", "http://:80", "http:///v1", "http://[::1", "http://local host:80"),
+        *("http://127.0.0.1:99999", "http://127.0.0.1:-1", "http://127.0.0.1:0", "http://a:port"),
+        *("http://127.0.0.1:9 ", "http://127.0.0.1:9?model=x", "https://host/v1#here"),
+    ],
+)
+def test_what_is_no_address_is_refused_before_anything_is_asked_or_loaded(address):
+    told = rf"teacher_url={re.escape(repr(address))}: must be http://HOST:PORT"
+    with pytest.raises(ConfigError, match=told):
+        connect(address, vocab_size=VOCAB, top_k=K)
+    for value in (address, ["http://127.0.0.1:9", address]):
+        with pytest.raises(ConfigError, match=told):
+            TeachabilityConfig("unused", teacher_url=value, loss="sampled_reverse_kl", **CPU)
+
+
+def test_a_password_is_not_repeated_whatever_else_is_wrong():
+    for address in ("me:secret@host:80", "http://me:secret@host:99999"):
+        with pytest.raises(ConfigError, match="TAOPD_TEACHER_KEY") as caught:
+            check_addresses(address)
+        assert "secret" not in str(caught.value)
+    check_addresses(
+        ["http://127.0.0.1:8000/v1", "https://teacher.example:65535/path", "http://[::1]:80"]
+    )
 
 
 def test_connecting_says_what_is_wrong(models):

@@ -11,6 +11,7 @@ parser knows.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import signal
@@ -118,6 +119,10 @@ class Parser(argparse.ArgumentParser):
         head = f"usage: {self.prog} {usage}\n\n{description}"
         return f"{head}\n\n{layout(rows)}\n\n{self.epilog}\n"
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the page; where nothing can be printed, argparse would say nothing of it."""
+        print(self.format_help(), end="", file=file)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse every argument; an unknown flag is named with the nearest known one."""
         found, rest = self.parse_known_args(args, namespace)
@@ -147,6 +152,36 @@ def positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; `argv` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Completions hold any character, and the encoding of stdout may have few: the others as escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments)
+        if sys.stdout is not None:  # which was closed before the command began
+            sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout is None or not _stdout_fails():
+            raise
+        # `taopd ... | head -1` has what it wanted; a run that ends so does not.
+        if not isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
+            name = " ".join(["taopd", *arguments[:1]])
+            print(f"{name}: error: cannot print: {error.strerror or error}", file=sys.stderr)
+        return 1 if isinstance(error, BrokenPipeError) else 2
+    return code
+
+
+def _stdout_fails() -> bool:
+    """Whether stdout can take no more; it is then turned off, as Python would fail there once more."""
+    try:
+        print(flush=True)  # An empty line, where the fault is another one.
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """`main`, without what happens when nothing can be printed."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0

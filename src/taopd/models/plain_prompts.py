@@ -16,6 +16,15 @@ _UNUSUAL = ("generation %", "tojson", "strftime_now", "mask_token")
 """In a chat template: what only transformers' environment knows."""
 
 
+OTHER_COLUMNS = frozenset(
+    {
+        *("messages", "conversations", "conversation", "tools", "chat_template_kwargs"),
+        *("image", "images", "video", "videos", "audio", "audios", "teacher_prompt"),
+    }
+)
+"""That make a prompt too, or are refused: a set with one of them is no usual case."""
+
+
 def longest_prompt(model: Path, dataset: Path, split: str, *, most: int) -> int | None:
     """Tokens of the longest of about `most` prompts, evenly over the file; None: not a usual case."""
     rows = _prompts(dataset, split, most)
@@ -103,8 +112,7 @@ def _prompts(file: Path, split: str, most: int) -> list[Any] | None:
 
     try:
         columns = pyarrow.parquet.read_schema(file).names
-        # Others that make a prompt: conversations, tools, images, a prompt of the teacher's own.
-        if not {"prompt"} <= set(columns) <= {"prompt", "answer", "split"}:
+        if "prompt" not in columns or OTHER_COLUMNS & set(columns):
             return None
         wanted = [name for name in ("prompt", "split") if name in columns]
         table = pyarrow.parquet.read_table(file, columns=wanted)

@@ -29,6 +29,7 @@ from taopd.models.loading import (
     root_cause,
 )
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
+from taopd.runs.paths import expanded
 
 __all__ = [
     "context_length",
@@ -63,7 +64,7 @@ def load_prompts(
         DataError: missing, empty or unreadable; no such split; no `prompt` (or `answer`) column, or
             a row whose prompt is empty.
     """
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), expanded(name_or_path)
     if os.path.isfile(path):  # false also for a name that no file can have
         rows = _load_file(path, split)
     elif os.path.isdir(path):
@@ -179,7 +180,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
     chosen = _choose(str(path), names, split)
-    return rows.select([row for row, name in enumerate(rows["split"]) if str(name) == chosen])
+    return rows.select([row for row, name in enumerate(rows["split"][:]) if str(name) == chosen])
 
 
 def _has_no_rows(path: Path) -> bool:

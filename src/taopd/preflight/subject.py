@@ -17,6 +17,7 @@ from taopd.preflight.teacher_error import kind_of
 from taopd.runs.limits import MOST_PROMPTS
 from taopd.teachers.local import tokenizer_loaded_with
 from taopd.trainer import from_settings as build
+from taopd.trainer.looked_at import LookedAt
 from taopd.trainer.settings_file import TrainSettings
 from taopd.trainer.teacher_connection import connect_teacher
 from taopd.trainer.teacher_names import OWN_TEACHERS
@@ -93,10 +94,9 @@ class Subject:
     @cached_property
     def prompts(self) -> Any:
         """The training set."""
-        script = self.settings.script
-        return data.load_prompts(
-            str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
-        )
+        if (inputs := self._loaded) is not None:
+            return inputs.train_dataset
+        return build.load_training_set(self.settings)
 
     @cached_property
     def student_config(self) -> Any:
@@ -128,13 +128,13 @@ class Subject:
     @cached_property
     def inputs(self) -> Any:
         """Models, tokenizer and data, as `taopd train` loads them."""
-        return build.load_inputs(self.settings)
+        return build.load_inputs(self.settings, self.__dict__.get("prompts"))
 
     @cached_property
     def trainer(self) -> Any:
         """A trainer that never trains."""
         self.need("inputs")
-        return build.make_trainer(self.settings, self.inputs)
+        return build.make_trainer(self.settings, self.inputs, kind=LookedAt)
 
     @cached_property
     def measured(self) -> Measured:
@@ -213,8 +213,9 @@ class Subject:
     @cached_property
     def longest_teacher_prompt(self) -> int:
         """Likewise, of what the teacher reads."""
-        own = self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS))
-        return self._longest(own) if own else self.longest_prompt
+        if not self.has_teacher_prompts:
+            return self.longest_prompt
+        return self._longest(self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS)) or [])
 
     def _longest(self, rows: list[Any]) -> int:
         shown: dict[str, Any] = {"tools": self.tools, "chat_template_kwargs": self.template_options}

@@ -8,6 +8,7 @@ from typing import Any
 
 from taopd.report.evaluations import Evaluation
 from taopd.report.folders import Run, Sources, Study
+from taopd.runs.paths import expanded
 
 GREY = 3
 """The control: tokens drawn at random."""
@@ -43,7 +44,7 @@ def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
 
 def owner_of(found: Evaluation, runs: Sequence[Run]) -> Run | None:
     """The run whose model was evaluated, if it is one of these."""
-    model = Path(found.model).expanduser().absolute()
+    model = expanded(found.model).absolute()
     return next((run for run in runs if model.is_relative_to(run.path.absolute())), None)
 
 

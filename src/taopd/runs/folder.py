@@ -23,6 +23,7 @@ from taopd.errors import ConfigError, DataError, TaopdError
 from taopd.runs.checkpoints import PARTIAL, Layout, newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import HOLDER, LOCK, refuse_if_held
+from taopd.runs.paths import expanded
 from taopd.runs.validation import shown
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class RunFolder:
             raise ConfigError(
                 "resume and overwrite exclude each other: go on with the run, or start it anew"
             )
-        folder = Path(path).expanduser().absolute()
+        folder = expanded(path).absolute()
         try:
             a_file = folder.exists() and not folder.is_dir()
             evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from taopd.errors import ConfigError, TeacherError, require_known
+from taopd.errors import TeacherError, require_known
+from taopd.teachers.addresses import check_address
 from taopd.teachers.server import ServerTeacher, last_part
 from taopd.teachers.sglang import SglangTeacher
 from taopd.teachers.teacher_pool import TeacherPool
-from taopd.teachers.transport import KEY, Transport, key_hint
+from taopd.teachers.transport import Transport, key_hint
 from taopd.teachers.vllm import VllmTeacher
 
 KINDS: dict[str, type[VllmTeacher] | type[SglangTeacher]] = {
@@ -47,12 +48,7 @@ def connect(
         ConfigError: an unknown kind, what is not a URL, or one with a password.
     """
     require_known("teacher_server", kind, (*KINDS, "auto"))
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
-    if "@" in url:
-        raise ConfigError(
-            f"teacher_url holds a name or password, which logs would show: set {KEY} instead"
-        )
+    check_address(url)
     transport = Transport(url, timeout_s=timeout_s, patience_s=patience_s, connections=concurrency)
     try:
         kind = _kind(transport) if kind == "auto" else kind

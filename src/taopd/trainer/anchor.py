@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_peft_model
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ class Anchor:
         stop_ids: one token for reach where `stop_tokens: merge`.
         foreign_ends: ids that end the teacher's texts alone: out of reach.
         reference: of the student before training, where somebody else needs it too; None: made if needed.
+        trains: False: no step will follow, and no copy of the student is made.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Anchor:
         stop_ids: Sequence[int],
         foreign_ends: Sequence[int],
         reference: ReferenceStudent | None = None,
+        *,
+        trains: bool = True,
     ) -> None:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
@@ -77,7 +81,8 @@ class Anchor:
         needed = self._coefficient > 0.0 or guard is not None or self._judges
         self.start = SameStart(student, accelerator, needed=needed or reference is not None)
         """A callback, for a run that is resumed."""
-        if needed and reference is None:
+        # An adapter's is made all the same: it is small, and refuses what cannot be exchanged.
+        if needed and reference is None and (trains or is_peft_model(student)):
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None
         self._states: Float[Tensor, "N D"] | None = None

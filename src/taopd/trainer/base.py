@@ -33,6 +33,8 @@ Batch = dict[str, Any]
 class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     """TRL's trainer with prompts that are repeated, and forwards that leave the head to the caller."""
 
+    trains = True
+    """Steps will follow; not in a trainer that is made to be looked at."""
     vocab_size: int
     """Ids that student and teacher share."""
     _recorder: Recorder

@@ -18,6 +18,7 @@ from taopd.trainer.config_fit import FitSettings, check_fit
 from taopd.trainer.filled import filled, is_filled, plain, take_back
 from taopd.trainer.generation_checks import check_generation_kwargs
 from taopd.trainer.methods import fill_in
+from taopd.trainer.optimizer_checks import check_optimizer
 from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
@@ -263,6 +264,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         read_teachers(self)
         config_checks.check_config(self)
         check_fit(self)
+        check_optimizer(self)
         resolve_teachers(self)
         self.beta = config_checks.beta_of(self)
 

@@ -22,6 +22,7 @@ from taopd.selectors import (
     resolve_weighting,
 )
 from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, LISTS_GIVE
+from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.filled import FilledNumber, is_filled
 from taopd.trainer.methods import METHODS, check_method
@@ -271,11 +272,8 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
     Raises:
         ConfigError: names the setting and the alternatives.
     """
-    urls = config.teacher_url
-    if not isinstance(urls, str | None):
-        texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
-        require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
-        require(len(set(urls)) == len(urls), "teacher_url", urls, "without the same URL twice")
+    if config.teacher_url is not None:
+        check_addresses(config.teacher_url)
     # vLLM and SGLang answer with log-probs of single ids, at temperature 1.
     if needs_teacher_distribution(config.loss):
         served = [name for name in LOSSES if not needs_teacher_distribution(name)]

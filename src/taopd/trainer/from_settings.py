@@ -30,8 +30,22 @@ def forget(path: Path, existed: bool) -> None:
         path.rmdir()
 
 
-def load_inputs(settings: "TrainSettings") -> Inputs:
-    """Load and check everything that can be wrong; writes nothing."""
+def load_training_set(settings: "TrainSettings") -> Any:
+    """The prompts that train; DataError: see `load_prompts`."""
+    from taopd.models.prompts import load_prompts
+
+    script = settings.script
+    return load_prompts(
+        str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
+    )
+
+
+def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
+    """Load and check everything that can be wrong; writes nothing.
+
+    Args:
+        train_dataset: of these settings, where it has been loaded already.
+    """
     from trl import get_quantization_config
 
     from taopd.models import prompts as data
@@ -39,9 +53,8 @@ def load_inputs(settings: "TrainSettings") -> Inputs:
     script, args, chosen = settings.script, settings.training, settings.model
     student_path = str(chosen.model_name_or_path)
     tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
-    train_dataset = data.load_prompts(
-        str(script.dataset_name), config=script.dataset_config, split=script.dataset_train_split
-    )
+    if train_dataset is None:
+        train_dataset = load_training_set(settings)
     eval_dataset = None
     if args.eval_strategy != "no":
         eval_dataset = data.load_prompts(
@@ -102,8 +115,13 @@ def _load_teachers(
     return found
 
 
-def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrainer":
+def make_trainer(
+    settings: "TrainSettings", inputs: Inputs, *, kind: type[Any] | None = None
+) -> "TeachabilityTrainer":
     """The trainer of these settings.
+
+    Args:
+        kind: another class than `TeachabilityTrainer`, derived from it.
 
     Raises:
         ConfigError: settings that do not fit together, for TRL or for us.
@@ -114,7 +132,7 @@ def make_trainer(settings: "TrainSettings", inputs: Inputs) -> "TeachabilityTrai
     from taopd.trainer.trainer import TeachabilityTrainer
 
     try:
-        return TeachabilityTrainer(
+        return (kind or TeachabilityTrainer)(
             model=inputs.student,
             teacher_model=inputs.teacher,
             args=settings.training,

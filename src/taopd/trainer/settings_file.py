@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError, require, suggest
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -255,6 +255,11 @@ def _check_given(values: argparse.Namespace, given: set[str]) -> None:
         raise ConfigError(
             f"missing: {', '.join(missing)}; set them in the config file or as --{missing[0]} VALUE "
             "(lab: dialect stands for the bundled models and prompts)"
+        )
+    for name in required:  # Read as a path, no text at all is the folder that one is in.
+        value = getattr(values, name, None)
+        require(
+            not isinstance(value, str) or bool(value.strip()), name, value, "text that is not empty"
         )
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = getattr(values, name, None)

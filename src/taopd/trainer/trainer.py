@@ -128,7 +128,8 @@ class TeachabilityTrainer(BaseTrainer):
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
         ends = self.stop_ids, self.foreign_ends
-        self._anchor = Anchor(args, *parts, *ends, None if itself is None else itself.start)
+        start = None if itself is None else itself.start
+        self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)

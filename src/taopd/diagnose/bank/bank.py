@@ -46,6 +46,7 @@ from taopd.models.forward import State, backbone_forward, bare, on_device, state
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
+from taopd.runs.paths import expanded
 from taopd.runs.validation import ANY, Some, fit, number, whole
 
 BANK_FORMAT = "taopd-bank-1"
@@ -158,7 +159,7 @@ class FixedContextBank:
         Raises:
             DataError: no bank there, or a file that is missing, truncated or edited; says which and how.
         """
-        path = Path(folder).expanduser().absolute()
+        path = expanded(folder).absolute()
         manifest = read_manifest(path, BANK_FORMAT)
         fit(manifest, _SHAPE, str(path / MANIFEST))
         tokens = read_table(path / _TOKENS, PLACES)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from taopd.errors import DataError
 from taopd.runs.jsonl import write_json
+from taopd.runs.paths import expanded
 from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
 MANIFEST = "manifest.json"
@@ -108,7 +109,7 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
     Raises:
         DataError: it is a file, or holds anything else, or holds such a folder and not `overwrite`.
     """
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     if path.exists() and not path.is_dir():
         raise DataError(f"{folder} is a file; the output must be a folder")
     if not path.exists() or not any(path.iterdir()):

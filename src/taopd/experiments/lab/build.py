@@ -37,6 +37,7 @@ from taopd.experiments.lab.pretrain import pretrain, split_pairs
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.task import Role
 from taopd.experiments.pool import ONE_THREAD
+from taopd.runs.paths import cache_folder
 
 Progress = Callable[[str, int, int], object]
 """Called as `progress(role, step, total_steps)` for role "teacher" and "student"."""
@@ -71,7 +72,7 @@ class Lab:
 
 def default_root() -> Path:
     """Return `$TAOPD_CACHE/tinylab`, or `~/.cache/taopd/tinylab` where it is unset."""
-    return Path(os.environ.get("TAOPD_CACHE") or Path.home() / ".cache" / "taopd") / "tinylab"
+    return cache_folder() / "tinylab"
 
 
 def build_lab(

@@ -8,7 +8,6 @@ hidden sibling that is renamed at the end: the name exists only for a finished p
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.prompts import load_prompts
 from taopd.runs.folder import cannot_write_to
 from taopd.runs.jsonl import write_json
+from taopd.runs.paths import cache_folder
 
 MANIFEST = "pair.json"
 Progress = Callable[[str, int, int], None]
@@ -85,7 +85,7 @@ class Pair:
 
 def default_cache() -> Path:
     """Where the weights are kept: `$TAOPD_CACHE/smollm2`, or `~/.cache/taopd/smollm2` where it is unset."""
-    return Path(os.environ.get("TAOPD_CACHE") or Path.home() / ".cache" / "taopd") / "smollm2"
+    return cache_folder() / "smollm2"
 
 
 def make_pair(

@@ -1,0 +1,46 @@
+"""What an address of a teacher's server may look like; nothing is asked."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from taopd.errors import ConfigError, require
+from taopd.teachers.transport import KEY
+
+
+def check_addresses(urls: Any) -> None:
+    """Refuse a value of `teacher_url` that is neither an address nor several of them.
+
+    Raises:
+        ConfigError: another type, one address twice, or see `check_address`.
+    """
+    if not isinstance(urls, str):
+        texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
+        require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
+        require(len(set(urls)) == len(urls), "teacher_url", urls, "without the same URL twice")
+    for url in [urls] if isinstance(urls, str) else urls:
+        check_address(url)
+
+
+def check_address(url: str) -> None:
+    """Refuse what is no address of a server.
+
+    Raises:
+        ConfigError: not http or https, no host, a port that does not exist, or a password.
+    """
+    # First, and without the address: it would be in the message.
+    if "@" in url:
+        raise ConfigError(
+            f"teacher_url holds a name or password, which logs would show: set {KEY} instead"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"teacher_url={url!r}: must begin with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # how a bracket without its partner or a port of letters is answered
+        host, port = None, None
+    spaced = any(character.isspace() for character in url)
+    if not host or port == 0 or spaced or parts.query or parts.fragment:
+        raise ConfigError(
+            f"teacher_url={url!r}: must be http://HOST:PORT, with a port from 1 to 65535"
+        )
