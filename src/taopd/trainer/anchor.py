@@ -117,7 +117,7 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
-            found: dict[str, Tensor | None]
+            found: dict[str, Any]
             if exact:
                 found = self._exact_reach(scored, heads, head, of_teacher)
             else:
@@ -140,7 +140,7 @@ class Anchor:
         teacher_heads: Sequence[Head],
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
-    ) -> dict[str, Float[Tensor, " N"] | None]:
+    ) -> dict[str, Any]:
         """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
         assert self._states is not None and tokens is not None
