@@ -106,8 +106,8 @@ def stale_sampler() -> Iterator[None]:
 
     original = build.make_trainer
 
-    def make(*args: Any) -> Any:
-        trainer = original(*args)
+    def make(*args: Any, **options: Any) -> Any:
+        trainer = original(*args, **options)
         trainer.model.generate = copy.deepcopy(trainer.model).generate
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

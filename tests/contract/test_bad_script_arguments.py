@@ -78,6 +78,8 @@ def make_inputs(words):
         if "/" in word or word == "site":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch() if path.suffix else path.mkdir(exist_ok=True)
+            if path.suffix == ".ipynb":
+                path.write_text('{"cells": []}')
 
 
 def test_a_bad_argument_of_a_script_is_named_with_its_page(tmp_path, monkeypatch, capsys):

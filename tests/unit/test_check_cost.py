@@ -78,7 +78,8 @@ def test_prompts_are_read_once_and_a_check_copies_no_weights(command, config, co
 
 
 def test_a_trainer_for_a_check_does_not_train(micro_lab, tmp_path):
-    args = TeachabilityConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, score_top_k=4)
+    sizes = {"score_top_k": 4, "max_completion_length": 6}
+    args = TeachabilityConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, **sizes)
     rows = prompts.load_prompts(micro_lab.prompts)
     trainer = LookedAt(str(micro_lab.student), str(micro_lab.teacher), args, train_dataset=rows)
     with pytest.raises(ConfigError, match="made for a check"):

@@ -255,9 +255,13 @@ def test_a_server_with_a_short_context_fails(capsys, write, model, micro_lab):
     assert code == 1 and "--max-model-len" in found["teacher server"]["advice"]
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9", "http://no-such-host.invalid:8000", "ftp://x"]
-)
+def test_what_is_no_address_is_refused_before_anything_loads(capsys, write):
+    assert cli.main(["check", str(write(teacher_url="ftp://x")), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and "teacher_url" in printed.err and "ftp://x" in printed.err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no-such-host.invalid:8000"])
 def test_nobody_there_is_one_clear_fail_and_no_crash(capsys, write, url):
     code, found = check(capsys, write(teacher_url=url, teacher_timeout_s=5.0))
     assert code == 1

@@ -187,7 +187,7 @@ def test_bad_inputs_leave_nothing_behind(capsys, tmp_path, config, micro_lab):
         (["--model_name_or_path", str(tmp_path / "none")], "no such tokenizer folder"),
         (["--dataset_name", str(tmp_path / "none.jsonl")], "no such dataset"),
         (["--dataset_train_split", "trian"], "no split 'trian'. Did you mean 'train'"),
-        (["--max_completion_length", "61"], "the prompt of row 0 has 4 tokens"),
+        (["--max_completion_length", "61"], "the prompt of row 0 of the training set has 4 tokens"),
         (["--num_generations", "3"], "num_generations=3 does not divide"),
         (["--use_peft", "--lora_target_modules", "lm_head"], "do not fit together"),
         (["--resume"], "nothing to resume"),
