@@ -33,9 +33,8 @@ with contextlib.ExitStack() as stack:
         args = TeachabilityConfig(
             output_dir="runs/served",
             teacher_url=url,
-            teacher_model_name_or_path=str(
-                lab.teacher
-            ),  # tokenizer and config only, to compare them
+            # Tokenizer and config only, to compare them.
+            teacher_model_name_or_path=str(lab.teacher),
             loss="sampled_reverse_kl",  # needs the teacher's log-prob of the sampled token alone
             budget=0.1,
             score_top_k=lab.top_k,

@@ -15,6 +15,7 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS
+from tests.e2e.test_training_set import Rows
 from tests.scripted_server import ScriptedServer
 
 SHORT = "3 + 4 ="
@@ -73,20 +74,9 @@ def test_a_prompt_beyond_the_students_context_is_refused(make, micro_lab):
 @pytest.mark.parametrize("kind", ["list", "stream"])
 def test_so_it_is_in_rows_of_other_kinds(make, micro_lab, kind):
     rows = rows_with(words(59))
-    given = IterableDataset.from_generator(lambda: iter(rows)) if kind == "stream" else _Rows(rows)
+    given = IterableDataset.from_generator(lambda: iter(rows)) if kind == "stream" else Rows(rows)
     with pytest.raises(DataError, match="row 5 of the training set has 59 tokens"):
         make(given, str(micro_lab.teacher))
-
-
-class _Rows(torch.utils.data.Dataset):
-    def __init__(self, rows):
-        self._rows = rows
-
-    def __len__(self):
-        return len(self._rows)
-
-    def __getitem__(self, number):
-        return self._rows[number]
 
 
 def test_a_prompt_beyond_the_teachers_context_is_refused(make, short_teacher):

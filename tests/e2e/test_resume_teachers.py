@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from taopd import cli
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model
 from tests.e2e.test_trainer import CPU, OURS, weights_of
-from tests.e2e.test_two_teachers import SAMPLED, make_trainer, rows_of, trained
+from tests.e2e.test_two_teachers import SAMPLED, make_trainer, rows_of, trained, two_teachers
 from tests.scripted_server import ScriptedServer
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
@@ -25,11 +25,8 @@ STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "num_iterati
 
 @pytest.fixture(scope="module")
 def paths(micro_lab, tmp_path_factory):
-    """Two teachers of different widths: read by the other's number, a batch would not fit."""
-    other = tmp_path_factory.mktemp("other") / "other"
-    make_model(seed=7, hidden_size=24, layers=1).save_pretrained(other)
-    make_tokenizer().save_pretrained(other)
-    return {"code": str(other), "math": str(micro_lab.teacher)}
+    """Of different widths: read by the other's number, a batch would not fit."""
+    return two_teachers(micro_lab, tmp_path_factory.mktemp("other") / "other")
 
 
 def equal(one, other):

@@ -31,13 +31,16 @@ SAMPLED = {"loss": "sampled_reverse_kl"}
 SEES_MORE = {"teacher_prompt_template": "w3 {answer} w4 {prompt} w5 ="}
 
 
+def two_teachers(micro_lab, folder):
+    """Paths of teachers of different widths and depths; one is made in the folder."""
+    make_model(seed=7, hidden_size=24, layers=1).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return {"code": str(folder), "math": str(micro_lab.teacher)}
+
+
 @pytest.fixture(scope="module")
 def paths(micro_lab, tmp_path_factory):
-    """Two teachers of different widths and depths."""
-    other = tmp_path_factory.mktemp("other") / "other"
-    make_model(seed=7, hidden_size=24, layers=1).save_pretrained(other)
-    make_tokenizer().save_pretrained(other)
-    return {"code": str(other), "math": str(micro_lab.teacher)}
+    return two_teachers(micro_lab, tmp_path_factory.mktemp("other") / "other")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, suggest
 from taopd.losses.head_loss import LossFunction, Targets
-from taopd.losses.merged_stops import merge_columns, merged_token_ids, sampled_logprobs
+from taopd.losses.merged_stops import merge_columns, merged_token_ids
 from taopd.losses.sampled_tail import sampled_tail_kl
+from taopd.signals.merge_stops import sampled_logprobs
 
 
 def reverse_kl(

@@ -33,14 +33,3 @@ def merged_token_ids(
     others[torch.tensor(merged_ids, device=token_ids.device)] = False
     place = torch.where(others, others.cumsum(0) - 1, others.sum())
     return place[token_ids]
-
-
-def sampled_logprobs(
-    logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], *, merged_ids: Sequence[int] = ()
-) -> Float[Tensor, " N"]:
-    """Log-prob of the sampled token; of the whole class where it is one of the merged ids."""
-    own = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
-    if not merged_ids:
-        return own
-    inside = torch.tensor(merged_ids, device=logprobs.device)
-    return torch.where(torch.isin(token_ids, inside), logprobs[:, inside].logsumexp(-1), own)

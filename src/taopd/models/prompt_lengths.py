@@ -47,8 +47,11 @@ def check_prompt_lengths(
     """
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
     overhead, start = 0, 0
-    shown: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "tools": tools}
-    shown |= {"template": template} if template is not None else {}
+    shown: dict[str, Any] = {
+        "chat_template_kwargs": chat_template_kwargs,
+        "tools": tools,
+        "template": template,
+    }
     of = f" of {where}" if where else ""
     whose = "prompt" if teacher_prompts is None else "teacher's prompt"
     needed = [*COLUMNS, *MEDIA, *(teacher_prompts.columns if teacher_prompts else ())]

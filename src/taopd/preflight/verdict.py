@@ -51,11 +51,6 @@ class Verdict:
         """The verdict in one line."""
         return f"{self.level}: {self.item}: {self.measured}. {self.advice}".rstrip()
 
-    @property
-    def broken(self) -> bool:
-        """The item could not be looked at, by a fault of its own."""
-        return self.measured == BROKEN
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

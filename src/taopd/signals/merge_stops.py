@@ -117,3 +117,14 @@ def _kl_change(own: Tensor, other: Tensor, own_mass: Tensor, other_mass: Tensor)
     apart = torch.where(own > -torch.inf, own.exp() * (own - other), 0.0).sum(1)
     together = torch.where(own_mass > -torch.inf, own_mass.exp() * (own_mass - other_mass), 0.0)
     return together - apart
+
+
+def sampled_logprobs(
+    logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], *, merged_ids: Sequence[int] = ()
+) -> Float[Tensor, " N"]:
+    """Log-prob of the sampled token; of the whole class where it is one of the merged ids."""
+    own = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    if not merged_ids:
+        return own
+    inside = torch.tensor(merged_ids, device=logprobs.device)
+    return torch.where(torch.isin(token_ids, inside), logprobs[:, inside].logsumexp(-1), own)

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from taopd.kernels import Head, chunk_elements_on, positions_per_chunk, probabilities_at
+from taopd.signals.merge_stops import sampled_logprobs
 from taopd.signals.types import TokenSignals
 
 THRESHOLD = 1e-4
@@ -76,17 +77,6 @@ def reach_from_logprobs(
     return (1.0 - beyond).clamp(0.0, 1.0)
 
 
-def logprobs_of_sampled(
-    logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], stop_ids: Sequence[int] = ()
-) -> Float[Tensor, " N"]:
-    """log p of the sampled tokens, nats; `stop_ids` count as one token."""
-    found = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
-    if not stop_ids:
-        return found
-    ids = torch.tensor(list(stop_ids), device=logprobs.device)
-    return torch.where(torch.isin(token_ids, ids), logprobs[:, ids].logsumexp(1), found)
-
-
 @torch.no_grad()
 def reach_from_states(
     initial: tuple[Float[Tensor, "N D"], Head],
@@ -112,7 +102,7 @@ def reach_from_states(
     for start in range(0, max(1, hidden.shape[0]), size):
         rows = slice(start, start + size)
         logprobs = head.logprobs(hidden[rows], temperature)
-        sampled.append(logprobs_of_sampled(logprobs, token_ids[rows], stop_ids))
+        sampled.append(sampled_logprobs(logprobs, token_ids[rows], merged_ids=stop_ids))
         reaches.append(
             reach_from_logprobs(
                 logprobs,

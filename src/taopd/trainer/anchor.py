@@ -22,7 +22,6 @@ from taopd.models.batch import Forward, Positions
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import merged_ids
 from taopd.signals import (
-    INITIAL,
     TokenSignals,
     at_ids,
     foreign_bound,
@@ -117,18 +116,15 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
-            found: dict[str, Any]
             if exact:
-                found = self._exact_reach(scored, heads, head, of_teacher)
+                reach, foreign, initial = self._exact_reach(scored, heads, head, of_teacher)
             else:
                 *lists, initial = self._at_lists(self._states, head, signals)
+                reach = reach_bound(signals, *lists, **self._reach_rule)
                 ends = self._reach_rule["foreign_ends"]
-                found = {
-                    "reach": reach_bound(signals, *lists, **self._reach_rule),
-                    "foreign": foreign_bound(signals, ends) if ends else None,
-                    INITIAL: initial,
-                }
-        scored = replace(scored, signals=replace(signals, **found))
+                foreign = foreign_bound(signals, ends) if ends else None
+        signals = replace(signals, reach=reach, foreign=foreign, initial_logprobs=initial)
+        scored = replace(scored, signals=signals)
         # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
             return scored
@@ -140,7 +136,7 @@ class Anchor:
         teacher_heads: Sequence[Head],
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
-    ) -> dict[str, Any]:
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None, Float[Tensor, " N"]]:
         """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
         assert self._states is not None and tokens is not None
@@ -164,7 +160,7 @@ class Anchor:
             )
             if foreign is not None:
                 foreign[index] = foreign_mass(*teacher, ends, temperature=temperature)
-        return {"reach": reach, "foreign": foreign, INITIAL: initial}
+        return reach, foreign, initial
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""

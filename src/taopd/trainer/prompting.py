@@ -73,8 +73,6 @@ class PromptTrainer(DistillationTrainer):
         args, teacher, others = self.args, self._teacher, self._teacher_prompts
         own = context_length(self.accelerator.unwrap_model(self.model))
         theirs = {name: teacher.source(name).context_length for name in teacher.names or ("",)}
-        template = self._template
-        shown = template | {"chat_template_kwargs": template.pop("options")}
 
         def of_teacher(row: Any) -> int | None:
             return theirs[row[args.teacher_column] if teacher.names else ""]
@@ -99,7 +97,7 @@ class PromptTrainer(DistillationTrainer):
                     teacher_prompts=prompts,
                     also=[args.teacher_column] if teacher.names else [],
                     where=where,
-                    **shown,
+                    **self._rendering,
                 )
 
     def _sets(self) -> Iterator[tuple[str, Any]]:
@@ -122,6 +120,12 @@ class PromptTrainer(DistillationTrainer):
             "template": self.chat_template,
         }
 
+    @property
+    def _rendering(self) -> dict[str, Any]:
+        """The same under the names that `encode_prompts` has."""
+        known = self._template
+        return {"chat_template_kwargs": known.pop("options")} | known
+
     def _generate_and_score_completions(self, inputs):
         # Read once: TRL hands on the bare prompts, and would drop what else a row says of them.
         self._rows = [read_prompt(row, f"row {n} of the batch") for n, row in enumerate(inputs)]
@@ -142,9 +146,7 @@ class PromptTrainer(DistillationTrainer):
         return self._encode(self._rows if known else prompts), None, {}
 
     def _encode(self, rows: Sequence[Any]) -> list[list[int]]:
-        template = dict(self._template)
-        options = template.pop("options")
-        return encode_prompts(self._tokenizer, rows, chat_template_kwargs=options, **template)
+        return encode_prompts(self._tokenizer, rows, **self._rendering)
 
     @property
     def _teacher_prompts(self) -> TeacherPrompts:

@@ -45,7 +45,8 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     new = table.extra[INITIAL] < table.extra["student_logprobs"] + math.log(RARELY)
     before = new.long().cumsum(0) - new.long()
     # Less what was counted in the completions before: these are contiguous.
-    first = torch.searchsorted(table.completion.contiguous(), table.completion.contiguous())
+    completion = table.completion.contiguous()
+    first = torch.searchsorted(completion, completion)
     return before > before[first]
 
 

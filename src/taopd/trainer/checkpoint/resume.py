@@ -181,13 +181,9 @@ def _differences(name: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def _entries(value: Any) -> dict[Any, Any]:
-    return (
-        dict(enumerate(value))
-        if isinstance(value, list)
-        else value
-        if isinstance(value, dict)
-        else {}
-    )
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else {}
 
 
 def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:

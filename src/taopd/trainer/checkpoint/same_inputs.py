@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,20 +40,23 @@ class SameInputs(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._prompts: dict[str, Any] | None = None
+
+    @cached_property
+    def _prompts(self) -> dict[str, Any] | None:
+        """The digest of the training set. Kept: a checkpoint's state is asked for at every step."""
+        trainer = self._trainer
+        own = (trainer.args.teacher_column,) if trainer.teacher_names else ()
+        columns = (*COLUMNS, *own, *trainer.teacher_prompt_columns)
+        return digest(trainer.train_dataset, columns)
 
     def checkpoint_state(self) -> dict[str, Any] | None:
         """Of the teachers by name and of the prompts; None but on the first process."""
         trainer = self._trainer
         if not trainer.is_world_process_zero():
             return None
-        if self._prompts is None:  # asked for at every step
-            own = (trainer.args.teacher_column,) if trainer.teacher_names else ()
-            columns = (*COLUMNS, *own, *trainer.teacher_prompt_columns)
-            self._prompts = {"of": digest(trainer.train_dataset, columns)}
         names = trainer.teacher_names or ("",)
         teachers = {name: _of_teacher(trainer.teacher_source(name)) for name in names}
-        return {"teachers": teachers, "prompts": self._prompts["of"]}
+        return {"teachers": teachers, "prompts": self._prompts}
 
     def load_checkpoint_state(self, state: dict[str, Any] | None) -> None:
         """Compare; what differs is an error where the settings were compared, and a warning elsewhere.

@@ -10,6 +10,7 @@ from torch import Tensor
 from taopd.models.batch import Positions
 from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import SignalTable, TokenSignals, reach_from_logprobs, signal_table
+from taopd.signals.merge_stops import sampled_logprobs
 from taopd.trainer.config import TeachabilityConfig
 
 
@@ -49,7 +50,7 @@ def with_reach(
         signals,
         reach=torch.cat(found),
         foreign=torch.cat(mass) if any(ends) else None,
-        initial_logprobs=initial_logprobs.gather(1, signals.token_ids.unsqueeze(1)).squeeze(1),
+        initial_logprobs=sampled_logprobs(initial_logprobs, signals.token_ids),
     )
 
 
