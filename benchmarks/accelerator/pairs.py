@@ -5,9 +5,11 @@ side. What has finished when the time is up is kept; the next call goes on.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
 from taopd.experiments.study.file import StudyFile, load_study_file
 from taopd.experiments.study.run import plan_study, run_study
+from taopd.runs.jsonl import read_jsonl
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
-CORE = ("full", "published-10", "reach-10", "anchored-10", "random-10")
+CORE = ("full", "published-10", "reach-10", "random-10")
+LONG_STEPS = 200
 RESERVE_SECONDS = 20.0
 """Kept for the end of the stage."""
 
@@ -37,17 +41,20 @@ def parts(pair: Pair) -> dict[str, StudyFile]:
     instruct = {"student": str(pair.instruct), "title": "SmolLM2-135M, untouched student"}
     long = dataclasses.replace(
         core,
-        config=base.config | {"max_steps": 200},
-        arms=[
-            a for a in base.arms if a["name"] in ("published-10", "reach-10", "anchored-10", "full")
-        ],
-        title="SmolLM2-135M, 200 steps",
+        config=base.config | {"max_steps": LONG_STEPS},
+        title=f"SmolLM2-135M, {LONG_STEPS} steps",
+    )
+    rates = dataclasses.replace(
+        load_study_file(STUDIES / "smollm2-rates.yaml"),
+        student=str(pair.student),
+        teacher=str(pair.teacher),
+        prompts=str(pair.prompts),
     )
     return {
-        "pair1-core": core,
-        "pair2-core": dataclasses.replace(core, **instruct),
-        "pair1-all": base,
         "pair1-long": long,
+        "pair2-long": dataclasses.replace(long, student=str(pair.instruct)),
+        "pair1-rates": rates,
+        "pair1-all": base,
         "pair2-all": dataclasses.replace(base, **instruct),
     }
 
@@ -64,14 +71,37 @@ class TimeIsUp(Exception):
     """Raised by the alarm: arms that run are stopped, finished ones are kept."""
 
 
+LOGGED = (
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "entropy",
+    "signal/disagreement_nats/mean",
+    "signal/compatibility/mean",
+)
+"""Metrics of every step that are kept as means between two evaluations."""
+
+
 def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Study -> results of its finished arms, without what only a page of one run shows."""
+    """Study -> results of its finished arms, with `LOGGED`, without what only a page of one run shows."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(root.glob("*/arms/*/results.json")):
         row = json.loads(path.read_text())
         row.pop("selected_by_kind_curve", None)
+        row["logged"] = logged(path.parent, [step for step, _ in row["accuracy_curve"]])
         found.setdefault(path.parents[2].name, []).append(row)
     return found
+
+
+def logged(arm: Path, steps: list[int]) -> dict[str, list[float]]:
+    """Key of `LOGGED` -> mean over the steps up to each evaluation, from the one before it."""
+    lines = [line for line in read_jsonl(arm / "metrics.jsonl") if "loss" in line]
+    return {
+        key: [
+            round(statistics.mean(line[key] for line in lines if first < line["step"] <= last), 5)
+            for first, last in itertools.pairwise(steps)
+        ]
+        for key in LOGGED
+    }
 
 
 def main() -> None:

@@ -67,16 +67,16 @@ def test_without_a_gpu_the_kit_says_so(capsys, monkeypatch):
 def test_the_pairs_stage_keeps_finished_arms_and_goes_on(tmp_path, base, monkeypatch, capsys):
     arguments = ["pairs", "--toy", "--base", str(base), "--workers", "2"]
     arguments += ["--pair", str(tmp_path / "pair"), "--root", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--studies", "pair1-core"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--studies", "pair1-long"])
     pairs.main()
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    arms = document["studies"]["pair1-core"]
+    arms = document["studies"]["pair1-long"]
     assert [arm["name"] for arm in arms] == ["full", "published-10"]
     assert len(arms[0]["right_greedy_curve"][-1][1]) == 4 and not document["unfinished"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--minutes", "0.35"])  # A second of work.
     pairs.main()
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["unfinished"] and document["studies"]["pair1-core"] == arms
+    assert document["unfinished"] and document["studies"]["pair1-long"] == arms
 
 
 def test_a_pair_is_made_once_and_another_one_is_refused(tmp_path, base):

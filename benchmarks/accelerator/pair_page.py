@@ -1,0 +1,267 @@
+"""The page about the SmolLM2 pairs on a GPU, and its picture, from the results of stage `pairs`."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.accelerator.saved import about, load, table
+from taopd.experiments.study import own_best
+from taopd.experiments.study.statistics import t_estimate
+
+COLORS = {
+    "full": "#777777",
+    "published-10": "#0072B2",
+    "reach-10": "#CC79A7",
+    "random-10": "#D55E00",
+}
+"""The arms, in the order of the tables."""
+PAIRS = (
+    ("reach-10", "full"),
+    ("reach-10", "published-10"),
+    ("reach-10", "random-10"),
+    ("published-10", "full"),
+    ("published-10", "random-10"),
+)
+SHOWN = (20, 40, 60, 100, 140, 200)
+"""Steps of the tables."""
+SHARED_RATE = 5e-5
+Z95 = 1.96
+Rows = dict[str, list[dict[str, Any]]]
+"""Arm -> its results, seeds ascending."""
+
+
+def by_arm(rows: list[dict[str, Any]]) -> Rows:
+    """The arms of a study, in the order of `COLORS`."""
+    return {
+        name: sorted((r for r in rows if r["name"] == name), key=lambda row: row["seed"])
+        for name in COLORS
+    }
+
+
+def at(row: dict[str, Any], step: int) -> float:
+    """Greedy accuracy at a step, %."""
+    return 100 * dict(map(tuple, row["accuracy_curve"]))[step]
+
+
+def accuracies(arms: Rows) -> str:
+    """Means over seeds at the steps `SHOWN`, the seeds at the end, and sampled texts."""
+    rows = []
+    for name, group in arms.items():
+        curve = " | ".join(f"{mean(at(row, step) for row in group):.1f}" for step in SHOWN)
+        end = ", ".join(f"{at(row, SHOWN[-1]):.0f}" for row in group)
+        sampled = 100 * mean(row["accuracy_sampled"] for row in group)
+        rows.append(f"{name} | {curve} | {end} | {sampled:.1f}")
+    heads = " | ".join(f"step {step}" for step in SHOWN)
+    return table(f"arm | {heads} | seeds at the end | sampled, end", rows)
+
+
+def right(rows: list[dict[str, Any]], step: int) -> np.ndarray:
+    """[seed, problem] of 0 and 1 at a step."""
+    return np.array([[int(c) for c in dict(row["right_greedy_curve"])[step]] for row in rows])
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> str:
+    """Points, interval over problems (their mean over seeds), interval over training seeds, and each."""
+    per_problem = 100 * (a.mean(0) - b.mean(0))
+    half = Z95 * stdev(per_problem) / math.sqrt(len(per_problem))
+    seeds = 100 * (a.mean(1) - b.mean(1))
+    over = t_estimate(list(seeds))
+    return (
+        f"{per_problem.mean():+.1f} | ± {half:.1f} | [{over.low:+.1f}, {over.high:+.1f}] | "
+        f"{', '.join(f'{s:+.1f}' for s in seeds)}"
+    )
+
+
+def differences(arms: Rows, step: int) -> str:
+    """`PAIRS` at a step."""
+    rows = [
+        f"{a} - {b} | {difference(right(arms[a], step), right(arms[b], step))}" for a, b in PAIRS
+    ]
+    return table("difference, points | mean | over problems | over seeds, 95 % | by seed", rows)
+
+
+def behaviour(arms: Rows) -> str:
+    """Length, cut rollouts, entropy and disagreement in the first and last 20 steps."""
+    keys = {
+        "completions/clipped_ratio": "{:.2f}",
+        "completions/mean_length": "{:.0f}",
+        "entropy": "{:.2f}",
+        "signal/disagreement_nats/mean": "{:.2f}",
+    }
+    rows = []
+    for name, group in arms.items():
+        cells = [
+            form.format(mean(row["logged"][key][which] for row in group))
+            for key, form in keys.items()
+            for which in (0, -1)
+        ]
+        rows.append(f"{name} | {' | '.join(cells)}")
+    names = ("cut", "tokens", "entropy", "D")
+    header = " | ".join(["arm", *(f"{name}, {end}" for name in names for end in ("first", "last"))])
+    return table(header, rows)
+
+
+def seeds_that_learn(arms: Rows) -> str:
+    """For each arm, the first evaluated step of each seed at half of what full ends at; never: a dash."""
+    goal = mean(at(row, SHOWN[-1]) for row in arms["full"]) / 2
+    rows = []
+    for name, group in arms.items():
+        reached = []
+        for row in group:
+            steps = [step for step, share in row["accuracy_curve"] if 100 * share >= goal]
+            reached.append(str(steps[0]) if steps else "-")
+        rows.append(f"{name} | {' | '.join(reached)}")
+    return table(f"first step at {goal:.0f} % | seed 0 | seed 1 | seed 2", rows)
+
+
+def rated(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float]]:
+    """The comparison of `taopd compare` at several rates, and the rates."""
+    rates = sorted({row["learning_rate"] for row in rows})
+    groups: dict[str, dict[int, Any]] = defaultdict(dict)
+    for row in rows:
+        groups[row["name"]][row["seed"]] = row
+    controls = {
+        own_best.at_rate(name, rates[0]): {
+            other: own_best.at_rate(other, rates[0])
+            for other in ("full", "random-10")
+            if other != name
+        }
+        for name in COLORS
+    }
+    found = own_best.compare(
+        groups, controls, rates=rates, shared_rate=SHARED_RATE, metric="greedy"
+    )
+    return found, rates
+
+
+def rate_tables(found: dict[str, Any], rates: list[float]) -> list[str]:
+    """Accuracy by arm and rate; differences at the shared rate and at each one's own best."""
+    arms = {arm["name"]: arm for arm in found["arms"]}
+    curves = []
+    for name in COLORS:
+        arm = arms[name]
+        points = dict(map(tuple, arm["curve"]))
+        cells = [f"{100 * points[rate]:.1f}" for rate in rates]
+        cells += [f"{arm['best_rate']:g}", f"{arm['spread']['points']:.1f}", str(arm["num_seeds"])]
+        curves.append(f"{name} | {' | '.join(cells)}")
+    heads = " | ".join(f"{rate:g}" for rate in rates)
+    compared = []
+    for row in found["comparisons"]:
+        cells = []
+        for basis in ("shared", "own_best"):
+            bounds = row[basis]["over_problems"]
+            cells.append(
+                f"{100 * row[basis]['difference']:+.1f} | "
+                f"[{100 * bounds['low']:+.1f}, {100 * bounds['high']:+.1f}]"
+            )
+        compared.append(
+            f"{row['arm']} - {row['reference']} | {' | '.join(cells)} | {len(row['seeds'])}"
+        )
+    return [
+        table(f"arm | {heads} | best at | moves by | seeds at all rates", curves),
+        "Differences in points, with intervals over problems that hold after choosing the best rate:",
+        table(
+            f"difference | at {SHARED_RATE:g} | 95 % | at own best | 95 % | common seeds", compared
+        ),
+    ]
+
+
+def write_pair(results: Path, page: Path) -> None:
+    """`smollm2.md` and its picture."""
+    document = load("pairs", results)
+    studies, teacher = document["result"]["studies"], document["result"]["teacher"]
+    one, two = by_arm(studies["pair1-long"]), by_arm(studies["pair2-long"])
+    found, rates = rated(studies["pair1-rates"])
+    draw({"Pair 1": one, "Pair 2": two}, found, teacher["accuracy"], page.with_suffix(".png"))
+    start = at(one["full"][0], 0)
+    page.write_text(
+        "\n\n".join(
+            [
+                "# SmolLM2-135M",
+                "Written by `python -m benchmarks.accelerator.page` from "
+                "`benchmarks/results/accelerator-pairs__nvidia-h200.json`.",
+                "**Where the paper's method loses.** On both pairs full distillation beats the published "
+                "selector. On the second pair, whose student does not know the form of an answer, one of its "
+                "three seeds never answers a problem right. A random tenth of the tokens never does there.",
+                "**Where a tenth of the tokens is enough.** The default method, `reach`, cannot be told from "
+                "full distillation on the first pair and at the end of the second, and learns the second "
+                "in a third of the steps. Not by selection alone: it has a forward KL for words that the "
+                "student hardly says, which the other arms lack. Of all arms it moves most with the learning "
+                "rate, and at 2e-4 it ends below full and published.",
+                "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
+                "## The models",
+                "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "
+                f"({100 * teacher['accuracy']:.1f} % ± {196 * teacher['standard_error']:.1f} right). Student "
+                f"of pair 1: the same run after 8 steps ({start:.1f} %). Student of pair 2: the untouched "
+                "instruct model (0 %). 16 rollouts a step, learning rate 5e-5 constant, bfloat16 autocast, "
+                "at most 48 tokens; greedy accuracy on 300 held-out problems, %, means over three training "
+                "seeds. The pair is made by `taopd.experiments.smollm2` on the machine that runs it; another "
+                "machine rounds otherwise and makes another pair.",
+                about(document),
+                "## Pair 1: a student that knows the form",
+                accuracies(one),
+                "Paired differences after 200 steps. The interval over problems takes the mean over seeds of "
+                "each problem; that over seeds is Student's t with three.",
+                differences(one, 200),
+                "After 60 steps:",
+                differences(one, 60),
+                "First and last 20 steps: share of rollouts cut at 48 tokens, their length, the student's "
+                "entropy and the mean D (nats).",
+                behaviour(one),
+                "## Pair 2: a student that does not know the form",
+                accuracies(two),
+                seeds_that_learn(two),
+                differences(two, 200),
+                "After 60 steps:",
+                differences(two, 60),
+                behaviour(two),
+                "## Learning rates, pair 1",
+                "24 steps, three seeds of each arm and rate (random-10: two at 5e-5, 1e-4 and 2e-4). "
+                "`recipes/studies/smollm2-rates.yaml`; how the intervals are made: "
+                "[guide](../guide.md#comparing).",
+                *rate_tables(found, rates),
+                "## Not run",
+                "Budgets of 5 % and the other selectors on a GPU; 5 % on two CPU cores: "
+                "[smollm2-cpu.md](smollm2-cpu.md). The drift of unselected tokens was not recorded. The "
+                "fixed-context diagnostic: [smollm2-diagnostic.md](smollm2-diagnostic.md).",
+            ]
+        )
+        + "\n"
+    )
+
+
+def draw(pairs: dict[str, Rows], found: dict[str, Any], teacher: float, path: Path) -> None:
+    """Accuracy against steps on both pairs, a line a seed; on pair 1 also against the learning rate."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True)
+    for axes, (title, arms) in zip(panels, pairs.items(), strict=False):
+        for name, rows in arms.items():
+            for index, row in enumerate(rows):
+                steps, shares = zip(*row["accuracy_curve"], strict=True)
+                label = name if index == 0 else None
+                values = [100 * share for share in shares]
+                axes.plot(steps, values, color=COLORS[name], alpha=0.85, linewidth=1.3, label=label)
+        axes.axhline(100 * teacher, color="black", linewidth=0.8, linestyle=":", label="teacher")
+        axes.set(title=title, xlabel="step")
+    for arm in found["arms"]:
+        rates, shares = zip(*arm["curve"], strict=True)
+        values = [100 * share for share in shares]
+        panels[2].plot(rates, values, color=COLORS[arm["name"]], marker="o", markersize=4)
+    panels[2].set(title="Pair 1, 24 steps", xlabel="learning rate", xscale="log")
+    panels[0].set(ylabel="greedy accuracy, %", ylim=(-1, None))
+    panels[0].set_title("Pair 1: knows the form")
+    panels[1].set_title("Pair 2: does not know the form")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=5, frameon=False, fontsize=9)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -1,0 +1,29 @@
+"""Saved documents of the kit's stages, and tables of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def load(stage: str, results: Path) -> dict[str, Any]:
+    """The newest saved document of a stage, of a GPU."""
+    paths = [p for p in results.glob(f"accelerator-{stage}__*.json") if "cpu" not in p.name]
+    documents = [json.loads(path.read_text()) for path in paths]
+    return max(documents, key=lambda document: document["utc"])
+
+
+def about(document: dict[str, Any]) -> str:
+    """Command, commit, machine and time of a result, and its note."""
+    note = f" {document['note']}" if "note" in document else ""
+    return (
+        f"`{document['command']}`, commit {document['commit']}, {document['machine']}, "
+        f"{document['utc']}.{note}"
+    )
+
+
+def table(header: str, rows: list[str]) -> str:
+    """A markdown table; numbers to the right."""
+    columns = header.count("|") + 1
+    return "\n".join(
+        [f"| {header} |", "|---|" + "---:|" * (columns - 1), *(f"| {r} |" for r in rows)]
+    )
