@@ -6,7 +6,8 @@
 
 As in scripts/collapse.py: constant learning rate 3e-4, 32 rollouts a step, 1,000 steps, 200 held-out prompts
 every 20 steps. Arms that docs/results/collapse.json holds for a variant and loss (same settings and seeds)
-are taken from there and not run again. A killed run goes on with the jobs that are missing.
+are taken from there and not run again. A killed run goes on with the jobs that are missing. What the output
+file holds of other labs, losses and arms stays in it.
 """
 
 import json
@@ -48,19 +49,32 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 Part = dict[str, Any]
 
 
-def known_parts() -> dict[tuple[str, str], Part]:
-    """Arms measured before by (variant, loss)."""
+def known_parts(*files: Path) -> dict[tuple[str, str], Part]:
+    """Arms by (variant, loss) that earlier runs measured; a later file's replace an earlier one's."""
     found: dict[tuple[str, str], Part] = {}
-    for part in json.loads(MEASURED.read_text())["parts"]:
-        if part["part"] != "causes":
-            part["arms"] = {name: arm for name, arm in part["arms"].items() if name in ARMS}
-            found[part["variant"], part["loss"]] = part
+    for file in files:
+        if not file.exists():
+            continue
+        for part in json.loads(file.read_text())["parts"]:
+            if part.get("part") == "causes":
+                continue
+            own = {name: arm for name, arm in part["arms"].items() if name in ARMS}
+            if file == MEASURED:
+                for name, arm in own.items():
+                    kept = 1.0 if name == "full" else arm["budget"]
+                    own[name] = {key: arm[key] for key in ("greedy", "sampled")}
+                    own[name] |= {"kept": kept, "from": str(MEASURED)}
+            lab = part["variant"], part["loss"]
+            known = found.setdefault(lab, {"steps": part["steps"], "arms": {}})
+            if known["steps"] != part["steps"]:
+                raise SystemExit(f"{file}: {lab[0]} has other checkpoints than {MEASURED}")
+            known["arms"] |= own
     return found
 
 
 def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
     """One job for every part and variant, with the arms that were not measured before."""
-    known, jobs = known_parts(), []
+    known, jobs = known_parts(MEASURED), []
     for part in parts:
         loss, names = PARTS[part]
         for variant in only or VARIANTS:
@@ -87,7 +101,7 @@ def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | Non
     assert rows or known is not None
     steps = [step for step, _ in rows[0]["accuracy_curve"]] if rows else known["steps"]  # type: ignore[index]
     if known is not None and known["steps"] != steps:
-        raise SystemExit(f"{about['variant']}: {MEASURED} has other checkpoints")
+        raise SystemExit(f"{about['variant']}: its earlier arms have other checkpoints")
     arms: dict[str, Part] = {}
     for name in ARMS:
         own = [row for row in rows if row["name"] == name]
@@ -98,11 +112,7 @@ def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | Non
                 "sampled": [[value for _, value in row["accuracy_sampled_curve"]] for row in own],
             }
         elif known is not None and name in known["arms"]:
-            before = known["arms"][name]
-            arms[name] = {key: before[key] for key in ("greedy", "sampled")} | {
-                "kept": 1.0 if name == "full" else before["budget"],
-                "from": str(MEASURED),
-            }
+            arms[name] = known["arms"][name]
     return about | {"steps": steps, "arms": arms}
 
 
@@ -123,7 +133,7 @@ def main() -> None:
             num_workers=args.workers,
             progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
         )
-    known = known_parts()
+    known = known_parts(MEASURED, args.output)
     # Labs without a run of their own have the arms that were measured before.
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {lab: [] for lab in known}
     for path in sorted(args.runs.glob("*__*.json")):

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.accelerator.saved import about, load, table
+from scripts.pages.default_method import dips, standing
 from taopd.experiments.study import own_best
 from taopd.experiments.study.statistics import t_estimate
 
@@ -122,6 +123,30 @@ def seeds_that_learn(arms: Rows) -> str:
     return table(f"first step at {goal:.0f} % | seed 0 | seed 1 | seed 2", rows)
 
 
+def by_the_rule(pairs: dict[str, Rows]) -> str:
+    """The candidates on the real pairs, judged by the rule of `docs/results/default.md`."""
+    names = {"full": "full", "published-10": "published@0.1", "reach-10": "reach@0.1"}
+    rows = []
+    for title, arms in pairs.items():
+        curves = {
+            names[name]: {
+                "greedy": [[share for _, share in row["accuracy_curve"]] for row in group]
+            }
+            for name, group in arms.items()
+            if name in names
+        }
+        for name in ("reach@0.1", "published@0.1"):
+            found = standing({"arms": curves}, name)
+            assert found is not None
+            rows.append(
+                f"{title}, {name} | {found.shortfall:.1f} | [{found.low:.1f}, {found.high:.1f}] | "
+                f"{found.collapsed} of {found.seeds} | {dips(curves[name]).max():.0f} | {found.verdict}"
+            )
+    return table(
+        "pair, arm | shortfall | over seeds, 95 % | collapsed | deepest dip | verdict", rows
+    )
+
+
 def rated(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float]]:
     """The comparison of `taopd compare` at several rates, and the rates."""
     rates = sorted({row["learning_rate"] for row in rows})
@@ -223,6 +248,10 @@ def write_pair(results: Path, page: Path) -> None:
                 "After 60 steps:",
                 differences(two, 60),
                 behaviour(two),
+                "## By the rule for the default",
+                "[The rule](default.md): the end is at most 1 point below the best of full and published at "
+                "their own best checkpoints, and no seed collapsed.",
+                by_the_rule({"pair 1": one, "pair 2": two}),
                 "## Learning rates, pair 1",
                 "24 steps, three seeds of each arm and rate (random-10: two at 5e-5, 1e-4 and 2e-4). "
                 "`recipes/studies/smollm2-rates.yaml`; how the intervals are made: "

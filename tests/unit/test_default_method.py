@@ -1,10 +1,14 @@
 """The rule for the default, on made-up curves. Oracle: the rule's text in docs/results/default.md."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from scripts.default_method import ARMS, known_parts
+from scripts import default_method
+from scripts.default_method import ARMS, MEASURED, known_parts
 from scripts.pages.default_method import choice, choice_table, generated, judged, passes, standing
 from taopd.experiments.lab import VARIANTS
 
@@ -97,4 +101,28 @@ def test_what_was_measured_before_has_the_same_settings():
     for name in ("full", "published@0.1", "anchored@0.1"):
         assert collapse.MAIN[name] == {"budget": 0.1} | ARMS[name] or name == "full"
     assert collapse.MAIN["full"] == ARMS["full"]
-    assert all("reach@0.1" not in known["arms"] for known in known_parts().values())
+    assert all("reach@0.1" not in known["arms"] for known in known_parts(MEASURED).values())
+
+
+def test_gathering_keeps_what_an_earlier_run_measured(tmp_path, monkeypatch):
+    """Labs, losses and arms that are in the file stay as they are; an arm that ran again is the new one."""
+    before = part(full=FLAT, published=FLAT, reach=FLAT) | {"variant": "dialect"}
+    output, runs = tmp_path / "default.json", tmp_path / "runs"
+    output.write_text(json.dumps({"parts": [before, before | {"variant": "accent"}]}))
+    runs.mkdir()
+    row = {
+        "name": "reach@0.1",
+        "kept_fraction": 0.1,
+        "accuracy_curve": [[0, 0.0], [100, 0.5], [200, 0.6]],
+    }
+    row["accuracy_sampled_curve"] = row["accuracy_curve"]
+    about = {"variant": "dialect", "loss": "reverse_kl", "arms": [row]}
+    (runs / "reach__dialect.json").write_text(json.dumps(about))
+    monkeypatch.setattr(default_method, "MEASURED", tmp_path / "none.json")
+    arguments = ["default_method", "--runs", str(runs), "--output", str(output), "--gather"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    default_method.main()
+    found = {each["variant"]: each["arms"] for each in json.loads(output.read_text())["parts"]}
+    assert found["accent"] == before["arms"]
+    assert found["dialect"]["full"] == before["arms"]["full"]
+    assert found["dialect"]["reach@0.1"]["greedy"] == [[0.0, 0.5, 0.6]]
