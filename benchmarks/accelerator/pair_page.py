@@ -123,6 +123,16 @@ def seeds_that_learn(arms: Rows) -> str:
     return table(f"first step at {goal:.0f} % | seed 0 | seed 1 | seed 2", rows)
 
 
+def kept(arms: Rows) -> list[str]:
+    """Three rollouts of the first step, which these arms share, as each keeps tokens of them."""
+    names = ("published-10", "reach-10", "random-10")
+    first = {name: arms[name][0]["first_rollouts"] for name in names}
+    return [
+        f"> {question}\n\n" + "\n".join(f"- {name}: {first[name][index][1]}" for name in names)
+        for index, (question, _) in enumerate(first[names[0]])
+    ]
+
+
 def by_the_rule(pairs: dict[str, Rows]) -> str:
     """The candidates on the real pairs, judged by the rule of `docs/results/default.md`."""
     names = {"full": "full", "published-10": "published@0.1", "reach-10": "reach@0.1"}
@@ -241,6 +251,8 @@ def write_pair(results: Path, page: Path) -> None:
                 "First and last 20 steps: share of rollouts cut at 48 tokens, their length, the student's "
                 "entropy and the mean D (nats).",
                 behaviour(one),
+                "What is kept of three rollouts of the first step, in bold:",
+                *kept(one),
                 "## Pair 2: a student that does not know the form",
                 accuracies(two),
                 seeds_that_learn(two),

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.accelerator.measure import DEVICE
 from scripts.arguments import Arguments
+from scripts.pages.real_demo import shown
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
 from taopd.experiments.study.file import StudyFile, load_study_file
@@ -88,6 +89,8 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
         row = json.loads(path.read_text())
         row.pop("selected_by_kind_curve", None)
         row["logged"] = logged(path.parent, [step for step, _ in row["accuracy_curve"]])
+        if row["seed"] == 0:
+            row["first_rollouts"] = shown(path.parent, step=0)
         found.setdefault(path.parents[2].name, []).append(row)
     return found
 

@@ -193,23 +193,28 @@ def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate
 
 def rollouts(folder: Path) -> list[str]:
     """Three rollouts of the last step, kept tokens in bold."""
+    return [f"> {prompt}\n>\n> {text}\n" for prompt, text in shown(folder, step=-1)]
+
+
+def shown(folder: Path, *, step: int) -> list[tuple[str, str]]:
+    """Question and completion of three rollouts of a logged step, by its index; kept tokens in bold."""
     lines = read_jsonl(folder / "rollouts.jsonl")
-    last = max(line["step"] for line in lines)
+    chosen = sorted({line["step"] for line in lines})[step]
     parts = []
-    for line in [line for line in lines if line["step"] == last][:3]:
+    for line in [line for line in lines if line["step"] == chosen][:3]:
         prompt = line["prompt"].split("user\n")[-1].split("<|im_end|>")[0].strip()
-        parts.append(f"> {prompt}\n>\n> {_completion(line)}\n")
+        parts.append((prompt, _completion(line)))
     return parts
 
 
 def _completion(line: dict[str, Any]) -> str:
-    shown = []
+    words = []
     for token, kept in zip(line["tokens"], line["kept"], strict=True):
         text = token.replace("Ġ", " ").replace("Ċ", " ").replace("<|im_end|>", "&lt;end&gt;")
         text = text.replace("*", "\\*")
-        shown.append(f"**{text.strip()}**" if kept and text.strip() else text)
+        words.append(f"**{text.strip()}**" if kept and text.strip() else text)
     # Two kept tokens side by side would close and open the bold text at once.
-    return "".join(shown).replace("****", "")
+    return "".join(words).replace("****", "")
 
 
 if __name__ == "__main__":
