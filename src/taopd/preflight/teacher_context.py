@@ -20,6 +20,7 @@ from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.tokenizer_checks import difference
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.teachers import score_remote
+from taopd.teachers.protocol import room
 from taopd.trainer.training_set import TEACHER_BEGUN
 
 SAME_CONTEXT = 1e-4
@@ -194,9 +195,7 @@ def check_prompts_of_teacher(
 def _prompt(subject: Any) -> Verdict:
     training = subject.settings.training
     if subject.remote:
-        # A `Teacher` of the caller's own need not say how much it takes.
-        limit = getattr(subject.server, "context_length", None)
-        limit = None if limit is None else limit - 1  # for the one token that it adds
+        limit = room(subject.server)
     else:
         # A student that teaches itself has no config beside its own.
         config = subject.known_configs.get("teacher", subject.student_config)

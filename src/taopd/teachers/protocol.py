@@ -70,6 +70,15 @@ class Teacher(Protocol):
         ...
 
 
+def room(teacher: Any) -> int | None:
+    """Tokens of a prompt and its completion that a remote teacher takes; None where it does not say.
+
+    One less than its context: a server insists on adding a token of its own.
+    """
+    limit = getattr(teacher, "context_length", None)
+    return None if limit is None else limit - 1
+
+
 def join(parts: Sequence[TeacherScores]) -> TeacherScores:
     """Concatenated scores; exact if all parts are."""
     return concatenate(parts)

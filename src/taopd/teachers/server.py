@@ -193,10 +193,10 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def token_id(value: Any) -> int:
-    """A token id that fits int64; TypeError or ValueError for anything else."""
+def whole_number(value: Any, what: str = "token id") -> int:
+    """A whole number from 0 on that fits int32; TypeError or ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a token id")
+        raise TypeError(f"{value!r} is not a {what}")
     if not 0 <= value < 2**31:
-        raise ValueError(f"{value} is not a token id")
+        raise ValueError(f"{value} is not a {what}")
     return value

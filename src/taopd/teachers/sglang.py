@@ -11,7 +11,7 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers.protocol import TeacherScores
-from taopd.teachers.server import Question, ServerTeacher, number, read_scores, token_id
+from taopd.teachers.server import Question, ServerTeacher, number, read_scores, whole_number
 from taopd.teachers.transport import Transport
 
 MOST_IDS = 2048
@@ -63,12 +63,12 @@ class SglangTeacher(ServerTeacher):
         for name, column in zip(names, columns, strict=False):
             if len(column) != count or len(about[name]) > count + 1:
                 raise TeacherError(f"{len(about[name])} entries in {name} for {count} tokens")
-        if [token_id(entry[1]) for entry in columns[0]] != tokens[start:]:
+        if [whole_number(entry[1]) for entry in columns[0]] != tokens[start:]:
             raise TeacherError("the answer is about another sequence")
-        rows = [[(token_id(e[1]), number(e[0])) for e in entries] for entries in columns[1]]
+        rows = [[(whole_number(e[1]), number(e[0])) for e in entries] for entries in columns[1]]
         wanted = None
         if want is not None:
-            scored = [{token_id(e[1]): number(e[0]) for e in entries} for entries in columns[2]]
+            scored = [{whole_number(e[1]): number(e[0]) for e in entries} for entries in columns[2]]
             chosen = [
                 [given[index] for index in row] for given, row in zip(scored, want, strict=True)
             ]

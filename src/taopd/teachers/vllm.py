@@ -21,7 +21,7 @@ from taopd.teachers.server import (
     last_part,
     number,
     read_scores,
-    token_id,
+    whole_number,
 )
 from taopd.teachers.transport import Transport, refusal
 
@@ -47,7 +47,11 @@ class VllmTeacher(ServerTeacher):
             served = models["data"][0]
             self._model, self._version = _name(served["id"]), str(version["version"])
             limit = served.get("max_model_len")
-            self.context_length = None if limit is None else token_id(limit) or None
+            self.context_length = (
+                None
+                if limit is None
+                else whole_number(limit, "context length (max_model_len)") or None
+            )
             self.served = (self._model, *([str(served["root"])] if served.get("root") else ()))
         except MALFORMED as error:
             raise TeacherError(
@@ -66,7 +70,7 @@ class VllmTeacher(ServerTeacher):
         asked = {"model": self._model, "prompt": text, "add_special_tokens": False}
         status, answer = self._transport.post("/tokenize", asked)
         try:
-            return [token_id(index) for index in answer["tokens"]] if status == 200 else None
+            return [whole_number(index) for index in answer["tokens"]] if status == 200 else None
         except MALFORMED:
             return None
 
@@ -105,7 +109,11 @@ class VllmTeacher(ServerTeacher):
         for token, entries in zip(tokens[start:], given[start:], strict=True):
             sampled.append(number(entries[str(token)]["logprob"]))
             ranked = sorted(
-                (token_id(entry["rank"]), token_id(int(key)), number(entry["logprob"]))
+                (
+                    whole_number(entry["rank"], "rank"),
+                    whole_number(int(key)),
+                    number(entry["logprob"]),
+                )
                 for key, entry in entries.items()
             )
             rows.append([(key, logprob) for rank, key, logprob in ranked if rank <= top_k])

@@ -11,6 +11,7 @@ from taopd.errors import DataError, suggest
 from taopd.models.batch import Positions
 from taopd.models.loading import context_length
 from taopd.models.prompt_faults import LOOKED_AT
+from taopd.teachers.protocol import room
 from taopd.trainer.training_set import first_rows
 
 
@@ -35,9 +36,7 @@ class OneTeacher:
         """Tokens of a prompt and its completion at most, where that is known."""
         if self.plain is not None:
             return context_length(self.plain)
-        served = getattr(self.remote, "context_length", None)
-        # A server insists on adding a token of its own.
-        return None if served is None else served - 1
+        return room(self.remote)
 
     @property
     def models(self) -> list[Any]:

@@ -149,7 +149,7 @@ def changed_settings(
     found = {
         name: {"before": before[name], "after": value}
         for name, value in now.items()
-        if name in before and before[name] != value and name not in _OF_A_START
+        if name in before and name not in _OF_A_START and not _same(name, before[name], value)
     }
     if not found:
         return list(before.get("changes", []))
@@ -166,6 +166,17 @@ def changed_settings(
         )
     logger.warning("%s: settings change at step %d: %s", path, step, "; ".join(words.values()))
     return [*before.get("changes", []), {"step": step, "settings": found}]
+
+
+def _same(name: str, before: Any, now: Any) -> bool:
+    """Whether two values of a setting say the same: empty is as good as None, a weight of 1 as no entry."""
+    if name == "teacher_weights":
+        before, now = (
+            {teacher: weight for teacher, weight in (value or {}).items() if weight != 1}
+            for value in (before, now)
+        )
+    empty = ({}, [], None)
+    return before == now or (before in empty and now in empty)
 
 
 def _differences(name: str, before: Any, after: Any) -> Iterator[str]:
