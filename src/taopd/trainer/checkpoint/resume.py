@@ -175,7 +175,7 @@ def _same(name: str, before: Any, now: Any) -> bool:
             {teacher: weight for teacher, weight in (value or {}).items() if weight != 1}
             for value in (before, now)
         )
-    empty = ({}, [], None)
+    empty: tuple[Any, ...] = ({}, [], None)
     return before == now or (before in empty and now in empty)
 
 
