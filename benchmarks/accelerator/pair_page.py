@@ -104,9 +104,11 @@ def behaviour(arms: Rows) -> str:
             for key, form in keys.items()
             for which in (0, -1)
         ]
-        rows.append(f"{name} | {' | '.join(cells)}")
+        peak = max(row["peak_mib"] for row in group)
+        rows.append(f"{name} | {' | '.join(cells)} | {peak:,.0f}")
     names = ("cut", "tokens", "entropy", "D")
     header = " | ".join(["arm", *(f"{name}, {end}" for name in names for end in ("first", "last"))])
+    header += " | peak, MiB"
     return table(header, rows)
 
 
@@ -249,7 +251,7 @@ def write_pair(results: Path, page: Path) -> None:
                 "After 60 steps:",
                 differences(one, 60),
                 "First and last 20 steps: share of rollouts cut at 48 tokens, their length, the student's "
-                "entropy and the mean D (nats).",
+                "entropy and the mean D (nats). Peak memory on the card, evaluations included.",
                 behaviour(one),
                 "What is kept of three rollouts of the first step, in bold:",
                 *kept(one),

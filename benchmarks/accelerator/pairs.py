@@ -89,6 +89,10 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
         row = json.loads(path.read_text())
         row.pop("selected_by_kind_curve", None)
         row["logged"] = logged(path.parent, [step for step, _ in row["accuracy_curve"]])
+        row["peak_mib"] = max(
+            line.get("perf/peak_memory_mib", 0)
+            for line in read_jsonl(path.parent / "metrics.jsonl")
+        )
         if row["seed"] == 0:
             row["first_rollouts"] = shown(path.parent, step=0)
         found.setdefault(path.parents[2].name, []).append(row)
