@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -86,14 +87,14 @@ def test_the_defaults_are_those_of_the_dataclasses():
     assert DEFAULTS["loss"] == loss_of_beta(None)
 
 
-def compare(document: dict, folder: Path) -> bool:
+def compare(document: dict, folder: Path, flags: Sequence[str] = ()) -> bool:
     """Hold the quick reading to the parser's; whether it was one."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
-    quick = plain_config(str(path))
+    quick = plain_config(str(path), flags)
     if quick is None:
         return False
-    parsed = parse_settings(str(path), ["--use_cpu", "true"])
+    parsed = parse_settings(str(path), [*flags, "--use_cpu", "true"])
     device = quick.settings.device
     assert dataclasses.replace(plan_settings(parsed), device=device) == quick.settings
     assert device == ("cpu" if document.get("use_cpu") or document.get("bf16") is False else "gpu")
@@ -139,6 +140,53 @@ def test_every_value_alone(name, value, tmp_path):
     # Right, and left to the parser: what no recipe has. The first value of the others is a usual one.
     rare = ("fp16", "optim", "anchor_coef", "teacher_url", "collapse_guard", "learning_rate")
     assert name in rare or value != VALUES[name][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in VALUES.items() for value in values]
+)
+@pytest.mark.parametrize("equals", [False, True])
+def test_every_value_as_a_flag(name, value, equals, tmp_path):
+    """Where the file holds another value, or none; written as a shell has it."""
+    text = str(value).lower() if isinstance(value, bool | None) else str(value)
+    flags = [f"--{name}={text}"] if equals else [f"--{name}", text]
+    document = BASE | ({name: VALUES[name][0]} if equals else {})
+    read = compare(document, tmp_path, flags)
+    assert not read or type(value) in (int, float, bool, str)
+    if (name, value) in USUAL_FLAGS:
+        assert compare(BASE, tmp_path, flags)
+
+
+USUAL_FLAGS = [
+    *[("gradient_window", 4), ("per_device_train_batch_size", 6), ("selector", "full")],
+    *[("method", "published"), ("gradient_checkpointing", False), ("temperature", 1.0)],
+    *[("max_completion_length", 700), ("loss", "forward_kl"), ("dataset_train_split", "test")],
+]
+"""Those of a plan that asks "what if"; they need no parser."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gradient_window"],
+        ["gradient_window", "4"],
+        ["--gradient_window", "4", "--gradient_window", "8"],
+        ["--gradient_window", "04"],
+        ["--gradient_window", "4.0"],
+        ["--gradient_window", "-1"],
+        ["--gradient_window", "\u0664"],
+        ["--gradient_window", ""],
+        ["--use_cpu"],
+        ["--use_cpu", "True"],
+        ["--model_name_or_path", "~/m"],
+        ["--model_name_or_path", "a b"],
+        ["--gradient-window", "4"],
+        ["--no_such_setting", "4"],
+    ],
+    ids=str,
+)
+def test_other_flags_are_left_to_the_parser(flags, tmp_path):
+    assert not compare(BASE, tmp_path, flags)
 
 
 def test_the_recipes_of_one_teacher_are_plain(tmp_path):

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError("name the models with --student and --teacher, or give --config FILE")
         settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
     else:
-        read = None if rest else _from_plain_config(options.config)
+        read = _from_plain_config(options.config, rest)
         known, config_student, shape = read or _from_config(options.config, rest)
         settings = replace(known, **given)
         student = student or config_student
@@ -112,14 +112,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _from_plain_config(path: str) -> "tuple[PlanSettings, str, ModelShape] | None":
+def _from_plain_config(
+    path: str, flags: Sequence[str]
+) -> "tuple[PlanSettings, str, ModelShape] | None":
     """As `_from_config`, in a tenth of its time; None: not a plain config."""
     from taopd.models.plain_prompts import longest_prompt
     from taopd.runs.limits import MOST_PROMPTS
     from taopd.trainer.cost import load_shape
     from taopd.trainer.cost.plain_config import plain_config
 
-    if (config := plain_config(path)) is None:
+    if (config := plain_config(path, flags)) is None:
         return None
     settings = config.settings
     if os.path.exists(config.dataset) and os.path.isdir(config.student):

@@ -8,8 +8,10 @@ Why tables and not TRL's dataclasses: importing these takes 4 s of CPU, a plan 0
 defaults with the dataclasses, and the plans of all recipes and of drawn configs with those of the parser.
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +30,10 @@ LOSSES = {"reverse_kl": True, "forward_kl": True, "sampled_reverse_kl": False}
 """Of the usual ones, which read the teacher's full distribution."""
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/accel")
 """Where an accelerator shows itself."""
+
+
+_PLAIN_VALUE = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_./-]*", re.ASCII)
+"""What a flag may hold: whole and decimal numbers, truth values, names and paths."""
 
 
 def _whole(least: int) -> Test:
@@ -147,13 +153,37 @@ class PlainConfig:
     """With the default length of prompts."""
 
 
-def plain_config(path: str) -> PlainConfig | None:
-    """The file's settings; None: it is no plain config, or not certain to be one.
+def plain_flags(flags: Sequence[str]) -> dict[str, Any] | None:
+    """Settings given as `--name value` or `--name=value`; None: not all are, or not certain to be.
+
+    Example:
+        >>> plain_flags(["--gradient_window", "8", "--method=published"])
+        {'gradient_window': 8, 'method': 'published'}
+    """
+    words = [part for flag in flags for part in (flag.split("=", 1) if "=" in flag else [flag])]
+    names, values = words[::2], words[1::2]
+    if len(words) % 2 or not all(name.startswith("--") for name in names):
+        return None
+    given: dict[str, Any] = {}
+    for name, value in zip(names, values, strict=True):
+        # A number, a word or a truth value as YAML and the parser both read it.
+        if not _PLAIN_VALUE.fullmatch(value) or name[2:] in given:
+            return None
+        written = value in ("true", "false") or value[0].isdecimal()
+        given[name[2:]] = json.loads(value) if written else value
+    return given
+
+
+def plain_config(path: str, flags: Sequence[str] = ()) -> PlainConfig | None:
+    """The file's settings, with these in their place; None: not plain, or not certain to be.
 
     Raises:
         ConfigError: no such file, or no YAML mapping.
     """
-    given = read_yaml(path, "the config file")
+    more = plain_flags(flags)
+    if more is None:
+        return None
+    given = read_yaml(path, "the config file") | more
     tests = _READ | _WITHOUT_EFFECT
     plain = all(name in tests and tests[name](value) for name, value in given.items())
     if not plain or not all(name in given for name in _REQUIRED):
