@@ -93,6 +93,19 @@ def test_imports_point_down(path):
         assert other in ("", own) or LEVEL[other] < LEVEL[own], f"{own} must not import {target}"
 
 
+def test_versions_are_asked_for_in_one_place():
+    """Run from its sources taopd has no metadata, and a question for it anywhere else ends in a traceback."""
+    root = SOURCE.parents[1]
+    files = [*FILES, *(root / "benchmarks").rglob("*.py"), *(root / "scripts").rglob("*.py")]
+    asking = {
+        str(path.relative_to(root))
+        for path in files
+        if any(name.startswith("importlib.metadata") for name in imports(path))
+    }
+    # The audit compares what is installed with the pins, and asks for these alone.
+    assert asking == {"src/taopd/runs/versions.py", "scripts/audit.py"}
+
+
 def test_no_circles():
     """Not even between the files of a room, or by an import inside a function."""
     graph = {name: targets(path, at_run_time=True) - {name} for name, path in MODULES.items()}

@@ -351,6 +351,6 @@ def test_verls_registries_know_the_trainer_and_the_losses(micro_lab):
 
 
 def test_another_version_of_verl_is_refused(monkeypatch):
-    monkeypatch.setattr(adapter, "version", lambda name: "0.10.0")
+    monkeypatch.setattr(adapter, "installed_version", lambda name: "0.10.0")
     with pytest.raises(ConfigError, match=r"written for verl 0\.9\.1 and found 0\.10\.0"):
         adapter.check_version()

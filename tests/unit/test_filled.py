@@ -10,6 +10,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from taopd.errors import ConfigError
+from taopd.trainer import run_record
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.run_record import changed_by_caller
 
@@ -67,6 +68,13 @@ def test_a_changed_copy_is_the_config_made_so(way, first, changes):
     defaults = {each.name: each.default for each in dataclasses.fields(TeachabilityConfig)}
     back = dataclasses.replace(changed, **{name: defaults[name] for name in changes})
     assert settings_of(back) == settings_of(base)
+
+
+def test_a_setting_that_only_other_versions_of_transformers_have_is_not_missed(monkeypatch):
+    """`activation_checkpointing` came with 5.23: without it what the machine decides was the caller's."""
+    monkeypatch.setattr(run_record, "_RESOLVED", run_record._RESOLVED | {"of_another_version"})
+    made = dataclasses.replace(config(), selector="random")
+    assert changed_by_caller(made) == {"selector": "random", "use_cpu": True}
 
 
 def test_a_setting_that_is_changed_later_counts_when_the_trainer_is_made():

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import DataError
+from taopd.experiments.smollm2.weights import convert
 from taopd.models import gguf as gguf_files
 from taopd.models.loading import load_config, load_model, load_tokenizer
 from taopd.models.prompts import load_prompts
@@ -72,7 +73,6 @@ def test_a_files_tokens_are_compared_with_the_students(file, teacher, micro_lab,
     student = load_model(micro_lab.student)
     # None beyond those of the file: transformers adds an unknown token of its own.
     assert load_tokenizer(file).get_vocab() == {token: i for i, token in enumerate(TOKENS)}
-    assert load_tokenizer(file).eos_token == "<eos>"
     _, shared = load_teacher(str(file), student, make_tokenizer())
     assert shared == len(WORDS)
     other = [*TOKENS]
@@ -95,6 +95,25 @@ def trained(tmp_path, micro_lab, student, teacher):
     trainer.observers.append(lambda seen: kept.append(seen.choice.selection.kept.clone()))
     trainer.train()
     return trainer, kept
+
+
+@installed
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_begin_end_and_padding_are_those_of_the_file(family, teacher, tmp_path):
+    """Oracle: what was written. Before 5.18 transformers named others, for each family in its own way."""
+    write_gguf(teacher, tmp_path / "x.gguf", family=family)
+    found = load_tokenizer(tmp_path / "x.gguf")
+    ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    assert found.special_tokens_map == ends
+    assert found.get_vocab() == {token: i for i, token in enumerate(TOKENS)}
+
+
+def test_a_file_becomes_a_folder_of_the_same_model_and_tokens(file, teacher, tmp_path):
+    convert(file, tmp_path / "folder")
+    assert torch.equal(logits(load_model(tmp_path / "folder")), logits(teacher))
+    one, other = load_tokenizer(tmp_path / "folder"), load_tokenizer(file)
+    assert one.special_tokens_map == other.special_tokens_map
+    assert one.get_vocab() == other.get_vocab()
 
 
 def test_a_file_teaches_as_the_folder_does(file, teacher, micro_lab, tmp_path):

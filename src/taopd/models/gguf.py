@@ -15,7 +15,13 @@ from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from taopd.errors import DataError
 
@@ -144,6 +150,19 @@ def without_added(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrain
         truncation_side=tokenizer.truncation_side,
         **named,
     )
+
+
+def as_declared(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer with the file's own tokens alone, and the ends and padding that the file names."""
+    folder, more = source(path)
+    declared, _ = PretrainedConfig.get_config_dict(folder, **more)
+    rows = AutoConfig.for_model(**declared).get_text_config().vocab_size
+    tokenizer = without_added(tokenizer, rows)
+    # Before 5.18 transformers named a Llama's first token as its last, and none for other models.
+    for name in ("bos_token", "eos_token", "pad_token"):
+        index = declared.get(f"{name}_id")
+        setattr(tokenizer, name, None if index is None else tokenizer.convert_ids_to_tokens(index))
+    return tokenizer
 
 
 def as_plain(model: PreTrainedModel, path: Path) -> None:

@@ -86,11 +86,10 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
                     | more
                 ),
             )
+        if file is not None:
+            tokenizer = gguf.as_declared(tokenizer, file)
     except Exception as error:  # the readers in Rust raise nothing narrower
         raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
-    if file is not None:
-        rows = load_config(file).get_text_config().vocab_size
-        tokenizer = gguf.without_added(tokenizer, rows)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DataError(

@@ -11,7 +11,6 @@ Not here: checkpoints (transformers writes them) and reading (`report`).
 """
 
 import dataclasses
-import importlib.metadata
 import logging
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from taopd.runs.jsonl import write_json
 from taopd.runs.lock import HOLDER, LOCK, refuse_if_held
 from taopd.runs.paths import expanded
 from taopd.runs.validation import shown
+from taopd.runs.versions import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -211,11 +211,3 @@ def _tidy(folder: Path) -> None:
 def is_model_card(path: Path) -> bool:
     """Whether transformers wrote this README.md beside a checkpoint, and not the user."""
     return path.is_file() and "generated_from_trainer" in path.read_text(encoding="utf-8")
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, None without it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

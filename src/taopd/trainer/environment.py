@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from taopd.runs.folder import installed_version
 from taopd.runs.redaction import redact_command
+from taopd.runs.versions import installed_version
 
 _PACKAGES = (
     "taopd",

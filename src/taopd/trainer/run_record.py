@@ -15,11 +15,12 @@ from trl.trainer.utils import get_config_model_id
 
 import taopd
 from taopd.errors import ConfigError, DataError
-from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, installed_version, is_model_card
+from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, is_model_card
 from taopd.runs.jsonl import write_json
 from taopd.runs.redaction import redact_document
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
+from taopd.runs.versions import installed_version
 from taopd.trainer.environment import environment
 from taopd.trainer.filled import is_filled
 from taopd.trainer.methods import running
@@ -86,8 +87,8 @@ def changed_by_caller(args: "TeachabilityConfig") -> dict[str, Any] | None:
     given: frozenset[str] = vars(args).get("given", frozenset())
     if not given:  # Made of TRL's own config.
         return None
-    # `dataclasses.replace` and parsers name every setting.
-    if given >= _RESOLVED:
+    # `dataclasses.replace` and parsers name every setting that this version of transformers has.
+    if given >= _RESOLVED & {entry.name for entry in fields(args)}:
         given -= _RESOLVED
     found = {}
     for entry in fields(args):

@@ -11,7 +11,6 @@ A folder holds `tokens.parquet` (one row per completion token), `rollouts.safete
 Source: METHOD section 4; arXiv 2605.26844.
 """
 
-import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
 from taopd.runs.paths import expanded
 from taopd.runs.validation import ANY, Some, fit, number, whole
+from taopd.runs.versions import installed_version
 
 BANK_FORMAT = "taopd-bank-1"
 _TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"
@@ -147,7 +147,7 @@ class FixedContextBank:
                     "teacher": model_fingerprint(bare(teacher)),
                     "tokenizer": tokenizer_fingerprint(tokenizer),
                 },
-                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "versions": {name: installed_version(name) for name in _PACKAGES},
             }
             write_manifest(partial_folder, BANK_FORMAT, content)
         return cls.open(path)

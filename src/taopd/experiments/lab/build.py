@@ -12,7 +12,6 @@ Not here: downloads; everything is made from the seed on this machine.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import queue
@@ -38,6 +37,7 @@ from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.task import Role
 from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.paths import cache_folder
+from taopd.runs.versions import installed_version
 
 Progress = Callable[[str, int, int], object]
 """Called as `progress(role, step, total_steps)` for role "teacher" and "student"."""
@@ -167,7 +167,7 @@ def _write(folder: Path, spec: LabSpec, progress: Progress, parallel: bool) -> N
         "build_seconds": round(time.perf_counter() - started, 1),
         "train_seconds": {role: round(results[role]["seconds"], 1) for role in ROLES},
         "versions": {
-            name: importlib.metadata.version(name)
+            name: installed_version(name)
             for name in ("torch", "transformers", "tokenizers", "pyarrow")
         },
         "sha256": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},

