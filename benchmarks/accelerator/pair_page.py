@@ -231,8 +231,8 @@ def write_pair(results: Path, page: Path) -> None:
                 "**Where a tenth of the tokens is enough.** The default method, `reach`, cannot be told from "
                 "full distillation on the first pair and at the end of the second, and learns the second "
                 "in a third of the steps. Not by selection alone: it has a forward KL for words that the "
-                "student hardly says, which the other arms lack. Of all arms it moves most with the learning "
-                "rate, and at 2e-4 it ends below full and published.",
+                "student hardly says, and holds a random tenth of the other tokens. Of all arms it moves "
+                "most with the learning rate, and at 2e-4 it ends below full and published.",
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "
