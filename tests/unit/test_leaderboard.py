@@ -1,7 +1,12 @@
 """The leaderboard: its bookkeeping on a tiny run, its ranks and gaps by hand."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from taopd.errors import ConfigError, DataError
@@ -124,3 +129,38 @@ def test_finished_jobs_are_not_run_again(tmp_path):
     seen = []
     run_jobs([Job(path=path, arms=[], about={})], progress=lambda *event: seen.append(event))
     assert seen == [(1, 1)]
+
+
+ENDLESS = """
+import os, time
+from pathlib import Path
+from taopd.experiments.lab.stacked import jobs
+
+def endless(job):
+    job.path.with_name("pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    jobs.run_job = endless
+    jobs.run_jobs([jobs.Job(path=Path("job.json"), arms=[], about={})], num_workers=1)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_parent_leaves_no_worker(tmp_path, how):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    parent = subprocess.Popen([sys.executable, "endless.py"], cwd=tmp_path)
+    written = tmp_path / "pid"
+    assert happens(lambda: written.exists() and written.read_text())
+    worker = psutil.Process(int(written.read_text()))
+    parent.send_signal(how)
+    parent.wait()
+    assert happens(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def happens(what, seconds=60):
+    """Whether something becomes true in time."""
+    end = time.monotonic() + seconds
+    while not (found := what()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found

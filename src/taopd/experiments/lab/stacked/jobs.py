@@ -6,6 +6,7 @@ transformers costs as much as a small job.
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -60,7 +61,9 @@ def run_jobs(
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)  # Read by libraries when a worker starts.
     pool = ProcessPoolExecutor(
-        num_workers or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
+        num_workers or os.cpu_count() or 1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_leave_with_parent,
     )
     try:
         running = {pool.submit(run_job, job): job for job in waiting}
@@ -79,6 +82,18 @@ def run_jobs(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent does, even by SIGKILL: a job of an hour would run on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: Job) -> None:
