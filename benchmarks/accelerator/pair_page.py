@@ -96,6 +96,7 @@ def behaviour(arms: Rows) -> str:
         "completions/mean_length": "{:.0f}",
         "entropy": "{:.2f}",
         "signal/disagreement_nats/mean": "{:.2f}",
+        "guard/idle_drift_nats": "{:.3f}",
     }
     rows = []
     for name, group in arms.items():
@@ -106,7 +107,7 @@ def behaviour(arms: Rows) -> str:
         ]
         peak = max(row["peak_mib"] for row in group)
         rows.append(f"{name} | {' | '.join(cells)} | {peak:,.0f}")
-    names = ("cut", "tokens", "entropy", "D")
+    names = ("cut", "tokens", "entropy", "D", "drift")
     header = " | ".join(["arm", *(f"{name}, {end}" for name in names for end in ("first", "last"))])
     header += " | peak, MiB"
     return table(header, rows)
@@ -251,7 +252,9 @@ def write_pair(results: Path, page: Path) -> None:
                 "After 60 steps:",
                 differences(one, 60),
                 "First and last 20 steps: share of rollouts cut at 48 tokens, their length, the student's "
-                "entropy and the mean D (nats). Peak memory on the card, evaluations included.",
+                "entropy, the mean D, and how far unselected tokens drifted from the initial student without "
+                "coming nearer to the teacher ([idle drift](../math.md)), nats. Peak memory on the card, "
+                "evaluations included.",
                 behaviour(one),
                 "What is kept of three rollouts of the first step, in bold:",
                 *kept(one),
@@ -273,7 +276,7 @@ def write_pair(results: Path, page: Path) -> None:
                 *rate_tables(found, rates),
                 "## Not run",
                 "Budgets of 5 % and the other selectors on a GPU; 5 % on two CPU cores: "
-                "[smollm2-cpu.md](smollm2-cpu.md). The drift of unselected tokens was not recorded. The "
+                "[smollm2-cpu.md](smollm2-cpu.md). The "
                 "fixed-context diagnostic: [smollm2-diagnostic.md](smollm2-diagnostic.md).",
             ]
         )

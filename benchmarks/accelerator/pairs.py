@@ -24,6 +24,11 @@ from taopd.experiments.study.run import plan_study, run_study
 from taopd.runs.jsonl import read_jsonl
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
+PARTS = (
+    *("pair1-long", "pair2-long", "pair2-forward"),
+    *("pair1-rates", "pair1-all", "pair2-all"),
+)
+"""The studies in order of worth."""
 CORE = ("full", "published-10", "reach-10", "random-10")
 LONG_STEPS = 200
 RESERVE_SECONDS = 20.0
@@ -31,33 +36,25 @@ RESERVE_SECONDS = 20.0
 
 
 def parts(pair: Pair) -> dict[str, StudyFile]:
-    """The studies in order of worth: name -> study."""
-    base = dataclasses.replace(
-        load_study_file(STUDIES / "smollm2.yaml"),
-        student=str(pair.student),
-        teacher=str(pair.teacher),
-        prompts=str(pair.prompts),
+    """The studies of `PARTS`: name -> study."""
+    models = {key: str(getattr(pair, key)) for key in ("student", "teacher", "prompts")}
+    untouched = {"student": str(pair.instruct), "title": "SmolLM2-135M, untouched student"}
+    base, rates, forward = (
+        dataclasses.replace(load_study_file(STUDIES / f"{name}.yaml"), **models)
+        for name in ("smollm2", "smollm2-rates", "smollm2-forward")
     )
-    core = dataclasses.replace(base, arms=[a for a in base.arms if a["name"] in CORE])
-    instruct = {"student": str(pair.instruct), "title": "SmolLM2-135M, untouched student"}
     long = dataclasses.replace(
-        core,
+        base,
         config=base.config | {"max_steps": LONG_STEPS},
+        arms=[arm for arm in base.arms if arm["name"] in CORE],
         title=f"SmolLM2-135M, {LONG_STEPS} steps",
     )
-    rates = dataclasses.replace(
-        load_study_file(STUDIES / "smollm2-rates.yaml"),
-        student=str(pair.student),
-        teacher=str(pair.teacher),
-        prompts=str(pair.prompts),
+    studies = (
+        *(long, dataclasses.replace(long, **untouched)),
+        dataclasses.replace(forward, student=untouched["student"], seeds=base.seeds),
+        *(rates, base, dataclasses.replace(base, **untouched)),
     )
-    return {
-        "pair1-long": long,
-        "pair2-long": dataclasses.replace(long, student=str(pair.instruct)),
-        "pair1-rates": rates,
-        "pair1-all": base,
-        "pair2-all": dataclasses.replace(base, **instruct),
-    }
+    return dict(zip(PARTS, studies, strict=True))
 
 
 def toy(study: StudyFile) -> StudyFile:
@@ -78,6 +75,7 @@ LOGGED = (
     "entropy",
     "signal/disagreement_nats/mean",
     "signal/compatibility/mean",
+    "guard/idle_drift_nats",
 )
 """Metrics of every step that are kept as means between two evaluations."""
 
@@ -104,7 +102,9 @@ def logged(arm: Path, steps: list[int]) -> dict[str, list[float]]:
     lines = [line for line in read_jsonl(arm / "metrics.jsonl") if "loss" in line]
     return {
         key: [
-            round(statistics.mean(line[key] for line in lines if first < line["step"] <= last), 5)
+            round(
+                statistics.mean(x[key] for x in lines if first < x["step"] <= last and key in x), 5
+            )
             for first, last in itertools.pairwise(steps)
         ]
         for key in LOGGED
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of the GGUF file")
     parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2's weights")
     parser.add_argument("--root", type=Path, default=Path("runs/accelerator-pairs"))
-    parser.add_argument("--studies", nargs="*", help="only these")
+    parser.add_argument("--studies", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
     started = time.monotonic()
@@ -143,11 +143,7 @@ def main() -> None:
         print(f"pair ready after {time.monotonic() - started:.0f} s", flush=True)
         accuracies = pair.teacher_accuracy
         print(json.dumps(accuracies), flush=True)
-        studies = {
-            name: study
-            for name, study in parts(pair).items()
-            if options.studies is None or name in options.studies
-        }
+        studies = {name: study for name, study in parts(pair).items() if name in options.studies}
         unfinished = list(studies)
         for name, study in studies.items():
             output = options.root / name
