@@ -97,18 +97,16 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def logged(arm: Path, steps: list[int]) -> dict[str, list[float]]:
-    """Key of `LOGGED` -> mean over the steps up to each evaluation, from the one before it."""
+def logged(arm: Path, steps: list[int]) -> dict[str, list[float | None]]:
+    """Key of `LOGGED` -> mean over the steps up to each evaluation, from the one before it; None: not logged."""
     lines = [line for line in read_jsonl(arm / "metrics.jsonl") if "loss" in line]
-    return {
-        key: [
-            round(
-                statistics.mean(x[key] for x in lines if first < x["step"] <= last and key in x), 5
-            )
-            for first, last in itertools.pairwise(steps)
-        ]
-        for key in LOGGED
-    }
+    found: dict[str, list[float | None]] = {}
+    for key in LOGGED:
+        for first, last in itertools.pairwise(steps):
+            values = [x[key] for x in lines if first < x["step"] <= last and key in x]
+            mean = round(statistics.mean(values), 5) if values else None
+            found.setdefault(key, []).append(mean)
+    return found
 
 
 def main() -> None:
