@@ -98,7 +98,7 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def logged(arm: Path, steps: list[int]) -> dict[str, list[float | None]]:
-    """Key of `LOGGED` -> mean over the steps up to each evaluation, from the one before it; None: not logged."""
+    """Key of `LOGGED` -> mean over the steps between two evaluations; None: not logged there."""
     lines = [line for line in read_jsonl(arm / "metrics.jsonl") if "loss" in line]
     found: dict[str, list[float | None]] = {}
     for key in LOGGED:
