@@ -53,6 +53,7 @@ def test_the_words_name_the_arm_to_compare_with():
     words = situation_words(0.5, 0.09, 0.41, method="anchored")
     assert "41% is out of reach (it hardly ever says them)" in words
     assert "full distillation" in words and "method: reach" not in words
+    assert "loss: forward_kl" in words
     assert "method: reach" in situation_words(0.5, 0.4, 0.1, method="anchored")
     assert "compare with" not in situation_words(0.9, 0.05, 0.05, method="anchored")
 

@@ -42,8 +42,9 @@ def situation_words(
     )
     if out_of_reach >= LARGE_SHARE and method != "full":
         text += (
-            f". The {out_of_reach:.0%} out of reach is what {_OUT_OF_REACH[method]}: full distillation "
-            "(selector: full) is the arm to compare with"
+            f". The {out_of_reach:.0%} out of reach is what {_OUT_OF_REACH[method]}: full distillation with "
+            "a forward KL, which raises such words (selector: full, loss: forward_kl), is the arm to compare "
+            "with"
         )
     if within_reach >= LARGE_SHARE and method != "reach":
         text += (
