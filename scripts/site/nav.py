@@ -61,6 +61,7 @@ NAV: Tree = {
     "Results": {
         "Overview": "results/index.md",
         "SmolLM2-135M": "results/smollm2.md",
+        "SmolLM2-135M, selection or loss": "results/smollm2-forward.md",
         "SmolLM2-135M, its own teacher": "results/self.md",
         "Accelerator": "results/accelerator.md",
         "The published pairs": "results/paper.md",

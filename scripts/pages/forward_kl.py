@@ -1,0 +1,138 @@
+"""The page about full, published and random with a forward KL, beside the default, on SmolLM2-135M.
+
+    taopd compare recipes/studies/smollm2-forward.yaml --workers 1
+    python -m scripts.pages.forward_kl runs/smollm2-forward     # saves docs/results/smollm2-forward.json
+    python -m scripts.pages.forward_kl                          # the page again from that file
+
+Arms that have not finished are left out, and named.
+"""
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from scripts.arguments import Arguments, existing_folder
+from taopd.experiments.study.file import load_study_file
+from taopd.experiments.study.statistics import t_estimate
+from taopd.report.figures.style import COLORS, MARKERS
+from taopd.runs.jsonl import write_text
+
+STUDY = Path("recipes/studies/smollm2-forward.yaml")
+SAVED = Path("docs/results/smollm2-forward.json")
+PAGE = SAVED.with_suffix(".md")
+KEPT = ("name", "seed", "accuracy_curve", "accuracy_sampled_curve", "mean_tokens_greedy_curve")
+LEAD = (
+    "**The loss first, then the selection.** With the reverse KL nothing is learned in 40 steps; with a "
+    "forward KL full distillation learns, and even a random tenth of the tokens does. The default, at a "
+    "tenth of the tokens, ends above that random tenth and cannot be told from full with a forward KL; "
+    "after 20 steps it is behind both."
+)
+
+
+def gathered(runs: list[Path]) -> dict[str, Any]:
+    """What the page shows of the finished arms of a study, which may lie in several folders."""
+    environment = json.loads((runs[0] / "env.json").read_text())
+    arms = []
+    for path in (found for run in runs for found in sorted(run.glob("arms/*/results.json"))):
+        row = json.loads(path.read_text())
+        arms.append({key: row[key] for key in KEPT} | {"right": row["right_greedy_curve"][-1][1]})
+    versions = {name: environment["versions"][name] for name in ("torch", "transformers", "trl")}
+    return {
+        "commit": environment["git_commit"][:7],
+        "device": environment["devices"][0],
+        "versions": versions,
+        "arms": arms,
+    }
+
+
+def page(document: dict[str, Any]) -> str:
+    """The page in Markdown."""
+    study = load_study_file(STUDY)
+    arms = {arm["name"]: arm for arm in document["arms"]}
+    order = [arm["name"] for arm in study.arms if arm["name"] in arms]
+    missing = [arm["name"] for arm in study.arms if arm["name"] not in arms]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    about = (
+        f"{study.config['max_steps']} steps of 16 rollouts, one seed, greedy accuracy on "
+        f"{len(arms[order[0]]['right'])} problems, %. {document['device']}; {versions}; commit "
+        f"{document['commit']}."
+    )
+    if missing:
+        about += f" Not run: {', '.join(missing)}."
+    return "\n".join(
+        [
+            "# Selection or loss? SmolLM2-135M with a forward KL\n",
+            f"Written by `python -m scripts.pages.forward_kl` from `{SAVED}`, after `taopd compare {STUDY} "
+            "--workers 1`.\n",
+            LEAD + "\n",
+            "The student does not know the form of an answer (pair 2 of [smollm2.md](smollm2.md); the models "
+            "here were made on this machine). Arms named forward have a forward KL at all selected tokens.\n",
+            about + "\n",
+            f"![Accuracy over steps by arm]({PAGE.with_suffix('.png').name})\n",
+            *table(arms, order),
+            "",
+            *differences(arms, order),
+            "",
+        ]
+    )
+
+
+def table(arms: dict[str, Any], order: list[str]) -> list[str]:
+    """A row for each arm."""
+    steps = [step for step, _ in arms[order[0]]["accuracy_curve"]]
+    heads = " | ".join(f"step {step}" for step in steps)
+    rows = [f"| arm | {heads} | sampled, end | tokens, end |", "|---|" + "---:|" * (len(steps) + 2)]
+    for name in order:
+        arm = arms[name]
+        shares = " | ".join(f"{100 * share:.0f}" for _, share in arm["accuracy_curve"])
+        sampled = 100 * arm["accuracy_sampled_curve"][-1][1]
+        length = arm["mean_tokens_greedy_curve"][-1][1]
+        rows.append(f"| {name} | {shares} | {sampled:.0f} | {length:.0f} |")
+    return rows
+
+
+def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
+    """A row for each pair of arms that do not agree on every problem."""
+    rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---|"]
+    for one, other in combinations(order, 2):
+        mine, theirs = (np.array([int(c) for c in arms[name]["right"]]) for name in (one, other))
+        if (mine != theirs).any():
+            found = t_estimate(list(100.0 * (mine - theirs)))
+            interval = f"[{found.low:+.1f}, {found.high:+.1f}]"
+            rows.append(f"| {one} - {other} | {found.mean:+.1f} | {interval} |")
+    return rows
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Greedy accuracy against steps, a line an arm."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    for index, arm in enumerate(
+        sorted(document["arms"], key=lambda a: -a["accuracy_curve"][-1][1])
+    ):
+        steps, shares = zip(*arm["accuracy_curve"], strict=True)
+        style = {"color": COLORS[index], "marker": MARKERS[index]}
+        axes.plot(steps, [100 * share for share in shares], label=arm["name"], **style)
+    axes.set(xlabel="step", ylabel="greedy accuracy, %", ylim=(-1, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.tight_layout()
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    parser = Arguments(description=__doc__)
+    parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
+    if runs := parser.parse_args().runs:
+        write_text(SAVED, json.dumps(gathered(runs)) + "\n")
+    saved = json.loads(SAVED.read_text())
+    draw(saved, PAGE.with_suffix(".png"))
+    write_text(PAGE, page(saved))
+    print(PAGE)
