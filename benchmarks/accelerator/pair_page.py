@@ -218,7 +218,13 @@ def write_pair(results: Path, page: Path) -> None:
     studies, teacher = document["result"]["studies"], document["result"]["teacher"]
     one, two = by_arm(studies["pair1-long"]), by_arm(studies["pair2-long"])
     found, rates = rated(studies["pair1-rates"])
-    draw({"Pair 1": one, "Pair 2": two}, found, teacher["accuracy"], page.with_suffix(".png"))
+    titles = ("Pair 1: knows the form", "Pair 2: does not know the form")
+    draw(
+        dict(zip(titles, (one, two), strict=True)),
+        found,
+        teacher["accuracy"],
+        page.with_suffix(".png"),
+    )
     start = at(one["full"][0], 0)
     page.write_text(
         "\n\n".join(
@@ -278,8 +284,8 @@ def write_pair(results: Path, page: Path) -> None:
                 *rate_tables(found, rates),
                 "## Not run",
                 "Budgets of 5 % and the other selectors on a GPU; 5 % on two CPU cores: "
-                "[smollm2-cpu.md](smollm2-cpu.md). The "
-                "fixed-context diagnostic: [smollm2-diagnostic.md](smollm2-diagnostic.md).",
+                "[smollm2-cpu.md](smollm2-cpu.md). The fixed-context "
+                "diagnostic: [smollm2-diagnostic.md](smollm2-diagnostic.md).",
             ]
         )
         + "\n"
@@ -304,8 +310,6 @@ def draw(pairs: dict[str, Rows], found: dict[str, Any], teacher: float, path: Pa
         panels[2].plot(rates, values, color=COLORS[arm["name"]], marker="o", markersize=4)
     panels[2].set(title="Pair 1, 24 steps", xlabel="learning rate", xscale="log")
     panels[0].set(ylabel="greedy accuracy, %", ylim=(-1, None))
-    panels[0].set_title("Pair 1: knows the form")
-    panels[1].set_title("Pair 2: does not know the form")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=5, frameon=False, fontsize=9)
     for axes in panels:

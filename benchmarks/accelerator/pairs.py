@@ -86,20 +86,17 @@ def outcomes(root: Path) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(root.glob("*/arms/*/results.json")):
         row = json.loads(path.read_text())
         row.pop("selected_by_kind_curve", None)
-        row["logged"] = logged(path.parent, [step for step, _ in row["accuracy_curve"]])
-        row["peak_mib"] = max(
-            line.get("perf/peak_memory_mib", 0)
-            for line in read_jsonl(path.parent / "metrics.jsonl")
-        )
+        lines = [line for line in read_jsonl(path.parent / "metrics.jsonl") if "loss" in line]
+        row["logged"] = logged(lines, [step for step, _ in row["accuracy_curve"]])
+        row["peak_mib"] = max(line.get("perf/peak_memory_mib", 0) for line in lines)
         if row["seed"] == 0:
             row["first_rollouts"] = shown(path.parent, step=0)
         found.setdefault(path.parents[2].name, []).append(row)
     return found
 
 
-def logged(arm: Path, steps: list[int]) -> dict[str, list[float | None]]:
+def logged(lines: list[dict[str, Any]], steps: list[int]) -> dict[str, list[float | None]]:
     """Key of `LOGGED` -> mean over the steps between two evaluations; None: not logged there."""
-    lines = [line for line in read_jsonl(arm / "metrics.jsonl") if "loss" in line]
     found: dict[str, list[float | None]] = {}
     for key in LOGGED:
         for first, last in itertools.pairwise(steps):

@@ -180,6 +180,7 @@ USUAL_FLAGS = [
         ["--use_cpu", "True"],
         ["--model_name_or_path", "~/m"],
         ["--model_name_or_path", "a b"],
+        ["--model_name_or_path", "a=--gradient_window", "4"],
         ["--gradient-window", "4"],
         ["--no_such_setting", "4"],
     ],

@@ -160,7 +160,9 @@ def plain_flags(flags: Sequence[str]) -> dict[str, Any] | None:
         >>> plain_flags(["--gradient_window", "8", "--method=published"])
         {'gradient_window': 8, 'method': 'published'}
     """
-    words = [part for flag in flags for part in (flag.split("=", 1) if "=" in flag else [flag])]
+    # A value may hold "=" too: then it is none of the plain ones below.
+    parts = (flag.split("=", 1) if flag.startswith("--") else [flag] for flag in flags)
+    words = [word for part in parts for word in part]
     names, values = words[::2], words[1::2]
     if len(words) % 2 or not all(name.startswith("--") for name in names):
         return None
