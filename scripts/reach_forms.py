@@ -125,7 +125,7 @@ class FormStack(Stack):
         self._foreign: list[Tensor] = []
         self._num_steps = self.settings[0].max_steps
 
-    def _with_reach(self, signals, initial, teacher, rows):
+    def _with_initial(self, signals, initial, teacher, rows):
         found, self._foreign = [], []
         for arm, (own, form) in enumerate(zip(rows, self._forms, strict=True)):
             share = form.share if form.anneal == 1.0 else hard(self._thresholds[arm])
@@ -134,7 +134,7 @@ class FormStack(Stack):
             counted[:, ends] = 0.0
             self._foreign.append(mass[:, ends].sum(1).double())
             found.append((1.0 - (mass * (1.0 - counted)).sum(1)).clamp(0.0, 1.0))
-        signals = super()._with_reach(signals, initial, teacher, rows)
+        signals = super()._with_initial(signals, initial, teacher, rows)
         return replace(signals, reach=torch.cat(found))
 
     def _choose(self, arm, table, step):

@@ -21,8 +21,8 @@ from taopd.trainer.metrics import jaccard, selection_metrics
 from taopd.trainer.selection import (
     choose,
     local_table,
-    needed_signals,
     scales_compatibility,
+    signal_needs,
     signal_options,
 )
 from taopd.trainer.spread_watch import SpreadWatch
@@ -163,16 +163,16 @@ def test_shadows_are_the_masks_of_plain_selections_at_the_same_budget():
 
 
 def test_only_the_signals_that_someone_reads_are_asked_for():
-    assert needed_signals(config()) == ()
+    assert signal_needs(config()).signals == ()
     args = config(selector="dial", weighting="pgt", shadow_selectors=["ier", "reverse_kl"])
-    assert set(needed_signals(args)) == {
+    assert set(signal_needs(args).signals) == {
         *("student_logprobs", "teacher_logprobs", "log_ratio_variance", "ier", "reverse_kl")
     }
     assert signal_options(args)["full_kl"] and not signal_options(config())["full_kl"]
     table = local_table(
         logprob_signals(full_kl=True), args, torch.zeros(12).long(), torch.arange(12)
     )
-    assert set(needed_signals(args)) <= set(table.extra)
+    assert set(signal_needs(args).signals) <= set(table.extra)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from taopd.signals import (
 )
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.metrics import selection_metrics
-from taopd.trainer.selection import choose, gather_options, reads_reach
+from taopd.trainer.selection import choose, gather_options, reads_initial
 from tests.unit.simulated_ranks import World, split
 
 VOCAB = 11
@@ -540,7 +540,7 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     made = config(method="reach")
     assert (made.compatibility, made.coef) == ("reach", 3.0)
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
-    assert reads_reach(made) and gather_options(made)["columns"] == (
+    assert reads_initial(made) and gather_options(made)["columns"] == (
         "reach",
         "foreign",
         "initial_logprobs",
@@ -549,9 +549,9 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
     )
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
     assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
-    assert reads_reach(other) and reads_reach(config(compatibility="reach"))
+    assert reads_initial(other) and reads_initial(config(compatibility="reach"))
     anchored = config(method="anchored")
-    assert not reads_reach(anchored) and anchored.compatibility == "mass"
+    assert not reads_initial(anchored) and anchored.compatibility == "mass"
     trls = DistillationConfig(output_dir="runs/x", bf16=False, use_cpu=True)
     assert TeachabilityConfig.of(trls, "a/b").compatibility == "reach"
 
@@ -585,7 +585,7 @@ def test_reach_without_an_initial_student_is_refused_in_words():
 def test_where_everything_is_asked_for_it_is_plain_distillation(all_of_it):
     """A method that leaves tokens out must not turn "all" into something else, nor run a model for it."""
     args = config(method="reach", **all_of_it)
-    assert not reads_reach(args) and args.compatibility == "mass"
+    assert not reads_initial(args) and args.compatibility == "mass"
     table = random_table(40, seed=3)
     choice = choose(table, args, step=0, training=True)
     count = int(table.valid.sum())

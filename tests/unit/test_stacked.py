@@ -75,6 +75,7 @@ def test_sampled_tokens_follow_the_models_distribution(lab):
     [
         ("teachability", "reverse_kl", 1.0),
         ("teachability", "sampled_reverse_kl", 0.0),
+        ("teachability_frozen", "reverse_kl", 1.0),
         ("full", "forward_kl", 0.0),
         ("random", "jsd", 0.5),
         ("reach", "reverse_kl", 3.0),

@@ -31,7 +31,7 @@ from taopd.signals import TokenSignals, exact_signals, lists_from_exact
 from taopd.signals.situation import own_reach
 from taopd.trainer.cost import ModelShape
 from taopd.trainer.place_teacher import NO_EFFECT
-from taopd.trainer.selection import choose, local_table, reads_reach, signal_needs, signal_options
+from taopd.trainer.selection import choose, local_table, reads_initial, signal_needs, signal_options
 
 ITEM = "teacher error"
 LARGE = 0.1
@@ -172,13 +172,24 @@ def _signals(trainer: Any, student: State, teacher: State, ids: Tensor) -> Token
     return exact_signals(*student, *teacher, ids, temperature=trainer.temperature, **options)
 
 
-def _with_own_reach(trainer: Any, signals: TokenSignals) -> TokenSignals:
-    """The signals with reach where a setting reads it: before training the student is the initial one."""
+def _with_initial(trainer: Any, signals: TokenSignals) -> TokenSignals:
+    """The signals with those of the initial student where a setting reads them: before training it is the
+    student."""
     args = trainer.args
-    if not reads_reach(args) or signals.reach is not None:
+    if not reads_initial(args):
         return signals
-    reach = own_reach(signals, threshold=args.reach_threshold, foreign_ends=trainer.foreign_ends)
-    return replace(signals, reach=reach, initial_logprobs=signals.student_logprobs)
+    reach = signals.reach
+    if reach is None:
+        reach = own_reach(
+            signals, threshold=args.reach_threshold, foreign_ends=trainer.foreign_ends
+        )
+    return replace(
+        signals,
+        reach=reach,
+        initial_logprobs=signals.student_logprobs,
+        initial_disagreement=signals.disagreement,
+        initial_compatibility=signals.compatibility,
+    )
 
 
 def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
@@ -186,7 +197,7 @@ def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Te
     args, place = trainer.args, (positions.row, positions.column)
     # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
     one, needs = torch.zeros_like(positions.row), signal_needs(args)
-    signals = _with_own_reach(trainer, signals)
+    signals = _with_initial(trainer, signals)
     table = local_table(signals, args, *place, trainer.stop_ids, needs=needs, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
 

@@ -27,6 +27,16 @@ def teachability_raw_c(view: NormalizedView) -> Float[Tensor, " N"]:
     return view.d * torch.where(view.table.valid, compatibility, 0.0)
 
 
+def teachability_frozen(view: NormalizedView) -> Float[Tensor, " N"]:
+    """D~ C~ of the initial student in place of the present one.
+
+    What is selected does not follow from what was learned, only from where the samples go. Source: the
+    frozen scorer of arXiv 2609.22109.
+    """
+    d0, c0 = view.signal("initial_disagreement"), view.signal("initial_compatibility")
+    return view.normalized(d0) * view.normalized(c0)
+
+
 def incompatible(view: NormalizedView) -> Float[Tensor, " N"]:
     """Incompatible disagreement D^I = D~ (1 - C~). [eq. 5, 12]"""
     return view.d * (1 - view.c)

@@ -148,6 +148,11 @@ _builtin = partial(register_selector, local=True)
 _builtin("teachability", bounded=True)(formulas.teachability)
 _builtin("teachability_raw_c", bounded=True)(formulas.teachability_raw_c)
 _builtin(
+    "teachability_frozen",
+    needs=("initial_disagreement", "initial_compatibility"),
+    bounded=True,
+)(formulas.teachability_frozen)
+_builtin(
     "teachability+entropy",
     reference_scores=formulas.teachability_entropy_reference,
     bounded=True,

@@ -43,10 +43,14 @@ ALWAYS = (
     "reach",
     "foreign",
     "initial_logprobs",
+    "initial_disagreement",
+    "initial_compatibility",
 )
 """Fields of `TokenSignals` that every table holds, where the source gives them."""
 INITIAL_GIVES = frozenset({"reach", "foreign", "initial_logprobs"})
 """What comes of the initial student in training, whatever gives the rest."""
+OF_THE_START = frozenset({"initial_disagreement", "initial_compatibility"})
+"""What comes of the initial student and of a teacher whose full distribution is at hand."""
 
 
 def union_logprobs(
@@ -168,11 +172,15 @@ def _without(*absent: str) -> frozenset[str]:
     )
 
 
-LISTS_GIVE = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", "student_at_teacher_ids")
+LISTS_GIVE = _without(
+    *INITIAL_GIVES, *OF_THE_START, "forward_kl", "reverse_kl", "student_at_teacher_ids"
+)
 """What `lists_from_exact` leaves."""
-BOUND_GIVES = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", *_CROSS)
+BOUND_GIVES = _without(*INITIAL_GIVES, *OF_THE_START, "forward_kl", "reverse_kl", *_CROSS)
 """What two lists leave where nobody scored the student's ids with the teacher."""
-SERVER_GIVES = _without(*INITIAL_GIVES, "forward_kl", "reverse_kl", "teacher_entropy")
+SERVER_GIVES = _without(
+    *INITIAL_GIVES, *OF_THE_START, "forward_kl", "reverse_kl", "teacher_entropy"
+)
 """What a teacher leaves that sends its list and the log-probs asked for, not its full distribution."""
 
 
@@ -234,7 +242,7 @@ def _computed(signals: TokenSignals, name: str) -> Float[Tensor, " N"]:
     if name not in given:
         _, reads = COMPUTED.get(name, (None, (name,)))
         missing = [read for read in reads if getattr(signals, read) is None]
-        if name in INITIAL_GIVES:
+        if name in INITIAL_GIVES | OF_THE_START:
             raise ConfigError(
                 f"signal {name!r} needs the initial student's probabilities, which only training computes: "
                 "choose another signal here"

@@ -72,6 +72,10 @@ class TokenSignals:
     are no such ends."""
     initial_logprobs: Float[Tensor, " N"] | None = None
     """log p_S0 of the sampled token, S0 the initial student; added with `reach`."""
+    initial_disagreement: Float[Tensor, " N"] | None = None
+    """D of the initial student with the teacher; the trainer adds it, where a selector reads it."""
+    initial_compatibility: Float[Tensor, " N"] | None = None
+    """C of the initial student with the teacher, likewise."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]

@@ -1,8 +1,8 @@
-"""The KL penalty to the reference model, the collapse guard's measurement, and reach.
+"""The KL penalty to the reference model, the collapse guard's measurement, and what selection reads of it.
 
 All need the student as it was before training (the reference model). Penalty and guard read it at some
-unselected tokens (`Choice.reference_mask`), reach at every token, before the selection. One forward on the
-completions that hold these tokens serves all three.
+unselected tokens (`Choice.reference_mask`), reach and its own D and C at every token, before the selection.
+One forward on the completions that hold these tokens serves all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,12 @@ from taopd.models.batch import Forward, Positions
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import merged_ids
 from taopd.signals import (
+    INITIAL,
+    INITIAL_GIVES,
+    OF_THE_START,
     TokenSignals,
     at_ids,
+    exact_signals,
     foreign_bound,
     foreign_mass,
     idle_drift,
@@ -38,7 +42,7 @@ from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.methods import judges
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import reads_reach
+from taopd.trainer.selection import signal_needs
 from taopd.trainer.step_metrics import Recorder
 
 
@@ -71,13 +75,16 @@ class Anchor:
         self._args, self._recorder, self._head_of, self._guard = args, recorder, head_of, guard
         self._function = resolve_loss(args.anchor_loss)
         self._coefficient = args.anchor_coef or 0.0
-        self._judges = reads_reach(args)
+        needs = signal_needs(args).signals
+        self._reads_reach = not INITIAL_GIVES.isdisjoint(needs)
+        self._reads_start = not OF_THE_START.isdisjoint(needs)
+        everywhere = self._reads_reach or self._reads_start
         self._merged = merged_ids(args.stop_tokens, stop_ids)
         self._reach_rule: dict[str, Any] = {
             "threshold": args.reach_threshold,
             "foreign_ends": foreign_ends,
         }
-        needed = self._coefficient > 0.0 or guard is not None or self._judges
+        needed = self._coefficient > 0.0 or guard is not None or everywhere
         self.start = SameStart(student, accelerator, needed=needed or reference is not None)
         """A callback, for a run that is resumed."""
         # An adapter's is made all the same: it is small, and refuses what cannot be exchanged.
@@ -87,7 +94,7 @@ class Anchor:
         self._states: Float[Tensor, "N D"] | None = None
         """The reference model's at every token of the batch that is being selected from."""
 
-    def with_reach(
+    def with_initial(
         self,
         forward: Forward,
         student: Any,
@@ -97,17 +104,20 @@ class Anchor:
         teacher_heads_of: Callable[[], Sequence[Head | None]],
         of_teacher: Int[Tensor, " N"] | None,
     ) -> Scored:
-        """The scores with reach, where a setting reads it: the reference model is run at every token.
+        """The scores with reach, or with D and C of the reference model, where a setting reads them.
+
+        The reference model is run at every token.
 
         Args:
             teacher_heads_of: gives one a teacher; None for one elsewhere: reach then is a lower bound, at the
                 tokens of all teachers, so that no selection mixes two kinds.
             of_teacher: which teacher each token has; None: there is one.
         """
-        if not self._judges:
+        if not (self._reads_reach or self._reads_start):
             return scored
         assert self._reference is not None
         args, signals = self._args, scored.signals
+        found: dict[str, Any] = {}
         with self._recorder.timed("perf/anchor_s"):
             everywhere = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
             size = args.per_device_train_batch_size
@@ -116,15 +126,20 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
-            if exact:
-                reach, foreign, initial = self._exact_reach(scored, heads, head, of_teacher)
-            else:
+            if self._reads_reach and exact:
+                found = self._exact_reach(scored, heads, head, of_teacher)
+            elif self._reads_reach:
                 *lists, initial = self._at_lists(self._states, head, signals)
-                reach = reach_bound(signals, *lists, **self._reach_rule)
                 ends = self._reach_rule["foreign_ends"]
-                foreign = foreign_bound(signals, ends) if ends else None
-        signals = replace(signals, reach=reach, foreign=foreign, initial_logprobs=initial)
-        scored = replace(scored, signals=signals)
+                found = {
+                    "reach": reach_bound(signals, *lists, **self._reach_rule),
+                    "foreign": foreign_bound(signals, ends) if ends else None,
+                    INITIAL: initial,
+                }
+            if self._reads_start:
+                # A teacher elsewhere was refused: it sends no distribution for the initial student's ids.
+                found |= self._of_the_start(scored, heads, head, of_teacher)
+        scored = replace(scored, signals=replace(signals, **found))
         # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
             return scored
@@ -136,7 +151,7 @@ class Anchor:
         teacher_heads: Sequence[Head],
         head: Head,
         of_teacher: Int[Tensor, " N"] | None,
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None, Float[Tensor, " N"]]:
+    ) -> dict[str, Any]:
         """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
         assert self._states is not None and tokens is not None
@@ -160,7 +175,35 @@ class Anchor:
             )
             if foreign is not None:
                 foreign[index] = foreign_mass(*teacher, ends, temperature=temperature)
-        return reach, foreign, initial
+        return {"reach": reach, "foreign": foreign, INITIAL: initial}
+
+    def _of_the_start(
+        self,
+        scored: Scored,
+        teacher_heads: Sequence[Head],
+        head: Head,
+        of_teacher: Int[Tensor, " N"] | None,
+    ) -> dict[str, Float[Tensor, " N"]]:
+        """D and C of the reference model with each token's own teacher."""
+        assert self._states is not None and scored.signals.token_ids is not None
+        found = {name: torch.zeros_like(scored.signals.disagreement) for name in OF_THE_START}
+        for index, hidden in scored.by_teacher():
+            if not len(hidden):
+                continue
+            place = 0 if of_teacher is None else int(of_teacher[index][0])
+            start = exact_signals(
+                self._states[index],
+                head,
+                hidden,
+                teacher_heads[place],
+                scored.signals.token_ids[index],
+                k=self._args.score_top_k,
+                temperature=self._args.temperature,
+                stop_ids=self._merged,
+            )
+            found["initial_disagreement"][index] = start.disagreement
+            found["initial_compatibility"][index] = start.compatibility
+        return found
 
     def measure(self, forward: Forward, student: Any, scored: ScoredBatch) -> dict[str, Any]:
         """Run the reference model where it is needed; the states of it that the penalty will read."""

@@ -31,13 +31,22 @@ from taopd.selectors import (
     select,
 )
 from taopd.selectors.formulas import worth_reaching
-from taopd.signals import FOREIGN, INITIAL, TEACHER, SignalTable, TokenSignals, signal_table
+from taopd.signals import (
+    FOREIGN,
+    INITIAL,
+    INITIAL_GIVES,
+    OF_THE_START,
+    TEACHER,
+    SignalTable,
+    TokenSignals,
+    signal_table,
+)
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, ordering
 from taopd.trainer.reach_sums import start_shares, used_share
 
 _READS_C = re.compile(
-    r"teachab(?!ility_raw_c)|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
+    r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
 )
 """In the names of the selectors that read C~; all names are compared with what they read in the tests."""
 
@@ -111,14 +120,9 @@ def scales_compatibility(args: TeachabilityConfig) -> bool:
     return args.normalization != "none" and _READS_C.search(named) is not None
 
 
-def reads_reach(args: TeachabilityConfig) -> bool:
-    """Whether the initial student has to be run at every token, for `signals.reach`."""
-    return "reach" in signal_needs(args).signals
-
-
-def needed_signals(args: TeachabilityConfig) -> tuple[str, ...]:
-    """Further signals that selector, weighting and shadow selectors declare, sorted."""
-    return signal_needs(args).signals
+def reads_initial(args: TeachabilityConfig) -> bool:
+    """Whether the initial student has to be run at every token: for reach, or for its own D and C."""
+    return not (INITIAL_GIVES | OF_THE_START).isdisjoint(signal_needs(args).signals)
 
 
 def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:

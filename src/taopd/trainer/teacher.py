@@ -28,7 +28,7 @@ from taopd.trainer.checkpoint.same_start import samples_of
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher
-from taopd.trainer.selection import reads_reach, signal_needs, signal_options
+from taopd.trainer.selection import reads_initial, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
 from taopd.trainer.teacher_connection import connect_teacher, vocabularies
 from taopd.trainer.teacher_probe import TeacherProbe
@@ -70,8 +70,8 @@ class TeacherSource(OneTeacher):
         require_backbone("student", student)
         self._needs = signal_needs(args)
         self._options: dict[str, Any] | None = None
-        # Where reach alone reads these states, they are dropped before the loss.
-        self._reads_hidden = needs_teacher_distribution(args.loss) or reads_reach(args)
+        # Where reach or a frozen score alone reads these states, they are dropped before the loss.
+        self._reads_hidden = needs_teacher_distribution(args.loss) or reads_initial(args)
         self.remote: Teacher | None = None
         """The teacher, if it is not a model in this process."""
         self.plain: PreTrainedModel | None = None

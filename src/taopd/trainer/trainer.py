@@ -165,7 +165,7 @@ class TeachabilityTrainer(BaseTrainer):
             positions, scored = self._score(batch, positions)
         models = self.forward_states, self.model_wrapped
         teachers = self._teacher_heads, self._teacher.of_positions(batch, positions)
-        scored = self._anchor.with_reach(*models, batch, positions, scored, *teachers)
+        scored = self._anchor.with_initial(*models, batch, positions, scored, *teachers)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(*models, selected)

@@ -203,7 +203,7 @@ def plain_config(path: str, flags: Sequence[str] = ()) -> PlainConfig | None:
             args,
             args,
             needs_teacher_distribution=LOSSES[args.loss],
-            reads_reach=args.compatibility == "reach",
+            reads_initial=args.compatibility == "reach",
         )
     except ConfigError:
         return None

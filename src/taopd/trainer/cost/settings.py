@@ -214,13 +214,13 @@ def plan_settings(
         ConfigError: an optimizer or a quantization whose memory the plan does not know.
     """
     from taopd.losses import needs_teacher_distribution
-    from taopd.trainer.selection import reads_reach
+    from taopd.trainer.selection import reads_initial
 
     return settings_of(
         parsed.training,
         parsed.model,
         needs_teacher_distribution=needs_teacher_distribution(parsed.training.loss),
-        reads_reach=reads_reach(parsed.training),
+        reads_initial=reads_initial(parsed.training),
         student_dtype=student_dtype,
         teacher_dtype=teacher_dtype,
     )
@@ -231,7 +231,7 @@ def settings_of(
     model: Any,
     *,
     needs_teacher_distribution: bool,
-    reads_reach: bool,
+    reads_initial: bool,
     student_dtype: str | None = None,
     teacher_dtype: str | None = None,
 ) -> PlanSettings:
@@ -239,7 +239,7 @@ def settings_of(
 
     Args:
         needs_teacher_distribution: the loss reads the teacher's full distribution.
-        reads_reach: the initial student is run on every completion.
+        reads_initial: the initial student is run on every completion.
     """
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer not in _OPTIMIZER_STATES:
@@ -275,7 +275,7 @@ def settings_of(
         needs_teacher_distribution=needs_teacher_distribution,
         anchor_fraction=args.anchor_fraction if args.coef > 0 or args.method == "reach" else 0.0,
         anchor_responses=args.anchor_responses,
-        reach=reads_reach,
+        reach=reads_initial,
         guard=args.collapse_guard != "off",
         lora_rank=model.lora_r if model.use_peft else None,
         optimizer_states=_OPTIMIZER_STATES[optimizer],

@@ -1,6 +1,6 @@
 """The signal tables of a stack: one an arm, from the positions of all arms one after the other."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -9,7 +9,15 @@ from torch import Tensor
 
 from taopd.models.batch import Positions
 from taopd.runs.signal_names import SELECTED_BY
-from taopd.signals import SignalTable, TokenSignals, reach_from_logprobs, signal_table
+from taopd.signals import (
+    INITIAL_GIVES,
+    OF_THE_START,
+    SignalTable,
+    TokenSignals,
+    reach_from_logprobs,
+    signal_table,
+    signals_from_logprobs,
+)
 from taopd.signals.merge_stops import sampled_logprobs
 from taopd.trainer.config import TeachabilityConfig
 
@@ -22,7 +30,33 @@ def rows_by_arm(positions: Positions, num_arms: int) -> list[slice]:
     return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
 
-def with_reach(
+def with_initial(
+    signals: TokenSignals,
+    initial_logprobs: Float[Tensor, "N V"],
+    teacher_logprobs: Float[Tensor, "N V"],
+    rows: Sequence[slice],
+    settings: Sequence[TeachabilityConfig],
+    ends: Sequence[Sequence[int]],
+    *,
+    needs: Set[str],
+) -> TokenSignals:
+    """The signals with those of the initial student that the arms read."""
+    if needs & INITIAL_GIVES:
+        signals = _with_reach(signals, initial_logprobs, teacher_logprobs, rows, settings, ends)
+    if needs & OF_THE_START:
+        assert signals.token_ids is not None
+        start = signals_from_logprobs(
+            initial_logprobs, teacher_logprobs, signals.token_ids, k=settings[0].score_top_k
+        )
+        signals = replace(
+            signals,
+            initial_disagreement=start.disagreement,
+            initial_compatibility=start.compatibility,
+        )
+    return signals
+
+
+def _with_reach(
     signals: TokenSignals,
     initial_logprobs: Float[Tensor, "N V"],
     teacher_logprobs: Float[Tensor, "N V"],

@@ -27,7 +27,7 @@ from taopd.experiments.lab.stacked.model import (
 )
 from taopd.experiments.lab.stacked.problems import read_problems
 from taopd.experiments.lab.stacked.settings import stack_settings
-from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_reach
+from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_initial
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
 from taopd.losses import Targets, by_reach, needs_teacher_distribution, resolve_loss
@@ -35,7 +35,7 @@ from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
 from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
-from taopd.trainer.selection import Choice, choose, needed_signals
+from taopd.trainer.selection import Choice, choose, reads_initial, signal_needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ class Stack:
             weight_decay=0.0,
             fused=True,
         )
-        self._needs = {name for args in self.settings for name in needed_signals(args)}
+        self._needs = {name for args in self.settings for name in signal_needs(args).signals}
+        self._reads_initial = any(map(reads_initial, self.settings))
         self._anchor = resolve_loss(first.anchor_loss)
         self._losses = [
             by_reach(
@@ -170,8 +171,8 @@ class Stack:
         # Read by reach, by the anchor and by observers: computed once, and only if one of them asks.
         initial = cache(partial(self._frozen, self.shape, self._initial, ids, positions))
         rows = rows_by_arm(positions, len(self.arms))
-        if "reach" in self._needs:
-            signals = self._with_reach(signals, initial()[1], teacher, rows)
+        if self._reads_initial:
+            signals = self._with_initial(signals, initial()[1], teacher, rows)
         tables = tables_by_arm(signals, positions, rows, self.settings, self._needs)
         choices = [self._choose(arm, table, number) for arm, table in enumerate(tables)]
         losses = self._loss(student, teacher_hidden, signals, targets, choices, rows)
@@ -199,11 +200,12 @@ class Stack:
                 observer(seen)
         return choices
 
-    def _with_reach(
+    def _with_initial(
         self, signals: TokenSignals, initial: Tensor, teacher: Tensor, rows: list[slice]
     ) -> TokenSignals:
-        """The signals with reach, from the log-probs of the initial student and of the teacher."""
-        return with_reach(signals, initial, teacher, rows, self.settings, self._foreign_ends)
+        """The signals with those that the log-probs of the initial student and of the teacher give."""
+        of_arms = rows, self.settings, self._foreign_ends
+        return with_initial(signals, initial, teacher, *of_arms, needs=self._needs)
 
     def _choose(self, arm: int, table: SignalTable, step: int) -> Choice:
         """What one arm trains on in this step."""
@@ -267,7 +269,7 @@ class Stack:
         at = anchored.nonzero().squeeze(1)
         if not len(at):
             return student.new_zeros(())
-        if "reach" in self._needs:
+        if self._reads_initial:
             hidden = initial()[0][at]
         else:
             rows, index = positions.row[at].unique(return_inverse=True)
