@@ -24,11 +24,10 @@ from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
 from taopd.experiments.lab.task import EOS, NUM_MARKERS, TEACHER_MARKER_ID, WORDS, Variant
-from taopd.runs.jsonl import write_text
+from taopd.report.generated_part import write_generated
 
 ROLLOUTS = 512
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
 
 
 def own_forms(rules: Variant, first_choices: Tensor) -> Tensor:
@@ -109,9 +108,7 @@ def main() -> None:
         print(json.dumps({name: rows[name]}), flush=True)
     if args.variant:
         return  # A part of the table is for the eyes alone.
-    before, _, rest = args.page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(args.page, f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+    write_generated(args.page, table(rows))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.losses import mixed_hold, start_share
+from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_json, write_text
 from taopd.trainer.reach_sums import start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
 """The labs that tell the forms apart."""
-BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
 Share = Callable[[Tensor], Tensor]
 """From log p to s(p)."""
 
@@ -242,9 +242,7 @@ def main() -> None:
     rows = [json.loads(path.read_text()) for path in sorted(args.runs.glob("form*.json"))]
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     write_text(args.output, f'{{"settings": {json.dumps(BASE)}, "forms": [\n{body}\n]}}\n')
-    page = args.output.with_suffix(".md")
-    before, rest = page.read_text().split(BEGIN, 1)
-    write_text(page, f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END, 1)[1]}")
+    write_generated(args.output.with_suffix(".md"), table(rows))
 
 
 if __name__ == "__main__":

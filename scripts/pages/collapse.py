@@ -20,8 +20,8 @@ import numpy as np
 
 from scripts.arguments import Arguments, existing_file
 from scripts.pages import collapse_pictures
-from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
-from taopd.runs.jsonl import write_text
+from taopd.report.figures.leaderboard import LOSS_NAMES
+from taopd.report.generated_part import write_generated
 
 COLLAPSE, FALL = 20.0, 5.0
 """Points below the best so far."""
@@ -226,11 +226,8 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     collapse_pictures.draw_mechanism(parts_of(document, "causes")[0], folder)
     collapse_pictures.draw_causes(parts_of(document, "causes"), folder)
     collapse_pictures.draw_frontier(parts_of(document, "main"), folder, trained_share)
-    before, after = "# Long runs: what collapses, and what holds\n\n", "\n"
-    if path.exists() and BEGIN in (text := path.read_text()):
-        before, rest = text.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-    write_text(path, f"{before}{BEGIN}\n{generated(document)}\n{END}{after}")
+    title = "Long runs: what collapses, and what holds"
+    write_generated(path, generated(document), title=title)
 
 
 def main() -> None:

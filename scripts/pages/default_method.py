@@ -22,9 +22,9 @@ from scripts.arguments import Arguments, existing_file
 from scripts.default_method import ARMS, PARTS, SEEDS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
-from taopd.report.figures.leaderboard import BEGIN, END, LOSS_NAMES
+from taopd.report.figures.leaderboard import LOSS_NAMES
 from taopd.report.figures.style import COLORS, MARKERS
-from taopd.runs.jsonl import write_text
+from taopd.report.generated_part import write_generated
 
 ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200
 """Points below the best that a default may be; points below its own best that count as a collapse."""
@@ -263,10 +263,7 @@ def main() -> None:
         key=lambda part: (part["loss"] != "reverse_kl", part["variant"]),
     )
     draw_frontier(parts, args.results.parent / "default")
-    path = args.results.with_suffix(".md")
-    before, rest = path.read_text().split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    write_text(path, f"{before}{BEGIN}\n{generated(parts)}\n{END}{after}")
+    write_generated(args.results.with_suffix(".md"), generated(parts))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages.collapse import fell_at
-from taopd.report.figures.leaderboard import BEGIN, END
+from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.collapse_detector import DRIFT_LIMIT, MEMORY, CollapseWatch
 
@@ -232,10 +232,7 @@ def main() -> None:
         "The guard by lab and arm:",
         by_lab(runs),
     ]
-    before, _, rest = args.page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    body = "\n\n".join(parts)
-    write_text(args.page, f"{before}{BEGIN}\n{body}\n{END}{after}")
+    write_generated(args.page, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

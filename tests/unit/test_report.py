@@ -15,6 +15,7 @@ import pytest
 from taopd import cli
 from taopd.errors import DataError
 from taopd.report.folders import read_folders
+from taopd.report.generated_part import write_generated
 from taopd.report.page import write_report
 from taopd.report.sections import training
 from tests.browser import make_pages, synthetic
@@ -237,3 +238,23 @@ def test_speed_compares_cpu_time_where_every_run_has_it_and_says_so_where_not(tm
     )
     page = training.speed(read_folders(folders).runs)
     assert "0.50 of full" in page and "equally loaded machines" in page
+
+
+def test_the_part_that_a_command_writes_leaves_the_rest_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    write_generated(page, "one", title="Title")
+    assert page.read_text().startswith("# Title\n") and "\none\n" in page.read_text()
+    page.write_text(page.read_text().replace("# Title", "# By hand") + "after\n")
+    write_generated(page, "two")
+    text = page.read_text()
+    assert "# By hand" in text and "\ntwo\n" in text and "one" not in text
+    assert text.endswith("after\n")
+    for cut in (
+        "no place at all",
+        "<!-- generated -->\n",
+        "<!-- end of generated -->\n<!-- generated -->",
+    ):
+        page.write_text(cut)
+        with pytest.raises(DataError, match="lacks the line"):
+            write_generated(page, "three")
+        assert page.read_text() == cut

@@ -30,13 +30,14 @@ STEPS = 60
 EVALUATE_EVERY = 15
 NUM_TEST_PROMPTS = 200
 STACK_CONFIG: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
-ANCHORED = {
+WITH_METHOD: dict[str, dict[str, Any]] = {
     "teachability, anchored": {
         "selector": "teachability",
         "method": "anchored",
         "anchor_fraction": 0.1,
         "anchor_responses": 1.0,
-    }
+    },
+    "teachability, reach": {"selector": "teachability", "method": "reach"},
 }
 """Entries that are more than a selector."""
 LEFT_OUT = ("q3_", "reverse_kl")
@@ -50,7 +51,7 @@ def entries(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
         ConfigError: for a name that is neither an entry nor a selector.
     """
     names = list(names)
-    known = {name: {"selector": name} for name in SELECTORS} | ANCHORED
+    known = {name: {"selector": name} for name in SELECTORS} | WITH_METHOD
     if not names:
         return {name: entry for name, entry in known.items() if not name.startswith(LEFT_OUT)}
     for name in set(names) - set(known):
@@ -172,7 +173,7 @@ def run_leaderboard(
     Args:
         folder: keeps one file a finished job; delete a file to run its job again.
         path: the leaderboard's JSON; cells of other selectors stay in it.
-        names: selectors or expressions; default every registered selector, and `ANCHORED`.
+        names: selectors or expressions; default every registered selector, and `WITH_METHOD`.
         variants: of the lab; default all.
         progress: called with ("teacher" | "student" | "jobs", done, total).
 

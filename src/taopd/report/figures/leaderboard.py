@@ -20,10 +20,9 @@ import numpy as np
 from scipy import stats
 
 from taopd.experiments.study.statistics import holm, t_estimate
-from taopd.runs.jsonl import write_text
+from taopd.report.generated_part import write_generated
 
 FULL = "full"
-BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
 LOSS_NAMES = {"reverse_kl": "exact reverse KL", "sampled_reverse_kl": "sampled reverse KL"}
 MARGIN = 1.0
 """Points: a selector that loses less than this to full distillation counts as not worse."""
@@ -169,11 +168,7 @@ def generated(board: dict[str, Any], picture: str) -> str:
 
 def write_page(board: dict[str, Any], path: Path, picture: str) -> None:
     """Write the page; what stands outside of the two markers is kept as it was."""
-    before, after = "# Leaderboard of the tiny lab\n\n", "\n"
-    if path.exists() and BEGIN in (text := path.read_text()):
-        before, rest = text.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-    write_text(path, f"{before}{BEGIN}\n{generated(board, picture)}\n{END}{after}")
+    write_generated(path, generated(board, picture), title="Leaderboard of the tiny lab")
 
 
 def draw(board: dict[str, Any], path: Path, budget: float = 0.05) -> None:

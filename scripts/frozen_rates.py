@@ -1,0 +1,126 @@
+"""Learning rates: D C of the present student against D C of the initial one, on the tiny lab.
+
+    python -m scripts.frozen_rates --runs runs/frozen      # about 20 minutes of one core, resumable
+
+Four arms at 10 % of the tokens, three seeds, exact reverse KL, 32 rollouts a step, three constant learning
+rates a factor of 3 apart. The steps are as many as make the same distance, rate times steps. Writes
+docs/results/frozen.json and the page beside it.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.arguments import Arguments
+from taopd.experiments.lab import build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
+from taopd.experiments.study.statistics import t_estimate
+from taopd.report.generated_part import write_generated
+from taopd.runs.jsonl import write_text
+from taopd.trainer.environment import environment
+
+LABS = ("dialect", "bilingual", "termination")
+STEPS = {1e-4: 600, 3e-4: 200, 1e-3: 60}
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {"selector": "full"},
+    "teachability": {"selector": "teachability"},
+    "teachability_frozen": {"selector": "teachability_frozen"},
+    "random": {"selector": "random"},
+}
+SEEDS = range(3)
+SHARED = {"per_device_train_batch_size": 32, "loss": "reverse_kl", "budget": 0.1}
+CHECKPOINTS = 10
+
+
+def make_jobs(folder: Path) -> list[Job]:
+    """One job a lab and rate."""
+    jobs = []
+    for name in LABS:
+        lab = build_lab(name)
+        for rate, steps in STEPS.items():
+            settings = SHARED | {"learning_rate": rate}
+            arms = [
+                replace(
+                    lab_arm(lab, arm, settings | own, seed=seed, steps=steps),
+                    evaluate_every=steps // CHECKPOINTS,
+                    num_test_prompts=200,
+                )
+                for arm, own in ARMS.items()
+                for seed in SEEDS
+            ]
+            about = {"lab": name, "rate": rate}
+            jobs.append(Job(path=folder / f"{name}__{rate:g}.json", arms=arms, about=about))
+    return jobs
+
+
+def gather(jobs: list[Job]) -> dict[str, Any]:
+    """What the page reads of all jobs."""
+    parts = []
+    for job in jobs:
+        done = json.loads(job.path.read_text())
+        curves: dict[str, list[list[float]]] = {}
+        for row in done["arms"]:
+            curve = [round(value, 4) for _, value in row["accuracy_curve"]]
+            curves.setdefault(row["name"], []).append(curve)
+        parts.append({**job.about, "steps": STEPS[job.about["rate"]], "greedy": curves})
+    machine = environment()
+    return {"versions": machine["versions"], "device": machine["device"], "parts": parts}
+
+
+def tables(parts: list[dict[str, Any]]) -> str:
+    """Means over the run and ends, %, and how far the rates move each arm."""
+    lines = []
+    rates = list(STEPS)
+    head = " | ".join(f"{rate:g}" for rate in rates)
+    for title, of in (("Mean over the run", mean_of), ("At the end", lambda curve: curve[-1])):
+        lines += [
+            f"{title}, greedy accuracy in % by learning rate, three seeds (95 % t interval):",
+            "",
+        ]
+        lines += [
+            f"| lab | arm | {head} | moved by the rate |",
+            f"|---|---|{'---:|' * (len(rates) + 1)}",
+        ]
+        for lab in LABS:
+            of_rate = {part["rate"]: part["greedy"] for part in parts if part["lab"] == lab}
+            for arm in ARMS:
+                cells = [
+                    t_estimate([100 * of(curve) for curve in of_rate[rate][arm]]) for rate in rates
+                ]
+                means = [cell.mean for cell in cells]
+                shown = " | ".join(
+                    f"{cell.mean:.0f} ± {(cell.high - cell.low) / 2:.0f}" for cell in cells
+                )
+                lines.append(f"| {lab} | {arm} | {shown} | {max(means) - min(means):.0f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def mean_of(curve: list[float]) -> float:
+    """Over the checkpoints after the first, the student before training."""
+    return sum(curve[1:]) / len(curve[1:])
+
+
+def main() -> None:
+    """Run what is missing, and write the page."""
+    parser = Arguments(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/frozen"))
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--data", type=Path, default=Path("docs/results/frozen.json"))
+    args = parser.parse_args()
+    jobs = make_jobs(args.runs)
+    run_jobs(
+        jobs,
+        num_workers=args.workers,
+        progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+    )
+    found = gather(jobs)
+    write_text(args.data, json.dumps(found) + "\n")
+    title = "The student as it was decides"
+    write_generated(args.data.with_suffix(".md"), tables(found["parts"]), title=title)
+
+
+if __name__ == "__main__":
+    main()

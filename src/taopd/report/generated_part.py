@@ -1,0 +1,27 @@
+"""The part of a page that a command writes, between two markers; a person writes the rest."""
+
+from pathlib import Path
+
+from taopd.errors import DataError
+from taopd.runs.jsonl import write_text
+
+BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
+
+
+def write_generated(path: Path, body: str, *, title: str = "") -> None:
+    """Put `body` between the markers of a page; what stands outside of them stays as it is.
+
+    Args:
+        title: of a page that does not exist yet.
+
+    Raises:
+        DataError: the page has no such place: nothing of it is overwritten.
+    """
+    text = path.read_text() if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise DataError(
+            f"{path}: lacks the line {BEGIN} or, after it, {END}: add both where the tables belong"
+        )
+    write_text(path, f"{before}{BEGIN}\n{body}\n{END}{after}")
