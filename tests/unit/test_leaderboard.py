@@ -13,6 +13,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.experiments.lab.leaderboard import entries, merge, run_leaderboard
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report.figures import leaderboard as page
+from taopd.report.generated_part import END
 
 SIZES = {
     "num_train_prompts": 64,
@@ -78,7 +79,7 @@ def test_ranks_gaps_and_verdict(board):
 def test_page_keeps_what_was_written_by_hand(board, tmp_path):
     path = tmp_path / "board.md"
     page.write_page(board, path, "board.png")
-    path.write_text(path.read_text().replace(page.END, page.END + "\n\nMy discussion.\n"))
+    path.write_text(path.read_text().replace(END, END + "\n\nMy discussion.\n"))
     page.write_page(board, path, "board.png")
     text = path.read_text()
     assert text.count("## Exact reverse kl") == 1 and text.count("My discussion.") == 1
