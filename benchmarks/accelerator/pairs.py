@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.accelerator.measure import DEVICE
 from scripts.arguments import Arguments
-from scripts.pages.real_demo import shown
+from scripts.pages.smollm2_cpu import shown
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
 from taopd.experiments.study.file import StudyFile, load_study_file

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scripts.arguments import Arguments, existing_folder
-from scripts.pages import real_demo
+from scripts.pages import smollm2_cpu
 from scripts.pages.kinds_of_tokens import WORDS, by_kind, texts
 from taopd.experiments.study.statistics import Estimate
 from taopd.runs.jsonl import read_jsonl, write_text
@@ -74,8 +74,8 @@ def section(run: Path, title: str) -> list[str]:
         f"{some['num_test_prompts']} held-out problems; torch {versions['torch']}, TRL {versions['trl']}. "
         f"Right is what `{study['match']}` finds.\n",
         f"{_context(run, study)}\n",
-        real_demo.table(arms),
-        real_demo.differences(arms),
+        smollm2_cpu.table(arms),
+        smollm2_cpu.differences(arms),
         _over_seeds(seeds),
         "### Which tokens does the context teach, and does teachability find them?\n",
         f"D in nats and C of the rollouts of the first {BEGIN} steps, over all arms; then the share of each "
@@ -85,18 +85,18 @@ def section(run: Path, title: str) -> list[str]:
         "### What the student writes\n",
         forms_table(arms),
         f"Three rollouts of the last step of {OWN}; kept tokens in bold.\n",
-        *real_demo.rollouts(shown),
+        *smollm2_cpu.rollouts(shown),
     ]
 
 
 def finished(run: Path) -> Arms:
     """Results of the arms that have finished, by folder, in the order of the seeds."""
-    return dict(sorted(real_demo.finished(run).items(), key=lambda item: item[1]["seed"]))
+    return dict(sorted(smollm2_cpu.finished(run).items(), key=lambda item: item[1]["seed"]))
 
 
 def verdict(arms: Arms) -> str:
     """One sentence, first on the page: how the method does against random tokens and against all."""
-    found = real_demo.paired(arms)
+    found = smollm2_cpu.paired(arms)
     against_random, against_full = (found.get((OWN, other)) for other in (CONTROL, WHOLE))
     if against_random is None or against_full is None:
         return f"**Not finished.** {OWN}, {CONTROL} and {WHOLE} are compared when a seed of each is there."

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from scripts.pages import real_demo, self_teacher
+from scripts.pages import self_teacher, smollm2_cpu
 from scripts.pages.kinds_of_tokens import by_kind, kinds
 from scripts.smollm2_self import EXAMPLES, STUDIES, SYSTEM
 from taopd.experiments.arm import run_arm, write_arm
@@ -105,7 +105,7 @@ def test_differences_take_a_problems_mean_over_the_seeds_that_both_have():
         "d": outcome("random-10", 1, "0000"),
         "e": outcome("full", 1, "1010"),
     }
-    found = real_demo.paired(arms)
+    found = smollm2_cpu.paired(arms)
     # By problem: 1, 0, 0, 0 of both seeds; of seed 1 alone 0, 0, -1, 0.
     assert found["published-10", "random-10"].mean == pytest.approx(25.0)
     assert found["published-10", "full"].mean == pytest.approx(-25.0)

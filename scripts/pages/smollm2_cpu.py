@@ -1,9 +1,10 @@
-"""The page about `make real`: table, picture, paired differences, three rollouts with their kept tokens.
+"""The page about selectors on SmolLM2-135M, 24 steps on two CPU cores; tables that other pages share.
 
-python -m scripts.pages.real_demo runs/real runs/real-more runs/real-seeds
+    taopd compare recipes/studies/smollm2-cpu.yaml --workers 1
+    python -m scripts.pages.smollm2_cpu runs/smollm2-cpu     # adds to docs/results/smollm2-cpu.json
+    python -m scripts.pages.smollm2_cpu                      # the page again from that file
 
-The first folder is that of `make real`. The others hold more arms (recipes/studies/smollm2-cpu.yaml) and more
-seeds (recipes/studies/smollm2-seeds.yaml) on the same models and problems.
+Arms that have not finished are left out, and named. What the file holds of other arms and seeds stays in it.
 """
 
 import json
@@ -11,88 +12,114 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
 from scripts.arguments import Arguments, existing_folder
+from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.report.figures.style import COLORS
+from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
-PAGE = Path("docs/results/smollm2-cpu.md")
+STUDY = Path("recipes/studies/smollm2-cpu.yaml")
+SAVED = Path("docs/results/smollm2-cpu.json")
 PAIRS = (
     ("published-10", "random-10"),
     ("published-10", "full"),
-    ("anchored-10", "published-10"),
     ("reach-10", "full"),
     ("reach-10", "published-10"),
+    ("reach-10", "random-10"),
     ("divergence-10", "published-10"),
+    ("tip-10", "published-10"),
+    ("entropy-10", "random-10"),
+    ("compatible-10", "random-10"),
+    ("compatible-10", "published-10"),
+    ("reach-5", "full"),
+    ("reach-5", "reach-10"),
+    ("reach-5", "random-5"),
     ("published-5", "random-5"),
     ("published-5", "published-10"),
-    ("anchored-5", "published-5"),
 )
 """Those whose arms have finished are on the page."""
-SHOWN = "published-10-seed0"
-"""The arm whose rollouts are shown."""
+SHOWN = ("reach-10", "published-10", "entropy-10", "compatible-10")
+"""The arms whose rollouts are shown."""
+QUESTION = ("config", "match", "num_test_prompts")
+"""Settings of a study that all arms on the page share; paths may differ from machine to machine."""
+KEPT = (
+    *("name", "seed", "base_accuracy", "accuracy_greedy", "accuracy_sampled", "kept_fraction"),
+    *("train_seconds", "cpu_s", "peak_memory_mib"),
+)
 
 
-def page(runs: list[Path], note: str) -> str:
-    """The page in Markdown; the picture is written beside it."""
-    first = runs[0]
-    arms: dict[Path, dict[str, Any]] = {}
-    for run in runs:
-        check_same(first, run)
-        arms |= finished(run)
-    results = json.loads((first / "results.json").read_text())
-    environments = [json.loads((run / "env.json").read_text()) for run in runs]
-    commits = dict.fromkeys(each["git_commit"][:7] for each in environments)
-    versions = environments[0]["versions"]
-    draw(arms, PAGE.with_suffix(".png"))
-    return "\n".join(
-        [
-            "# SmolLM2-135M on two CPU cores\n",
-            f"Written by `python -m scripts.pages.real_demo {' '.join(f'runs/{run.name}' for run in runs)}` "
-            "after `make real` and `taopd compare STUDY --workers 1` for the studies `smollm2-cpu.yaml` and "
-            "`smollm2-seeds.yaml` in `recipes/studies`. The same models, longer, on a GPU: "
-            "[smollm2.md](smollm2.md).\n",
-            f"{results['question']['amount']} steps of 16 rollouts, greedy accuracy on "
-            f"{next(iter(arms.values()))['num_test_prompts']} held-out problems. "
-            f"{environments[0]['devices'][0]}; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}, TRL {versions['trl']}; commits {', '.join(commits)}. {note}\n",
-            f"![Accuracy at the end by arm and seed]({PAGE.with_suffix('.png').name})\n",
-            table(arms),
-            differences(arms),
-            "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
-            "seeds' differences, and with three seeds it is wide.\n",
-            "## What was kept\n",
-            f"Three rollouts of the last step of {SHOWN.rsplit('-', 1)[0]}; kept tokens in bold.\n",
-            *rollouts(first / "arms" / SHOWN),
-        ]
-    )
+def gathered(run: Path, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the page reads of a study's finished arms, added to what was saved before.
 
-
-def finished(run: Path) -> dict[Path, dict[str, Any]]:
-    """Results of the arms of a study that have finished, by folder."""
+    Raises:
+        SystemExit: the study asked something else; names the settings.
+    """
+    study = json.loads((run / "config.json").read_text())
+    question = {name: study[name] for name in QUESTION}
+    saved = saved or {"question": question, "arms": []}
+    different = [name for name in QUESTION if saved["question"][name] != question[name]]
+    if different:
+        raise SystemExit(f"{run} and {SAVED} differ in {', '.join(different)}: no table of both")
+    environment = json.loads((run / "env.json").read_text())
+    arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
+    for folder, arm in finished(run).items():
+        arms[arm["name"], arm["seed"]] = {name: arm[name] for name in KEPT} | {
+            "right_greedy_curve": arm["right_greedy_curve"][-1:],
+            "commit": environment["git_commit"][:7],
+            "rollouts": shown(folder, step=-1) if arm["name"] in SHOWN and not arm["seed"] else [],
+        }
+    names = ("torch", "transformers", "trl")
     return {
-        # Arms were named default before they were named by their method.
-        folder: json.loads((folder / "results.json").read_text().replace('"default-', '"anchored-'))
-        for folder in sorted((run / "arms").iterdir())
-        if (folder / "results.json").is_file()
+        "question": question,
+        "device": environment["devices"][0],
+        "versions": {name: environment["versions"][name] for name in names},
+        "arms": list(arms.values()),
     }
 
 
-def check_same(one: Path, other: Path) -> None:
-    """Refuse folders whose numbers do not belong in one table.
+def page(saved: dict[str, Any]) -> str:
+    """What the command writes of the page, in Markdown."""
+    arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
+    names = dict.fromkeys(arm["name"] for arm in saved["arms"])
+    missing = [arm["name"] for arm in load_study_file(STUDY).arms if arm["name"] not in names]
+    versions = ", ".join(f"{name} {version}" for name, version in saved["versions"].items())
+    commits = ", ".join(dict.fromkeys(arm["commit"] for arm in saved["arms"]))
+    blocks = [
+        f"{saved['question']['config']['max_steps']} steps of 16 rollouts, greedy accuracy on "
+        f"{saved['question']['num_test_prompts']} held-out problems. {saved['device']}; {versions}; commit "
+        f"{commits}." + (f" Not run: {', '.join(missing)}." if missing else ""),
+        f"![Accuracy at the end by arm and seed]({SAVED.with_suffix('.png').name})",
+        table(arms),
+        differences(arms),
+        "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
+        "seeds' differences.",
+        "## What was kept",
+        "Three rollouts of the last step, kept tokens in bold.",
+    ]
+    for name in SHOWN:
+        if rows := arms.get((name, 0), {}).get("rollouts"):
+            blocks += [f"{name}:", *(f"> {prompt}\n>\n> {text}" for prompt, text in rows)]
+    return "\n\n".join(block.rstrip("\n") for block in blocks)
 
-    Raises:
-        SystemExit: names the settings in which they differ.
-    """
-    configs = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
-    names = ("student", "teacher", "prompts", "match", "config", "num_test_prompts")
-    different = [name for name in names if configs[0][name] != configs[1][name]]
-    if different:
-        raise SystemExit(f"{one} and {other} differ in {', '.join(different)}: no table of both")
+
+def finished(run: Path) -> dict[Path, dict[str, Any]]:
+    """Results of the arms of a study that have finished, with their cost, by folder."""
+    found = {}
+    for path in sorted(run.glob("arms/*/results.json")):
+        log = [line for line in read_jsonl(path.parent / "metrics.jsonl") if "loss" in line]
+        found[path.parent] = json.loads(path.read_text()) | {
+            "cpu_s": float(np.median([line["perf/cpu_s"] for line in log if "perf/cpu_s" in line])),
+            "peak_memory_mib": max(line["perf/peak_memory_mib"] for line in log),
+        }
+    return found
 
 
 def by_name(arms: Mapping[Any, dict[str, Any]]) -> dict[str, list[tuple[Any, dict[str, Any]]]]:
@@ -103,21 +130,13 @@ def by_name(arms: Mapping[Any, dict[str, Any]]) -> dict[str, list[tuple[Any, dic
     return dict(sorted(found.items()))
 
 
-def table(arms: dict[Path, dict[str, Any]]) -> str:
+def table(arms: Mapping[Any, dict[str, Any]]) -> str:
     """A row for each arm: accuracy as a mean and by seed, kept tokens, cost."""
     rows = [
         "| arm | before, % | after, % | by seed | sampled, % | kept, % | train, s | CPU, s/step | MiB |",
         "|---|---:|---:|---|" + "---:|" * 5,
     ]
     for name, seeds in by_name(arms).items():
-        logs = [
-            [line for line in read_jsonl(folder / "metrics.jsonl") if "loss" in line]
-            for folder, _ in seeds
-        ]
-        memory = max(line["perf/peak_memory_mib"] for own in logs for line in own)
-        cpu = np.median(
-            [line["perf/cpu_s"] for own in logs for line in own if "perf/cpu_s" in line]
-        )
 
         def mean(key: str, seeds: list[Any] = seeds) -> float:
             return float(np.mean([arm[key] for _, arm in seeds]))
@@ -126,12 +145,13 @@ def table(arms: dict[Path, dict[str, Any]]) -> str:
         rows.append(
             f"| {name} | {100 * mean('base_accuracy'):.0f} | {100 * mean('accuracy_greedy'):.1f} | {each} | "
             f"{100 * mean('accuracy_sampled'):.1f} | {100 * mean('kept_fraction'):.1f} | "
-            f"{mean('train_seconds'):.0f} | {cpu:.0f} | {memory:,.0f} |"
+            f"{mean('train_seconds'):.0f} | {mean('cpu_s'):.0f} | "
+            f"{max(arm['peak_memory_mib'] for _, arm in seeds):,.0f} |"
         )
     return "\n".join(rows) + "\n"
 
 
-def differences(arms: dict[Path, dict[str, Any]]) -> str:
+def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
     """A row for each pair of arms."""
     rows = [
         "| difference, paired by problem | seeds | points | 95 % over problems | by seed | 95 % over seeds |",
@@ -152,7 +172,7 @@ def differences(arms: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(arms: dict[Path, dict[str, Any]], path: Path) -> None:
+def draw(arms: Mapping[Any, dict[str, Any]], path: Path) -> None:
     """A dot for every seed and a line at the mean of every arm."""
     groups = by_name(arms)
     order = sorted(groups, key=lambda n: np.mean([a["accuracy_greedy"] for _, a in groups[n]]))
@@ -219,8 +239,14 @@ def _completion(line: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     parser = Arguments(description=__doc__)
-    parser.add_argument("runs", type=existing_folder, nargs="+")
-    parser.add_argument("--note", default="", help="a sentence about the run, such as its time")
-    options = parser.parse_args()
-    write_text(PAGE, page(options.runs, options.note))
-    print(PAGE)
+    parser.add_argument("run", type=existing_folder, nargs="?", help="folder of the study")
+    run = parser.parse_args().run
+    document = json.loads(SAVED.read_text()) if SAVED.exists() else None
+    if run is not None:
+        document = gathered(run, document)
+        write_text(SAVED, json.dumps(document) + "\n")
+    if document is None:
+        raise SystemExit(f"{SAVED} is not there: name the folder of the study")
+    draw({(arm["name"], arm["seed"]): arm for arm in document["arms"]}, SAVED.with_suffix(".png"))
+    write_generated(SAVED.with_suffix(".md"), page(document))
+    print(SAVED.with_suffix(".md"))
