@@ -39,6 +39,8 @@ def test_a_short_run_is_watched_and_nothing_is_found(micro_lab, tmp_path):
 def test_stop_ends_the_run_with_the_reason(micro_lab, tmp_path, monkeypatch):
     # A bound that the first update breaks: every step moves the student a little. D C falls for a while yet.
     monkeypatch.setattr(collapse_watch, "DRIFT_LIMIT", 1e-5)
+    # The entropy of these models hardly moves.
+    monkeypatch.setattr(collapse_watch, "ENTROPY_RISE", -1.0)
     settings = EVERYWHERE | {"budget": 0.2, "max_steps": 20, "learning_rate": 1e-2}
     stopped = make_trainer(micro_lab, tmp_path / "a", collapse_guard="stop", **settings)
     stopped.train()

@@ -8,7 +8,7 @@ import torch
 
 from taopd.losses import anchor_weights
 from taopd.signals import at_ids, idle_drift
-from taopd.trainer.collapse_detector import DRIFT_LIMIT, CollapseWatch
+from taopd.trainer.collapse_detector import DRIFT_LIMIT, ENTROPY_RISE, CollapseWatch
 
 
 def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():
@@ -86,3 +86,13 @@ def test_drift_is_no_sign_while_the_teachable_disagreement_falls():
     calm = CollapseWatch()
     for step, teachable in enumerate((1.0, 0.2, 0.6, 0.1, 0.5)):
         assert calm.update(step, {"idle_drift": DRIFT_LIMIT / 2, "teachable": teachable}) == []
+
+
+@pytest.mark.parametrize(("rise", "warned"), [(ENTROPY_RISE, False), (5 * ENTROPY_RISE, True)])
+def test_drift_is_no_sign_in_a_student_that_is_as_sure_as_it_was(rise, warned):
+    watch, resumed = CollapseWatch(), CollapseWatch()
+    watch.update(0, {"teachable": 0.2, "entropy": 0.4, "idle_drift": 0.0})
+    resumed.load(json.loads(json.dumps(watch.state())))
+    rising = {"teachable": 0.5, "entropy": 0.4 + rise, "idle_drift": 5 * DRIFT_LIMIT}
+    for each in (watch, resumed):
+        assert bool(each.update(5, rising)) == warned

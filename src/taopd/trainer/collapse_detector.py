@@ -4,9 +4,10 @@
 
 Every watch compares a smoothed number with a fixed bound or with the run's own beginning. Idle drift
 (`taopd.signals.drift`) is the first to move in the collapses of the tiny lab. It also moves in a student that
-learns fast and well; there the teachable disagreement, mean D C, keeps falling. So drift counts only where
-D C is above the smallest that it has been: what was taught comes undone. The others are coarse and late, and
-catch what these cannot see: a student that stops ending. Measured in docs/results/guard.md.
+learns fast and well; there the teachable disagreement, mean D C, keeps falling, or the student grows surer of
+what it says. So drift counts only where D C is above the smallest that it has been, and entropy too: what was
+taught comes undone. The others are coarse and late, and catch what these cannot see: a student that stops
+ending. Measured in docs/results/guard.md.
 """
 
 import copy
@@ -15,6 +16,8 @@ from dataclasses import astuple, dataclass, field
 MEMORY = 0.6
 DRIFT_LIMIT = 0.1
 """Nats of idle drift per unselected token."""
+ENTROPY_RISE = 0.04
+"""Nats of entropy above its smallest value from which on a student has grown less sure, noise apart."""
 NUM_START = 5
 """Measurements that make a run's own beginning."""
 
@@ -47,7 +50,7 @@ class CollapseWatch:
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
         self._best_gain = 0.0
-        self._least_teachable: float | None = None
+        self._least: dict[str, float] = {}
         self.fired: dict[str, int] = {}
         """Name of the number, step of the warning."""
         self.healthy_step = 0
@@ -60,10 +63,8 @@ class CollapseWatch:
             for name, value in values.items()
         }
         found = self._reasons(smooth)
-        if "teachable" in smooth:
-            least = self._least_teachable
-            now = smooth["teachable"]
-            self._least_teachable = now if least is None else min(least, now)
+        for name in {"teachable", "entropy"} & smooth.keys():
+            self._least[name] = min(smooth[name], self._least.get(name, smooth[name]))
         new = {name: text for name, text in found.items() if name not in self.fired}
         self.fired |= dict.fromkeys(new, step)
         if not self.fired and smooth.get("idle_drift", 0.0) < DRIFT_LIMIT / 2:
@@ -77,8 +78,8 @@ class CollapseWatch:
             found["idle_drift"] = (
                 f"on tokens that are not selected the student has moved away from the initial student by "
                 f"{now:.2f} nats a token (KL; limit {DRIFT_LIMIT} nats) and comes no nearer to the "
-                "teacher, and the disagreement that it can learn from no longer falls: raise anchor_coef, "
-                "or stop the run"
+                "teacher, the disagreement that it can learn from no longer falls, and it has grown less "
+                "sure of what it says: raise anchor_coef, or stop the run"
             )
         if "entropy" in smooth and (start := bases["entropy"]) and smooth["entropy"] > 2.5 * start:
             found["entropy"] = (
@@ -103,16 +104,20 @@ class CollapseWatch:
         return found
 
     def _still_learns(self, smooth: dict[str, float]) -> bool:
-        """Whether the teachable disagreement is as small as never before; False where it is not measured."""
-        least, now = self._least_teachable, smooth.get("teachable")
-        return now is not None and (least is None or now <= least)
+        """Whether D C is as small as never before, or the student about as sure as it ever was; a number that
+        is not measured says nothing."""
+
+        def at_its_least(name: str, noise: float) -> bool:
+            return name in smooth and smooth[name] <= self._least.get(name, smooth[name]) + noise
+
+        return at_its_least("teachable", 0.0) or at_its_least("entropy", ENTROPY_RISE)
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
         return {
             "series": {name: list(astuple(series)) for name, series in self._series.items()},
             "best_gain": self._best_gain,
-            "least_teachable": self._least_teachable,
+            "least": dict(self._least),
             "fired": dict(self.fired),
             "healthy_step": self.healthy_step,
         }
@@ -123,5 +128,5 @@ class CollapseWatch:
         self._series = {name: _Series(*each) for name, each in state["series"].items()}
         self._best_gain, self.fired = state["best_gain"], state["fired"]
         # A checkpoint of before it was kept begins anew.
-        self._least_teachable = state.get("least_teachable")
+        self._least = state.get("least", {})
         self.healthy_step = state["healthy_step"]
