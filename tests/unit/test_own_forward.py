@@ -102,6 +102,39 @@ def test_padding_that_is_counted_is_named():
     assert agreement(model).problem is None, "the forward that passes positions is right"
 
 
+def recurrent():
+    """A model whose state takes in whatever stands before a row: RWKV reads no attention mask."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "attention_hidden_size": 16,
+        "num_hidden_layers": 2,
+    }
+    torch.manual_seed(3)
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions"),
+    [
+        ([[5, 6, 7, 8], [9, 10, 11, 12]], [[13, 14], [15, 2]]),
+        ([[5, 6, 7, 8]], [[13, 14]]),
+        # The shortest has no token that both models know: it is not compared.
+        ([[5, 6, 7, 8], [9]], [[13, 14], [39, 2]]),
+    ],
+)
+def test_a_fault_of_padding_does_not_wait_for_a_batch_with_padding(prompts, completions):
+    batch = Rollouts(prompt_ids=prompts, completion_ids=completions).batch()
+    model = recurrent()
+    found = compare_with_own_forward(backbone_forward(39), model, model, batch, 39)
+    assert found.error > found.bound and found.only_padded
+    alone = compare_with_own_forward(backbone_forward(39), model, model, batch, 39, padded=False)
+    assert alone.problem is None and alone.tokens == found.tokens > 0
+
+
 def test_16_bit_models_have_the_wider_bound():
     model = build("Qwen3").bfloat16()
     found = agreement(model)
