@@ -30,7 +30,7 @@ from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher
 from taopd.trainer.selection import reads_reach, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
-from taopd.trainer.teacher_connection import connect_teacher, vocabularies
+from taopd.trainer.teacher_connection import connect_teacher, own_vocabulary, vocabularies
 from taopd.trainer.teacher_probe import TeacherProbe
 from taopd.trainer.teacher_watch import TeacherWatch
 
@@ -104,7 +104,7 @@ class TeacherSource(OneTeacher):
             return
         if isinstance(teacher, OwnTeacher):
             self.plain, self.model = teacher.plain, teacher.model
-            self.vocab_size = student.config.get_text_config().vocab_size
+            self.vocab_size = own_vocabulary(student, tokenizer)
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if isinstance(teacher, list | tuple):
