@@ -139,8 +139,8 @@ def compare_models(
     student.eval()
     try:
         return {
-            name: compare_with_own_forward(forward, *model, vocab_size, padded=padded)
-            for name, (*model, padded) in models.items()
+            name: compare_with_own_forward(forward, wrapped, model, read, vocab_size, padded=padded)
+            for name, (wrapped, model, read, padded) in models.items()
         }
     finally:
         student.train(training)
