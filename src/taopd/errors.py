@@ -98,15 +98,16 @@ def require_known(name: str, value: object, known: Iterable[str]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), known)}")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: object, known: Iterable[object]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
 
     Example:
         >>> suggest("teachabilty", ["teachability", "random"])
         " Did you mean 'teachability'?"
     """
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    # Keys of a YAML file may be numbers, null or true.
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(word), known, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(known)}."

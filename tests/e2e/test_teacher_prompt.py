@@ -25,7 +25,7 @@ from taopd.experiments.study.run import plan_study
 from taopd.models.prompts import load_prompts
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import MicroLab
+from tests.conftest import MicroLab, make_model, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS, gradients_on_fixed_completions
 from tests.scripted_server import ScriptedServer
 
@@ -217,6 +217,29 @@ def test_self_is_a_frozen_copy_of_the_student(micro_lab, tmp_path, peft, loss):
     assert not torch.equal(own_logprobs(own.model, [5], [6, 7]), own_logprobs(start, [5], [6, 7]))
     if not peft:  # one copy for teacher and anchor
         assert own._anchor._reference.copy is own.teacher_model
+
+
+@pytest.mark.parametrize("teacher", ["self", "self_ema", "vllm", "sglang"])
+def test_the_padding_of_a_head_is_no_token_whoever_teaches(micro_lab, tmp_path, teacher):
+    """Oracle: the ids that count with the same folder as teacher, whose tokenizer is compared."""
+    padded = make_model(seed=0, vocab_size=48)
+    # Likelier than any token.
+    padded.lm_head.weight.data[40:] = 5.0 * padded.lm_head.weight.data[:8]
+    padded.save_pretrained(tmp_path / "padded")
+    make_tokenizer().save_pretrained(tmp_path / "padded")
+    lab = MicroLab(
+        root=tmp_path, student=tmp_path / "padded", teacher=tmp_path, prompts=micro_lab.prompts
+    )
+    more = {"teacher_prompt_template": TEMPLATE, "max_steps": 1}
+    named, _ = trained(lab, tmp_path / "a", teacher=str(tmp_path / "padded"), **more)
+    with ScriptedServer(padded, "vllm" if teacher == "vllm" else "sglang", exact=True) as server:
+        if teacher.startswith("self"):
+            given = {"teacher": teacher}
+        else:
+            given = {"teacher_url": server.url, "loss": "sampled_reverse_kl"}
+        trainer, seen = trained(lab, tmp_path / "b", **given, **more)
+    assert trainer.vocab_size == named.vocab_size == 40
+    assert int(seen[0].signals.student_topk_ids.max()) < 40
 
 
 class Following(TrainerCallback):

@@ -2,20 +2,24 @@
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
+from taopd.errors import ConfigError, DataError, TeacherError, TeacherUnavailable
 from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher, transport
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import make_model, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS, weights_of
 from tests.scripted_server import ScriptedServer, status
+from tests.unit.test_own_forward import recurrent
 
 SAMPLED = {"loss": "sampled_reverse_kl", "budget": 0.3, "max_steps": 3}
 SAMPLED |= {"optim": "sgd", "learning_rate": 1.0}  # Adam would make rounding as large as a step.
@@ -228,6 +232,29 @@ def test_what_a_bound_lacks_is_refused_at_the_start(micro_lab, tmp_path, teacher
     make_trainer(micro_lab, tmp_path, LocalTeacher(teacher_model, 40), selector=selector)
     with pytest.raises(ConfigError, match=r"its own top list only.*choose among .*teachability"):
         make_trainer(micro_lab, tmp_path, _Listing(teacher_model, 40), selector=selector)
+
+
+@pytest.mark.parametrize(
+    ("who", "size", "refused"), [("teacher", 4, True), ("teacher", 1, False), ("student", 1, True)]
+)
+def test_a_model_that_reads_padding_is_refused_before_a_prompt_is_padded(
+    micro_lab, tmp_path, who, size, refused
+):
+    """Prompts of one length: no batch has padding. One by one only a teacher is right: sampling pads."""
+    models = {"student": make_model(seed=0), "teacher": make_model(seed=1)} | {who: recurrent()}
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+    trainer = TeachabilityTrainer(
+        models["student"],
+        models["teacher"],
+        TeachabilityConfig(
+            output_dir=str(tmp_path / "run"), **(CPU | OURS | settings), max_steps=1
+        ),
+        train_dataset=Dataset.from_list([{"prompt": f"w1 {i % 5} + 3 ="} for i in range(8)]),
+        processing_class=make_tokenizer(),
+    )
+    expected = pytest.raises(DataError, match=f"the {who} Rwkv.* change with padding on the left")
+    with expected if refused else nullcontext():
+        trainer.train(check=False)
 
 
 def test_two_teachers_and_none_are_refused(micro_lab, tmp_path, teacher_model):

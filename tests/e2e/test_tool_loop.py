@@ -6,10 +6,12 @@ Oracle: the texts that the student has learned, whose tokens are bytes, and a fo
 import json
 import math
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from transformers.utils import get_json_schema
 
 from taopd import cli
 from taopd.errors import ConfigError
@@ -21,7 +23,7 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings_file import parse_settings
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.contract.test_trl_behaviours import byte_tokenizer, make_model
-from tests.tool_functions import TOOLS
+from tests.tool_functions import NAMELESS, TOOLS
 
 PATH = "tests.tool_functions:TOOLS"
 QUESTION = [{"role": "user", "content": "3 times 4 ?"}]
@@ -188,11 +190,55 @@ def make_trainer(lab, tmp_path, **settings):
         ({"tools": "tests.no_such:TOOLS"}, "tools 'tests.no_such:TOOLS': cannot import"),
         ({"tools": "tests.tool_functions:NUMBERS"}, "expected a list of functions"),
         ({"tools": "tests.tool_functions:UNDOCUMENTED"}, "undocumented needs type hints"),
+        ({"tools": "tests.tool_functions:ASYNC"}, "waits is an async function"),
+        ({"tools": "tests.tool_functions:TWICE"}, "two tools are called multiply"),
+        ({"given": NAMELESS}, "a tool is a partial without a name"),
     ],
 )
 def test_tools_that_cannot_be(lab, tmp_path, settings, words):
     with pytest.raises(ConfigError, match=words):
         make_trainer(lab, tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        (12, "12"),
+        (None, "None"),
+        ("", ""),
+        ([1, "a"], "[1, 'a']"),
+        ([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}], "xy"),
+        ("a\ud800b", "a?b"),
+        (ValueError("bad"), "{'error': 'bad'}"),
+        (SystemExit(3), "{'error': 'exit 3'}"),
+        ([{"type": "image", "image": 0}], "with 'image': taopd trains on text alone"),
+    ],
+)
+def test_whatever_a_tool_answers_is_shown_as_text_and_never_scored(lab, tmp_path, answer, shown):
+    """Oracle: TRL's loop for an answer that is text."""
+
+    def multiply(a: int, b: int) -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    multiply.__doc__ = TOOLS[0].__doc__
+    trainer = make_trainer(lab, tmp_path, given=[multiply])
+    assert get_json_schema(trainer.tools[0])["function"]["name"] == "multiply"
+    turns, seen = iter((CALL, "done<|im_end|>")), []
+    tokenizer = trainer.text_tokenizer
+
+    def generated(prompt_ids, *_args, **_kwargs):
+        return [tokenizer(text)["input_ids"] for text in [next(turns)] * len(prompt_ids)]
+
+    trainer._generate_single_turn = generated
+    trainer.observers.append(seen.append)
+    trainer.train()
+    batch, own = seen[0].batch, seen[0].positions.row == 0
+    whole = tokenizer.decode(batch["completion_ids"][0][batch["completion_mask"][0].bool()])
+    response = whole.partition("<tool_response>\n")[2].partition("\n</tool_response>")[0]
+    assert response == shown or (shown and shown in response and "error" in response)
+    assert tokenizer.decode(seen[0].token_ids[own]) == CALL + "done<|im_end|>"
 
 
 def test_merged_stops_beside_a_rows_own_tools_are_refused(lab, tmp_path):

@@ -294,7 +294,15 @@ REFUSED = [
         ConfigError,
         "teacher_weights: no teacher is called 'maths'",
     ),
-    ({"teacher_weights": {"math": 0}}, ConfigError, "teacher_weights: math=0: must be above 0"),
+    ({"teacher_weights": {1: 2.0}}, ConfigError, "no teacher is called 1. Known: code, math"),
+    *(
+        (
+            {"teacher_weights": {"math": weight}},
+            ConfigError,
+            "teacher_weights: math=.*: must be above 0",
+        )
+        for weight in (0, -1.0, math.nan, math.inf, 1e-300, 1e300, True, "2", None)
+    ),
     ({"swap": {"math": 3}}, ConfigError, "teacher 'math' is a int"),
     ({"swap": {"math": {"modle": "x"}}}, ConfigError, r"math: the setting='modle'.*'model'"),
     ({"swap": {"math": {"revision": "x"}}}, ConfigError, "math has neither model nor url"),

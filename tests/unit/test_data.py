@@ -9,7 +9,7 @@ import shutil
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from taopd.errors import DataError
 from taopd.models.prompt_lengths import check_prompt_lengths
@@ -206,6 +206,41 @@ def test_encode_prompts_equals_the_tokenizer():
 def test_malformed_prompts_name_the_row(prompt, message):
     with pytest.raises(DataError, match=message):
         encode_prompts(make_tokenizer(), ["1", prompt])
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONGROPE |= {"rope_theta": 10000.0, "original_max_position_embeddings": 16}
+
+
+def test_the_context_of_longrope_is_that_in_which_rows_do_not_change_each_other(caplog):
+    """Oracle: the model's own forward on each row alone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    sizes |= {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    config = Phi3Config(**sizes, rope_parameters=LONGROPE)
+    model = Phi3ForCausalLM(config).double().eval()
+    for weight in model.parameters():
+        weight.data.add_(0.3 * torch.randn_like(weight))
+
+    def difference(length):
+        """Of a row of 10 tokens, beside one of `length` and alone."""
+        ids = torch.randint(3, 40, (2, length), generator=torch.Generator().manual_seed(1))
+        mask = torch.ones_like(ids)
+        mask[0, 10:] = 0
+        together = model(ids, attention_mask=mask).logits[0, :10]
+        return float((together - model(ids[:1, :10]).logits[0]).abs().max().detach())
+
+    context = context_length(model)
+    assert context == 16 and difference(context) < 1e-9 and difference(context + 1) > 1e-3
+    assert "phi3: the context is taken to be 16 tokens and not 64" in caplog.text
+    model.config.rope_parameters = LONGROPE | {"rope_type": "yarn", "factor": 4.0}
+    assert context_length(model) == 64, "factors that are always the same"
 
 
 def test_prompt_lengths(micro_lab):

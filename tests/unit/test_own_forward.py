@@ -11,7 +11,7 @@ from taopd.models.batch import Rollouts
 from taopd.models.forward import backbone_forward
 from taopd.models.output_head import read_head, require_backbone
 from taopd.models.own_forward import BOUND, compare_with_own_forward, require_agreement
-from taopd.teachers import load_teacher
+from taopd.teachers import LocalTeacher, load_teacher
 from tests.conftest import WORDS, make_model, make_tokenizer
 
 SIZES = {
@@ -100,6 +100,57 @@ def test_padding_that_is_counted_is_named():
     found = compare_with_own_forward(without_positions, model, model, BATCH, 40)
     assert found.error > found.bound and found.only_padded and "padding" in str(found.problem)
     assert agreement(model).problem is None, "the forward that passes positions is right"
+
+
+def recurrent():
+    """A model whose state takes in whatever stands before a row: RWKV reads no attention mask."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "attention_hidden_size": 16,
+        "num_hidden_layers": 2,
+    }
+    torch.manual_seed(3)
+    model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions"),
+    [
+        ([[5, 6, 7, 8], [9, 10, 11, 12]], [[13, 14], [15, 2]]),
+        ([[5, 6, 7, 8]], [[13, 14]]),
+        # The shortest has no token that both models know: it is not compared.
+        ([[5, 6, 7, 8], [9]], [[13, 14], [39, 2]]),
+    ],
+)
+def test_a_fault_of_padding_does_not_wait_for_a_batch_with_padding(prompts, completions):
+    batch = Rollouts(prompt_ids=prompts, completion_ids=completions).batch()
+    model = recurrent()
+    found = compare_with_own_forward(backbone_forward(39), model, model, batch, 39)
+    assert found.error > found.bound and found.only_padded
+    alone = compare_with_own_forward(backbone_forward(39), model, model, batch, 39, padded=False)
+    assert alone.problem is None and alone.tokens == found.tokens > 0
+
+
+def test_a_teacher_object_scores_as_its_model_computes_or_is_refused():
+    """Oracle: the model's own forward of each sequence alone."""
+    sequences, starts = [[5, 6, 7, 8, 9, 12, 13], [11, 14, 15]], [5, 1]
+    model = recurrent()
+    expected = [
+        model(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+        for ids, start in zip(sequences, starts, strict=True)
+    ]
+    tokens = torch.tensor([ids[-2:] for ids in sequences]).flatten()
+    found = LocalTeacher(model, 40).score(sequences, starts, None, 4)
+    torch.testing.assert_close(
+        found.logprobs, torch.cat(expected).gather(1, tokens[:, None])[:, 0].detach()
+    )
+    model = build("ModernBertDecoder", cls_token_id=0, sep_token_id=0, pad_token_id=0)
+    with pytest.raises(DataError, match=r"the teacher ModernBertDecoder.* off its own forward"):
+        LocalTeacher(model, 40).score(sequences, starts, None, 4)
 
 
 def test_16_bit_models_have_the_wider_bound():

@@ -146,6 +146,7 @@ def test_servers_of_two_models_are_refused_with_both_names(two):
         ([], "a URL, or a list of them"),
         ([3], "a list of texts or text"),
         (["http://a"] * 2, "twice"),
+        (["http://a", "http://a/v1/"], "twice"),
     ],
 )
 def test_lists_of_addresses_that_are_none(tmp_path, urls, words):

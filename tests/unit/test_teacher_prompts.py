@@ -182,6 +182,7 @@ def test_a_column_is_taken_as_it_is_and_rendered_like_the_prompt(tokenizer):  # 
         ("{prompt} {a}", {"a": float("nan")}, DataError, "the column 'a' of row 3 is null"),
         ("{prompt} {a}", {"a": " "}, DataError, "the column 'a' of row 3 is empty"),
         ("{prompt} {a}", {"a": ["x"]}, DataError, "the column 'a' of row 3 is list"),
+        ("{prompt} {a}", {"a": torch.ones(2)}, DataError, "the column 'a' of row 3 is Tensor"),
         ("{prompt} {a}", {"prompt": CHAT[:1], "a": "x"}, DataError, "row 3 has no user turn"),
         (
             None,

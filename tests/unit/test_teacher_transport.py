@@ -76,6 +76,21 @@ def test_a_failure_is_tried_again_until_it_is_over(server, connect, failure):
     assert call(connect(server)) == 5
 
 
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_server_that_has_moved_is_told_with_where_to(server, connect, code):
+    def moved(handler, _):
+        handler.send_response(code)
+        handler.send_header("Location", "https://elsewhere.invalid/score")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.always = moved
+    with pytest.raises(
+        TeacherError, match=f"answers {code} and leads to https://elsewhere.*teacher_url"
+    ):
+        call(connect(server))
+
+
 def test_a_refusal_is_not_tried_again_and_says_what_the_server_said(server, connect):
     server.always = status(400, b'{"error": {"message": "too many logprobs"}}')
     with pytest.raises(TeacherError, match=r"/score refuses with status 400: too many logprobs"):

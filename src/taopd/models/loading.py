@@ -206,14 +206,6 @@ def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return options
 
 
-def context_length(*models: PreTrainedModel) -> int | None:
-    """Return the shortest `max_position_embeddings` of the models in tokens, or None."""
-    lengths = [
-        getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models
-    ]
-    return min((length for length in lengths if length), default=None)
-
-
 def looks_local(name: str) -> bool:
     """Whether a name that does not exist was meant as a path and not as a hub id."""
     suffix = Path(name).suffix.lower()

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.errors import DataError
 from taopd.kernels import topk_score
 from taopd.models.batch import SEQUENCE, Forward, Trimmed, trim
-from taopd.models.scoring import Given
+from taopd.models.forward import states_of
 
 BOUND = 1e-2
 """Nats between the two in float32, the largest at the sampled tokens and the likeliest ids."""
@@ -51,7 +51,8 @@ class Agreement:
         if self.only_padded:
             cause = (
                 "Its numbers change with padding on the left: positions or recurrent states count the "
-                "padding. Set per_device_train_batch_size: 1, or choose another model"
+                "padding. Choose another model; a teacher may also be scored with "
+                "per_device_train_batch_size: 1"
             )
         else:
             cause = (
@@ -70,7 +71,7 @@ def compare_with_own_forward(
     batch: Mapping[str, Tensor],
     vocab_size: int,
     *,
-    given: Given | None = None,
+    padded: bool = True,
 ) -> Agreement:
     """Compare the scoring path of a model in evaluation mode with its own forward on unpadded rows.
 
@@ -80,46 +81,30 @@ def compare_with_own_forward(
         forward: of the scoring path.
         wrapped: the model as it runs here, `model` inside its wrapper.
         batch: padded prompts and completions; see `batch.SEQUENCE`.
-        given: the scoring path's pass over this batch, where it has run already.
+        padded: rows are scored several at a time, and so with padding; False: one by one.
     """
-    lengths = batch["prompt_mask"].sum(1)
-    rows = _rows(lengths)
-    chosen = {name: batch[name][rows] for name in SEQUENCE}
-    ids, mask = chosen["completion_ids"], chosen["completion_mask"].bool()
-    mask = mask & (ids < vocab_size).long().cummin(1).values.bool()
-    mask[:, MOST_TOKENS:] = False
-    part = trim(chosen, mask)
-    if given is None:
-        hidden, head = forward(wrapped, part)
-        states = hidden[mask[part.rows, : part.num_completion]]
-    else:
-        states, head = given.states[given.place[rows][mask]], given.head
-    by_row = states.split(mask.sum(1).tolist())
-    errors: list[Tensor] = []
-    errors_unpadded: list[Tensor] = []
-    for row in range(len(rows)):
-        row = min(row, len(part.rows) - 1)  # a row without a token was dropped
-        number = int(part.rows[row])
-        sequence = part.input_ids[row]
-        active = mask[number, : part.num_completion]
-        # The completion's padding stays, on the right: nothing before it can see it.
-        bare = sequence[int(part.attention_mask[row].argmax()) :].unsqueeze(0)
-        alone = Trimmed(
-            input_ids=bare,
-            attention_mask=torch.ones_like(bare),
-            num_completion=part.num_completion,
-            rows=part.rows[row : row + 1],
-        )
-        own = _own_logprobs(wrapped, model, alone, vocab_size)[0][active]
-        targets = ids[number, : part.num_completion][active]
+    chosen, mask = _rows(batch, vocab_size, padded=padded)
+    lengths = chosen["prompt_mask"].sum(1)
+    at_once = NUM_ROWS if padded else 1
+    states, errors, errors_unpadded = [], list[Tensor](), list[Tensor]()
+    for first in range(0, NUM_ROWS, at_once):
+        rows = slice(first, first + at_once)
+        hidden, head = states_of(forward, wrapped, chosen, rows, mask[rows])
+        states += hidden.split(mask[rows].sum(1).tolist())
+    for row, found in enumerate(states):
+        alone = {name: value[row : row + 1] for name, value in chosen.items()}
+        part = trim(alone, mask[row : row + 1])
+        active = mask[row, : part.num_completion]
+        own = _own_logprobs(wrapped, model, part, vocab_size)[0][active]
+        targets = chosen["completion_ids"][row, : part.num_completion][active]
         want = torch.cat([targets[:, None], own.topk(_num_ids(vocab_size)).indices], dim=1)
-        scores = topk_score(by_row[number], head, targets, k=1, want_ids=want)
+        scores = topk_score(found, head, targets, k=1, want_ids=want)
         assert scores.want_logprobs is not None
         errors.append((scores.want_logprobs - own.gather(1, want)).abs().flatten())
         # The longest prompt has no padding: a fault that it lacks is one of padding.
-        if lengths[rows[number]] == lengths.max():
+        if not padded or lengths[row] == lengths.max():
             errors_unpadded.append(errors[-1])
-    exact = states.dtype in (torch.float32, torch.float64) and states.dtype == model.dtype
+    exact = hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == model.dtype
     exact = exact and torch.get_float32_matmul_precision() == "highest"
     # Outlier columns are those of the whole batch: packed weights compute other rows otherwise.
     exact = exact and not getattr(model, "is_quantized", False)
@@ -140,24 +125,22 @@ def compare_with_own_forward(
 
 def compare_models(
     forward: Forward,
-    models: Mapping[str, tuple[Any, Any, Mapping[str, Tensor]]],
+    models: Mapping[str, tuple[Any, Any, Mapping[str, Tensor], bool]],
     vocab_size: int,
-    given: Mapping[str, Given],
 ) -> dict[str, Agreement]:
     """`compare_with_own_forward` for each model, the student in evaluation mode and left as it was.
 
     Args:
-        models: by name the model as it runs here, the model inside its wrapper, and what it reads; one is
-            the "student".
-        given: by name passes of the scoring path over this batch that have run already.
+        models: by name the model as it runs here, the model inside its wrapper, what it reads, and whether it
+            reads several rows at a time; one is the "student".
     """
     student = models["student"][1]
     training = student.training
     student.eval()
     try:
         return {
-            name: compare_with_own_forward(forward, *model, vocab_size, given=given.get(name))
-            for name, model in models.items()
+            name: compare_with_own_forward(forward, wrapped, model, read, vocab_size, padded=padded)
+            for name, (wrapped, model, read, padded) in models.items()
         }
     finally:
         student.train(training)
@@ -177,10 +160,28 @@ def _num_ids(vocab_size: int) -> int:
     return min(MOST_IDS, vocab_size)
 
 
-def _rows(lengths: Int[Tensor, " B"]) -> Int[Tensor, " n"]:
-    """The longest and the shortest prompt: without and with most padding."""
-    order = lengths.argsort(descending=True)
-    return order[[0, -1]] if len(order) >= NUM_ROWS else order
+def _rows(
+    batch: Mapping[str, Tensor], vocab_size: int, *, padded: bool
+) -> tuple[dict[str, Tensor], Bool[Tensor, "2 T"]]:
+    """The longest and the shortest prompt with a completion, and the tokens of it that are compared.
+
+    Args:
+        padded: the shortest loses the first half of its prompt. Whether a batch has padding is chance: a
+            fault of padding must not wait for one that has.
+    """
+    ids = batch["completion_ids"]
+    mask = batch["completion_mask"].bool() & (ids < vocab_size).long().cummin(1).values.bool()
+    mask[:, MOST_TOKENS:] = False
+    lengths = batch["prompt_mask"].sum(1)
+    # Rows without a token come last, and are taken where there is no other.
+    order = lengths.masked_fill(~mask.any(1), -1).argsort(descending=True, stable=True)
+    last = max(1, int(mask.any(1).sum())) - 1
+    rows = order[[0, last]]
+    chosen = {name: batch[name][rows] for name in SEQUENCE}
+    if padded:
+        prompt = chosen["prompt_mask"][1].nonzero()[:, 0]
+        chosen["prompt_mask"][1, prompt[: len(prompt) // 2]] = 0
+    return chosen, mask[rows]
 
 
 def _own_logprobs(

@@ -202,7 +202,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise DataError(f"{where} has a message without a role")
     if isinstance(content, list):
-        content = "".join(_text(part, where) for part in content)
+        content = "".join(text_of_part(part, where) for part in content)
     # Null is how a tool call without text is written; a template would print it, or fail.
     content = "" if content is None else content
     if not isinstance(content, str):
@@ -210,8 +210,12 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     return {**kept, "role": _ROLES.get(role, role), "content": content}
 
 
-def _text(part: Any, where: str) -> str:
-    """The text of one part of a message's content."""
+def text_of_part(part: Any, where: str) -> str:
+    """The text of one part of a message's content.
+
+    Raises:
+        DataError: a picture or another kind of part.
+    """
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__

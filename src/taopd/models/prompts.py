@@ -3,7 +3,7 @@
 What: `load_prompts` reads a dataset with a `prompt` column (text or a list of messages) and, on
 request, an `answer` column; `encode_prompts` turns prompts into ids, as TRL's trainer does where all
 rows are of one kind. What a row may look like is in `prompt_rows`, and whether it fits in `prompt_lengths`.
-`load_model` and `load_tokenizer` come from `loading` and are named here too.
+`load_model` and `load_tokenizer` of `loading` and `context_length` of `context` are named here too.
 """
 
 import logging
@@ -18,11 +18,11 @@ import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError, suggest
+from taopd.models.context import context_length
 from taopd.models.loading import (
     DATASET_READERS,
     UNREADABLE,
     check_hub,
-    context_length,
     load_model,
     load_tokenizer,
     looks_local,

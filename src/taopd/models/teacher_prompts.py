@@ -205,18 +205,18 @@ def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
             f"{where} has no column {name!r}, which {_SETTING} names.{_near(name, columns)}"
         )
     value = columns[name]
+    # A list would be put in as Python prints it, and cannot be compared with itself where it is an array.
+    if value is not None and not isinstance(value, str | int | float):
+        raise DataError(
+            f"the column {name!r} of {where} is {type(value).__name__}, and {_SETTING} takes text: make a "
+            f"column {COLUMN!r} with the teacher's whole prompt"
+        )
     # A gap in a column of numbers is often no null but NaN, which would be put in as the word "nan".
     gap = value is None or value != value
     if gap or (isinstance(value, str) and not value.strip()):
         kind = "null" if gap else "empty"
         raise DataError(
             f"the column {name!r} of {where} is {kind}, which {_SETTING} names: fill it in, or drop the row"
-        )
-    # A list would be put in as Python prints it.
-    if not isinstance(value, str | int | float):
-        raise DataError(
-            f"the column {name!r} of {where} is {type(value).__name__}, and {_SETTING} takes text: make a "
-            f"column {COLUMN!r} with the teacher's whole prompt"
         )
     return str(value)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError
+from taopd.models.context import context_of
 from taopd.models.loading import has_adapter
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import read_prompt
@@ -132,10 +133,7 @@ def _prompts(subject: Subject) -> Verdict:
 
 def _context(subject: Subject) -> Verdict:
     args = subject.settings.training
-    limits = {
-        owner: getattr(config.get_text_config(), "max_position_embeddings", None)
-        for owner, config in subject.known_configs.items()
-    }
+    limits = {owner: context_of(config) for owner, config in subject.known_configs.items()}
     if subject.has_teacher_prompts:  # an item of its own
         limits.pop("teacher", None)
     if args.use_vllm:

@@ -78,7 +78,7 @@ def measure_micro_batch(
             k=args.score_top_k,
             temperature=trainer.temperature,
             max_tokens=tokens,
-            agreement=source.compare(*both, batch, passes),
+            agreement=source.compare(*both, batch),
         )
         if compare is None:
             return measured

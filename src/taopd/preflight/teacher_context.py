@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from taopd.models.batch import TEACHER_PROMPT, Forward, Positions, teacher_side
+from taopd.models.context import context_of
 from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, faults_of_kinds
 from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.prompts import encode_prompts
@@ -199,7 +200,7 @@ def _prompt(subject: Any) -> Verdict:
     else:
         # A student that teaches itself has no config beside its own.
         config = subject.known_configs.get("teacher", subject.student_config)
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        limit = context_of(config)
     return check_prompts_of_teacher(
         subject.tokenizer,
         subject.some_rows(LOOKED_AT),

@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from taopd.errors import ConfigError, require
-from taopd.teachers.transport import KEY
+from taopd.teachers.transport import KEY, server_of
 
 
 def check_addresses(urls: Any) -> None:
@@ -16,7 +16,8 @@ def check_addresses(urls: Any) -> None:
     if not isinstance(urls, str):
         texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
         require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
-        require(len(set(urls)) == len(urls), "teacher_url", urls, "without the same URL twice")
+        servers = {server_of(url) for url in urls}
+        require(len(servers) == len(urls), "teacher_url", urls, "without the same URL twice")
     for url in [urls] if isinstance(urls, str) else urls:
         check_address(url)
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.errors import ConfigError, DataError
 from taopd.kernels import topk_score
+from taopd.models.batch import Positions, Rollouts
+from taopd.models.forward import backbone_forward, states_at
 from taopd.models.loading import load_model, load_tokenizer
-from taopd.models.output_head import merge_head_adapter, read_head
+from taopd.models.output_head import merge_head_adapter
+from taopd.models.own_forward import compare_with_own_forward, require_agreement
 from taopd.models.quantization import check_layers, quantization_config, quantized_kind
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers.protocol import TeacherScores
@@ -33,11 +37,12 @@ class LocalTeacher:
 
     Args:
         vocab_size: ids shared with the student; the head is cut to them.
-        batch_size: sequences in one forward.
+        batch_size: sequences in one forward; 1 for a model whose numbers change with padding.
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, *, batch_size: int = 8) -> None:
         self._model, self._vocab_size, self._batch_size = model.eval(), vocab_size, batch_size
+        self._forward, self._agreed = backbone_forward(vocab_size), False
         self._one_at_a_time = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
@@ -52,32 +57,41 @@ class LocalTeacher:
         want_ids: Int[Tensor, "N W"] | None,
         top_k: int,
     ) -> TeacherScores:
-        """See `Teacher.score`."""
+        """See `Teacher.score`.
+
+        Raises:
+            DataError: at first, a model that is scored otherwise than its own forward computes.
+        """
+        pairs = list(zip(token_ids, completion_start, strict=True))
+        rollouts = Rollouts(
+            prompt_ids=[list(tokens[:start]) for tokens, start in pairs],
+            completion_ids=[list(tokens[start:]) for tokens, start in pairs],
+        )
+        batch = rollouts.batch(device=self._model.device)
+        positions = Positions.of(batch["completion_mask"].bool())
+        ids = batch["completion_ids"][positions.row, positions.column]
         with self._one_at_a_time:
-            states, targets = [], []
-            for first in range(0, len(token_ids), self._batch_size):
-                rows = token_ids[first : first + self._batch_size]
-                starts = completion_start[first : first + self._batch_size]
-                padded = torch.nn.utils.rnn.pad_sequence(
-                    [torch.tensor(row) for row in rows], batch_first=True
-                ).to(self._model.device)
-                lengths = torch.tensor([[len(row)] for row in rows], device=padded.device)
-                mask = (torch.arange(padded.shape[1], device=padded.device) < lengths).long()
-                backbone = self._model.get_decoder()
-                hidden = backbone(input_ids=padded, attention_mask=mask).last_hidden_state
-                for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
-                    states.append(hidden[row, start - 1 : len(tokens) - 1])
-                    targets.append(padded[row, start : len(tokens)])
-            head = read_head(self._model, self._vocab_size)
-            ids = torch.cat(targets)
+            if not self._agreed:
+                self._require_agreement(batch)
+            parts = list(states_at(self._forward, self._model, batch, positions, self._batch_size))
             want = None if want_ids is None else want_ids.to(ids.device)
-            scores = topk_score(torch.cat(states), head, ids, k=top_k, want_ids=want)
+            states = torch.cat([hidden for hidden, _ in parts])
+            scores = topk_score(states, parts[0][1], ids, k=top_k, want_ids=want)
             return TeacherScores(
                 logprobs=scores.target_logprobs,
                 topk_ids=scores.topk_ids,
                 topk_logprobs=scores.topk_logprobs,
                 want_logprobs=scores.want_logprobs,
             )
+
+    def _require_agreement(self, batch: dict[str, Tensor]) -> None:
+        compare = partial(compare_with_own_forward, self._forward, self._model, self._model, batch)
+        found = compare(self._vocab_size, padded=self._batch_size > 1)
+        if found.problem and found.only_padded:
+            self._batch_size = 1
+            found = compare(self._vocab_size, padded=False)
+        require_agreement("teacher", found)
+        self._agreed = True
 
 
 def load_teacher(

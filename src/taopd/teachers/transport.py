@@ -67,7 +67,7 @@ class Transport:
         patience_s: float = 600.0,
         connections: int = 32,
     ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = server_of(url)
         self._timeout_s, self._patience_s = timeout_s, patience_s
         # Nothing but this server is asked, whatever proxies the environment names.
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
@@ -208,7 +208,13 @@ class Transport:
                             )
                         if self._held > MOST_BYTES:
                             raise _Failed(f"answers of more than {MOST_BYTES >> 20} MiB together")
-            status = response.status_code
+            status, elsewhere = response.status_code, response.headers.get("location")
+            if response.is_redirect and elsewhere:
+                # Not followed: the key would go along, and every question would be sent twice.
+                raise _Refused(
+                    f"{self.url}{path} answers {status} and leads to {elsewhere}: set teacher_url to where "
+                    "the server is"
+                )
             if status == 429 or status >= 500:
                 raise _Failed(f"status {status}: {_short(text)}")
             # Not on the loop, where the time-outs of other requests would wait for it.
@@ -233,6 +239,11 @@ class Transport:
                 f"the teacher at {self.url}{path} has failed for {now - self._failing_since:.0f} s "
                 f"(teacher_patience_s={self._patience_s:g}); last: {self._status}"
             )
+
+
+def server_of(url: str) -> str:
+    """An address without what makes no difference to where it leads."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class _Refused(TeacherError):

@@ -8,7 +8,7 @@ from trl import DistillationTrainer
 
 from taopd.errors import DataError
 from taopd.models.batch import teacher_columns
-from taopd.models.loading import context_length
+from taopd.models.context import context_length
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt

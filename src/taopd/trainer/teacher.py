@@ -30,7 +30,7 @@ from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.place_teacher import place_teacher
 from taopd.trainer.selection import reads_initial, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
-from taopd.trainer.teacher_connection import connect_teacher, vocabularies
+from taopd.trainer.teacher_connection import connect_teacher, own_vocabulary, vocabularies
 from taopd.trainer.teacher_probe import TeacherProbe
 from taopd.trainer.teacher_watch import TeacherWatch
 
@@ -104,7 +104,7 @@ class TeacherSource(OneTeacher):
             return
         if isinstance(teacher, OwnTeacher):
             self.plain, self.model = teacher.plain, teacher.model
-            self.vocab_size = student.config.get_text_config().vocab_size
+            self.vocab_size = own_vocabulary(student, tokenizer)
             return
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if isinstance(teacher, list | tuple):
@@ -200,16 +200,19 @@ class TeacherSource(OneTeacher):
         forward: Forward,
         student: Any,
         batch: Mapping[str, Tensor],
-        given: Mapping[str, Given] | None = None,
     ) -> dict[str, Agreement]:
         """The scoring path of each model here against its own forward; see `compare_models`."""
         inner, side = self._accelerator.unwrap_model(student), teacher_side(batch)
-        models = {"student": (student, inner, batch)}
+        args, padded = self.args, self.args.per_device_train_batch_size > 1
+        # The prompts of a whole generation batch are sampled from at once.
+        sampled = padded or (args.gradient_accumulation_steps > 1 and not args.use_vllm)
+        models = {"student": (student, inner, batch, sampled)}
         if self.plain is not None:
             # A lookup beyond the embedding has no message of its own.
             check_readable(side, self.plain)
-            models["teacher"] = self.model, self._accelerator.unwrap_model(self.model), side
-        return compare_models(forward, models, self.vocab_size, given or {})
+            own = self._accelerator.unwrap_model(self.model)
+            models["teacher"] = self.model, own, side, padded
+        return compare_models(forward, models, self.vocab_size)
 
     def _require_agreement(self, found: Mapping[str, Agreement]) -> None:
         self._agreed = True

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from taopd.errors import DataError, suggest
 from taopd.models.batch import Positions
-from taopd.models.loading import context_length
+from taopd.models.context import context_length
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.teachers.protocol import room
 from taopd.trainer.training_set import first_rows

@@ -29,6 +29,12 @@ def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher 
     return connect(urls, **options) if isinstance(urls, str) else connect_all(urls, **options)
 
 
+def own_vocabulary(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The ids of a student's head that its tokenizer has: behind them is padding."""
+    rows = student.config.get_text_config().vocab_size
+    return shared_vocabulary(tokenizer, tokenizer, rows, rows)
+
+
 def vocabularies(
     teacher: Any,
     args: TeachabilityConfig,
@@ -42,7 +48,7 @@ def vocabularies(
         logger.warning(
             "the tokenizers are not compared: teacher_model_name_or_path could name the teacher's"
         )
-        return own, own
+        return own_vocabulary(student, tokenizer), own
     revision = args.teacher_model_revision or "main"
     known = load_config(name, revision=revision).get_text_config().vocab_size
     shared = shared_vocabulary(

@@ -47,6 +47,7 @@ ALONE = (
     "teacher_url",
 )
 """Settings that say who a single teacher is."""
+_SMALLEST = 1e-30
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -129,7 +130,9 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
                 f"teacher_weights: no teacher is called {name!r}.{suggest(name, teachers)}"
             )
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        require(number and 0 < weight < float("inf"), f"teacher_weights: {name}", weight, "above 0")
+        # In float32 a smaller one is 0, and a larger one infinite.
+        fits = number and _SMALLEST <= weight <= 1 / _SMALLEST
+        require(fits, f"teacher_weights: {name}", weight, f"above 0, from {_SMALLEST:g} to 1e+30")
 
 
 def settings_of(

@@ -1,12 +1,14 @@
 """The functions that the student may call while it samples, and what they forbid."""
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import get_json_schema
 
 from taopd.errors import ConfigError
-from taopd.models.prompt_rows import read_prompt
+from taopd.models.prompt_rows import read_prompt, text_of_part
 from taopd.selectors.resolve import load_object
 
 if TYPE_CHECKING:
@@ -24,14 +26,51 @@ def given_tools(args: "TeachabilityConfig", tools: Sequence[Callable[..., Any]] 
     """The trainer's tools: those of the caller, or of the setting `tools`; None without any.
 
     Raises:
-        ConfigError: both are given, stop ids are merged, or see `load_tools`.
+        ConfigError: both are given, stop ids are merged, two have one name, or see
+            `answering_in_text` and `load_tools`.
     """
     if tools and args.tools:
         raise ConfigError("tools and the setting tools: keep one of them")
     tools = load_tools(args.tools) if args.tools else tools
     if tools and args.stop_tokens == "merge":
         raise ConfigError(f"stop_tokens='merge' with tools: {_ENDS}")
-    return tools
+    answering = [answering_in_text(tool) for tool in tools or ()]
+    names = [tool.__name__ for tool in answering]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two tools are called {twice[0]}: a call would reach one of them alone")
+    return answering or None
+
+
+def answering_in_text(tool: Callable[..., Any]) -> Callable[..., Any]:
+    """The tool with text as its answer, which every chat template shows.
+
+    TRL takes a list for parts of a message, of which templates for text show none: the answer would be empty.
+
+    Raises:
+        ConfigError: a coroutine, whose answer nobody waits for, or no function.
+    """
+    name = getattr(tool, "__name__", None)
+    if name is None:
+        raise ConfigError(
+            f"a tool is a {type(tool).__name__} without a name to call it by: give a function"
+        )
+    if inspect.iscoroutinefunction(tool):
+        raise ConfigError(f"the tool {name} is an async function: give one that waits itself")
+
+    @wraps(tool)
+    def answered(*args: Any, **kwargs: Any) -> str:
+        try:
+            result = tool(*args, **kwargs)
+        except SystemExit as error:
+            # What the student wrote may call it; the run goes on as after any other error.
+            raise RuntimeError(f"exit {error}") from error
+        parts = result if isinstance(result, list) else []
+        if parts and all(isinstance(part, dict) and "type" in part for part in parts):
+            result = "".join(text_of_part(part, f"the answer of the tool {name}") for part in parts)
+        # Half of a pair, as of a file name that is no UTF-8, is no text for a tokenizer.
+        return str(result).encode("utf-8", "replace").decode()
+
+    return answered
 
 
 def load_tools(path: str) -> Tools:

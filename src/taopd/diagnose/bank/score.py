@@ -73,7 +73,8 @@ def score_rollouts(
     side = teacher_side(batch)
     with measuring(student, teacher):
         for name, model, read in (("student", student, batch), ("teacher", teacher, side)):
-            found = compare_with_own_forward(forward, model, model, read, vocab_size)
+            padded = settings["batch_size"] > 1
+            found = compare_with_own_forward(forward, model, model, read, vocab_size, padded=padded)
             require_agreement(name, found)
         chunks = chunked_logprobs(
             states_at(forward, student, batch, positions, settings["batch_size"]),
