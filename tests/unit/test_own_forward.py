@@ -153,6 +153,23 @@ def test_a_teacher_object_scores_as_its_model_computes_or_is_refused():
         LocalTeacher(model, 40).score(sequences, starts, None, 4)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_in_8_bits_a_row_is_compared_alone(packed):
+    """There a row's numbers depend on the rows beside it, as here those of the last layer."""
+    model = build("Qwen3")
+    model.model.layers[-1].register_forward_hook(
+        lambda layer, read, out: out + out.amax((0, 1), keepdim=True)
+    )
+    model.is_loaded_in_8bit = packed
+    found = agreement(model)
+    assert (found.problem is None) == packed and found.tokens == 6
+    if packed:
+        model.register_forward_hook(
+            lambda layer, read, out: setattr(out, "logits", 1.1 * out.logits)
+        )
+        assert agreement(model).problem, "a head that does more is found all the same"
+
+
 def test_16_bit_models_have_the_wider_bound():
     model = build("Qwen3").bfloat16()
     found = agreement(model)

@@ -83,6 +83,8 @@ def compare_with_own_forward(
         batch: padded prompts and completions; see `batch.SEQUENCE`.
         padded: rows are scored several at a time, and so with padding; False: one by one.
     """
+    # LLM.int8 takes outlier columns from the whole batch: only a row alone has the same numbers.
+    padded = padded and not getattr(model, "is_loaded_in_8bit", False)
     chosen, mask = _rows(batch, vocab_size, padded=padded)
     lengths = chosen["prompt_mask"].sum(1)
     at_once = NUM_ROWS if padded else 1
@@ -106,7 +108,7 @@ def compare_with_own_forward(
             errors_unpadded.append(errors[-1])
     exact = hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == model.dtype
     exact = exact and torch.get_float32_matmul_precision() == "highest"
-    # Outlier columns are those of the whole batch: packed weights compute other rows otherwise.
+    # Packed weights compute in 16 bits whatever the model's dtype.
     exact = exact and not getattr(model, "is_quantized", False)
     bound, reduce = (BOUND, torch.amax) if exact else (BOUND_16_BIT, torch.mean)
 
