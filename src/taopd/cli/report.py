@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folders in any order"
     )
     add("-o, --output FILE", "the page", default=Path("report.html"))
-    add("--max-rollouts N", "rollouts in the inspector, shared by the runs", default=200)
+    add("--max-rollouts N", "rollouts in the inspector, shared by the runs", default=200, type=int)
     add("--match HOW", f"{GRADING} (default: that of the run)")
     options = parser.parse_args(argv)
     if options.max_rollouts < 0:
