@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
     def flag(self, spec: str, words: str | None = None, **options: Any) -> None:
         """Add `NAME`, `--name VALUE` or, for a switch, `--name`; a default also gives the type.
 
-        A default from 1 on is a count, and so is whatever is given in its place.
+        A whole number of 0 or more, or of 1 or more, is one whatever is given in its place.
         """
         names = [part for part in spec.replace(",", "").split() if part.startswith("-")]
         value = spec.rpartition(names[-1])[2].strip() if names else spec
@@ -111,8 +111,8 @@ class Parser(argparse.ArgumentParser):
         elif value:
             options["metavar"] = value
             if default is not None and not isinstance(default, list):
-                count = type(default) is int and default >= 1
-                options.setdefault("type", positive if count else type(default))
+                whole = positive if default else _natural
+                options.setdefault("type", whole if type(default) is int else type(default))
         self.add_argument(*(names or [spec.lower()]), help=words, **options)
 
     def format_help(self) -> str:
@@ -148,11 +148,15 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def positive(text: str) -> int:
+def positive(text: str, least: int = 1) -> int:
     """A number that is at least 1: the `type` of a flag."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text!r}")
     return int(text)
+
+
+def _natural(text: str) -> int:
+    return positive(text, 0)
 
 
 def _path(text: str) -> Path:

@@ -6,7 +6,7 @@ Every function takes the config and raises a `ConfigError` that names the settin
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from taopd.errors import ConfigError, out_of_range, require, require_known
+from taopd.errors import ConfigError, require, require_known
 from taopd.losses import LOSSES, needs_teacher_distribution
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.selectors import (
@@ -26,6 +26,7 @@ from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.filled import FilledNumber, is_filled
 from taopd.trainer.methods import METHODS, check_method
+from taopd.trainer.number_checks import FROM_ZERO
 from taopd.trainer.setting_types import check_types
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
@@ -67,13 +68,13 @@ AT_LEAST: dict[str, float] = {
     "teacher_patience_s": 0,
     "max_skipped_steps": 1,
     "log_rollouts": 0,
-    "logging_steps": 0,
-    "save_steps": 0,
-    "eval_steps": 0,
 }
 """Smallest value of a setting; None is always allowed."""
 ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
-COMPARED = ("max_steps", "teacher_model_name_or_path", "teacher_model_revision")
+COMPARED = (
+    *("max_steps", "num_train_epochs", *FROM_ZERO),
+    *("teacher_model_name_or_path", "teacher_model_revision"),
+)
 """Further settings of TRL's that are read here."""
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
@@ -128,17 +129,6 @@ def check_config(config: "TeachabilityConfig") -> None:
     for name in ABOVE_ZERO:
         value = getattr(config, name)
         require(value is None or value > 0.0, name, value, "above 0")
-    steps = config.max_steps
-    # transformers does one step for 0.
-    require(
-        steps >= 1 or steps == -1,
-        "max_steps",
-        steps,
-        "at least 1, or -1: what num_train_epochs give",
-    )
-    for name, value in vars(config).items():
-        if isinstance(value, float) and value != value:
-            raise out_of_range(name, value, "a number")
     low, bad = config.ppo_clip_low, config.on_bad_numbers
     require(0.0 <= low < 1.0, "ppo_clip_low", low, "in [0, 1)")
     require(bad in ON_BAD_NUMBERS, "on_bad_numbers", bad, f"one of {', '.join(ON_BAD_NUMBERS)}")
