@@ -277,11 +277,11 @@ def whole_runs(*, tiny: bool) -> list[dict]:
             path = folder / "config.yaml"
             path.write_text(yaml.safe_dump(config))
             environment = {"OMP_NUM_THREADS": "1"}
-            train = ("taopd.cli", "train", "--config", str(path), "--skip-check", "--quiet")
+            train = ("taopd", "train", "--config", str(path), "--skip-check", "--quiet")
             last_line(*train, environment=environment)
             log = (Path(config["output_dir"]) / "metrics.jsonl").read_text().splitlines()
             peak = max(json.loads(line).get("perf/peak_memory_mib", 0.0) for line in log)
-            command = [sys.executable, "-m", "taopd.cli", "plan", "--config", str(path), "--json"]
+            command = [sys.executable, "-m", "taopd", "plan", "--config", str(path), "--json"]
             planned = json.loads(subprocess.check_output(command, text=True))["peak_mib"]
             rows.append({"case": case, "peak_mib": peak, "planned_peak_mib": planned})
             print(

@@ -249,7 +249,7 @@ def start_up(case: Case) -> dict[str, float]:
             **({} if case.bf16 else {"score_top_k": 4}),
         }
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        return first_lines(["taopd.cli", "train", *words], {"first_line": "", "step_1": "step 1"})
+        return first_lines(["taopd", "train", *words], {"first_line": "", "step_1": "step 1"})
 
 
 def main(arguments: list[str] | None = None) -> int:

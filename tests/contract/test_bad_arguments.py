@@ -137,6 +137,12 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
         (["demo", "--steps", "-3"], "--steps: must be a whole number from 1 on, not '-3'"),
         (["check", "recipes/tiny.yaml", "--max-tokens", "1.5"], "from 1 on, not '1.5'"),
         (["bench", "report", "select"], "report: takes no benchmark beside it"),
+        (["evaluate", "x", "--seed", "-1"], "--seed: must be a whole number from 0 on"),
+        (["report", "x", "--max-rollouts", "0"], "--max-rollouts: must be a whole number from 1"),
+        (["demo", "--output", ""], "--output: must be a path, not empty text"),
+        (["report", " "], "FOLDER: must be a path, not empty text"),
+        (["compare", "recipes/studies/tiny.yaml", "--output", ""], "--output: must be a path"),
+        (["train", "--config", "recipes/nothing.yaml"], "the config file recipes/nothing.yaml"),
         (["report", "recipes/tiny.yaml"], "recipes/tiny.yaml is a file; a report is made from"),
     ],
 )

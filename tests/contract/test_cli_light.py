@@ -85,7 +85,7 @@ def test_a_command_speaks_before_it_loads_anything_heavy():
 
 
 def test_bad_input_in_a_fresh_process_is_one_line_and_exit_code_2(tmp_path):
-    argv = [sys.executable, "-m", "taopd.cli", "demo", "--steps", "x"]
+    argv = [sys.executable, "-m", "taopd", "demo", "--steps", "x"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("taopd demo: error: ") and done.stderr.count("\n") == 1

@@ -50,9 +50,9 @@ MODULES = {module(path): path for path in FILES}
 
 
 def room(path: Path) -> str:
-    """The entry directly below `taopd` that a file belongs to; "" for `taopd` itself."""
+    """The entry directly below `taopd` that a file belongs to; "" for those of `taopd` itself."""
     first = path.relative_to(SOURCE).parts[0]
-    return "" if first == "__init__.py" else first.removesuffix(".py")
+    return "" if first in ("__init__.py", "__main__.py") else first.removesuffix(".py")
 
 
 def imports(path: Path, *, at_run_time: bool = False) -> set[str]:
@@ -86,7 +86,7 @@ def targets(path: Path, **options: bool) -> set[str]:
 def test_imports_point_down(path):
     own = room(path)
     if own == "":
-        return  # The package's own __init__ names public names, from whatever room.
+        return  # __init__ names public names from whatever room, __main__ the command line.
     assert own in LEVEL, f"give {own} a place in {Path(__file__).name}"
     for target in targets(path):
         other = room(MODULES[target])

@@ -13,6 +13,7 @@ OF_COMMANDS = {
     # flags of evaluate and diagnose, and the arguments of the same names in Python
     *("batch_size", "max_new_tokens", "max_tokens", "num_samples", "num_completions", "num_draws"),
     *("num_resamples", "head_dim", "build_lab", "teacher_model", "processing_class", "peft_config"),
+    "train_dataset",
     # columns of a prompt set and of a token table
     *("teacher_prompt", "disagreement_k"),
 }

@@ -142,3 +142,40 @@ def test_a_study_stands_beside_them(lab, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.index("held-out greedy accuracy") < out.index("On the same problems")
     assert main(["compare", folders[0], str(lab / "ours")]) == 0
+
+
+def test_an_output_that_is_an_input_is_never_emptied(lab, micro_lab, capsys):
+    """Oracle: every file that was there still is."""
+    before = sorted(lab.rglob("*"))
+    both, data = [str(lab / "ours-eval"), str(lab / "plain-eval")], str(micro_lab.prompts)
+    for argv, read in (
+        (["compare", *both, "--output", both[0]], both[0]),
+        (
+            ["evaluate", str(lab / "ours/model"), "--dataset", data, "--output", str(lab / "ours")],
+            "model",
+        ),
+        (
+            [
+                *("train", "--config", str(lab / "config.yaml"), "--output_dir", str(lab / "ours")),
+                *("--model_name_or_path", str(lab / "ours/checkpoint-2")),
+            ],
+            "checkpoint-2",
+        ),
+    ):
+        assert main([*argv, "--overwrite"]) == 2
+        error = capsys.readouterr().err
+        assert f"{read}, which is read here and which --overwrite would remove" in error
+    assert sorted(lab.rglob("*")) == before
+
+
+def test_a_run_in_place_of_its_model_and_a_folder_twice(lab, micro_lab, tmp_path, capsys):
+    run, data = str(lab / "ours"), str(micro_lab.prompts)
+    assert main(["evaluate", run, "--dataset", data]) == 2
+    assert f"the student of this run is {run}/model" in capsys.readouterr().err
+    assert main(["compare", f"{run}-eval", f"{run}-eval/"]) == 2
+    assert f"{run}-eval is given twice" in capsys.readouterr().err
+    assert main(["compare", run]) == 2
+    assert "taopd compare FOLDER FOLDER" in capsys.readouterr().err
+    for argv in (["compare", "recipes/studies/tiny.yaml", "--resume"], ["demo", "--resume"]):
+        assert main([*argv, "--output", run]) == 2
+        assert "holds a run of `taopd train`" in capsys.readouterr().err

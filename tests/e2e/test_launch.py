@@ -35,13 +35,13 @@ def test_accelerate_reads_the_recipe(name):
     path = str(RECIPES / f"{name}.yaml")
     load_config_from_file(path)
     parsed = launch_command_parser().parse_args(
-        ["--config_file", path, "-m", "taopd.cli", "train", "--config", "x.yaml"]
+        ["--config_file", path, "-m", "taopd", "train", "--config", "x.yaml"]
     )
     arguments, _, _ = _validate_launch_command(parsed)
     for key, value in KNOWN[name].items():
         found = getattr(arguments, key)
         assert type(value)(found) == value, key
-    assert arguments.training_script == "taopd.cli"
+    assert arguments.training_script == "taopd"
 
 
 @pytest.mark.slow

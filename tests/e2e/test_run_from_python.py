@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import taopd
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
 from taopd.preflight.verdict import BROKEN
 from taopd.report.folders import read_folders
 from taopd.report.page import write_report
@@ -139,3 +140,40 @@ def test_a_step_is_one_line(micro_lab, tmp_path, capsys):
     printed = capsys.readouterr()
     lines = [line for line in (printed.out + printed.err).splitlines() if line.startswith("step ")]
     assert [line.split("  ")[0] for line in lines] == ["step 1/2", "step 2/2"]
+
+
+def test_a_models_own_folder_is_no_run_folder(micro_lab, tmp_path):
+    """Oracle: the model still loads; its `config.json` would become the run's."""
+    shutil.copytree(micro_lab.student, tmp_path / "run")
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    with pytest.raises(
+        DataError, match=r"holds config\.json that no taopd run wrote .*another output_dir"
+    ):
+        trainer.train()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").config.hidden_size
+
+
+def test_a_checkpoint_that_is_not_there_is_no_damaged_one(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    with pytest.raises(DataError, match=r"nothing to resume from: no such folder: .*nowhere"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("model", [None, 3, torch.nn.Linear(2, 2)], ids=["None", "int", "Linear"])
+def test_what_is_no_model_is_named(micro_lab, tmp_path, model):
+    args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **(CPU | OURS))
+    kind = type(model).__name__
+    rows = load_prompts(micro_lab.prompts)
+    with pytest.raises(ConfigError, match=f"model is a {kind}: pass a folder, a hub id or"):
+        TeachabilityTrainer(model, micro_lab.teacher, args, train_dataset=rows)
+    told = "no teacher: pass" if model is None else f"the teacher is a {kind}: pass a folder"
+    with pytest.raises(ConfigError, match=told):
+        TeachabilityTrainer(micro_lab.student, model, args, train_dataset=rows)
+
+
+def test_paths_are_taken_for_names(micro_lab, tmp_path):
+    args = TeachabilityConfig(output_dir=tmp_path / "run", **(CPU | OURS))
+    rows = load_prompts(micro_lab.prompts)
+    trainer = TeachabilityTrainer(micro_lab.student, micro_lab.teacher, args, train_dataset=rows)
+    assert trainer.model.config._name_or_path == str(micro_lab.student)
+    assert not isinstance(micro_lab.student, str)

@@ -95,7 +95,7 @@ def test_killed_at_three_random_moments_and_resumed_it_ends_the_same(study_path,
     for number, how in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)):
         argv = ["compare", str(study_path), "--output", str(output)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "taopd.cli", *argv, *(["--resume"] if number else [])],
+            [sys.executable, "-m", "taopd", *argv, *(["--resume"] if number else [])],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -4,9 +4,12 @@ Oracles: the prompts as written, read back from the run's rollouts, and the numb
 """
 
 import logging
+import re
+from pathlib import Path
 
+import pandas
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from taopd.errors import DataError
@@ -22,7 +25,7 @@ TEMPLATE = (
 )
 
 
-def make_trainer(tmp_path, rows, **settings):
+def make_trainer(tmp_path, rows, eval_dataset=None, **settings):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     base = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "log_rollouts": 4}
@@ -31,6 +34,7 @@ def make_trainer(tmp_path, rows, **settings):
         make_model(seed=1),
         TeachabilityConfig(output_dir=str(tmp_path / "run"), **(base | settings)),
         train_dataset=rows,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
 
@@ -151,3 +155,34 @@ def test_faults_of_the_prompts_are_said_without_the_check_too(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="taopd"):
         make_trainer(tmp_path, Dataset.from_list(rows))
     assert "4 of 4 prompts do not end where the assistant begins" in caplog.text
+
+
+ONE = {"prompt": "w1 w2"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("prompts.parquet", " is a str, no dataset: taopd.load_prompts reads"),
+        (Path("prompts.parquet"), "Path, no dataset: taopd.load_prompts reads"),
+        (3, " is a int, no dataset"),
+        ({"prompt": ["w1"]}, " is a dict, no dataset"),
+        (DatasetDict(train=Dataset.from_list([ONE])), "take one split of it: 'train'"),
+        (pandas.DataFrame([ONE]), " is a DataFrame, which gives no rows"),
+        (["w1 w2"], ": row 0 is a str; a row is a mapping with 'prompt'"),
+        ([{"text": "w1"}], " has no 'prompt' column, only text"),
+    ],
+)
+def test_what_is_no_set_of_prompts_is_named_before_training(tmp_path, rows, told):
+    """The evaluation set too, which is read in the middle of a run."""
+    with pytest.raises(DataError, match=f"^the training set.*{re.escape(told)}"):
+        make_trainer(tmp_path, rows)
+    sets = {"dev": Dataset.from_list([ONE] * 4), "test": rows}
+    with pytest.raises(DataError, match=f"^the evaluation set test.*{re.escape(told)}"):
+        make_trainer(tmp_path, Dataset.from_list([ONE] * 4), eval_dataset=sets)
+
+
+def test_training_without_prompts_is_refused_where_it_begins(tmp_path):
+    trainer = make_trainer(tmp_path, None)
+    with pytest.raises(DataError, match="no prompts to train on: pass train_dataset"):
+        trainer.train()

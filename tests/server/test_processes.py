@@ -70,7 +70,7 @@ def test_a_teacher_that_refuses_one_rank_stops_both(micro_lab, tmp_path):
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(settings))  # JSON is YAML
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node=2", "-m", "taopd.cli", "train", "--config", str(config)]
+        command += ["--nproc-per-node=2", "-m", "taopd", "train", "--config", str(config)]
         # A rank that waits for ever would be a TimeoutExpired.
         done = subprocess.run(
             [*command, "--skip-check"],

@@ -130,6 +130,7 @@ def test_yaml_and_flags_reach_the_dataclasses(config):
         ({"lr_scheduler_type": "wavy"}, "wavy"),
         ({"dtype": "float7"}, "float7"),
         ({"output_dir": ...}, "missing: output_dir"),
+        ({"output_dir": None}, "missing: output_dir"),
         ({"teacher_model_name_or_path": ...}, "missing: teacher_model_name_or_path"),
         ({"push_to_hub": True}, "push_to_hub is not supported.*<output_dir>/model"),
         ({"dataset_streaming": True}, "dataset_streaming is not supported"),
@@ -190,7 +191,7 @@ def test_bad_inputs_leave_nothing_behind(capsys, tmp_path, config, micro_lab):
         (["--max_completion_length", "61"], "the prompt of row 0 of the training set has 4 tokens"),
         (["--num_generations", "3"], "num_generations=3 does not divide"),
         (["--use_peft", "--lora_target_modules", "lm_head"], "do not fit together"),
-        (["--resume"], "nothing to resume"),
+        (["--resume"], "has no complete checkpoint; start without --resume"),
         (["--resume", "--overwrite"], "exclude each other"),
     ]
     for flags, message in cases:
@@ -259,7 +260,15 @@ def test_evaluate_bad_input(capsys, tmp_path, micro_lab):
         capsys, "evaluate", model, "--dataset", str(tmp_path / "x.csv")
     )
     assert "match='exat'" in fails(capsys, "evaluate", model, "--dataset", data, "--match", "exat")
-    assert "--limit 0" in fails(capsys, "evaluate", model, "--dataset", data, "--limit", "0")
+    (tmp_path / "model").mkdir()  # in which nothing is: settings are read before it is
+    empty = ("evaluate", str(tmp_path / "model"), "--dataset", data)
+    assert "match='exat'" in fails(capsys, *empty, "--match", "exat")
+    assert "--num-samples: must" in fails(capsys, *empty, "--num-samples", "0")
+    assert "--max-new-tokens: must" in fails(capsys, *empty, "--max-new-tokens", "0")
+    assert "drop greedy" in fails(capsys, *empty, "--greedy", "--num-samples", "2")
+    assert "argument --limit: " in fails(
+        capsys, "evaluate", model, "--dataset", data, "--limit", "0"
+    )
 
 
 def fake(monkeypatch, name, **functions):

@@ -40,6 +40,15 @@ def config(**settings):
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1: must be at least 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: must be at least 1"),
         ({"max_completion_length": 0}, "max_completion_length=0: must be at least 1"),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1: must be at least 0"),
+        ({"num_train_epochs": 0.0}, "num_train_epochs=0.0: must be above 0, or max_steps is set"),
+        ({"max_steps": 0}, "max_steps=0: must be at least 1, or -1: what num_train_epochs give"),
+        ({"max_steps": -5}, "max_steps=-5: must be at least 1"),
+        ({"logging_steps": -1}, "logging_steps=-1: must be at least 0"),
+        ({"save_steps": -3}, "save_steps=-3: must be at least 0"),
+        ({"eval_steps": -3}, "eval_steps=-3: must be at least 0"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan: must be a number"),
         ({"gradient_window": -1}, "gradient_window=-1: must be none, or 0 or more positions"),
         ({"gradient_check_every": -1}, "gradient_check_every=-1"),
         ({"gradient_check_every": 5}, "set gradient_window"),
@@ -59,6 +68,15 @@ def config(**settings):
 def test_bad_settings_say_what_to_do(settings, message):
     with pytest.raises(ConfigError, match=message):
         config(**settings)
+
+
+def test_a_machine_without_a_gpu_is_told_what_to_set(monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match="set use_cpu=True, bf16=False and gradient_checkpointing"
+    ):
+        TeachabilityConfig(output_dir=str(tmp_path))
+    TeachabilityConfig(str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("reverse_kl", 1.0), ("forward_kl", 0.0), ("jsd", 0.5)])

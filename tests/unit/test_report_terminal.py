@@ -57,7 +57,7 @@ def test_filters_orders_and_errors(run, capsys):
     for argv, words in (
         (["--signal", "learnabel"], "learnable"),
         (["--rollout", "99"], "there are 8"),
-        (["--limit", "0"], "at least 1"),
+        (["--limit", "0"], "from 1 on"),
     ):
         assert cli.main(["inspect", str(run), *argv]) == 2
         assert words in capsys.readouterr().err

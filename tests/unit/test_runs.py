@@ -43,6 +43,8 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path, evidence):
     with pytest.raises(
         DataError, match=rf"holds another run \({evidence}\).*--resume.*--overwrite"
     ):
+        RunFolder.check(tmp_path, command="train")
+    with pytest.raises(DataError, match="choose another output folder, or start anew"):
         RunFolder.create(tmp_path)
     assert names(tmp_path) == before
     assert RunFolder.create(tmp_path, resume=True).path == tmp_path
@@ -80,6 +82,60 @@ def test_overwrite_does_not_follow_links(tmp_path):
     (tmp_path / "run" / "selection").symlink_to(outside)
     RunFolder.create(tmp_path / "run", overwrite=True)
     assert names(tmp_path / "run") == {MARKER} and (outside / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    ("read", "kept"),
+    [
+        ("model", True),
+        ("model/x.safetensors", True),
+        (".", True),
+        ("linked", True),
+        ("checkpoint-5", True),
+        ("arms/a/model", True),
+        ("prompts.parquet", False),
+        ("../outside", False),
+        ("org/name-on-the-hub", False),
+    ],
+)
+def test_overwrite_never_removes_what_is_read(tmp_path, read, kept):
+    """Oracle: what is there afterwards. Foreign files stay by themselves, so they may be read."""
+    run = RunFolder.create(tmp_path / "run").path
+    for name in ("model", "checkpoint-5", "arms/a/model", "../outside"):
+        (run / name).mkdir(parents=True)
+    (run / "model" / "x.safetensors").touch()
+    (run / "linked").symlink_to("model")
+    (run / "prompts.parquet").touch()
+    before = set(run.rglob("*"))
+    reads = (None, object(), str(run / read))
+    if kept:
+        with pytest.raises(
+            DataError, match=r"which is read here and which --overwrite would remove"
+        ):
+            RunFolder.check(run, overwrite=True, also_owns=["arms"], reads=reads)
+    else:
+        RunFolder.check(run, overwrite=True, also_owns=["arms"], reads=reads)
+    assert set(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "run_config.json"])
+def test_a_run_of_another_command_is_not_resumed(tmp_path, name):
+    RunFolder.create(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text('{"command": "train"}')
+    with pytest.raises(DataError, match="holds a run of `taopd train`, which this command cannot"):
+        RunFolder.check(tmp_path, command="demo", resume=True)
+    for mine in ('{"command": "demo"}', "{}", "[]", "cut"):
+        (tmp_path / name).write_text(mine)
+        assert RunFolder.check(tmp_path, command="demo", resume=True) == tmp_path
+
+
+def test_any_readme_of_the_users_stays(tmp_path):
+    RunFolder.create(tmp_path)
+    (tmp_path / "results.json").touch()
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe mine")
+    RunFolder.create(tmp_path, overwrite=True)
+    assert names(tmp_path) == {MARKER, "README.md"}
 
 
 def test_bad_targets(tmp_path):

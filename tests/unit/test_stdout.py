@@ -15,7 +15,7 @@ COMMANDS = (["--help"], ["--version"], ["train", "--help"], PLAN, [*PLAN, "--jso
 
 def run(arguments, stdout, *, prepare=None):
     """Exit code and stderr of a command in a process of its own."""
-    argv = [sys.executable, "-m", "taopd.cli", *arguments]
+    argv = [sys.executable, "-m", "taopd", *arguments]
     done = subprocess.run(
         argv, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=prepare, timeout=60
     )

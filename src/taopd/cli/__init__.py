@@ -19,6 +19,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from taopd import __version__
@@ -94,10 +95,14 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.register("type", Path, _path)
         self._settings = settings
 
     def flag(self, spec: str, words: str | None = None, **options: Any) -> None:
-        """Add `NAME`, `--name VALUE` or, for a switch, `--name`; a default also gives the type."""
+        """Add `NAME`, `--name VALUE` or, for a switch, `--name`; a default also gives the type.
+
+        A whole number of 0 or more, or of 1 or more, is one whatever is given in its place.
+        """
         names = [part for part in spec.replace(",", "").split() if part.startswith("-")]
         value = spec.rpartition(names[-1])[2].strip() if names else spec
         default = options.get("default")
@@ -106,7 +111,8 @@ class Parser(argparse.ArgumentParser):
         elif value:
             options["metavar"] = value
             if default is not None and not isinstance(default, list):
-                options.setdefault("type", type(default))
+                whole = positive if default else _natural
+                options.setdefault("type", whole if type(default) is int else type(default))
         self.add_argument(*(names or [spec.lower()]), help=words, **options)
 
     def format_help(self) -> str:
@@ -142,11 +148,22 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def positive(text: str) -> int:
+def positive(text: str, least: int = 1) -> int:
     """A number that is at least 1: the `type` of a flag."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text!r}")
     return int(text)
+
+
+def _natural(text: str) -> int:
+    return positive(text, 0)
+
+
+def _path(text: str) -> Path:
+    """A path; read as one, no text at all is the folder that one is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a path, not empty text")
+    return Path(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

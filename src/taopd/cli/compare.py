@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser, exit_code
+from taopd.cli import Parser, exit_code, positive
 from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> int:
     """Check, run, analyse, draw; or analyse a folder of finished arms."""
     options = _parser().parse_args(argv)
-    if options.workers is not None and options.workers < 1:
-        raise ConfigError(f"--workers {options.workers}: must be at least 1")
     if (folders := _folders(options.study)) is not None:
         for name in ("resume", "workers", "list"):
             if getattr(options, name):
@@ -35,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.experiments.study.file import load_study_file
-    from taopd.experiments.study.run import plan_study
+    from taopd.experiments.study.run import OWNED, plan_study
 
     study = load_study_file(options.study)
     output = options.output or Path(study.output or Path("runs") / Path(options.study).stem)
@@ -44,7 +42,14 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from taopd.runs.folder import RunFolder
 
-    RunFolder.check(output, resume=options.resume, overwrite=options.overwrite)
+    RunFolder.check(
+        output,
+        command="compare",
+        resume=options.resume,
+        overwrite=options.overwrite,
+        also_owns=OWNED,
+        reads=(options.study, study.student, study.teacher, study.prompts, study.test_prompts),
+    )
     from taopd.cli.progress import CountedProgress
 
     with CountedProgress() as advance:
@@ -80,7 +85,7 @@ def _parser() -> Parser:
     )
     add("--resume", "continue: finished arms are kept, the others start anew")
     add("--overwrite", "start anew in a folder that holds a run")
-    add("--workers N", "arms at a time (default: one per GPU or core)", type=int)
+    add("--workers N", "arms at a time (default: one per GPU or core)", type=positive)
     add("--list", "show the arms, controls included, and stop")
     return parser
 

@@ -77,7 +77,9 @@ def _run_real(options: Any) -> int:
     from taopd.experiments.study.run import plan_study
     from taopd.runs.folder import RunFolder
 
-    RunFolder.check(options.output, resume=options.resume, overwrite=options.overwrite)
+    RunFolder.check(
+        options.output, command="compare", resume=options.resume, overwrite=options.overwrite
+    )
     options.workers = arms_that_fit()
     with CountedProgress("the pair is made anew by the next run") as advance:
         pair = make_pair(PAIR, progress=advance)

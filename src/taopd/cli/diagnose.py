@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser, layout
+from taopd.cli import Parser, layout, positive
 from taopd.cli.progress import CountedProgress
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import ConfigError, DataError, require, suggest
 
 if TYPE_CHECKING:
     from taopd.diagnose.bank import FixedContextBank, Rollouts
@@ -67,6 +68,10 @@ def freeze(argv: Sequence[str]) -> int:
         raise ConfigError(
             "--teacher-prompt-template goes with --prompts: lines of --completions have a teacher_prompt"
         )
+
+    # Before the models are loaded and completions sampled.
+    above = 0 < options.temperature < math.inf
+    require(above, "--temperature", options.temperature, "a finite number above 0")
 
     import torch
 
@@ -170,10 +175,10 @@ def _freeze_parser() -> Parser:
     add(
         "--num-completions N",
         "completions, over the prompts in turn (default: 300; of a file: all)",
-        type=int,
+        type=positive,
     )
     add("--max-tokens N", "tokens a completion", default=192)
-    add("--k K", "support sizes", type=int, nargs="+", default=[8, 16, 32])
+    add("--k K", "support sizes", type=positive, nargs="+", default=[8, 16, 32])
     add("--temperature T", "of sampling and of both distributions", default=1.0)
     add("--seed N", "of sampling", default=0)
     add("--batch-size N", "completions a forward", default=8)

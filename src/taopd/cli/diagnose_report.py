@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taopd.cli import Parser
+from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     )
     add = parser.flag
     add("GAINS", "folder that `taopd diagnose gain` wrote", type=Path)
-    add("--k K", "support size of the scores (default: 16 where the bank has it)", type=int)
+    add("--k K", "support size of the scores (default: 16 where the bank has it)", type=positive)
     add(
         "--cluster NAME",
         "unit of the intervals",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import GRADING, Parser
+from taopd.cli import GRADING, Parser, positive
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError
 
@@ -19,8 +19,6 @@ _MAX_NEW_TOKENS = 512
 def run(argv: Sequence[str]) -> int:
     """Load, generate, grade, print a table, and write the folder if one is named."""
     options = _parser().parse_args(argv)
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit {options.limit}: must be at least 1 problem")
     if (options.dataset is None) == (options.suite is None):
         raise ConfigError("name what to evaluate on: --dataset FILE or --suite lm-eval:TASK,...")
     if options.suite is not None:
@@ -28,12 +26,28 @@ def run(argv: Sequence[str]) -> int:
 
     import torch
 
-    from taopd.experiments.evaluation.evaluate import evaluate
+    from taopd.experiments.evaluation.evaluate import check_settings, evaluate
     from taopd.models.prompts import load_model, load_prompts, load_tokenizer
     from taopd.runs.folder import RunFolder
 
     if options.output is not None:
-        RunFolder.check(options.output, overwrite=options.overwrite)
+        RunFolder.check(
+            options.output, overwrite=options.overwrite, reads=(options.model, options.dataset)
+        )
+    settings: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in (
+            "num_samples",
+            "temperature",
+            "top_p",
+            "top_k",
+            "greedy",
+            "match",
+            "batch_size",
+        )
+    }
+    settings["max_new_tokens"] = options.max_new_tokens or _MAX_NEW_TOKENS
+    check_settings(**settings)
     rows = load_prompts(
         options.dataset, config=options.dataset_config, split=options.split, require_answer=True
     )
@@ -47,15 +61,8 @@ def run(argv: Sequence[str]) -> int:
             model,
             tokenizer,
             rows,
-            num_samples=options.num_samples,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            greedy=options.greedy,
-            max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS,
-            match=options.match,
-            batch_size=options.batch_size,
             seed=options.seed,
+            **settings,
             progress=lambda done, total: advance("completions", done, total),
         )
     _print_table(options.model, result)
@@ -80,7 +87,7 @@ def _parser() -> Parser:
     add("--dataset FILE", "file, folder or hub id")
     add("--dataset-config NAME", "of the dataset")
     add("--split NAME", "default: test, or only one")
-    add("--limit N", "only the first N problems", type=int)
+    add("--limit N", "only the first N problems", type=positive)
     add("--match HOW", GRADING, default="auto")
     add("--num-samples N", "completions a problem", default=1)
     add("--greedy", "no sampling")
@@ -91,7 +98,7 @@ def _parser() -> Parser:
     add(
         "--max-new-tokens N",
         f"length limit of a completion (default: {_MAX_NEW_TOKENS}; of a suite: the task's own)",
-        type=int,
+        type=positive,
     )
     add("--batch-size N", "completions at a time", default=32)
     add("--output FOLDER", "results and transcripts", type=Path)
@@ -149,7 +156,9 @@ def _run_suite(options: argparse.Namespace) -> int:
 
     tasks = parse_suite(options.suite)
     if options.output is not None:
-        RunFolder.check(options.output, overwrite=options.overwrite)
+        RunFolder.check(
+            options.output, overwrite=options.overwrite, reads=(options.model, options.suite_path)
+        )
     result = run_suite(
         options.model,
         tasks,

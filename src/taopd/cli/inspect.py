@@ -37,14 +37,13 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--signal {options.signal} is unknown.{suggest(options.signal, SHADES_OF_RUNS)}"
         )
-    if options.limit < 1:
-        raise ConfigError(f"--limit {options.limit}: must be at least 1")
     rollouts = read_rollouts(
         read_folders([options.run]).runs, limit=terminal.MAX_ROLLOUTS, match=options.match
     )
     if not rollouts:
         raise DataError(
-            f"{options.run} logged no rollouts (log_rollouts was 0, or it has not begun)"
+            f"{options.run} logged no rollouts: it is no folder of `taopd train`, log_rollouts was 0, or "
+            "it has not begun"
         )
     for index in options.rollout or []:
         if not 0 <= index < len(rollouts):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taopd.cli import GRADING, Parser
-from taopd.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,8 +23,6 @@ def run(argv: Sequence[str]) -> int:
     add("--max-rollouts N", "rollouts in the inspector, shared by the runs", default=200)
     add("--match HOW", f"{GRADING} (default: that of the run)")
     options = parser.parse_args(argv)
-    if options.max_rollouts < 0:
-        raise ConfigError(f"--max-rollouts {options.max_rollouts}: must be 0 or more")
 
     from taopd.report.page import write_report
 

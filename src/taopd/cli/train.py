@@ -108,7 +108,13 @@ def _train(
 
     step_lines.plain(quiet=quiet)
     args = settings.training
-    path = RunFolder.check(args.output_dir, resume=resume, overwrite=overwrite)
+    path = RunFolder.check(
+        args.output_dir,
+        command="train",
+        resume=resume,
+        overwrite=overwrite,
+        reads=settings.reads(),
+    )
     checkpoint = train_resume.find(args, path, resume=resume)
     if checkpoint is not None and train_resume.is_finished(args, path, checkpoint):
         print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")

@@ -30,6 +30,7 @@ from transformers import (
 from taopd.errors import DataError
 from taopd.models import gguf
 from taopd.models.damage import damage
+from taopd.runs.folder import MODEL_FOLDER
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
 
@@ -257,8 +258,11 @@ def _check_weights(folder: Path) -> None:
     """Weights in safetensors, all of them files of this folder."""
     if not any((folder / file).is_file() for file in _WEIGHTS):
         raise DataError(
-            f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there; pickles (.bin, .pt) are "
-            "never read, save it again with safetensors"
+            f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there"
+            + (
+                _inside(folder)
+                or "; pickles (.bin, .pt) are never read, save it again with safetensors"
+            )
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -278,4 +282,10 @@ def _check_model_folder(name: str, kind: str, one_of: tuple[str, ...]) -> None:
             check_hub(name, kind)
         return
     if not any((path / file).is_file() for file in one_of):
-        raise DataError(f"{name} is no {kind} folder: it has no {one_of[0]}")
+        raise DataError(f"{name} is no {kind} folder: it has no {one_of[0]}{_inside(path)}")
+
+
+def _inside(path: Path) -> str:
+    """Where the student is, if the folder is a run's."""
+    student = path / MODEL_FOLDER
+    return f"; the student of this run is {student}" if (student / "config.json").is_file() else ""

@@ -12,9 +12,10 @@ Not here: checkpoints (transformers writes them) and reading (`report`).
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from taopd.runs.checkpoints import PARTIAL, Layout, newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import HOLDER, LOCK, refuse_if_held
 from taopd.runs.paths import expanded
-from taopd.runs.validation import shown
+from taopd.runs.validation import read_document, shown
 from taopd.runs.versions import installed_version
 
 logger = logging.getLogger(__name__)
@@ -83,13 +84,25 @@ class RunFolder:
     """Absolute path of the folder."""
 
     @staticmethod
-    def check(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    def check(
+        path: str | Path,
+        *,
+        command: str | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        also_owns: Sequence[str] = (),
+        reads: Iterable[object] = (),
+    ) -> Path:
         """Return the absolute path if `create` would accept it; leave nothing behind.
+
+        Args:
+            command: the one that goes on with runs of its own; None: it goes on with none.
+            reads: models and data of the run; hub ids, objects and None may stand among the paths.
 
         Raises:
             ConfigError: `resume` and `overwrite` together.
-            DataError: the folder holds another run, another process writes into it, `path` is a file, or
-                nothing can be written there.
+            DataError: the folder holds another run, another process writes into it, `path` is a file,
+                nothing can be written there, or `overwrite` would remove what is read.
         """
         if resume and overwrite:
             raise ConfigError(
@@ -112,10 +125,13 @@ class RunFolder:
             )
         if evidence and not (resume or overwrite):
             raise DataError(
-                f"{path} holds another run ({', '.join(evidence[:3])}); choose another output "
-                "folder, go on "
-                "with --resume, or start anew with --overwrite"
+                f"{path} holds another run ({', '.join(evidence[:3])}); choose another output folder, "
+                f"{'go on with --resume, ' if command else ''}or start anew with --overwrite"
             )
+        if resume and command:
+            _refuse_another_command(folder, path, command)
+        if overwrite:
+            _refuse_to_remove(folder, path, reads, (*_OWNED, *also_owns))
         refuse_if_held(folder)
         with cannot_write_to(path):
             _try_writing(folder)
@@ -185,6 +201,37 @@ def _try_writing(folder: Path) -> None:
     Path(tempfile.mkdtemp(prefix=".taopd-", dir=place)).rmdir()
 
 
+def _refuse_another_command(folder: Path, path: str | Path, command: str) -> None:
+    """Refuse to go on in a folder of another command, whose files would be mixed with its own."""
+    beside = folder / CONFIG_BESIDE_MODEL
+    try:
+        config = read_document(beside if beside.is_file() else folder / "config.json")
+    except DataError:  # none yet, or one that whoever resumes reads itself
+        return
+    found = config.get("command", command) if isinstance(config, dict) else command
+    if found != command:
+        raise DataError(
+            f"{path} holds a run of `taopd {found}`, which this command cannot resume; choose another "
+            "output folder"
+        )
+
+
+def _refuse_to_remove(
+    folder: Path, path: str | Path, reads: Iterable[object], owned: Sequence[str]
+) -> None:
+    """Refuse to empty a folder of what the new run reads."""
+    removed = [found.resolve() for pattern in owned for found in folder.glob(pattern)]
+    for name in reads:
+        if not isinstance(name, str | Path) or not os.path.exists(name):
+            continue
+        there = Path(name).resolve()
+        if there == folder.resolve() or any(there.is_relative_to(found) for found in removed):
+            raise DataError(
+                f"{path} holds {name}, which is read here and which --overwrite would remove; choose "
+                "another output folder"
+            )
+
+
 def _empty(folder: Path, patterns: Sequence[str]) -> None:
     for pattern in (*patterns, "README.md"):
         for found in folder.glob(pattern):
@@ -210,4 +257,5 @@ def _tidy(folder: Path) -> None:
 
 def is_model_card(path: Path) -> bool:
     """Whether transformers wrote this README.md beside a checkpoint, and not the user."""
-    return path.is_file() and "generated_from_trainer" in path.read_text(encoding="utf-8")
+    # The user's own may be anything, and then it stays.
+    return path.is_file() and b"generated_from_trainer" in path.read_bytes()

@@ -204,9 +204,9 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     ) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"{path} must hold a YAML mapping (key: value), not {type(loaded).__name__}"
-        )
+        kinds: dict[Any, str] = {type(None): "nothing", list: "a list", str: "a text"}
+        found = kinds.get(type(loaded), shown(loaded))
+        raise ConfigError(f"{path} must hold a YAML mapping (key: value), and holds {found}")
     _check_yaml(loaded, str(path))
     return loaded
 

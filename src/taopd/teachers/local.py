@@ -119,6 +119,11 @@ def load_teacher(
             (names the first). ConfigError: `init_kwargs` with a model, or a model that shares weights with
             the student.
     """
+    if not isinstance(teacher, str) and not hasattr(teacher, "config"):
+        raise ConfigError(
+            f"the teacher is a {type(teacher).__name__}: pass a folder, a hub id, a causal language model "
+            "or a `taopd.teachers.Teacher`"
+        )
     if not isinstance(teacher, str):
         refuse_loading_options(teacher, init_kwargs, quantization)
         teacher_tokenizer = _tokenizer_of(teacher, student, tokenizer)

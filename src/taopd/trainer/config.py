@@ -18,7 +18,7 @@ from taopd.trainer.config_fit import FitSettings, check_fit
 from taopd.trainer.filled import filled, is_filled, plain, take_back
 from taopd.trainer.generation_checks import check_generation_kwargs
 from taopd.trainer.methods import fill_in
-from taopd.trainer.optimizer_checks import check_optimizer
+from taopd.trainer.number_checks import check_numbers, worded
 from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
 from taopd.trainer.teacher_settings import TeacherSettings, option
 
@@ -250,7 +250,10 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         # TRL's own default bears the old name of a setting: there is nothing that a caller could change.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`gradient_checkpointing", FutureWarning)
-            super().__post_init__()
+            try:
+                super().__post_init__()
+            except ValueError as error:
+                raise worded(error) from error
         # Only now a dict: TRL takes its JSON text too.
         check_generation_kwargs(self)
 
@@ -264,7 +267,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         read_teachers(self)
         config_checks.check_config(self)
         check_fit(self)
-        check_optimizer(self)
+        check_numbers(self)
         resolve_teachers(self)
         self.beta = config_checks.beta_of(self)
 

@@ -26,6 +26,7 @@ from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.filled import FilledNumber, is_filled
 from taopd.trainer.methods import METHODS, check_method
+from taopd.trainer.number_checks import FROM_ZERO
 from taopd.trainer.setting_types import check_types
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
@@ -70,7 +71,10 @@ AT_LEAST: dict[str, float] = {
 }
 """Smallest value of a setting; None is always allowed."""
 ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
-COMPARED = ("max_steps", "teacher_model_name_or_path", "teacher_model_revision")
+COMPARED = (
+    *("max_steps", "num_train_epochs", *FROM_ZERO),
+    *("teacher_model_name_or_path", "teacher_model_revision"),
+)
 """Further settings of TRL's that are read here."""
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}

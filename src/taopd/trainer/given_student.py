@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
+    """Student and teacher as they were given, a `Path` as text.
+
+    Raises:
+        ConfigError: a student that is neither text nor a model that generates text.
+    """
+    model, teacher = (
+        os.fspath(each) if isinstance(each, os.PathLike) else each for each in (model, teacher)
+    )
+    if not isinstance(model, str) and not hasattr(model, "generation_config"):
+        raise ConfigError(
+            f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
+        )
+    return model, teacher
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenStudent:
     """What TRL is given in place of what the caller gave."""

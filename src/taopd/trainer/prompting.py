@@ -17,7 +17,13 @@ from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import check_size
 from taopd.trainer.tools import check_rows
-from taopd.trainer.training_set import check_teacher_prompts, filled, first_rows, warn_of_faults
+from taopd.trainer.training_set import (
+    check_teacher_prompts,
+    filled,
+    first_rows,
+    require_rows,
+    warn_of_faults,
+)
 
 
 class PromptTrainer(DistillationTrainer):
@@ -43,6 +49,7 @@ class PromptTrainer(DistillationTrainer):
         args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
         if rows is not None:
+            require_rows(rows, "the training set")
             self._unrepeated = rows
             needed = size // args.num_generations
             rows = filled(rows, needed, drop_last=args.dataloader_drop_last)
@@ -56,6 +63,8 @@ class PromptTrainer(DistillationTrainer):
             check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, rows in sets.items():
+            if rows is not None:
+                require_rows(rows, f"the evaluation set {name}".rstrip())
             if hasattr(rows, "__len__") and not len(rows):
                 raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
 

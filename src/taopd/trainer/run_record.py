@@ -155,6 +155,19 @@ def look_first(trainer: Trainer) -> dict[str, Any]:
     return found.as_dict()
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose `config.json` is another one's: a model is lost without its own.
+
+    Raises:
+        DataError: names the folder.
+    """
+    if (folder / "config.json").exists() and not (folder / MARKER).exists():
+        raise DataError(
+            f"{folder} holds config.json that no taopd run wrote (a model, or another tool's run), and the "
+            "run's would replace it; choose another output_dir"
+        )
+
+
 class RecordedRuns(Trainer):
     """Mixin over `transformers.Trainer`: a look before the first step, and the files of a run around it."""
 
@@ -181,6 +194,10 @@ class RecordedRuns(Trainer):
                 )
             return result
 
+        if self.train_dataset is None:
+            raise DataError("there are no prompts to train on: pass train_dataset")
+        if self.writes_record and self.is_world_process_zero():
+            _refuse_foreign(Path(self.args.output_dir))
         looked = look_first(self) if check and not resume_from_checkpoint else None
         if not self.writes_record:
             return train()

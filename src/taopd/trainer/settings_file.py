@@ -84,6 +84,12 @@ class TrainSettings:
             for name, entry in args.teachers.items()
         }
 
+    def reads(self) -> tuple[str | None, ...]:
+        """Models and prompts, as paths or hub ids."""
+        each = self.of_each_teacher().values()
+        teachers = (one.training.teacher_model_name_or_path for one in each)
+        return (self.model.model_name_or_path, self.script.dataset_name, *teachers)
+
     def changed(self) -> dict[str, Any]:
         """Return the settings that somebody set to another value than the default, for the report."""
         found = {}
@@ -245,7 +251,8 @@ def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, An
 def _check_given(values: argparse.Namespace, given: set[str]) -> None:
     """Refuse settings without the required ones, and files that do not exist."""
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
-    missing = [name for name in required if name not in given]
+    # null in a file says no more than nothing.
+    missing = [name for name in required if name not in given or getattr(values, name) is None]
     # A teacher behind a URL needs no local model; its name then only gives the tokenizer.
     if values.teacher_url is not None or values.teachers is not None:
         missing = [name for name in missing if name != "teacher_model_name_or_path"]
@@ -272,7 +279,10 @@ def _check_given(values: argparse.Namespace, given: set[str]) -> None:
 
 def _check_supported(settings: TrainSettings) -> None:
     """Refuse settings of TRL that this command does not follow."""
-    for name in ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"):
+    for name in (
+        *("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs"),
+        "generation_kwargs",
+    ):
         value = getattr(settings.training, name)
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{name}={value!r}: must be a mapping (key: value)")

@@ -1,10 +1,12 @@
 """The training set of a trainer: enough prompts for a generation batch, and a look at the first of them."""
 
 import logging
+import os
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from datasets import IterableDataset
+from datasets import DatasetDict, IterableDataset
 from torch.utils.data import Subset
 
 from taopd.errors import ConfigError, DataError
@@ -21,6 +23,32 @@ def first_rows(dataset: Any, count: int) -> list[Any]:
     if isinstance(dataset, IterableDataset):
         return list(islice(dataset, count))
     return [dataset[row] for row in range(min(count, len(dataset)))]
+
+
+def require_rows(dataset: Any, where: str) -> None:
+    """Refuse what is no set of rows, each a mapping, where the first of them is read.
+
+    Raises:
+        DataError: names the set and what it is, or its columns where none is a prompt.
+    """
+    kind = type(dataset).__name__
+    readable = hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
+    if isinstance(dataset, str | os.PathLike | Mapping) or not readable:
+        how = "taopd.load_prompts reads a file, a folder or a hub id"
+        if isinstance(dataset, DatasetDict):
+            how = f"take one split of it: {', '.join(map(repr, dataset))}"
+        raise DataError(f"{where} is a {kind}, no dataset: {how}")
+    try:
+        rows = first_rows(dataset, 1)
+    except (KeyError, TypeError) as error:  # a table of another library
+        raise DataError(
+            f"{where} is a {kind}, which gives no rows: pass a dataset, or a list of mappings with 'prompt'"
+        ) from error
+    if rows and not isinstance(rows[0], Mapping):
+        found = type(rows[0]).__name__
+        raise DataError(f"{where}: row 0 is a {found}; a row is a mapping with 'prompt'")
+    if rows and not any(name in rows[0] for name in ("prompt", *TURNS)):
+        raise DataError(f"{where} has no 'prompt' column, only {', '.join(rows[0])}")
 
 
 def filled(dataset: Any, needed: int, *, drop_last: bool) -> Any:
@@ -59,8 +87,6 @@ def warn_of_faults(rows: list[Any], tokenizer: Any, **shown: Any) -> None:
     """
     if rows and isinstance(rows[0], dict) and "prompt" not in rows[0]:
         turns = [name for name in TURNS if name in rows[0]]
-        if not turns:
-            raise DataError(f"the training set has no 'prompt' column, only {', '.join(rows[0])}")
         logger.warning("a prompt is what %r holds up to the last user turn", turns[0])
     for fault in prompt_faults(tokenizer, rows[:LOOKED_AT], **shown):
         logger.warning("prompts: %s", fault.text)

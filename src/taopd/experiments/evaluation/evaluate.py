@@ -49,16 +49,16 @@ def evaluate(
         ConfigError: a setting outside its range.
         DataError: no rows, a row without prompt or answer, or a prompt longer than the context.
     """
-    _check_settings(
+    grade = check_settings(
         num_samples=num_samples,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
         greedy=greedy,
+        match=match,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    if not 0.0 < top_p <= 1.0 or top_k < 0:
-        raise ConfigError(f"top_p={top_p}, top_k={top_k}: must be in (0, 1], and 0 or more")
-    grade = Grader(match)
     rows = list(dataset)
     _check_rows(rows)
     prompt_ids = encode_prompts(tokenizer, rows)
@@ -116,9 +116,22 @@ def _transcript(
     }
 
 
-def _check_settings(
-    *, num_samples: int, temperature: float, greedy: bool, batch_size: int, max_new_tokens: int
-) -> None:
+def check_settings(
+    *,
+    num_samples: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    greedy: bool,
+    match: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> Grader:
+    """How the completions are graded; before any model is loaded.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
     require(num_samples >= 1, "num_samples", num_samples, "at least 1")
     require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
@@ -131,6 +144,9 @@ def _check_settings(
             f"greedy gives the same completion {num_samples} times; drop greedy or set "
             "num_samples=1"
         )
+    if not 0.0 < top_p <= 1.0 or top_k < 0:
+        raise ConfigError(f"top_p={top_p}, top_k={top_k}: must be in (0, 1], and 0 or more")
+    return Grader(match)
 
 
 def _check_rows(rows: list[dict[str, Any]]) -> None:

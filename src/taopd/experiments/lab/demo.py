@@ -103,7 +103,7 @@ def run_demo(
         ConfigError: for an unknown variant. DataError: if the folder cannot be used or an arm fails.
     """
     steps = STEPS if steps is None else steps
-    RunFolder.check(output_dir, resume=resume, overwrite=overwrite)
+    RunFolder.check(output_dir, command="demo", resume=resume, overwrite=overwrite)
     lab = build_lab(variant, progress=progress, **(lab_sizes or {}))
     output_dir.mkdir(parents=True, exist_ok=True)
     with hold(output_dir):
@@ -136,7 +136,10 @@ def _run(
     folders = [folder / "arms" / arm.folder_name for arm in arms]
     for arm, arm_folder in zip(arms, folders, strict=True):
         write_arm(arm, arm_folder)
-    write_json(folder / "config.json", {"variant": variant, "steps": steps, "arms": settings})
+    write_json(
+        folder / "config.json",
+        {"command": "demo", "variant": variant, "steps": steps, "arms": settings},
+    )
     write_json(folder / "env.json", environment(seed=seeds[0]))
 
     def count(_folder: Path, _step: int) -> None:

@@ -31,7 +31,7 @@ def check_variant(name: str) -> None:
         ConfigError: with the nearest known name.
     """
     if name not in VARIANTS:
-        raise ConfigError(f"variant: no lab is called {name!r}.{suggest(name, VARIANTS)}")
+        raise ConfigError(f"no lab is called {name!r}.{suggest(name, VARIANTS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,10 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
     root = folder / "arms" if (folder / "arms").is_dir() else folder
     found = [_read(path) for path in sorted(root.glob("*/results.json"))]
     if not found:
-        raise DataError(f"no arm has finished in {folder}: there is no */results.json below it")
+        raise DataError(
+            f"no arm has finished in {folder}: there is no */results.json below it; a study's folder is "
+            "analysed alone, others are compared with each other: taopd compare FOLDER FOLDER"
+        )
     return found
 
 

@@ -132,7 +132,7 @@ def run_study(
         DataError: the folder cannot be used or is in use, an arm failed, or the disk is full; what had
             finished is kept.
     """
-    RunFolder.check(output, resume=resume, overwrite=overwrite)
+    RunFolder.check(output, command="compare", resume=resume, overwrite=overwrite)
     with _disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         # Before the folder is emptied.

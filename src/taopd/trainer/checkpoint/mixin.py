@@ -104,6 +104,8 @@ class AtomicCheckpoints(Trainer):
         # The command has verified it before it loaded the models: hashing a checkpoint twice takes minutes.
         if self.checked == folder:
             return str(folder)
+        if named is not True and not folder.is_dir():
+            raise DataError(f"nothing to resume from: no such folder: {folder}")
         answer = agreed(self.args, self.layout, folder, newest=named is True)
         for line in answer[1]:
             logger.warning("%s", line)

@@ -109,9 +109,8 @@ def find(args: "TeachabilityConfig", path: Path, *, resume: bool) -> Path | None
     for line in problems if args.process_index == 0 else ():
         logger.warning("%s: %s", path, line)
     if checkpoint is None:
-        raise DataError(
-            f"nothing to resume: {path} has no complete checkpoint; start with --overwrite"
-        )
+        how = "with --overwrite" if any(path.glob("*")) else "without --resume"
+        raise DataError(f"nothing to resume: {path} has no complete checkpoint; start {how}")
     return checkpoint
 
 
