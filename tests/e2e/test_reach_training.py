@@ -95,8 +95,8 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     moved = max((seen[2][1][name] - p).abs().max() for name, p in seen[0][1].items())
     assert moved > 1e-3, "vacuous"
-    # The start is let go over the first half of three steps.
-    for (scored, weights), loss, early in zip(seen, logged, (1.0, 1.0 / 3.0, 0.0), strict=True):
+    # A short run lets go of the start over 100 steps.
+    for (scored, weights), loss, early in zip(seen, logged, (1.0, 0.99, 0.98), strict=True):
         models = models_of(micro_lab, weights)
         initial, teacher, student = (at(scored, full_logprobs(m, scored.batch)) for m in models)
         r = reach_of(initial, teacher)

@@ -383,10 +383,19 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
     assert not bool((choice.selection.kept & choice.reference_mask).any())
 
 
-@pytest.mark.parametrize(("step", "schedule"), [(0, 1.0), (30, 0.4), (50, 0.0), (99, 0.0)])
+@pytest.mark.parametrize(
+    ("step", "num_steps", "schedule"),
+    [
+        *((0, 400, 1.0), (120, 400, 0.4), (200, 400, 0.0), (399, 400, 0.0)),
+        # A short run lets go no faster than over 100 steps.
+        *((50, 51, 0.5), (120, 121, 0.0), (5, 6, 0.95)),
+    ],
+)
 @pytest.mark.parametrize("worse", [0.9, 0.1, -0.2])
 @pytest.mark.parametrize("share", ["few", "more", "most", "none", "all"])
-def test_the_start_is_let_go_where_new_contexts_are_learned(step, schedule, worse, share):
+def test_the_start_is_let_go_where_new_contexts_are_learned(
+    step, num_steps, schedule, worse, share
+):
     """Over the first half of the run; foreign ends never; what may be selected later, while contexts that
     are new to the start are worse than the others, and as long as there are others.
 
@@ -406,7 +415,7 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(step, schedule, wors
         disagreement=disagreement,
         extra=table.extra | {"foreign": foreign, "reach": r, "initial_logprobs": initial},
     )
-    choice = choose(table, args, step=step, training=True, num_steps=100)
+    choice = choose(table, args, step=step, training=True, num_steps=num_steps)
     drawn = choice.reference_mask.tolist()
     _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule)
     assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
@@ -516,13 +525,13 @@ def test_ranks_that_hold_parts_choose_as_one(floor):
     disagreement = table.disagreement * torch.where(table.position > 40, 3.0, 1.0)
     extra = table.extra | {"initial_logprobs": initial}
     table = replace(table, disagreement=disagreement, extra=extra)
-    whole = choose(table, args, step=9, training=True, num_steps=10)
+    whole = choose(table, args, step=90, training=True, num_steps=100)
     assert lambda_by_definition(table, 0.0) > 0.0, "vacuous"
     expected, parts = selection_metrics(table, whole), split(table, [1, 3])
 
     def on_rank(ranks, part):
         part = replace(part, ranks=ranks)
-        choice = choose(part, args, step=9, training=True, num_steps=10)
+        choice = choose(part, args, step=90, training=True, num_steps=100)
         return choice, selection_metrics(part, choice)
 
     found = World(len(parts)).run(on_rank, parts)

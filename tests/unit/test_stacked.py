@@ -146,7 +146,7 @@ def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path):
 
 def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):
     """Of the forms in docs/results/reach_forms.md; another form chooses something else."""
-    settings = {"method": "reach", "loss": "reverse_kl", "stop_token_ids": [3]}
+    settings = {"method": "reach", "loss": "reverse_kl", "stop_token_ids": [3], "max_steps": 200}
 
     def choices(kind, form):
         arm = small_arm(lab, form, anchor_coef=FORMS[form].coef, **settings)

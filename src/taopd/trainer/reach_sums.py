@@ -53,8 +53,8 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
 def start_shares(
     table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
 ) -> Float[Tensor, " N"]:
-    """lambda of every token: let go over the first half of a run, or later while the contexts that the
-    student has newly come to are ones in which it has yet to learn what is within reach.
+    """lambda of every token: let go over the first half of a run, at least 100 steps, or later while the
+    contexts that the student has newly come to are ones in which it has yet to learn what is within reach.
 
         l                                                    where r < 0.01;  l = `start_share`
         max(l, min(1, (w' - w) / (0.2 nats)) max(0, min(1, 4 k - 1)))   else
