@@ -1,10 +1,10 @@
-"""Learning rates: D C of the present student against D C of the initial one, on the tiny lab.
+"""How far the learning rate moves five arms on the tiny lab: the default, and a frozen scorer among them.
 
-    python -m scripts.frozen_rates --runs runs/frozen      # about 20 minutes of one core, resumable
+    python -m scripts.lab_rates --runs runs/lab-rates      # about 25 minutes of one core, resumable
 
-Four arms at 10 % of the tokens, three seeds, exact reverse KL, 32 rollouts a step, three constant learning
-rates a factor of 3 apart. The steps are as many as make the same distance, rate times steps. Writes
-docs/results/frozen.json and the page beside it.
+10 % of the tokens, three seeds, exact reverse KL, 32 rollouts a step, three constant rates about a factor of
+3 apart. The steps are as many as make the same distance, rate times steps. Writes docs/results/lab_rates.json
+and the page beside it.
 """
 
 import json
@@ -25,6 +25,7 @@ LABS = ("dialect", "bilingual", "termination")
 STEPS = {1e-4: 600, 3e-4: 200, 1e-3: 60}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
+    "reach, the default": {"selector": "teachability", "method": "reach"},
     "teachability": {"selector": "teachability"},
     "teachability_frozen": {"selector": "teachability_frozen"},
     "random": {"selector": "random"},
@@ -106,9 +107,9 @@ def mean_of(curve: list[float]) -> float:
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/frozen"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/lab-rates"))
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--data", type=Path, default=Path("docs/results/frozen.json"))
+    parser.add_argument("--data", type=Path, default=Path("docs/results/lab_rates.json"))
     args = parser.parse_args()
     jobs = make_jobs(args.runs)
     run_jobs(
@@ -118,7 +119,7 @@ def main() -> None:
     )
     found = gather(jobs)
     write_text(args.data, json.dumps(found) + "\n")
-    title = "The student as it was decides"
+    title = "The tiny lab at three learning rates"
     write_generated(args.data.with_suffix(".md"), tables(found["parts"]), title=title)
 
 
