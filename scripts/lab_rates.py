@@ -1,6 +1,6 @@
 """How far the learning rate moves five arms on the tiny lab: the default, and a frozen scorer among them.
 
-    python -m scripts.lab_rates --runs runs/lab-rates      # about 25 minutes of one core, resumable
+    python -m scripts.lab_rates --runs runs/lab-rates      # about 15 minutes of one core, resumable
 
 10 % of the tokens, three seeds, exact reverse KL, 32 rollouts a step, three constant rates about a factor of
 3 apart. The steps are as many as make the same distance, rate times steps. Writes docs/results/lab_rates.json
@@ -21,7 +21,7 @@ from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
-LABS = ("dialect", "bilingual", "termination")
+LABS = ("dialect", "termination")
 STEPS = {1e-4: 600, 3e-4: 200, 1e-3: 60}
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
