@@ -12,11 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
 from scripts.arguments import Arguments
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.experiments.study.statistics import t_estimate
+from taopd.report.figures.style import COLORS, MARKERS
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
@@ -67,7 +74,7 @@ def gather(jobs: list[Job]) -> dict[str, Any]:
             curves.setdefault(row["name"], []).append(curve)
         parts.append({**job.about, "steps": STEPS[job.about["rate"]], "greedy": curves})
     machine = environment()
-    return {"versions": machine["versions"], "device": machine["device"], "parts": parts}
+    return {"versions": machine["versions"], "device": machine["devices"][0], "parts": parts}
 
 
 def tables(parts: list[dict[str, Any]]) -> str:
@@ -99,6 +106,24 @@ def tables(parts: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(parts: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy at the end against the rate, a panel a lab, a dot a seed."""
+    figure, panels = plt.subplots(1, len(LABS), figsize=(4.2 * len(LABS), 3.2), sharey=True)
+    for axes, lab in zip(panels, LABS, strict=True):
+        of_rate = {part["rate"]: part["greedy"] for part in parts if part["lab"] == lab}
+        for arm, color, marker in zip(ARMS, COLORS, MARKERS, strict=False):
+            ends = [[100 * curve[-1] for curve in of_rate[rate][arm]] for rate in STEPS]
+            axes.plot(list(STEPS), np.mean(ends, axis=1), marker, color=color, ls="-", label=arm)
+            axes.plot(list(STEPS), ends, ".", color=color, alpha=0.6)
+        axes.set(xscale="log", title=lab, xlabel="learning rate")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("greedy accuracy at the end, %")
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def mean_of(curve: list[float]) -> float:
     """Over the checkpoints after the first, the student before training."""
     return sum(curve[1:]) / len(curve[1:])
@@ -120,7 +145,10 @@ def main() -> None:
     found = gather(jobs)
     write_text(args.data, json.dumps(found) + "\n")
     title = "The tiny lab at three learning rates"
-    write_generated(args.data.with_suffix(".md"), tables(found["parts"]), title=title)
+    picture = args.data.with_suffix(".png")
+    draw(found["parts"], picture)
+    body = f"![Accuracy at the end by learning rate]({picture.name})\n\n{tables(found['parts'])}"
+    write_generated(args.data.with_suffix(".md"), body, title=title)
 
 
 if __name__ == "__main__":
