@@ -19,6 +19,7 @@ from taopd.signals import (
     INITIAL_GIVES,
     KNOWN_SIGNALS,
     LISTS_GIVE,
+    OF_THE_START,
     available_signals,
     exact_signals,
     lists_from_exact,
@@ -118,7 +119,7 @@ def test_a_signal_that_lists_cannot_give_is_refused_by_name():
     exact = signals_from_logprobs(rows(3, 9, 0), rows(3, 9, 1), torch.arange(3), k=2)
     lists = lists_from_exact(exact)
     assert available_signals(lists) == LISTS_GIVE
-    for name in sorted(set(KNOWN_SIGNALS) - LISTS_GIVE - INITIAL_GIVES):
+    for name in sorted(set(KNOWN_SIGNALS) - LISTS_GIVE - INITIAL_GIVES - OF_THE_START):
         with pytest.raises(ConfigError, match=f"{name}.*does not give.*corrective_mass"):
             table_for(lists, needs=(name,))
     bare = topk_lists_signals(
@@ -133,7 +134,7 @@ def test_a_signal_that_lists_cannot_give_is_refused_by_name():
     with pytest.raises(ConfigError, match="Did you mean 'ier'"):
         table_for(exact, needs=("iet",))
     full = signals_from_logprobs(rows(3, 9, 0), rows(3, 9, 1), torch.arange(3), k=2, full_kl=True)
-    assert available_signals(full) == set(KNOWN_SIGNALS) - INITIAL_GIVES
+    assert available_signals(full) == set(KNOWN_SIGNALS) - INITIAL_GIVES - OF_THE_START
 
 
 # stop class

@@ -91,9 +91,11 @@ def cut_by_definition(x):
     return cut
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3, 0.8])
-def test_a_completion_is_cut_where_its_margin_fades_and_nowhere_else(drop):
-    table = random_table(400, 10, seed=3, masked=0.2)
+@pytest.mark.parametrize(
+    ("drop", "seed"), [*((0.0, seed) for seed in range(5)), (0.3, 3), (0.8, 3)]
+)
+def test_a_completion_is_cut_where_its_margin_fades_and_nowhere_else(drop, seed):
+    table = random_table(400, 10, seed=seed, masked=0.2)
     later = table.position >= 3 * table.completion
     table.extra["teacher_margin"] = 0.2 * table.extra["teacher_margin"] + drop * (~later).double()
     found, cuts = candidates_of("fade", table), []
@@ -105,7 +107,8 @@ def test_a_completion_is_cut_where_its_margin_fades_and_nowhere_else(drop):
     if drop == 0.8:
         # In completion 0 nothing comes before the drop; in 1 to 9 some does.
         assert sum(cuts[1:]) == 9
-    assert drop > 0 or sum(cuts) <= 2
+    # Noise alone is cut in one completion of twenty.
+    assert drop > 0 or sum(cuts) <= 4
 
 
 def test_a_margin_that_rises_or_stays_cuts_nothing():
