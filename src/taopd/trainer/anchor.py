@@ -45,6 +45,9 @@ from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import signal_needs
 from taopd.trainer.step_metrics import Recorder
 
+_OfTeacher = tuple[Tensor | slice, Tensor, Head]
+"""The tokens of a teacher, its states there, and its head."""
+
 
 class Anchor:
     """KL penalty and guard measurement of one trainer; does nothing where both are off.
@@ -126,8 +129,9 @@ class Anchor:
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
+            teachers = _by_teacher(scored, heads, of_teacher) if exact else []
             if self._reads_reach and exact:
-                found = self._exact_reach(scored, heads, head, of_teacher)
+                found = self._exact_reach(scored, teachers, head)
             elif self._reads_reach:
                 *lists, initial = self._at_lists(self._states, head, signals)
                 ends = self._reach_rule["foreign_ends"]
@@ -138,7 +142,8 @@ class Anchor:
                 }
             if self._reads_start:
                 # A teacher elsewhere was refused: it sends no distribution for the initial student's ids.
-                found |= self._of_the_start(scored, heads, head, of_teacher)
+                assert exact
+                found |= self._of_the_start(scored, teachers, head)
         scored = replace(scored, signals=replace(signals, **found))
         # By reach every loss is in part an exact one; not where reach is another method's compatibility.
         if needs_teacher_distribution(args.loss) or (exact and judges(args)):
@@ -146,11 +151,7 @@ class Anchor:
         return replace(scored, teacher_hidden=None, parts=())
 
     def _exact_reach(
-        self,
-        scored: Scored,
-        teacher_heads: Sequence[Head],
-        head: Head,
-        of_teacher: Int[Tensor, " N"] | None,
+        self, scored: Scored, teachers: Sequence[_OfTeacher], head: Head
     ) -> dict[str, Any]:
         """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
@@ -160,11 +161,8 @@ class Anchor:
         ends = self._reach_rule["foreign_ends"]
         foreign = torch.zeros_like(reach) if ends else None
         temperature = self._args.temperature
-        for index, hidden in scored.by_teacher():
-            if not len(hidden):  # A teacher with rows on other processes alone.
-                continue
-            place = 0 if of_teacher is None else int(of_teacher[index][0])
-            teacher = hidden, teacher_heads[place]
+        for index, hidden, teacher_head in teachers:
+            teacher = hidden, teacher_head
             reach[index], initial[index] = reach_from_states(
                 (self._states[index], head),
                 teacher,
@@ -178,24 +176,17 @@ class Anchor:
         return {"reach": reach, "foreign": foreign, INITIAL: initial}
 
     def _of_the_start(
-        self,
-        scored: Scored,
-        teacher_heads: Sequence[Head],
-        head: Head,
-        of_teacher: Int[Tensor, " N"] | None,
+        self, scored: Scored, teachers: Sequence[_OfTeacher], head: Head
     ) -> dict[str, Float[Tensor, " N"]]:
         """D and C of the reference model with each token's own teacher."""
         assert self._states is not None and scored.signals.token_ids is not None
         found = {name: torch.zeros_like(scored.signals.disagreement) for name in OF_THE_START}
-        for index, hidden in scored.by_teacher():
-            if not len(hidden):
-                continue
-            place = 0 if of_teacher is None else int(of_teacher[index][0])
+        for index, hidden, teacher_head in teachers:
             start = exact_signals(
                 self._states[index],
                 head,
                 hidden,
-                teacher_heads[place],
+                teacher_head,
                 scored.signals.token_ids[index],
                 k=self._args.score_top_k,
                 temperature=self._args.temperature,
@@ -293,3 +284,14 @@ class Anchor:
             [students.shape[1], teachers.shape[1]], dim=1
         )
         return at_students, at_teachers, scores.target_logprobs
+
+
+def _by_teacher(
+    scored: Scored, heads: Sequence[Head], of_teacher: Int[Tensor, " N"] | None
+) -> list[_OfTeacher]:
+    """Those that have tokens here: the rows of others may be on other processes alone."""
+    return [
+        (index, hidden, heads[0 if of_teacher is None else int(of_teacher[index][0])])
+        for index, hidden in scored.by_teacher()
+        if len(hidden)
+    ]

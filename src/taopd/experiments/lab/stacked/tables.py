@@ -42,7 +42,8 @@ def with_initial(
 ) -> TokenSignals:
     """The signals with those of the initial student that the arms read."""
     if needs & INITIAL_GIVES:
-        signals = _with_reach(signals, initial_logprobs, teacher_logprobs, rows, settings, ends)
+        of_arms = list(zip(rows, settings, ends, strict=True))
+        signals = _with_reach(signals, initial_logprobs, teacher_logprobs, of_arms)
     if needs & OF_THE_START:
         assert signals.token_ids is not None
         start = signals_from_logprobs(
@@ -58,33 +59,25 @@ def with_initial(
 
 def _with_reach(
     signals: TokenSignals,
-    initial_logprobs: Float[Tensor, "N V"],
-    teacher_logprobs: Float[Tensor, "N V"],
-    rows: Sequence[slice],
-    settings: Sequence[TeachabilityConfig],
-    ends: Sequence[Sequence[int]],
+    initial: Float[Tensor, "N V"],
+    teacher: Float[Tensor, "N V"],
+    of_arms: Sequence[tuple[slice, TeachabilityConfig, Sequence[int]]],
 ) -> TokenSignals:
     """The signals with log p_S0 of the sampled token, r and f of every position, by the threshold and the
     foreign ends of its arm."""
     found = [
         reach_from_logprobs(
-            initial_logprobs[own],
-            teacher_logprobs[own],
-            threshold=args.reach_threshold,
-            foreign_ends=foreign,
+            initial[own], teacher[own], threshold=args.reach_threshold, foreign_ends=ends
         )
-        for own, args, foreign in zip(rows, settings, ends, strict=True)
+        for own, args, ends in of_arms
     ]
-    mass = [
-        teacher_logprobs[own][:, list(foreign)].exp().sum(1)
-        for own, foreign in zip(rows, ends, strict=True)
-    ]
+    mass = [teacher[own][:, list(ends)].exp().sum(1) for own, _, ends in of_arms]
     assert signals.token_ids is not None
     return replace(
         signals,
         reach=torch.cat(found),
-        foreign=torch.cat(mass) if any(ends) else None,
-        initial_logprobs=sampled_logprobs(initial_logprobs, signals.token_ids),
+        foreign=torch.cat(mass) if any(ends for *_, ends in of_arms) else None,
+        initial_logprobs=sampled_logprobs(initial, signals.token_ids),
     )
 
 
