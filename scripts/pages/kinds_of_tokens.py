@@ -13,7 +13,7 @@ A token of several kinds, such as "=4", is of the first that fits; an end that i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,28 +77,51 @@ def _numbers(text: str) -> set[str]:
     return set(_NUMBER.findall(text))
 
 
-def by_kind(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of all tokens of some rollouts, by kind: tokens, share, mean D and C, share of D's sum, share kept.
+Counts = dict[str, dict[str, float]]
+"""Of the tokens of each kind: their number, the sums of D (nats) and of C, and how many were kept."""
 
-    D in nats, C in [0, 1], as `rollouts.jsonl` has them; kinds without a token are left out.
-    """
+
+def counts(lines: list[dict[str, Any]]) -> Counts:
+    """What is added up of some rollouts, by kind; kinds without a token are left out."""
     names = np.array([kind for line in lines for kind in kinds(line)])
-    disagreement, compatibility, kept = (
-        _column(lines, name) for name in ("disagreement", "compatibility", "kept")
-    )
-    found = {}
-    for kind in KINDS:
-        here = names == kind
-        if here.any():
-            found[kind] = {
-                "tokens": int(here.sum()),
-                "share": float(here.mean()),
-                "disagreement": float(disagreement[here].mean()),
-                "compatibility": float(compatibility[here].mean()),
-                "share_of_disagreement": float(disagreement[here].sum() / disagreement.sum()),
-                "kept": float(kept[here].mean()),
-            }
-    return found
+    columns = {name: _column(lines, name) for name in ("disagreement", "compatibility", "kept")}
+    return {
+        kind: {"tokens": int((names == kind).sum())}
+        | {name: float(values[names == kind].sum()) for name, values in columns.items()}
+        for kind in KINDS
+        if (names == kind).any()
+    }
+
+
+def added(parts: Iterable[Counts]) -> Counts:
+    """The counts of several runs as one."""
+    found: Counts = {}
+    for part in parts:
+        for kind, sums in part.items():
+            into = found.setdefault(kind, dict.fromkeys(sums, 0))
+            for name, value in sums.items():
+                into[name] += value
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def by_kind(found: Counts) -> dict[str, dict[str, float]]:
+    """By kind: tokens, share of all tokens, mean D and C, share of D's sum, share kept.
+
+    D in nats, C in [0, 1], as `rollouts.jsonl` has them.
+    """
+    tokens = sum(sums["tokens"] for sums in found.values())
+    disagreement = sum(sums["disagreement"] for sums in found.values())
+    return {
+        kind: {
+            "tokens": sums["tokens"],
+            "share": sums["tokens"] / tokens,
+            "disagreement": sums["disagreement"] / sums["tokens"],
+            "compatibility": sums["compatibility"] / sums["tokens"],
+            "share_of_disagreement": sums["disagreement"] / disagreement,
+            "kept": sums["kept"] / sums["tokens"],
+        }
+        for kind, sums in found.items()
+    }
 
 
 def _column(lines: list[dict[str, Any]], name: str) -> NDArray[np.float64]:

@@ -1,15 +1,20 @@
-"""The page about a model as its own teacher, from the folders of its studies alone.
+"""The page about a model as its own teacher, which reads more than the student.
 
-    python -m scripts.smollm2_self --measure 60                                 # what the context helps
-    taopd check recipes/smollm2-self.yaml --json > runs/smollm2-self-form/check.json   # and changes (KL)
-    python -m scripts.pages.self_teacher runs/smollm2-self \\
-        --form runs/smollm2-self-form --system runs/smollm2-system
+    python -m scripts.smollm2_self --measure 60          # models, prompts, what the context helps
+    taopd compare recipes/studies/smollm2-self-form.yaml
+    python -m scripts.pages.self_teacher --form runs/smollm2-self-form   # adds to docs/results/self.json
+    python -m scripts.pages.self_teacher                                 # the page again from that file
 
-Either of the first two may be missing: the page says so. Studies that still run are shown as far as they are.
+`--untouched` and `--system` take the folders of `smollm2-self.yaml` and `smollm2-system.yaml`. The KL that the
+context makes is read from `check.json` in a study's folder, where it is there:
+
+    taopd check recipes/smollm2-self.yaml --json > runs/smollm2-self/check.json
+
+Arms that have not finished are left out. What the file holds of other studies, arms and seeds stays in it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,85 +22,109 @@ import numpy as np
 
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages import smollm2_cpu
-from scripts.pages.kinds_of_tokens import WORDS, by_kind, texts
+from scripts.pages.kinds_of_tokens import WORDS, added, by_kind, counts, texts
 from taopd.experiments.study.statistics import Estimate
+from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
-PAGE = Path("docs/results/self.md")
-BEGIN, END = 3, 3
+SAVED = Path("docs/results/self.json")
+FIRST, LAST = 3, 3
 """Steps at the begin and at the end of a run whose rollouts are counted."""
 OWN, CONTROL, WHOLE = "published-10", "random-10", "full"
 TITLES = {
-    "untouched": "The untouched model, and the worked solution",
     "form": "A student that knows the form, and the worked solution",
+    "untouched": "The untouched model, and the worked solution",
     "system": "The untouched model, and a system prompt",
 }
-Arms = dict[Path, dict[str, Any]]
+Saved = dict[str, Any]
+Line = dict[str, Any]
 
 
-def page(untouched: Path, others: Mapping[str, Path | None], note: str = "") -> str:
-    """The page in Markdown.
+def gathered(run: Path, saved: Saved | None) -> Saved:
+    """What the page reads of a study's finished arms and measurements, added to what was saved before."""
+    found = smollm2_cpu.gathered(run, saved, tokens_of)
+    study = json.loads((run / "config.json").read_text())
+    measured = {
+        "helps": _read(Path(study["prompts"]).with_suffix(".json")),
+        "check": _read(run / "check.json"),
+    }
+    before = saved or {}
+    return found | {name: now or before.get(name) for name, now in measured.items()}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def tokens_of(folder: Path, arm: dict[str, Any]) -> dict[str, Any]:
+    """What the page keeps of an arm's rollouts: tokens by kind, how texts end, three of the last step."""
+    lines = read_jsonl(folder / "rollouts.jsonl")
+    steps = sorted({line["step"] for line in lines})
+    begin, end = (
+        [line for line in lines if line["step"] in some] for some in (steps[:FIRST], steps[-LAST:])
+    )
+    shows = arm["name"] == OWN and not arm["seed"]
+    return {
+        "learning_rate": arm["learning_rate"],
+        "dtype": arm["dtype"],
+        "kinds": {"begin": counts(begin), "all": counts(lines)},
+        "texts": {"begin": _texts(begin), "end": _texts(end)},
+        "rollouts": smollm2_cpu.shown(folder, step=-1) if shows else [],
+    }
+
+
+def _texts(lines: list[Line]) -> dict[str, int]:
+    """Of some rollouts: their number, how many end, how many have an "Answer: N"."""
+    return {
+        "rollouts": len(lines),
+        "end": sum(not line["truncated"] for line in lines),
+        "answer": sum("Answer: " in "".join(texts(line)) for line in lines),
+    }
+
+
+def page(studies: Mapping[str, Saved]) -> str:
+    """What the command writes of the page, in Markdown.
 
     Args:
-        untouched: the study of the untouched model; the page begins with its verdict.
-        others: names of `TITLES`, each with its study's folder, or None.
+        studies: a saved study for each of some names of `TITLES`.
     """
-    runs = {"untouched": untouched} | {name: run for name, run in others.items() if run is not None}
-    flags = "".join(f" --{name} {run}" for name, run in runs.items() if name != "untouched")
-    parts = [
-        "# SmolLM2-135M-Instruct as its own teacher\n",
-        f"Written by `python -m scripts.pages.self_teacher {untouched}{flags}` after the studies in "
-        f"`recipes/studies`. {note}".rstrip()
-        + "\n",
-        f"{verdict(finished(untouched))}\n",
-        "The teacher is the student before training (`teacher: self`) and reads more than it: what is "
-        "learned can come from the context alone.\n",
-    ]
-    for name, run in runs.items():
-        parts += section(run, TITLES[name])
-    return "\n".join(parts)
+    blocks = [f"![Accuracy at the end by arm and seed, by study]({SAVED.with_suffix('.png').name})"]
+    for name, title in TITLES.items():
+        blocks += [f"## {title}", *(section(studies[name]) if name in studies else ["Not run."])]
+    return "\n\n".join(block.rstrip("\n") for block in blocks)
 
 
-def section(run: Path, title: str) -> list[str]:
-    """One study: what the context helps, accuracy by arm, tokens by kind, rollouts."""
-    study = json.loads((run / "config.json").read_text())
-    arms = finished(run)
-    if OWN not in {arm["name"] for arm in arms.values()}:
-        return [f"## {title}\n", f"Not run yet: {OWN} has not finished.\n"]
-    versions = json.loads((run / "env.json").read_text())["versions"]
-    some = next(iter(arms.values()))
-    seeds = sorted({arm["seed"] for arm in arms.values()})
-    shown = next(folder for folder, arm in arms.items() if arm["name"] == OWN)
+def section(saved: Saved) -> list[str]:
+    """One study: verdict, what the context helps, accuracy by arm, tokens by kind, rollouts."""
+    arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
+    names = {name for name, _ in arms}
+    if OWN not in names:
+        return [f"Not run yet: {OWN} has not finished."]
+    some = saved["arms"][0]
+    rollouts = next((arm["rollouts"] for arm in saved["arms"] if arm["rollouts"]), [])
     return [
-        f"## {title}\n",
-        f"{verdict(arms)}\n",
-        f"{some['steps']} steps of {study['config']['per_device_train_batch_size']} rollouts, learning rate "
-        f"{some['learning_rate']:g}, {some['dtype']}, {len(seeds)} of {len(study['seeds'])} training seeds, "
-        f"{some['num_test_prompts']} held-out problems; torch {versions['torch']}, TRL {versions['trl']}. "
-        f"Right is what `{study['match']}` finds.\n",
-        f"{_context(run, study)}\n",
+        verdict(arms),
+        f"{smollm2_cpu.described(saved)} Learning rate {some['learning_rate']:g}, {some['dtype']}. Right is "
+        f"what `{saved['question']['match']}` finds.",
+        _context(saved),
         smollm2_cpu.table(arms),
         smollm2_cpu.differences(arms),
-        _over_seeds(seeds),
-        "### Which tokens does the context teach, and does teachability find them?\n",
-        f"D in nats and C of the rollouts of the first {BEGIN} steps, over all arms; then the share of each "
-        "kind that an arm keeps over its own run.\n",
-        kinds_table(arms),
-        f"{found_words(arms)}\n",
-        "### What the student writes\n",
-        forms_table(arms),
-        f"Three rollouts of the last step of {OWN}; kept tokens in bold.\n",
-        *smollm2_cpu.rollouts(shown),
+        "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
+        "seeds' differences.",
+        "### Which tokens does the context teach, and does teachability find them?",
+        f"D in nats and C of the rollouts of the first {FIRST} steps, over all arms; then the share of each "
+        "kind that an arm keeps over its own run.",
+        kinds_table(saved["arms"]),
+        found_words(saved["arms"]),
+        "### What the student writes",
+        forms_table(saved["arms"]),
+        f"Three rollouts of the last step of {OWN}; kept tokens in bold.",
+        *(f"> {prompt}\n>\n> {text}" for prompt, text in rollouts),
     ]
 
 
-def finished(run: Path) -> Arms:
-    """Results of the arms that have finished, by folder, in the order of the seeds."""
-    return dict(sorted(smollm2_cpu.finished(run).items(), key=lambda item: item[1]["seed"]))
-
-
-def verdict(arms: Arms) -> str:
-    """One sentence, first on the page: how the method does against random tokens and against all."""
+def verdict(arms: Mapping[Any, dict[str, Any]]) -> str:
+    """One sentence: how the published method does against random tokens and against all."""
     found = smollm2_cpu.paired(arms)
     against_random, against_full = (found.get((OWN, other)) for other in (CONTROL, WHOLE))
     if against_random is None or against_full is None:
@@ -131,83 +160,51 @@ def _points(estimate: Estimate) -> str:
     return f"{estimate.mean:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
 
 
-def _over_seeds(seeds: list[int]) -> str:
-    if len(seeds) == 1:
-        return (
-            "The intervals are over problems alone: they do not say what another training seed would "
-            "give.\n"
-        )
-    return (
-        "A problem's difference is its mean over the seeds that both arms have; the intervals are over "
-        "problems.\n"
-    )
-
-
-def _context(run: Path, study: dict[str, Any]) -> str:
+def _context(saved: Saved) -> str:
     """What the context helps in greedy answers, and how far it moves the teacher."""
-    measured = Path(study["prompts"]).with_suffix(".json")
     parts = []
-    if measured.exists():
-        found = json.loads(measured.read_text())
-        helps = found["accuracy"]
+    if helps := saved["helps"]:
         parts.append(
-            f"The student before training, greedily, on {found['problems']} test problems: right in "
-            f"{100 * helps['without']:.0f} % without its context and in {100 * helps['with']:.0f} % with it."
+            f"The student before training, greedily, on {helps['problems']} test problems: right in "
+            f"{100 * helps['accuracy']['without']:.0f} % without its context and in "
+            f"{100 * helps['accuracy']['with']:.0f} % with it."
         )
-    else:
-        parts.append(
-            "No measurement of what the context helps lies beside the prompts "
-            "(`scripts.smollm2_self --measure` writes one)."
-        )
-    if (run / "check.json").exists():
-        items = {
-            item["item"]: item for item in json.loads((run / "check.json").read_text())["items"]
-        }
+    if saved["check"]:
+        items = {item["item"]: item for item in saved["check"]["items"]}
         nats = items["teacher context"]["figures"]
         parts.append(
             f"On {nats['tokens']} tokens that the student sampled, KL(with its context || without) is "
             f"{nats['with_without_nats']:.2f} nats a token, the other way round "
             f"{nats['without_with_nats']:.2f} (`taopd check`)."
         )
-    else:
-        parts.append("The teacher's KL with and without its context was not measured.")
-    return " ".join(parts)
+    return " ".join(parts) or "What the context helps was not measured."
 
 
-def lines_of(folders: Iterable[Path], *, steps: str = "all") -> list[dict[str, Any]]:
-    """Rollouts of some arms: all of them, of the first `BEGIN` steps, or of the last `END`."""
-    found = []
-    for folder in folders:
-        lines = read_jsonl(folder / "rollouts.jsonl")
-        number = sorted({line["step"] for line in lines})
-        wanted = {"all": number, "begin": number[:BEGIN], "end": number[-END:]}[steps]
-        found += [line for line in lines if line["step"] in wanted]
-    return found
+def _by_arm(arms: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [arm for arm in arms if arm["name"] == name]
+        for name in sorted({arm["name"] for arm in arms})
+    }
 
 
-def _folders(arms: Arms) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for folder, arm in arms.items():
-        found.setdefault(arm["name"], []).append(folder)
-    return found
-
-
-def kinds_table(arms: Arms) -> str:
+def kinds_table(arms: list[dict[str, Any]]) -> str:
     """A row for each kind of token: its share, D and C at the begin, the share that every arm keeps."""
-    folders = _folders(arms)
-    choosers = [name for name in folders if name != WHOLE]
-    begin = by_kind(lines_of(arms, steps="begin"))
-    kept = {name: by_kind(lines_of(folders[name])) for name in choosers}
+    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms))
+    kept = {
+        name: by_kind(added(arm["kinds"]["all"] for arm in same))
+        for name, same in _by_arm(arms).items()
+        if name != WHOLE
+    }
     rows = [
         "| token | share, % | D | C | of all D, % | "
-        + " | ".join(f"kept by {name}, %" for name in choosers)
+        + " | ".join(f"kept by {name}, %" for name in kept)
         + " |",
-        "|---|" + "---:|" * (4 + len(choosers)),
+        "|---|" + "---:|" * (4 + len(kept)),
     ]
     for kind, found in begin.items():
         shares = [
-            f"{100 * kept[name][kind]['kept']:.0f}" if kind in kept[name] else ""
-            for name in choosers
+            f"{100 * of_arm[kind]['kept']:.0f}" if kind in of_arm else ""
+            for of_arm in kept.values()
         ]
         rows.append(
             f"| {WORDS[kind]} | {100 * found['share']:.1f} | {found['disagreement']:.2f} | "
@@ -218,12 +215,13 @@ def kinds_table(arms: Arms) -> str:
     return "\n".join(rows) + "\n"
 
 
-def found_words(arms: Arms) -> str:
+def found_words(arms: list[dict[str, Any]]) -> str:
     """How much teachability keeps of the kind with the largest mean D at the begin."""
-    begin = by_kind(lines_of(arms, steps="begin"))
+    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms))
     taught = max(begin, key=lambda kind: begin[kind]["disagreement"])
-    kept = by_kind(lines_of(_folders(arms)[OWN]))
-    budget = float(np.mean([arm["kept_fraction"] for arm in arms.values() if arm["name"] == OWN]))
+    own = _by_arm(arms)[OWN]
+    kept = by_kind(added(arm["kinds"]["all"] for arm in own))
+    budget = float(np.mean([arm["kept_fraction"] for arm in own]))
     share = kept[taught]["kept"] if taught in kept else 0.0
     return (
         f"The context moves the teacher most at: {WORDS[taught]} ({begin[taught]['disagreement']:.2f} nats). "
@@ -232,43 +230,42 @@ def found_words(arms: Arms) -> str:
     )
 
 
-def forms_table(arms: Arms) -> str:
+def forms_table(arms: list[dict[str, Any]]) -> str:
     """By arm: share of rollouts that end, and share with an "Answer: N", at the begin and at the end."""
     rows = ["| arm | ends, begin, % | end, % | says Answer: N, begin, % | end, % |"]
     rows.append("|---|" + "---:|" * 4)
-    for name, folders in _folders(arms).items():
-        seen = []
-        for steps in ("begin", "end"):
-            lines = lines_of(folders, steps=steps)
-            said = ["".join(texts(line)) for line in lines]
-            seen.append(
-                (
-                    np.mean([not line["truncated"] for line in lines]),
-                    np.mean(["Answer: " in text for text in said]),
-                )
-            )
-        (ends, says), (ends_after, says_after) = seen
-        rows.append(
-            f"| {name} | "
-            + " | ".join(f"{100 * x:.0f}" for x in (ends, ends_after, says, says_after))
-            + " |"
-        )
+    for name, same in _by_arm(arms).items():
+        shares = [
+            100
+            * sum(arm["texts"][steps][what] for arm in same)
+            / sum(arm["texts"][steps]["rollouts"] for arm in same)
+            for what in ("end", "answer")
+            for steps in ("begin", "end")
+        ]
+        rows.append(f"| {name} | " + " | ".join(f"{share:.0f}" for share in shares) + " |")
     return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
     parser = Arguments(description=__doc__)
-    parser.add_argument(
-        "run", type=existing_folder, help="folder of recipes/studies/smollm2-self.yaml"
+    for name, title in TITLES.items():
+        parser.add_argument(
+            f"--{name}", type=existing_folder, help=f"folder of a study: {title.lower()}"
+        )
+    folders = {name: run for name, run in vars(parser.parse_args()).items() if run is not None}
+    studies = json.loads(SAVED.read_text()) if SAVED.exists() else {}
+    for name, run in folders.items():
+        studies[name] = gathered(run, studies.get(name))
+    if not any(saved["arms"] for saved in studies.values()):
+        raise SystemExit(f"no arm has finished: name the folder of a study that has one")
+    write_text(SAVED, json.dumps(studies) + "\n")
+    smollm2_cpu.save_picture(
+        {
+            title: saved
+            for name, title in TITLES.items()
+            if (saved := studies.get(name, {})).get("arms")
+        },
+        SAVED.with_suffix(".png"),
     )
-    parser.add_argument(
-        "--form", type=existing_folder, help="of recipes/studies/smollm2-self-form.yaml"
-    )
-    parser.add_argument(
-        "--system", type=existing_folder, help="of recipes/studies/smollm2-system.yaml"
-    )
-    parser.add_argument("--note", default="", help="a sentence about the runs, such as their time")
-    options = parser.parse_args()
-    others = {"form": options.form, "system": options.system}
-    write_text(PAGE, page(options.run, others, options.note))
-    print(PAGE)
+    write_generated(SAVED.with_suffix(".md"), page(studies))
+    print(SAVED.with_suffix(".md"))

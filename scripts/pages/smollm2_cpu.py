@@ -8,7 +8,7 @@ Arms that have not finished are left out, and named. What the file holds of othe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from scripts.arguments import Arguments, existing_folder
@@ -56,8 +57,15 @@ KEPT = (
 )
 
 
-def gathered(run: Path, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the page reads of a study's finished arms, added to what was saved before.
+def gathered(
+    run: Path,
+    saved: Mapping[str, Any] | None,
+    more: Callable[[Path, dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """What a page reads of a study's finished arms, added to what was saved before.
+
+    Args:
+        more: what the page keeps of an arm beyond `KEPT`, from its folder and its results.
 
     Raises:
         SystemExit: the study asked something else; names the settings.
@@ -67,14 +75,16 @@ def gathered(run: Path, saved: Mapping[str, Any] | None) -> dict[str, Any]:
     saved = saved or {"question": question, "arms": []}
     different = [name for name in QUESTION if saved["question"][name] != question[name]]
     if different:
-        raise SystemExit(f"{run} and {SAVED} differ in {', '.join(different)}: no table of both")
+        raise SystemExit(
+            f"{run} and the saved file differ in {', '.join(different)}: no table of both"
+        )
     environment = json.loads((run / "env.json").read_text())
     arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
     for folder, arm in finished(run).items():
         arms[arm["name"], arm["seed"]] = {name: arm[name] for name in KEPT} | {
             "right_greedy_curve": arm["right_greedy_curve"][-1:],
             "commit": environment["git_commit"][:7],
-            "rollouts": shown(folder, step=-1) if arm["name"] in SHOWN and not arm["seed"] else [],
+            **more(folder, arm),
         }
     names = ("torch", "transformers", "trl")
     return {
@@ -85,17 +95,31 @@ def gathered(run: Path, saved: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def kept_of(folder: Path, arm: dict[str, Any]) -> dict[str, Any]:
+    """Three rollouts of the first seed of the arms that are shown."""
+    chosen = arm["name"] in SHOWN and not arm["seed"]
+    return {"rollouts": shown(folder, step=-1) if chosen else []}
+
+
+def described(saved: Mapping[str, Any]) -> str:
+    """Steps, problems, machine, versions and commits, as one paragraph."""
+    question = saved["question"]
+    versions = ", ".join(f"{name} {version}" for name, version in saved["versions"].items())
+    commits = ", ".join(dict.fromkeys(arm["commit"] for arm in saved["arms"]))
+    return (
+        f"{question['config']['max_steps']} steps of {question['config']['per_device_train_batch_size']} "
+        f"rollouts, greedy accuracy on {question['num_test_prompts']} held-out problems. "
+        f"{saved['device']}; {versions}; commit {commits}."
+    )
+
+
 def page(saved: dict[str, Any]) -> str:
     """What the command writes of the page, in Markdown."""
     arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
     names = dict.fromkeys(arm["name"] for arm in saved["arms"])
     missing = [arm["name"] for arm in load_study_file(STUDY).arms if arm["name"] not in names]
-    versions = ", ".join(f"{name} {version}" for name, version in saved["versions"].items())
-    commits = ", ".join(dict.fromkeys(arm["commit"] for arm in saved["arms"]))
     blocks = [
-        f"{saved['question']['config']['max_steps']} steps of 16 rollouts, greedy accuracy on "
-        f"{saved['question']['num_test_prompts']} held-out problems. {saved['device']}; {versions}; commit "
-        f"{commits}." + (f" Not run: {', '.join(missing)}." if missing else ""),
+        described(saved) + (f" Not run: {', '.join(missing)}." if missing else ""),
         f"![Accuracy at the end by arm and seed]({SAVED.with_suffix('.png').name})",
         table(arms),
         differences(arms),
@@ -172,11 +196,10 @@ def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(arms: Mapping[Any, dict[str, Any]], path: Path) -> None:
+def draw(arms: Mapping[Any, dict[str, Any]], axes: Axes) -> None:
     """A dot for every seed and a line at the mean of every arm."""
     groups = by_name(arms)
     order = sorted(groups, key=lambda n: np.mean([a["accuracy_greedy"] for _, a in groups[n]]))
-    figure, axes = plt.subplots(figsize=(7.2, 0.45 * len(order) + 1.2))
     before = 100 * groups[order[0]][0][1]["base_accuracy"]
     axes.axvline(before, color="0.5", linestyle="--", linewidth=0.8)
     axes.text(before, -0.75, " the student before", color="0.35", fontsize=8, va="center")
@@ -190,6 +213,21 @@ def draw(arms: Mapping[Any, dict[str, Any]], path: Path) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("greedy accuracy after 24 steps, %; a dot a seed, a line at the mean")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_picture(studies: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """The saved arms of one or more studies, one below the other, each under its title."""
+    by_seed = {
+        title: {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
+        for title, saved in studies.items()
+    }
+    heights = [0.45 * len(by_name(arms)) + 1.2 for arms in by_seed.values()]
+    figure, every = plt.subplots(
+        len(heights), figsize=(7.2, sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for (title, arms), axes in zip(by_seed.items(), every[:, 0], strict=True):
+        draw(arms, axes)
+        axes.set_title(title, fontsize=10, loc="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -209,11 +247,6 @@ def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate
             one, other = (np.mean([right[name][s] for s in seeds], axis=0) for name in pair)
             found[pair] = t_estimate(list(100.0 * (one - other)))
     return found
-
-
-def rollouts(folder: Path) -> list[str]:
-    """Three rollouts of the last step, kept tokens in bold."""
-    return [f"> {prompt}\n>\n> {text}\n" for prompt, text in shown(folder, step=-1)]
 
 
 def shown(folder: Path, *, step: int) -> list[tuple[str, str]]:
@@ -243,10 +276,10 @@ if __name__ == "__main__":
     run = parser.parse_args().run
     document = json.loads(SAVED.read_text()) if SAVED.exists() else None
     if run is not None:
-        document = gathered(run, document)
+        document = gathered(run, document, kept_of)
         write_text(SAVED, json.dumps(document) + "\n")
     if document is None:
         raise SystemExit(f"{SAVED} is not there: name the folder of the study")
-    draw({(arm["name"], arm["seed"]): arm for arm in document["arms"]}, SAVED.with_suffix(".png"))
+    save_picture({"": document}, SAVED.with_suffix(".png"))
     write_generated(SAVED.with_suffix(".md"), page(document))
     print(SAVED.with_suffix(".md"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts.pages import smollm2_cpu
-from scripts.pages.smollm2_cpu import QUESTION, gathered, page
+from scripts.pages.smollm2_cpu import QUESTION, gathered, kept_of, page
 from taopd.experiments.study.file import load_study_file
 
 
@@ -37,11 +37,13 @@ def study_folder(path, arms, **other):
 
 def test_a_later_study_adds_arms_and_what_was_saved_stays(tmp_path):
     first = gathered(
-        study_folder(tmp_path / "a", {("full", 0): "1100", ("published-10", 0): "1000"}), None
+        study_folder(tmp_path / "a", {("full", 0): "1100", ("published-10", 0): "1000"}),
+        None,
+        kept_of,
     )
     saved = json.loads(json.dumps(first))
     more = study_folder(tmp_path / "b", {("published-10", 0): "1110", ("published-10", 1): "0000"})
-    both = gathered(more, saved)
+    both = gathered(more, saved, kept_of)
     ends = {(arm["name"], arm["seed"]): arm["accuracy_greedy"] for arm in both["arms"]}
     # An arm that was run again replaces itself.
     assert ends == {("full", 0): 0.5, ("published-10", 0): 0.75, ("published-10", 1): 0.0}
@@ -54,7 +56,7 @@ def test_a_later_study_adds_arms_and_what_was_saved_stays(tmp_path):
 
 
 def test_arms_of_another_question_are_no_part_of_the_table(tmp_path):
-    saved = gathered(study_folder(tmp_path / "a", {("full", 0): "1"}), None)
+    saved = gathered(study_folder(tmp_path / "a", {("full", 0): "1"}), None, kept_of)
     other = study_folder(tmp_path / "b", {("full", 1): "1"}, num_test_prompts=7)
     with pytest.raises(SystemExit, match="differ in num_test_prompts"):
-        gathered(other, saved)
+        gathered(other, saved, kept_of)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from scripts.pages import self_teacher, smollm2_cpu
-from scripts.pages.kinds_of_tokens import by_kind, kinds
+from scripts.pages.kinds_of_tokens import added, by_kind, counts, kinds
 from scripts.smollm2_self import EXAMPLES, STUDIES, SYSTEM
 from taopd.experiments.arm import run_arm, write_arm
 from taopd.experiments.evaluation.grading import Grader
@@ -20,7 +20,7 @@ from taopd.trainer.environment import environment
 ARMS = [
     {"name": "full", "selector": "full"},
     {"name": "published-10", "selector": "teachability"},
-    {"name": "anchored-10", "selector": "teachability", "method": "anchored"},
+    {"name": "reach-10", "selector": "teachability", "method": "reach"},
     {"name": "random-10", "selector": "random"},
 ]
 ASKED = "Tom has 4 boxes with 7 pens each and finds 5 more pens."
@@ -61,13 +61,14 @@ def test_shares_means_and_kept_tokens_by_kind():
     one["disagreement"] = [0.0, 1.0, 4.0, 2.0]
     one["kept"], one["teacher_prompt"] = [False, False, True, False], "28"
     other["disagreement"], other["kept"] = [1.0, 0.0, 0.0, 0.0], [True, False, False, False]
-    found = by_kind([one, other])
+    found = by_kind(counts([one, other]))
     assert list(found) == ["begin", "told", "number", "operator", "rest"]
     assert found["told"] == {
         **{"tokens": 2, "share": 0.25, "disagreement": 3.0, "compatibility": 0.5},
         **{"share_of_disagreement": pytest.approx(0.75), "kept": 0.5},
     }
     assert found["begin"]["kept"] == 0.5 and found["rest"]["kept"] == 0.0
+    assert added([counts([one]), counts([other])]) == counts([one, other])
 
 
 def outcome(name, seed, right):
@@ -109,7 +110,7 @@ def test_differences_take_a_problems_mean_over_the_seeds_that_both_have():
     # By problem: 1, 0, 0, 0 of both seeds; of seed 1 alone 0, 0, -1, 0.
     assert found["published-10", "random-10"].mean == pytest.approx(25.0)
     assert found["published-10", "full"].mean == pytest.approx(-25.0)
-    assert ("anchored-10", "published-10") not in found
+    assert ("reach-10", "published-10") not in found
 
 
 def micro_study(micro_lab, folder, seeds):
@@ -130,21 +131,20 @@ def micro_study(micro_lab, folder, seeds):
     return plan_study(parse_study_file(study | {"config": config}))
 
 
-def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path, monkeypatch):
+def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path):
     run = tmp_path / "self"
     run.mkdir()
     plan = micro_study(micro_lab, tmp_path, [0, 1])
     write_json(run / "config.json", asdict(plan.study))
-    write_json(run / "env.json", environment())
-    write_arm(plan.runs[0], plan.folder_of(plan.runs[0], run))
-    assert "Not run yet: published-10" in self_teacher.page(run, {})
+    write_json(run / "env.json", environment() | {"git_commit": "0123456789"})
     for each in plan.runs[:4]:
         write_arm(each, plan.folder_of(each, run))
         run_arm(each, plan.folder_of(each, run))
     write_arm(plan.runs[4], plan.folder_of(plan.runs[4], run))  # an arm that has begun
-    text = self_teacher.page(run, {"system": None})
-    assert "1 of 2 training seeds, 8 held-out problems" in text
-    assert "lies beside the prompts" in text and "context was not measured" in text
+    saved = self_teacher.gathered(run, None)
+    text = self_teacher.page({"form": json.loads(json.dumps(saved))})
+    assert "8 held-out problems" in text and "was not measured" in text
+    assert text.count("Not run.") == 2  # the other studies
     table = [row.split("|")[1:-1] for row in text.split("kept by")[-1].splitlines()[2:]]
     table = table[: next(i for i, row in enumerate(table) if not row)]
     shares = [float(row[1]) for row in table]
@@ -163,15 +163,27 @@ def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path
     ]
     begin = next(row for row in table if "first token" in row[0])
     assert float(begin[2]) == pytest.approx(sum(rests) / len(rests), abs=0.006)
-    write_json(
-        tmp_path / "prompts.json",
-        {"problems": 60, "model": "instruct", "accuracy": {"without": 0.0, "with": 0.95}},
-    )
+    helps = {"problems": 60, "model": "instruct", "accuracy": {"without": 0.0, "with": 0.95}}
+    write_json(tmp_path / "prompts.json", helps)
     figures = {"tokens": 40, "with_without_nats": 0.4, "without_with_nats": 0.5}
     write_json(run / "check.json", {"items": [{"item": "teacher context", "figures": figures}]})
-    text = self_teacher.page(run, {"system": run})
+    measured = self_teacher.gathered(run, saved)
+    text = self_teacher.page({"form": measured, "system": measured})
     assert text.count("right in 0 % without its context and in 95 % with it") == 2
     assert "KL(with its context || without) is 0.40 nats a token, the other way round 0.50" in text
+    # What was measured once stays when the folder of a later study lacks it.
+    (run / "check.json").unlink()
+    assert self_teacher.gathered(run, measured)["check"] == measured["check"]
+
+
+def test_a_study_without_the_published_arm_has_no_tables(micro_lab, tmp_path):
+    run = tmp_path / "self"
+    run.mkdir()
+    plan = micro_study(micro_lab, tmp_path, [0])
+    write_json(run / "config.json", asdict(plan.study))
+    write_json(run / "env.json", environment() | {"git_commit": "0123456789"})
+    saved = self_teacher.gathered(run, None)
+    assert "Not run yet: published-10" in self_teacher.page({"untouched": saved})
 
 
 @pytest.mark.parametrize("name", STUDIES)
