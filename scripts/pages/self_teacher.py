@@ -5,8 +5,8 @@
     python -m scripts.pages.self_teacher --form runs/smollm2-self-form   # adds to docs/results/self.json
     python -m scripts.pages.self_teacher                                 # the page again from that file
 
-`--untouched` and `--system` take the folders of `smollm2-self.yaml` and `smollm2-system.yaml`. The KL that the
-context makes is read from `check.json` in a study's folder, where it is there:
+`--untouched` and `--system` take the folders of `smollm2-self.yaml` and `smollm2-system.yaml`. The KL that
+the context makes is read from `check.json` in a study's folder, where it is there:
 
     taopd check recipes/smollm2-self.yaml --json > runs/smollm2-self/check.json
 
@@ -257,7 +257,7 @@ if __name__ == "__main__":
     for name, run in folders.items():
         studies[name] = gathered(run, studies.get(name))
     if not any(saved["arms"] for saved in studies.values()):
-        raise SystemExit(f"no arm has finished: name the folder of a study that has one")
+        raise SystemExit("no arm has finished: name the folder of a study that has one")
     write_text(SAVED, json.dumps(studies) + "\n")
     smollm2_cpu.save_picture(
         {
