@@ -294,16 +294,14 @@ def run_reader(root: Path) -> Read:
 def _compare(folder: Path, *, pictures: bool) -> None:
     """`taopd compare FOLDER`; its pictures take a second."""
     from taopd.cli import compare
-    from taopd.experiments.study.analysis import analyse, read_outcomes, read_question, timings
+    from taopd.experiments.study.finished import analyse_finished
     from taopd.report.study_table import markdown, table
 
     if pictures:
         compare.run([str(folder)])
         return
-    outcomes = read_outcomes(folder)
-    question, controls = read_question(folder)
-    results = {"title": folder.name} | analyse(outcomes, controls=controls, question=question)
-    print(json.dumps(results, default=str), table(results), markdown(results, timings(outcomes)))
+    results, timings = analyse_finished(folder)
+    print(json.dumps(results, default=str), table(results), markdown(results, timings))
 
 
 def _small_files(folder: Path) -> list[Path]:

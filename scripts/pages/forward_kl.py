@@ -16,11 +16,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
 from scripts.arguments import Arguments, existing_folder
+from scripts.pages import smollm2_cpu
+from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
-from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.style import COLORS, MARKERS
 from taopd.runs.jsonl import write_text
 
@@ -103,11 +103,13 @@ def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
     """A row for each pair of arms that do not agree on every problem."""
     rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---|"]
     for one, other in combinations(order, 2):
-        mine, theirs = (np.array([int(c) for c in arms[name]["right"]]) for name in (one, other))
-        if (mine != theirs).any():
-            found = t_estimate(list(100.0 * (mine - theirs)))
-            interval = f"[{found.low:+.1f}, {found.high:+.1f}]"
-            rows.append(f"| {one} - {other} | {found.mean:+.1f} | {interval} |")
+        if arms[one]["right"] != arms[other]["right"]:
+            mine, theirs = (
+                {0: {"right_greedy_curve": [(0, arms[a]["right"])]}} for a in (one, other)
+            )
+            found = by_problem.difference(mine, theirs)
+            assert found is not None
+            rows.append(f"| {one} - {other} | {smollm2_cpu.points(found)} |")
     return rows
 
 

@@ -157,7 +157,7 @@ def _sign(estimate: Estimate) -> int:
 
 
 def _points(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+    return smollm2_cpu.points(estimate).replace(" | ", " ")
 
 
 def _context(saved: Saved) -> str:

@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from scripts.arguments import Arguments, existing_folder
+from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.report.figures.style import COLORS
@@ -190,7 +190,7 @@ def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
         over = t_estimate(gaps)
         seeds = "" if over.low is None else f"[{over.low:+.1f}, {over.high:+.1f}]"
         rows.append(
-            f"| {one} - {other} | {len(gaps)} | {found.mean:+.1f} | [{found.low:+.1f}, {found.high:+.1f}] | "
+            f"| {one} - {other} | {len(gaps)} | {points(found)} | "
             f"{', '.join(f'{gap:+.0f}' for gap in gaps)} | {seeds} |"
         )
     return "\n".join(rows) + "\n"
@@ -234,19 +234,19 @@ def save_picture(studies: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate]:
-    """Difference of greedy accuracy at the end for each pair, in points: a problem's, meaned over seeds."""
-    right: dict[str, dict[int, NDArray[np.float64]]] = {}
-    for arm in arms.values():
-        last = arm["right_greedy_curve"][-1][1]
-        right.setdefault(arm["name"], {})[arm["seed"]] = np.array([float(c) for c in last])
-    found = {}
-    for pair in PAIRS:
-        # A study may be looked at while its later seeds still run.
-        seeds = set.intersection(*(set(right.get(name, {})) for name in pair))
-        if seeds:
-            one, other = (np.mean([right[name][s] for s in seeds], axis=0) for name in pair)
-            found[pair] = t_estimate(list(100.0 * (one - other)))
-    return found
+    """Difference of greedy accuracy at the end for each pair whose arms share a seed, over problems."""
+    groups = {name: {arm["seed"]: arm for _, arm in group} for name, group in by_name(arms).items()}
+    found = {
+        (one, other): by_problem.difference(groups.get(one, {}), groups.get(other, {}))
+        for one, other in PAIRS
+    }
+    return {pair: estimate for pair, estimate in found.items() if estimate is not None}
+
+
+def points(found: Estimate) -> str:
+    """Difference and interval in points; the interval of several problems exists."""
+    assert found.low is not None and found.high is not None
+    return f"{100 * found.mean:+.1f} | [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def shown(folder: Path, *, step: int) -> list[tuple[str, str]]:

@@ -87,6 +87,21 @@ def test_page_keeps_what_was_written_by_hand(board, tmp_path):
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_entries_with_more_or_fewer_variants_hide_nobody(board, tmp_path):
+    rest = [
+        cell("new", "dialect", [[1.0, 1.0]] * 3),
+        cell("new", "accent", [[1.0, 1.0]] * 3),
+    ]
+    board["cells"] += rest
+    assert page.variants_of(board) == ["dialect", "reversal"]
+    rows = page.table(board, "reverse_kl", 0.05).splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["better", "worse", "full", "new"]
+    assert [row.split("|")[1].strip() for row in rows] == ["1.8", "2.0", "2.2", "-"]
+    assert rows[-1].split("|")[3:5] == [" 100 ±0 → 100 ", " - "]
+    assert "no columns here: *accent* (1)." in page.generated(board, "board.png")
+    page.draw(board, tmp_path / "board.png")
+
+
 @pytest.mark.slow
 def test_a_new_selector_runs_its_own_rows_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TAOPD_CACHE", str(tmp_path / "cache"))

@@ -11,13 +11,12 @@ from taopd.errors import ConfigError, DataError
 from taopd.experiments.study.analysis import (
     Question,
     analyse,
-    read_outcomes,
-    read_question,
     timings,
 )
 from taopd.experiments.study.best_of import between_best, spread
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file, parse_study_file
+from taopd.experiments.study.finished import read_outcomes, read_question
 from taopd.experiments.study.run import base_config
 from taopd.report.figures.rates import draw
 from taopd.report.page import write_report

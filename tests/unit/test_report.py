@@ -138,6 +138,24 @@ def test_a_study_of_another_writer_with_absent_keys_is_shown(tmp_path):
     assert "40.0 to 60.0" in page and "+20.0" in page and "+10.0 to +30.0" in page
 
 
+def test_a_study_that_still_runs_shows_the_arms_that_have_finished(tmp_path):
+    study = synthetic.write_study(tmp_path / "study")
+    outcomes = json.loads((study / "results.json").read_text())["arms"]
+    (study / "results.json").unlink()
+    for number, outcome in enumerate(outcomes):
+        arm = study / "arms" / str(number)
+        arm.mkdir(parents=True)
+        (arm / "arm.json").write_text("{}")
+        if number:  # the first still runs
+            (arm / "results.json").write_text(json.dumps(outcome))
+    (found,) = read_folders([study]).studies
+    assert len(found.outcomes) == len(outcomes) - 1
+    assert "Outcome" in write_report([study], tmp_path / "x.html").sections
+    page = (tmp_path / "x.html").read_text()
+    assert f"not finished: {len(outcomes) - 1} of {len(outcomes)} arms and seeds" in page
+    assert "ends highest" in page
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["as logged", "whole lists"])
 def test_200_rollouts_of_512_tokens_fit_5_mb(tmp_path, whole):
     """Measured in docs/report.md; the limit of time is wide because machines differ."""

@@ -10,10 +10,9 @@ from taopd.errors import DataError
 from taopd.experiments.study.analysis import (
     Question,
     analyse,
-    read_outcomes,
-    read_question,
     timings,
 )
+from taopd.experiments.study.finished import read_outcomes, read_question
 from taopd.report.figures.study import draw
 from taopd.report.folders import read_folders
 from taopd.report.study_table import markdown, table

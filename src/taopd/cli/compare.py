@@ -134,21 +134,17 @@ def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int
 
 def _compare_folder(folder: Path, output: Path | None) -> int:
     """Analyse what has finished, with the study's own question and controls if it left them there."""
-    from taopd.experiments.study.analysis import analyse, read_outcomes, read_question, timings
+    from taopd.experiments.study.finished import analyse_finished
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
 
-    outcomes = read_outcomes(folder)
-    question, controls = read_question(folder)
-    order = list(controls or ())
-    outcomes.sort(key=lambda o: order.index(o["name"]) if o["name"] in order else len(order))
-    results = {"title": folder.name} | analyse(outcomes, controls=controls, question=question)
+    results, timings = analyse_finished(folder)
     target = output or folder / "so-far"
     if output is not None:
         RunFolder.check(output)
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "results.json", results)
-    write_json(target / "timings.json", timings(outcomes))
+    write_json(target / "timings.json", timings)
     _show(results, target)
     return 0
 

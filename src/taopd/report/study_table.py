@@ -30,14 +30,27 @@ def seeds_words(results: dict[str, Any]) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
+def units_words(results: dict[str, Any]) -> str:
+    """What the intervals of differences are over: seeds or, where an arm has one, held-out problems."""
+    if len(results["seeds"]) > 1:
+        return "over seeds, of differences paired within seeds"
+    return "over held-out problems, of differences paired by problem"
+
+
+def bounds(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Interval of a comparison over seeds; of one seed over problems, where these are known."""
+    found = row if row.get("low") is not None else row.get("over_problems") or {}
+    return found.get("low"), found.get("high")
+
+
 def table(results: dict[str, Any]) -> Table:
     """One row per arm, accuracies and differences in points."""
     question = results["question"]
     shown = Table(
         title=f"{results['title']}: held-out {question['metric']} accuracy in %, "
         f"{seeds_words(results)}, {equal_words(results)}",
-        caption="+-: 95 % t intervals over seeds, of paired differences within seeds; med.: median; "
-        "coll.: collapsed seeds; p: Holm-corrected over all tests.",
+        caption=f"+-: 95 % t intervals {units_words(results)}; med.: median; coll.: collapsed seeds; "
+        "p: Holm-corrected over all tests.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -98,9 +111,9 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{seeds_words(results)}, {equal_words(results)}; accuracy in %, student before "
-        f"{_percent(base)}. In brackets: 95 % t intervals over seeds, cut at what is possible; "
-        "differences are paired within seeds, in points; p is two-sided, Holm-corrected over all tests "
-        "of this table. Collapsed: the final accuracy lies more than "
+        f"{_percent(base)}. In brackets: 95 % t intervals {units_words(results)}, in points, cut at what is "
+        "possible; p is two-sided, over seeds, Holm-corrected over all tests of this table. Collapsed: the "
+        "final accuracy lies more than "
         f"{results['question']['collapse_points']:g} points below the arm's own best. "
         "s: mean seconds of training.",
         "",
@@ -129,7 +142,7 @@ def _plus_minus(low: float | None, high: float | None, least: float) -> str:
 
 
 def _signed(row: dict[str, Any], bracket: Bracket) -> str:
-    return f"{100 * row['difference']:+.1f}" + bracket(row["low"], row["high"], -1.0)
+    return f"{100 * row['difference']:+.1f}" + bracket(*bounds(row), -1.0)
 
 
 def _p(p: float) -> str:

@@ -97,6 +97,7 @@ STUDY = {
             "low?": Maybe(NUMBER),
             "high?": Maybe(NUMBER),
             "p_holm?": Maybe(NUMBER),
+            "over_problems?": _BOUNDS,
         }
     ],
     "rates?": RATES,

@@ -3,8 +3,8 @@
 Takes what `experiments.arm.run_arm` writes, one mapping per arm and seed, and nothing else; an engine that
 writes the same keys is compared the same way. Needed: name, selector, budget, seed, accuracy_greedy,
 accuracy_sampled, accuracy_curve. Used where present: accuracy_sampled_curve, kept_fraction,
-num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, learning_rate, stopped_by;
-with learning rates also right_greedy_curve or right_sampled_curve.
+num_test_prompts, selected_tokens, selected_tokens_curve, prompt_digests, loss, learning_rate, stopped_by,
+right_greedy_curve, right_sampled_curve.
 
 Wall-clock values are left out of `analyse` and kept by `timings`, so that the results of a study that was
 killed and resumed are those of one that was not, byte for byte.
@@ -16,22 +16,18 @@ of them. The other metric is described, not tested.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.study import noise, own_best
+from taopd.experiments.study import by_problem, noise, own_best
 from taopd.experiments.study.statistics import Estimate, holm, t_estimate
-from taopd.runs.schemas import OUTCOME, QUESTION
-from taopd.runs.validation import fit, read_document
 
 COLLAPSE_POINTS = 20.0
 """Points of accuracy below its own best at which a seed's final accuracy counts as collapsed. Far above
 evaluation noise (one standard error is 2 points on 500 problems), below every collapse of the tiny lab."""
 METRICS = ("greedy", "sampled")
 REFERENCES = ("full", "random")
-NEEDED = ("name", "selector", "budget", "seed", "accuracy_curve", "accuracy_greedy")
 _WALL_CLOCK = ("train_seconds", "train_seconds_curve")
 _KEPT_KEYS = (
     *("name", "selector", "budget", "loss", "learning_rate", "seed", "steps", "stopped_by"),
@@ -57,48 +53,6 @@ class Question:
     """Learning rates at which every arm was run; its outcomes bear the names of `own_best.at_rate`."""
     shared_rate: float | None = None
     """The one that the study's config names."""
-
-
-def read_outcomes(folder: Path) -> list[dict[str, Any]]:
-    """Read `results.json` of every arm below a folder (or below its `arms`), in order of their names.
-
-    Raises:
-        DataError: no arm has finished there, or a file is not an arm's results.
-    """
-    root = folder / "arms" if (folder / "arms").is_dir() else folder
-    found = [_read(path) for path in sorted(root.glob("*/results.json"))]
-    if not found:
-        raise DataError(
-            f"no arm has finished in {folder}: there is no */results.json below it; a study's folder is "
-            "analysed alone, others are compared with each other: taopd compare FOLDER FOLDER"
-        )
-    return found
-
-
-def read_question(folder: Path) -> tuple["Question", Controls | None]:
-    """The question and the controls that a study left in its `config.json`; defaults without one."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return Question(), None
-    config = read_document(path)
-    try:
-        fit(config, QUESTION, "it")
-    except DataError as error:
-        raise DataError(f"{path} is not that of a study: {error}") from error
-    asked = config["question"]
-    if asked["metric"] not in METRICS:
-        raise DataError(f"{path}, question, metric: expected one of {', '.join(METRICS)}")
-    names = ("equal", "amount", "metric", "collapse_points")
-    rates = {"rates": tuple(asked.get("rates") or ()), "shared_rate": asked.get("shared_rate")}
-    return Question(**{name: asked[name] for name in names}, **rates), config["controls"]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    outcome = read_document(path, OUTCOME)
-    missing = [key for key in NEEDED if outcome.get(key) is None]
-    if missing:
-        raise DataError(f"{path} is not the result of an arm: it has no {', '.join(missing)}")
-    return outcome
 
 
 def analyse(
@@ -273,10 +227,18 @@ def _compare(groups: Groups, controls: Controls, question: Question) -> list[dic
         rows.append(
             {"arm": name, "to": kind, "reference": reference, "seeds": shared}
             | {"difference": estimate.mean, **_interval(estimate), "p": estimate.p}
+            | {"over_problems": _over_problems(groups[name], groups[reference], question.metric)}
         )
     for row, p in zip(rows, holm([estimate.p for estimate in estimates]), strict=True):
         row["p_holm"] = p
     return rows
+
+
+def _over_problems(
+    one: dict[int, Outcome], other: dict[int, Outcome], metric: str
+) -> dict[str, Any] | None:
+    found = by_problem.difference(one, other, metric)
+    return None if found is None else {"low": found.low, "high": found.high}
 
 
 def _interval(estimate: Estimate) -> dict[str, Any]:

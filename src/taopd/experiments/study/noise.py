@@ -41,15 +41,21 @@ def floor(arms: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]])
         "all": detectable(comparisons, alpha),
         "corrected": detectable(stable or comparisons, alpha / max(1, tests)),
     }
-    return numbers | {"words": _words(numbers, len(stable), len(comparisons))}
+    return numbers | {"words": _words(numbers, stable, comparisons)}
 
 
-def _words(numbers: dict[str, Any], num_stable: int, num_comparisons: int) -> str:
+def _words(
+    numbers: dict[str, Any],
+    stable: Sequence[dict[str, Any]],
+    comparisons: Sequence[dict[str, Any]],
+) -> str:
     seeds = numbers["num_seeds"]
-    if not num_comparisons:
+    if not comparisons:
         return "There is no control to compare with, so no difference can be judged."
     if seeds < 2:
-        return "With one seed no difference can be told from noise: run more seeds."
+        known = any(row.get("over_problems") for row in comparisons)
+        also = "The intervals are over held-out problems alone. " if known else ""
+        return f"{also}With one seed nobody can say what another seed would give: run more seeds."
     basis = f"{100 * POWER:.0f} % power, two-sided 5 %"
     if numbers["stable"] is None:
         parts = [
@@ -57,7 +63,7 @@ def _words(numbers: dict[str, Any], num_stable: int, num_comparisons: int) -> st
         ]
     else:
         parts = [f"{_floor(numbers['stable'], seeds)} ({basis})"]
-        if num_stable < num_comparisons:
+        if len(stable) < len(comparisons):
             parts[0] += ", between arms in which no seed collapsed"
             parts.append(f"over all comparisons the floor is {_points(numbers['all'])}")
     if numbers["num_tests"] > 1:

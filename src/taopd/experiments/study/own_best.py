@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from taopd.errors import DataError
+from taopd.experiments.study import by_problem
 from taopd.experiments.study.best_of import Bounds, between_best, spread
 from taopd.experiments.study.statistics import holm
 
@@ -105,7 +106,7 @@ class _Reader:
     """Values of an arm's rates, by unit."""
 
     def __init__(self, metric: str) -> None:
-        self._accuracy, self._right = f"accuracy_{metric}", f"right_{metric}_curve"
+        self._accuracy, self._metric = f"accuracy_{metric}", metric
 
     def seeds(self, own: Rated, seeds: Sequence[int]) -> np.ndarray:
         """[rate, seed] accuracies."""
@@ -113,21 +114,15 @@ class _Reader:
 
     def problems(self, own: Rated, seeds: Sequence[int]) -> np.ndarray | None:
         """[rate, problem] shares of seeds that are right; None if that was not recorded."""
-        outcomes = [[group[seed] for seed in seeds] for group in own.values()]
-        flat = [outcome for row in outcomes for outcome in row]
-        if not all(outcome.get(self._right) for outcome in flat):
+        found = [
+            by_problem.right([group[seed] for seed in seeds], self._metric)
+            for group in own.values()
+        ]
+        known = [shares for shares in found if shares is not None]
+        # None of them, or other problems at other rates: nothing can be paired.
+        if len(known) < len(found) or len({len(shares) for shares in known}) > 1:
             return None
-        for outcome in flat:
-            digits = outcome[self._right][-1][1]
-            if set(digits) - {"0", "1"} or not digits:
-                raise DataError(
-                    f"{outcome['name']}, seed {outcome['seed']}: {self._right} must hold a digit, 0 or 1, "
-                    "for each problem"
-                )
-        if len({len(outcome[self._right][-1][1]) for outcome in flat}) > 1:
-            return None  # Evaluated on different problems, which cannot be paired.
-        right = [[list(map(int, o[self._right][-1][1])) for o in row] for row in outcomes]
-        return np.array(right, dtype=float).mean(axis=1)
+        return np.array(known)
 
 
 def _seeds_of(*arms: Rated) -> list[int]:
@@ -169,7 +164,9 @@ def _difference(
     mine, theirs = (reader.problems(arm, seeds) for arm in (own, other))
     found["over_problems"] = None
     if mine is not None and theirs is not None and mine.shape[1] == theirs.shape[1]:
-        found["over_problems"] = _as_dict(between_best(mine, theirs, least=_step(mine, seeds)))
+        found["over_problems"] = _as_dict(
+            between_best(mine, theirs, least=by_problem.least_deviation(mine.shape[1], len(seeds)))
+        )
     return found
 
 
@@ -177,11 +174,6 @@ def _rounding(outcome: Mapping[str, Any], paired: bool) -> float:
     """Deviation of rounding an accuracy over N problems to 1/N, of a difference of two if paired."""
     problems = outcome.get("num_test_prompts")
     return math.sqrt((2 if paired else 1) / 12) / problems if problems else 0.0
-
-
-def _step(right: np.ndarray, seeds: Sequence[int]) -> float:
-    """Deviation over problems if one problem in one seed differs: models that agree are not certain to."""
-    return 1 / (len(seeds) * math.sqrt(right.shape[1]))
 
 
 def _as_dict(bounds: Bounds) -> dict[str, float | None]:
@@ -208,7 +200,11 @@ def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:
         if rows is None:
             continue
         seeds_are_units = unit == "over_seeds"
-        least = _rounding(outcome, False) if seeds_are_units else _step(rows, seeds)
+        least = (
+            _rounding(outcome, False)
+            if seeds_are_units
+            else by_problem.least_deviation(rows.shape[1], len(seeds))
+        )
         bounds = between_best(rows, np.zeros((1, rows.shape[1])), least=least)
         described[unit] = {"low": bounds.low, "high": bounds.high}
         least = _rounding(outcome, True) if seeds_are_units else least

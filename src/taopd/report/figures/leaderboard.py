@@ -51,14 +51,31 @@ def select_cells(board: dict[str, Any], loss: str, budget: float) -> Cells:
 
 
 def variants_of(board: dict[str, Any]) -> list[str]:
-    """Variants in the order of the lab's own page."""
+    """The columns: variants that at least half of the entries have, in the order of the lab's page."""
     order = ["dialect", "bilingual", "reversal", "termination", "fallible", "accent"]
-    present = {cell["variant"] for cell in board["cells"]}
-    return [v for v in order if v in present] + sorted(present - set(order))
+    entries = _entries(board)
+    most = max(map(len, entries.values()))
+    common = {variant for variant, names in entries.items() if 2 * len(names) >= most}
+    return [v for v in order if v in common] + sorted(common - set(order))
+
+
+def left_out(board: dict[str, Any]) -> str:
+    """The variants that are no columns, with how many entries have them; empty if there is none."""
+    shown, entries = variants_of(board), _entries(board)
+    few = [f"*{name}* ({len(entries[name])})" for name in sorted(entries) if name not in shown]
+    return f"Run by few entries, and no columns here: {', '.join(few)}." if few else ""
+
+
+def _entries(board: dict[str, Any]) -> dict[str, set[str]]:
+    """By variant, the entries that were run on it."""
+    found: dict[str, set[str]] = {}
+    for cell in board["cells"]:
+        found.setdefault(cell["variant"], set()).add(cell["selector"])
+    return found
 
 
 def ranking(cells: Cells, variants: list[str]) -> list[tuple[float, str]]:
-    """(mean rank, selector), best first; ties share the mean of their ranks."""
+    """(mean rank, selector) of those that have every variant, best first; ties share their ranks' mean."""
     names = [name for name in cells if all(variant in cells[name] for variant in variants)]
     ranks = np.zeros(len(names))
     for variant in variants:
@@ -108,16 +125,22 @@ def table(board: dict[str, Any], loss: str, budget: float) -> str:
         f"| rank | selector | {' | '.join(variants)} | worst against full |",
         f"|---:|---|{'---:|' * len(variants)}---:|",
     ]
-    for rank, name in order:
+    # Without a variant an entry has no rank; what it has is shown below the others.
+    unranked = [(None, name) for name in sorted(set(cells) - set(names))]
+    for rank, name in [*order, *unranked]:
         row = []
         for variant in variants:
+            if variant not in cells[name]:
+                row.append("-")
+                continue
             estimate = t_estimate(scores(cells[name][variant]).tolist())
             last = finals(cells[name][variant]).mean()
             half = "" if estimate.high is None else f" ±{estimate.high - estimate.mean:.0f}"
-            row.append(f"{estimate.mean:.0f}{half} → {last:.0f}{arrows[variant][name]}")
-        gap, where = worst_gap(cells, name, variants)
+            row.append(f"{estimate.mean:.0f}{half} → {last:.0f}{arrows[variant].get(name, '')}")
+        gap, where = worst_gap(cells, name, [v for v in variants if v in cells[name]])
         worst = "" if name == FULL else f"{gap:+.0f} ({where})"
-        lines.append(f"| {rank:.1f} | {name} | {' | '.join(row)} | {worst} |")
+        place = "-" if rank is None else f"{rank:.1f}"
+        lines.append(f"| {place} | {name} | {' | '.join(row)} | {worst} |")
     return "\n".join(lines)
 
 
@@ -154,7 +177,7 @@ def generated(board: dict[str, Any], picture: str) -> str:
     parts = [
         f"{runs:,} runs of {settings['steps']} steps, {settings['per_device_train_batch_size']} rollouts a "
         f"step, learning rate {settings['learning_rate']:g}, {settings['test_prompts']} test prompts; "
-        f"{hours:.1f} core hours.",
+        f"{hours:.1f} core hours. {left_out(board)}".rstrip(),
         f"![Score by selector, variant and loss at 5 %]({picture})",
         "## Not worse than full distillation at 5 %",
         verdict(board, 0.05),
@@ -180,7 +203,8 @@ def draw(board: dict[str, Any], path: Path, budget: float = 0.05) -> None:
     for cells in everything:
         for rank, name in ranking(cells, variants):
             ranks[name] = ranks.get(name, 0.0) + rank
-    names = sorted(ranks, key=lambda name: ranks[name])
+    every = {name for cells in everything for name in cells}
+    names = sorted(every, key=lambda name: (ranks.get(name, math.inf), name))
     figure, panels = plt.subplots(
         1,
         len(losses),

@@ -1,6 +1,6 @@
 """Accuracy of the arms: at the end, over the training, by budget, against tokens and seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -143,15 +143,25 @@ def _comparisons(study: Study) -> str:
             str(row.get("arm", "")),
             str(row.get("reference", "")),
             _points(row.get("difference")),
-            "–" if row.get("low") is None else f"{_points(row['low'])} to {_points(row['high'])}",
+            _span(row),
+            _span(row.get("over_problems") or {}),
             "–" if row.get("p_holm") is None else number(row["p_holm"]),
         ]
         for row in found
     ]
     if not rows:
         return ""
-    heads = ["arm", "against", "difference, points", "95 %", "p (Holm)"]
-    return "<h3>Against the controls, same seeds</h3>" + table(heads, rows, numeric=(2, 3, 4))
+    over = [f"95 % over {units}" for units in ("seeds", "problems")]
+    heads = ["arm", "against", "difference, points", *over, "p over seeds (Holm)"]
+    return "<h3>Against the controls, same seeds</h3>" + table(heads, rows, numeric=(2, 3, 4, 5))
+
+
+def _span(bounds: Mapping[str, Any]) -> str:
+    return (
+        "–"
+        if bounds.get("low") is None
+        else f"{_points(bounds['low'])} to {_points(bounds['high'])}"
+    )
 
 
 def _points(value: Any) -> str:

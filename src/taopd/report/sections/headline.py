@@ -6,6 +6,7 @@ from typing import Any
 from taopd.report.evaluations import Evaluation, differences
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.accuracy import at_shared_rate, estimates_of
+from taopd.report.study_table import bounds
 from taopd.report.text import escape
 
 CONTROL = "random"
@@ -51,7 +52,7 @@ def _against(study: Study, arm: str, control: str, ends: dict[str, Any]) -> str:
     who = "it is" if arm == max(ends, key=lambda name: ends[name][0]) else f"{arm} is"
     for row in study.results.get("comparisons", []):
         if row.get("arm") == arm and row.get("reference") == control and "difference" in row:
-            low, high = row.get("low"), row.get("high")
+            low, high = bounds(row)
             found, interval = row["difference"], ""
             if low is not None and high is not None:
                 interval = f" ({100 * low:+.0f} to {100 * high:+.0f})".replace("-", "−")

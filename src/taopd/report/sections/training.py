@@ -69,10 +69,9 @@ def body(runs: Sequence[Run]) -> str:
     if not charts and not guards:
         return ""
     legend = key([(run.name, run.color) for run in logged]) if len(logged) > 1 else ""
-    more = len([run for run in runs if run.metrics]) - len(logged)
-    note = (
-        f'<p class="note">The first {MAX_RUNS} runs; {more} more are left out.</p>' if more else ""
-    )
+    every = len([run for run in runs if run.metrics])
+    left_out = f'<p class="note">The first {MAX_RUNS} of {every} runs.</p>'
+    note = left_out if every > len(logged) else ""
     parts = [note, legend, f'<div class="grid">{"".join(charts)}</div>']
     if guards:
         parts.append(f'<h3>Stability</h3><p class="note">{GUARD_WORDS}</p>')

@@ -35,6 +35,11 @@ def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
 
 def _of_study(study: Study) -> list[str]:
     found = []
+    if waiting := study.results.get("unfinished"):
+        done = len(study.outcomes)
+        found.append(
+            f"{study.name}: not finished: {done} of {done + waiting} arms and seeds are here"
+        )
     fallen = [row for row in study.outcomes if _fell(row["accuracy_curve"])]
     if fallen:
         words = ", ".join(f"{row.get('name')} (seed {row.get('seed')})" for row in fallen[:6])
