@@ -222,9 +222,8 @@ def test_train_stops_at_a_fail_and_leaves_nothing(capsys, config, tmp_path):
 
 def test_the_check_changes_no_number_of_the_run(config, tmp_path):
     """Oracle: the metrics of the same run without it, but for seconds."""
-    found = []
+    found, path = [], config(max_steps=2, logging_steps=1)
     for name, flags in (("a", []), ("b", ["--skip-check"])):
-        path = config(max_steps=2, logging_steps=1) if not found else path
         run = tmp_path / name
         assert cli.main(["train", "--config", str(path), "--output_dir", str(run), *flags]) == 0
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
@@ -165,3 +166,61 @@ def test_the_report_reads_an_analysed_study(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     (study,) = read_folders([tmp_path]).studies
     assert len(study.outcomes) == len(rows)
+
+
+def arm_by_problem(name, selector, budget, digits):
+    """An arm whose seeds get right what the digits of each say."""
+    return [
+        outcome(
+            name,
+            selector,
+            budget,
+            seed,
+            right.count("1") / len(right),
+            num_test_prompts=len(right),
+            right_greedy_curve=[[0, "0" * len(right)], [10, right]],
+        )
+        for seed, right in enumerate(digits)
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_over_problems_is_scipys_paired_one_of_means_over_seeds(seeds):
+    generator = np.random.default_rng(seeds)
+    digits = {
+        name: ["".join(map(str, generator.binomial(1, share, 60))) for _ in range(seeds)]
+        for name, share in (("full", 0.6), ("random@10%", 0.3))
+    }
+    rows = arm_by_problem("full", "full", 1.0, digits["full"])
+    rows += arm_by_problem("random@10%", "random", 0.1, digits["random@10%"])
+    results = analyse(rows)
+    (row,) = results["comparisons"]
+    right = {
+        name: np.mean([list(map(int, each)) for each in seen], 0) for name, seen in digits.items()
+    }
+    expected = stats.ttest_rel(right["random@10%"], right["full"]).confidence_interval(0.95)
+    assert row["over_problems"] == pytest.approx({"low": expected.low, "high": expected.high})
+    # One seed has no interval over seeds: the table shows this one, and says so.
+    text = markdown({"title": "t"} | results, [])
+    shown = row["over_problems"] if seeds == 1 else row
+    low, high = (100 * shown[end] for end in ("low", "high"))
+    assert f"{100 * row['difference']:+.1f} [{max(low, -100):.0f},{high:.0f}]" in text
+    assert ("over held-out problems" in text) == (seeds == 1)
+
+
+def test_arms_that_agree_on_every_problem_are_not_certain_to_agree_on_others():
+    rows = arm_by_problem("full", "full", 1.0, ["0110"])
+    rows += arm_by_problem("random@10%", "random", 0.1, ["0110"])
+    (row,) = analyse(rows)["comparisons"]
+    assert row["difference"] == 0 and row["over_problems"]["low"] < 0 < row["over_problems"]["high"]
+
+
+@pytest.mark.parametrize("other", ["011", None], ids=["another number of problems", "not recorded"])
+def test_problems_that_cannot_be_paired_give_no_interval(other):
+    rows = arm_by_problem("full", "full", 1.0, ["0110"])
+    rows += arm_by_problem("random@10%", "random", 0.1, [other or "0110"])
+    if other is None:
+        del rows[-1]["right_greedy_curve"]
+    (row,) = analyse(rows)["comparisons"]
+    assert row["over_problems"] is None
+    assert "over held-out problems alone" not in analyse(rows)["noise_floor"]["words"]
