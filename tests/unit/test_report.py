@@ -14,10 +14,12 @@ import pytest
 
 from taopd import cli
 from taopd.errors import DataError
+from taopd.report import charts
+from taopd.report.arms import color_of, named
 from taopd.report.folders import read_folders
 from taopd.report.generated_part import write_generated
 from taopd.report.page import write_report
-from taopd.report.sections import training
+from taopd.report.sections import budget_and_cost, training
 from tests.browser import make_pages, synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -276,3 +278,41 @@ def test_the_part_that_a_command_writes_leaves_the_rest_of_a_page(tmp_path):
         with pytest.raises(DataError, match="lacks the line"):
             write_generated(page, "three")
         assert page.read_text() == cut
+
+
+def test_no_line_of_the_budget_joins_arms_of_two_methods(tmp_path):
+    arms = [
+        {
+            **{"name": f"{method}-{budget}", "selector": "teachability", "method": method},
+            **{"budget": budget, "seed": 0, "accuracy_greedy": end, "num_test_prompts": 100},
+            "accuracy_curve": [[0, 0.1], [9, end]],
+        }
+        for method, budget, end in (
+            *[("reach", 0.05, 0.36), ("reach", 0.1, 0.32)],
+            *[("published", 0.05, 0.3), ("published", 0.1, 0.35)],
+        )
+    ]
+    page = budget_section(tmp_path / "methods", arms)
+    assert page.count('class="line k') == 2 * 2  # in the key and in the chart
+    assert ">teachability, reach<" in page and ">teachability, published<" in page
+    # Results of an earlier version do not say which method: nothing is joined.
+    for arm in arms:
+        del arm["method"]
+    assert budget_section(tmp_path / "unknown", arms) == ""
+
+
+def budget_section(folder: Path, arms: list[dict]) -> str:
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"arms": arms}))
+    return budget_and_cost.budget_curve(read_folders([folder]).studies)
+
+
+def test_more_arms_than_colors_differ_in_their_lines(tmp_path):
+    (tmp_path / "study").mkdir()
+    names = [f"arm{n:02}" for n in range(12)]
+    arms = [
+        {"name": name, "selector": "tip", "accuracy_curve": [[0, 0.1], [9, 0.2]]} for name in names
+    ]
+    (tmp_path / "study" / "results.json").write_text(json.dumps({"arms": arms}))
+    (study,) = named(read_folders([tmp_path / "study"])).studies
+    assert len({charts.line_class(color_of(study, name)) for name in names}) == len(names)

@@ -203,6 +203,7 @@ def outcome(
     return {
         "name": arm.name,
         "selector": args.selector,
+        "method": args.method,
         "budget": args.budget if args.selector != "full" else 1.0,
         "loss": args.loss,
         "learning_rate": args.learning_rate,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taopd.report.charts import NUM_COLORS
 from taopd.report.evaluations import Evaluation
 from taopd.report.folders import Run, Sources, Study
 from taopd.runs.paths import expanded
@@ -34,7 +35,7 @@ def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
     """With the name and the color of the run whose model it is of, if that is on the page."""
     owner = owner_of(found, runs)
     if owner is None:
-        return replace(found, color=_OTHERS[place % len(_OTHERS)])
+        return replace(found, color=_other_color(place))
     part = Path(found.model).name
     part = part if part.startswith("checkpoint-") else ""
     same = owner.name == found.name
@@ -91,8 +92,14 @@ def _colors(sources: Sources) -> dict[str, int]:
         selectors.setdefault(_arm(run), run.config.get("selector"))
     random = next((arm for arm, selector in selectors.items() if selector == "random"), None)
     others = [arm for arm in selectors if arm != random]
-    colors = {arm: _OTHERS[index % len(_OTHERS)] for index, arm in enumerate(others)}
+    colors = {arm: _other_color(place) for place, arm in enumerate(others)}
     return colors if random is None else colors | {random: GREY}
+
+
+def _other_color(place: int) -> int:
+    """The color at a place in the order; after the last one the first again, with another line."""
+    rounds, index = divmod(place, len(_OTHERS))
+    return _OTHERS[index] + NUM_COLORS * min(rounds, 1)
 
 
 def color_of(study: Study, arm: str) -> int:

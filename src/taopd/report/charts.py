@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from taopd.report.text import escape
 
 NUM_COLORS = 8
+"""Of `page.css`. Series beyond take them again, with dots for a line."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -87,11 +88,17 @@ def figure(title: str, chart: str, note: str = "", *, whole_row: bool = False) -
     return f"<figure{row}><figcaption>{escape(title)}{small}</figcaption>{chart}</figure>"
 
 
+def line_class(color: int) -> str:
+    """The CSS classes of a series' line."""
+    again = " again" if color >= NUM_COLORS else ""
+    return f"line k{color % NUM_COLORS}{again}"
+
+
 def key(labels: Sequence[tuple[str, int]]) -> str:
     """Which line is whose, by label and color; once for all charts of a section."""
     items = "".join(
         f'<li><svg width="28" height="8" aria-hidden="true">'
-        f'<line x1="0" y1="4" x2="28" y2="4" class="line k{color % NUM_COLORS}"/></svg>'
+        f'<line x1="0" y1="4" x2="28" y2="4" class="{line_class(color)}"/></svg>'
         f"{escape(label)}</li>"
         for label, color in labels
     )
@@ -157,7 +164,9 @@ def lines(
         words = f"<title>{escape(one.label)}</title>"
         best = " best" if names and len(series) > 1 and one is ordered[-1] else ""
         parts.append(f'<polyline points="{path}" class="rim"/>')
-        parts.append(f'<polyline points="{path}" class="line k{color}{best}">{words}</polyline>')
+        parts.append(
+            f'<polyline points="{path}" class="{line_class(one.color)}{best}">{words}</polyline>'
+        )
         if len(one.points) == 1:
             x, y = one.points[0]
             parts.append(f'<circle cx="{x_scale(x)}" cy="{y_scale(y)}" r="3" class="f{color}"/>')

@@ -40,6 +40,7 @@ METRICS = {"step?": WHOLE}
 OUTCOME = {
     "name?": TEXT,
     "selector?": TEXT,
+    "method?": Maybe(TEXT),
     "loss?": Maybe(TEXT),
     "budget?": SHARE,
     "learning_rate?": Maybe(NUMBER),

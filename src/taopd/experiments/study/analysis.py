@@ -30,7 +30,8 @@ METRICS = ("greedy", "sampled")
 REFERENCES = ("full", "random")
 _WALL_CLOCK = ("train_seconds", "train_seconds_curve")
 _KEPT_KEYS = (
-    *("name", "selector", "budget", "loss", "learning_rate", "seed", "steps", "stopped_by"),
+    *("name", "selector", "method", "budget", "loss", "learning_rate", "seed", "steps"),
+    "stopped_by",
     *("base_accuracy", "accuracy_greedy", "accuracy_sampled"),
     *("accuracy_curve", "accuracy_sampled_curve", "num_test_prompts"),
     *("kept_fraction", "selected_share_by_kind", "selected_tokens", "selected_tokens_curve"),

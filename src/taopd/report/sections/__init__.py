@@ -6,6 +6,7 @@ from taopd.report.folders import Sources
 from taopd.report.rollouts import Rollout
 from taopd.report.sections import (
     accuracy,
+    budget_and_cost,
     evaluated,
     learnable,
     learning_rates,
@@ -30,8 +31,18 @@ def all_sections(sources: Sources, rollouts: Sequence[Rollout], inspector: str) 
         ("settings", "What was run", runs.LEAD, runs.body(sources)),
         ("outcome", "Outcome", accuracy.LEAD, outcome),
         ("rates", "Learning rates", learning_rates.LEAD, learning_rates.body(studies)),
-        ("budget", "Accuracy by budget", accuracy.BUDGET_LEAD, accuracy.budget_curve(studies)),
-        ("cost", "Accuracy by cost", accuracy.COST_LEAD, accuracy.against_cost(sources)),
+        (
+            "budget",
+            "Accuracy by budget",
+            budget_and_cost.BUDGET_LEAD,
+            budget_and_cost.budget_curve(studies),
+        ),
+        (
+            "cost",
+            "Accuracy by cost",
+            budget_and_cost.COST_LEAD,
+            budget_and_cost.against_cost(sources),
+        ),
         ("tokens", "Token by token", words, inspector),
         ("selected", "What was selected", selected.LEAD, selected.body(folders, rollouts)),
         ("training", "Over the training", training.LEAD, training.body(folders)),

@@ -1,22 +1,18 @@
-"""Accuracy of the arms: at the end, over the training, by budget, against tokens and seconds."""
+"""Accuracy of the arms: at the end, against the controls, over the training."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
 from taopd.experiments.study.own_best import at_rate
 from taopd.experiments.study.statistics import t_estimate, wilson
 from taopd.report.arms import color_of
-from taopd.report.charts import MOST_NAMED, NUM_COLORS, Series, figure, key, lines, number
-from taopd.report.folders import Run, Sources, Study
+from taopd.report.charts import NUM_COLORS, Series, figure, lines, number
+from taopd.report.folders import Study
 from taopd.report.row_charts import intervals
 from taopd.report.sections.tables import percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
-BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
-COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
 
 WIDE = (540, 250)
 
@@ -210,111 +206,3 @@ def _over_steps(name: str, outcomes: list[Outcome], color: int) -> Series | None
         low=[(s, min(v)) for s, v in zip(steps, at, strict=True)] if several else [],
         high=[(s, max(v)) for s, v in zip(steps, at, strict=True)] if several else [],
     )
-
-
-def budget_curve(studies: Sequence[Study]) -> str:
-    """Final greedy accuracy over the kept share, one line per selector with two budgets or more."""
-    parts = []
-    for study in studies:
-        estimates, groups = estimates_of(study), at_shared_rate(study)
-        points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
-        for name, outcomes in groups.items():
-            if not outcomes or "greedy" not in estimates.get(name, {}):
-                continue
-            first = outcomes[0]
-            place = first.get("budget", first.get("kept_fraction"))
-            if isinstance(place, int | float):
-                label = str(first.get("selector", name))
-                mean, *ends = estimates[name]["greedy"]
-                low, high = (None if end is None else 100 * end for end in ends)
-                points.setdefault(label, []).append((100 * place, 100 * mean, low, high))
-        several = {k: sorted(v) for k, v in points.items() if len({p[0] for p in v}) > 1}
-        if not several:
-            continue
-        series = [
-            Series(
-                label=label,
-                points=[(x, mean) for x, mean, _, _ in rows],
-                color=index,
-                low=[(x, low) for x, _, low, _ in rows if low is not None],
-                high=[(x, high) for x, _, _, high in rows if high is not None],
-            )
-            for index, (label, rows) in enumerate(several.items())
-        ]
-        full = next(
-            (
-                100 * estimates[name]["greedy"][0]
-                for name in groups
-                if name.split(",lr=")[0] == "full"
-            ),
-            None,
-        )
-        chart = lines(
-            "budget", series, x_label="budget, %", to=ceiling(series, full), limit=full, size=WIDE
-        )
-        words = f"{study.name}; {interval_words(study)}"
-        words += "" if full is None else f"; the level line is full distillation, {full:.1f} %"
-        parts.append(
-            key([(one.label, one.color) for one in series])
-            + figure("Greedy accuracy by share of tokens, %", chart, words)
-        )
-    return "".join(parts)
-
-
-def against_cost(sources: Sources) -> str:
-    """Accuracy over trained tokens and over training seconds, first seed of every arm."""
-    parts = []
-    by_path = {run.path: run for run in sources.runs}
-    for study in sources.studies:
-        tokens: list[Series] = []
-        seconds: list[Series] = []
-        for name, outcomes in at_shared_rate(study).items():
-            outcome = outcomes[0]
-            run = by_path.get(study.path / "arms" / f"{name}-seed{outcome.get('seed')}")
-            for found, keys, curve in (
-                (tokens, "select/kept_tokens", "selected_tokens_curve"),
-                (seconds, "step_time", "train_seconds_curve"),
-            ):
-                cost = dict(map(tuple, outcome.get(curve) or [])) or _summed(run, keys)
-                pairs = [(cost[s], 100 * y) for s, y in outcome["accuracy_curve"] if s in cost]
-                if len(pairs) > 1:
-                    color = color_of(study, name)
-                    found.append(Series(label=name, points=pairs, color=color))
-        charts = [
-            _cost_chart(title, label, found)
-            for title, label, found in (
-                ("Accuracy against trained tokens, %", "tokens that trained", tokens),
-                ("Accuracy against training time, %", "seconds, evaluation left out", seconds),
-            )
-            if found
-        ]
-        if charts:
-            shown = max(len(tokens), len(seconds)) > MOST_NAMED
-            own = [(name, color_of(study, name)) for name in at_shared_rate(study)]
-            parts.append(
-                f'{key(own) if shown else ""}<div class="figures grid">{"".join(charts)}</div>'
-            )
-    return "".join(parts)
-
-
-def _cost_chart(title: str, label: str, series: list[Series]) -> str:
-    """A logarithmic axis where one arm pays several times what another pays; it has no 0."""
-    paid = [one.points[-1][0] for one in series]
-    log = max(paid) > 4 * min(paid) > 0
-    if log:
-        series = [
-            replace(one, points=[point for point in one.points if point[0] > 0]) for one in series
-        ]
-        label = f"{label} (logarithmic)"
-    to = ceiling(series)
-    return figure(
-        title, lines(title, series, x_label=label, to=to, log_x=log, names=True, size=WIDE)
-    )
-
-
-def _summed(run: Run | None, name: str) -> dict[float, float]:
-    """A metric summed up to every step; 0 at the start."""
-    if run is None or not (curve := run.curve(name)):
-        return {}
-    sums = accumulate(value for _, value in curve)
-    return {0: 0.0} | {step: total for (step, _), total in zip(curve, sums, strict=True)}
