@@ -75,8 +75,9 @@ def run_pool(
                     raise DataError(_failure(folder, process.returncode))
             time.sleep(POLL_SECONDS)
     finally:
+        # An unfinished arm starts anew: to wait for the end of its step, perhaps a minute, saves nothing.
         for process in running.values():
-            process.terminate()
+            process.kill()
         for process in running.values():
             process.wait()
 
