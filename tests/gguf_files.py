@@ -78,7 +78,7 @@ def interleaved(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    model, path: Path, *, tokens=TOKENS, packed: bool = False, extra=(), family: str = "llama"
+    model, path: Path, *, tokens=TOKENS, packed=False, extra=(), family="llama", ends=None
 ) -> dict[str, np.ndarray]:
     """Write a Llama and its tokens; returns what every tensor is once it is unpacked, by its torch name.
 
@@ -86,6 +86,7 @@ def write_gguf(
         packed: matrices in Q8_0; else everything in float32.
         extra: names of further tensors.
         family: llama.cpp's name of it; of another than "llama" only the tokens can be read.
+        ends: "eos", "eot" or other names of a token with a role, and which token; None: the eos alone.
     """
     import gguf
 
@@ -107,7 +108,8 @@ def write_gguf(
     writer.add_token_list(list(tokens))
     writer.add_token_types([3 if token.startswith("<") else 1 for token in tokens])
     writer.add_token_merges(["w x", "x w"])
-    writer.add_eos_token_id(tokens.index("<eos>"))
+    for end, token in ({"eos": "<eos>"} if ends is None else ends).items():
+        writer.add_uint32(f"tokenizer.ggml.{end}_token_id", tokens.index(token))
     writer.add_bos_token_id(tokens.index("<bos>"))
     writer.add_pad_token_id(tokens.index("<pad>"))
     kind, unpacked = gguf.GGMLQuantizationType.Q8_0, {}

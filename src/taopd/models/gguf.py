@@ -17,6 +17,7 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +36,10 @@ _STRETCHED = b"rope_freqs.weight", b".rope.scaling.factor"
 """Of positions that are not rotated as usual: Llama 3.1, YaRN."""
 _HEADER = 2**26
 """Bytes at the beginning of a file that hold at least its names."""
+_ENDS = "eos", "eot", "eom"
+"""The ends that a file may name: of a text, of a turn, of a message that calls a tool."""
+_WHOLE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
+"""Bytes of a value by the number of its type, of whole numbers."""
 
 
 def gguf_file(name: str, file: str | None = None) -> Path | None:
@@ -122,13 +127,55 @@ def check_positions(model: PreTrainedModel, path: Path) -> None:
     rotation = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if rotation.get("rope_type", "default") != "default":
         return
-    with open(path, "rb") as file:
-        names = file.read(_HEADER)
+    names = _header(path)
     if any(name in names for name in _STRETCHED):
         raise DataError(
             f"{path} stretches its positions (RoPE scaling), which transformers does not read from GGUF: it "
             "would be another model. Take its safetensors"
         )
+
+
+def generation_config(config: PretrainedConfig, path: Path) -> GenerationConfig:
+    """How the model is sampled from, by the file alone: it stops at every end that the file names.
+
+    transformers reads the end of a text, and where the file names none takes one of the model's family.
+    """
+    found = GenerationConfig.from_model_config(config)
+    # Of one family transformers knows more ends than the file has room for.
+    more = found.eos_token_id if isinstance(found.eos_token_id, list) else []
+    ends = list(dict.fromkeys([*_end_ids(path), *more]))
+    found.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+    return found
+
+
+def _end_ids(path: Path) -> list[int]:
+    """The ids of `_ENDS` that the file names.
+
+    Read here: the package gguf takes a minute for a vocabulary of 150,000 tokens.
+
+    Raises:
+        DataError: one that is no whole number.
+    """
+    head, found = _header(path), []
+    for end in _ENDS:
+        name = f"tokenizer.ggml.{end}_token_id".encode()
+        # A key is its length and its letters; the number of its value's type and the value follow.
+        key = len(name).to_bytes(8, "little") + name
+        if (at := head.find(key)) < 0:
+            continue
+        at += len(key) + 4
+        size = _WHOLE.get(int.from_bytes(head[at - 4 : at], "little"))
+        if size is None:
+            raise DataError(f"{path}: {name.decode()} is no whole number: convert the file again")
+        value = int.from_bytes(head[at : at + size], "little")
+        if value != 2 ** (8 * size) - 1:  # -1, which is llama.cpp's "none"
+            found.append(value)
+    return found
+
+
+def _header(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_HEADER)
 
 
 def without_added(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedTokenizerBase:
@@ -159,8 +206,10 @@ def as_declared(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrainedTok
     rows = AutoConfig.for_model(**declared).get_text_config().vocab_size
     tokenizer = without_added(tokenizer, rows)
     # Before 5.18 transformers named a Llama's first token as its last, and none for other models.
-    for name in ("bos_token", "eos_token", "pad_token"):
-        index = declared.get(f"{name}_id")
+    named = {name: declared.get(f"{name}_id") for name in ("bos_token", "pad_token")}
+    # A tokenizer has room for one end; `generation_config` has all of them.
+    named["eos_token"] = next(iter(_end_ids(path)), None)
+    for name, index in named.items():
         setattr(tokenizer, name, None if index is None else tokenizer.convert_ids_to_tokens(index))
     return tokenizer
 

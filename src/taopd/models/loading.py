@@ -155,6 +155,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if file is not None:
         gguf.check_positions(model, file)
         gguf.as_plain(model, file)
+        model.generation_config = gguf.generation_config(model.config, file)
     if (Path(name) / "adapter_model.safetensors").is_file():
         from taopd.models.adapters import read_adapter_again
 
