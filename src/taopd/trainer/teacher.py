@@ -89,6 +89,7 @@ class TeacherSource(OneTeacher):
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(remote=True)
             self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
+            self.tokens = None if args.cut_renamed_control_tokens else self.vocab_size
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
             self.check_signals(self.offers_exact)
             # An object of the user's may answer otherwise by design, and is asked as often as it was.
@@ -119,6 +120,7 @@ class TeacherSource(OneTeacher):
         found = loaded.of(teacher, args)
         self.plain, self.model, self.vocab_size = found.plain, found.model, found.vocab_size
         self.offload, self.samples, self._in_parts = found.offload, found.samples, found.in_parts
+        self.tokens = None if args.cut_renamed_control_tokens else found.vocab_size
 
     @property
     def offers_exact(self) -> bool:
@@ -151,14 +153,16 @@ class TeacherSource(OneTeacher):
         """Signals of every position of a padded batch, as the settings ask for them.
 
         Raises:
-            DataError: in the first batch, a model that is scored otherwise than its own forward computes.
+            DataError: a prompt with a token that the teacher lacks; in the first batch, a model that is
+                scored otherwise than its own forward computes.
         """
         args = self.args
         size = args.per_device_train_batch_size
         if self.plain is not None:
             self.plain.eval()  # A callback may have put it into training mode.
+        used = used_rows(batch, positions) if len(positions) else batch
+        self.check_prompts(used)
         if not self._agreed:
-            used = used_rows(batch, positions) if len(positions) else batch
             self._require_agreement(self.compare(forward, student, used))
         if self.remote is not None:
             return self._score_remote(forward, student, batch, positions, size, when, reuse)
