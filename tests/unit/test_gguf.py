@@ -21,7 +21,7 @@ from taopd.trainer.settings_file import parse_settings
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS
-from tests.gguf_files import TOKENS, make_llama, write_gguf
+from tests.gguf_files import TOKENS, make_gemma2, make_llama, write_gguf
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed"
@@ -290,9 +290,61 @@ def test_a_damaged_file_is_one_message(file, tmp_path):
         load_model(broken)
 
 
+CAPS = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+GEMMAS = [
+    CAPS | {"query_pre_attn_scalar": 16},
+    {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 16},
+    {"final_logit_softcapping": 0.0, "attn_logit_softcapping": 0.0, "query_pre_attn_scalar": 16},
+    CAPS | {"query_pre_attn_scalar": 64},
+]
+
+
 @installed
-def test_positions_that_transformers_would_read_otherwise_are_refused(teacher, tmp_path):
-    write_gguf(teacher, tmp_path / "x.gguf", extra=["rope_freqs.weight"])
+@pytest.mark.parametrize("options", GEMMAS)
+def test_a_files_caps_scale_and_window_are_computed_with(tmp_path, options):
+    """transformers reads none of them but the window, and takes a Gemma's of another size."""
+    own = {name: value or None for name, value in options.items()}
+    teacher = make_gemma2(**own)
+    said = {name: options[name] for name in CAPS} | {"attention.sliding_window": 4}
+    said |= {"attention.key_length": 16, "attention.value_length": 16}
+    if (
+        options["query_pre_attn_scalar"] != 16
+    ):  # else it is the width of a head, as llama.cpp has it
+        said["attention.scale"] = options["query_pre_attn_scalar"] ** -0.5
+    write_gguf(teacher, tmp_path / "x.gguf", family="gemma2", said=said)
+    found = load_model(tmp_path / "x.gguf", dtype="float32")
+    assert torch.equal(logits(found), logits(teacher))
+    config = load_config(tmp_path / "x.gguf")
+    assert {name: getattr(config, name) for name in own} == own
+
+
+@installed
+def test_the_largest_gemma_scales_by_the_hidden_width(tmp_path):
+    sizes = {"num_hidden_layers": 46, "hidden_size": 48, "head_dim": 16, "num_attention_heads": 2}
+    path = tmp_path / "x.gguf"
+    write_gguf(make_gemma2(**sizes), path, family="gemma2", said={"attention.key_length": 16})
+    assert load_config(path).query_pre_attn_scalar == 24
+
+
+@installed
+@pytest.mark.parametrize("family", ["phi3", "stablelm", "nemotron"])
+def test_a_part_of_a_head_that_rotates_is_the_files(teacher, tmp_path, family):
+    """Oracle: what was written: 16 of a head's numbers rotate, and the base."""
+    teacher.config.rope_parameters["rope_theta"] = 5000.0
+    try:
+        write_gguf(teacher, tmp_path / "x.gguf", family=family)
+    finally:
+        teacher.config.rope_parameters["rope_theta"] = 10000.0
+    config = load_config(tmp_path / "x.gguf")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert config.rope_parameters["partial_rotary_factor"] * width == 16
+    assert config.rope_parameters["rope_theta"] == 5000.0
+
+
+@installed
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight"])
+def test_positions_that_transformers_would_read_otherwise_are_refused(teacher, tmp_path, name):
+    write_gguf(teacher, tmp_path / "x.gguf", extra=[name])
     with pytest.raises(DataError, match="stretches its positions"):
         load_model(tmp_path / "x.gguf")
 
