@@ -62,13 +62,37 @@ def make_llama(seed: int, *, scale: float = 1.0):
     return model.eval()
 
 
-def gguf_name(name: str) -> str:
+WORDS_OF_GEMMA = WORDS_OF_LAYER | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def make_gemma2(**options):
+    """A randomly initialised Gemma 2 with a window of 4 tokens, and large enough numbers to meet its caps."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    ids = {"vocab_size": len(TOKENS), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    few = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    few |= {"rms_norm_eps": 2.0**-20, "sliding_window": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Gemma2ForCausalLM(Gemma2Config(**(sizes | ids | few | options)))
+    for weight in model.parameters():
+        weight.data *= 8.0 if weight.ndim == 2 else 1.0
+    return model.eval()
+
+
+def gguf_name(name: str, words=WORDS_OF_LAYER) -> str:
     """llama.cpp's name of a parameter."""
     bare = name.removesuffix(".weight")
     if bare in WORDS_OF_MODEL:
         return f"{WORDS_OF_MODEL[bare]}.weight"
     _, _, layer, rest = bare.split(".", 3)
-    return f"blk.{layer}.{WORDS_OF_LAYER[rest]}.weight"
+    return f"blk.{layer}.{words[rest]}.weight"
 
 
 def interleaved(values: np.ndarray, heads: int) -> np.ndarray:
@@ -78,14 +102,16 @@ def interleaved(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    model, path: Path, *, tokens=TOKENS, packed: bool = False, extra=(), family: str = "llama"
+    model, path: Path, *, tokens=TOKENS, packed=False, extra=(), family="llama", ends=None, said=()
 ) -> dict[str, np.ndarray]:
-    """Write a Llama and its tokens; returns what every tensor is once it is unpacked, by its torch name.
+    """Write a Llama or a Gemma 2 and its tokens; returns every tensor as it is unpacked, by its torch name.
 
     Args:
         packed: matrices in Q8_0; else everything in float32.
         extra: names of further tensors.
-        family: llama.cpp's name of it; of another than "llama" only the tokens can be read.
+        family: llama.cpp's name of it; of another than these two only config and tokens can be read.
+        ends: "eos", "eot" or other names of a token with a role, and which token; None: the eos alone.
+        said: further numbers of the family, by llama.cpp's name: whole ones or floats.
     """
     import gguf
 
@@ -102,28 +128,39 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    for name, value in dict(said).items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{family}.{name}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(list(tokens))
     writer.add_token_types([3 if token.startswith("<") else 1 for token in tokens])
     writer.add_token_merges(["w x", "x w"])
-    writer.add_eos_token_id(tokens.index("<eos>"))
+    for end, token in ({"eos": "<eos>"} if ends is None else ends).items():
+        writer.add_uint32(f"tokenizer.ggml.{end}_token_id", tokens.index(token))
     writer.add_bos_token_id(tokens.index("<bos>"))
     writer.add_pad_token_id(tokens.index("<pad>"))
     kind, unpacked = gguf.GGMLQuantizationType.Q8_0, {}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    gemma = family == "gemma2"
+    words = WORDS_OF_GEMMA if gemma else WORDS_OF_LAYER
     for name, weight in model.state_dict().items():
-        values = weight.float().numpy()
+        if gemma and name == "lm_head.weight":  # the embedding
+            continue
+        # llama.cpp adds the 1 that Gemma's norms add.
+        values = weight.float().numpy() + float(gemma and "norm" in name)
         packs = packed and values.ndim == 2 and values.shape[1] % BLOCK == 0
         unpacked[name] = values
         if packs:
             unpacked[name] = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
-        number = next((n for part, n in heads.items() if part in name), None)
+        number = next((n for part, n in heads.items() if part in name and not gemma), None)
         values = values if number is None else interleaved(values, number)
         if packs:
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(
+                gguf_name(name, words), gguf.quants.quantize(values, kind), raw_dtype=kind
+            )
         else:
-            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
+            writer.add_tensor(gguf_name(name, words), np.ascontiguousarray(values))
     for name in extra:
         writer.add_tensor(name, np.ones(config.head_dim // 2, dtype=np.float32))
     writer.write_header_to_file()

@@ -12,6 +12,7 @@ from taopd.experiments.smollm2.weights import convert
 from taopd.models import gguf as gguf_files
 from taopd.models.loading import load_config, load_model, load_tokenizer
 from taopd.models.prompts import load_prompts
+from taopd.models.stop_tokens import sampler_stop_ids
 from taopd.preflight.subject import Subject
 from taopd.teachers import load_teacher
 from taopd.trainer.config import TeachabilityConfig
@@ -20,7 +21,7 @@ from taopd.trainer.settings_file import parse_settings
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_tokenizer
 from tests.e2e.test_trainer import CPU, OURS
-from tests.gguf_files import TOKENS, make_llama, write_gguf
+from tests.gguf_files import TOKENS, make_gemma2, make_llama, write_gguf
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed"
@@ -82,8 +83,8 @@ def test_a_files_tokens_are_compared_with_the_students(file, teacher, micro_lab,
         load_teacher(str(tmp_path / "other.gguf"), student, make_tokenizer())
 
 
-def trained(tmp_path, micro_lab, student, teacher):
-    settings = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "budget": 0.3}
+def trained(tmp_path, micro_lab, student, teacher, seen=None, **more):
+    settings = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "budget": 0.3} | more
     trainer = TeachabilityTrainer(
         model=str(student),
         teacher_model=str(teacher),
@@ -93,6 +94,7 @@ def trained(tmp_path, micro_lab, student, teacher):
     )
     kept = []
     trainer.observers.append(lambda seen: kept.append(seen.choice.selection.kept.clone()))
+    trainer.observers.append([].append if seen is None else seen.append)
     trainer.train()
     return trainer, kept
 
@@ -106,6 +108,90 @@ def test_begin_end_and_padding_are_those_of_the_file(family, teacher, tmp_path):
     ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
     assert found.special_tokens_map == ends
     assert found.get_vocab() == {token: i for i, token in enumerate(TOKENS)}
+
+
+ENDS = {"eos": "<eos>", "eot": "w0", "eom": "w1", "fim_pad": "w2", "fim_sep": "w3"}
+NAMED = [TOKENS.index(token) for token in ("<eos>", "w0", "w1")]
+
+
+@installed
+@pytest.mark.parametrize(
+    ("ends", "stops", "end"),
+    [
+        (ENDS, NAMED, "<eos>"),
+        ({"eos": "w0", "eot": "w0"}, NAMED[1], "w0"),
+        ({"eot": "w1"}, NAMED[2], "w1"),
+        ({}, None, None),
+    ],
+)
+def test_a_file_stops_at_every_end_that_it_names(teacher, tmp_path, ends, stops, end):
+    """Not at padding of a gap, and without an end of its own not at that of the family's default."""
+    write_gguf(teacher, tmp_path / "x.gguf", ends=ends)
+    # Another model's, beside the file.
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9, "temperature": 0.5}')
+    model, tokenizer = load_model(tmp_path / "x.gguf"), load_tokenizer(tmp_path / "x.gguf")
+    assert model.generation_config.eos_token_id == stops and tokenizer.eos_token == end
+    assert model.generation_config.temperature is None
+    expected = [] if stops is None else [stops] if isinstance(stops, int) else stops
+    assert sampler_stop_ids(tokenizer, model) == expected
+    settings = parse_settings(None, ["--model_name_or_path", str(tmp_path / "x.gguf"), *REST])
+    subject = Subject(settings=settings)
+    subject._errors["inputs"] = ValueError("not loaded")
+    assert subject.student_generation_config.eos_token_id == stops
+
+
+REST = [
+    "--teacher_model_name_or_path",
+    "x",
+    "--dataset_name",
+    "x",
+    "--output_dir",
+    "x",
+    "--use_cpu",
+    "true",
+    "--bf16",
+    "false",
+]
+
+
+@installed
+def test_an_end_that_is_no_number_or_none(teacher, tmp_path):
+    write_gguf(teacher, tmp_path / "x.gguf", ends=ENDS)
+    content = (tmp_path / "x.gguf").read_bytes()
+    at = content.index(b"tokenizer.ggml.eot_token_id") + len(b"tokenizer.ggml.eot_token_id")
+    none = content[: at + 4] + b"\xff" * 4 + content[at + 8 :]
+    (tmp_path / "none.gguf").write_bytes(none)
+    ends = load_model(tmp_path / "none.gguf").generation_config.eos_token_id
+    assert ends == [NAMED[0], NAMED[2]]
+    (tmp_path / "real.gguf").write_bytes(content[:at] + b"\x06" + content[at + 1 :])
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(DataError, match="eot_token_id is no whole number"):
+            load(tmp_path / "real.gguf")
+
+
+@installed
+def test_sampling_stops_at_them_and_the_audit_knows_those_of_a_teacher(
+    teacher, micro_lab, tmp_path
+):
+    """A completion goes on after none of them; what a student is saved as stops there too."""
+    file = tmp_path / "ends.gguf"
+    write_gguf(teacher, file, ends=ENDS)
+    seen = []
+    trainer, _ = trained(
+        tmp_path, micro_lab, file, micro_lab.teacher, seen, max_completion_length=24
+    )
+    rows = [
+        ids[mask.bool()].tolist()
+        for one in seen
+        for ids, mask in zip(one.batch["completion_ids"], one.batch["completion_mask"], strict=True)
+    ]
+    assert {row[-1] for row in rows} >= {*NAMED[1:]}, "vacuous"
+    assert not any(set(row[:-1]) & set(NAMED) for row in rows)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert load_model(tmp_path / "saved").generation_config.eos_token_id == NAMED
+    (tmp_path / "other").mkdir()
+    other, _ = trained(tmp_path / "other", micro_lab, micro_lab.student, file, max_steps=1)
+    assert other.foreign_ends == tuple(sorted(NAMED[1:]))
 
 
 def test_a_file_becomes_a_folder_of_the_same_model_and_tokens(file, teacher, tmp_path):
@@ -204,9 +290,61 @@ def test_a_damaged_file_is_one_message(file, tmp_path):
         load_model(broken)
 
 
+CAPS = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+GEMMAS = [
+    CAPS | {"query_pre_attn_scalar": 16},
+    {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 16},
+    {"final_logit_softcapping": 0.0, "attn_logit_softcapping": 0.0, "query_pre_attn_scalar": 16},
+    CAPS | {"query_pre_attn_scalar": 64},
+]
+
+
 @installed
-def test_positions_that_transformers_would_read_otherwise_are_refused(teacher, tmp_path):
-    write_gguf(teacher, tmp_path / "x.gguf", extra=["rope_freqs.weight"])
+@pytest.mark.parametrize("options", GEMMAS)
+def test_a_files_caps_scale_and_window_are_computed_with(tmp_path, options):
+    """transformers reads none of them but the window, and takes a Gemma's of another size."""
+    own = {name: value or None for name, value in options.items()}
+    teacher = make_gemma2(**own)
+    said = {name: options[name] for name in CAPS} | {"attention.sliding_window": 4}
+    said |= {"attention.key_length": 16, "attention.value_length": 16}
+    if (
+        options["query_pre_attn_scalar"] != 16
+    ):  # else it is the width of a head, as llama.cpp has it
+        said["attention.scale"] = options["query_pre_attn_scalar"] ** -0.5
+    write_gguf(teacher, tmp_path / "x.gguf", family="gemma2", said=said)
+    found = load_model(tmp_path / "x.gguf", dtype="float32")
+    assert torch.equal(logits(found), logits(teacher))
+    config = load_config(tmp_path / "x.gguf")
+    assert {name: getattr(config, name) for name in own} == own
+
+
+@installed
+def test_the_largest_gemma_scales_by_the_hidden_width(tmp_path):
+    sizes = {"num_hidden_layers": 46, "hidden_size": 48, "head_dim": 16, "num_attention_heads": 2}
+    path = tmp_path / "x.gguf"
+    write_gguf(make_gemma2(**sizes), path, family="gemma2", said={"attention.key_length": 16})
+    assert load_config(path).query_pre_attn_scalar == 24
+
+
+@installed
+@pytest.mark.parametrize("family", ["phi3", "stablelm", "nemotron"])
+def test_a_part_of_a_head_that_rotates_is_the_files(teacher, tmp_path, family):
+    """Oracle: what was written: 16 of a head's numbers rotate, and the base."""
+    teacher.config.rope_parameters["rope_theta"] = 5000.0
+    try:
+        write_gguf(teacher, tmp_path / "x.gguf", family=family)
+    finally:
+        teacher.config.rope_parameters["rope_theta"] = 10000.0
+    config = load_config(tmp_path / "x.gguf")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert config.rope_parameters["partial_rotary_factor"] * width == 16
+    assert config.rope_parameters["rope_theta"] == 5000.0
+
+
+@installed
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight"])
+def test_positions_that_transformers_would_read_otherwise_are_refused(teacher, tmp_path, name):
+    write_gguf(teacher, tmp_path / "x.gguf", extra=[name])
     with pytest.raises(DataError, match="stretches its positions"):
         load_model(tmp_path / "x.gguf")
 

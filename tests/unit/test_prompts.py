@@ -63,6 +63,10 @@ def text_of(tokenizer, row):
             "<turn> user 1 <end> <turn> assistant",
         ),
         (
+            {"prompt": [user("1") | {"role": "User"}]},
+            "<turn> user 1 <end> <turn> assistant",
+        ),
+        (
             {"prompt": [{"role": "system", "content": ""}, user("1")]},
             "<turn> system <end> <turn> user 1 <end> <turn> assistant",
         ),

@@ -147,6 +147,8 @@ def test_servers_of_two_models_are_refused_with_both_names(two):
         ([3], "a list of texts or text"),
         (["http://a"] * 2, "twice"),
         (["http://a", "http://a/v1/"], "twice"),
+        (["http://a:80", "http://A/"], "twice"),
+        (["https://a/x", "https://a:443/x/"], "twice"),
     ],
 )
 def test_lists_of_addresses_that_are_none(tmp_path, urls, words):

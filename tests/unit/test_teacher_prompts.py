@@ -198,6 +198,12 @@ def test_a_column_is_taken_as_it_is_and_rendered_like_the_prompt(tokenizer):  # 
             DataError,
             "row 3 ends with an assistant message: the teacher",
         ),
+        (
+            None,
+            {"teacher_prompt": [CHAT[1], {"role": "Assistant", "content": "w3"}]},
+            DataError,
+            "row 3 ends with an assistant message: the teacher",
+        ),
     ],
 )
 def test_what_cannot_be_filled_names_row_and_column(template, row, error, words):

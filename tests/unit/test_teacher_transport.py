@@ -124,6 +124,36 @@ def test_patience_zero_takes_the_first_failure(server, connect):
     assert server.count == 1
 
 
+@pytest.mark.parametrize(
+    ("header", "asked"),
+    [("7", 7.0), ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0), ("soon", 0.0), ("-3", 0.0), (None, 0.0)],
+)
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_server_is_left_alone_for_as_long_as_it_asks(
+    server, connect, monkeypatch, header, asked, code
+):
+    def busy(handler, _):
+        handler.send_response(code)
+        handler.send_header("Content-Length", "0")
+        if header is not None:
+            handler.send_header("Retry-After", header)
+        handler.end_headers()
+
+    told = []
+    # Told, and not waited for.
+    monkeypatch.setattr(
+        transport, "wait_after", lambda _, asked_s, left_s: told.append(asked_s) or 0.0
+    )
+    server.script.append(busy)
+    assert call(connect(server)) == 2 and told == [asked]
+
+
+def test_the_wait_is_the_longer_one_within_the_patience():
+    assert transport.wait_after(0, 7.0, 600.0) == 7.0
+    assert transport.wait_after(0, 3600.0, 20.0) == 20.0
+    assert 5.0 <= transport.wait_after(9, 3.0, 600.0) <= 10.0
+
+
 def test_an_answer_that_cannot_be_true_is_asked_for_three_times(server, connect):
     def refuse(document):
         raise TeacherError(f"untrue {document['ok']}")
@@ -165,9 +195,15 @@ def test_no_more_than_the_limit_are_in_flight(server, connect):
 def test_a_failing_server_is_tried_by_one_request_at_a_time(server, connect):
     """After `FAILING` failures of 16 concurrent requests no two attempts overlap."""
     spans, lock = [], threading.Lock()
+    # On a busy machine one of them could begin when others are tried again.
+    first, all_here = iter(range(16)), threading.Barrier(16)
 
     def fail(handler, answer):
         began = time.monotonic()
+        with lock:
+            is_first = next(first, None) is not None
+        if is_first:
+            all_here.wait(timeout=30)
         time.sleep(0.02)
         with lock:
             spans.append((began, time.monotonic()))

@@ -143,6 +143,8 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     from taopd.trainer.cost import load_shape
     from taopd.trainer.cost.planned_teachers import with_teachers
     from taopd.trainer.cost.settings import plan_settings
+    from taopd.trainer.from_settings import shared_options
+    from taopd.trainer.loaded_teacher import weights_of
 
     parsed, device = _parsed(path, flags)
     student = parsed.model.model_name_or_path
@@ -151,7 +153,8 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         name = one.training.teacher_model_name_or_path
         known = replace(plan_settings(one), device=device)
         name = student if known.own_teacher else name
-        teachers.append((None if name is None else load_shape(str(name)), known))
+        shape = None if name is None else load_shape(str(name))
+        teachers.append((shape, known, weights_of(one.training, shared_options(parsed))))
     teacher, settings = with_teachers(teachers)
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
     dataset = str(parsed.script.dataset_name)

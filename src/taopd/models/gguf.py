@@ -7,6 +7,7 @@ Packed blocks would need kernels that transformers fetches from a hub, and these
 import importlib.util
 import json
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,10 +33,22 @@ _VERSIONS = (2, 3)
 """Of the format, that are read."""
 _MAGIC = b"GGUF"
 _OTHER_FORMATS = "config.json", "adapter_config.json"
-_STRETCHED = b"rope_freqs.weight", b".rope.scaling.factor"
-"""Of positions that are not rotated as usual: Llama 3.1, YaRN."""
+_STRETCHED = b"rope_freqs.weight", b"rope_factors_", b".rope.scaling.factor"
+"""Of positions that are not rotated as usual: Llama 3.1, Phi's longrope, YaRN."""
 _HEADER = 2**26
 """Bytes at the beginning of a file that hold at least its names."""
+_ENDS = "eos", "eot", "eom"
+"""The ends that a file may name: of a text, of a turn, of a message that calls a tool."""
+_WHOLE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
+"""Bytes of a value by the number of its type, of whole numbers."""
+_FLOAT, _TEXT = 6, 8
+"""Numbers of types: float32, and a length with its letters."""
+_CAPS = "final_logit_softcapping", "attn_logit_softcapping"
+_WINDOW, _SCALE = "attention.sliding_window", "attention.scale"
+_ROTATED, _BASE = "rope.dimension_count", "rope.freq_base"
+_LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
+"""Layers of the size (27B) whose attention is scaled by the hidden width over the heads and not by the width
+of a head; llama.cpp's rule, the file says nothing."""
 
 
 def gguf_file(name: str, file: str | None = None) -> Path | None:
@@ -122,13 +136,104 @@ def check_positions(model: PreTrainedModel, path: Path) -> None:
     rotation = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if rotation.get("rope_type", "default") != "default":
         return
-    with open(path, "rb") as file:
-        names = file.read(_HEADER)
+    names = _header(path)
     if any(name in names for name in _STRETCHED):
         raise DataError(
             f"{path} stretches its positions (RoPE scaling), which transformers does not read from GGUF: it "
             "would be another model. Take its safetensors"
         )
+
+
+def generation_config(config: PretrainedConfig, path: Path) -> GenerationConfig:
+    """How the model is sampled from, by the file alone: it stops at every end that the file names.
+
+    transformers reads the end of a text, and where the file names none takes one of the model's family.
+    """
+    found = GenerationConfig.from_model_config(config)
+    # Of one family transformers knows more ends than the file has room for.
+    more = found.eos_token_id if isinstance(found.eos_token_id, list) else []
+    ends = list(dict.fromkeys([*_end_ids(path), *more]))
+    found.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+    return found
+
+
+def completed(config: PretrainedConfig, path: Path) -> PretrainedConfig:
+    """The config with what the file says and transformers does not read; it takes the family's defaults."""
+    head = _header(path)
+    family = _value(head, "general.architecture", path)
+
+    def said(name: str) -> Any:
+        return _value(head, f"{family}.{name}", path)
+
+    for name in _CAPS:
+        if (cap := said(name)) is not None and hasattr(config, name):
+            setattr(config, name, cap or None)  # 0 is none
+    if (window := said(_WINDOW)) and getattr(config, "sliding_window", 0) is None:
+        config.sliding_window = window
+    if config.model_type in _LARGEST_GEMMA:
+        largest = config.num_hidden_layers == _LARGEST_GEMMA[config.model_type]
+        scale = said(_SCALE)
+        width = _head_width(config) if largest else config.head_dim
+        config.query_pre_attn_scalar = round(scale**-2) if scale else width
+    rotation = getattr(config, "rope_parameters", None) or {}
+    if "rope_theta" in rotation and (base := said(_BASE)):
+        rotation["rope_theta"] = base
+    if "partial_rotary_factor" in rotation and (rotated := said(_ROTATED)):
+        width = getattr(config, "head_dim", None) or _head_width(config)
+        rotation["partial_rotary_factor"] = rotated / width
+    return config
+
+
+def _head_width(config: PretrainedConfig) -> int:
+    return int(config.hidden_size // config.num_attention_heads)
+
+
+def _end_ids(path: Path) -> list[int]:
+    """The ids of `_ENDS` that the file names.
+
+    Raises:
+        DataError: one that is no whole number.
+    """
+    head, found = _header(path), []
+    for end in _ENDS:
+        name = f"tokenizer.ggml.{end}_token_id"
+        value = _value(head, name, path)
+        if not isinstance(value, int | None):
+            raise DataError(f"{path}: {name} is no whole number: convert the file again")
+        if value is not None and value >= 0:
+            found.append(value)
+    return found
+
+
+def _value(head: bytes, name: str, path: Path) -> int | float | str | None:
+    """A value of the file's header; None where it has none.
+
+    Read here: the package gguf takes a minute for a vocabulary of 150,000 tokens.
+
+    Raises:
+        DataError: neither a number nor text.
+    """
+    # A key is its length and its letters; the number of its value's type and the value follow.
+    key = len(name).to_bytes(8, "little") + name.encode()
+    if (at := head.find(key)) < 0:
+        return None
+    at += len(key) + 4
+    kind = int.from_bytes(head[at - 4 : at], "little")
+    if kind == _FLOAT:
+        return float(struct.unpack("<f", head[at : at + 4])[0])
+    if kind == _TEXT:
+        size = int.from_bytes(head[at : at + 8], "little")
+        return head[at + 8 : at + 8 + size].decode(errors="replace")
+    if kind not in _WHOLE:
+        raise DataError(f"{path}: {name} is neither a number nor text: convert the file again")
+    value = int.from_bytes(head[at : at + _WHOLE[kind]], "little")
+    # The largest is -1 in the other reading, llama.cpp's "none".
+    return -1 if value == 2 ** (8 * _WHOLE[kind]) - 1 else value
+
+
+def _header(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_HEADER)
 
 
 def without_added(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> PreTrainedTokenizerBase:
@@ -159,8 +264,10 @@ def as_declared(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrainedTok
     rows = AutoConfig.for_model(**declared).get_text_config().vocab_size
     tokenizer = without_added(tokenizer, rows)
     # Before 5.18 transformers named a Llama's first token as its last, and none for other models.
-    for name in ("bos_token", "eos_token", "pad_token"):
-        index = declared.get(f"{name}_id")
+    named = {name: declared.get(f"{name}_id") for name in ("bos_token", "pad_token")}
+    # A tokenizer has room for one end; `generation_config` has all of them.
+    named["eos_token"] = next(iter(_end_ids(path)), None)
+    for name, index in named.items():
         setattr(tokenizer, name, None if index is None else tokenizer.convert_ids_to_tokens(index))
     return tokenizer
 

@@ -133,6 +133,8 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     # Loaded whatever the shapes are, as transformers' own message names none of them.
     fits = "ignore_mismatched_sizes" in options
     try:
+        if file is not None:
+            options["config"] = load_config(file)
         model, report = AutoModelForCausalLM.from_pretrained(
             where, output_loading_info=True, **({"ignore_mismatched_sizes": True} | options)
         )
@@ -155,6 +157,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if file is not None:
         gguf.check_positions(model, file)
         gguf.as_plain(model, file)
+        model.generation_config = gguf.generation_config(model.config, file)
     if (Path(name) / "adapter_model.safetensors").is_file():
         from taopd.models.adapters import read_adapter_again
 
@@ -173,7 +176,8 @@ def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
     if file is not None:
         name, more = gguf.source(file)
     try:
-        return AutoConfig.from_pretrained(name, **(kwargs | more | {"trust_remote_code": False}))
+        config = AutoConfig.from_pretrained(name, **(kwargs | more | {"trust_remote_code": False}))
+        return config if file is None else gguf.completed(config, file)
     except Exception as error:  # a config's own checks raise nothing narrower
         why = _why(str(file or name), error)
         raise DataError(f"cannot read the config of {file or name}: {why}") from error

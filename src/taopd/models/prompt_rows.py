@@ -41,6 +41,7 @@ _ROLES = {
     "function_response": "tool",
 }
 """Of ShareGPT and its relatives; any other name stays as it is."""
+_KNOWN = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +208,13 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = "" if content is None else content
     if not isinstance(content, str):
         raise DataError(f"{where}: the content of a message is {type(content).__name__}, not text")
-    return {**kept, "role": _ROLES.get(role, role), "content": content}
+    return {**kept, "role": _role(role), "content": content}
+
+
+def _role(role: str) -> str:
+    """The usual name of a role, also where it is written "User": a template drops or prints another one."""
+    name = _ROLES.get(role.lower(), role.lower())
+    return name if name in _KNOWN else role
 
 
 def text_of_part(part: Any, where: str) -> str:

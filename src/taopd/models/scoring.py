@@ -221,11 +221,26 @@ def check_readable(batch: Mapping[str, Tensor], teacher: Any) -> None:
     Raises:
         DataError: names the id and the largest that the teacher knows.
     """
-    known = teacher.config.get_text_config().vocab_size
+    check_prompt_ids(batch, teacher.config.get_text_config().vocab_size)
+
+
+def check_prompt_ids(batch: Mapping[str, Tensor], known: int) -> None:
+    """Refuse prompts with an id that the teacher has no token for.
+
+    Behind its tokens its embedding may have further rows, which were never trained: they would be read
+    without a word.
+
+    Args:
+        batch: as the teacher reads it.
+        known: ids from this one on are no tokens of the teacher's.
+
+    Raises:
+        DataError: names the id and the largest that the teacher knows.
+    """
     outside = (batch["prompt_ids"] >= known) & batch["prompt_mask"].bool()
     if bool(outside.any()):
         raise DataError(
             f"a prompt holds the token id {int(batch['prompt_ids'][outside][0])}, and the teacher knows ids "
-            f"up to {known - 1} only: remove that token from chat template and prompts, or choose a teacher "
-            "that has it"
+            f"up to {known - 1} only: remove that token from chat template and prompts, give the teacher "
+            "prompts of its own (teacher_prompt), or choose a teacher that has it"
         )

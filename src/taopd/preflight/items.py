@@ -5,7 +5,7 @@ after it that need the same say so in a few words.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,8 @@ from taopd.preflight.verdict import Verdict, judge
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
+from taopd.trainer.from_settings import shared_options
+from taopd.trainer.loaded_teacher import weights_of
 from taopd.trainer.methods import judges, running
 from taopd.trainer.selection import scales_compatibility
 
@@ -151,7 +153,7 @@ def _memory(subject: Subject) -> Verdict:
             # One that is elsewhere takes no memory here, whatever its shape.
             config = part.known_configs.get("teacher", part.student_config)
             known = replace(_plan_settings(part), device="gpu" if on_gpu else "cpu")
-            teachers.append((ModelShape.from_config(config), known))
+            teachers.append((ModelShape.from_config(config), known, _weights(part)))
         teacher, settings = with_teachers(teachers)
         settings = replace(
             settings,
@@ -168,6 +170,14 @@ def _memory(subject: Subject) -> Verdict:
         phase=_PHASES[max(memory.phases, key=lambda name: memory.phases[name])],
         sharded=bool(args.fsdp or args.deepspeed),
     )
+
+
+def _weights(subject: Subject) -> Hashable:
+    """What tells the teacher's weights from those of others."""
+    if subject.has("inputs") and subject.inputs.teacher is not None:
+        return id(subject.inputs.teacher)
+    settings = subject.settings
+    return weights_of(settings.training, shared_options(settings))
 
 
 def _plan_settings(subject: Subject) -> PlanSettings:

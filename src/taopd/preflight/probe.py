@@ -46,7 +46,7 @@ def measure_micro_batch(
         teacher: of several; rows: its prompts; default those of the training set.
 
     Raises:
-        DataError: every completion is empty.
+        DataError: every completion is empty, or a prompt has a token that the teacher lacks.
         NumericsError: NaN or infinite logits.
         TeacherError: a remote teacher does not answer.
     """
@@ -61,6 +61,7 @@ def measure_micro_batch(
         own = trainer.encode_for_teacher(rows)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
+        source.check_prompts(batch)
         both = trainer.forward_states, trainer.model_wrapped
         passes = run_passes(*both, source.model, batch, size)
         measured = measure(

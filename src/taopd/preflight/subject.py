@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from taopd.models import prompts as data
-from taopd.models.gguf import gguf_file
+from taopd.models.gguf import generation_config, gguf_file
 from taopd.models.loading import load_config
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
@@ -200,9 +200,8 @@ class Subject:
         name = self.settings.model.model_name_or_path if owner == "student" else self.teacher_name
         if kind is AutoConfig:
             return load_config(str(name))
-        # A GGUF file has no generation config beside its config.
-        if gguf_file(str(name)):
-            return GenerationConfig.from_model_config(load_config(str(name)))
+        if file := gguf_file(str(name)):
+            return generation_config(load_config(str(name)), file)
         return kind.from_pretrained(name)
 
     @cached_property

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 from taopd.errors import ConfigError, require
 from taopd.teachers.transport import KEY, server_of
 
+_PORTS = {"http": 80, "https": 443}
+
 
 def check_addresses(urls: Any) -> None:
     """Refuse a value of `teacher_url` that is neither an address nor several of them.
@@ -13,13 +15,21 @@ def check_addresses(urls: Any) -> None:
     Raises:
         ConfigError: another type, one address twice, or see `check_address`.
     """
-    if not isinstance(urls, str):
-        texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
-        require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
-        servers = {server_of(url) for url in urls}
-        require(len(servers) == len(urls), "teacher_url", urls, "without the same URL twice")
-    for url in [urls] if isinstance(urls, str) else urls:
+    if isinstance(urls, str):
+        check_address(urls)
+        return
+    texts = isinstance(urls, list) and all(isinstance(url, str) for url in urls)
+    require(bool(urls) and texts, "teacher_url", urls, "a URL, or a list of them")
+    for url in urls:
         check_address(url)
+    servers = {_place(url) for url in urls}
+    require(len(servers) == len(urls), "teacher_url", urls, "without the same URL twice")
+
+
+def _place(url: str) -> tuple[Any, ...]:
+    """What two addresses of one server have in common."""
+    parts = urlsplit(server_of(url))
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme], parts.path
 
 
 def check_address(url: str) -> None:

@@ -1,6 +1,6 @@
 """HTTP transport with time-outs, retries with backoff, and a circuit breaker.
 
-    after failure n of a request it waits min(10 s, 0.5 s * 2^n) * uniform(0.5, 1)
+    after failure n of a request it waits min(10 s, 0.5 s * 2^n) * uniform(0.5, 1), or what Retry-After says
     every request of the last `patience_s` failed: open, what waits fails, what is new is tried every 10 s
 
 Connection errors, time-outs, 429 and 5xx are retried until the patience is over. While a server fails, one
@@ -18,21 +18,20 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import httpx2 as httpx
 
 from taopd.errors import TeacherError, TeacherUnavailable
+from taopd.teachers.answer_headers import seconds_of, unpacker
 
 MOST_BYTES = 1 << 30
 """Unpacked, of all answers that are being received or read together: 64 lists of 20 at 32,768 tokens are
 60 MiB."""
 MOST_SMALL = 16 << 20
 """Of the answer to a request for something small, as a version or a list of models."""
-_PIECE = 1 << 16
-"""Bytes that are unpacked at a time."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 READS = 3
 """Times that a contradictory answer is requested."""
@@ -47,6 +46,11 @@ T = TypeVar("T")
 
 class _Failed(Exception):
     """A failed attempt that may be retried; the message is what the server did."""
+
+    def __init__(self, message: str, asked_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.asked_s = asked_s
+        """Seconds that the server asks to be left alone."""
 
 
 class Transport:
@@ -142,6 +146,7 @@ class Transport:
     ) -> T:
         attempt = refused = 0
         while True:
+            asked_s = 0.0
             try:
                 async with self._slots:
                     self._raise_if_open(path)
@@ -149,8 +154,9 @@ class Transport:
                     if status != 200:
                         raise _Refused(f"{self.url}{path} {refusal(status, document)}")
                     return await asyncio.to_thread(read, document)
-            except _Failed:
+            except _Failed as failure:
                 self._raise_if_open(path)
+                asked_s = failure.asked_s
             except (_Refused, TeacherUnavailable):
                 raise
             except TeacherError as error:
@@ -159,8 +165,7 @@ class Transport:
                     raise TeacherError(
                         f"{self.url}{path} answers what cannot be true, {READS} times: {error}"
                     ) from error
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 8))
-            await asyncio.sleep(min(wait * random.uniform(0.5, 1.0), max(0.01, self._time_left())))
+            await asyncio.sleep(wait_after(attempt, asked_s, self._time_left()))
             attempt += 1
 
     async def _attempt(self, path: str, body: dict[str, Any], most_bytes: int) -> tuple[int, Any]:
@@ -194,7 +199,7 @@ class Transport:
                 asyncio.timeout(self._timeout_s),
                 self._client.stream(method, self.url + path, json=body) as response,
             ):
-                unpack = _unpacker(response.headers.get("content-encoding", "identity"))
+                unpack = unpacker(response.headers.get("content-encoding", "identity"))
                 # Unpacked here, piece by piece: the client's own decoder would do a whole chunk at once.
                 async for chunk in response.aiter_raw():
                     for piece in unpack(chunk):
@@ -216,7 +221,8 @@ class Transport:
                     "the server is"
                 )
             if status == 429 or status >= 500:
-                raise _Failed(f"status {status}: {_short(text)}")
+                asked_s = seconds_of(response.headers.get("retry-after"))
+                raise _Failed(f"status {status}: {_short(text)}", asked_s)
             # Not on the loop, where the time-outs of other requests would wait for it.
             return status, await asyncio.to_thread(_document, status, text)
         except TimeoutError as error:
@@ -241,6 +247,16 @@ class Transport:
             )
 
 
+def wait_after(attempt: int, asked_s: float, left_s: float) -> float:
+    """Seconds between an attempt that failed and the next.
+
+    Args:
+        attempt: 0 for the first; asked_s: what the server asks for; left_s: of the patience.
+    """
+    own = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+    return min(max(own, asked_s), max(0.01, left_s))
+
+
 def server_of(url: str) -> str:
     """An address without what makes no difference to where it leads."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
@@ -248,22 +264,6 @@ def server_of(url: str) -> str:
 
 class _Refused(TeacherError):
     """A status that is not retried."""
-
-
-def _unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]]:
-    """The pieces, of bounded size, that a chunk of a compressed answer unpacks to."""
-    if coding == "identity":
-        return lambda chunk: iter([chunk])
-    if coding not in ("gzip", "deflate"):
-        raise TeacherError(f"an answer compressed with {coding}, which was not asked for")
-    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
-
-    def unpack(chunk: bytes) -> Iterator[bytes]:
-        while chunk and not decoder.eof:
-            yield decoder.decompress(chunk, _PIECE)
-            chunk = decoder.unconsumed_tail
-
-    return unpack
 
 
 def _document(status: int, text: bytes | bytearray) -> Any:

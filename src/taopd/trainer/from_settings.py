@@ -1,5 +1,6 @@
 """From settings to a trainer: loads and checks models, tokenizer and prompts; writes nothing."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
         eval_dataset = data.load_prompts(
             str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
         )
-    common = {"attn_implementation": chosen.attn_implementation, "dtype": chosen.dtype}
+    common = shared_options(settings)
     # The student's own keywords win over what both models share.
     own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
     quantization = get_quantization_config(chosen)
@@ -103,16 +104,26 @@ def _load_teacher(args: Any, student: Any, tokenizer: Any, common: dict[str, Any
 def _load_teachers(
     args: Any, student: Any, tokenizer: Any, common: dict[str, Any]
 ) -> dict[str, Any]:
-    """By name the model, or the entry of a teacher behind a server."""
+    """By name the model, one for all names of the same weights, or the entry of a teacher behind a server."""
+    from taopd.trainer.loaded_teacher import weights_of
     from taopd.trainer.teacher_entries import check_teachers, naming, settings_of
 
     check_teachers(args, args.teachers)
-    found = {}
+    found, models = dict[str, Any](), dict[Hashable, Any]()
     for name, entry in args.teachers.items():
-        with naming(name):
-            model = _load_teacher(settings_of(args, name, entry), student, tokenizer, common)
-        found[name] = entry if model is None else model
+        own = settings_of(args, name, entry)
+        key = weights_of(own, common)
+        if key not in models:
+            with naming(name):
+                models[key] = _load_teacher(own, student, tokenizer, common)
+        found[name] = entry if models[key] is None else models[key]
     return found
+
+
+def shared_options(settings: "TrainSettings") -> dict[str, Any]:
+    """Options of loading that student and teachers share where they have none of their own."""
+    model = settings.model
+    return {"attn_implementation": model.attn_implementation, "dtype": model.dtype}
 
 
 def make_trainer(

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from taopd.distributed.sharding import is_sharded
 from taopd.errors import ConfigError, DataError, NumericsError, TeacherError
 from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions, teacher_side, used_rows
@@ -22,12 +21,11 @@ from taopd.models.scoring import Given, Reuse, Scored, check_readable, score_pos
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, INITIAL_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
-from taopd.teachers import AskedOnce, Teacher, as_bound, load_teacher, score_remote
+from taopd.teachers import AskedOnce, Teacher, as_bound, score_remote
 from taopd.teachers.local import refuse_loading_options
-from taopd.trainer.checkpoint.same_start import samples_of
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loaded_teacher import LoadedTeachers
 from taopd.trainer.own_teacher import OwnTeacher
-from taopd.trainer.place_teacher import place_teacher
 from taopd.trainer.selection import reads_initial, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
 from taopd.trainer.teacher_connection import connect_teacher, own_vocabulary, vocabularies
@@ -47,6 +45,7 @@ class TeacherSource(OneTeacher):
             with `args.teacher_url`; or the student as its own.
         student: its vocabulary is what both must share.
         name: among several teachers; "": the only one.
+        loaded: the models that the teachers of this run share.
 
     Raises:
         ConfigError: a loss, signal or setting that a remote teacher cannot serve, no teacher at all, or a
@@ -63,6 +62,7 @@ class TeacherSource(OneTeacher):
         accelerator: Accelerator,
         *,
         name: str = "",
+        loaded: LoadedTeachers | None = None,
     ) -> None:
         # Before anything is loaded or asked; also for a `Teacher`, which `load_teacher` never sees.
         refuse_loading_options(teacher, args.teacher_model_init_kwargs, args.teacher_quantization)
@@ -89,6 +89,7 @@ class TeacherSource(OneTeacher):
         if args.teacher_url or isinstance(teacher, Teacher):
             args.check_teacher(remote=True)
             self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
+            self.tokens = None if args.cut_renamed_control_tokens else self.vocab_size
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
             self.check_signals(self.offers_exact)
             # An object of the user's may answer otherwise by design, and is asked as often as it was.
@@ -115,21 +116,11 @@ class TeacherSource(OneTeacher):
             raise ConfigError(
                 "no teacher: pass teacher_model, or set teacher_model_name_or_path or teacher_url"
             )
-        self.plain, self.vocab_size = load_teacher(
-            teacher,
-            student,
-            tokenizer,
-            revision=args.teacher_model_revision,
-            init_kwargs=args.teacher_model_init_kwargs,
-            quantization=args.teacher_quantization,
-            cut_renamed_control_tokens=args.cut_renamed_control_tokens,
-        )
-        require_backbone("teacher", self.plain)
-        # Packed weights depend on the machine that packed them.
-        self.samples = None if args.teacher_quantization else samples_of(self.plain).tolist()
-        # Sharded like the student where that is sharded: a whole teacher would undo the saving.
-        self.model, self.offload = place_teacher(accelerator, self.plain, args)
-        self._in_parts = any(map(is_sharded, self.plain.parameters()))
+        loaded = loaded or LoadedTeachers(student, tokenizer, accelerator)
+        found = loaded.of(teacher, args)
+        self.plain, self.model, self.vocab_size = found.plain, found.model, found.vocab_size
+        self.offload, self.samples, self._in_parts = found.offload, found.samples, found.in_parts
+        self.tokens = None if args.cut_renamed_control_tokens else found.vocab_size
 
     @property
     def offers_exact(self) -> bool:
@@ -162,14 +153,16 @@ class TeacherSource(OneTeacher):
         """Signals of every position of a padded batch, as the settings ask for them.
 
         Raises:
-            DataError: in the first batch, a model that is scored otherwise than its own forward computes.
+            DataError: a prompt with a token that the teacher lacks; in the first batch, a model that is
+                scored otherwise than its own forward computes.
         """
         args = self.args
         size = args.per_device_train_batch_size
         if self.plain is not None:
             self.plain.eval()  # A callback may have put it into training mode.
+        used = used_rows(batch, positions) if len(positions) else batch
+        self.check_prompts(used)
         if not self._agreed:
-            used = used_rows(batch, positions) if len(positions) else batch
             self._require_agreement(self.compare(forward, student, used))
         if self.remote is not None:
             return self._score_remote(forward, student, batch, positions, size, when, reuse)

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.errors import DataError, suggest
-from taopd.models.batch import Positions
+from taopd.models.batch import Positions, teacher_side
 from taopd.models.context import context_length
 from taopd.models.prompt_faults import LOOKED_AT
+from taopd.models.scoring import check_prompt_ids
 from taopd.teachers.protocol import room
 from taopd.trainer.training_set import first_rows
 
@@ -23,6 +24,8 @@ class OneTeacher:
     remote: Any = None
     names: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    tokens: int | None = None
+    """Ids from this one on are no tokens of the teacher's; None: not known, or renamed by wish."""
     samples: list[list[float]] | None = None
     """Weights of a model here that was loaded for this teacher; see `checkpoint.same_start`."""
 
@@ -56,6 +59,15 @@ class OneTeacher:
 
     def of_positions(self, batch: Mapping[str, Any], positions: Positions) -> None:
         """No index."""
+
+    def check_prompts(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse prompts with a token that the teacher lacks, where its tokens are known.
+
+        Raises:
+            DataError: see `check_prompt_ids`.
+        """
+        if self.tokens is not None:
+            check_prompt_ids(teacher_side(batch), self.tokens)
 
 
 class TeacherColumn:

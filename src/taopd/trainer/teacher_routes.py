@@ -30,6 +30,7 @@ from taopd.runs.jsonl import write_json
 from taopd.signals import TokenSignals, concatenate, taken
 from taopd.teachers import Teacher, as_bound
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loaded_teacher import LoadedTeachers
 from taopd.trainer.teacher import FILE, TeacherSource
 from taopd.trainer.teacher_column import TeacherColumn
 from taopd.trainer.teacher_entries import ALONE, check_teachers, entry_of, naming, settings_of
@@ -106,6 +107,7 @@ class TeacherRoutes:
         self.sources: dict[str, TeacherSource] = {}
         """By name, in the order of `INDEX`."""
         self._about: dict[str, Any] = {}
+        loaded = LoadedTeachers(student, tokenizer, accelerator)
         # Sorted: a checkpoint in the middle of a generation batch holds numbers, and a mapping's order says
         # nothing.
         for name, one in sorted(given.items()):
@@ -113,7 +115,7 @@ class TeacherRoutes:
             own = settings_of(args, name, entry)
             with naming(name):
                 self.sources[name] = TeacherSource(
-                    teacher, own, student, tokenizer, accelerator, name=name
+                    teacher, own, student, tokenizer, accelerator, name=name, loaded=loaded
                 )
         # Heads of different sizes are all cut to the ids that everybody knows.
         self.vocab_size = min(source.vocab_size for source in self.sources.values())
