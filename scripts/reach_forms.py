@@ -3,6 +3,9 @@
     python -m scripts.reach_forms --runs runs/reach_forms               # what is missing, resumable
     python -m scripts.reach_forms --runs runs/reach_forms --labs jargon --forms "p^0.2" "ramp"
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400   # the first screening
+    python -m scripts.reach_forms --runs runs/reach_forms --steps 400 --parts   # the rule and its parts
+
+What the file holds of other forms, labs and steps stays in it.
 
 Settings as in scripts/default_method.py (exact reverse KL, 10 %), with one seed, a checkpoint every 50 steps.
 p is the initial student's probability of a token, s(p) the share of the teacher's mass on it that counts as
@@ -78,6 +81,8 @@ class Form:
     """The start is held where contexts that are new to it are worse."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
+    drawn: bool = True
+    """A random tenth of the other tokens is held; else only what is selected trains."""
 
 
 SMOOTH = Form(share=sigmoid(1e-4, 1.0), floor_on_d=True, forward=True)
@@ -110,9 +115,25 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, hold to the teacher": replace(SMOOTH, hold=False),
     "rest by forward KL, start let go over the run": replace(SMOOTH, release=1.0),
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
-    "the same, or later where new contexts are worse": replace(SMOOTH, release=0.5, kept=True),
 }
-RULE = list(FORMS)[-1]
+"""Tried on the way to the rule."""
+RULE = replace(SMOOTH, release=0.5, kept=True)
+HALVES, HOLDS = (1e-3, 1e-4, 1e-5), (1.0, 3.0, 10.0)
+FORMS |= {
+    f"the rule, half {half:g}, hold {hold:g}": replace(RULE, share=sigmoid(half, 1.0), coef=hold)
+    for half in HALVES
+    for hold in HOLDS
+}
+FORMS |= {
+    "the rule without the forward KL": replace(RULE, forward=False),
+    "the rule, floor on D r": replace(RULE, floor_on_d=False),
+    "the rule, ends like any token": replace(RULE, ends=False),
+    "the rule, start held to the end": replace(RULE, release=0.0, kept=False),
+    "the rule, hold to the teacher": replace(RULE, hold=False),
+    "the rule without a hold": replace(RULE, drawn=False),
+}
+"""The rule has half 1e-4 and hold 3; each part of it is changed once."""
+PARTS = [name for name in FORMS if name.startswith("the rule")]
 
 
 class FormStack(Stack):
@@ -161,7 +182,11 @@ class FormStack(Stack):
             drawn, r if form.hold else 1.0 - foreign, foreign, start=start
         )
         selected = torch.where(made.reference_mask, 0.0, made.loss_weights)
-        weights = {"loss_weights": selected + to_teacher, "anchor_weights": held * form.coef}
+        factor = float(form.drawn)
+        weights = {
+            "loss_weights": selected + factor * to_teacher,
+            "anchor_weights": factor * held * form.coef,
+        }
         return replace(made, **weights, by_reach=form.forward)
 
 
@@ -189,7 +214,8 @@ def run(folder: Path, variant: str, names: list[str], steps: int) -> None:
 
 def file_of(folder: Path, name: str, variant: str, steps: int) -> Path:
     """The file of one form in one lab."""
-    return folder / f"form{list(FORMS).index(name)}__{variant}__{steps}.json"
+    plain = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name)
+    return folder / f"{plain}__{variant}__{steps}.json"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -225,21 +251,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/reach_forms.json"))
     parser.add_argument("--labs", nargs="*", choices=list(VARIANTS), default=list(LABS))
     parser.add_argument("--forms", nargs="*", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument(
+        "--parts", action="store_true", help="the rule: a grid, and each part changed once"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--gather", action="store_true", help="only gather the finished runs")
     args = parser.parse_args()
+    forms = PARTS if args.parts else args.forms
     torch.set_num_threads(1)
     args.runs.mkdir(parents=True, exist_ok=True)
     for variant in [] if args.gather else args.labs:
         missing = [
-            name
-            for name in args.forms
-            if not file_of(args.runs, name, variant, args.steps).exists()
+            name for name in forms if not file_of(args.runs, name, variant, args.steps).exists()
         ]
         if missing:
             run(args.runs, variant, missing, args.steps)
             print(f"{variant}: {len(missing)} forms", flush=True)
-    rows = [json.loads(path.read_text()) for path in sorted(args.runs.glob("form*.json"))]
+    known = json.loads(args.output.read_text())["forms"] if args.output.exists() else []
+    known += [json.loads(path.read_text()) for path in sorted(args.runs.glob("*.json"))]
+    # A run that was made again replaces the one that was saved.
+    rows = list({(row["form"], row["variant"], row["steps"]): row for row in known}.values())
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     write_text(args.output, f'{{"settings": {json.dumps(BASE)}, "forms": [\n{body}\n]}}\n')
     write_generated(args.output.with_suffix(".md"), table(rows))
