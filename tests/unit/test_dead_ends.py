@@ -153,6 +153,7 @@ def test_an_impossible_output_is_refused_before_the_models_are_made(
     [
         ("budget: 0.1\nseed: 1\nbudget: 0.2\n", "'budget' stands twice, in lines 1 and 3"),
         ("model_init_kwargs:\n  a: 1\n  a: 2\n", "'a' stands twice, in lines 2 and 3"),
+        ("model_init_kwargs: {a: 1, a: 2}\n", "'a' stands twice, in line 1"),
         ("output_dir: ${SCRATCH}/run\n", r"holds \$\{SCRATCH\}"),
         ("output_dir: $SCRATCH/run\n", r"holds \$SCRATCH:"),
     ],
