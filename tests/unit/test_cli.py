@@ -220,8 +220,10 @@ def test_train_resume_and_evaluate(capsys, tmp_path, config, micro_lab):
     assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "3"]) == 0
     results = json.loads((run / "results.json").read_text())
     assert (results["steps"], results["resumed_from"]) == (3, "checkpoint-2")
-    assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "2"]) == 0
-    assert "has done its 2 steps" in capsys.readouterr().out
+    assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "3"]) == 0
+    assert "has done its 3 steps" in capsys.readouterr().out
+    told = fails(capsys, "train", "--config", str(path), "--resume", "--max_steps", "2")
+    assert "max_steps=2: the run in" in told and "has done 3 already" in told
 
     found = []
     for name in ("a", "b"):

@@ -203,15 +203,25 @@ def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return one == other
 
 
-def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> bool:
-    """Whether a run has done all its steps and written its results, which it does after the student."""
+def finished_steps(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> int | None:
+    """Steps of a run that has done all that are asked for, and written its results; None: it has not.
+
+    Raises:
+        ConfigError: it has done more than are asked for.
+    """
     done = _steps_done(checkpoint)
     if not 0 < args.max_steps <= done:
-        return False
-    try:
-        return json.loads((path / "results.json").read_text(encoding="utf-8"))["steps"] == done
+        return None
+    if args.max_steps < done:
+        raise ConfigError(
+            f"max_steps={args.max_steps}: the run in {path} has done {done} already: ask for {done} or more, "
+            "or start anew in another output_dir"
+        )
+    try:  # the results come after the student
+        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        return done if results["steps"] == done else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
