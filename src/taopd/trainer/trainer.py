@@ -84,8 +84,7 @@ class TeachabilityTrainer(BaseTrainer):
         tools=None,
     ):
         model, teacher_model = given_models(model, teacher_model)
-        args = TeachabilityConfig.of(args, model)
-        check_given(str(args.output_dir), callbacks)
+        args = check_given(TeachabilityConfig.of(args, model), callbacks)
         self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
