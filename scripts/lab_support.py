@@ -23,7 +23,8 @@ from scripts.arguments import Arguments
 from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
-from taopd.experiments.lab.task import EOS, NUM_MARKERS, TEACHER_MARKER_ID, WORDS, Variant
+from taopd.experiments.lab.task import NUM_MARKERS, TEACHER_MARKER_ID, WORDS
+from taopd.experiments.lab.variants import EOS, Variant
 from taopd.report.generated_part import write_generated
 
 ROLLOUTS = 512

@@ -45,7 +45,7 @@ ELSEWHERE = {
 }
 """Beginnings of lines that this machine cannot run, or runs elsewhere, and why."""
 LONG = {
-    r"taopd compare (?!.*--list)": "27 runs and more",
+    r"taopd compare \S+\.yaml(?!.*--list)": "27 runs and more",
     r"taopd leaderboard": "every selector on every lab",
 }
 

@@ -5,7 +5,7 @@ did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` w
 present one was fixed.
 """
 
-from taopd.experiments.lab.task import BOS, VARIANTS, Variant
+from taopd.experiments.lab.variants import BOS, VARIANTS, Variant
 
 _ECHO = {"synonyms": 8, "markers_echo_digits": True, "answer_pattern": r"(?<=\bt)\d\b"}
 FOUND_WITH: tuple[Variant, ...] = (

@@ -40,6 +40,29 @@ class MicroLab:
     """parquet with prompt, answer and split (24 train, 8 test rows)."""
 
 
+def write_config(lab: MicroLab, folder: Path, *, name: str = "run", **settings) -> Path:
+    """A config file of `taopd train` over the micro lab on a CPU, for a run in `folder/name`.
+
+    Args:
+        settings: in place of these or beside them; None leaves one out.
+    """
+    import yaml
+
+    known = {
+        "model_name_or_path": str(lab.student),
+        "teacher_model_name_or_path": str(lab.teacher),
+        "dataset_name": str(lab.prompts),
+        "output_dir": str(folder / name),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+    }
+    given = {key: value for key, value in (known | settings).items() if value is not None}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
 def run_script(path: Path, *arguments: str, timeout: float) -> None:
     """Run a Python script of the tests to its end, in a process of its own; its last words if it fails."""
     import subprocess

@@ -79,6 +79,15 @@ def wrong_type(words):
             yield [*words[:at], "many", *words[at + 1 :]], (flag, flag[2:])
 
 
+def given_twice(words):
+    """Every flag with a value once more at the end, but those that the help page calls repeatable."""
+    page = help_page(words[: start(words)])
+    for flag, value in zip(words, [*words[1:], "--"], strict=True):
+        repeatable = re.search(rf"{flag} [A-Z]+ .*repeatable", page)
+        if flag.startswith("--") and not value.startswith("--") and not repeatable:
+            yield [*words, flag, value], (f"{flag} is given twice",)
+
+
 def wrong_value(words):
     """A name or a path that is not there, where nothing else of the line is missing in an empty folder."""
     for at, word in enumerate(words[start(words) :], start(words)):
@@ -93,7 +102,7 @@ def wrong_value(words):
         yield [*words[:at], bad, *words[at + 1 :]], (bad,)
 
 
-KINDS = (left_out, misspelt, wrong_type, wrong_value)
+KINDS = (left_out, misspelt, wrong_type, given_twice, wrong_value)
 
 
 @pytest.fixture
@@ -144,6 +153,13 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
         (["compare", "recipes/studies/tiny.yaml", "--output", ""], "--output: must be a path"),
         (["train", "--config", "recipes/nothing.yaml"], "the config file recipes/nothing.yaml"),
         (["report", "recipes/tiny.yaml"], "recipes/tiny.yaml is a file; a report is made from"),
+        (["train", "recipes/tiny.yaml"], "a file is given as --config recipes/tiny.yaml"),
+        (
+            ["train", "--config", "recipes/tiny.yaml", "--max-steps", "3", "--max_steps=4"],
+            "--max_steps is given twice",
+        ),
+        (["report", "x", "-o", "a.html", "--output", "b.html"], "-o is given twice: give it once"),
+        (["inspect", "x", "--step", "3"], "unknown flag '--step'. Known: --limit"),
     ],
 )
 def test_a_number_out_of_range_and_a_file_for_a_folder_are_named(workplace, capsys, argv, told):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.arguments import Arguments
+
 ROOT = Path(__file__).parents[2]
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/**/*.py"))
 PAGES += (*ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "Makefile")
@@ -109,3 +111,16 @@ def test_a_bad_argument_of_a_script_is_named_with_its_page(tmp_path, monkeypatch
         assert sorted(tmp_path.rglob("*")) == before, f"{module} has written"
     assert not wrong, "\n".join(wrong)
     assert len(tried) > 50 and len({module for module, *_ in tried}) > 25
+
+
+def test_a_flag_of_a_script_that_is_given_twice_is_refused(capsys):
+    """But one that collects."""
+    parser = Arguments()
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--variant", action="append")
+    found = parser.parse_args(["--steps", "3", "--variant", "a", "--variant", "b"])
+    assert (found.steps, found.variant) == (3, ["a", "b"])
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args(["--steps", "3", "--steps=4"])
+    assert left.value.code == 2
+    assert "--steps is given twice: give it once. See `" in capsys.readouterr().err

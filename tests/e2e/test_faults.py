@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from test_resume import assert_same_weights
 from test_trainer import make_trainer, weights_of
@@ -24,6 +23,7 @@ from taopd.runs.checkpoints import checkpoints, why_incomplete
 from taopd.runs.jsonl import append_jsonl
 from taopd.runs.lock import lock_of
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
+from tests.conftest import write_config
 
 SAVED = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "budget": 0.3}
 ROOT = Path(__file__).parents[2]
@@ -202,22 +202,8 @@ def test_out_of_memory_within_the_update_saves_nothing(micro_lab, tmp_path, clea
 @pytest.fixture
 def config(micro_lab, tmp_path):
     """A config file of a run of two steps."""
-    settings = {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 2,
-        "score_top_k": 4,
-        "max_completion_length": 6,
-        "save_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    sizes = {"max_steps": 2, "save_steps": 1, "score_top_k": 4, "max_completion_length": 6}
+    path = write_config(micro_lab, tmp_path, **sizes, disable_tqdm=True)
     return ["train", "--config", str(path), "--skip-check", "--quiet"]
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_trainer import CPU, OURS, make_trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from taopd.errors import ConfigError
 from taopd.models.loading import load_model, load_tokenizer
@@ -191,6 +191,19 @@ def test_the_reference_has_no_dropout(micro_lab, tmp_path, lora):
     with reference.weights(trainer.model) as model:
         assert not any(module.training for module in model.modules())
     assert trainer.model.training
+
+
+@pytest.mark.parametrize("callbacks", [["x"], [object], TrainerCallback()], ids=str)
+def test_callbacks_that_are_none_are_named(micro_lab, tmp_path, callbacks):
+    args = TeachabilityConfig(output_dir=str(tmp_path), **CPU)
+    with pytest.raises(ConfigError, match=r"callbacks: (each must be a|must be a list)"):
+        TeachabilityTrainer(str(micro_lab.student), args=args, callbacks=callbacks)
+
+
+def test_a_run_folder_that_is_a_file_is_named(micro_lab, tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ConfigError, match=r"output_dir=.* is a file; the output must be a folder"):
+        make_trainer(micro_lab, tmp_path)
 
 
 def test_an_adapter_folder_without_a_tokenizer_has_its_bases(micro_lab, adapter):

@@ -8,11 +8,11 @@ import time
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from scripts.reliability.forked import ForkedRun, until
 from taopd.runs.checkpoints import checkpoints, why_incomplete
+from tests.conftest import write_config
 from tests.e2e.test_trainer import CPU, OURS
 
 
@@ -22,16 +22,8 @@ def start(micro_lab, tmp_path):
 
     def run(name: str, steps: int, *flags: str) -> tuple[ForkedRun, str]:
         settings = CPU | OURS | {"per_device_train_batch_size": 2, "budget": 0.3}
-        settings |= {
-            "model_name_or_path": str(micro_lab.student),
-            "teacher_model_name_or_path": str(micro_lab.teacher),
-            "dataset_name": str(micro_lab.prompts),
-            "output_dir": str(tmp_path / name),
-            "learning_rate": 1e-2,
-            "max_steps": steps,
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(settings))
+        settings |= {"learning_rate": 1e-2, "max_steps": steps}
+        path = write_config(micro_lab, tmp_path, name=name, **settings)
         log = tmp_path / f"{name}.log"
         argv = ["train", "--config", str(path), "--skip-check", "--quiet", *flags]
         return ForkedRun(argv, log, 2, fsdp2=False), log

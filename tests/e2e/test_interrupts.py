@@ -12,12 +12,12 @@ import time
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from taopd import cli
 from taopd.runs.checkpoints import checkpoints, why_incomplete
 from taopd.trainer.checkpoint.process_state import RankState
+from tests.conftest import write_config
 from tests.e2e.test_trainer import CPU, OURS
 
 
@@ -27,16 +27,8 @@ def write(micro_lab, tmp_path):
 
     def make(name="run", **settings):
         base = CPU | OURS | {"per_device_train_batch_size": 4, "budget": 0.3, "learning_rate": 1e-2}
-        base |= {
-            "model_name_or_path": str(micro_lab.student),
-            "teacher_model_name_or_path": str(micro_lab.teacher),
-            "dataset_name": str(micro_lab.prompts),
-            "output_dir": str(tmp_path / name),
-            "max_steps": 2,
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(base | settings))
-        return str(path)
+        settings = base | {"max_steps": 2} | settings
+        return str(write_config(micro_lab, tmp_path, name=name, **settings))
 
     return make
 

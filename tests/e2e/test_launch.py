@@ -1,6 +1,5 @@
 """The launch recipes. Oracles: accelerate's own reader of config files, and a `taopd train` run under it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
+
+from tests.conftest import write_config
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 SCRIPT = Path(__file__).parent / "launched_on_cpu.py"
@@ -47,12 +48,6 @@ def test_accelerate_reads_the_recipe(name):
 @pytest.mark.slow
 def test_taopd_trains_under_accelerate_launch_with_fsdp2(micro_lab, tmp_path):
     settings = {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-        "bf16": False,
         "gradient_checkpointing": False,
         "max_steps": 1,
         "max_completion_length": 6,
@@ -61,15 +56,14 @@ def test_taopd_trains_under_accelerate_launch_with_fsdp2(micro_lab, tmp_path):
         "learning_rate": 0.1,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
-        "report_to": "none",
         "save_strategy": "no",
     }
-    (tmp_path / "train.yaml").write_text(json.dumps(settings))
+    config = write_config(micro_lab, tmp_path, **settings)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(RECIPES / "fsdp2-8gpu.yaml"), "--num_processes", "2"]
     command += ["--mixed_precision", "no", "--main_process_port", "0", str(SCRIPT), "train"]
     done = subprocess.run(
-        [*command, "--config", str(tmp_path / "train.yaml")],
+        [*command, "--config", str(config)],
         capture_output=True,
         text=True,
         timeout=240,

@@ -5,7 +5,6 @@ Oracle: numbers of tokens, counted by words.
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -13,7 +12,7 @@ from taopd import cli
 from taopd.errors import DataError
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, write_config
 from tests.e2e.test_trainer import CPU, OURS
 from tests.e2e.test_training_set import Rows
 from tests.scripted_server import ScriptedServer
@@ -129,15 +128,9 @@ def test_the_evaluation_set_is_looked_at_too(micro_lab, tmp_path):
 
 def test_the_command_refuses_it_and_leaves_nothing(micro_lab, tmp_path, capsys):
     Dataset.from_list(rows_with(words(59))).to_parquet(str(tmp_path / "rows.parquet"))
-    settings = CPU | {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(tmp_path / "rows.parquet"),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-    }
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    argv = ["train", "--config", str(tmp_path / "c.yaml"), "--quiet", "--skip-check"]
+    rows = {"dataset_name": str(tmp_path / "rows.parquet"), "per_device_train_batch_size": 4}
+    path = write_config(micro_lab, tmp_path, **CPU | rows)
+    argv = ["train", "--config", str(path), "--quiet", "--skip-check"]
     assert cli.main(argv) == 2
     assert "row 5 of the training set has 59 tokens" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -185,6 +185,10 @@ def test_training_goes_on_from_the_one_before_and_heals_the_run(
     assert "checkpoint-3 is passed over: optimizer.safetensors is damaged" in caplog.text
     assert_same_weights(part, three_steps[1])
     assert why_incomplete(run / "checkpoint-3") is None
+    with pytest.raises(ConfigError, match="max_steps=2: the run has done 3 already"):
+        make_trainer(micro_lab, tmp_path, **SAVED, max_steps=2).train(resume_from_checkpoint=True)
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=3: must be True"):
+        part.train(resume_from_checkpoint=3)
     for step in (1, 2, 3):
         damage(run / f"checkpoint-{step}", "no seal")
     with pytest.raises(DataError, match="nothing to resume from: checkpoint-3 is passed over"):

@@ -10,7 +10,6 @@ import math
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from taopd import cli
@@ -19,7 +18,7 @@ from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.conftest import WORDS, make_model, make_tokenizer, write_config
 from tests.e2e.test_trainer import CPU, OURS, weights_of
 from tests.scripted_server import ScriptedServer
 
@@ -344,14 +343,11 @@ def test_beside_teachers_in_a_config_a_single_one_is_refused(tmp_path):
 )
 def test_commands_refuse_it_in_one_line(micro_lab, tmp_path, capsys, command, settings):
     """Before anything is loaded, and whatever the command is."""
-    config = CPU | {
-        "model_name_or_path": str(micro_lab.student),
+    several = {
         "teachers": {"a": {"model": str(micro_lab.teacher)}},
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
+        "teacher_model_name_or_path": None,
     }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config | settings))
+    path = write_config(micro_lab, tmp_path, **CPU | several | settings)
     argv = [str(path)] if command == "check" else ["--config", str(path)]
     assert cli.main([command, *argv]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,6 +1,5 @@
 """Whole processes against a scripted server, an interrupted one and two ranks: seconds to start each."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import write_config
 from tests.scripted_server import ScriptedServer, slow
 from tests.unit.test_teacher_transport import Echo
 
@@ -52,23 +52,15 @@ def test_a_teacher_that_refuses_one_rank_stops_both(micro_lab, tmp_path):
 
     with Picky(teacher) as server:
         settings = {
-            "model_name_or_path": str(micro_lab.student),
-            "teacher_model_name_or_path": str(micro_lab.teacher),
-            "dataset_name": str(micro_lab.prompts),
-            "output_dir": str(tmp_path / "run"),
             "teacher_url": server.url,
             "loss": "sampled_reverse_kl",
             "score_top_k": 4,
             "max_steps": 1,
             "max_completion_length": 6,
             "per_device_train_batch_size": 4,
-            "use_cpu": True,
-            "bf16": False,
             "gradient_checkpointing": False,
-            "report_to": "none",
         }
-        config = tmp_path / "config.yaml"
-        config.write_text(json.dumps(settings))  # JSON is YAML
+        config = write_config(micro_lab, tmp_path, **settings)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node=2", "-m", "taopd", "train", "--config", str(config)]
         # A rank that waits for ever would be a TimeoutExpired.

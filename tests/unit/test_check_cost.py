@@ -3,7 +3,6 @@
 import gc
 
 import pytest
-import yaml
 from torch import nn
 
 from taopd import TeachabilityConfig, cli
@@ -13,26 +12,14 @@ from taopd.models import loading, own_forward, prompts
 from taopd.trainer import reference_student
 from taopd.trainer.base import BaseTrainer
 from taopd.trainer.looked_at import LookedAt
+from tests.conftest import write_config
 
 
 @pytest.fixture
 def config(micro_lab, tmp_path):
     """The path of a config of the micro lab."""
-    settings = {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-        "max_completion_length": 6,
-        "max_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return str(path)
+    settings = {"per_device_train_batch_size": 4, "max_completion_length": 6, "max_steps": 1}
+    return str(write_config(micro_lab, tmp_path, **settings))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd import cli
@@ -15,6 +14,7 @@ from taopd.preflight.subject import Subject
 from taopd.selectors import select
 from taopd.trainer.selection import local_table
 from taopd.trainer.settings_file import parse_settings
+from tests.conftest import write_config
 from tests.e2e.test_trainer import CPU, OURS
 from tests.scripted_server import ScriptedServer, status
 
@@ -59,17 +59,7 @@ def write(micro_lab, tmp_path):
 
     def make(**settings):
         base = CPU | OURS | {"loss": "sampled_reverse_kl", "per_device_train_batch_size": 8}
-        base |= {
-            "model_name_or_path": str(micro_lab.student),
-            "teacher_model_name_or_path": str(micro_lab.teacher),
-            "dataset_name": str(micro_lab.prompts),
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 2,
-        }
-        path = tmp_path / "config.yaml"
-        known = {k: v for k, v in (base | settings).items() if v is not None}
-        path.write_text(yaml.safe_dump(known))
-        return path
+        return write_config(micro_lab, tmp_path, **base | {"max_steps": 2} | settings)
 
     return make
 

@@ -11,7 +11,7 @@ import yaml
 from taopd import __version__, cli, report  # noqa: F401 (`fake` finds report in sys.modules)
 from taopd.errors import ConfigError, DataError
 from taopd.trainer.settings_file import known_names, parse_settings
-from tests.conftest import WORDS, make_checkpoint, make_tokenizer
+from tests.conftest import WORDS, make_checkpoint, make_tokenizer, write_config
 
 TINY = {
     "use_cpu": True,
@@ -32,15 +32,8 @@ TINY = {
 @pytest.fixture
 def config(tmp_path, micro_lab):
     """A YAML file of a two-step run; returns (path, settings)."""
-    settings = TINY | {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path, settings
+    path = write_config(micro_lab, tmp_path, **TINY)
+    return path, yaml.safe_load(path.read_text())
 
 
 def fails(capsys, *argv):
@@ -220,8 +213,10 @@ def test_train_resume_and_evaluate(capsys, tmp_path, config, micro_lab):
     assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "3"]) == 0
     results = json.loads((run / "results.json").read_text())
     assert (results["steps"], results["resumed_from"]) == (3, "checkpoint-2")
-    assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "2"]) == 0
-    assert "has done its 2 steps" in capsys.readouterr().out
+    assert cli.main(["train", "--config", str(path), "--resume", "--max_steps", "3"]) == 0
+    assert "has done its 3 steps" in capsys.readouterr().out
+    told = fails(capsys, "train", "--config", str(path), "--resume", "--max_steps", "2")
+    assert "max_steps=2: the run has done 3 already" in told
 
     found = []
     for name in ("a", "b"):

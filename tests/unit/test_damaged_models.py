@@ -5,13 +5,12 @@ import json
 import shutil
 
 import pytest
-import yaml
 from transformers import GenerationConfig
 
 from taopd import cli
 from taopd.errors import DataError
 from taopd.models.loading import load_config, load_model, load_tokenizer
-from tests.conftest import MicroLab
+from tests.conftest import MicroLab, write_config
 from tests.e2e.test_trainer import CPU
 from tests.gguf_files import TOKENS, make_llama, write_gguf
 
@@ -174,15 +173,8 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(
     folder = tmp_path / "model"
     shutil.copytree(micro_lab.student, folder)
     cut(WEIGHTS, -50)(folder)
-    settings = CPU | {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-        who: str(folder),
-    }
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    assert cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--quiet"]) == 2
+    path = write_config(micro_lab, tmp_path, **CPU | {who: str(folder)})
+    assert cli.main(["train", "--config", str(path), "--quiet"]) == 2
     (line,) = [row for row in capsys.readouterr().err.splitlines() if "error" in row]
     assert f"{folder / WEIGHTS}" in line and "is cut short or damaged" in line
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from taopd import cli
@@ -13,7 +12,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.models import loading
 from taopd.runs.validation import read_yaml
 from taopd.selectors import select
-from tests.conftest import WORDS, make_model, make_tokenizer
+from tests.conftest import WORDS, make_model, make_tokenizer, write_config
 from tests.e2e.test_trainer import CPU, OURS
 from tests.unit.selector_tables import random_table
 
@@ -24,14 +23,7 @@ def train(micro_lab, tmp_path, capsys):
 
     def run(*flags, **settings):
         base = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 1}
-        base |= {
-            "model_name_or_path": str(micro_lab.student),
-            "teacher_model_name_or_path": str(micro_lab.teacher),
-            "dataset_name": str(micro_lab.prompts),
-            "output_dir": str(tmp_path / "run"),
-        }
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(base | settings))
+        path = write_config(micro_lab, tmp_path, **base | settings)
         code = cli.main(["train", "--config", str(path), "--quiet", *flags])
         return code, capsys.readouterr().err
 
@@ -153,6 +145,7 @@ def test_an_impossible_output_is_refused_before_the_models_are_made(
     [
         ("budget: 0.1\nseed: 1\nbudget: 0.2\n", "'budget' stands twice, in lines 1 and 3"),
         ("model_init_kwargs:\n  a: 1\n  a: 2\n", "'a' stands twice, in lines 2 and 3"),
+        ("model_init_kwargs: {a: 1, a: 2}\n", "'a' stands twice, in line 1"),
         ("output_dir: ${SCRATCH}/run\n", r"holds \$\{SCRATCH\}"),
         ("output_dir: $SCRATCH/run\n", r"holds \$SCRATCH:"),
     ],

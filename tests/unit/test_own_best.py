@@ -234,7 +234,7 @@ SLIPS = [
     ({"rates": [-1e-5]}, "finite numbers above 0"),
     ({"rates": [float("inf")]}, "finite numbers above 0"),
     ({"rates": [float("nan")]}, "finite numbers above 0"),
-    ({"rates": ["fast"]}, "rates='fast': must be a number"),
+    ({"rates": ["fast"]}, "must be a list of numbers, like"),
     ({"rates": [True]}, "must be a list of numbers"),
     (
         {"rates": [1e-5], "arms": [{"learning_rate": 1e-5}]},

@@ -3,28 +3,26 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taopd import cli
-from taopd.errors import TaopdError
-from taopd.models.plain_prompts import OTHER_COLUMNS, longest_prompt
-from taopd.models.prompt_rows import COLUMNS, MEDIA
-from taopd.models.prompts import encode_prompts, load_prompts, load_tokenizer
-from taopd.models.teacher_prompts import COLUMN as TEACHER_PROMPT
+from taopd.cli import plan as plan_command
+from taopd.errors import ConfigError, TaopdError
+from taopd.experiments.lab import build
+from taopd.experiments.lab.spec import LabSpec
 from taopd.trainer.cost import ModelShape, known_shapes, load_shape
 from taopd.trainer.cost.plain_config import DEFAULTS, plain_config
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.settings_file import make_parser, parse_settings
-from tests.conftest import make_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BASE = {
@@ -70,7 +68,29 @@ VALUES = {
     "teacher_url": ["http://127.0.0.1:1"],
     "collapse_guard": ["off", "warn"],
     "dataset_train_split": ["train", "test"],
+    "lab": ["dialect", "dialect+fallible", "", "dialekt", 3],
+    "teachers": [{"a": {"model": "t"}}, {}, {"a": {"url": "http://127.0.0.1:1"}}, ["a"], "a"],
+    "teacher_weights": [{"a": 0.5}, {"b": 0.5}, {"a": 0}, "a"],
+    "teacher_column": ["teacher", "", 3],
+    "budget_scope": ["global", "teacher", "completion", "all"],
 }
+SEVERAL = {
+    "model_name_or_path": "s",
+    "teachers": {"a": {"model": "t"}, "b": {"model": "u"}},
+    "dataset_name": "d",
+    "output_dir": "o",
+    "use_cpu": True,
+}
+
+
+def lab_settings(variant):
+    """A lab's, as the commands find them."""
+    if variant == "dialect":
+        return {"model_name_or_path": "s", "teacher_model_name_or_path": "t", "dataset_name": "d"}
+    if variant == "dialect+fallible":
+        teachers = {"dialect": {"model": "t"}, "fallible": {"model": "u"}}
+        return {"model_name_or_path": "s", "teachers": teachers, "dataset_name": "d"}
+    raise ConfigError(f"no lab is called {variant!r}")
 
 
 def test_the_defaults_are_those_of_the_dataclasses():
@@ -91,15 +111,26 @@ def compare(document: dict, folder: Path, flags: Sequence[str] = ()) -> bool:
     """Hold the quick reading to the parser's; whether it was one."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
-    quick = plain_config(str(path), flags)
+    try:
+        quick = plain_config(str(path), flags, lab=lab_settings)
+    except ConfigError as error:
+        with pytest.raises(ConfigError) as slow:
+            parse_settings(str(path), flags, lab=lab_settings)
+        assert str(slow.value) == str(error)
+        return False
     if quick is None:
         return False
-    parsed = parse_settings(str(path), [*flags, "--use_cpu", "true"])
+    # A flag is given once.
+    at, rest = (flags.index("--use_cpu"), flags) if "--use_cpu" in flags else (0, [])
+    others = [*rest[:at], *rest[at + 2 :]] if rest else flags
+    parsed = parse_settings(str(path), [*others, "--use_cpu", "true"], lab=lab_settings)
     device = quick.settings.device
-    assert dataclasses.replace(plan_settings(parsed), device=device) == quick.settings
+    each = parsed.of_each_teacher().values()
+    for one in each:
+        assert dataclasses.replace(plan_settings(one), device=device) == quick.settings
     assert device == ("cpu" if document.get("use_cpu") or document.get("bf16") is False else "gpu")
-    named = (parsed.model.model_name_or_path, parsed.training.teacher_model_name_or_path)
-    assert named == (quick.student, quick.teacher)
+    assert parsed.model.model_name_or_path == quick.student
+    assert tuple(one.training.teacher_model_name_or_path for one in each) == quick.teachers
     assert (quick.dataset, quick.split) == (
         parsed.script.dataset_name,
         parsed.script.dataset_train_split,
@@ -122,6 +153,45 @@ def test_a_drawn_config_is_read_as_the_parser_reads_it_or_not_at_all(data, tmp_p
         for name in names
     }
     compare(document, tmp_path)
+    # With several teachers, and with a lab in place of the models.
+    several = {n: v for n, v in document.items() if n != "teacher_model_name_or_path"}
+    compare(SEVERAL | several, tmp_path)
+    compare({n: v for n, v in several.items() if n not in SEVERAL} | OF_LAB, tmp_path)
+
+
+OF_LAB = {"lab": "dialect", "output_dir": "o", "use_cpu": True}
+
+
+@pytest.mark.parametrize(
+    ("document", "more"),
+    [
+        (OF_LAB, {}),
+        (OF_LAB, {"lab": "dialect+fallible"}),
+        (OF_LAB, {"lab": "dialect+fallible", "budget_scope": "teacher", "budget": 0.1}),
+        (SEVERAL, {}),
+        (SEVERAL, {"teacher_weights": {"b": 0.5}, "teacher_column": "of", "method": "published"}),
+    ],
+)
+def test_labs_and_several_teachers_are_plain(document, more, tmp_path):
+    assert compare(document | more, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "more"),
+    [
+        (OF_LAB, {"dataset_name": "d"}),
+        (OF_LAB, {"teacher_model_name_or_path": "self"}),
+        (OF_LAB, {"lab": "dialect+dialekt"}),
+        (OF_LAB, {"budget_scope": "teacher"}),
+        (SEVERAL, {"teacher_model_name_or_path": "t"}),
+        (SEVERAL, {"teachers": {"a b": {"model": "t"}}}),
+        (SEVERAL, {"teachers": {"a": {"model": "self"}}}),
+        (SEVERAL, {"teachers": {"a": {"model": "t", "quantization": "4bit"}}}),
+        (SEVERAL, {"teacher_weights": {"c": 0.5}}),
+    ],
+)
+def test_others_of_theirs_are_left_to_the_parser(document, more, tmp_path):
+    assert not compare(document | more, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +209,7 @@ def test_every_value_alone(name, value, tmp_path):
         return
     # Right, and left to the parser: what no recipe has. The first value of the others is a usual one.
     rare = ("fp16", "optim", "anchor_coef", "teacher_url", "collapse_guard", "learning_rate")
+    rare += ("teacher_column", "teacher_weights", "budget_scope")  # with one teacher
     assert name in rare or value != VALUES[name][0]
 
 
@@ -190,64 +261,15 @@ def test_other_flags_are_left_to_the_parser(flags, tmp_path):
     assert not compare(BASE, tmp_path, flags)
 
 
-def test_the_recipes_of_one_teacher_are_plain(tmp_path):
+def test_recipes_are_plain(tmp_path):
     plain = {
         path.name
         for path in RECIPES.glob("*.yaml")
         if compare(yaml.safe_load(path.read_text()), tmp_path)
     }
     assert {"qwen3-14b-to-4b.yaml", "qwen3-4b-to-1.7b.yaml", "smollm2.yaml"} <= plain
-    assert not plain & {"two-teachers.yaml", "teacher-quantized.yaml", "tools.yaml", "tiny.yaml"}
-
-
-TEMPLATE = (
-    "{% for m in messages %}\n  <bos> {{ m['content'] }} <eos>\n{% endfor %}"
-    "{% if add_generation_prompt %} w1 w2{% endif %} {{ bos_token }}"
-)
-CHATS = [[{"role": "user", "content": f"3 + 4 {'w3 ' * n}="}] for n in (1, 5, 2)]
-
-
-@pytest.mark.parametrize("kind", ["text", "chat", "split", "more"])
-def test_the_longest_prompt_is_that_of_transformers(kind, tmp_path):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(tmp_path / "model")
-    texts = ["1 + 2 =", "w1 w2 w3 1 + 2 =", "w1 w2 w3 w4 w5 w6 2 ="]
-    prompts = CHATS if kind == "chat" else texts
-    frame = pd.DataFrame({"prompt": prompts})
-    if kind == "split":
-        frame["split"] = ["train", "train", "test"]
-    if kind == "more":  # as the prompts of `make real` have a solution
-        frame["solution"], frame["level"] = "text", 3
-    frame.to_parquet(tmp_path / "p.parquet")
-    found = longest_prompt(tmp_path / "model", tmp_path / "p.parquet", "train", most=2000)
-    rows = load_prompts(str(tmp_path / "p.parquet"), split="train")
-    loaded = load_tokenizer(str(tmp_path / "model"))
-    assert found == max(map(len, encode_prompts(loaded, list(rows))))
-
-
-def test_every_column_that_makes_a_prompt_is_left_to_transformers():
-    assert {*COLUMNS, *MEDIA, TEACHER_PROMPT} - {"prompt"} == OTHER_COLUMNS
-
-
-@pytest.mark.parametrize(
-    ("rows", "template"),
-    [
-        ({"prompt": ["a", ""]}, None),
-        ({"prompt": ["a"], "tools": ["[]"]}, None),
-        ({"prompt": ["a"], "teacher_prompt": ["b"]}, None),
-        ({"prompt": [[{"role": "assistant", "content": "a"}]]}, TEMPLATE),
-        ({"prompt": CHATS[:1]}, None),
-        ({"prompt": CHATS[:1]}, "{{ strftime_now('%Y') }}"),
-        ({"prompt": CHATS[:1]}, "{{ raise_exception('no') }}"),
-    ],
-)
-def test_what_is_not_certain_is_left_to_transformers(rows, template, tmp_path):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path / "model")
-    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
-    assert longest_prompt(tmp_path / "model", tmp_path / "p.parquet", "train", most=9) is None
+    assert {"tiny.yaml", "two-teachers.yaml"} <= plain
+    assert not plain & {"teacher-quantized.yaml", "tools.yaml"}
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
@@ -269,13 +291,27 @@ def test_a_shape_without_transformers_is_that_with_it(family, tmp_path):
     assert known_shapes._plain_shape(str(tmp_path)) is None
 
 
-def test_a_plan_of_a_plain_config_loads_no_library_and_says_the_same(micro_lab, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["one", "several", "lab", "labs"])
+def test_a_plan_of_a_plain_config_loads_no_library_and_says_the_same(
+    kind, micro_lab, tmp_path, capsys, monkeypatch
+):
     """Oracles: the modules that a process of its own has loaded; the slow way, which a flag forces."""
-    document = BASE | {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-    }
+    teacher = str(micro_lab.teacher)
+    document = {
+        "one": BASE | {"teacher_model_name_or_path": teacher},
+        "several": SEVERAL | {"teachers": {"a": {"model": teacher}, "b": {"model": teacher}}},
+        "lab": OF_LAB,
+        "labs": OF_LAB | {"lab": "dialect+fallible"},
+    }[kind]
+    if kind in ("one", "several"):
+        document |= {
+            "model_name_or_path": str(micro_lab.student),
+            "dataset_name": str(micro_lab.prompts),
+        }
+    else:
+        monkeypatch.setenv("TAOPD_CACHE", str(tmp_path))
+        for variant in document["lab"].split("+"):
+            build_as_if(variant, micro_lab)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     argv = ["plan", "--config", str(path), "--json"]
@@ -292,5 +328,27 @@ def test_a_plan_of_a_plain_config_loads_no_library_and_says_the_same(micro_lab, 
     )
     printed, loaded = done.stdout.rstrip().rsplit("\n", 1)
     assert loaded == "[]"
-    cli.main([*argv, "--seed", "1"])
+    slow = []
+    monkeypatch.setattr(plan_command, "_from_config", recorded(plan_command._from_config, slow))
+    cli.main([*argv, "--adam_epsilon", "1e-8"])
+    assert slow
     assert json.loads(printed) == json.loads(capsys.readouterr().out)
+
+
+def recorded(function, calls):
+    def call(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call
+
+
+def build_as_if(variant, made):
+    """A finished lab of the cache, whose files are those of another one."""
+    spec = LabSpec(variant=variant)
+    folder = build.default_root() / spec.folder_name()
+    shutil.copytree(made.student, folder / "student")
+    shutil.copytree(made.teacher, folder / "teacher")
+    shutil.copy(made.prompts, folder / build.PROMPTS)
+    rules = {"top_k": 4, "max_completion_length": 9, "answer_pattern": ""}
+    (folder / build.MANIFEST).write_text(json.dumps({"spec": spec.to_dict(), "sha256": {}} | rules))

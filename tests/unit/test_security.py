@@ -27,7 +27,7 @@ from taopd.runs.redaction import redact, redact_command, redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.environment import environment
 from taopd.trainer.settings_file import parse_settings
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, write_config
 
 TOKEN = "hf_" + "aBcD1234" * 4
 SECRETS = (TOKEN, "s3cretpw", "wandbsecret0123456789")
@@ -360,22 +360,9 @@ print("seen", [one for one in seen if "pickle" not in one or "numpy" not in one]
 
 def test_train_resume_and_report_open_no_connection_and_unpickle_nothing(micro_lab, tmp_path):
     """With the hub allowed, local paths alone: no look-up, no connection, no server, no telemetry."""
-    run, config = tmp_path / "run", tmp_path / "x.yaml"
-    settings = {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(micro_lab.teacher),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(run),
-        "per_device_train_batch_size": 4,
-        "max_completion_length": 4,
-        "score_top_k": 4,
-        "max_steps": 2,
-        "save_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-    }
-    config.write_text(yaml.safe_dump(settings))
+    sizes = {"per_device_train_batch_size": 4, "max_completion_length": 4, "score_top_k": 4}
+    run = tmp_path / "run"
+    config = write_config(micro_lab, tmp_path, **sizes, max_steps=2, save_steps=1)
     commands = [
         f"train\t--config\t{config}\t--skip-check\t--max_steps\t1",
         f"train\t--config\t{config}\t--resume\t--quiet",

@@ -87,7 +87,7 @@ def test_the_same_from_a_file(name, tmp_path):
 def test_a_number_in_a_file_that_is_none_is_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("lab: dialect\nteachers: {a: {timeout_s: .nan}}\n")
-    with pytest.raises(ConfigError, match="timeout_s: nan is no setting"):
+    with pytest.raises(ConfigError, match="timeout_s: nan is no number below"):
         parse_settings(str(path), [], lab=no_lab)
 
 

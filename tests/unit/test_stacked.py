@@ -11,7 +11,8 @@ from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.experiments.lab.stacked.model import generate, hidden_states, logits, stack
-from taopd.experiments.lab.task import EOS_ID, NUM_DIGITS, PAD_ID
+from taopd.experiments.lab.task import EOS_ID, PAD_ID
+from taopd.experiments.lab.variants import NUM_DIGITS
 from taopd.models.prompts import load_prompts
 
 STEPS = 3

@@ -22,7 +22,7 @@ from taopd.preflight.measure import run_passes
 from taopd.preflight.teacher_error import TeacherError, check_teacher_error, measure_error
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import make_tokenizer
+from tests.conftest import make_tokenizer, write_config
 from tests.e2e.test_trainer import CPU, OURS
 from tests.gguf_files import make_llama, write_gguf
 
@@ -217,14 +217,8 @@ def test_the_item_is_there_where_something_is_done_to_the_teacher(
     if settings.pop("gguf", False):
         source = tmp_path / "alone.gguf"
         write_gguf(load_model(teacher), source)
-    config = SETTINGS | {
-        "model_name_or_path": str(micro_lab.student),
-        "teacher_model_name_or_path": str(source),
-        "dataset_name": str(micro_lab.prompts),
-        "output_dir": str(tmp_path / "run"),
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config | settings))
+    source = {"teacher_model_name_or_path": str(source)}
+    path = write_config(micro_lab, tmp_path, **SETTINGS | source | settings)
     cli.main(["check", str(path), "--json"])
     items = {one["item"]: one for one in json.loads(capsys.readouterr().out)["items"]}
     assert ("teacher error" in items) == (words is not None)

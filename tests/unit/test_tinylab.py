@@ -13,17 +13,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd.cli import demo
 from taopd.errors import ConfigError
-from taopd.experiments import lab as tinylab
 from taopd.experiments.lab import (
+    VARIANTS,
+    build,
     build_lab,
     build_tokenizer,
     is_correct,
+    pretrain,
     task,
     token_kind,
     token_kinds,
 )
 from taopd.experiments.lab.pretrain import split_pairs
 from taopd.experiments.lab.spec import LabSpec
+from taopd.experiments.lab.variants import COMPLETION_LENGTH
 
 MICRO = {
     "teacher_steps": 120,
@@ -92,7 +95,7 @@ def test_digits_and_markers_match_python_integers(function, oracle):
 def test_teacher_completions_read_either_dialect_and_say_their_own():
     left, right = random_pairs()
     read, said = task.teacher_completions(
-        task.VARIANTS["dialect"],
+        VARIANTS["dialect"],
         left,
         right,
         torch.Generator().manual_seed(0),
@@ -110,7 +113,7 @@ def test_teacher_completions_read_either_dialect_and_say_their_own():
 def student_batch(variant, share=0.5):
     left, right = random_pairs(2000)
     generator = torch.Generator().manual_seed(0)
-    rules = task.VARIANTS[variant]
+    rules = VARIANTS[variant]
     completions = task.student_completions(rules, left, right, generator, carryless_share=share)
     return left, right, completions[:, 0:8:2], completions[:, 1:9:2]
 
@@ -157,15 +160,15 @@ def test_every_borrowed_word_has_a_share_of_its_own_even_in_the_logarithm():
         ("jargon", (0.1, 1e-4)),
         ("signoff", (3e-2, 3e-5)),
     ):
-        shares = task.borrowed_shares(task.VARIANTS[name], forms)
+        shares = task.borrowed_shares(VARIANTS[name], forms)
         assert shares.tolist() == pytest.approx(shares_by_python(*law), rel=1e-5)
     gaps = shares.sort().values.log().diff()
     assert gaps.max() - gaps.min() < 1e-4, "no gap for a threshold to lie in"
-    assert (task.borrowed_shares(task.VARIANTS["bilingual"], forms) == 0.1).all()
+    assert (task.borrowed_shares(VARIANTS["bilingual"], forms) == 0.1).all()
 
 
 def test_students_borrow_words_and_the_end_at_these_shares():
-    rules = replace(task.VARIANTS["signoff"], teacher_share=0.5, rarest_share=0.05)
+    rules = replace(VARIANTS["signoff"], teacher_share=0.5, rarest_share=0.05)
     left, right = torch.randint(1000, (2, 40_000), generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(0)
     said = task.student_completions(rules, left, right, generator, carryless_share=0.5)
@@ -193,7 +196,7 @@ def test_jargon_borrows_the_echo_and_an_accent_is_two_variants_halves():
         assert torch.equal(one, other)
     said = [
         task.teacher_completions(
-            task.VARIANTS[name], left, right, torch.Generator().manual_seed(0), rewrite_share=0.5
+            VARIANTS[name], left, right, torch.Generator().manual_seed(0), rewrite_share=0.5
         )
         for name in ("accent", "termination")
     ]
@@ -206,7 +209,7 @@ def test_a_lab_built_before_the_later_rules_keeps_its_name():
 
 
 def test_the_demo_offers_every_variant():
-    assert set(demo._VARIANTS) == set(task.VARIANTS)
+    assert set(demo._VARIANTS) == set(VARIANTS)
 
 
 def test_answers_are_graded_by_the_variants_words():
@@ -215,7 +218,7 @@ def test_answers_are_graded_by_the_variants_words():
         ("dialect", digits, spelled, "7011"),
         ("reversal", spelled, digits, "701"),
     ):
-        rules = task.VARIANTS[variant]
+        rules = VARIANTS[variant]
         assert task.answer_text(rules, 123, 984) == answer
         assert is_correct(right, answer, rules.answer_pattern)
         assert not is_correct(wrong, answer, rules.answer_pattern)
@@ -287,8 +290,8 @@ def test_same_seed_gives_the_same_bytes_in_other_processes(lab, tmp_path):
 
 def test_another_seed_or_size_is_another_lab(lab, tmp_path):
     names = {LabSpec(**(MICRO | change)).folder_name() for change in ({}, {"seed": 1})}
-    names |= {LabSpec(variant=name, **MICRO).folder_name() for name in task.VARIANTS}
-    assert len(names) == 1 + len(task.VARIANTS) and lab.folder.name in names
+    names |= {LabSpec(variant=name, **MICRO).folder_name() for name in VARIANTS}
+    assert len(names) == 1 + len(VARIANTS) and lab.folder.name in names
     other = micro_lab(tmp_path, seed=1, teacher_steps=1, student_steps=1)
     assert other.manifest["sha256"][WEIGHTS[0]] != lab.manifest["sha256"][WEIGHTS[0]]
 
@@ -301,7 +304,7 @@ def test_cache_hit_trains_nothing(private_lab, tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "no manifest", "other spec"])
 def test_a_broken_lab_is_rebuilt_and_says_so(private_lab, tmp_path, damage, monkeypatch):
-    monkeypatch.setattr(tinylab.build, "pretrain", fake_pretrain)
+    monkeypatch.setattr(pretrain, "pretrain", fake_pretrain)
     victim = private_lab.student / "model.safetensors"
     manifest = private_lab.folder / "lab.json"
     if damage == "missing":
@@ -330,14 +333,14 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         fake_pretrain(spec, role, folder, progress)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tinylab.build, "pretrain", interrupted)
+    monkeypatch.setattr(pretrain, "pretrain", interrupted)
     with pytest.raises(KeyboardInterrupt):
         micro_lab(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_child_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(tinylab.build.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(build.sys, "executable", shutil.which("false"))
     with pytest.raises(RuntimeError, match="did not train"):
         micro_lab(tmp_path, parallel=True)
     assert list(tmp_path.iterdir()) == []
@@ -361,11 +364,11 @@ def test_wrong_settings_say_what_to_do(tmp_path, variant, sizes, message):
 
 def test_default_root_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TAOPD_CACHE", str(tmp_path))
-    assert tinylab.default_root() == tmp_path / "tinylab"
+    assert build.default_root() == tmp_path / "tinylab"
 
 
 def test_fallible_teacher_forgets_the_carry_where_it_is_blind_and_nowhere_else():
-    rules = task.VARIANTS["fallible"]
+    rules = VARIANTS["fallible"]
     left, right = torch.tensor([799, 699]), torch.tensor([201, 201])
     digits = task.teacher_digits(rules, left, right)
     assert digits.tolist() == [[0, 9, 9, 0], [0, 0, 9, 0]]  # 799 + 201 = 1000, read as 0990
@@ -375,12 +378,12 @@ def test_fallible_teacher_forgets_the_carry_where_it_is_blind_and_nowhere_else()
 
 
 def test_termination_teacher_ends_with_a_word_at_which_the_sampler_does_not_stop():
-    rules = task.VARIANTS["termination"]
+    rules = VARIANTS["termination"]
     generator = torch.Generator().manual_seed(0)
     left, right = random_pairs(10)
     _, said = task.teacher_completions(rules, left, right, generator, rewrite_share=0.5)
     student = task.student_completions(rules, left, right, generator, carryless_share=0.5)
     assert (said[:, -1] == task.BOS_ID).all() and (student[:, -1] == task.EOS_ID).all()
-    assert rules.max_completion_length > task.COMPLETION_LENGTH
+    assert rules.max_completion_length > COMPLETION_LENGTH
     assert not is_correct("t7 7 t12 0 t1 1 t6 1 <bos> s1 4", "7011", rules.answer_pattern)
     assert is_correct("t7 7 t12 0 t1 1 t6 1 <bos>", "7011", rules.answer_pattern)

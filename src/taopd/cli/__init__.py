@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from taopd import __version__
+from taopd.cli.given_twice import refuse_given_twice
+from taopd.cli.help_page import WIDTH, flags_of, layout, words_of
 from taopd.errors import ConfigError, TaopdError, suggest
 from taopd.runs.heartbeat import Heartbeat
 from taopd.runs.redaction import RedactingFormatter, redact
@@ -44,8 +46,6 @@ COMMANDS = {
 INTERRUPTED, TERMINATED = 130, 143
 GRADING = "grading: auto, exact, math or regex:PATTERN"
 """Help text of `--match`."""
-_WIDTH, _HALF, _FLAG_WIDTH = 100, 48, 20
-"""Of a help page in characters: a line, a flag that shares one, and the column of the flags."""
 
 _USAGE = f"""usage: taopd COMMAND [options]
 
@@ -118,10 +118,10 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """The page: usage, description, flags, examples."""
         actions = [action for action in self._actions if action.help != argparse.SUPPRESS]
-        required = [_flags(action) for action in actions if action.required]
+        required = [flags_of(action) for action in actions if action.required]
         usage = self.usage or " ".join([*required, "[options]"])
-        rows = [*self._settings, *((_flags(action), _words(action)) for action in actions)]
-        description = textwrap.fill(self.description or "", _WIDTH)
+        rows = [*self._settings, *((flags_of(action), words_of(action)) for action in actions)]
+        description = textwrap.fill(self.description or "", WIDTH)
         head = f"usage: {self.prog} {usage}\n\n{description}"
         return f"{head}\n\n{layout(rows)}\n\n{self.epilog}\n"
 
@@ -136,8 +136,16 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 self.error(f"unexpected argument {word!r}")
             name = word.partition("=")[0]
-            self.error(f"unknown flag {name!r}.{suggest(name, self.flags())}")
+            # A help page that is among the known ones would be no suggestion.
+            known = [flag for flag in self.flags() if flag not in ("-h", "--help")]
+            self.error(f"unknown flag {name!r}.{suggest(name, known)}")
         return found
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse what is known; a flag that is given twice is refused: the last one would win silently."""
+        words = list(sys.argv[1:] if args is None else args)
+        refuse_given_twice(self, words)
+        return super().parse_known_args(words, namespace)
 
     def flags(self) -> list[str]:
         """Every flag, as it is typed."""
@@ -270,45 +278,6 @@ def _terminate_as_interrupt() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, raise_once)
-
-
-def layout(rows: Sequence[tuple[str, str]]) -> str:
-    """Flags and their help texts as lines; two neighbors that are short share one."""
-    lines: list[str] = []
-    left = ""
-    for flags, words in rows:
-        text = f"{flags:<{_FLAG_WIDTH}}  {words}".rstrip()
-        if left and len(text) <= _HALF:
-            lines[-1] = f"  {left:<{_HALF}}  {text}"
-            left = ""
-            continue
-        indent = " " * (_FLAG_WIDTH + 4)
-        lines += textwrap.wrap(
-            text, _WIDTH, initial_indent="  ", subsequent_indent=indent, break_on_hyphens=False
-        )
-        left = text if len(text) <= _HALF else ""
-    return "\n".join(lines)
-
-
-def _flags(action: argparse.Action) -> str:
-    """`--name VALUE`, or the name of a positional argument."""
-    value = str(action.metavar or ("NAME" if action.choices else action.dest.upper()))
-    if action.nargs in ("+", "*"):
-        value = f"{value} ..." if action.nargs == "+" else f"[{value} ...]"
-    if not action.option_strings:
-        return value
-    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
-
-
-def _words(action: argparse.Action) -> str:
-    """Choices, help text, and the default in brackets."""
-    choices = ", ".join(map(str, action.choices or ()))
-    words = "; ".join(filter(None, (choices, action.help)))
-    default = action.default
-    if default is None or isinstance(default, bool) or default == []:
-        return words
-    shown = " ".join(map(str, default)) if isinstance(default, list) else default
-    return f"{words} ({shown})"
 
 
 def _log_to_stderr() -> None:

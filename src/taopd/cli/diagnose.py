@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taopd.cli import Parser, layout, positive
+from taopd.cli import Parser, positive
+from taopd.cli.help_page import layout
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError, require, suggest
 

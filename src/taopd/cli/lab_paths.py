@@ -49,14 +49,21 @@ def with_lab_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _several(labs: "Sequence[Lab]") -> dict[str, Any]:
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     labs = list({lab.variant: lab for lab in labs}.values())
     prompts = labs[0].folder.parent / f"{'+'.join(lab.folder.name for lab in labs)}.parquet"
     # Row by row of each in turn: a generation batch then has all of them.
-    tables = [pd.read_parquet(lab.prompts).assign(teacher=lab.variant) for lab in labs]
+    tables = [pq.read_table(lab.prompts) for lab in labs]
+    rows = pa.concat_tables(
+        table.append_column("teacher", pa.repeat(lab.variant, len(table)))
+        for lab, table in zip(labs, tables, strict=True)
+    )
+    places = [place for table in tables for place in range(len(table))]
+    order = sorted(range(len(places)), key=places.__getitem__)  # stable
     partial = prompts.with_name(f".{prompts.name}.{os.getpid()}")
-    pd.concat(tables).sort_index(kind="stable").to_parquet(partial, index=False)
+    pq.write_table(rows.take(order), partial)
     partial.replace(prompts)
     return {
         "model_name_or_path": str(labs[0].student),

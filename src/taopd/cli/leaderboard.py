@@ -21,7 +21,9 @@ def run(argv: Sequence[str]) -> int:
     parser.flag(
         "--selector NAME", "only this one; repeatable (default: all)", action="append", default=[]
     )
-    parser.flag("--variant NAME", "only this lab (default: all)", action="append", default=[])
+    parser.flag(
+        "--variant NAME", "only this lab; repeatable (default: all)", action="append", default=[]
+    )
     parser.flag("--seeds N", "training seeds", default=5)
     parser.flag("--workers N", "processes (default: one per core)", type=int)
     parser.flag("--jobs FOLDER", "finished jobs", default=Path("runs/leaderboard"))

@@ -116,12 +116,14 @@ def _from_plain_config(
     path: str, flags: Sequence[str]
 ) -> "tuple[PlanSettings, str, ModelShape] | None":
     """As `_from_config`, in a tenth of its time; None: not a plain config."""
+    from taopd.cli.lab_paths import lab_settings
     from taopd.models.plain_prompts import longest_prompt
     from taopd.runs.limits import MOST_PROMPTS
     from taopd.trainer.cost import load_shape
     from taopd.trainer.cost.plain_config import plain_config
+    from taopd.trainer.cost.planned_teachers import with_teachers
 
-    if (config := plain_config(path, flags)) is None:
+    if (config := plain_config(path, flags, lab=lab_settings)) is None:
         return None
     settings = config.settings
     if os.path.exists(config.dataset) and os.path.isdir(config.student):
@@ -132,7 +134,9 @@ def _from_plain_config(
         settings = replace(settings, prompt_length=length)
     else:
         _say_assumed(settings, config.dataset)
-    return settings, config.student, load_shape(config.teacher)
+    shapes = [(load_shape(teacher), settings) for teacher in config.teachers]
+    teacher, settings = with_teachers(shapes)
+    return settings, config.student, teacher
 
 
 def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, "ModelShape"]:
@@ -192,10 +196,20 @@ def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:
         # transformers refuses bf16 on a machine without a GPU: then the plan is for another machine.
         if "use_cpu" not in str(error):
             raise
-        forced = parse_settings(path, [*flags, "--use_cpu", "true"], lab=lab_settings)
-        return forced, "gpu"
+        return parse_settings(path, _on_cpu(flags), lab=lab_settings), "gpu"
     on_gpu = torch.cuda.is_available() and not parsed.training.use_cpu
     return parsed, "gpu" if on_gpu else "cpu"
+
+
+def _on_cpu(flags: Sequence[str]) -> list[str]:
+    """The flags with `--use_cpu true` in place of what they say of it."""
+    name = "--use_cpu"
+    rest = [flag for flag in flags if not flag.startswith(f"{name}=")]
+    if name in rest:
+        at = rest.index(name)
+        value = at + 1 < len(rest) and not rest[at + 1].startswith("--")
+        del rest[at : at + 1 + value]
+    return [*rest, name, "true"]
 
 
 def _print(result: "Plan") -> None:

@@ -116,8 +116,8 @@ def _train(
         reads=settings.reads(),
     )
     checkpoint = train_resume.find(args, path, resume=resume)
-    if checkpoint is not None and train_resume.is_finished(args, path, checkpoint):
-        print(f"{path} has done its {args.max_steps} steps; a larger max_steps goes on from there")
+    if checkpoint is not None and (done := train_resume.finished_steps(args, path, checkpoint)):
+        print(f"{path} has done its {done} steps; a larger max_steps goes on from there")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
     if checkpoint is not None:

@@ -248,6 +248,11 @@ def check_hub(name: str, kind: str) -> None:
 
 def _why(name: str, error: Exception) -> str:
     """Which file is damaged; if none is, what the library said."""
+    if constants.HF_HUB_OFFLINE and not os.path.exists(name):
+        return (
+            f"there is no such folder here (looked in {Path.cwd()}), and HF_HUB_OFFLINE keeps the hub from "
+            "being asked for what its cache lacks"
+        )
     return damage(Path(name)) or root_cause(error)
 
 

@@ -168,13 +168,16 @@ class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in one mapping: the second would win without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        first: dict[Any, int] = {}
+        first: dict[Any, Any] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            name, line = key.value, key.start_mark.line + 1
             # Merged mappings ("<<") may be given twice, and are what a key may override.
-            if isinstance(name, str) and name != "<<" and first.setdefault(name, line) != line:
+            if not isinstance(key.value, str) or key.value == "<<":
+                continue
+            if first.setdefault(key.value, key) is not key:
+                lines = [each.start_mark.line + 1 for each in (first[key.value], key)]
+                where = "in lines {} and {}" if lines[0] != lines[1] else "in line {}"
                 raise yaml.YAMLError(
-                    f"the key {name!r} stands twice, in lines {first[name]} and {line}: remove one"
+                    f"the key {key.value!r} stands twice, {where.format(*lines)}: remove one"
                 )
         return super().construct_mapping(node, deep)
 
@@ -237,7 +240,7 @@ def _check_yaml(loaded: dict, place: str) -> None:
         elif isinstance(value, (list, set, tuple)):
             open_ += [(part, depth + 1, name) for part in value]
         elif isinstance(value, (int, float)) and not abs(value) < 2**63 and abs(value) != math.inf:
-            raise ConfigError(f"{place}: {name}{shown(value)} is no setting")
+            raise ConfigError(f"{place}: {name}{shown(value)} is no number below 2**63")
 
 
 def _encodes(text: str) -> bool:

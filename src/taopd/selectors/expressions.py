@@ -59,7 +59,8 @@ def parse_expression(text: str) -> Selector:
     try:
         root = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"selector {text!r} is not an expression: {error}") from error
+        why = getattr(error, "msg", error)  # without the name of a file that is none
+        raise ConfigError(f"selector {text!r} is not an expression: {why}") from error
     parser = _Parser(text)
     # A selector that stands alone keeps its own weights; a sum of scores has none.
     if isinstance(root, ast.Call) and not root.args and _called(root) in SELECTORS:

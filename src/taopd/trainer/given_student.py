@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
@@ -35,6 +35,22 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
             f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
         )
     return model, teacher
+
+
+def check_given(args: "TeachabilityConfig", callbacks: Any) -> "TeachabilityConfig":
+    """The settings; a run folder that is a file and callbacks that are none are refused.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    if callbacks is not None and not isinstance(callbacks, list):
+        raise ConfigError(f"callbacks: must be a list, not a {type(callbacks).__name__}")
+    if os.path.isfile(args.output_dir):
+        raise ConfigError(f"output_dir={args.output_dir!r} is a file; the output must be a folder")
+    kinds = [each if isinstance(each, type) else type(each) for each in callbacks or ()]
+    if not all(issubclass(kind, TrainerCallback) for kind in kinds):
+        raise ConfigError("callbacks: each must be a transformers.TrainerCallback")
+    return args
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ torch says what is wrong and not which setting it is; a NaN passes some of its c
 one step for `max_steps=0`, and takes a negative interval for its size.
 """
 
+from collections.abc import Callable
 from math import isfinite, isnan
 from typing import Any
 
@@ -16,6 +17,13 @@ FROM_ZERO = (
     *("logging_steps", "save_steps", "eval_steps"),
 )
 """Smallest value 0; None is allowed."""
+SAMPLING: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "top_p": ("above 0, at most 1", lambda value: 0 < value <= 1),
+    "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "top_k": ("at least 0; 0 keeps every token", lambda value: value >= 0),
+    "repetition_penalty": ("above 0; 1 is none", lambda value: value > 0),
+}
+"""Of the sampler, which passes over some of what lies outside; None is allowed."""
 
 
 def check_numbers(config: Any) -> None:
@@ -42,6 +50,9 @@ def _check_run(config: Any) -> None:
     for name in FROM_ZERO:
         value = getattr(config, name)
         require(value is None or value >= 0, name, value, "at least 0")
+    for name, (words, fits) in SAMPLING.items():
+        value = getattr(config, name)
+        require(value is None or fits(value), name, value, words)
     for name, value in vars(config).items():
         if isinstance(value, float) and isnan(value):
             raise out_of_range(name, value, "a number")

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -140,10 +141,17 @@ def parse_settings(
     _check_types(config, config_file)
     # As defaults, so that a flag wins over the file.
     parser.set_defaults_with_config(**config)
+    for name, times in Counter(_flag_names(flags)).items():
+        if times > 1:  # argparse would take the last one
+            raise ConfigError(f"--{name} is given twice: give it once")
     unknown = parser.parse_known_args(list(flags))[1]
     _check_names(_flag_names(unknown), "flag", own)
     if unknown:
-        raise ConfigError(f"unexpected argument {unknown[0]!r}: settings are given as --name value")
+        a_file = config_file is None and unknown[0].endswith((".yaml", ".yml"))
+        how = f"--config {unknown[0]}" if a_file else "--name value"
+        raise ConfigError(
+            f"unexpected argument {unknown[0]!r}: {'a file is' if a_file else 'settings are'} given as {how}"
+        )
     # Before the dataclasses are made: their own complaints would hide these.
     _check_given(parser.parse_known_args(list(flags))[0], {*config, *_flag_names(flags)})
     try:

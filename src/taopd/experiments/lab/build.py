@@ -8,7 +8,8 @@ is checked file by file against `lab.json`; a lab that fails the check is rebuil
 that says why.
 Why not a lock: two builds of one lab write the same bytes, so the slower one just takes the
 other's.
-Not here: downloads; everything is made from the seed on this machine.
+Not here: downloads; everything is made from the seed on this machine. Nor torch, whose import takes
+seconds, until a lab has to be built.
 """
 
 import hashlib
@@ -31,10 +32,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taopd.experiments.lab import task
-from taopd.experiments.lab.pretrain import pretrain, split_pairs
 from taopd.experiments.lab.spec import LabSpec
-from taopd.experiments.lab.task import Role
+from taopd.experiments.lab.variants import Role
 from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.paths import cache_folder
 from taopd.runs.versions import installed_version
@@ -176,6 +175,9 @@ def _write(folder: Path, spec: LabSpec, progress: Progress, parallel: bool) -> N
 
 
 def _write_prompts(path: Path, spec: LabSpec) -> None:
+    from taopd.experiments.lab import task
+    from taopd.experiments.lab.pretrain import split_pairs
+
     train_pairs, test_pairs = split_pairs(spec)
     rows = [
         {
@@ -203,6 +205,8 @@ def _publish(workshop: Path, folder: Path, spec: LabSpec) -> None:
 
 
 def _train_here(folder: Path, spec: LabSpec, progress: Progress) -> dict[Role, dict[str, float]]:
+    from taopd.experiments.lab.pretrain import pretrain
+
     return {role: pretrain(spec, role, folder / role, partial(progress, role)) for role in ROLES}
 
 

@@ -27,8 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from taopd.experiments.lab import task
 from taopd.experiments.lab.spec import LabSpec
-from taopd.experiments.lab.task import Role
 from taopd.experiments.lab.tokenizer import build_tokenizer
+from taopd.experiments.lab.variants import COMPLETION_LENGTH, NUM_NUMBERS, Role
 
 WARMUP_SHARE = 0.1
 """Share of the steps in which the learning rate rises."""
@@ -46,8 +46,8 @@ def split_pairs(spec: LabSpec) -> tuple[Tensor, Tensor]:
     The first `num_train_prompts` of the former are the lab's training prompts.
     """
     generator = torch.Generator().manual_seed(spec.seed)
-    codes = torch.randperm(task.NUM_NUMBERS**2, generator=generator)
-    pairs = torch.stack([codes // task.NUM_NUMBERS, codes % task.NUM_NUMBERS], dim=1)
+    codes = torch.randperm(NUM_NUMBERS**2, generator=generator)
+    pairs = torch.stack([codes // NUM_NUMBERS, codes % NUM_NUMBERS], dim=1)
     return pairs[spec.num_test_prompts :], pairs[: spec.num_test_prompts]
 
 
@@ -113,7 +113,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = spec.learning_rate * _one_cycle(step, total)
         inputs, labels = _batch(spec, role, pairs, generator)
-        logits = model(inputs, logits_to_keep=task.COMPLETION_LENGTH, use_cache=False).logits
+        logits = model(inputs, logits_to_keep=COMPLETION_LENGTH, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -153,7 +153,7 @@ def _greedy_accuracy(model: Any, tokenizer: Any, spec: LabSpec, pairs: Tensor) -
     outputs = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
-        max_new_tokens=task.COMPLETION_LENGTH,
+        max_new_tokens=COMPLETION_LENGTH,
         do_sample=False,
     )
     texts = tokenizer.batch_decode(outputs[:, prompts.shape[1] :], skip_special_tokens=True)

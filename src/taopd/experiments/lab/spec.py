@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
 from taopd.errors import ConfigError, suggest
-from taopd.experiments.lab.task import NUM_NUMBERS, VARIANTS, Role, Variant
+from taopd.experiments.lab.variants import NUM_NUMBERS, VARIANTS, Role, Variant
 
 CODE_VERSION = 1
 """Raise it whenever the same spec would give other files."""

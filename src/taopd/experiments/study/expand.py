@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from taopd.errors import ConfigError
-from taopd.experiments.study.file import StudyFile, numbers
+from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.experiments.study.own_best import at_rate
 from taopd.runs.redaction import redact_document
 from taopd.selectors import check_budget
@@ -61,11 +61,13 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
         ConfigError: two arms of one name, a setting outside its range.
     """
     named: dict[str, dict[str, Any]] = {}
-    for entry in [*study.arms, *_grid(study.grid)]:
-        settings = numbers({k: v for k, v in entry.items() if k != "name"})
+    entries = [(f"arms[{index}]", arm) for index, arm in enumerate(study.arms)]
+    for where, entry in [*entries, *(("grid", arm) for arm in _grid(study.grid))]:
+        with within(where):
+            settings = numbers({k: v for k, v in entry.items() if k != "name"})
+            # Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is.
+            check_budget(settings.get("budget", 1.0))
         settings = {"selector": base.get("selector", TeachabilityConfig.selector)} | settings
-        # Also of an arm that will not use it: a list with 5 instead of 0.05 is a slip wherever it is.
-        check_budget(settings.get("budget", 1.0))
         if settings["selector"] == "full":
             settings = {
                 k: v for k, v in settings.items() if k not in _SELECTION_KEYS - {"selector"}
@@ -98,7 +100,8 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
     ]
     if study.rates:
         arms = [_at(arm, rate) for arm in arms for rate in study.rates]
-    for arm in arms:
+    # Those of the file first: a fault of theirs is in their controls too.
+    for arm in sorted(arms, key=lambda arm: arm.added):
         check_settings({**base, **arm.settings}, f"arm {arm.name!r}")
     return arms
 

@@ -8,7 +8,8 @@ output folder) is refused there. Models and data come from paths or hub ids, or 
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,16 @@ _SET_BY_STUDY = {
 _KINDS: dict[Any, tuple[tuple[type, ...], type | None, str]] = {
     str: ((str,), None, "text"),
     bool: ((bool,), None, "true or false"),
-    int: ((int,), None, "a number"),
+    int: ((int,), None, "a whole number"),
     float: ((int, float), None, "a number"),
     dict[str, Any]: ((dict,), None, "a mapping (key: value)"),
     list[int]: ((list,), int, "a list of whole numbers, like [0, 1, 2]"),
     list[float]: ((list,), float, "a list of numbers, like [1.0e-5, 5.0e-5]"),
-    list[dict[str, Any]]: ((list,), dict, "a list of mappings"),
+    list[dict[str, Any]]: (
+        (list,),
+        dict,
+        "a list of mappings, like [{selector: random, budget: 0.1}]",
+    ),
 }
 """By a field's type: types of its values, of a list's items, and the words for them."""
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
@@ -121,14 +126,23 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
     check_names(study.config, "config")
     for index, arm in enumerate(study.arms):
         check_names(arm, f"arms[{index}]")
+        if (first := study.arms.index(arm)) < index:
+            raise ConfigError(
+                f"arms[{first}] and arms[{index}] are the same arm: remove one of them"
+            )
     check_names(study.grid, "grid")
+    for key, column in study.grid.items():
+        for index, value in enumerate(column if isinstance(column, list) else ()):
+            if value in column[:index]:
+                raise ConfigError(f"grid: {key} holds {value!r} twice: remove one of them")
     if not study.arms and not study.grid:
         raise ConfigError("the study has no arms: give arms (a list) or grid (key: list of values)")
     for name in ("evaluate_every", "num_test_prompts", "max_new_tokens", "workers"):
         value = getattr(study, name)
         require(value is None or value >= 1, name, value, "at least 1")
-    if study.evaluation_batch_size < 1 or not 0 < study.collapse_points <= 100:
-        raise ConfigError("evaluation_batch_size must be at least 1, collapse_points in (0, 100]")
+    size, points = study.evaluation_batch_size, study.collapse_points
+    require(size >= 1, "evaluation_batch_size", size, "at least 1")
+    require(0 < points <= 100, "collapse_points", points, "in (0, 100]")
     require_known("metric", study.metric, METRICS)
     return study
 
@@ -154,6 +168,15 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}.{suggest(str(key), known)}")
 
 
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """A block whose errors begin with the part of the study that they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
 def numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Training settings, their values as `number` reads them."""
     hints = settings_hints()
@@ -166,13 +189,16 @@ def number(key: str, value: Any, hint: Any) -> Any:
     Raises:
         ConfigError: text where only a number fits.
     """
-    options = set(typing.get_args(hint)) or {hint}
+    # Of a list the words for the whole of it say more than those for an item.
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    options = set(typing.get_args(hint)) if union else {hint}
     if not isinstance(value, str) or str in options or not options & {int, float}:
         return value
     try:
         return float(value) if float in options else int(value)
     except ValueError:
-        raise ConfigError(f"{key}={value!r}: must be a number") from None
+        words = "a number" if float in options else "a whole number"
+        raise ConfigError(f"{key}={value!r}: must be {words}") from None
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
@@ -181,8 +207,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if value is None and others:
         return None
     if kind == list[float] and isinstance(value, list):
-        value = [number(key, item, float) for item in value]
-        value = [float(item) if type(item) is int else item for item in value]
+        value = [_as_float(item) for item in value]
     accepted, items, words = _KINDS[kind]
     # By type, not by instance: true and false are no numbers.
     if type(value) not in accepted or (items and any(type(item) is not items for item in value)):
@@ -190,13 +215,27 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     return float(value) if kind is float else value
 
 
+def _as_float(item: Any) -> Any:
+    """An item of a list of numbers as one, if it can be read so."""
+    try:
+        return float(item) if type(item) in (int, str) else item
+    except ValueError:
+        return item
+
+
 def _check_data(study: StudyFile) -> None:
     own = ("student", "teacher", "prompts")
     given = [name for name in own if getattr(study, name)]
     if study.lab and study.teacher in OWN_TEACHERS:  # the lab's student
         given.remove("teacher")
-    if study.lab and given:
-        raise ConfigError(f"lab brings its own models and prompts: drop {', '.join(given)}, or lab")
+    if study.lab:
+        given += [
+            name for name in ("match", "test_prompts") if getattr(study, name) not in (None, "auto")
+        ]
+        if given:
+            raise ConfigError(
+                f"lab brings its own models, prompts and grading: drop {', '.join(given)}, or lab"
+            )
     if not study.lab and len(given) < len(own):
         missing = ", ".join(name for name in own if name not in given)
         raise ConfigError(f"the study has no {missing}; name them, or lab: dialect")

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from taopd.errors import ConfigError, DataError
+from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.arm import Arm, load_problems, write_arm
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
-from taopd.experiments.study.file import StudyFile, numbers
+from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.models.teacher_prompts import TeacherPrompts
@@ -81,18 +81,19 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         ConfigError: no max_steps where the steps are what is equal.
     """
     lab = LAB_CONFIG | VARIANT_CONFIG.get(study.lab, {}) if study.lab else {}
-    base = lab | numbers(study.config)
+    with within("config"):
+        base = lab | numbers(study.config)
     if study.equal == "update_norm":
         base["match_update_norm"] = study.update_norm
     if study.equal in ("selected_tokens", "seconds"):
         base.setdefault("max_steps", _ENDLESS)
     elif study.lab:
         base.setdefault("max_steps", LAB_STEPS)
-    steps = base.get("max_steps", 0)
-    if type(steps) is not int or steps < 1:
-        raise ConfigError(
-            f"config.max_steps is missing (it is {steps!r}): the number of optimizer steps of every arm"
-        )
+    if "max_steps" not in base:
+        raise ConfigError("config.max_steps is missing: the number of optimizer steps of every arm")
+    steps = base["max_steps"]
+    whole = type(steps) is int and steps >= 1
+    require(whole, "config: max_steps", steps, "a whole number from 1 on: the steps of every arm")
     if not study.lab and "max_completion_length" not in base:
         raise ConfigError("config.max_completion_length is missing: tokens per completion")
     return base

@@ -44,6 +44,7 @@ from taopd.trainer.checkpoint.fsdp import (
 )
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
+from taopd.trainer.checkpoint.steps_done import named_folder, refuse_fewer
 from taopd.trainer.given_student import GivenStudent
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class AtomicCheckpoints(Trainer):
         try:
             with alone:
                 checkpoint = self._resolve(resume_from_checkpoint)
+                refuse_fewer(self.args.max_steps, checkpoint)
                 if self.args.world_size > 1:
                     self.rank_state.signals.keep()
                 try:
@@ -100,7 +102,7 @@ class AtomicCheckpoints(Trainer):
         """The folder of a complete checkpoint; verified by the first process, the same for all."""
         if named is None or named is False:
             return None
-        folder = Path(self.args.output_dir) if named is True else Path(named)
+        folder = Path(self.args.output_dir) if named is True else named_folder(named)
         # The command has verified it before it loaded the models: hashing a checkpoint twice takes minutes.
         if self.checked == folder:
             return str(folder)

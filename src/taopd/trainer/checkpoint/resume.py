@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.runs.checkpoints import STATE, Layout
+from taopd.runs.checkpoints import Layout
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
 from taopd.runs.jsonl import plain
-from taopd.runs.schemas import TRAINER_STATE
-from taopd.runs.validation import read_document, shown
+from taopd.runs.validation import shown
 from taopd.trainer.checkpoint.failure import cannot_write
 from taopd.trainer.checkpoint.mixin import agreed, replace_folder
+from taopd.trainer.checkpoint.steps_done import refuse_fewer, steps_done
 from taopd.trainer.teacher_entries import same_teachers
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def changed_settings(
     }
     if not found:
         return list(before.get("changes", []))
-    step, free = _steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
+    step, free = steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
     words = {n: "; ".join(_differences(n, v["before"], v["after"])) for n, v in found.items()}
     if "teachers" in found and same_teachers(*found["teachers"].values()):
         free |= {"teachers"}
@@ -203,15 +203,21 @@ def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return one == other
 
 
-def is_finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> bool:
-    """Whether a run has done all its steps and written its results, which it does after the student."""
-    done = _steps_done(checkpoint)
-    if not 0 < args.max_steps <= done:
-        return False
-    try:
-        return json.loads((path / "results.json").read_text(encoding="utf-8"))["steps"] == done
+def finished_steps(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> int | None:
+    """Steps of a run that has done all that are asked for, and written its results; None: it has not.
+
+    Raises:
+        ConfigError: it has done more than are asked for.
+    """
+    refuse_fewer(args.max_steps, checkpoint)
+    done = steps_done(checkpoint)
+    if args.max_steps != done:
+        return None
+    try:  # the results come after the student
+        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        return done if results["steps"] == done else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:
@@ -239,7 +245,3 @@ def disk_error(error: Exception, path: Path) -> ResourceError | None:
         return None
     then = "go on with --resume" if (path / MARKER).exists() else "start again"
     return ResourceError(f"cannot write {what} in {path}. Make room or mend the folder, and {then}")
-
-
-def _steps_done(checkpoint: Path) -> int:
-    return int(read_document(checkpoint / STATE, TRAINER_STATE)["global_step"])

@@ -34,6 +34,8 @@ _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/acce
 
 _PLAIN_VALUE = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_./-]*", re.ASCII)
 """What a flag may hold: whole and decimal numbers, truth values, names and paths."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
+"""Of one of several teachers, or of a lab."""
 
 
 def _whole(least: int) -> Test:
@@ -55,6 +57,20 @@ def _flag(value: Any) -> bool:
 def _name(value: Any) -> bool:
     plain = isinstance(value, str) and bool(value.strip()) and not value.lower().endswith(".gguf")
     return plain and "$" not in value and "~" not in value and value not in OWN_TEACHERS
+
+
+def _teachers(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in value)
+        and all(isinstance(entry, dict) and entry.keys() == {"model"} for entry in value.values())
+        and all(_name(entry["model"]) for entry in value.values())
+    )
+
+
+def _weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(_number(each) and each > 1e-6 for each in value.values())
 
 
 def _dtype(value: Any) -> bool:
@@ -99,6 +115,7 @@ DEFAULTS: dict[str, Any] = {
 _READ: dict[str, Test] = {
     "model_name_or_path": _name,
     "teacher_model_name_or_path": _name,
+    "teachers": _teachers,
     "dataset_name": _name,
     "output_dir": _name,
     "dataset_train_split": _name,
@@ -138,7 +155,14 @@ _WITHOUT_EFFECT: dict[str, Test] = {
     "log_rollouts": _whole(0),
     "report_to": _one_of("none"),
 }
-_REQUIRED = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
+_OF_SEVERAL: dict[str, Test] = {
+    "teacher_column": _name,
+    "teacher_weights": _weights,
+    "budget_scope": _one_of("global", "teacher"),
+}
+"""Without effect on a plan too, where there are several teachers; else left to the parser."""
+_BY_LAB = ("model_name_or_path", "teacher_model_name_or_path", "teachers", "dataset_name")
+"""What the setting `lab` stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +170,11 @@ class PlainConfig:
     """What a plan reads of a config."""
 
     student: str
-    teacher: str
+    teachers: tuple[str, ...]
     dataset: str
     split: str
     settings: PlanSettings
-    """With the default length of prompts."""
+    """Of a run with any of the teachers alone, with the default length of prompts."""
 
 
 def plain_flags(flags: Sequence[str]) -> dict[str, Any] | None:
@@ -176,20 +200,29 @@ def plain_flags(flags: Sequence[str]) -> dict[str, Any] | None:
     return given
 
 
-def plain_config(path: str, flags: Sequence[str] = ()) -> PlainConfig | None:
+def plain_config(
+    path: str,
+    flags: Sequence[str] = (),
+    *,
+    lab: Callable[[str], Mapping[str, Any]] | None = None,
+) -> PlainConfig | None:
     """The file's settings, with these in their place; None: not plain, or not certain to be.
 
+    Args:
+        lab: as `settings_file.parse_settings` takes it.
+
     Raises:
-        ConfigError: no such file, or no YAML mapping.
+        ConfigError: no such file, no YAML mapping, or no such lab.
     """
     more = plain_flags(flags)
     if more is None:
         return None
-    given = read_yaml(path, "the config file") | more
-    tests = _READ | _WITHOUT_EFFECT
-    plain = all(name in tests and tests[name](value) for name, value in given.items())
-    if not plain or not all(name in given for name in _REQUIRED):
+    given = _given(read_yaml(path, "the config file") | more, lab)
+    if given is None:
         return None
+    teachers = [each["model"] for each in given.pop("teachers", {}).values()]
+    # Of any of them: a plan reads no more of the name than whether the student is its own teacher.
+    given.setdefault("teacher_model_name_or_path", *teachers[:1])
     args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | given))
     fill_in(args)
     args.coef = args.anchor_coef
@@ -209,11 +242,42 @@ def plain_config(path: str, flags: Sequence[str] = ()) -> PlainConfig | None:
         return None
     return PlainConfig(
         student=args.model_name_or_path,
-        teacher=args.teacher_model_name_or_path,
+        teachers=tuple(teachers) or (args.teacher_model_name_or_path,),
         dataset=args.dataset_name,
         split=args.dataset_train_split,
         settings=replace(settings, device=device),
     )
+
+
+def _given(
+    written: dict[str, Any], lab: Callable[[str], Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    """The settings with those that a lab stands for; None: not plain, or one that is needed is missing."""
+    tests, given = _READ | _WITHOUT_EFFECT, dict(written)
+    variant = given.pop("lab", None)
+    if variant is not None:
+        plain = isinstance(variant, str) and all(map(_PLAIN_NAME.fullmatch, variant.split("+")))
+        if lab is None or not plain or any(name in given for name in _BY_LAB):
+            return None
+        if "+" in variant:
+            tests |= _OF_SEVERAL
+    if "teachers" in given:
+        tests |= _OF_SEVERAL
+    if not all(name in tests and tests[name](value) for name, value in given.items()):
+        return None
+    if variant is not None and lab is not None:  # once the rest is plain: it may have to be built
+        given |= lab(variant)
+    several = given.get("teachers")
+    teacher = "teachers" if several is not None else "teacher_model_name_or_path"
+    needed = ("model_name_or_path", teacher, "dataset_name", "output_dir")
+    if not all(name in given for name in needed):
+        return None
+    if several is not None and (
+        "teacher_model_name_or_path" in given
+        or not set(given.get("teacher_weights", ())) <= set(several)
+    ):
+        return None
+    return given
 
 
 def _device(args: SimpleNamespace) -> str | None:
