@@ -119,6 +119,7 @@ def _from_plain_config(
     from taopd.cli.lab_paths import lab_settings
     from taopd.models.plain_prompts import longest_prompt
     from taopd.runs.limits import MOST_PROMPTS
+    from taopd.runs.paths import one_place
     from taopd.trainer.cost import load_shape
     from taopd.trainer.cost.plain_config import plain_config
     from taopd.trainer.cost.planned_teachers import with_teachers
@@ -134,7 +135,8 @@ def _from_plain_config(
         settings = replace(settings, prompt_length=length)
     else:
         _say_assumed(settings, config.dataset)
-    shapes = [(load_shape(teacher), settings) for teacher in config.teachers]
+    # A plain config has no other setting that tells the weights of one teacher from those of another.
+    shapes = [(load_shape(each), settings, one_place(each)) for each in config.teachers]
     teacher, settings = with_teachers(shapes)
     return settings, config.student, teacher
 

@@ -34,3 +34,8 @@ def cache_folder() -> Path:
         raise ConfigError(
             "there is no home folder to keep labs and models in: set HOME, or TAOPD_CACHE to a folder"
         ) from error
+
+
+def one_place(name: str) -> str:
+    """A path however it is written, as one text; the id of a model on a hub as it is."""
+    return os.path.realpath(name) if os.path.exists(name) else name

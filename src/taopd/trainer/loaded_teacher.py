@@ -5,7 +5,6 @@ each its own  rows, metrics, factor of the loss, share of the budget
 """
 
 import json
-import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from taopd.distributed.sharding import is_sharded
 from taopd.errors import ConfigError
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
+from taopd.runs.paths import one_place
 from taopd.teachers import load_teacher
 from taopd.trainer.checkpoint.same_start import samples_of
 from taopd.trainer.config import TeachabilityConfig
@@ -39,10 +39,8 @@ def weights_of(args: TeachabilityConfig, shared: Mapping[str, Any] | None = None
     options |= {key: value for key, value in (shared or {}).items() if value is not None}
     options |= dict(own) if isinstance(own, dict) else {}
     options["dtype"] = str(options["dtype"]).removeprefix("torch.")
-    # One folder has many paths; a hub id has none here.
-    place = os.path.realpath(name) if os.path.exists(name) else name
     text = json.dumps(options, sort_keys=True, default=repr)
-    return place, text, args.teacher_quantization, args.teacher_offload
+    return one_place(name), text, args.teacher_quantization, args.teacher_offload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
