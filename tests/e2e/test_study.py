@@ -259,6 +259,13 @@ def test_an_evaluation_set_without_answers(micro_lab, tmp_path):
         plan_study(parse_study_file(own | {"teacher": str(tmp_path / "no-teacher")}))
 
 
+def test_more_test_prompts_than_a_lab_has_are_refused():
+    has = MICRO["num_test_prompts"]
+    assert plan_study(parse_study_file(STUDY)).runs[0].num_test_prompts == has
+    with pytest.raises(DataError, match=f"has {has} test problems: num_test_prompts={has + 1}"):
+        plan_study(parse_study_file(STUDY | {"num_test_prompts": has + 1}))
+
+
 def test_list_and_help(study_path, capsys):
     assert main(["compare", str(study_path), "--list"]) == 0
     shown = capsys.readouterr().out

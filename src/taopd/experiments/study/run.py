@@ -181,7 +181,7 @@ def _run_of(
     if lab is not None:
         run = lab_arm(lab, arm.name, config, seed=seed, steps=int(base["max_steps"]))
         run = dataclasses.replace(run, teacher=study.teacher or run.teacher)
-        num_test_prompts = min(asked or LAB_PROMPTS, run.num_test_prompts)
+        num_test_prompts = asked or min(LAB_PROMPTS, run.num_test_prompts)
     else:
         num_test_prompts = asked or DEFAULT_PROMPTS
         run = Arm(
