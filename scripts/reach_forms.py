@@ -117,22 +117,23 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
 }
 """Tried on the way to the rule."""
-RULE = replace(SMOOTH, release=0.5, kept=True)
+PRESENT = replace(SMOOTH, release=0.5, kept=True)
 HALVES, HOLDS = (1e-3, 1e-4, 1e-5), (1.0, 3.0, 10.0)
 FORMS |= {
-    f"the rule, half {half:g}, hold {hold:g}": replace(RULE, share=sigmoid(half, 1.0), coef=hold)
+    f"the rule, half {half:g}, hold {hold:g}": replace(PRESENT, share=sigmoid(half, 1.0), coef=hold)
     for half in HALVES
     for hold in HOLDS
 }
 FORMS |= {
-    "the rule without the forward KL": replace(RULE, forward=False),
-    "the rule, floor on D r": replace(RULE, floor_on_d=False),
-    "the rule, ends like any token": replace(RULE, ends=False),
-    "the rule, start held to the end": replace(RULE, release=0.0, kept=False),
-    "the rule, hold to the teacher": replace(RULE, hold=False),
-    "the rule without a hold": replace(RULE, drawn=False),
+    "the rule without the forward KL": replace(PRESENT, forward=False),
+    "the rule, floor on D r": replace(PRESENT, floor_on_d=False),
+    "the rule, ends like any token": replace(PRESENT, ends=False),
+    "the rule, start held to the end": replace(PRESENT, release=0.0, kept=False),
+    "the rule, hold to the teacher": replace(PRESENT, hold=False),
+    "the rule without a hold": replace(PRESENT, drawn=False),
 }
 """The rule has half 1e-4 and hold 3; each part of it is changed once."""
+RULE = "the rule, half 0.0001, hold 3"
 PARTS = [name for name in FORMS if name.startswith("the rule")]
 
 

@@ -252,7 +252,7 @@ def check_kept(
     text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
     if worth is not None:
         figures["selected_tokens"] = worth / len(measured.lengths)
-        text += f"; reach finds {figures['selected_tokens']:.1f} of the {mean:.1f} worth teaching"
+        text += f"; reach finds {figures['selected_tokens']:.1f} tokens worth teaching"
         if worth == 0:
             problems.warn(
                 "Nothing that the student could say is worth teaching (D below 0.05 nats there): the "
