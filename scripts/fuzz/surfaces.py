@@ -263,7 +263,7 @@ def run_reader(root: Path) -> Read:
     from taopd.report.page import write_report
     from taopd.runs.checkpoints import newest_complete, seal
     from taopd.runs.folder import RunFolder
-    from taopd.trainer.checkpoint.resume import _steps_done
+    from taopd.trainer.checkpoint.steps_done import steps_done
 
     runs = make_runs(root / "seed-runs")
     parsed = {path: _parsed(path) for folder in runs for path in _small_files(folder)}
@@ -286,7 +286,7 @@ def run_reader(root: Path) -> Read:
             seal(checkpoint, step=2, num_processes=1)
         newest, _ = newest_complete(folder)
         if newest is not None:
-            _steps_done(newest)
+            steps_done(newest)
 
     return read
 

@@ -207,12 +207,12 @@ def draw(arms: Mapping[Any, dict[str, Any]], axes: Axes) -> None:
     axes.text(before, -0.75, " the student before", color="0.35", fontsize=8, va="center")
     for row, name in enumerate(order):
         ends = [100 * arm["accuracy_greedy"] for _, arm in groups[name]]
-        color = COLORS[row % len(COLORS)]
+        color = COLORS[sorted(groups).index(name) % len(COLORS)]
         axes.plot(ends, [row] * len(ends), "o", color=color, markersize=7, alpha=0.8)
         axes.plot([np.mean(ends)] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-1.1, len(order) - 0.4)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(10, axes.get_xlim()[1]))
     axes.set_xlabel("greedy accuracy after 24 steps, %; a dot a seed, a line at the mean")
     axes.spines[["top", "right"]].set_visible(False)
 

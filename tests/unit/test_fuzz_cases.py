@@ -29,7 +29,7 @@ from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.run import base_config
 from taopd.report.page import write_report
 from taopd.runs.checkpoints import newest_complete, seal
-from taopd.trainer.checkpoint.resume import _steps_done
+from taopd.trainer.checkpoint.steps_done import steps_done
 from taopd.trainer.settings_file import parse_settings
 
 HUGE = int("9" * 400)
@@ -228,7 +228,7 @@ def test_the_state_of_a_checkpoint(text, runs):
     (checkpoint / "trainer_state.json").write_text(text)
     seal(checkpoint, step=2, num_processes=1)
     with pytest.raises(TaopdError):
-        _steps_done(checkpoint)
+        steps_done(checkpoint)
     (checkpoint / "taopd.json").write_text(text)
     assert newest_complete(runs[0])[0] is None
 
