@@ -193,7 +193,11 @@ def test_the_reference_has_no_dropout(micro_lab, tmp_path, lora):
     assert trainer.model.training
 
 
-@pytest.mark.parametrize("callbacks", [["x"], [object], TrainerCallback()], ids=str)
+@pytest.mark.parametrize(
+    "callbacks",
+    [["x"], [object], TrainerCallback()],
+    ids=["a text", "a class", "one that is no list"],
+)
 def test_callbacks_that_are_none_are_named(micro_lab, tmp_path, callbacks):
     args = TeachabilityConfig(output_dir=str(tmp_path), **CPU)
     with pytest.raises(ConfigError, match=r"callbacks: (each must be a|must be a list)"):
