@@ -177,3 +177,15 @@ def pytest_collection_finish(session):
     record = sys.modules.get("taopd.trainer.run_record")
     if record is not None:
         record.RecordedRuns.train.__kwdefaults__["check"] = False
+
+
+def replaced(argv, *more) -> list[str]:
+    """A command line in which the flags of `more` have these values; a flag may be given once."""
+    given = {str(word) for word in more if str(word).startswith("--")}
+    kept, dropped = [], False
+    for word in map(str, argv):
+        if word.startswith("--"):
+            dropped = word in given
+        if not dropped:
+            kept.append(word)
+    return [*kept, *map(str, more)]

@@ -9,6 +9,7 @@ from scipy import stats
 
 from taopd.cli import main
 from taopd.report.evaluations import differences, read_evaluation
+from tests.conftest import replaced
 from tests.unit.test_report_meets import evaluation
 
 
@@ -33,10 +34,9 @@ def lab(micro_lab, tmp_path_factory):
 def grade(model, micro_lab, output, *more):
     """4 samples a problem; a digit anywhere is graded, so that micro models are sometimes right."""
     argv = [str(model), "--dataset", str(micro_lab.prompts), "--output", str(output)]
-    if "--match" not in more:
-        more = (*more, "--match", r"regex:(?<!\d)\d")
     settings = ["--num-samples", "4", "--max-new-tokens", "4", "--seed", "3"]
-    assert main(["evaluate", *argv, *settings, *more]) == 0
+    settings += ["--match", r"regex:(?<!\d)\d"]
+    assert main(["evaluate", *replaced([*argv, *settings], *more)]) == 0
 
 
 def shares(folder):

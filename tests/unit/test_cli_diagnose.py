@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from taopd import cli
 from taopd.diagnose.bank import NUM_COMPLETIONS, FixedContextBank
 from taopd.diagnose.gain_files import read_gains
-from tests.conftest import make_model, make_rows
+from tests.conftest import make_model, make_rows, replaced
 
 
 def fails(capsys, *argv) -> str:
@@ -131,10 +131,11 @@ def test_one_step_writes_its_tables(micro_lab, tmp_path, capsys):
     base = AutoModelForCausalLM.from_pretrained(micro_lab.student)
     adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     get_peft_model(base, adapter).save_pretrained(tmp_path / "lora")
-    works(*argv[:-1], tmp_path / "lora-steps", "--student", tmp_path / "lora", "--batches", 1)
+    of_lora = ("--output", tmp_path / "lora-steps", "--student", tmp_path / "lora", "--batches", 1)
+    works(*replaced(argv, *of_lora))
     steps = pq.read_table(tmp_path / "lora-steps" / "steps.parquet").to_pandas()
     assert len(steps) == 2 * 2 * 2
-    line = fails(capsys, *argv[:-1], tmp_path / "more", "--batches", 9)
+    line = fails(capsys, *replaced(argv, "--output", tmp_path / "more", "--batches", 9))
     assert "9 batches of 4 frozen and as many fresh contexts need 72" in line
 
 
@@ -148,10 +149,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(frozen, micro_lab, tmp_path, c
     assert "Did you mean 'freeze'" in bad("freez")
     assert "either --prompts FILE or --completions" in bad(*freeze, "--completions", file)
     assert "is a file; the output must be a folder" in bad(*freeze[:-1], file)
-    assert "argument --num-completions: must" in bad(*freeze, "--num-completions", 0)
-    assert "argument --k: must be" in bad(*freeze, "--k", 0)
-    assert "--temperature=nan" in bad(*freeze, "--temperature", "nan")
-    assert "no split 'dev'" in bad(*freeze, "--split", "dev")
+    assert "argument --num-completions: must" in bad(*replaced(freeze, "--num-completions", 0))
+    assert "argument --k: must be" in bad(*replaced(freeze, "--k", 0))
+    assert "--temperature=nan" in bad(*replaced(freeze, "--temperature", "nan"))
+    assert "no split 'dev'" in bad(*replaced(freeze, "--split", "dev"))
     assert "no such bank folder" in bad("gain", tmp_path / "none", "--after", micro_lab.student)
     assert "a bank is a folder" in bad("gain", file, "--after", micro_lab.student)
     argv = ("gain", frozen / "bank", "--output", out, "--after")
