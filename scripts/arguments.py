@@ -5,20 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from taopd.cli.given_twice import refuse_given_twice
-
 
 class Arguments(argparse.ArgumentParser):
     """A parser that prints no usage on a mistake, and takes no abbreviated flag. Exit status 2."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(prog=_program(), allow_abbrev=False, **options)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; a flag that is given twice is a mistake."""
-        words = list(sys.argv[1:] if args is None else args)
-        refuse_given_twice(self, words)
-        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave."""

@@ -7,13 +7,12 @@ Oracles: as in `test_bad_arguments`; what is required stands without brackets in
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
-
-from scripts.arguments import Arguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/**/*.py"))
@@ -113,14 +112,8 @@ def test_a_bad_argument_of_a_script_is_named_with_its_page(tmp_path, monkeypatch
     assert len(tried) > 50 and len({module for module, *_ in tried}) > 25
 
 
-def test_a_flag_of_a_script_that_is_given_twice_is_refused(capsys):
-    """But one that collects."""
-    parser = Arguments()
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--variant", action="append")
-    found = parser.parse_args(["--steps", "3", "--variant", "a", "--variant", "b"])
-    assert (found.steps, found.variant) == (3, ["a", "b"])
-    with pytest.raises(SystemExit) as left:
-        parser.parse_args(["--steps", "3", "--steps=4"])
-    assert left.value.code == 2
-    assert "--steps is given twice: give it once. See `" in capsys.readouterr().err
+def test_what_make_runs_before_there_is_an_environment_needs_none():
+    """Neither installed packages nor ours: -S and -E leave both out."""
+    argv = [sys.executable, "-S", "-E", "-m", "scripts.try_wheel", "--help"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
