@@ -38,6 +38,7 @@ TITLES = {
 }
 Saved = dict[str, Any]
 Line = dict[str, Any]
+Arms = Mapping[Any, dict[str, Any]]
 
 
 def gathered(run: Path, saved: Saved | None) -> Saved:
@@ -114,16 +115,16 @@ def section(saved: Saved) -> list[str]:
         "### Which tokens does the context teach, and does teachability find them?",
         f"D in nats and C of the rollouts of the first {FIRST} steps, over all arms; then the share of each "
         "kind that an arm keeps over its own run.",
-        kinds_table(saved["arms"]),
-        found_words(saved["arms"]),
+        kinds_table(arms),
+        found_words(arms),
         "### What the student writes",
-        forms_table(saved["arms"]),
+        forms_table(arms),
         f"Three rollouts of the last step of {OWN}; kept tokens in bold.",
         *(f"> {prompt}\n>\n> {text}" for prompt, text in rollouts),
     ]
 
 
-def verdict(arms: Mapping[Any, dict[str, Any]]) -> str:
+def verdict(arms: Arms) -> str:
     """One sentence: how the published method does against random tokens and against all."""
     found = smollm2_cpu.paired(arms)
     against_random, against_full = (found.get((OWN, other)) for other in (CONTROL, WHOLE))
@@ -180,19 +181,12 @@ def _context(saved: Saved) -> str:
     return " ".join(parts) or "What the context helps was not measured."
 
 
-def _by_arm(arms: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    return {
-        name: [arm for arm in arms if arm["name"] == name]
-        for name in sorted({arm["name"] for arm in arms})
-    }
-
-
-def kinds_table(arms: list[dict[str, Any]]) -> str:
+def kinds_table(arms: Arms) -> str:
     """A row for each kind of token: its share, D and C at the begin, the share that every arm keeps."""
-    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms))
+    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms.values()))
     kept = {
         name: by_kind(added(arm["kinds"]["all"] for arm in same))
-        for name, same in _by_arm(arms).items()
+        for name, same in smollm2_cpu.by_name(arms).items()
         if name != WHOLE
     }
     rows = [
@@ -215,11 +209,11 @@ def kinds_table(arms: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def found_words(arms: list[dict[str, Any]]) -> str:
+def found_words(arms: Arms) -> str:
     """How much teachability keeps of the kind with the largest mean D at the begin."""
-    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms))
+    begin = by_kind(added(arm["kinds"]["begin"] for arm in arms.values()))
     taught = max(begin, key=lambda kind: begin[kind]["disagreement"])
-    own = _by_arm(arms)[OWN]
+    own = smollm2_cpu.by_name(arms)[OWN]
     kept = by_kind(added(arm["kinds"]["all"] for arm in own))
     budget = float(np.mean([arm["kept_fraction"] for arm in own]))
     share = kept[taught]["kept"] if taught in kept else 0.0
@@ -230,11 +224,11 @@ def found_words(arms: list[dict[str, Any]]) -> str:
     )
 
 
-def forms_table(arms: list[dict[str, Any]]) -> str:
+def forms_table(arms: Arms) -> str:
     """By arm: share of rollouts that end, and share with an "Answer: N", at the begin and at the end."""
     rows = ["| arm | ends, begin, % | end, % | says Answer: N, begin, % | end, % |"]
     rows.append("|---|" + "---:|" * 4)
-    for name, same in _by_arm(arms).items():
+    for name, same in smollm2_cpu.by_name(arms).items():
         shares = [
             100
             * sum(arm["texts"][steps][what] for arm in same)

@@ -147,11 +147,11 @@ def finished(run: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def by_name(arms: Mapping[Any, dict[str, Any]]) -> dict[str, list[tuple[Any, dict[str, Any]]]]:
+def by_name(arms: Mapping[Any, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The arms of each name, by seed."""
-    found: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
-    for folder, arm in sorted(arms.items(), key=lambda pair: pair[1]["seed"]):
-        found.setdefault(arm["name"], []).append((folder, arm))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in sorted(arms.values(), key=lambda arm: arm["seed"]):
+        found.setdefault(arm["name"], []).append(arm)
     return dict(sorted(found.items()))
 
 
@@ -164,14 +164,14 @@ def table(arms: Mapping[Any, dict[str, Any]]) -> str:
     for name, seeds in by_name(arms).items():
 
         def mean(key: str, seeds: list[Any] = seeds) -> float:
-            return float(np.mean([arm[key] for _, arm in seeds]))
+            return float(np.mean([arm[key] for arm in seeds]))
 
-        each = ", ".join(f"{arm['seed']}: {100 * arm['accuracy_greedy']:.0f}" for _, arm in seeds)
+        each = ", ".join(f"{arm['seed']}: {100 * arm['accuracy_greedy']:.0f}" for arm in seeds)
         rows.append(
             f"| {name} | {100 * mean('base_accuracy'):.0f} | {100 * mean('accuracy_greedy'):.1f} | {each} | "
             f"{100 * mean('accuracy_sampled'):.1f} | {100 * mean('kept_fraction'):.1f} | "
             f"{mean('train_seconds'):.0f} | {mean('cpu_s'):.0f} | "
-            f"{max(arm['peak_memory_mib'] for _, arm in seeds):,.0f} |"
+            f"{max(arm['peak_memory_mib'] for arm in seeds):,.0f} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -184,7 +184,7 @@ def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
     ]
     for (one, other), found in paired(arms).items():
         ends = {
-            name: {arm["seed"]: 100 * arm["accuracy_greedy"] for _, arm in by_name(arms)[name]}
+            name: {arm["seed"]: 100 * arm["accuracy_greedy"] for arm in by_name(arms)[name]}
             for name in (one, other)
         }
         gaps = [ends[one][seed] - ends[other][seed] for seed in ends[one] if seed in ends[other]]
@@ -201,12 +201,12 @@ def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
 def draw(arms: Mapping[Any, dict[str, Any]], axes: Axes) -> None:
     """A dot for every seed and a line at the mean of every arm."""
     groups = by_name(arms)
-    order = sorted(groups, key=lambda n: np.mean([a["accuracy_greedy"] for _, a in groups[n]]))
-    before = 100 * groups[order[0]][0][1]["base_accuracy"]
+    order = sorted(groups, key=lambda n: np.mean([a["accuracy_greedy"] for a in groups[n]]))
+    before = 100 * groups[order[0]][0]["base_accuracy"]
     axes.axvline(before, color="0.5", linestyle="--", linewidth=0.8)
     axes.text(before, -0.75, " the student before", color="0.35", fontsize=8, va="center")
     for row, name in enumerate(order):
-        ends = [100 * arm["accuracy_greedy"] for _, arm in groups[name]]
+        ends = [100 * arm["accuracy_greedy"] for arm in groups[name]]
         color = COLORS[sorted(groups).index(name) % len(COLORS)]
         axes.plot(ends, [row] * len(ends), "o", color=color, markersize=7, alpha=0.8)
         axes.plot([np.mean(ends)] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
@@ -237,7 +237,7 @@ def save_picture(studies: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate]:
     """Difference of greedy accuracy at the end for each pair whose arms share a seed, over problems."""
-    groups = {name: {arm["seed"]: arm for _, arm in group} for name, group in by_name(arms).items()}
+    groups = {name: {arm["seed"]: arm for arm in group} for name, group in by_name(arms).items()}
     found = {
         (one, other): by_problem.difference(groups.get(one, {}), groups.get(other, {}))
         for one, other in PAIRS

@@ -224,3 +224,15 @@ def test_problems_that_cannot_be_paired_give_no_interval(other):
     (row,) = analyse(rows)["comparisons"]
     assert row["over_problems"] is None
     assert "over held-out problems alone" not in analyse(rows)["noise_floor"]["words"]
+
+
+def test_a_study_whose_arms_have_few_seeds_in_common_says_what_each_interval_is_over():
+    rows = arm_by_problem("full", "full", 1.0, ["0110", "0111"])
+    rows += arm_by_problem("teachability@10%", "teachability", 0.1, ["1110", "0110"])
+    rows += arm_by_problem("random@10%", "random", 0.1, ["0100"])  # its second seed still runs
+    results = analyse(rows)
+    text = markdown({"title": "t"} | results, [])
+    assert (
+        "over seeds, of differences paired within seeds; of one common seed over held-out" in text
+    )
+    assert "held-out problems alone" not in results["noise_floor"]["words"]

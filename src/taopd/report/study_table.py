@@ -31,10 +31,13 @@ def seeds_words(results: dict[str, Any]) -> str:
 
 
 def units_words(results: dict[str, Any]) -> str:
-    """What the intervals of differences are over: seeds or, where an arm has one, held-out problems."""
-    if len(results["seeds"]) > 1:
-        return "over seeds, of differences paired within seeds"
-    return "over held-out problems, of differences paired by problem"
+    """What the intervals are over: seeds, or held-out problems where two arms have one seed in common."""
+    common = [len(row["seeds"]) for row in results["comparisons"]] or [len(results["seeds"])]
+    seeds = "over seeds, of differences paired within seeds"
+    problems = "over held-out problems, of differences paired by problem"
+    if min(common) > 1:
+        return seeds
+    return problems if max(common) == 1 else f"{seeds}; of one common seed {problems}"
 
 
 def bounds(row: dict[str, Any]) -> tuple[float | None, float | None]:
