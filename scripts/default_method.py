@@ -5,9 +5,9 @@
     python -m scripts.pages.default_method docs/results/default.json  # the page and its picture
 
 As in scripts/collapse.py: constant learning rate 3e-4, 32 rollouts a step, 1,000 steps, 200 held-out prompts
-every 20 steps. Arms that docs/results/collapse.json holds for a variant and loss (same settings and seeds)
-are taken from there and not run again. A killed run goes on with the jobs that are missing. What the output
-file holds of other labs, losses and arms stays in it.
+every 20 steps. Seeds that docs/results/collapse.json (same settings) or the output file holds of an arm are
+taken from there and not run again: name another output to measure anew. A killed run goes on with the jobs
+that are missing.
 """
 
 import json
@@ -25,7 +25,7 @@ from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
 MEASURED = Path("docs/results/collapse.json")
-SEEDS, STEPS = 3, 1000
+SEEDS, STEPS = 5, 1000
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
     "published@0.1": {"budget": 0.1},
@@ -43,6 +43,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampled": ("sampled_reverse_kl", MAIN),
     "reach_sampled": ("sampled_reverse_kl", REACH),
     "reach_half": ("reverse_kl", ("reach@0.05",)),
+    "reach_half_sampled": ("sampled_reverse_kl", ("reach@0.05",)),
     "more": ("reverse_kl", ("raw C@0.1", "random@0.1")),
 }
 """Loss and arms, the most important part first."""
@@ -72,14 +73,22 @@ def known_parts(*files: Path) -> dict[tuple[str, str], Part]:
     return found
 
 
-def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
-    """One job for every part and variant, with the arms that were not measured before."""
-    known, jobs = known_parts(MEASURED), []
+def make_jobs(
+    folder: Path, only: list[str], parts: list[str], known: dict[tuple[str, str], Part], seeds: int
+) -> list[Job]:
+    """One job for every part and variant, with the arms and seeds that `known` lacks."""
+    jobs = []
     for part in parts:
         loss, names = PARTS[part]
         for variant in only or VARIANTS:
             have = known.get((variant, loss), {"arms": {}})["arms"]
-            missing = [name for name in names if name not in have]
+            missing = [
+                (name, seed)
+                for name in names
+                for seed in range(len(have[name]["greedy"]) if name in have else 0, seeds)
+            ]
+            if not missing:
+                continue
             # In this process: another one would not know the labs that are registered here.
             lab = build_lab(variant, parallel=False)
             arms = [
@@ -88,10 +97,9 @@ def make_jobs(folder: Path, only: list[str], parts: list[str]) -> list[Job]:
                     evaluate_every=20,
                     num_test_prompts=200,
                 )
-                for name in missing
-                for seed in range(SEEDS)
+                for name, seed in missing
             ]
-            path = folder / f"{part}__{variant}.json"
+            path = folder / f"{part}__{variant}__{missing[0][1]}_to_{seeds - 1}.json"
             jobs.append(Job(path=path, arms=arms, about={"variant": variant, "loss": loss}))
     return jobs
 
@@ -102,18 +110,37 @@ def part_of(rows: list[dict[str, Any]], about: dict[str, str], known: Part | Non
     steps = [step for step, _ in rows[0]["accuracy_curve"]] if rows else known["steps"]  # type: ignore[index]
     if known is not None and known["steps"] != steps:
         raise SystemExit(f"{about['variant']}: its earlier arms have other checkpoints")
+    before = {} if known is None else known["arms"]
     arms: dict[str, Part] = {}
     for name in ARMS:
         own = [row for row in rows if row["name"] == name]
         if own:
-            arms[name] = {
-                "kept": sum(row["kept_fraction"] for row in own) / len(own),
-                "greedy": [[value for _, value in row["accuracy_curve"]] for row in own],
-                "sampled": [[value for _, value in row["accuracy_sampled_curve"]] for row in own],
-            }
-        elif known is not None and name in known["arms"]:
-            arms[name] = known["arms"][name]
+            arms[name] = _with_seeds(before.get(name), own)
+        elif name in before:
+            arms[name] = before[name]
     return about | {"steps": steps, "arms": arms}
+
+
+def _with_seeds(known: Part | None, rows: list[dict[str, Any]]) -> Part:
+    """An arm's curves by seed, 0 first: those known before, with the seeds of `rows` added or replaced."""
+    curves: dict[int, tuple[float, list[float], list[float]]] = {}
+    if known is not None:
+        both = zip(known["greedy"], known["sampled"], strict=True)
+        curves = {seed: (known["kept"], *each) for seed, each in enumerate(both)}
+    for row in rows:
+        greedy, sampled = (
+            [value for _, value in row[curve]]
+            for curve in ("accuracy_curve", "accuracy_sampled_curve")
+        )
+        curves[row["seed"]] = row["kept_fraction"], greedy, sampled
+    if sorted(curves) != list(range(len(curves))):
+        raise SystemExit(f"{rows[0]['name']}: seeds {sorted(curves)} have a gap")
+    kept, all_greedy, all_sampled = zip(*(curves[seed] for seed in sorted(curves)), strict=True)
+    return {
+        "kept": sum(kept) / len(kept),
+        "greedy": list(all_greedy),
+        "sampled": list(all_sampled),
+    }
 
 
 def main() -> None:
@@ -124,16 +151,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of every arm; default {SEEDS}")
     parser.add_argument("--workers", type=int, help="processes; default one a core")
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
+    known = known_parts(MEASURED, args.output)
     if not args.gather:
         run_jobs(
-            make_jobs(args.runs, args.only, args.parts),
+            make_jobs(args.runs, args.only, args.parts, known, args.seeds),
             num_workers=args.workers,
             progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
         )
-    known = known_parts(MEASURED, args.output)
     # Labs without a run of their own have the arms that were measured before.
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {lab: [] for lab in known}
     for path in sorted(args.runs.glob("*__*.json")):

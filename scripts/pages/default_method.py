@@ -19,7 +19,7 @@ import numpy as np
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments, existing_file
-from scripts.default_method import ARMS, PARTS, SEEDS
+from scripts.default_method import ARMS, PARTS
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import LOSS_NAMES
@@ -188,7 +188,7 @@ def lab_table(part: Part) -> str:
 
 
 def missing_words(parts: list[Part]) -> str:
-    """Arms and seeds that the page does not have."""
+    """Arms that the page does not have."""
     few = [
         f"{lab_name(part)}: {', '.join(words(n) for n in PARTS_OF[part['loss']] if n not in part['arms'])}"
         for part in parts
@@ -199,7 +199,7 @@ def missing_words(parts: list[Part]) -> str:
         shown = {part["variant"] for part in parts if part["loss"] == loss}
         absent = [variant for variant in VARIANTS if variant not in shown]
         arms += f" Labs not run with the {words_of}: {', '.join(absent) or 'none'}."
-    return f"{arms} New arms have {SEEDS} seeds, those of [collapse.md](collapse.md) five."
+    return arms
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:

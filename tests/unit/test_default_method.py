@@ -104,19 +104,26 @@ def test_what_was_measured_before_has_the_same_settings():
     assert all("reach@0.1" not in known["arms"] for known in known_parts(MEASURED).values())
 
 
-def test_gathering_keeps_what_an_earlier_run_measured(tmp_path, monkeypatch):
-    """Labs, losses and arms that are in the file stay as they are; an arm that ran again is the new one."""
+def row_of(seed, end):
+    """The result of one arm, as a job writes it."""
+    curve = [[0, 0.0], [100, 0.5], [200, end]]
+    return {
+        "name": "reach@0.1",
+        "seed": seed,
+        "kept_fraction": 0.2,
+        "accuracy_curve": curve,
+        "accuracy_sampled_curve": curve,
+    }
+
+
+def gathered(tmp_path, monkeypatch, seeds):
+    """The file after a job that ran these seeds of reach in *dialect*; three were known before."""
     before = part(full=FLAT, published=FLAT, reach=FLAT) | {"variant": "dialect"}
     output, runs = tmp_path / "default.json", tmp_path / "runs"
     output.write_text(json.dumps({"parts": [before, before | {"variant": "accent"}]}))
     runs.mkdir()
-    row = {
-        "name": "reach@0.1",
-        "kept_fraction": 0.1,
-        "accuracy_curve": [[0, 0.0], [100, 0.5], [200, 0.6]],
-    }
-    row["accuracy_sampled_curve"] = row["accuracy_curve"]
-    about = {"variant": "dialect", "loss": "reverse_kl", "arms": [row]}
+    rows = [row_of(seed, 0.6 + seed / 100) for seed in seeds]
+    about = {"variant": "dialect", "loss": "reverse_kl", "arms": rows}
     (runs / "reach__dialect.json").write_text(json.dumps(about))
     monkeypatch.setattr(default_method, "MEASURED", tmp_path / "none.json")
     arguments = ["default_method", "--runs", str(runs), "--output", str(output), "--gather"]
@@ -125,4 +132,32 @@ def test_gathering_keeps_what_an_earlier_run_measured(tmp_path, monkeypatch):
     found = {each["variant"]: each["arms"] for each in json.loads(output.read_text())["parts"]}
     assert found["accent"] == before["arms"]
     assert found["dialect"]["full"] == before["arms"]["full"]
-    assert found["dialect"]["reach@0.1"]["greedy"] == [[0.0, 0.5, 0.6]]
+    return found["dialect"]["reach@0.1"]
+
+
+def test_gathering_adds_seeds_to_those_measured_before(tmp_path, monkeypatch):
+    """Labs, losses and arms that are in the file stay as they are."""
+    reach = gathered(tmp_path, monkeypatch, [3, 4])
+    assert [curve[-1] for curve in reach["greedy"]] == [0.9, 0.9, 0.9, 0.63, 0.64]
+    assert reach["greedy"] == reach["sampled"]
+    assert reach["kept"] == pytest.approx((3 * 0.1 + 2 * 0.2) / 5)
+
+
+def test_gathering_replaces_a_seed_that_ran_again(tmp_path, monkeypatch):
+    reach = gathered(tmp_path, monkeypatch, [1])
+    assert [curve[-1] for curve in reach["greedy"]] == [0.9, 0.61, 0.9]
+
+
+def test_gathering_refuses_a_gap_in_the_seeds(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"reach@0.1: seeds \[0, 1, 2, 4\] have a gap"):
+        gathered(tmp_path, monkeypatch, [4])
+
+
+def test_only_arms_and_seeds_that_are_not_known_are_run(tmp_path):
+    known = {("dialect", "reverse_kl"): part(full=FLAT, published=FLAT, reach=FLAT)}
+    jobs = default_method.make_jobs(tmp_path, ["dialect"], ["main", "reach"], known, 4)
+    assert [[(arm.name, arm.seed) for arm in job.arms] for job in jobs] == [
+        [("full", 3), ("published@0.1", 3), *[("anchored@0.1", seed) for seed in range(4)]],
+        [("reach@0.1", 3)],
+    ]
+    assert default_method.make_jobs(tmp_path, ["dialect"], ["reach"], known, 3) == []
