@@ -203,6 +203,7 @@ def test_the_foreign_mass_is_its_definition():
     assert max(listed) > 0.0 and min(listed) == 0.0, "vacuous"
 
 
+@pytest.mark.parametrize("ends", [(), (2,), (0, 3, VOCAB + 1)])
 @pytest.mark.parametrize(
     ("name", "elsewhere"),
     [
@@ -213,8 +214,8 @@ def test_the_foreign_mass_is_its_definition():
         ("fixed_advantage", False),
     ],
 )
-def test_the_loss_by_reach_is_its_definition(name, elsewhere):
-    """Row by row in float64; every third token is held."""
+def test_the_loss_by_reach_is_its_definition(name, elsewhere, ends):
+    """Row by row in float64; every third token is held. Of the ends, one is not in the vocabulary."""
     student, teacher = logprobs(12, 0), logprobs(12, 1)
     hidden = torch.eye(VOCAB, dtype=torch.float64)
     tokens, held = torch.arange(12) % VOCAB, torch.arange(12) % 3 == 0
@@ -228,11 +229,17 @@ def test_the_loss_by_reach_is_its_definition(name, elsewhere):
         reach=r,
         held=held if name in ("sampled_reverse_kl", "fixed_advantage") else None,
     )
-    found = by_reach(resolve_loss(name), resolve_loss("reverse_kl"))(student, targets)
+    exact = resolve_loss("reverse_kl")
+    found = by_reach(resolve_loss(name), exact, foreign_ends=ends)(student, targets)
     for i in range(12):
         p, q = student[i].exp(), teacher[i].exp()
         reverse = float((p * (student[i] - teacher[i])).sum())
-        forward = float((q * (teacher[i] - student[i])).sum())
+        taught = [v for v in range(VOCAB) if v not in ends]
+        foreign = sum(float(q[v]) for v in ends if v < VOCAB)
+        forward = sum(
+            float(q[v] / (1 - foreign) * (q[v].log() - math.log(1 - foreign) - student[i, v]))
+            for v in taught
+        )
         middle = ((p + q) / 2).log()
         jsd = float((p * (student[i] - middle) + q * (teacher[i] - middle)).sum()) / 2
         sampled = float(student[i, tokens[i]] - teacher[i, tokens[i]])
@@ -241,7 +248,25 @@ def test_the_loss_by_reach_is_its_definition(name, elsewhere):
         if held[i] and targets.held is not None and not elsewhere:
             own = reverse
         rest = 0.0 if elsewhere else forward
-        assert float(found[i]) == pytest.approx(float(r[i]) * own + (1 - float(r[i])) * rest)
+        beyond = max(0.0, 1 - float(r[i]) - foreign)
+        assert float(found[i]) == pytest.approx(float(r[i]) * own + beyond * rest)
+
+
+def test_a_foreign_end_is_not_raised_where_something_else_is_selected():
+    """The gradient of the part beyond reach lowers it, whatever the teacher gives it."""
+    student = torch.zeros(1, VOCAB, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.5, 0.3] + [0.2 / (VOCAB - 2)] * (VOCAB - 2)]).double().log()
+    for ends, sign in (((), -1.0), ((0,), 1.0)):
+        targets = Targets(
+            token_ids=torch.tensor([1]),
+            teacher_hidden=teacher,
+            teacher_head=Head(weight=torch.eye(VOCAB, dtype=torch.float64)),
+            reach=torch.zeros(1, dtype=torch.float64),
+        )
+        exact = resolve_loss("reverse_kl")
+        loss = by_reach(exact, exact, foreign_ends=ends)(student.log_softmax(-1), targets)
+        slopes = torch.autograd.grad(loss.sum(), student)[0][0]
+        assert float(slopes[0]) * sign > 0.01 and float(slopes[1]) < -0.01
 
 
 @pytest.mark.parametrize("merged", [(), (1, 4)])

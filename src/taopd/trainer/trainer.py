@@ -117,7 +117,8 @@ class TeachabilityTrainer(BaseTrainer):
             merged_ids=merged,
         )
         exact = resolve_loss(args.anchor_loss, merged_ids=merged)
-        self._loss_function = by_reach(loss, exact, merged_ids=merged)
+        ids = {"merged_ids": merged, "foreign_ends": self.foreign_ends}
+        self._loss_function = by_reach(loss, exact, **ids)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
         self._gather_options = gather_options(args, needs=self._needs)
@@ -125,12 +126,11 @@ class TeachabilityTrainer(BaseTrainer):
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         found = RunWarnings(args.output_dir, self.accelerator)
-        sinks = self.record, found.add, self._load_from_checkpoint
-        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
+        sinks = self.accelerator, self.record, found.add, self._load_from_checkpoint
+        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        ends = self.stop_ids, self.foreign_ends
-        start = None if itself is None else itself.start
-        self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
+        rest = self.stop_ids, self.foreign_ends, None if itself is None else itself.start
+        self._anchor = Anchor(args, *parts, *rest, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)

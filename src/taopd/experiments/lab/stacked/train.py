@@ -109,8 +109,9 @@ class Stack:
             by_reach(
                 resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k),
                 self._anchor,
+                foreign_ends=ends,
             )
-            for args in self.settings
+            for args, ends in zip(self.settings, self._foreign_ends, strict=True)
         ]
         self._prompts = read_problems(arms[0], "train")[0]
         self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
