@@ -27,7 +27,7 @@ from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
-from taopd.losses import mixed_hold, start_share
+from taopd.losses import by_reach, mixed_hold, start_share
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_json, write_text
 from taopd.trainer.reach_sums import start_shares
@@ -146,6 +146,10 @@ class FormStack(Stack):
         self._thresholds, self._idle = [3e-4] * len(self.arms), [0] * len(self.arms)
         self._foreign: list[Tensor] = []
         self._num_steps = self.settings[0].max_steps
+        for arm, form in enumerate(self._forms):
+            if not form.ends:
+                # Judged like any token it is taught like any token, too.
+                self._losses[arm] = by_reach(self._anchor, self._anchor)
 
     def _with_initial(self, signals, initial, teacher, rows):
         found, self._foreign = [], []
