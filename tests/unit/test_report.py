@@ -159,7 +159,7 @@ def test_a_study_that_still_runs_shows_the_arms_that_have_finished(tmp_path):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["as logged", "whole lists"])
 def test_200_rollouts_of_512_tokens_fit_5_mb(tmp_path, whole):
-    """Measured in docs/report.md, and its seconds too."""
+    """Measured in docs/report.md."""
     sources = make_pages.large(tmp_path / "runs", whole=whole)
     report = write_report(sources, tmp_path / "x.html", match="exact")
     assert report.num_rollouts == 200 and report.num_bytes <= 5_000_000
