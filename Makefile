@@ -21,9 +21,10 @@ real: $(READY)
 	$(BIN)/taopd demo --real $$(test -e runs/real && echo --resume)
 	$(BIN)/taopd report runs/real -o runs/real-report.html
 
-# Two processes, a file to each at a time: what a file prepares is made once.
+# Two processes, a file to each at a time: what a file prepares is made once. The longest files come first
+# (tests/conftest.py), which xdist would put last, as those with few tests.
 test: $(READY) $(PLAYWRIGHT)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The wheel in a new environment outside the repository, without constraints: demo, page, quick tests.
 test-wheel:

@@ -170,9 +170,35 @@ def micro_lab(tmp_path_factory) -> MicroLab:
     )
 
 
+@pytest.fixture
+def forked_arms(monkeypatch):
+    """Arms that this process starts are forked; see `tests.forked_arms`."""
+    from tests.forked_arms import start
+
+    monkeypatch.setattr("taopd.experiments.pool._start", start)
+
+
+LONGEST_FILES = (
+    "test_ranks",
+    "test_study",
+    "test_check",
+    "test_diagnose_coverage",
+    "test_printed_commands",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Several processes take the longest files first: one that came last would make the others wait."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.stem not in LONGEST_FILES)
+
+
 def pytest_collection_finish(session):
     """No look before training unless a test asks for it: hundreds train, on pairs that would fail."""
+    import gc
     import sys
+
+    gc.freeze()  # Every run ends with a full collection: 0.2 s to look at all that was imported.
 
     record = sys.modules.get("taopd.trainer.run_record")
     if record is not None:

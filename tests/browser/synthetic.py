@@ -5,6 +5,8 @@ byte-level tokens, two top-16 lists that mostly agree. What goes into a list fol
 """
 
 import json
+from functools import cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ VOCABULARY = 150_000
 LETTERS = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
 
 
+@cache
 def word(token: int) -> str:
     """A byte-level vocabulary entry."""
     rng = np.random.default_rng(token)
@@ -53,8 +56,10 @@ def rollout(
         ).any(2)
         kept = whole | (own > np.log(LIST_FLOOR)) | likely
         lists[f"{name}_top"] = {
-            "ids": [row[mask].tolist() for row, mask in zip(mine, kept, strict=True)],
-            "logprobs": [row[mask].round(2).tolist() for row, mask in zip(own, kept, strict=True)],
+            column: [
+                list(compress(*each)) for each in zip(rows.tolist(), kept.tolist(), strict=True)
+            ]
+            for column, rows in (("ids", mine), ("logprobs", own.round(2)))
         }
     sampled = ids[:, 0].tolist()
     listed = {t for ids in lists.values() for row in ids["ids"] for t in row}

@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ OURS = sorted(
 )
 
 
+@cache
 def attributes_read() -> set[str]:
     """Names read as `something.name` outside the files that declare and check them."""
     found: set[str] = set()

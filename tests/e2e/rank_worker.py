@@ -6,6 +6,7 @@ a world writes OUTPUT_FOLDER/CASE-WAY-WORLD-r.json (and rank 0 the gradients). a
 DeepSpeed on accelerators only; `open_fsdp_to_cpu` and `open_deepspeed_to_cpu` let them start here.
 """
 
+import gc
 import json
 import os
 import sys
@@ -270,6 +271,7 @@ def run_cases(lab: Path, out: Path, cases: list[dict], world: int, ways: Sequenc
 
 def fork_ranks(out: Path, worlds: Sequence[int], run: Callable[[int, int], None]) -> None:
     """Fork every world's ranks, `run(world, rank)` in each, and wait; fails if one of them failed."""
+    gc.freeze()  # As in conftest.py: a run ends with a full collection.
     for world in worlds:
         port = free_port()
         children = [_fork(out, world, rank, port, run) for rank in range(world)]

@@ -64,7 +64,9 @@ def test_without_a_gpu_the_kit_says_so(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_pairs_stage_keeps_finished_arms_and_goes_on(tmp_path, base, monkeypatch, capsys):
+def test_the_pairs_stage_keeps_finished_arms_and_goes_on(
+    tmp_path, base, monkeypatch, capsys, forked_arms
+):
     arguments = ["pairs", "--toy", "--base", str(base), "--workers", "2"]
     arguments += ["--pair", str(tmp_path / "pair"), "--root", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", [*arguments, "--studies", "pair1-long"])

@@ -9,8 +9,11 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taopd.errors import DataError
+from taopd.experiments import pool
+from taopd.experiments.lab import build
 from taopd.experiments.lab.demo import ARMS, run_demo
 from taopd.report.figures.demo import draw, interval, table
+from tests import forked_arms
 
 MICRO = {
     "teacher_steps": 10,
@@ -28,6 +31,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAOPD_CACHE", str(folder / "cache"))
+        patch.setattr(build, "_train_in_processes", build._train_here)
+        patch.setattr(pool, "_start", forked_arms.start)
         calls = []
         results = run_demo(
             output_dir=folder / "run",

@@ -11,7 +11,7 @@ RATES = [1e-3, 1e-1]
 
 
 @pytest.mark.slow
-def test_a_study_with_rates_from_file_to_page(micro_lab, tmp_path, capsys):
+def test_a_study_with_rates_from_file_to_page(micro_lab, tmp_path, capsys, forked_arms):
     path, output = tmp_path / "rates.yaml", tmp_path / "out"
     study = {
         **{"student": str(micro_lab.student), "teacher": str(micro_lab.teacher)},

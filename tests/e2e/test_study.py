@@ -20,6 +20,7 @@ from test_demo import MICRO
 from taopd.cli import main
 from taopd.errors import DataError
 from taopd.experiments import pool as arm_pool
+from taopd.experiments.lab import build
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
 from taopd.runs import jsonl as records
@@ -37,8 +38,9 @@ STUDY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """A cache of its own for the micro lab."""
+    """A cache of its own for the micro lab, whose models are trained in this process."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_train_in_processes", build._train_here)
         patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -89,7 +91,9 @@ def test_a_study_leaves_everything_it_promises(undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_at_three_random_moments_and_resumed_it_ends_the_same(study_path, undisturbed):
+def test_killed_at_three_random_moments_and_resumed_it_ends_the_same(
+    study_path, undisturbed, forked_arms
+):
     output = study_path.parent / "killed"
     moments = random.Random(7)
     for number, how in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)):
@@ -152,7 +156,7 @@ def test_a_finished_folder_is_refused_kept_and_guarded(study_path, undisturbed, 
     ],
     ids=["selected_tokens", "seconds"],
 )
-def test_equal_tokens_and_equal_seconds(keys, reason, tmp_path):
+def test_equal_tokens_and_equal_seconds(keys, reason, tmp_path, forked_arms):
     config = {"budget": 0.25}
     study = parse_study_file(STUDY | keys | {"config": config, "random_control": False})
     results = run_study(plan_study(study), output=tmp_path / "out", num_workers=1)
@@ -172,7 +176,7 @@ def test_equal_tokens_and_equal_seconds(keys, reason, tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_update_norm(tmp_path):
+def test_equal_update_norm(tmp_path, forked_arms):
     keys = {"equal": "update_norm", "update_norm": 0.02, "random_control": False}
     results = run_study(plan_study(parse_study_file(STUDY | keys)), output=tmp_path, num_workers=1)
     assert results["question"]["amount"] == 0.02
@@ -195,7 +199,7 @@ arms.main()
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_keeps_finished_arms(undisturbed, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_keeps_finished_arms(undisturbed, tmp_path, monkeypatch, forked_arms):
     """The second arm cannot write its results; after that there is room again."""
     plan = plan_study(parse_study_file(STUDY))
     output = tmp_path / "out"

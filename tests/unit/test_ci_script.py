@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,12 @@ def machine(folder: Path, **programs: str) -> Path:
 
 
 def run(folder: Path, path: Path, **environment: str) -> list[str]:
-    """Lines that the script prints; it must end well, and soon."""
+    """Lines that the script prints; it must end well, and wait for nobody who stays."""
     (folder / ".ci").mkdir(exist_ok=True)
     # This machine may have a Chromium.
     text = SCRIPT.read_text()
     assert "/usr/bin/chromium" in text
     (folder / ".ci" / "run").write_text(text.replace("/usr/bin/", f"{folder}/"))
-    began = time.monotonic()
     found = subprocess.run(
         [str(path / "bash"), str(folder / ".ci" / "run")],
         env={"PATH": str(path), "TMPDIR": str(folder)} | environment,
@@ -43,7 +41,7 @@ def run(folder: Path, path: Path, **environment: str) -> list[str]:
         timeout=60,
         check=True,
     )
-    assert time.monotonic() - began < 30 and found.stderr == ""
+    assert found.stderr == ""
     return found.stdout.splitlines()
 
 
@@ -58,7 +56,7 @@ def run(folder: Path, path: Path, **environment: str) -> list[str]:
         ),
         ({"apt-get": 'read answer || { echo "asked: no answer"; exit 1; }'}, "asked: no answer"),
         # A child that keeps the output open, in a group that no signal reaches.
-        ({"apt-get": "trap '' TERM; sleep 40 & sleep 40"}, "apt-get took more than 240 s"),
+        ({"apt-get": "trap '' TERM; sleep 90 & sleep 90"}, "apt-get took more than 240 s"),
         ({"apt-get": "exit 0"}, "the package chromium has no {folder}/chromium"),
     ],
 )

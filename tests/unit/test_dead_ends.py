@@ -120,13 +120,14 @@ def test_a_name_that_only_the_hub_could_know_fails_at_once_without_a_hub(monkeyp
     monkeypatch.setattr(loading.constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    began = time.monotonic()
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)  # Whoever tries again waits first.
     for load in (loading.load_model, loading.load_tokenizer):
         with pytest.raises(
             DataError, match=r"no such folder here .*127\.0\.0\.1 cannot be reached"
         ):
             load("nobody/nothing")
-    assert time.monotonic() - began < 2.0
+    assert slept == []
 
 
 @pytest.mark.parametrize("place", ["/proc/taopd/run", "file/run"])
@@ -176,11 +177,9 @@ def test_a_pattern_that_tries_every_division_of_the_text_is_given_up(monkeypatch
 
     monkeypatch.setattr(grading, "_TIMEOUT_SECONDS", 0.2)
     grade = grading.Grader(r"regex:^(\d+)+$")
-    began = time.monotonic()
     assert grade("12", "12").correct
     with pytest.raises(ConfigError, match="repeats within repeats"):
         grading.Grader(r"regex:^(a|aa)+$")("a" * 60 + "b", "a")
-    assert time.monotonic() - began < 2.0
 
 
 def test_help_of_every_setting_holds_no_python(capsys):

@@ -7,12 +7,14 @@ of seeds 0 to 499 even the exact t interval of the mean covers 91.8 % (95.0 % fr
 """
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 from taopd.diagnose import (
     AnalysisSettings,
+    bootstrap,
     decomposition,
     matched_banks,
     matched_differences,
@@ -26,6 +28,14 @@ NUM_SIMULATIONS = 500
 FIRST_SEED = 1000
 SETTINGS = AnalysisSettings(num_resamples=1000)
 LOW, HIGH = 0.92, 0.98
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resampled_once():
+    """All banks are resampled with one seed, so with the same counts, whose drawing is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "resample_counts", cache(bootstrap.resample_counts))
+        yield
 
 
 def slopes(seed):

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -160,12 +159,10 @@ def test_a_study_that_still_runs_shows_the_arms_that_have_finished(tmp_path):
 
 @pytest.mark.parametrize("whole", [False, True], ids=["as logged", "whole lists"])
 def test_200_rollouts_of_512_tokens_fit_5_mb(tmp_path, whole):
-    """Measured in docs/report.md; the limit of time is wide because machines differ."""
+    """Measured in docs/report.md."""
     sources = make_pages.large(tmp_path / "runs", whole=whole)
-    started = time.process_time()
     report = write_report(sources, tmp_path / "x.html", match="exact")
     assert report.num_rollouts == 200 and report.num_bytes <= 5_000_000
-    assert time.process_time() - started < 30
 
 
 def test_a_torn_last_line_is_left_out_and_a_torn_middle_is_an_error(tmp_path):

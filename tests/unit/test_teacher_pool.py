@@ -126,7 +126,7 @@ def test_none_that_answers_is_an_error_after_the_patience(two):
         TeacherUnavailable, match=r"none of 2 servers .*teacher_patience_s=0\.5.*503"
     ):
         teacher.score(SEQUENCES, STARTS, None, K)
-    assert 0.4 < time.monotonic() - began < 4
+    assert time.monotonic() - began > 0.4, "the patience was not used"
     teacher.close()
     for server in two:
         server.stop()

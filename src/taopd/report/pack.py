@@ -72,7 +72,9 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
     """
     words = _Words()
     tokens = np.array([words.of(piece) for rollout in rollouts for piece in rollout.pieces])
-    lists = {model: _entries(rollouts, model, words) for model in ("student", "teacher")}
+    names = [_names(rollout, words) for rollout in rollouts]
+    unknown = words.of("⟨no such id⟩")
+    lists = {model: _entries(rollouts, model, names, unknown) for model in ("student", "teacher")}
     order, listed = words.by_frequency([tokens, lists["student"].word, lists["teacher"].word])
     _note_others(lists, len(listed))
     fixed = Packer()
@@ -160,22 +162,25 @@ class _Entries:
     """The larger of both models' log-probs of this word, as far as the lists say."""
 
 
-def _entries(rollouts: Sequence[Rollout], model: str, words: _Words) -> _Entries:
+def _names(rollout: Rollout, words: _Words) -> dict[int, int]:
+    """The word of every token id that a rollout names."""
+    named = rollout.line.get("vocabulary", {})
+    return {int(token): words.of(readable(text, rollout.kind)) for token, text in named.items()}
+
+
+def _entries(
+    rollouts: Sequence[Rollout], model: str, names: Sequence[dict[int, int]], unknown: int
+) -> _Entries:
     counts: list[int] = []
     found: list[int] = []
     logprobs: list[float] = []
-    unknown = words.of("⟨no such id⟩")
-    for rollout in rollouts:
+    for rollout, known in zip(rollouts, names, strict=True):
         top = rollout.line.get(f"{model}_top")
         if not top:
             counts += [0] * len(rollout)
             continue
-        names = {
-            int(token): words.of(readable(text, rollout.kind))
-            for token, text in rollout.line.get("vocabulary", {}).items()
-        }
         counts += map(len, top["ids"])
-        found += [names.get(token, unknown) for row in top["ids"] for token in row]
+        found += [known.get(token, unknown) for row in top["ids"] for token in row]
         logprobs += [logprob for row in top["logprobs"] for logprob in row]
     return _Entries(
         token=np.repeat(np.arange(len(counts)), counts),
