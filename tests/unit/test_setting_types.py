@@ -101,7 +101,7 @@ def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
             ):
                 config(**{name: wrong} | steps)
         assert getattr(config(**{name: 0.25} | steps), name) == 0.25
-    with pytest.raises(ConfigError, match="^adam_beta1=1.0: must be"):
+    with pytest.raises(ConfigError, match=r"^adam_beta1=1.0: must be"):
         config(adam_beta1=1.0)
     assert config(max_grad_norm=None).max_grad_norm is None
 

@@ -144,12 +144,13 @@ def _as(hint: Any, value: Any) -> Any:
     # First, because True is an int in Python.
     if kind in (int, float) and isinstance(value, bool):
         raise TypeError
-    if (kind is int and isinstance(value, Integral)) or (
-        kind is float and isinstance(value, Real) and abs(value) < inf
-    ):
-        if abs(value) >= _LARGEST:
+    if kind in (int, float) and isinstance(value, Integral if kind is int else Real):
+        number: Any = value
+        if not abs(number) < inf:
+            raise TypeError
+        if abs(number) >= _LARGEST:
             raise OverflowError
-        return value if isinstance(value, int | float) else kind(value)
+        return number if isinstance(number, int | float) else kind(number)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if kind in _WORDS and (kind in (int, float) or not isinstance(value, kind)):

@@ -12,7 +12,6 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
