@@ -173,7 +173,7 @@ def test_a_run_in_place_of_its_model_and_a_folder_twice(lab, micro_lab, tmp_path
     assert main(["evaluate", run, "--dataset", data]) == 2
     assert f"the student of this run is {run}/model" in capsys.readouterr().err
     assert main(["compare", f"{run}-eval", f"{run}-eval/"]) == 2
-    assert f"{run}-eval is given twice" in capsys.readouterr().err
+    assert f"{run}-eval/ is given twice, first as {run}-eval" in capsys.readouterr().err
     assert main(["compare", run]) == 2
     assert "taopd compare FOLDER FOLDER" in capsys.readouterr().err
     for argv in (["compare", "recipes/studies/tiny.yaml", "--resume"], ["demo", "--resume"]):

@@ -1,6 +1,7 @@
 """Names that begin with `~`, and a process without a home folder."""
 
 import pwd
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from taopd import FixedContextBank
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.lab.build import default_root
 from taopd.experiments.smollm2.pair import default_cache
+from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.prompts import load_prompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.paths import cache_folder, expanded
@@ -48,3 +50,16 @@ def test_the_home_folder_is_the_one_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("TAOPD_CACHE", raising=False)
     assert expanded("~/a") == tmp_path / "a" and expanded("b") == type(tmp_path)("b")
     assert cache_folder() == tmp_path / ".cache/taopd"
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ü", "-", "a--b", "a..b", "x.git", "a/b/c", "x" * 300, "a\nb", "a\0b"]
+)
+def test_a_name_that_neither_a_folder_nor_a_hub_has_is_named(name, tmp_path, monkeypatch):
+    """Names with spaces and umlauts are of local folders that are not there, and no hub is asked."""
+    monkeypatch.chdir(tmp_path)
+    for read, kind in ((load_model, "model folder"), (load_tokenizer, "tokenizer folder")):
+        with pytest.raises(DataError, match=rf"^no such {kind}: {re.escape(name)} \(looked in"):
+            read(name)
+    with pytest.raises(DataError, match=rf"^no such dataset: {re.escape(name)} \(looked in"):
+        load_prompts(name)

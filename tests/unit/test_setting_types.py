@@ -12,12 +12,13 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.number_checks import OTHERS, RANGES
 from taopd.trainer.settings_file import parse_settings
 
 TRLS = {each.name for each in dataclasses.fields(DistillationConfig)}
 HINTS = typing.get_type_hints(TeachabilityConfig)
 OWN = sorted({each.name for each in dataclasses.fields(TeachabilityConfig)} - TRLS | {"beta"})
-COMPARED = ["gradient_accumulation_steps", "max_completion_length", "max_steps", "temperature"]
+READ = ["gradient_accumulation_steps", "max_completion_length", "max_steps", "temperature"]
 VALUES = ["text", 3, 2.5, True, ["x"], [True], {"a": 1}, {1, 2}, b"x", object, np.zeros(2)]
 NOT_FINITE = [float("nan"), float("inf"), -float("inf"), np.float32("nan")]
 BASE = {"lab": "dialect", "output_dir": "unused", "use_cpu": True, "bf16": False}
@@ -37,7 +38,7 @@ def allows(hint, value):
     return type(value).__name__ in kinds or (type(value) is int and "float" in kinds)
 
 
-@pytest.mark.parametrize("name", [*OWN, *COMPARED])
+@pytest.mark.parametrize("name", [*OWN, *READ])
 def test_a_value_of_another_type_is_refused_by_name(name):
     wrong = [value for value in VALUES if not allows(HINTS[name], value)] + NOT_FINITE
     assert len(wrong) > 8
@@ -46,18 +47,107 @@ def test_a_value_of_another_type_is_refused_by_name(name):
             config(**{name: value})
 
 
-@pytest.mark.parametrize("wrong", [-1e-9, *NOT_FINITE[:3], "text", True])
-@pytest.mark.parametrize(
-    "name", ["learning_rate", "weight_decay", "adam_epsilon", "adam_beta1", "adam_beta2"]
+NUMERIC = {
+    name
+    for name in TRLS
+    if re.search(r"\b(int|float)\b", f"{HINTS[name]} {getattr(HINTS[name], '__name__', '')}")
+}
+
+
+def test_every_number_of_trl_and_transformers_has_a_range():
+    """A new one is refused nothing until somebody says what it may be."""
+    assert NUMERIC - set(RANGES) == set(OTHERS) and len(NUMERIC) > 40
+
+
+@pytest.mark.parametrize("name", sorted(NUMERIC))
+def test_a_number_that_makes_no_sense_is_refused_by_name_before_anything_loads(name, tmp_path):
+    """From Python and from a file. Oracle: transformers and torch, which refuse them later, or train on."""
+    path = tmp_path / "run.yaml"
+    for wrong in (-3, -1e-9, *NOT_FINITE, 10**30, 10**400, 1e30, True, [1]):
+        with pytest.raises(ConfigError, match=rf"^{name}={re.escape(repr(wrong))}: must be "):
+            config(**{name: wrong})
+        if not isinstance(wrong, np.floating):
+            path.write_text(yaml.safe_dump(BASE | {name: wrong}))
+            with pytest.raises(ConfigError, match=rf"\b{name}\b.*(must be|expected|is no number)"):
+                parse_settings(str(path), [], lab=no_lab)
+
+
+ZERO_IS_WRONG = (
+    *("learning_rate", "max_steps", "num_train_epochs", "temperature", "save_total_limit"),
+    *("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("logging_steps", "save_steps", "max_completion_length", "eval_accumulation_steps"),
+    *("torch_empty_cache_steps", "ddp_timeout", "top_p", "repetition_penalty"),
 )
-def test_a_number_that_no_optimizer_takes_is_refused_before_anything_loads(name, wrong):
-    """Oracle: torch, which refuses all of these numbers or would train on them."""
-    with pytest.raises(ConfigError, match=rf"^{name}={re.escape(repr(wrong))}: must be "):
-        config(**{name: wrong})
-    if name in ("adam_beta1", "adam_beta2"):
-        with pytest.raises(ConfigError, match=f"^{name}=1.0: must be"):
-            config(**{name: 1.0})
-    assert getattr(config(**{name: 0.0}), name) == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(NUMERIC))
+def test_zero_is_refused_where_it_means_no_run(name):
+    if name in ZERO_IS_WRONG:
+        with pytest.raises(ConfigError, match=rf"^{name}=0: must be "):
+            config(**{name: 0})
+    elif name not in ("beta", "dataloader_prefetch_factor", "pad_to_multiple_of") and not (
+        name.startswith(("vllm_", "ddp_"))
+    ):
+        assert getattr(config(**{name: 0}), name) == 0
+
+
+def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
+    for what in ("logging", "save", "eval"):
+        name, steps = f"{what}_steps", {f"{what}_strategy": "steps"}
+        assert getattr(config(**{name: 0, f"{what}_strategy": "no"}), name) == 0
+        for wrong in (0, 1.5):
+            with pytest.raises(
+                ConfigError, match=rf"^{name}={wrong}: must be .*{what}_strategy='no'"
+            ):
+                config(**{name: wrong} | steps)
+        assert getattr(config(**{name: 0.25} | steps), name) == 0.25
+    with pytest.raises(ConfigError, match=r"^adam_beta1=1.0: must be"):
+        config(adam_beta1=1.0)
+    assert config(max_grad_norm=None).max_grad_norm is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"save_strategy": "stepz"}, "save_strategy='stepz' is unknown. Did you mean 'steps'"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin' is unknown. Did you mean"),
+        ({"optim": "adamw_torchh"}, "optim='adamw_torchh' is unknown. Did you mean"),
+        ({"optim": 3}, "optim=3 is unknown. Known: "),
+        ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no': must be true or false"),
+        ({"use_vllm": 2}, "use_vllm=2: must be true or false"),
+        ({"pad_to_multiple_of": "eight"}, "pad_to_multiple_of='eight': must be a whole number"),
+        ({"lr_scheduler_kwargs": "x"}, "lr_scheduler_kwargs='x': must be a mapping"),
+        ({"accelerator_config": 3}, "accelerator_config=3: must be a mapping"),
+        ({"accelerator_config": "no.json"}, "accelerator_config='no.json': no such file"),
+        ({"deepspeed": __file__}, "deepspeed=.*: must be a mapping; deepspeed: not JSON"),
+        ({"report_to": 3}, "report_to=3: must be None or text or a list of texts"),
+    ],
+)
+def test_a_setting_of_transformers_of_another_kind_is_named(settings, told):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        config(**settings)
+
+
+def test_no_and_off_are_words_in_a_file_too(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "lab: dialect\noutput_dir: x\nuse_cpu: yes\nbf16: no\nsave_strategy: no\ncollapse_guard: off\n"
+    )
+    names = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name")
+    made = parse_settings(str(path), [], lab=lambda variant: dict.fromkeys(names, "x")).training
+    assert (made.save_strategy.value, made.collapse_guard) == ("no", "off")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("lora_r", 0), ("lora_alpha", -1), ("lora_dropout", 1.5)]
+)
+def test_a_number_of_an_adapter_that_makes_no_sense_is_named(name, wrong, tmp_path):
+    path = tmp_path / "run.yaml"
+    given = dict.fromkeys(("model_name_or_path", "teacher_model_name_or_path", "dataset_name"), "x")
+    settings = {key: value for key, value in BASE.items() if key != "lab"} | given
+    path.write_text(yaml.safe_dump(settings | {"use_peft": True, name: wrong}))
+    with pytest.raises(ConfigError, match=f"^{name}={wrong}: must be"):
+        parse_settings(str(path), [])
 
 
 @pytest.mark.parametrize("value", ["", "  "])

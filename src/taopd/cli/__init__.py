@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from taopd import __version__
-from taopd.cli.given_twice import refuse_given_twice
+from taopd.cli.given_twice import refuse_given_twice, refuse_values_twice
 from taopd.cli.help_page import WIDTH, flags_of, layout, words_of
 from taopd.errors import ConfigError, TaopdError, suggest
 from taopd.runs.heartbeat import Heartbeat
@@ -131,15 +131,26 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse every argument; an unknown flag is named with the nearest known one."""
+        # Before argparse, which says first that the flag is missing which is misspelt.
+        for word in sys.argv[1:] if args is None else args:
+            if word == "--":  # what follows are names, such as a folder that begins with a dash
+                break
+            if word.startswith("--"):
+                self._check_flag(word)
         found, rest = self.parse_known_args(args, namespace)
         for word in rest:
             if not word.startswith("-"):
                 self.error(f"unexpected argument {word!r}")
-            name = word.partition("=")[0]
-            # A help page that is among the known ones would be no suggestion.
-            known = [flag for flag in self.flags() if flag not in ("-h", "--help")]
-            self.error(f"unknown flag {name!r}.{suggest(name, known)}")
+            self._check_flag(word)
+        refuse_values_twice(self, found)
         return found
+
+    def _check_flag(self, word: str) -> None:
+        name = word.partition("=")[0]
+        # A help page that is among the known ones would be no suggestion.
+        known = [flag for flag in self.flags() if flag not in ("-h", "--help")]
+        if name not in self.flags():
+            self.error(f"unknown flag {name!r}.{suggest(name, known)}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse what is known; a flag that is given twice is refused: the last one would win silently."""

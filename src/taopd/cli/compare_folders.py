@@ -4,14 +4,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from taopd.errors import ConfigError
-
 
 def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: bool) -> int:
     """Print a table of arms and one of paired differences; write both where `output` is given.
 
     Raises:
-        ConfigError: a folder twice.
+        ConfigError: a folder twice, also as an arm of another one.
         DataError: folders that are missing, hold nothing to compare, or do not fit together.
     """
     from taopd.report import comparison
@@ -21,9 +19,6 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json, write_text
 
-    twice = [a for i, a in enumerate(folders) if a.resolve() in [b.resolve() for b in folders[:i]]]
-    if twice:
-        raise ConfigError(f"{twice[0]} is given twice; a folder is compared with others")
     if output is not None:
         RunFolder.check(output, overwrite=overwrite, reads=folders)
     sources, console = read_folders(list(folders)), plain_console()

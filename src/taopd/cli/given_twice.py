@@ -1,11 +1,14 @@
-"""A flag that is given twice: refused, because argparse takes the last one without a word.
+"""What is given twice: a flag, of which argparse takes the last one without a word, or one of several values.
 
-Flags that collect (`action="append"`) may be repeated, and a switch that is on stays on.
+Flags that collect (`action="append"`) may be repeated, with other values, and a switch that is on stays on.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+from taopd.runs.paths import refuse_twice
 
 _COLLECT = (argparse._AppendAction, argparse._ExtendAction, argparse._CountAction)
 
@@ -25,6 +28,15 @@ def refuse_given_twice(parser: argparse.ArgumentParser, words: Sequence[str]) ->
         if flag in found and times[found[flag].dest] > 1:
             several = found[flag].nargs in ("+", "*")
             parser.error(given_twice(flag, several=several))
+
+
+def refuse_values_twice(parser: argparse.ArgumentParser, found: Any) -> None:
+    """Refuse a value that stands twice among those of one flag or argument, however it is written."""
+    for action in parser._actions:
+        values = getattr(found, action.dest, None)
+        if isinstance(values, list) and values is not action.default:
+            flag = action.option_strings[-1:]
+            refuse_twice([str(value) for value in values], *(f"{name} " for name in flag))
 
 
 def given_twice(flag: str, *, several: bool = False) -> str:

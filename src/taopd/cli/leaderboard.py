@@ -5,6 +5,7 @@ from pathlib import Path
 
 from taopd.cli import Parser
 from taopd.cli.progress import CountedProgress
+from taopd.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,7 +38,12 @@ def run(argv: Sequence[str]) -> int:
     from taopd.experiments.lab.leaderboard import run_leaderboard
     from taopd.report.figures.leaderboard import draw, write_page
 
-    options.into.parent.mkdir(parents=True, exist_ok=True)
+    if options.into.is_dir():
+        raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
+    try:
+        options.into.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--into {options.into}: {error.strerror or error}") from error
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
     with CountedProgress(kept) as advance:
         board = run_leaderboard(

@@ -36,6 +36,8 @@ def run(argv: Sequence[str]) -> int:
     """Parse, compute, print a table or JSON; the heavy imports come after `--help`."""
     options, rest = _parser().parse_known_args(argv)
     if options.config is None and rest:
+        if rest[0].endswith((".yaml", ".yml")):
+            raise ConfigError(f"a file is given as --config {rest[0]}")
         raise ConfigError(
             f"unknown argument {rest[0]!r}: `taopd plan --help` lists them; settings of `taopd train` go "
             "with --config FILE"

@@ -18,6 +18,8 @@ from urllib.request import getproxies
 
 import safetensors
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -50,8 +52,6 @@ UNREADABLE = (
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
-_LONGEST_NAME = 96
-"""Characters of a hub id."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -66,13 +66,14 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     name, more = str(name_or_path), dict[str, Any]()
     file = gguf.gguf_file(name, kwargs.pop("gguf_file", None))
     adapter = Path(name) / "adapter_config.json"
-    if adapter.is_file() and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
+    # os.path: a name may be too long for any file.
+    if os.path.isfile(adapter) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         # A folder of an adapter alone has its base's tokenizer.
         name = str(
             read_document(adapter, {"base_model_name_or_path": TEXT})["base_model_name_or_path"]
         )
     if file is None:
-        _check_model_folder(name, "tokenizer", _TOKENIZERS)
+        check_model_folder(name, "tokenizer", _TOKENIZERS)
     else:
         name, more = str(file), gguf.source(file)[1]
     try:
@@ -126,7 +127,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         where, more = gguf.source(file)
         options |= more | gguf.unpacked()
     else:
-        _check_model_folder(name, "model", ("config.json", "adapter_config.json"))
+        check_model_folder(name)
         if Path(name).is_dir():
             _check_weights(Path(name))
             _check_generation_config(Path(name))
@@ -213,8 +214,13 @@ def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def looks_local(name: str) -> bool:
     """Whether a name that does not exist was meant as a path and not as a hub id."""
-    suffix = Path(name).suffix.lower()
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or suffix in DATASET_READERS
+    if name.startswith((".", "/", "~")) or Path(name).suffix.lower() in DATASET_READERS:
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # spaces, umlauts, two slashes, a NUL, too long
+        return True
+    return False
 
 
 def root_cause(error: BaseException) -> str:
@@ -280,12 +286,21 @@ def _check_weights(folder: Path) -> None:
                 raise DataError(f"{index} names {shown(shard)}, no safetensors file of this folder")
 
 
-def _check_model_folder(name: str, kind: str, one_of: tuple[str, ...]) -> None:
+def check_model_folder(
+    name: str,
+    kind: str = "model",
+    one_of: tuple[str, ...] = ("config.json", "adapter_config.json"),
+) -> None:
+    """Refuse a name that leads to no folder with one of these files, and to no hub.
+
+    Raises:
+        DataError: names the folder, and what it is or lacks.
+    """
     path = Path(name)
     if os.path.isfile(path):
         raise DataError(f"{name} is a file; a {kind} is a folder with {one_of[0]}")
     if not os.path.exists(path):  # also a name that no file can have
-        if looks_local(name) or "\0" in name or len(name) > _LONGEST_NAME:
+        if looks_local(name):
             raise DataError(f"no such {kind} folder: {name} (looked in {Path.cwd()})")
         if not any(isinstance(try_to_load_from_cache(name, file), str) for file in one_of):
             check_hub(name, kind)

@@ -14,6 +14,7 @@ from taopd.experiments.study.finished import analyse_finished
 from taopd.report.evaluations import Evaluation, read_evaluation
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
+from taopd.runs.paths import refuse_twice
 from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 from taopd.runs.validation import NUMBER, read_document
 
@@ -92,8 +93,10 @@ def read_folders(paths: list[Path]) -> Sources:
     """Find out what every folder is, and read its small files.
 
     Raises:
+        ConfigError: a folder twice, also as an arm of another one.
         DataError: a folder that is missing or holds nothing that a report could show.
     """
+    refuse_twice(paths)
     found = Sources()
     for path in paths:
         if not path.is_dir():
@@ -104,6 +107,7 @@ def read_folders(paths: list[Path]) -> Sources:
                 f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json of "
                 "an evaluation or of arms, bank, gains, one-step table or verdicts.json"
             )
+    refuse_twice(run.path for run in found.runs)
     return found
 
 

@@ -1,6 +1,7 @@
 """Paths of the user's: `~` in their names, and the folder of what is made once and kept."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from taopd.errors import ConfigError, DataError
@@ -39,3 +40,21 @@ def cache_folder() -> Path:
 def one_place(name: str) -> str:
     """A path however it is written, as one text; the id of a model on a hub as it is."""
     return os.path.realpath(name) if os.path.exists(name) else name
+
+
+def refuse_twice(names: Iterable[str | Path], what: str = "") -> None:
+    """Refuse a path, or another word, that stands twice in a list, however it is written.
+
+    Args:
+        what: opens the message.
+
+    Raises:
+        ConfigError: names it, and how it is written the first time.
+    """
+    first: dict[str, str] = {}
+    for name in map(str, names):
+        place = one_place(name)
+        if place in first:
+            also = "" if first[place] == name else f", first as {first[place]}"
+            raise ConfigError(f"{what}{name} is given twice{also}: give it once")
+        first[place] = name

@@ -196,6 +196,11 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         loaded = _UniqueKeys(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        at = f"byte {error.object[error.start]:#04x} in position {error.start}"
+        raise ConfigError(
+            f"{path} is not YAML: it is no text in UTF-8 ({at}); save it in this encoding"
+        ) from error
     # The loader's constructors answer an impossible date or number with whatever Python raised.
     except (
         yaml.YAMLError,
@@ -205,7 +210,8 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         LookupError,
         RecursionError,
     ) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        told = str(error).replace('in "<unicode string>", ', "in ")
+        raise ConfigError(f"{path} is not YAML: {told}") from error
     if not isinstance(loaded, dict):
         kinds: dict[Any, str] = {type(None): "nothing", list: "a list", str: "a text"}
         found = kinds.get(type(loaded), shown(loaded))

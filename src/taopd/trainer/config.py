@@ -252,7 +252,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
             warnings.filterwarnings("ignore", r"`gradient_checkpointing", FutureWarning)
             try:
                 super().__post_init__()
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise worded(error) from error
         # Only now a dict: TRL takes its JSON text too.
         check_generation_kwargs(self)

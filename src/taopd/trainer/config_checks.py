@@ -26,7 +26,6 @@ from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.filled import FilledNumber, is_filled
 from taopd.trainer.methods import METHODS, check_method
-from taopd.trainer.number_checks import FROM_ZERO
 from taopd.trainer.setting_types import check_types
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
@@ -57,10 +56,6 @@ AT_LEAST: dict[str, float] = {
     "guard_every": 1,
     "num_generations": 1,
     "num_iterations": 1,
-    "gradient_accumulation_steps": 1,
-    "max_completion_length": 1,
-    "per_device_eval_batch_size": 1,
-    "per_device_train_batch_size": 1,
     "gradient_check_every": 0,
     "prefix_memory_mib": 0,
     "teacher_concurrency": 1,
@@ -70,12 +65,7 @@ AT_LEAST: dict[str, float] = {
     "log_rollouts": 0,
 }
 """Smallest value of a setting; None is always allowed."""
-ABOVE_ZERO = ("temperature", "match_update_norm", "max_update_norm")
-COMPARED = (
-    *("max_steps", "num_train_epochs", *FROM_ZERO),
-    *("teacher_model_name_or_path", "teacher_model_revision"),
-)
-"""Further settings of TRL's that are read here."""
+ABOVE_ZERO = ("match_update_norm", "max_update_norm")
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
@@ -103,12 +93,12 @@ def refuse_removed(names: Iterable[str]) -> None:
 
 
 def check_all_types(config: "TeachabilityConfig") -> None:
-    """Refuse a value of a wrong type, for our settings and those of TRL that are compared below.
+    """Refuse a value of a wrong type, or a name that is none of the known ones.
 
     Raises:
         ConfigError: names the setting, the value and what is allowed.
     """
-    check_types(config, more=(*AT_LEAST, *ABOVE_ZERO, *COMPARED), choices=CHOICES)
+    check_types(config, choices=CHOICES)
 
 
 def check_config(config: "TeachabilityConfig") -> None:

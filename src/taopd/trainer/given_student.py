@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
 from taopd.models.gguf import gguf_file
-from taopd.models.loading import has_adapter, load_model, load_tokenizer, looks_local, safe_options
+from taopd.models.loading import (
+    check_model_folder,
+    has_adapter,
+    load_model,
+    load_tokenizer,
+    looks_local,
+    safe_options,
+)
 
 # peft is imported where there is an adapter: it loads a network library.
 if TYPE_CHECKING:
@@ -19,38 +26,6 @@ if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
 
 logger = logging.getLogger(__name__)
-
-
-def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
-    """Student and teacher as they were given, a `Path` as text.
-
-    Raises:
-        ConfigError: a student that is neither text nor a model that generates text.
-    """
-    model, teacher = (
-        os.fspath(each) if isinstance(each, os.PathLike) else each for each in (model, teacher)
-    )
-    if not isinstance(model, str) and not hasattr(model, "generation_config"):
-        raise ConfigError(
-            f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
-        )
-    return model, teacher
-
-
-def check_given(args: "TeachabilityConfig", callbacks: Any) -> "TeachabilityConfig":
-    """The settings; a run folder that is a file and callbacks that are none are refused.
-
-    Raises:
-        ConfigError: names the argument.
-    """
-    if callbacks is not None and not isinstance(callbacks, list):
-        raise ConfigError(f"callbacks: must be a list, not a {type(callbacks).__name__}")
-    if os.path.isfile(args.output_dir):
-        raise ConfigError(f"output_dir={args.output_dir!r} is a file; the output must be a folder")
-    kinds = [each if isinstance(each, type) else type(each) for each in callbacks or ()]
-    if not all(issubclass(kind, TrainerCallback) for kind in kinds):
-        raise ConfigError("callbacks: each must be a transformers.TrainerCallback")
-    return args
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +78,8 @@ def given_student(
     if isinstance(model, str):
         # TRL loads the model of a path itself: the options must be made safe before.
         args.model_init_kwargs = safe_options(args.model_init_kwargs)
+        if not gguf_file(model):
+            check_model_folder(model)
         # TRL reads folders only.
         if _is_adapter(model) or gguf_file(model):
             options, args.model_init_kwargs = args.model_init_kwargs, None

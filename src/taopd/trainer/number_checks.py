@@ -1,67 +1,131 @@
-"""Ranges of settings of transformers, which are refused only when the models are loaded, or never.
+"""Ranges of the numbers that TRL and transformers declare: one table, looked at where the config is made.
 
-torch says what is wrong and not which setting it is; a NaN passes some of its comparisons. transformers does
-one step for `max_steps=0`, and takes a negative interval for its size.
+Both refuse such a number only when the models are loaded, in torch's words, or never: transformers does one
+step for `max_steps=0`, saves nothing for `save_steps=0`, and trains nothing for `learning_rate=0`.
 """
 
-from collections.abc import Callable
-from math import isfinite, isnan
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from taopd.errors import ConfigError, out_of_range, require
+from taopd.errors import ConfigError, require
 
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "adam_epsilon")
-BELOW_ONE = ("adam_beta1", "adam_beta2")
-FROM_ZERO = (
-    *("seed", "data_seed", "dataloader_num_workers"),
-    *("logging_steps", "save_steps", "eval_steps"),
-)
-"""Smallest value 0; None is allowed."""
-SAMPLING: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "top_p": ("above 0, at most 1", lambda value: 0 < value <= 1),
+Range = tuple[str, Callable[[float], bool]]
+"""In words, and as a test."""
+
+
+def _ranges(words: str, fits: Callable[[float], bool], *names: str) -> dict[str, Range]:
+    return dict.fromkeys(names, (words, fits))
+
+
+RANGES: dict[str, Range] = {
+    **_ranges(
+        "at least 1",
+        lambda value: value >= 1,
+        *("per_device_train_batch_size", "per_device_eval_batch_size"),
+        *("gradient_accumulation_steps", "max_completion_length", "pad_to_multiple_of"),
+        *("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor"),
+        *("ddp_bucket_cap_mb", "ddp_timeout", "vllm_max_model_length"),
+        "vllm_tensor_parallel_size",
+    ),
+    **_ranges(
+        "at least 0",
+        lambda value: value >= 0,
+        *("weight_decay", "adam_epsilon", "warmup_steps", "neftune_noise_alpha", "eval_delay"),
+        *("dataloader_num_workers", "max_tool_calling_iterations", "num_completions_to_print"),
+    ),
+    **_ranges("above 0", lambda value: value > 0, "temperature", "vllm_server_timeout"),
+    **_ranges(
+        "from 0 to less than 1",
+        lambda value: 0 <= value < 1,
+        *("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+    ),
+    **_ranges(
+        "above 0, at most 1",
+        lambda value: 0 < value <= 1,
+        *("top_p", "vllm_gpu_memory_utilization"),
+    ),
+    # NumPy takes no larger seed.
+    **_ranges(
+        "a whole number from 0 to 2**32 - 1",
+        lambda value: 0 <= value < 2**32,
+        *("seed", "data_seed"),
+    ),
+    **_ranges(
+        "a port from 1 to 65535",
+        lambda value: 1 <= value < 2**16,
+        *("vllm_server_port", "vllm_group_port"),
+    ),
+    "learning_rate": ("above 0; with 0 nothing trains", lambda value: value > 0),
+    "max_grad_norm": ("at least 0; 0 clips nothing", lambda value: value >= 0),
+    "save_total_limit": ("at least 1; left out, all are kept", lambda value: value >= 1),
+    "local_rank": ("at least -1", lambda value: value >= -1),
+    "max_steps": (
+        "at least 1, or -1: what num_train_epochs give",
+        lambda value: value >= 1 or value == -1,
+    ),
     "min_p": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "top_k": ("at least 0; 0 keeps every token", lambda value: value >= 0),
     "repetition_penalty": ("above 0; 1 is none", lambda value: value > 0),
 }
-"""Of the sampler, which passes over some of what lies outside; None is allowed."""
+"""By setting of `DistillationConfig`; None and text such as "auto" are allowed where the type allows them."""
+LORA: dict[str, Range] = {
+    "lora_r": ("at least 1", lambda value: value >= 1),
+    "lora_alpha": ("above 0", lambda value: value > 0),
+    "lora_dropout": ("from 0 to less than 1", lambda value: 0 <= value < 1),
+}
+"""By setting of `ModelConfig`."""
+INTERVALS = {"logging": "logs nothing", "save": "saves nothing", "eval": "evaluates nothing"}
+"""What happens every so many steps, and what the strategy "no" does instead."""
+OTHERS = ("num_train_epochs", "beta", *(f"{what}_steps" for what in INTERVALS))
+"""Numbers whose range depends on another setting."""
 
 
 def check_numbers(config: Any) -> None:
-    """Refuse a number that no optimizer takes, lengths that mean no run, and a NaN in any setting.
+    """Refuse numbers of TRL's and transformers' that are outside their range; their types are known.
 
     Raises:
         ConfigError: names the setting and the range.
     """
-    _check_run(config)
-    for name in (*NOT_NEGATIVE, *BELOW_ONE):
-        value = getattr(config, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-        if name in BELOW_ONE:
-            require(number and 0 <= value < 1, name, value, "from 0 to less than 1")
-        else:
-            require(number and value >= 0, name, value, "a finite number, at least 0")
-
-
-def _check_run(config: Any) -> None:
+    _read_padding(config)
+    check_ranges(config, RANGES)
     steps, epochs = config.max_steps, config.num_train_epochs
-    length = "at least 1, or -1: what num_train_epochs give"
-    require(steps >= 1 or steps == -1, "max_steps", steps, length)
     require(steps > 0 or epochs > 0, "num_train_epochs", epochs, "above 0, or max_steps is set")
-    for name in FROM_ZERO:
+    for what, instead in INTERVALS.items():
+        name, strategy = f"{what}_steps", str(getattr(config, f"{what}_strategy"))
         value = getattr(config, name)
-        require(value is None or value >= 0, name, value, "at least 0")
-    for name, (words, fits) in SAMPLING.items():
-        value = getattr(config, name)
-        require(value is None or fits(value), name, value, words)
-    for name, value in vars(config).items():
-        if isinstance(value, float) and isnan(value):
-            raise out_of_range(name, value, "a number")
+        if value is None:
+            continue
+        if strategy.rpartition(".")[2].lower() != "steps":
+            require(value >= 0, name, value, "at least 0")
+            continue
+        words = "a whole number from 1 on, or a share of the run below 1"
+        fits = value > 0 and (value < 1 or value == int(value))
+        require(fits, name, value, f"{words}; {what}_strategy='no' {instead}")
 
 
-def worded(error: ValueError) -> ValueError:
-    """The refusal of bfloat16 where there is no GPU, with what a CPU takes; any other one as it is."""
+def _read_padding(config: Any) -> None:
+    """A number that is given as text, which TRL takes here alone."""
+    value = config.pad_to_multiple_of
+    if isinstance(value, str) and value.lower() not in ("auto", "none", "null"):
+        require(value.isdecimal(), "pad_to_multiple_of", value, "a whole number, 'auto' or 'none'")
+        config.pad_to_multiple_of = int(value)
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse a setting outside its range.
+
+    Raises:
+        ConfigError: names the setting and the range.
+    """
+    for name, (words, fits) in ranges.items():
+        value = getattr(settings, name, None)
+        require(value is None or isinstance(value, str) or fits(value), name, value, words)
+
+
+def worded(error: Exception) -> ConfigError:
+    """A refusal of transformers' or TRL's as ours; that of bfloat16 without a GPU with what a CPU takes."""
     if "bf16/gpu" not in str(error):
-        return error
+        return ConfigError(" ".join(str(error).split()))
     return ConfigError(
         "there is no GPU here that computes in bfloat16: for a run on the CPU set use_cpu=True, bf16=False "
         "and gradient_checkpointing=False"

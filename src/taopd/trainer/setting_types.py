@@ -1,20 +1,24 @@
-"""The types of our settings: a value of another type is refused by name where the config is made.
+"""The types of settings: a value of another type is refused by name where the config is made.
 
-Which settings: all that a class of this package declares, and those of TRL's whose range it checks. Numbers
-are finite. Numbers of NumPy become Python's, a tuple a list and a `Path` text, as JSON has them. Files and
-flags end here too, after the parser has made numbers of their text.
+Which settings: all that a class of this package declares, and those of TRL and transformers that are numbers,
+truth values, text or one of a few names. Numbers are finite. Numbers of NumPy become Python's, a tuple a
+list and a `Path` text, as JSON has them. Files and flags end here too, after the parser has made numbers of
+their text.
 """
 
 import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from functools import cache
-from math import isfinite
+from math import inf
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
-from taopd.errors import out_of_range
+from taopd.errors import ConfigError, DataError, out_of_range, require, require_known
+from taopd.runs.validation import parse_json, read_text
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -27,34 +31,71 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def check_types(
-    config: Any, *, more: Iterable[str] = (), choices: Mapping[str, Iterable[str]]
-) -> None:
+_LARGEST = 2**63
+"""Beyond it there is no count and no measurement, and 64 bits overflow."""
+_REWRITTEN = ("fsdp",)
+"""Settings that transformers writes as another type than it declares."""
+_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+"""Mappings that may stand in a JSON file."""
+_OR_NONE = ("max_grad_norm",)
+"""Numbers for which transformers takes None, whatever it declares."""
+
+
+def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
     """Refuse a value of a wrong type, and write every other one as the type of its setting has it.
 
     Args:
-        more: settings of other packages that are looked at too.
         choices: the allowed values of some settings, to be named.
 
     Raises:
         ConfigError: names the setting, the value and what is allowed.
     """
-    hints, own = _declared(config.__class__)
-    for name in (*own, *more):
+    hints, names, enums = _declared(config.__class__)
+    choices = {**enums, **choices}
+    for name in names:
         value, hint = getattr(config, name), hints[name]
         # Left out: it is filled in later, whatever the type says.
-        if value is None and getattr(type(config), name, None) is None:
+        if value is None and (name in _OR_NONE or getattr(type(config), name, None) is None):
             continue
+        if value is False and name in choices:
+            # What YAML reads where somebody wrote no, or off.
+            value = next((word for word in ("no", "off") if word in choices[name]), value)
         try:
             setattr(config, name, _as(hint, value))
         except TypeError:
             allowed = f"one of {', '.join(choices[name])}" if name in choices else _words(hint)
             raise out_of_range(name, value, allowed) from None
+        except OverflowError:
+            raise out_of_range(name, value, "a number below 2**63") from None
+        if name in enums:
+            require_known(name, getattr(value, "value", value), enums[name])
+    for name, hint in hints.items():
+        if name not in names and _takes_mapping(hint):
+            _check_mapping(name, getattr(config, name))
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    """Refuse what is no mapping, no JSON text and, where a file may be named, no JSON file.
+
+    What transformers has made of a mapping is an object of its own, and stays.
+    """
+    if isinstance(value, int | float | bytes | list | tuple | set):
+        raise out_of_range(name, value, "a mapping")
+    if not isinstance(value, str):
+        return
+    inline = value.lstrip().startswith("{")
+    if not inline and name in _FILES and not Path(value).is_file():
+        raise ConfigError(f"{name}={value!r}: no such file")
+    try:
+        held = parse_json(value if inline or name not in _FILES else read_text(Path(value)), name)
+    except DataError as error:
+        raise ConfigError(f"{name}={value!r}: must be a mapping; {error}") from error
+    require(isinstance(held, dict), name, value, "a mapping")
 
 
 @cache
-def _declared(kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The types of all settings, and the names of those that this package declares."""
+def _declared(kind: type) -> tuple[dict[str, Any], tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The types of all settings, the names of those that are looked at, and what transformers' enums hold."""
     hints = typing.get_type_hints(kind)
     own = [
         base
@@ -64,11 +105,30 @@ def _declared(kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
     names = [
         name for base in own for name in vars(base).get("__annotations__", {}) if name in hints
     ]
-    return hints, tuple(dict.fromkeys(names))
+    enums = {name: found for name, hint in hints.items() if (found := _members(hint))}
+    plain = [name for name, hint in hints.items() if _is_plain(hint) and name not in _REWRITTEN]
+    return hints, tuple(dict.fromkeys([*names, *plain, *enums])), enums
+
+
+def _members(hint: Any) -> tuple[str, ...]:
+    kinds = [kind for kind in typing.get_args(hint) if isinstance(kind, type)]
+    return tuple(str(each.value) for kind in kinds if issubclass(kind, Enum) for each in kind)
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return dict in (typing.get_origin(each) or each for each in (hint, *typing.get_args(hint)))
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether numbers, truth values and text, or lists of them, are all that a type allows."""
+    kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType, list):
+        return all(map(_is_plain, inside))
+    return kind in (bool, int, float, str, type(None))
 
 
 def _as(hint: Any, value: Any) -> Any:
-    """The value as this type has it; TypeError: it is none."""
+    """The value as this type has it; TypeError: it is none. OverflowError: a number too large for any."""
     kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
         for each in inside:
@@ -79,13 +139,18 @@ def _as(hint: Any, value: Any) -> Any:
         raise TypeError
     if kind is list and isinstance(value, list | tuple):
         return [_as(inside[0] if inside else Any, each) for each in value]
+    if kind is bool and type(value) is int and value in (0, 1):
+        return bool(value)
     # First, because True is an int in Python.
     if kind in (int, float) and isinstance(value, bool):
         raise TypeError
-    if kind is int and isinstance(value, Integral):
-        return value if isinstance(value, int) else int(value)
-    if kind is float and isinstance(value, Real) and isfinite(value):
-        return value if isinstance(value, int | float) else float(value)
+    if kind in (int, float) and isinstance(value, Integral if kind is int else Real):
+        number: Any = value
+        if not abs(number) < inf:
+            raise TypeError
+        if abs(number) >= _LARGEST:
+            raise OverflowError
+        return number if isinstance(number, int | float) else kind(number)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if kind in _WORDS and (kind in (int, float) or not isinstance(value, kind)):

@@ -12,7 +12,6 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -22,6 +21,7 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.config_checks import refuse_removed
+from taopd.trainer.number_checks import LORA, check_ranges
 from taopd.trainer.teacher_entries import settings_of
 from taopd.trainer.teacher_names import OWN_TEACHERS
 from taopd.trainer.yaml_types import fits, type_words
@@ -257,7 +257,7 @@ def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, An
 
 
 def _check_given(values: argparse.Namespace, given: set[str]) -> None:
-    """Refuse settings without the required ones, and files that do not exist."""
+    """Refuse settings without the required ones."""
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     # null in a file says no more than nothing.
     missing = [name for name in required if name not in given or getattr(values, name) is None]
@@ -276,13 +276,6 @@ def _check_given(values: argparse.Namespace, given: set[str]) -> None:
         require(
             not isinstance(value, str) or bool(value.strip()), name, value, "text that is not empty"
         )
-    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
-        value = getattr(values, name, None)
-        # They also take JSON in place of a file.
-        if not isinstance(value, str) or value.lstrip().startswith("{"):
-            continue
-        if not Path(value).is_file():
-            raise ConfigError(f"{name}={value!r}: no such file")
 
 
 def _check_supported(settings: TrainSettings) -> None:
@@ -294,6 +287,7 @@ def _check_supported(settings: TrainSettings) -> None:
         value = getattr(settings.training, name)
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{name}={value!r}: must be a mapping (key: value)")
+    check_ranges(settings.model, LORA)
     for name, instead in _REFUSED.items():
         holders = (settings.script, settings.training, settings.model)
         if any(getattr(holder, name, False) for holder in holders):

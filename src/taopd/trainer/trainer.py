@@ -27,7 +27,8 @@ from taopd.trainer.checkpoint.same_inputs import SameInputs
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.given_student import check_given, given_models, given_student
+from taopd.trainer.given_arguments import check_given, check_optimizer, given_models
+from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import LossInputs, distillation_terms, loss_columns, term_loss
 from taopd.trainer.metrics import selection_metrics, teacher_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
@@ -84,7 +85,8 @@ class TeachabilityTrainer(BaseTrainer):
         tools=None,
     ):
         model, teacher_model = given_models(model, teacher_model)
-        args = check_given(TeachabilityConfig.of(args, model), callbacks)
+        others = processing_class, callbacks, optimizers, quantization_config, peft_config, tools
+        args = check_given(TeachabilityConfig.of(args, model), *others)
         self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
@@ -92,6 +94,7 @@ class TeachabilityTrainer(BaseTrainer):
             *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
         )
         given.require_savable(self.model)
+        check_optimizer(self.optimizer, self.model)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)

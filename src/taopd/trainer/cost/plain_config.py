@@ -140,7 +140,7 @@ _READ: dict[str, Test] = {
     "teacher_model_init_kwargs": _dtype,
 }
 _WITHOUT_EFFECT: dict[str, Test] = {
-    "learning_rate": _number,
+    "learning_rate": lambda value: _number(value) and value > 0,
     "weight_decay": _number,
     "adam_beta1": lambda value: type(value) is float and 0.0 < value < 1.0,
     "adam_beta2": lambda value: type(value) is float and 0.0 < value < 1.0,
@@ -151,7 +151,7 @@ _WITHOUT_EFFECT: dict[str, Test] = {
     "logging_steps": _whole(1),
     "save_steps": _whole(1),
     "save_total_limit": _whole(1),
-    "seed": _whole(0),
+    "seed": lambda value: _whole(0)(value) and value < 2**32,
     "log_rollouts": _whole(0),
     "report_to": _one_of("none"),
 }
@@ -273,7 +273,7 @@ def _given(
     if not all(name in given for name in needed):
         return None
     if several is not None and (
-        "teacher_model_name_or_path" in given
+        any(name in given for name in ("teacher_model_name_or_path", "teacher_model_init_kwargs"))
         or not set(given.get("teacher_weights", ())) <= set(several)
     ):
         return None

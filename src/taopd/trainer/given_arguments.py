@@ -1,0 +1,119 @@
+"""The trainer's arguments as they are given: each of a kind that it can take, or refused by name."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from taopd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taopd.trainer.config import TeachabilityConfig
+
+
+def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
+    """Student and teacher as they were given, a `Path` as text.
+
+    Raises:
+        ConfigError: a student that is neither text nor a model that generates text, or a name without text.
+    """
+    model, teacher = (
+        os.fspath(each) if isinstance(each, os.PathLike) else each for each in (model, teacher)
+    )
+    for name, value in (("model", model), ("teacher_model", teacher)):
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{name}={value!r}: must be text that is not empty")
+    if not isinstance(model, str) and not hasattr(model, "generation_config"):
+        raise ConfigError(
+            f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
+        )
+    return model, teacher
+
+
+def check_given(args: "TeachabilityConfig", *given: Any) -> "TeachabilityConfig":
+    """The settings; a run folder that is a file and arguments of another kind are refused.
+
+    Args:
+        given: arguments of the trainer, in the order of `_KINDS`; None: left out.
+
+    Raises:
+        ConfigError: names the argument, what it is and what it must be.
+    """
+    if os.path.isfile(args.output_dir):
+        raise ConfigError(f"output_dir={args.output_dir!r} is a file; the output must be a folder")
+    for (name, (words, fits)), value in zip(_KINDS.items(), given, strict=True):
+        # What is left out of the optimizers is a pair too.
+        if not fits(value) and (value is not None or name == "optimizers"):
+            found = f"not a {type(value).__name__}"
+            if isinstance(value, list | tuple):
+                kinds = (repr(each) if each is None else type(each).__name__ for each in value)
+                found = f"not a {type(value).__name__} of {', '.join(kinds) or 'nothing'}"
+            raise ConfigError(f"{name}: must be {words}, {found}")
+    return args
+
+
+def check_optimizer(optimizer: Any, model: Any) -> None:
+    """Refuse a given optimizer with other parameters than the student's: the student would not change.
+
+    Args:
+        optimizer: None: the trainer makes its own.
+
+    Raises:
+        ConfigError: none of its parameters is the student's.
+    """
+    if optimizer is None:
+        return
+    own = {id(parameter) for parameter in model.parameters()}
+    held = (each for group in optimizer.param_groups for each in group["params"])
+    if not any(id(each) in own for each in held):
+        raise ConfigError(
+            "optimizers: the optimizer holds no parameter of the student, which would not train: make it of "
+            "the parameters of the model that is passed as `model`"
+        )
+
+
+def _is_callback(value: Any) -> bool:
+    return issubclass(value if isinstance(value, type) else type(value), TrainerCallback)
+
+
+def _is_pair(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    optimizer, schedule = value
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        return False
+    # Also accelerate's wrapper, which is none of torch's schedulers and names no optimizer.
+    reads = hasattr(schedule, "get_last_lr") and not isinstance(schedule, type)
+    own = optimizer is not None and getattr(schedule, "optimizer", optimizer) is optimizer
+    return schedule is None or (reads and own)
+
+
+def _is_peft_config(value: Any) -> bool:
+    # Of any version, and peft is not imported for it: it loads a network library.
+    return any(kind.__name__ == "PeftConfig" for kind in type(value).__mro__)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "processing_class": (
+        "the student's tokenizer, or a processor around it",
+        lambda value: isinstance(value, PreTrainedTokenizerBase | ProcessorMixin),
+    ),
+    "callbacks": (
+        "a list, each of it a transformers.TrainerCallback",
+        lambda value: isinstance(value, list) and all(map(_is_callback, value)),
+    ),
+    "optimizers": ("an optimizer of torch or None, and a scheduler of it or None", _is_pair),
+    "quantization_config": (
+        "a transformers.BitsAndBytesConfig or a mapping",
+        lambda value: isinstance(value, QuantizationConfigMixin | dict),
+    ),
+    "peft_config": ("a peft.PeftConfig, such as peft.LoraConfig", _is_peft_config),
+    "tools": (
+        "a list of functions",
+        lambda value: isinstance(value, list | tuple) and all(map(callable, value)),
+    ),
+}
+"""By argument: what it must be in words, and the test."""

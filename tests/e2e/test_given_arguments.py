@@ -1,0 +1,84 @@
+"""The trainer's arguments given as another kind: refused by name before anything is loaded or trained."""
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from test_trainer import CPU
+
+from taopd.errors import ConfigError, TaopdError
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import make_model, make_rows, make_tokenizer
+
+ROWS = Dataset.from_list(make_rows(16, "train"))
+KINDLESS = [3, "x", True, object(), ["x"], [3], {"a": 1}, b"x"]
+ARGUMENTS = {
+    "model": "model",
+    "teacher_model": "(the )?teacher",
+    "args": "args",
+    "train_dataset": "the training set",
+    "eval_dataset": "the evaluation set",
+    "processing_class": "processing_class: must be",
+    "callbacks": "callbacks: must be",
+    "optimizers": "optimizers: must be",
+    "quantization_config": "quantization_config: must be",
+    "peft_config": "peft_config: must be",
+    "tools": "tools: must be",
+}
+"""By argument, how its refusal begins."""
+FITS = {"model": ["x"], "teacher_model": ["x"], "quantization_config": [{"a": 1}]}
+"""Names of models and a mapping are of the right kind."""
+
+
+def trainer(folder, **given):
+    settings = TeachabilityConfig(output_dir=str(folder / "run"), **CPU | {"max_steps": 1})
+    return TeachabilityTrainer(
+        **{
+            "model": make_model(seed=0, hidden_size=16),
+            "teacher_model": make_model(seed=1, hidden_size=16),
+            "args": settings,
+            "train_dataset": ROWS,
+            "processing_class": make_tokenizer(),
+            **given,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_of_another_kind_is_named(name, tmp_path):
+    for wrong in KINDLESS:
+        if wrong in FITS.get(name, []):
+            continue
+        with pytest.raises(TaopdError, match=f"^{ARGUMENTS[name]}"):
+            trainer(tmp_path, **{name: wrong})
+    for mapping in ({"prompt": ["a"]}, DatasetDict(train=ROWS)):
+        if name == "train_dataset":
+            with pytest.raises(TaopdError, match=r"^the training set is a"):
+                trainer(tmp_path, train_dataset=mapping)
+
+
+def test_optimizers_that_are_no_pair_or_not_the_students_are_refused(tmp_path):
+    model, other = make_model(seed=0, hidden_size=16), make_model(seed=1, hidden_size=16)
+    mine, others = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other))
+    schedules = [torch.optim.lr_scheduler.ConstantLR(each) for each in (mine, others)]
+    wrong = [None, (), (mine,), (mine, None, None), mine, (torch.optim.SGD, {"lr": 1}), (3, None)]
+    # A schedule of nothing that trains.
+    wrong += [(None, schedules[0]), (mine, schedules[1]), (schedules[0], mine), (mine, "linear")]
+    for pair in wrong:
+        with pytest.raises(ConfigError, match=r"^optimizers: must be .*, not a "):
+            trainer(tmp_path, model=model, optimizers=pair)
+    with pytest.raises(ConfigError, match=r"^optimizers: .* no parameter of the student"):
+        trainer(tmp_path, model=model, optimizers=(others, None))
+    for pair in ((mine, schedules[0]), [mine, None], (None, None)):
+        made = trainer(tmp_path, model=model, optimizers=pair)
+        assert (made.optimizer, made.lr_scheduler) == tuple(pair)
+
+
+@pytest.mark.parametrize("name", ["model", "teacher_model"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("", "must be text that is not empty"), ("/nowhere/x", "no such .* folder: /nowhere/x")],
+)
+def test_a_model_that_is_nowhere_is_named(name, value, told, tmp_path):
+    with pytest.raises(TaopdError, match=told):
+        trainer(tmp_path, **{name: value})
