@@ -10,9 +10,10 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head
-from taopd.losses import LossFunction, Targets, head_loss
+from taopd.losses import LossFunction, Targets, by_reach, head_loss, resolve_loss
 from taopd.models.batch import Positions, Trimmed
 from taopd.models.scoring import Scored
+from taopd.models.stop_tokens import merged_ids
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
 
@@ -118,6 +119,23 @@ class Term:
     """The other model's states at these tokens; None: the function reads log-probs alone."""
     head: Head | None
     function: LossFunction
+
+
+def loss_of_run(
+    args: TeachabilityConfig, stop_ids: Sequence[int], foreign_ends: Sequence[int]
+) -> LossFunction:
+    """The loss at one token that the settings name; under `method: reach` divided by reach."""
+    merged = merged_ids(args.stop_tokens, stop_ids)
+    loss = resolve_loss(
+        args.loss,
+        beta=float(args.beta or 0.0),
+        k=args.score_top_k,
+        clip_low=args.ppo_clip_low,
+        clip_high=args.ppo_clip_high,
+        merged_ids=merged,
+    )
+    exact = resolve_loss(args.anchor_loss, merged_ids=merged)
+    return by_reach(loss, exact, merged_ids=merged, foreign_ends=foreign_ends)
 
 
 def distillation_terms(

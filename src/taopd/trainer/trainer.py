@@ -13,12 +13,11 @@ from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError
 from taopd.kernels import Head
-from taopd.losses import by_reach, resolve_loss
 from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
-from taopd.models.stop_tokens import foreign_ends, merged_ids, stop_ids
+from taopd.models.stop_tokens import foreign_ends, stop_ids
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
@@ -29,7 +28,13 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
 from taopd.trainer.given_arguments import check_given, check_optimizer, given_models
 from taopd.trainer.given_student import given_student
-from taopd.trainer.loss import LossInputs, distillation_terms, loss_columns, term_loss
+from taopd.trainer.loss import (
+    LossInputs,
+    distillation_terms,
+    loss_columns,
+    loss_of_run,
+    term_loss,
+)
 from taopd.trainer.metrics import selection_metrics, teacher_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
 from taopd.trainer.own_teacher import OwnTeacher
@@ -110,18 +115,7 @@ class TeachabilityTrainer(BaseTrainer):
         stops = args.stop_tokens, args.stop_token_ids
         self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
         self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
-        merged = merged_ids(args.stop_tokens, self.stop_ids)
-        loss = resolve_loss(
-            args.loss,
-            beta=float(args.beta or 0.0),
-            k=args.score_top_k,
-            clip_low=args.ppo_clip_low,
-            clip_high=args.ppo_clip_high,
-            merged_ids=merged,
-        )
-        exact = resolve_loss(args.anchor_loss, merged_ids=merged)
-        ids = {"merged_ids": merged, "foreign_ends": self.foreign_ends}
-        self._loss_function = by_reach(loss, exact, **ids)
+        self._loss_function = loss_of_run(args, self.stop_ids, self.foreign_ends)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
         self._gather_options = gather_options(args, needs=self._needs)
@@ -129,11 +123,12 @@ class TeachabilityTrainer(BaseTrainer):
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         found = RunWarnings(args.output_dir, self.accelerator)
-        sinks = self.accelerator, self.record, found.add, self._load_from_checkpoint
-        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, *sinks)
+        sinks = self.record, found.add, self._load_from_checkpoint
+        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        rest = self.stop_ids, self.foreign_ends, None if itself is None else itself.start
-        self._anchor = Anchor(args, *parts, *rest, trains=self.trains)
+        ends = self.stop_ids, self.foreign_ends
+        start = None if itself is None else itself.start
+        self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
