@@ -33,10 +33,11 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     return model, teacher
 
 
-def check_given(args: "TeachabilityConfig", *given: Any) -> "TeachabilityConfig":
+def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> "TeachabilityConfig":
     """The settings; a run folder that is a file and arguments of another kind are refused.
 
     Args:
+        model: the student as it was given.
         given: arguments of the trainer, in the order of `_KINDS`; None: left out.
 
     Raises:
@@ -52,21 +53,14 @@ def check_given(args: "TeachabilityConfig", *given: Any) -> "TeachabilityConfig"
                 kinds = (repr(each) if each is None else type(each).__name__ for each in value)
                 found = f"not a {type(value).__name__} of {', '.join(kinds) or 'nothing'}"
             raise ConfigError(f"{name}: must be {words}, {found}")
+        if name == "optimizers" and value[0] is not None:
+            _check_optimizer(value[0], model)
     return args
 
 
-def check_optimizer(optimizer: Any, model: Any) -> None:
-    """Refuse a given optimizer with other parameters than the student's: the student would not change.
-
-    Args:
-        optimizer: None: the trainer makes its own.
-
-    Raises:
-        ConfigError: none of its parameters is the student's.
-    """
-    if optimizer is None:
-        return
-    own = {id(parameter) for parameter in model.parameters()}
+def _check_optimizer(optimizer: Any, model: Any) -> None:
+    # The parameters of a model that is loaded later are nobody's yet.
+    own = set() if isinstance(model, str) else {id(each) for each in model.parameters()}
     held = (each for group in optimizer.param_groups for each in group["params"])
     if not any(id(each) in own for each in held):
         raise ConfigError(

@@ -26,7 +26,7 @@ from taopd.trainer.checkpoint.same_inputs import SameInputs
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.given_arguments import check_given, check_optimizer, given_models
+from taopd.trainer.given_arguments import check_given, given_models
 from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import (
     LossInputs,
@@ -90,8 +90,8 @@ class TeachabilityTrainer(BaseTrainer):
         tools=None,
     ):
         model, teacher_model = given_models(model, teacher_model)
-        others = processing_class, callbacks, optimizers, quantization_config, peft_config, tools
-        args = check_given(TeachabilityConfig.of(args, model), *others)
+        args, others = TeachabilityConfig.of(args, model), (processing_class, callbacks, optimizers)
+        check_given(args, model, *others, quantization_config, peft_config, tools)
         self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
@@ -99,7 +99,6 @@ class TeachabilityTrainer(BaseTrainer):
             *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
         )
         given.require_savable(self.model)
-        check_optimizer(self.optimizer, self.model)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)
@@ -126,9 +125,8 @@ class TeachabilityTrainer(BaseTrainer):
         sinks = self.record, found.add, self._load_from_checkpoint
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        ends = self.stop_ids, self.foreign_ends
-        start = None if itself is None else itself.start
-        self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
+        ends = self.stop_ids, self.foreign_ends, None if itself is None else itself.start
+        self._anchor = Anchor(args, *parts, *ends, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
