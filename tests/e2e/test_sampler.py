@@ -66,7 +66,7 @@ def drifts(trainer):
 @pytest.mark.parametrize("name", sorted(ABSOLUTE))
 def test_models_with_absolute_positions_are_scored_as_without_padding(tmp_path, name):
     student, teacher = make_family(name, 0), make_family(name, 1)
-    trainer = make_trainer(tmp_path, student, teacher, learning_rate=1e-30)
+    trainer = make_trainer(tmp_path, student, teacher, learning_rate=0.0)
     errors = []
 
     def compare(scored):
@@ -233,7 +233,7 @@ def test_a_student_that_asks_for_it_is_refused_by_name(tmp_path):
 
 def test_the_logged_entropy_is_of_scored_tokens_alone(tmp_path):
     """With a mask over a tool's results; the mean entropy of what is left."""
-    trainer = make_trainer(tmp_path, max_steps=1, learning_rate=1e-30)
+    trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0)
     sample = trainer._generate
 
     def with_tool_results(prompts):

@@ -73,7 +73,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_name_before_anything_loads(n
 
 
 ZERO_IS_WRONG = (
-    *("learning_rate", "max_steps", "num_train_epochs", "temperature", "save_total_limit"),
+    *("max_steps", "num_train_epochs", "temperature", "save_total_limit"),
     *("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("logging_steps", "save_steps", "max_completion_length", "eval_accumulation_steps"),
     *("torch_empty_cache_steps", "ddp_timeout", "top_p", "repetition_penalty"),
@@ -89,6 +89,13 @@ def test_zero_is_refused_where_it_means_no_run(name):
         name.startswith(("vllm_", "ddp_"))
     ):
         assert getattr(config(**{name: 0}), name) == 0
+
+
+def test_a_learning_rate_of_zero_is_said(caplog):
+    config(learning_rate=1e-5)
+    assert "learning_rate" not in caplog.text
+    config(learning_rate=0)
+    assert "learning_rate=0: nothing trains" in caplog.text
 
 
 def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():

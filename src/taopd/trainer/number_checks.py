@@ -1,13 +1,16 @@
 """Ranges of the numbers that TRL and transformers declare: one table, looked at where the config is made.
 
 Both refuse such a number only when the models are loaded, in torch's words, or never: transformers does one
-step for `max_steps=0`, saves nothing for `save_steps=0`, and trains nothing for `learning_rate=0`.
+step for `max_steps=0`, and saves nothing for `save_steps=0`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from taopd.errors import ConfigError, require
+
+logger = logging.getLogger(__name__)
 
 Range = tuple[str, Callable[[float], bool]]
 """In words, and as a test."""
@@ -55,7 +58,7 @@ RANGES: dict[str, Range] = {
         lambda value: 1 <= value < 2**16,
         *("vllm_server_port", "vllm_group_port"),
     ),
-    "learning_rate": ("above 0; with 0 nothing trains", lambda value: value > 0),
+    "learning_rate": ("at least 0", lambda value: value >= 0),
     "max_grad_norm": ("at least 0; 0 clips nothing", lambda value: value >= 0),
     "save_total_limit": ("at least 1; left out, all are kept", lambda value: value >= 1),
     "local_rank": ("at least -1", lambda value: value >= -1),
@@ -88,6 +91,9 @@ def check_numbers(config: Any) -> None:
     """
     _read_padding(config)
     check_ranges(config, RANGES)
+    if config.learning_rate == 0:
+        # Of use where only the numbers of a step are looked at.
+        logger.warning("learning_rate=0: nothing trains, the student stays as it is")
     steps, epochs = config.max_steps, config.num_train_epochs
     require(steps > 0 or epochs > 0, "num_train_epochs", epochs, "above 0, or max_steps is set")
     for what, instead in INTERVALS.items():
