@@ -203,38 +203,53 @@ def missing_words(parts: list[Part]) -> str:
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:
-    """Shortfall of every candidate in every lab, and its worst."""
-    figure, axes = plt.subplots(figsize=(8.6, 8.0))
-    # A lab that no candidate can be judged in has no place in the rows.
+    """Shortfall of every candidate by lab, a panel a loss;
+    below are the labs in which the chosen one does worst."""
+    # A lab that no candidate can be judged in has no row.
     parts = [part for part in parts if any(standing(part, name) for name in CANDIDATES)]
-    labs, labels = [lab_name(part) for part in parts], []
-    shown = [name for name in CANDIDATES if judged(parts, name)]
-    for row, name in enumerate(shown):
-        found = [standing(part, name) for part in parts]
-        known = [each.shortfall for each in found if each is not None]
-        for column, each in enumerate(found):
-            if each is not None:
-                look = {
-                    "color": COLORS[column % len(COLORS)],
-                    "marker": MARKERS[column % len(MARKERS)],
-                }
-                label = labs[column] if row == 0 else None
-                offset = row + 0.8 * ((column + 0.5) / len(parts) - 0.5)
-                axes.plot(
-                    each.shortfall, offset, linestyle="none", markersize=6, label=label, **look
-                )
-                axes.plot([each.low, each.high], [offset] * 2, color=look["color"], linewidth=1)
-        labels.append(f"{words(name)}\nworst {max(known):.0f}")
-    axes.axvline(ALLOWED, color="0.5", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(shown)), labels)
-    axes.set_xscale("symlog", linthresh=2)
-    axes.set_xlim(-12, 130)
-    axes.set_xticks([-10, -1, 0, 1, 10, 100], ["-10", "-1", "0", "1", "10", "100"])
-    axes.invert_yaxis()
-    axes.set_xlabel("points below the best of full and published at their own best checkpoints")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
+    shown = [name for name in CANDIDATES if len(judged(parts, name)) > 1]
+    # The chosen one: of those with most labs that with the smallest worst shortfall.
+    known = {name: [each.shortfall for _, each in judged(parts, name)] for name in shown}
+    leader = min(shown, key=lambda name: (-len(known[name]), max(known[name])))
+
+    def of_leader(lab: str) -> float:
+        found = [standing(part, leader) for part in parts if part["variant"] == lab]
+        return max((each.shortfall for each in found if each is not None), default=-100.0)
+
+    labs = sorted({part["variant"] for part in parts}, key=of_leader)
+    figure, panels = plt.subplots(
+        1, len(LOSS_NAMES), figsize=(9.6, 0.28 * len(labs) + 1.6), sharey=True, squeeze=False
+    )
+    for axes, (loss, words_of) in zip(panels[0], LOSS_NAMES.items(), strict=True):
+        rows = [part for part in parts if part["loss"] == loss]
+        for index, name in enumerate(shown):
+            stands = [(labs.index(part["variant"]), standing(part, name)) for part in rows]
+            found = [(row, each) for row, each in stands if each is not None]
+            offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
+            places = [row + offset for row, _ in found]
+            look = {"color": COLORS[index], "marker": MARKERS[index], "linestyle": "none"}
+            values = [each.shortfall for _, each in found]
+            axes.plot(values, places, markersize=5, label=words(name), **look)
+            lows, highs = ([getattr(e, end) for _, e in found] for end in ("low", "high"))
+            axes.hlines(places, lows, highs, color=COLORS[index], linewidth=1, alpha=0.6)
+        axes.axvline(ALLOWED, color="0.5", linewidth=0.8, linestyle="--")
+        axes.set_title(words_of, loc="left", fontsize=10)
+        axes.set_xscale("symlog", linthresh=2)
+        axes.set_xlim(-130, 130)
+        ticks = (-100, -10, -1, 0, 1, 10, 100)
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.93", linewidth=0.8)
+        axes.set_axisbelow(True)
+    panels[0][0].set_yticks(range(len(labs)), labs)
+    panels[0][0].invert_yaxis()
+    figure.supxlabel(
+        "points below the best of full and published at their own best checkpoints (left is better)",
+        fontsize=10,
+    )
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, ncols=len(shown), loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "frontier.png", dpi=110)
     plt.close(figure)
