@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from taopd.errors import ConfigError
@@ -85,16 +85,7 @@ def _is_pair(value: Any) -> bool:
     return schedule is None or (reads and own)
 
 
-def _is_peft_config(value: Any) -> bool:
-    # Of any version, and peft is not imported for it: it loads a network library.
-    return any(kind.__name__ == "PeftConfig" for kind in type(value).__mro__)
-
-
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "processing_class": (
-        "the student's tokenizer, or a processor around it",
-        lambda value: isinstance(value, PreTrainedTokenizerBase | ProcessorMixin),
-    ),
     "callbacks": (
         "a list, each of it a transformers.TrainerCallback",
         lambda value: isinstance(value, list) and all(map(_is_callback, value)),
@@ -104,10 +95,9 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a transformers.BitsAndBytesConfig or a mapping",
         lambda value: isinstance(value, QuantizationConfigMixin | dict),
     ),
-    "peft_config": ("a peft.PeftConfig, such as peft.LoraConfig", _is_peft_config),
     "tools": (
         "a list of functions",
         lambda value: isinstance(value, list | tuple) and all(map(callable, value)),
     ),
 }
-"""By argument: what it must be in words, and the test."""
+"""By argument: what it must be in words, and the test. Tokenizer and adapter are refused by TRL, by name."""

@@ -90,8 +90,8 @@ class TeachabilityTrainer(BaseTrainer):
         tools=None,
     ):
         model, teacher_model = given_models(model, teacher_model)
-        args, others = TeachabilityConfig.of(args, model), (processing_class, callbacks, optimizers)
-        check_given(args, model, *others, quantization_config, peft_config, tools)
+        args = TeachabilityConfig.of(args, model)
+        check_given(args, model, callbacks, optimizers, quantization_config, tools)
         self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
