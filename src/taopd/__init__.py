@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taopd.selectors import SELECTORS, register_selector, select
     from taopd.trainer import TeachabilityConfig, TeachabilityTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The libraries below report every trainer and every data set to their makers, unless they are told otherwise
 # before they are imported. A caller's own setting stays.
