@@ -171,6 +171,17 @@ def micro_lab(tmp_path_factory) -> MicroLab:
 
 
 @pytest.fixture
+def own_labs():
+    """The labs that a script registers for its process are gone after the test."""
+    from taopd.experiments.lab.variants import VARIANTS
+
+    known = dict(VARIANTS)
+    yield
+    VARIANTS.clear()
+    VARIANTS.update(known)
+
+
+@pytest.fixture
 def forked_arms(monkeypatch):
     """Arms that this process starts are forked; see `tests.forked_arms`."""
     from tests.forked_arms import start

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("own_labs")
 ROOT = Path(__file__).parents[2]
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/**/*.py"))
 PAGES += (*ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "Makefile")

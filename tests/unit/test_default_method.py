@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scripts import default_method, unseen_labs
+from scripts import default_method
 from scripts.default_method import ARMS, MEASURED, known_parts
 from scripts.pages.default_method import choice, choice_table, generated, judged, passes, standing
 from taopd.experiments.lab import VARIANTS
 
-
-@pytest.fixture(autouse=True)
-def _own_labs(monkeypatch):
-    """The command registers further labs for its process, and this one goes on with other tests."""
-    monkeypatch.setattr(unseen_labs, "register", lambda: None)
+pytestmark = pytest.mark.usefixtures("own_labs")
 
 
 def part(**arms):
