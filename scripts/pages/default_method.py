@@ -203,8 +203,7 @@ def missing_words(parts: list[Part]) -> str:
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:
-    """Shortfall of every candidate by lab, a panel a loss;
-    below are the labs in which the chosen one does worst."""
+    """Shortfall of every candidate by lab, a panel a loss; the worst labs of the chosen one last."""
     # A lab that no candidate can be judged in has no row.
     parts = [part for part in parts if any(standing(part, name) for name in CANDIDATES)]
     shown = [name for name in CANDIDATES if len(judged(parts, name)) > 1]

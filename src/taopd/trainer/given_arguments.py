@@ -33,8 +33,8 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     return model, teacher
 
 
-def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> "TeachabilityConfig":
-    """The settings; a run folder that is a file and arguments of another kind are refused.
+def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:
+    """Refuse a run folder that is a file, and arguments of another kind.
 
     Args:
         model: the student as it was given.
@@ -55,7 +55,6 @@ def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> "Teachab
             raise ConfigError(f"{name}: must be {words}, {found}")
         if name == "optimizers" and value[0] is not None:
             _check_optimizer(value[0], model)
-    return args
 
 
 def _check_optimizer(optimizer: Any, model: Any) -> None:
