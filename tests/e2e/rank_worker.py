@@ -173,7 +173,8 @@ def make_trainer(lab: Path, folder: Path, case: dict, way: str, world: int) -> T
     }
     teacher: object = str(lab / "teacher")
     if "teachers" in case:  # of another width; one rank's rows may all be of one of them
-        teacher = {"math": teacher, "code": make_model(seed=7, hidden_size=24, layers=1)}
+        other = case.get("served") or make_model(seed=7, hidden_size=24, layers=1)
+        teacher = {"math": teacher, "code": other}
         rows = {
             name: each.add_column("teacher", named(len(each), case)) for name, each in rows.items()
         }
@@ -243,7 +244,7 @@ def run_case(lab: Path, out: Path, case: dict, way: str, world: int) -> None:
         "traffic": traffic.found,
         "type": str(trainer.accelerator.distributed_type),
         "weights_bytes": local_bytes(trainer.model.parameters()),
-        "teacher_bytes": sum(local_bytes(m.parameters()) for m in trainer._teacher.models),
+        "teacher_bytes": sum(local_bytes(m.parameters()) for m in trainer._teacher.models if m),
         "optimizer_bytes": local_bytes(
             value
             for state in trainer.optimizer.state.values()

@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.vllm_server import PYTHON, VllmServer
 from taopd.experiments.lab import build_lab
@@ -21,3 +23,12 @@ def vllm(lab, tmp_path_factory):
     """A running server with the lab's teacher."""
     with VllmServer(lab.teacher, tmp_path_factory.mktemp("vllm") / "log") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def models(lab):
+    """Student and teacher."""
+    return [
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (lab.student, lab.teacher)
+    ]

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from taopd import cli
 from taopd.errors import TeacherUnavailable
@@ -38,15 +38,6 @@ class Listing(LocalTeacher):
 
     def score(self, *args):
         return replace(super().score(*args), want_logprobs=None)
-
-
-@pytest.fixture(scope="session")
-def models(lab):
-    """Student and teacher."""
-    return [
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        for path in (lab.student, lab.teacher)
-    ]
 
 
 @pytest.fixture(scope="session")
