@@ -29,7 +29,7 @@ def main(lab: Path, out: Path, world: int, rank: int) -> None:
     """One process."""
     open_deepspeed_to_cpu()
     whole = make(lab, out / "run", world, **deepspeed_settings(3))
-    whole.train(check=False)
+    whole.train()
     found = {"whole": digests(whole)}
     part = make(lab, out / "run", world, **deepspeed_settings(3))
     part.train(resume_from_checkpoint=str(out / "run" / "checkpoint-2"))

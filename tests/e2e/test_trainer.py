@@ -424,6 +424,19 @@ def test_a_model_that_is_scored_wrongly_stops_before_the_first_step(micro_lab, t
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer).items())
 
 
+def test_a_wrapped_teacher_is_read_like_the_plain_one(micro_lab, tmp_path):
+    """DeepSpeed's engine holds the model as `module`, and its `config` is a dict of settings."""
+    weights = []
+    for wrapped in (False, True):
+        trainer = make_trainer(micro_lab, tmp_path / str(wrapped), max_steps=2)
+        if wrapped:
+            trainer._teacher.model = torch.nn.DataParallel(trainer._teacher.model)
+            trainer._teacher.model.config = {"train_batch_size": 8}
+        trainer.train(check=False)
+        weights.append(weights_of(trainer))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_nan_in_the_teacher_names_model_step_completion_and_position(micro_lab, tmp_path):
     trainer = make_trainer(micro_lab, tmp_path)
     with torch.no_grad():
