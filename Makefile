@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo real test test-wheel test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs check bench \
+.PHONY: demo real test test-wheel test-oldest test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs check bench \
         accelerator wheelhouse clean
 # A second time it goes on where it was interrupted, and shows what is there.
 demo: $(READY)
@@ -29,6 +29,10 @@ test: $(READY) $(PLAYWRIGHT)
 # The wheel in a new environment outside the repository, without constraints: demo, page, quick tests.
 test-wheel:
 	$(PYTHON) -m scripts.try_wheel
+
+# The same with every library at the lower limit that pyproject.toml gives.
+test-oldest:
+	$(PYTHON) -m scripts.try_wheel --oldest
 
 # Which of the newest torch, transformers and TRL do not pass.
 test-newest:

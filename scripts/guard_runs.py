@@ -1,8 +1,8 @@
 """Runs of the tiny labs with what a collapse guard could look at, every five steps. For `scripts/guard.py`.
 
-    python scripts/guard_runs.py --runs runs/guard     # about 20 minutes of one core, resumable
+    python -m scripts.guard_runs --runs runs/guard --loss reverse_kl     # 45 minutes of one core, resumable
 
-Four arms of every lab at 10 %, both losses, two seeds, constant learning rate 3e-4, 32 rollouts a step,
+Five arms of every lab at 10 %, both losses, two seeds, constant learning rate 3e-4, 32 rollouts a step,
 400 steps. Greedy accuracy on 200 held-out prompts every 20 steps says afterwards who collapsed; no signal
 reads it.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scripts import unseen_labs
 from scripts.arguments import Arguments
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -30,6 +31,7 @@ ARMS = {
     "published": {},
     "C-only": {"selector": "compatible"},
     "full": {"selector": "full"},
+    "reach": {"method": "reach"},
 }
 SEEDS = (0, 1)
 LOSSES = ("reverse_kl", "sampled_reverse_kl")
@@ -120,7 +122,8 @@ def _mean_or_one(values: Tensor) -> float:
 
 def run(variant: str, loss: str, steps: int) -> dict:
     """All arms of one lab and loss, as one stack."""
-    lab = build_lab(variant)
+    # In this process: another one would not know the labs that are registered here.
+    lab = build_lab(variant, parallel=False)
     arms = [
         replace(
             lab_arm(lab, name, SHARED | {"loss": loss} | settings, seed=seed, steps=steps),
@@ -152,6 +155,7 @@ def run(variant: str, loss: str, steps: int) -> dict:
 
 def main() -> None:
     """Run what is missing."""
+    unseen_labs.register()
     parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/guard"))
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), default=[])

@@ -1,12 +1,14 @@
 """The wheel outside the repository: built, installed into a new environment, and tried. `make test-wheel`.
 
     python -m scripts.try_wheel            # the newest versions that the package's own limits allow
+    python -m scripts.try_wheel --oldest   # every library at its lower limit
     python -m scripts.try_wheel --newest   # the newest torch, transformers and TRL, beyond those limits
 
 The first uses no constraints of this repository. Tried are: what the package says about itself, `taopd demo`,
-the page, and the quick tests, from a copy of `tests` without the sources beside it. The second begins with
-constraints.txt and raises each of the three libraries alone, with what it needs. The last lines say which are
-the newest already, which newer ones pass, and which do not and why; the exit code is 1 if any does not.
+the page, and the quick tests, from a copy of `tests` without the sources beside it; the second runs tests of
+the trainer too. The third begins with constraints.txt and raises each of the three libraries alone, with what
+it needs. The last lines say which are the newest already, which newer ones pass, which do not and why; the
+exit code is 1 if any does not.
 """
 
 import os
@@ -14,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 import venv
 from pathlib import Path
 
@@ -82,13 +85,20 @@ def install(folder: Path, *pinned: str) -> Path:
     return python
 
 
-def try_it(python: Path, folder: Path) -> None:
-    """Description, demo, page and quick tests."""
+def try_it(python: Path, folder: Path, *more: str) -> None:
+    """Description, demo, page and quick tests; `more`: further ones."""
     check_description(python, folder)
     taopd = python.parent / "taopd"
     run(taopd, "demo", "--steps", "5", "--output", "demo", cwd=folder)
     run(taopd, "report", "demo", "-o", "demo.html", cwd=folder)
-    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK, cwd=folder)
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK, *more, cwd=folder)
+
+
+def oldest() -> list[str]:
+    """Requirements that hold every library the package names at its lower limit, whatever the patch."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    found = [re.match(r"([\w.-]+)(?:\[.*\])?>=([\d.]+)", each) for each in named]
+    return [f"{each[1]}=={each[2]}.*" for each in found if each is not None]
 
 
 def try_newest(python: Path, folder: Path) -> int:
@@ -143,17 +153,21 @@ def _held_back(python: Path, name: str, installed: str) -> str:
 def main() -> int:
     """Build, install, try; the folder is removed afterwards."""
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
         "--newest", action="store_true", help="say which newer versions fail, and why"
     )
-    newest = parser.parse_args().newest
+    ends.add_argument("--oldest", action="store_true", help="every library at its lower limit")
+    args = parser.parse_args()
+    newest = args.newest
     with tempfile.TemporaryDirectory(prefix="taopd-wheel-") as name:
         folder = Path(name)
-        python = install(folder, *(("--constraint", str(ROOT / "constraints.txt")) * newest))
+        pinned = ("--constraint", str(ROOT / "constraints.txt")) * newest
+        python = install(folder, *pinned, *(oldest() if args.oldest else ()))
         print(", ".join(f"{each} {version(python, each)}" for each in ("taopd", *LIBRARIES)))
         if newest:
             return try_newest(python, folder)
-        try_it(python, folder)
+        try_it(python, folder, *(WITH_LIBRARIES if args.oldest else ()))
     print("the wheel works outside the repository")
     return 0
 
