@@ -33,9 +33,9 @@ GUARD_WORDS = (
     "counted only where the overlap with the teacher has not grown by 0.05; the limit is 0.1 nats, "
     "smoothed over looks that are 5 steps apart. Entropy and length are watched as well, with wide bounds; "
     "they were never first in a collapse. It looks at what a collapse begins with, not at accuracy. In these "
-    "runs drift alone was a reason, and the C of the selected another one; today drift counts only where the "
-    "teachable disagreement no longer falls, which takes away four false alarms in ten "
-    "([guard.md](guard.md)). Both losses, all seeds and both budgets together:"
+    "runs drift alone was a reason, and the C of the selected another one; today drift counts only in a "
+    "student that is less sure than it was ([guard.md](guard.md)). Both losses, all seeds and both budgets "
+    "together:"
 )
 
 Part = dict[str, Any]

@@ -9,8 +9,8 @@
     notice      steps from the warning to the fall
 
 A rule is a set of limits; it warns where one of its numbers, smoothed as the guard smooths, passes its limit.
-The limit of a rule is chosen on one half of the labs, so that the larger of the two error rates is smallest
-there, and counted on the other half.
+The limit of a rule is chosen on one part of the labs, so that the larger of the two error rates is smallest
+there, and counted on the other: the labs on which the guard before was found, and all others.
 """
 
 import json
@@ -29,25 +29,28 @@ from scripts.pages import guard_real
 from scripts.pages.collapse import fell_at
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
-from taopd.trainer.collapse_detector import DRIFT_LIMIT, ENTROPY_RISE, MEMORY, CollapseWatch
+from taopd.trainer.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
 
 SIGNALS = ("excess", "idle_drift", "teachable", "entropy", "length")
 """What the file keeps of every look."""
-HALVES = (
-    ("dialect", "bilingual", "reversal", "termination", "fallible"),
-    ("accent", "loanwords", "jargon", "signoff"),
-)
+FOUND_ON = ("accent", "bilingual", "dialect", "fallible", "reversal", "termination")
+"""Labs whose runs the guard before was found on, those of `method: reach` left out."""
 LIMITS = [round(float(limit), 4) for limit in np.geomspace(0.02, 2.0, 41)]
-RULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "idle drift": ("idle_drift", ()),
-    "idle drift, D C rises": ("idle_drift", ("teachable",)),
-    "idle drift, D C and entropy rise": ("idle_drift", ("teachable", "entropy")),
-    "stray drift": ("excess", ()),
-    "stray drift, D C rises": ("excess", ("teachable",)),
-    "stray drift, D C and entropy rise": ("excess", ("teachable", "entropy")),
+RULES: dict[str, tuple[str, str]] = {
+    "idle drift": ("idle_drift", ""),
+    "idle drift, D C and entropy rise": ("idle_drift", "rises"),
+    "idle drift, less sure than at first": ("idle_drift", "above first"),
+    "stray drift": ("excess", ""),
+    "stray drift, less sure than at first": ("excess", "above first"),
 }
-"""The number that the limit is for, and what must lie above the smallest that it has been (entropy by
-`ENTROPY_RISE`)."""
+"""The number that the limit is for, and what else must be: D C above its smallest value and entropy 0.04 nats
+above its own (an earlier guard), or entropy above its first value by `OF_FIRST`."""
+
+
+BEFORE = {
+    "the guard before": "idle drift, D C and entropy rise",
+    "the first guard": "idle drift",
+}
 
 
 class Count(NamedTuple):
@@ -85,19 +88,22 @@ def smoothed(values: list[float]) -> np.ndarray:
 
 def first_warning(run: dict[str, Any], rule: str, limit: float) -> int | None:
     """Step of a rule's first warning."""
-    number, gates = RULES[rule]
+    number, gate = RULES[rule]
     passed = smoothed(run["looks"][number]) > limit
-    for gate in gates:
-        values = smoothed(run["looks"][gate])
-        noise = ENTROPY_RISE if gate == "entropy" else 0.0
-        passed &= values > np.minimum.accumulate(values) + noise
+    entropy = smoothed(run["looks"]["entropy"])
+    if gate == "rises":
+        teachable = smoothed(run["looks"]["teachable"])
+        passed &= teachable > np.minimum.accumulate(teachable)
+        passed &= entropy > np.minimum.accumulate(entropy) + 0.04
+    elif gate:
+        passed &= entropy > OF_FIRST * entropy[0]
     return int(np.argmax(passed)) * run["look_every"] if passed.any() else None
 
 
 def guards_warning(run: dict[str, Any]) -> int | None:
     """Step of the first warning of `CollapseWatch`, all of its numbers together."""
     watch = CollapseWatch()
-    names = ("idle_drift", "teachable", "entropy", "length")
+    names = ("idle_drift", "entropy", "length")
     for look in range(len(run["looks"]["entropy"])):
         values = {name: run["looks"][name][look] for name in names}
         if watch.update(look * run["look_every"], values):
@@ -139,6 +145,11 @@ def best_limit(runs: list[dict[str, Any]], rule: str) -> float:
     return min(LIMITS, key=cost)
 
 
+HEAD = (
+    "| in time | late or missed | warned of stable | false alarms | notice, steps (median, range) |"
+)
+
+
 def cells(found: Count) -> str:
     """A row's numbers."""
     notice = "-"
@@ -150,41 +161,43 @@ def cells(found: Count) -> str:
     return f"{in_time} | {rates[0]} | {false} | {rates[1]} | {notice}"
 
 
+def parts_of(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Runs like those that the guard before was found on, and all others."""
+    old, others = [], []
+    for run in runs:
+        known = run["variant"] in FOUND_ON and run["arm"] != "reach"
+        (old if known else others).append(run)
+    return old, others
+
+
 def tables(runs: list[dict[str, Any]]) -> str:
-    """Rules on all runs with limits from the other half, and the chosen rule by lab and arm."""
-    head = "| in time | late or missed | warned of stable | false alarms | notice, steps (median, range) |"
-    rule_line = "---:|" * 5
-    lines = [f"| rule | limit {head}", f"|---|---|{rule_line}"]
-    before = counts(runs, "idle drift", DRIFT_LIMIT)
-    lines.append(f"| idle drift, as it was | {DRIFT_LIMIT} | {cells(before)} |")
-    now = count(runs, [guards_warning(run) for run in runs])
-    lines.append(f"| **the guard** | {DRIFT_LIMIT} | {cells(now)} |")
-    halves = [[run for run in runs if run["variant"] in names] for names in HALVES]
+    """The guard on both parts of the runs; rules with limits from the other part."""
+    lines = [f"| rule | limit {HEAD}", f"|---|---|{'---:|' * 5}"]
+    old, others = parts_of(runs)
+    for words, own in (("all", runs), ("runs of the guard before", old), ("others", others)):
+        line = cells(count(own, [guards_warning(run) for run in own]))
+        lines.append(f"| **the guard**, {words} ({len(own)}) | {DRIFT_LIMIT} | {line} |")
+    for words, rule in BEFORE.items():
+        lines.append(f"| {words} | {DRIFT_LIMIT} | {cells(counts(runs, rule, DRIFT_LIMIT))} |")
     for rule in RULES:
-        limits = [best_limit(half, rule) for half in halves]
-        # Each half is judged by the limit that the other one chose.
+        limits = [best_limit(part, rule) for part in (old, others)]
+        # Each part is judged by the limit that the other one chose.
         warned = [
-            first_warning(run, rule, limits[0 if run["variant"] in HALVES[1] else 1])
-            for run in runs
+            first_warning(run, rule, limit)
+            for part, limit in zip((old, others), reversed(limits), strict=True)
+            for run in part
         ]
         chosen = " / ".join(f"{limit:.2g}" for limit in limits)
-        lines.append(f"| {rule} | {chosen} | {cells(count(runs, warned))} |")
+        lines.append(f"| {rule} | {chosen} | {cells(count([*old, *others], warned))} |")
     return "\n".join(lines)
 
 
-def by_lab(runs: list[dict[str, Any]]) -> str:
-    """The guard, lab by lab and arm by arm."""
-    lines = [
-        "| lab | arm | in time | late or missed | warned of stable | false alarms | notice, steps |",
-        f"|---|---|{'---:|' * 5}",
-    ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run["variant"], run["arm"]), []).append(run)
-    for (variant, arm), own in groups.items():
-        lines.append(
-            f"| {variant} | {arm} | {cells(count(own, [guards_warning(run) for run in own]))} |"
-        )
+def grouped(runs: list[dict[str, Any]], name: str) -> str:
+    """The guard by "arm" or "variant" of the runs."""
+    lines = [f"| {'lab' if name == 'variant' else name} {HEAD}", f"|---|{'---:|' * 5}"]
+    for value in sorted({run[name] for run in runs}):
+        own = [run for run in runs if run[name] == value]
+        lines.append(f"| {value} | {cells(count(own, [guards_warning(run) for run in own]))} |")
     return "\n".join(lines)
 
 
@@ -235,8 +248,10 @@ def main() -> None:
         f"{len(runs)} runs.",
         tables(runs),
         f"![False alarms against late warnings and notice]({args.page.stem}.png)",
-        "The guard by lab and arm:",
-        by_lab(runs),
+        "The guard by arm:",
+        grouped(runs, "arm"),
+        "And by lab:",
+        grouped(runs, "variant"),
         "Of real runs, SmolLM2-135M for 200 steps with a look every 5 (`scripts.pages.guard_real`), the same "
         f"rules at {DRIFT_LIMIT} nats would have warned of so many seeds:",
         guard_real.table(

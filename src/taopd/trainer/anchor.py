@@ -217,7 +217,7 @@ class Anchor:
                 head = self._reference.head(self._head_of, student)
                 drift = self._drift(hidden, head, scored.signals, tokens)
                 of_batch = scored.step, scored.table, choice
-                self._guard.measure(*of_batch, drift, scored.signals, scored.local)
+                self._guard.measure(*of_batch, drift)
         if self._coefficient == 0.0:
             return {}
         # Where all of a drawn token is within reach, nothing of it is held at the start.

@@ -4,10 +4,9 @@
 
 Every watch compares a smoothed number with a fixed bound or with the run's own beginning. Idle drift
 (`taopd.signals.drift`) is the first to move in the collapses of the tiny lab. It also moves in a student that
-learns fast and well; there the teachable disagreement, mean D C, keeps falling, or the student grows surer of
-what it says. So drift counts only where D C is above the smallest that it has been, and entropy too: what was
-taught comes undone. The others are coarse and late, and catch what these cannot see: a student that stops
-ending. Measured in docs/results/guard.md.
+learns fast and well, which grows surer of what it says. So drift counts only where the student's mean entropy
+is above that of its first measurement, or far above the smallest since. The others are coarse and late, and
+catch what these cannot see: a student that stops ending. Measured in docs/results/guard.md.
 """
 
 import copy
@@ -16,8 +15,8 @@ from dataclasses import astuple, dataclass, field
 MEMORY = 0.6
 DRIFT_LIMIT = 0.1
 """Nats of idle drift per unselected token."""
-ENTROPY_RISE = 0.04
-"""Nats of entropy above its smallest value from which on a student has grown less sure, noise apart."""
+OF_FIRST, OF_LEAST = 1.05, 2.0
+"""A student is less sure than it was where its entropy is so many times its first, or its smallest value."""
 NUM_START = 5
 """Measurements that make a run's own beginning."""
 
@@ -43,14 +42,14 @@ class _Series:
 class CollapseWatch:
     """Feed it numbers with `update`; it returns the reasons to worry, each once.
 
-    Numbers it knows, all optional: `idle_drift`, `teachable` and `entropy` (nats), `length` (tokens a
-    completion), `bank_gain` (nats).
+    Numbers it knows, all optional: `idle_drift` and `entropy` (nats), `length` (tokens a completion),
+    `bank_gain` (nats).
     """
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
         self._best_gain = 0.0
-        self._least: dict[str, float] = {}
+        self._least_entropy: float | None = None
         self.fired: dict[str, int] = {}
         """Name of the number, step of the warning."""
         self.healthy_step = 0
@@ -63,8 +62,9 @@ class CollapseWatch:
             for name, value in values.items()
         }
         found = self._reasons(smooth)
-        for name in {"teachable", "entropy"} & smooth.keys():
-            self._least[name] = min(smooth[name], self._least.get(name, smooth[name]))
+        if "entropy" in smooth:
+            known = (self._least_entropy, smooth["entropy"])
+            self._least_entropy = min(value for value in known if value is not None)
         new = {name: text for name, text in found.items() if name not in self.fired}
         self.fired |= dict.fromkeys(new, step)
         if not self.fired and smooth.get("idle_drift", 0.0) < DRIFT_LIMIT / 2:
@@ -74,12 +74,11 @@ class CollapseWatch:
     def _reasons(self, smooth: dict[str, float]) -> dict[str, str]:
         found: dict[str, str] = {}
         bases = {name: self._series[name].base for name in smooth}
-        if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT and not self._still_learns(smooth):
+        if (now := smooth.get("idle_drift", 0.0)) > DRIFT_LIMIT and self._less_sure(smooth):
             found["idle_drift"] = (
                 f"on tokens that are not selected the student has moved away from the initial student by "
                 f"{now:.2f} nats a token (KL; limit {DRIFT_LIMIT} nats) and comes no nearer to the "
-                "teacher, the disagreement that it can learn from no longer falls, and it has grown less "
-                "sure of what it says: raise anchor_coef, or stop the run"
+                "teacher, and it is less sure of what it says than it was: raise anchor_coef, or stop the run"
             )
         if "entropy" in smooth and (start := bases["entropy"]) and smooth["entropy"] > 2.5 * start:
             found["entropy"] = (
@@ -103,21 +102,19 @@ class CollapseWatch:
                 )
         return found
 
-    def _still_learns(self, smooth: dict[str, float]) -> bool:
-        """Whether D C is as small as never before, or the student about as sure as it ever was; a number that
-        is not measured says nothing."""
-
-        def at_its_least(name: str, noise: float) -> bool:
-            return name in smooth and smooth[name] <= self._least.get(name, smooth[name]) + noise
-
-        return at_its_least("teachable", 0.0) or at_its_least("entropy", ENTROPY_RISE)
+    def _less_sure(self, smooth: dict[str, float]) -> bool:
+        """Whether entropy says so; where it is not measured nothing speaks against it."""
+        if "entropy" not in smooth:
+            return True
+        now, first = smooth["entropy"], self._series["entropy"].start[0]
+        return now > OF_FIRST * first or now > OF_LEAST * (self._least_entropy or first)
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
         return {
             "series": {name: list(astuple(series)) for name, series in self._series.items()},
             "best_gain": self._best_gain,
-            "least": dict(self._least),
+            "least_entropy": self._least_entropy,
             "fired": dict(self.fired),
             "healthy_step": self.healthy_step,
         }
@@ -128,5 +125,5 @@ class CollapseWatch:
         self._series = {name: _Series(*each) for name, each in state["series"].items()}
         self._best_gain, self.fired = state["best_gain"], state["fired"]
         # A checkpoint of before it was kept begins anew.
-        self._least = state.get("least", {})
+        self._least_entropy = state.get("least_entropy")
         self.healthy_step = state["healthy_step"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from taopd.runs.checkpoints import checkpoints, step_of, why_incomplete
-from taopd.signals import SignalTable, TokenSignals
+from taopd.signals import SignalTable
 from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.collapse_detector import CollapseWatch
 from taopd.trainer.selection import Choice
@@ -61,33 +61,24 @@ class CollapseGuard(TrainerCallback):
         table: SignalTable,
         choice: Choice,
         idle_drift: Float[Tensor, " n"],
-        signals: TokenSignals,
-        local: slice,
     ) -> None:
         """Add one measurement; the same decision on every rank.
 
         Args:
             table: of the whole generation batch; choice: what was selected of it.
             idle_drift: nats, at the watched tokens of this rank.
-            signals: of this rank's tokens, which are at `local` in the table.
         """
         valid, ranks, num_valid = table.valid, table.ranks, choice.selection.num_valid
-        # The mass, whatever stands for C in the selection: it is what falls while a student learns. A table
-        # that was gathered holds what is selected by, and no mass beside it.
-        teachable = signals.disagreement.double() * signals.compatibility.double()
-        teachable = teachable[valid[local].to(teachable.device)].sum()
         # Sums and not means: processes hold different numbers of watched tokens.
-        found = (idle_drift.double().sum(), teachable.to(idle_drift.device))
-        sums = torch.stack([*found, idle_drift.new_tensor(float(idle_drift.numel())).double()])
-        total, teachable_sum, count = self._accelerator.reduce(
-            sums.float(), reduction="sum"
-        ).tolist()
+        sums = torch.stack(
+            [idle_drift.double().sum(), idle_drift.new_tensor(len(idle_drift)).double()]
+        )
+        total, count = self._accelerator.reduce(sums.float(), reduction="sum").tolist()
         entropy = float(ranks.sums(table.entropy[valid].double().sum()))
         num_responses = ranks.total(table.completion[valid].unique().numel())
         values = {
             "entropy": entropy / max(1, num_valid),
             "length": num_valid / max(1, num_responses),
-            "teachable": teachable_sum / max(1, num_valid),
         }
         if count:
             values["idle_drift"] = total / count
