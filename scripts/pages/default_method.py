@@ -199,7 +199,20 @@ def missing_words(parts: list[Part]) -> str:
         shown = {part["variant"] for part in parts if part["loss"] == loss}
         absent = [variant for variant in VARIANTS if variant not in shown]
         arms += f" Labs not run with the {words_of}: {', '.join(absent) or 'none'}."
-    return arms
+    return arms + beyond_words(parts)
+
+
+def beyond_words(parts: list[Part]) -> str:
+    """Seeds of a candidate that no shortfall counts, since its rivals were not run with them."""
+    few = []
+    for name in CANDIDATES:
+        stands = [(part, standing(part, name)) for part in parts]
+        more = [p for p, found in stands if found and len(p["arms"][name]["greedy"]) > found.seeds]
+        if more:
+            few.append(f"{words(name)} in {len(more)} ({', '.join(map(lab_name, more))})")
+    if not few:
+        return ""
+    return f" Seeds that a rival lacks are in the ends and in no shortfall: {'; '.join(few)}."
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:

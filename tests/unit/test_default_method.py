@@ -96,6 +96,15 @@ def test_an_arm_without_rivals_is_left_out_and_the_page_says_so():
     assert "Missing arms: made: full" in generated([lab])
 
 
+def test_seeds_that_no_rival_has_are_named():
+    """They are in no difference, and would be missing without a word."""
+    lab = part(full=FLAT, published=FLAT, reach=[*FLAT, (0.9, 0.1)])
+    found = standing(lab, "reach@0.1")
+    assert found.seeds == 3 and found.shortfall == pytest.approx(0.0) and found.collapsed == 1
+    assert "lacks are in the ends and in no shortfall: reach, 10 % in 1 (made)" in generated([lab])
+    assert "in no shortfall" not in generated([part(full=FLAT, published=FLAT, reach=FLAT)])
+
+
 def test_what_was_measured_before_has_the_same_settings():
     """An arm of collapse.json is taken by its name: the settings behind the name must be these."""
     from scripts import collapse
