@@ -209,10 +209,10 @@ def beyond_words(parts: list[Part]) -> str:
         stands = [(part, standing(part, name)) for part in parts]
         more = [p for p, found in stands if found and len(p["arms"][name]["greedy"]) > found.seeds]
         if more:
-            few.append(f"{words(name)} in {len(more)} ({', '.join(map(lab_name, more))})")
+            few.append(f"{words(name)} ({'; '.join(map(lab_name, more))})")
     if not few:
         return ""
-    return f" Seeds that a rival lacks are in the ends and in no shortfall: {'; '.join(few)}."
+    return f" Seeds that a rival lacks are in the ends and in no shortfall: {', '.join(few)}."
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:

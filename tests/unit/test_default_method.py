@@ -101,7 +101,7 @@ def test_seeds_that_no_rival_has_are_named():
     lab = part(full=FLAT, published=FLAT, reach=[*FLAT, (0.9, 0.1)])
     found = standing(lab, "reach@0.1")
     assert found.seeds == 3 and found.shortfall == pytest.approx(0.0) and found.collapsed == 1
-    assert "lacks are in the ends and in no shortfall: reach, 10 % in 1 (made)" in generated([lab])
+    assert "lacks are in the ends and in no shortfall: reach, 10 % (made)" in generated([lab])
     assert "in no shortfall" not in generated([part(full=FLAT, published=FLAT, reach=FLAT)])
 
 
