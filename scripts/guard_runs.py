@@ -1,6 +1,6 @@
-"""Runs of the tiny labs with what a collapse guard could look at, every five steps. For `scripts/guard.py`.
+"""Runs of the tiny labs with what a guard could look at, every five steps. For `scripts/pages/guard.py`.
 
-    python -m scripts.guard_runs --runs runs/guard --loss reverse_kl     # 45 minutes of one core, resumable
+    python -m scripts.guard_runs --runs runs/guard --loss reverse_kl     # half an hour of one core, resumable
 
 Five arms of every lab at 10 %, both losses, two seeds, constant learning rate 3e-4, 32 rollouts a step,
 400 steps. Greedy accuracy on 200 held-out prompts every 20 steps says afterwards who collapsed; no signal
@@ -42,7 +42,8 @@ FOREIGN = 0.01
 class Looks:
     """What every arm shows at every look, one list a signal; S the student, R the initial one, T the teacher.
 
-    entropy, kept_compatibility, idle_drift, length: as the guard reads them
+    entropy, idle_drift, length: as the guard reads them
+    kept_compatibility   C of the selected
     drift           KL(S || R) at unselected tokens
     stray           sum_v max(p_S - max(p_R, p_T), 0), mass that neither R nor T gives: 0 for S between them
     lost            sum_v max(min(p_R, p_T) - p_S, 0), mass that both give and S does not: likewise
