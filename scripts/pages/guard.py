@@ -135,6 +135,11 @@ def counts(runs: list[dict[str, Any]], rule: str, limit: float) -> Count:
     return count(runs, [first_warning(run, rule, limit) for run in runs])
 
 
+def guards_count(runs: list[dict[str, Any]]) -> Count:
+    """`count` of the guard itself."""
+    return count(runs, [guards_warning(run) for run in runs])
+
+
 def best_limit(runs: list[dict[str, Any]], rule: str) -> float:
     """The limit with the smallest larger error rate; the largest of equals."""
 
@@ -175,8 +180,8 @@ def tables(runs: list[dict[str, Any]]) -> str:
     lines = [f"| rule | limit {HEAD}", f"|---|---|{'---:|' * 5}"]
     old, others = parts_of(runs)
     for words, own in (("all", runs), ("runs of the guard before", old), ("others", others)):
-        line = cells(count(own, [guards_warning(run) for run in own]))
-        lines.append(f"| **the guard**, {words} ({len(own)}) | {DRIFT_LIMIT} | {line} |")
+        name = f"**the guard**, {words} ({len(own)})"
+        lines.append(f"| {name} | {DRIFT_LIMIT} | {cells(guards_count(own))} |")
     for words, rule in BEFORE.items():
         lines.append(f"| {words} | {DRIFT_LIMIT} | {cells(counts(runs, rule, DRIFT_LIMIT))} |")
     for rule in RULES:
@@ -197,7 +202,7 @@ def grouped(runs: list[dict[str, Any]], name: str) -> str:
     lines = [f"| {'lab' if name == 'variant' else name} {HEAD}", f"|---|{'---:|' * 5}"]
     for value in sorted({run[name] for run in runs}):
         own = [run for run in runs if run[name] == value]
-        lines.append(f"| {value} | {cells(count(own, [guards_warning(run) for run in own]))} |")
+        lines.append(f"| {value} | {cells(guards_count(own))} |")
     return "\n".join(lines)
 
 
@@ -209,7 +214,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         false = [100 * each.false_rate for each in found]
         left.plot(false, [100 * each.late_rate for each in found], ".-", label=rule)
         right.plot(false, [np.median(each.notice) if each.notice else 0 for each in found], ".-")
-    now = count(runs, [guards_warning(run) for run in runs])
+    now = guards_count(runs)
     left.plot(100 * now.false_rate, 100 * now.late_rate, "kx", label="the guard")
     right.plot(100 * now.false_rate, np.median(now.notice), "kx")
     left.axvline(5, color="0.7", lw=0.8)
