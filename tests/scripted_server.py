@@ -171,6 +171,7 @@ class ScriptedServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128  # Of the library's 5, connections are reset where many come at once.
 
     def __init__(self, *args: Any) -> None:
         self.open: set[socket.socket] = set()
