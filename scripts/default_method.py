@@ -6,8 +6,9 @@
 
 As in scripts/collapse.py: constant learning rate 3e-4, 32 rollouts a step, 1,000 steps, 200 held-out prompts
 every 20 steps. Seeds that docs/results/collapse.json (same settings) or the output file holds of an arm are
-taken from there and not run again: name another output to measure anew. A killed run goes on with the jobs
-that are missing.
+taken from there and not run again, unless with `--again`: a machine that rounds otherwise trains other models
+for the same lab, and arms are to be compared on the same ones. A killed run goes on with the jobs that are
+missing.
 """
 
 import json
@@ -153,12 +154,15 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of every arm; default {SEEDS}")
     parser.add_argument("--workers", type=int, help="processes; default one a core")
+    parser.add_argument(
+        "--again", action="store_true", help="run also the seeds that the output file holds"
+    )
     parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
     known = known_parts(MEASURED, args.output)
     if not args.gather:
         run_jobs(
-            make_jobs(args.runs, args.only, args.parts, known, args.seeds),
+            make_jobs(args.runs, args.only, args.parts, {} if args.again else known, args.seeds),
             num_workers=args.workers,
             progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
         )

@@ -4,14 +4,17 @@
     python -m scripts.reach_forms --runs runs/reach_forms --labs jargon --forms "p^0.2" "ramp"
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400   # the first screening
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400 --parts   # the rule and its parts
+    python -m scripts.reach_forms --runs runs/reach_forms --labs unknown --seeds 5 \
+        --forms "the rule, half 0.0001, hold 3" "the rule, start let go by the clock"
 
 What the file holds of other forms, labs and steps stays in it.
 
-Settings as in scripts/default_method.py (exact reverse KL, 10 %), with one seed, a checkpoint every 50 steps.
+Settings as in scripts/default_method.py (exact reverse KL, 10 %), a checkpoint every 50 steps.
 p is the initial student's probability of a token, s(p) the share of the teacher's mass on it that counts as
 within reach. The teacher's own ends have s = 0 unless the form says otherwise.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from taopd.experiments.lab import VARIANTS, build_lab
@@ -129,6 +133,7 @@ FORMS |= {
     "the rule, floor on D r": replace(PRESENT, floor_on_d=False),
     "the rule, ends like any token": replace(PRESENT, ends=False),
     "the rule, start held to the end": replace(PRESENT, release=0.0, kept=False),
+    "the rule, start let go by the clock": replace(PRESENT, kept=False),
     "the rule, hold to the teacher": replace(PRESENT, hold=False),
     "the rule without a hold": replace(PRESENT, drawn=False),
 }
@@ -195,13 +200,15 @@ class FormStack(Stack):
         return replace(made, **weights, by_reach=form.forward)
 
 
-def run(folder: Path, variant: str, names: list[str], steps: int) -> None:
+def run(folder: Path, variant: str, names: list[str], steps: int, seed: int) -> None:
     """Train the forms of one lab side by side; one file a form."""
     lab = build_lab(variant)
     settings = BASE | {"method": "reach", "budget": 0.1}
     arms = [
         replace(
-            lab_arm(lab, name, settings | {"anchor_coef": FORMS[name].coef}, seed=0, steps=steps),
+            lab_arm(
+                lab, name, settings | {"anchor_coef": FORMS[name].coef}, seed=seed, steps=steps
+            ),
             evaluate_every=50,
             num_test_prompts=200,
         )
@@ -212,19 +219,19 @@ def run(folder: Path, variant: str, names: list[str], steps: int) -> None:
             [value for _, value in row[curve]]
             for curve in ("accuracy_curve", "accuracy_sampled_curve")
         )
-        about = {"form": row["name"], "variant": variant, "steps": steps}
+        about = {"form": row["name"], "variant": variant, "steps": steps, "seed": seed}
         measured = {"kept": row["kept_fraction"], "greedy": greedy, "sampled": sampled}
-        write_json(file_of(folder, row["name"], variant, steps), about | measured)
+        write_json(file_of(folder, row["name"], variant, steps, seed), about | measured)
 
 
-def file_of(folder: Path, name: str, variant: str, steps: int) -> Path:
+def file_of(folder: Path, name: str, variant: str, steps: int, seed: int) -> Path:
     """The file of one form in one lab."""
     plain = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name)
-    return folder / f"{plain}__{variant}__{steps}.json"
+    return folder / f"{plain}__{variant}__{steps}__seed{seed}.json"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Greedy end, lowest of the second half, sampled end: one column a lab."""
+    """Greedy end, lowest of the second half, sampled end: means over the seeds, one column a lab."""
     more = {row["variant"] for row in rows}.difference(LABS)
     labs = [*LABS, *sorted(more)]
     lines = [f"| form | steps | {' | '.join(labs)} |", f"|---|---:|{'---:|' * len(labs)}"]
@@ -237,45 +244,56 @@ def table(rows: list[dict[str, Any]]) -> str:
                     for row in rows
                     if (row["form"], row["variant"], row["steps"]) == (name, lab, steps)
                 ]
-                cells.append(cell(own[0]) if own else "")
+                cells.append(cell(own) if own else "")
             lines.append(f"| {name} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(row: dict[str, Any]) -> str:
-    """`end (lowest) / sampled`, %."""
-    late = row["greedy"][len(row["greedy"]) // 2 :]
-    end, low, sampled = (100 * value for value in (late[-1], min(late), row["sampled"][-1]))
-    return f"{end:.0f} ({low:.0f}) / {sampled:.0f}"
+def cell(rows: list[dict[str, Any]]) -> str:
+    """`end (lowest) / sampled`, %, means over the seeds, with their number where there are several."""
+    late = [row["greedy"][len(row["greedy"]) // 2 :] for row in rows]
+    ends = [curve[-1] for curve in late], [min(curve) for curve in late]
+    end, low, sampled = (
+        100 * sum(values) / len(rows) for values in (*ends, [row["sampled"][-1] for row in rows])
+    )
+    of = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    return f"{end:.0f} ({low:.0f}) / {sampled:.0f}{of}"
 
 
 def main() -> None:
     """Run what is missing, gather, and put the table into the page."""
+    unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/reach_forms"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/reach_forms.json"))
-    parser.add_argument("--labs", nargs="*", choices=list(VARIANTS), default=list(LABS))
-    parser.add_argument("--forms", nargs="*", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument(
+        "--labs", nargs="*", choices=list(VARIANTS), default=list(LABS), metavar="LAB"
+    )
+    parser.add_argument(
+        "--forms", nargs="*", choices=list(FORMS), default=list(FORMS), metavar="FORM"
+    )
     parser.add_argument(
         "--parts", action="store_true", help="the rule: a grid, and each part changed once"
     )
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--gather", action="store_true", help="only gather the finished runs")
     args = parser.parse_args()
     forms = PARTS if args.parts else args.forms
     torch.set_num_threads(1)
     args.runs.mkdir(parents=True, exist_ok=True)
-    for variant in [] if args.gather else args.labs:
-        missing = [
-            name for name in forms if not file_of(args.runs, name, variant, args.steps).exists()
-        ]
+    wanted = [] if args.gather else list(itertools.product(args.labs, range(args.seeds)))
+    for variant, seed in wanted:
+        own = variant, args.steps, seed
+        missing = [name for name in forms if not file_of(args.runs, name, *own).exists()]
         if missing:
-            run(args.runs, variant, missing, args.steps)
-            print(f"{variant}: {len(missing)} forms", flush=True)
+            run(args.runs, variant, missing, args.steps, seed)
+            print(f"{variant}, seed {seed}: {len(missing)} forms", flush=True)
     known = json.loads(args.output.read_text())["forms"] if args.output.exists() else []
     known += [json.loads(path.read_text()) for path in sorted(args.runs.glob("*.json"))]
     # A run that was made again replaces the one that was saved.
-    rows = list({(row["form"], row["variant"], row["steps"]): row for row in known}.values())
+    keys = "form", "variant", "steps", "seed"
+    rows = list({tuple(row[key] for key in keys): row for row in known}.values())
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     write_text(args.output, f'{{"settings": {json.dumps(BASE)}, "forms": [\n{body}\n]}}\n')
     write_generated(args.output.with_suffix(".md"), table(rows))

@@ -199,7 +199,7 @@ def missing_words(parts: list[Part]) -> str:
         shown = {part["variant"] for part in parts if part["loss"] == loss}
         absent = [variant for variant in VARIANTS if variant not in shown]
         arms += f" Labs not run with the {words_of}: {', '.join(absent) or 'none'}."
-    return arms + beyond_words(parts)
+    return arms + beyond_words(parts) + other_models_words(parts)
 
 
 def beyond_words(parts: list[Part]) -> str:
@@ -213,6 +213,25 @@ def beyond_words(parts: list[Part]) -> str:
     if not few:
         return ""
     return f" Seeds that a rival lacks are in the ends and in no shortfall: {', '.join(few)}."
+
+
+def other_models_words(parts: list[Part]) -> str:
+    """Arms that began at another accuracy than full did with the same seed: before a step only the models
+    tell them apart."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        starts = {name: [curve[0] for curve in arm["greedy"]] for name, arm in part["arms"].items()}
+        full = starts.pop("full", [])
+        for name, values in starts.items():
+            if any(own != other for own, other in zip(values, full, strict=False)):
+                found.setdefault(name, []).append(lab_name(part))
+    if not found:
+        return ""
+    listed = "; ".join(f"{words(name)}: {', '.join(labs)}" for name, labs in found.items())
+    return (
+        " Arms that did not start from the same models as full, since these were trained on a machine that "
+        f"rounds otherwise: {listed}."
+    )
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:

@@ -105,6 +105,16 @@ def test_seeds_that_no_rival_has_are_named():
     assert "in no shortfall" not in generated([part(full=FLAT, published=FLAT, reach=FLAT)])
 
 
+def test_arms_that_started_from_other_models_are_named():
+    """They would be compared with the rivals as if the lab were the same."""
+    same = part(full=FLAT, published=FLAT, reach=FLAT)
+    assert "other models" not in generated([same]) and "same models" not in generated([same])
+    other = part(full=FLAT, published=FLAT, reach=FLAT)
+    other["arms"]["reach@0.1"]["greedy"][1][0] = 0.3
+    assert "the same models as full" in generated([other])
+    assert "rounds otherwise: reach, 10 %: made." in generated([other])
+
+
 def test_what_was_measured_before_has_the_same_settings():
     """An arm of collapse.json is taken by its name: the settings behind the name must be these."""
     from scripts import collapse
@@ -172,3 +182,6 @@ def test_only_arms_and_seeds_that_are_not_known_are_run(tmp_path):
         [("reach@0.1", 3)],
     ]
     assert default_method.make_jobs(tmp_path, ["dialect"], ["reach"], known, 3) == []
+    # `--again` knows nothing.
+    again = default_method.make_jobs(tmp_path, ["dialect"], ["reach"], {}, 3)
+    assert [arm.seed for arm in again[0].arms] == [0, 1, 2]
