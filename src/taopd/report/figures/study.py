@@ -59,9 +59,10 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _mean(curves: list[np.ndarray]) -> np.ndarray:
-    """[2, points], over the points that every seed has."""
-    length = min(map(len, curves))
-    return np.mean([curve[:length] for curve in curves], axis=0).T
+    """[2, points], over the steps at which every seed was evaluated."""
+    at = [dict(curve.tolist()) for curve in curves]
+    steps = sorted(set.intersection(*map(set, at)))
+    return np.array([steps, [np.mean([curve[step] for curve in at]) for step in steps]])
 
 
 def _short(name: str) -> str:
