@@ -18,6 +18,7 @@ from taopd.experiments.study.statistics import holm
 from taopd.report.arms import is_arm, owner_of
 from taopd.report.evaluations import Difference, Evaluation, differences, unlike
 from taopd.report.folders import Run, Sources
+from taopd.report.study_table import p_words
 
 UNIT = (
     "95 % intervals over the problems (of differences: paired by problem, samples of a problem together). "
@@ -106,7 +107,7 @@ def difference_rows(compared: dict[str, Any]) -> list[list[str]]:
             _called(row["less"], row["less_evaluation"]),
             f"{100 * row['difference']:+.1f}",
             _span(row["low"], row["high"], sign="+"),
-            "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
+            "-" if row["p_holm"] is None else p_words(row["p_holm"]),
             f"{row['num_problems']:,}",
         ]
         for row in compared["differences"]
@@ -131,7 +132,7 @@ def _check_fit(rated: Sequence[Evaluation]) -> None:
     if len(kinds) == len(rated):
         raise DataError(
             f"no two of these evaluations decoded in the same way ({', '.join(sorted(kinds))}): evaluate "
-            "both models with --greedy, or with the same --num-samples and --temperature"
+            "both models with --greedy, or with the same --num-samples, --temperature, --top-p and --top-k"
         )
 
 

@@ -95,7 +95,7 @@ def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[lis
         for to in ("full", "random"):
             row = compared.get((arm["name"], to))
             cells.append("-" if row is None else _signed(row, bracket))
-            cells.append("-" if row is None or row["p_holm"] is None else _p(row["p_holm"]))
+            cells.append("-" if row is None or row["p_holm"] is None else p_words(row["p_holm"]))
         kept = arm.get("kept_fraction")
         cells.append("-" if kept is None else f"{100 * kept:.1f}")
         out.append(cells)
@@ -158,5 +158,6 @@ def _signed(row: dict[str, Any], bracket: Bracket) -> str:
     return f"{100 * row['difference']:+.1f}" + bracket(*bounds(row), -1.0)
 
 
-def _p(p: float) -> str:
+def p_words(p: float) -> str:
+    """A p value, never as 0: "<0.001"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

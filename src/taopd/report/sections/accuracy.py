@@ -9,7 +9,7 @@ from taopd.report.arms import color_of
 from taopd.report.charts import NUM_COLORS, Series, figure, lines, number
 from taopd.report.folders import Study
 from taopd.report.row_charts import intervals
-from taopd.report.sections.tables import percent, span, table
+from taopd.report.sections.tables import first_of, percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
@@ -193,7 +193,8 @@ def _curves(study: Study, groups: Groups) -> str:
     shown = series[: 3 * NUM_COLORS]
     charts = [figure(one.label, lines(one.label, [one], to=ceiling(shown))) for one in shown]
     title = f"Greedy accuracy over steps, %{band}"
-    return f'</div><h3>{title}</h3><div class="grid">{"".join(charts)}'
+    note = first_of(len(shown), len(series), "arms")
+    return f'</div><h3>{title}</h3>{note}<div class="grid">{"".join(charts)}'
 
 
 def ceiling(series: Sequence[Series], *others: float | None) -> float:
