@@ -13,8 +13,9 @@ from taopd.cli import main
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.finished import analyse_finished
 from taopd.report import comparison, rollouts
+from taopd.report.arms import owner_of
 from taopd.report.evaluations import differences, read_evaluation
-from taopd.report.folders import Run, read_folders
+from taopd.report.folders import Run, Sources, read_folders
 from taopd.report.sections import evaluated, training
 from tests.unit.study_simulation import outcome
 from tests.unit.test_report_meets import evaluation
@@ -175,3 +176,13 @@ def test_no_arm_has_a_schedule_over_steps_that_are_not_equal(where):
     keys = {"lab": "dialect", "seeds": [0], "equal": "seconds", "seconds": 5}
     with pytest.raises(ValueError, match="would differ between arms"):
         parse_study_file(keys | where)
+
+
+def test_a_model_is_of_the_innermost_run_that_holds_it(tmp_path):
+    outer, inner = Run(name="outer", path=tmp_path), Run(name="inner", path=tmp_path / "second")
+    model = str(tmp_path / "second" / "model")
+    graded = read_evaluation(evaluation(tmp_path / "eval", model, [True, False]))
+    assert owner_of(graded, [outer, inner]) is owner_of(graded, [inner, outer]) is inner
+    other = read_evaluation(evaluation(tmp_path / "base", "base", [True, True]))
+    found = comparison.compare(Sources(runs=[outer, inner], evaluations=[graded, other]))
+    assert found["without_evaluation"] == ["outer"]

@@ -10,7 +10,7 @@ from scipy import stats
 
 from taopd.experiments.arm import StopRule
 from taopd.experiments.study.analysis import METRICS, Question, analyse
-from taopd.report.figures.study import _mean
+from taopd.report.figures.study import _mean, draw
 from taopd.report.folders import Sources, Study
 from taopd.report.sections.accuracy import estimates_of
 from taopd.report.sections.headline import headline
@@ -110,3 +110,16 @@ def test_an_arm_that_ends_before_its_last_step_says_why(step, reason):
     rule = StopRule(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())
     rule.on_train_end(SimpleNamespace(max_steps=10), SimpleNamespace(global_step=step), None)
     assert rule.reason == reason
+
+
+def test_a_floor_of_arms_with_one_seed_is_not_said_of_all():
+    rows = rivals()
+    assert "cannot be told apart with 2 seeds" in analyse(rows)["noise_floor"]["words"]
+    words = analyse(rows[:-1])["noise_floor"]["words"]  # random@10% lacks its second seed
+    assert words.startswith("Some arms have one seed in common")
+    assert analyse(rows[::2])["noise_floor"]["words"].startswith("With one seed nobody can say")
+
+
+def test_a_title_is_text_and_no_formula(tmp_path):
+    picture = draw({"title": "for $5 or $_{6 a day"} | analyse(rivals()), tmp_path)[0]
+    assert picture.stat().st_size > 1000

@@ -36,14 +36,15 @@ def compare(sources: Sources) -> dict[str, Any]:
     rated = [each for each in sources.evaluations if "1" in each.results["pass_at_k"]]
     # The arms of a study were evaluated by it.
     runs = [run for run in sources.runs if not is_arm(run)]
-    missing = [run for run in runs if not any(owner_of(each, [run]) for each in rated)]
+    owners = [owner_of(each, sources.runs) for each in rated]
+    missing = [run for run in runs if not any(owner is run for owner in owners)]
     if len(rated) < 2:
         raise DataError(_too_few(rated, missing))
     _check_fit(rated)
     pairs = differences(rated)
     adjusted = holm([pair.estimate.p for pair in pairs])
     return {
-        "arms": [_arm(each, owner_of(each, sources.runs)) for each in rated],
+        "arms": [_arm(each, owner) for each, owner in zip(rated, owners, strict=True)],
         "differences": [
             _difference(pair, p, sources.runs) for pair, p in zip(pairs, adjusted, strict=True)
         ],

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from taopd.report.figures.style import COLORS, save
+from taopd.report.figures.style import COLORS, headed, save
 from taopd.report.study_table import seeds_words
 
 _COLUMNS = 4
@@ -54,7 +54,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     figure.supylabel(f"{metric} accuracy, %", fontsize=10)
     words = f"{results['title']}: mean of {seeds_words(results)} (thick), seeds (thin)"
     more = f", {full} (dotted)" if full else ""
-    figure.suptitle(f"{words}{more}, student before (gray)", fontsize=9, x=0.01, ha="left")
+    headed(figure, f"{words}{more}, student before (gray)")
     return save(figure, folder, "accuracy")
 
 
