@@ -277,3 +277,12 @@ def test_list_and_help(study_path, capsys):
     assert main(["compare", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+@pytest.mark.slow
+def test_what_an_arm_writes_does_not_depend_on_what_it_logs(tmp_path, forked_arms):
+    results = []
+    for name, more in {"all": {}, "none": {"logging_steps": 100}}.items():
+        study = parse_study_file(STUDY | {"config": STUDY["config"] | more})
+        results.append(run_study(plan_study(study), output=tmp_path / name, num_workers=1))
+    assert results[0] == results[1]

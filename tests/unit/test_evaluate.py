@@ -225,6 +225,7 @@ def test_bad_rows(student):
     for bad, message in (
         ([], "no rows"),
         ([{"prompt": "1"}], "row 0 of the evaluation set has no 'answer'"),
+        ([{"prompt": "1", "answer": " "}], "row 0 of the evaluation set has an empty answer"),
         ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
     ):
         with pytest.raises(DataError, match=message):

@@ -76,6 +76,16 @@ def test_ranks_gaps_and_verdict(board):
     assert page.marks(cells, ["better", "worse"], "reversal") == {"better": "", "worse": "▼"}
 
 
+def test_an_entry_of_fewer_seeds_is_paired_on_those_it_has(board):
+    cells = page.select_cells(board, "reverse_kl", 0.05)
+    short = cells["worse"]["reversal"]
+    short["seeds"], short["greedy"] = [2, 1], short["greedy"][:0:-1]
+    # Seed 2: 5 less 65; seed 1: 5 less 70.
+    assert page.differences(cells, "worse", "reversal").tolist() == pytest.approx([-60, -65])
+    short["seeds"] = [8, 9]
+    assert page.differences(cells, "worse", "reversal") is None
+
+
 def test_page_keeps_what_was_written_by_hand(board, tmp_path):
     path = tmp_path / "board.md"
     page.write_page(board, path, "board.png")

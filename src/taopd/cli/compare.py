@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
                     f"--{name} is for a study file; folders are read, and nothing is run"
                 )
         if len(folders) == 1:
-            return _compare_folder(folders[0], options.output)
+            return _compare_folder(folders[0], options.output, overwrite=options.overwrite)
         from taopd.cli.compare_folders import compare_folders
 
         return compare_folders(folders, options.output, overwrite=options.overwrite)
@@ -132,17 +132,20 @@ def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int
     return 0
 
 
-def _compare_folder(folder: Path, output: Path | None) -> int:
+def _compare_folder(folder: Path, output: Path | None, *, overwrite: bool) -> int:
     """Analyse what has finished, with the study's own question and controls if it left them there."""
-    from taopd.experiments.study.finished import analyse_finished
-    from taopd.runs.folder import RunFolder
+    from taopd.experiments.study.finished import SO_FAR, WRITTEN, analyse_finished
+    from taopd.runs.folder import RunFolder, cannot_write_to
     from taopd.runs.jsonl import write_json
 
     results, timings = analyse_finished(folder)
-    target = output or folder / "so-far"
-    if output is not None:
-        RunFolder.check(output)
-    target.mkdir(parents=True, exist_ok=True)
+    target = output or folder / SO_FAR
+    if output is None:  # Part of the study's own folder, written anew by every call.
+        with cannot_write_to(target):
+            target.mkdir(parents=True, exist_ok=True)
+    else:
+        RunFolder.check(output, overwrite=overwrite, also_owns=WRITTEN, reads=(folder,))
+        RunFolder.create(output, overwrite=overwrite, also_owns=WRITTEN)
     write_json(target / "results.json", results)
     write_json(target / "timings.json", timings)
     _show(results, target)

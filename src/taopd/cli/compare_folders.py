@@ -9,9 +9,10 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     """Print a table of arms and one of paired differences; write both where `output` is given.
 
     Raises:
-        ConfigError: a folder twice, also as an arm of another one.
+        ConfigError: a folder twice, also as an arm of another one; `output` without anything to write.
         DataError: folders that are missing, hold nothing to compare, or do not fit together.
     """
+    from taopd.errors import ConfigError
     from taopd.report import comparison
     from taopd.report.console import plain_console
     from taopd.report.folders import read_folders
@@ -27,6 +28,11 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     compared = None
     if not whole or len(sources.evaluations) > 1:
         compared = comparison.compare(sources)
+    elif output is not None:
+        raise ConfigError(
+            f"--output {output}: there is nothing to write, each of these studies has its table in its own "
+            "folder; drop --output, or name two evaluations as well"
+        )
     for study in whole:
         console.print(table(study.results))
         console.print(study.results["noise_floor"]["words"], highlight=False)
@@ -39,7 +45,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     others = [*sources.banks, *sources.gains, *sources.diagnostics, *sources.one_steps]
     if others:
         print(f"shown by the report: {', '.join(map(str, dict.fromkeys(others)))}")
-    if output is not None and compared is not None:
+    if output is not None:
         output = RunFolder.create(output, overwrite=overwrite).path
         write_json(output / "comparison.json", compared)
         write_text(output / "comparison.md", comparison.markdown(compared))

@@ -14,13 +14,26 @@ if TYPE_CHECKING:
     from taopd.experiments.evaluation.lm_eval import SuiteResult
 
 _MAX_NEW_TOKENS = 512
+OF_DATASET = (
+    *("dataset_config", "split", "match"),
+    *("num_samples", "greedy", "temperature", "top_p", "top_k"),
+)
+"""Flags that a suite does not read: its tasks say how they generate and grade."""
+OF_SUITE = ("num_fewshot", "chat_template", "suite_path", "run_generated_code")
 
 
 def run(argv: Sequence[str]) -> int:
     """Load, generate, grade, print a table, and write the folder if one is named."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     if (options.dataset is None) == (options.suite is None):
         raise ConfigError("name what to evaluate on: --dataset FILE or --suite lm-eval:TASK,...")
+    for name in OF_DATASET if options.suite is not None else OF_SUITE:
+        if getattr(options, name) != parser.get_default(name):
+            this, other = ("--suite", "--dataset")[:: 1 if options.suite is not None else -1]
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for {other}, and would do nothing with {this}: drop it"
+            )
     if options.suite is not None:
         return _run_suite(options)
 

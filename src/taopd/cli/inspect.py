@@ -1,5 +1,6 @@
 """`taopd inspect`: a run's rollouts in the terminal, shaded by a signal."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def run(argv: Sequence[str]) -> int:
             f"--signal {options.signal} is unknown.{suggest(options.signal, SHADES_OF_RUNS)}"
         )
     rollouts = read_rollouts(
-        read_folders([options.run]).runs, limit=terminal.MAX_ROLLOUTS, match=options.match
+        read_folders([options.run]).runs,
+        limit=terminal.MAX_ROLLOUTS,
+        match=options.match,
+        max_tokens=sys.maxsize,
     )
     if not rollouts:
         raise DataError(

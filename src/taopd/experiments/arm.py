@@ -27,7 +27,7 @@ from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.evaluation.evaluate import evaluate
 from taopd.experiments.pool import CURVE_FILE, STOP_WITH_PARENT
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
-from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json
+from taopd.runs.jsonl import append_jsonl, write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.step_lines import StepLines, plain
@@ -72,17 +72,19 @@ class Arm:
 
 
 class KeptTokens:
-    """Observer of the trainer: kept tokens over all ranks, their kinds, and a digest of the prompts."""
+    """Observer of the trainer: kept tokens over all ranks, their share and kinds, and the prompts' digest."""
 
     def __init__(self, kinds: list[str] | None) -> None:
         self._kinds = kinds
         self._prompts = hashlib.sha256()
         self.total = 0
+        self._shares: list[float] = []
         self.by_kind_curve: list[tuple[int, Counter[str]]] = []
         """Step, and its kept tokens of this process by kind."""
 
     def __call__(self, scored: ScoredBatch) -> None:
         self.total += scored.choice.selection.num_kept
+        self._shares.append(scored.choice.selection.kept_fraction)
         ids, mask = (scored.batch[name].cpu() for name in ("prompt_ids", "prompt_mask"))
         for row, valid in zip(ids, mask.bool(), strict=True):
             self._prompts.update(json.dumps(row[valid].tolist()).encode())
@@ -90,6 +92,11 @@ class KeptTokens:
             kept = scored.choice.selection.kept[scored.local].to(scored.token_ids.device)
             kinds = Counter(self._kinds[token] for token in scored.token_ids[kept].tolist())
             self.by_kind_curve.append((scored.step, kinds))
+
+    @property
+    def share(self) -> float:
+        """Kept tokens over valid ones, mean over the generation batches; not of the log, which has gaps."""
+        return mean(self._shares)
 
     @property
     def prompt_digest(self) -> str:
@@ -167,7 +174,7 @@ class AccuracyCurve(TrainerCallback):
 
 
 class StopRule(TrainerCallback):
-    """Ends training at the first step that reaches the arm's total of tokens or seconds."""
+    """Ends training at the first step that reaches the arm's total of tokens or seconds; knows why."""
 
     def __init__(self, arm: Arm, tokens: KeptTokens, curve: AccuracyCurve) -> None:
         self._arm, self._tokens, self._curve = arm, tokens, curve
@@ -179,6 +186,10 @@ class StopRule(TrainerCallback):
             self.reason, control.should_training_stop = "selected_tokens", True
         elif seconds is not None and self._curve.elapsed() >= seconds:
             self.reason, control.should_training_stop = "seconds", True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.reason == "max_steps" and state.global_step < args.max_steps:
+            self.reason = "collapse_guard"  # Nothing else ends an arm.
 
 
 def load_problems(arm: Arm):
@@ -256,12 +267,10 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - started - curve.seconds
     if arm.save_model:
         trainer.save_model(str(folder / "model"))
-    logs = read_jsonl(folder / "metrics.jsonl")
-    kept = [line["select/kept_fraction"] for line in logs if "loss" in line]
     by_kind = sum((counts for _, counts in tokens.by_kind_curve), Counter())
     curves = [curve.curve(f"accuracy_{how}") for how in ("greedy", "sampled")]
     results = outcome(arm, args, *curves) | {
-        "kept_fraction": sum(kept) / len(kept),
+        "kept_fraction": tokens.share,
         "selected_share_by_kind": shares(by_kind),
         "selected_by_kind_curve": tokens.by_kind_curve,
         "dtype": "bfloat16" if args.bf16 else "float32",

@@ -44,9 +44,10 @@ def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
 
 
 def owner_of(found: Evaluation, runs: Sequence[Run]) -> Run | None:
-    """The run whose model was evaluated, if it is one of these."""
+    """The run whose model was evaluated, if it is one of these; the inner one of nested folders."""
     model = expanded(found.model).absolute()
-    return next((run for run in runs if model.is_relative_to(run.path.absolute())), None)
+    holders = [run for run in runs if model.is_relative_to(run.path.absolute())]
+    return max(holders, key=lambda run: len(run.path.absolute().parts), default=None)
 
 
 def is_arm(run: Run) -> bool:

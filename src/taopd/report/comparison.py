@@ -18,6 +18,7 @@ from taopd.experiments.study.statistics import holm
 from taopd.report.arms import is_arm, owner_of
 from taopd.report.evaluations import Difference, Evaluation, differences, unlike
 from taopd.report.folders import Run, Sources
+from taopd.report.study_table import p_words
 
 UNIT = (
     "95 % intervals over the problems (of differences: paired by problem, samples of a problem together). "
@@ -35,14 +36,15 @@ def compare(sources: Sources) -> dict[str, Any]:
     rated = [each for each in sources.evaluations if "1" in each.results["pass_at_k"]]
     # The arms of a study were evaluated by it.
     runs = [run for run in sources.runs if not is_arm(run)]
-    missing = [run for run in runs if not any(owner_of(each, [run]) for each in rated)]
+    owners = [owner_of(each, sources.runs) for each in rated]
+    missing = [run for run in runs if not any(owner is run for owner in owners)]
     if len(rated) < 2:
         raise DataError(_too_few(rated, missing))
     _check_fit(rated)
     pairs = differences(rated)
     adjusted = holm([pair.estimate.p for pair in pairs])
     return {
-        "arms": [_arm(each, owner_of(each, sources.runs)) for each in rated],
+        "arms": [_arm(each, owner) for each, owner in zip(rated, owners, strict=True)],
         "differences": [
             _difference(pair, p, sources.runs) for pair, p in zip(pairs, adjusted, strict=True)
         ],
@@ -106,7 +108,7 @@ def difference_rows(compared: dict[str, Any]) -> list[list[str]]:
             _called(row["less"], row["less_evaluation"]),
             f"{100 * row['difference']:+.1f}",
             _span(row["low"], row["high"], sign="+"),
-            "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}",
+            "-" if row["p_holm"] is None else p_words(row["p_holm"]),
             f"{row['num_problems']:,}",
         ]
         for row in compared["differences"]
@@ -131,7 +133,7 @@ def _check_fit(rated: Sequence[Evaluation]) -> None:
     if len(kinds) == len(rated):
         raise DataError(
             f"no two of these evaluations decoded in the same way ({', '.join(sorted(kinds))}): evaluate "
-            "both models with --greedy, or with the same --num-samples and --temperature"
+            "both models with --greedy, or with the same --num-samples, --temperature, --top-p and --top-k"
         )
 
 

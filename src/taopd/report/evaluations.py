@@ -36,9 +36,11 @@ class Evaluation:
         if not settings.get("do_sample", True):
             return "greedy"
         samples = self.results.get("num_samples", 1)
-        heat = settings.get("temperature", 1.0)
-        words = f"{samples} samples" if samples != 1 else "1 sample"
-        return words if heat == 1.0 else f"{words}, temperature {heat}"
+        words = [f"{samples} samples" if samples != 1 else "1 sample"]
+        for name, plain in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+            if (value := settings.get(name, plain)) != plain:
+                words.append(f"{name} {value}")
+        return ", ".join(words)
 
     @property
     def match(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.study.finished import analyse_finished
+from taopd.experiments.study.finished import analyse_finished, lacks_arms
 from taopd.report.evaluations import Evaluation, read_evaluation
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
@@ -123,8 +123,9 @@ def _add(path: Path, found: Sources) -> bool:
     if (path / "verdicts.json").is_file():
         found.diagnostics.append(path)
     results = read_json(path / "results.json", STUDY)
-    if not results and any((path / "arms").glob("*/results.json")):
-        # A study that runs or was stopped: its page shows the arms that have finished.
+    begun = any((path / "arms").glob("*/results.json"))
+    if begun and (not results or lacks_arms(path, results)):
+        # A study that runs or was stopped, perhaps with more seeds than before: the arms that have finished.
         results, _ = analyse_finished(path)
     arms = results.get("arms", [])
     if arms:

@@ -40,8 +40,10 @@ class Rollout:
         return len(self.pieces)
 
 
-def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) -> list[Rollout]:
-    """At most `limit` rollouts, shared evenly among the runs that logged any.
+def read_rollouts(
+    runs: Iterable[Run], *, limit: int, match: str | None = None, max_tokens: int = MAX_TOKENS
+) -> list[Rollout]:
+    """At most `limit` rollouts and `max_tokens` tokens, shared evenly among the runs that logged any.
 
     Args:
         match: how completions are graded where the run does not say; see `experiments.evaluation.grading`.
@@ -49,8 +51,9 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
     found = [(run, lines) for run in runs if (lines := _lines(run))]
     rollouts: list[Rollout] = []
     for index, (run, lines) in enumerate(found):
-        share = (limit - len(rollouts)) // (len(found) - index)
-        chosen = _thin(lines, max(1, share))
+        left = len(found) - index
+        share, room = (limit - len(rollouts)) // left, max_tokens - sum(map(len, rollouts))
+        chosen = _fitting(lines, max(1, share), room // left)
         entries = {token for line in chosen for token in line["tokens"]}
         for line in chosen:
             entries.update(line.get("vocabulary", {}).values())
@@ -61,18 +64,18 @@ def read_rollouts(runs: Iterable[Run], *, limit: int, match: str | None = None) 
             replace(_rollout(run.name, line, kind, grade), prompt=prompt, around=(before, after))
             for line, prompt in zip(chosen, prompts, strict=True)
         ]
-    return _within(rollouts)
+    return rollouts
 
 
-def _within(rollouts: list[Rollout]) -> list[Rollout]:
-    """Drop rollouts from the end of every run until `MAX_TOKENS` hold; one stays."""
-    kept: list[Rollout] = []
-    total = 0
-    for rollout in rollouts:
-        total += len(rollout)
-        if total <= MAX_TOKENS or not kept:
-            kept.append(rollout)
-    return kept
+def _fitting(lines: list[dict[str, Any]], limit: int, room: int) -> list[dict[str, Any]]:
+    """At most `limit` lines, and fewer until their tokens fit into `room`; one stays."""
+    while True:
+        chosen = _thin(lines, limit)
+        total = sum(len(line["tokens"]) for line in chosen)
+        if total <= room or len(chosen) == 1:
+            return chosen
+        # By the mean length: a few rounds, and not one for every line.
+        limit = max(1, min(len(chosen) - 1, len(chosen) * room // total))
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:

@@ -46,6 +46,16 @@ def bounds(row: dict[str, Any]) -> tuple[float | None, float | None]:
     return found.get("low"), found.get("high")
 
 
+def notes(results: dict[str, Any]) -> list[str]:
+    """What limits a study's table, in words: arms that are not there yet or differ in what was equal."""
+    found = []
+    if waiting := results.get("unfinished"):
+        done = len(results.get("outcomes") or ())
+        found.append(f"not finished: {done} of {done + waiting} arms and seeds are here")
+    arms = [arm for arm in results.get("arms", ()) if "note" in arm]
+    return found + [f"{arm['name']}: {arm['note']}" for arm in arms]
+
+
 def table(results: dict[str, Any]) -> Table:
     """One row per arm, accuracies and differences in points."""
     question = results["question"]
@@ -53,7 +63,7 @@ def table(results: dict[str, Any]) -> Table:
         title=f"{results['title']}: held-out {question['metric']} accuracy in %, "
         f"{seeds_words(results)}, {equal_words(results)}",
         caption=f"+-: 95 % t intervals {units_words(results)}; med.: median; coll.: collapsed seeds; "
-        "p: Holm-corrected over all tests.",
+        + ". ".join(["p: Holm-corrected over all tests", *notes(results), ""]).rstrip(),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -85,7 +95,7 @@ def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[lis
         for to in ("full", "random"):
             row = compared.get((arm["name"], to))
             cells.append("-" if row is None else _signed(row, bracket))
-            cells.append("-" if row is None or row["p_holm"] is None else _p(row["p_holm"]))
+            cells.append("-" if row is None or row["p_holm"] is None else p_words(row["p_holm"]))
         kept = arm.get("kept_fraction")
         cells.append("-" if kept is None else f"{100 * kept:.1f}")
         out.append(cells)
@@ -125,7 +135,7 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
         f"Pairing: {results['pairing']['words']}.",
         "",
     ]
-    lines += [f"{arm['name']}: {arm['note']}.\n" for arm in results["arms"] if "note" in arm]
+    lines += [f"{note}.\n" for note in notes(results)]
     lines += rates_table.markdown(results) if "rates" in results else []
     return "\n".join(lines)
 
@@ -148,5 +158,6 @@ def _signed(row: dict[str, Any], bracket: Bracket) -> str:
     return f"{100 * row['difference']:+.1f}" + bracket(*bounds(row), -1.0)
 
 
-def _p(p: float) -> str:
+def p_words(p: float) -> str:
+    """A p value, never as 0: "<0.001"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -92,6 +92,8 @@ STUDY = {
     # An analysed arm has means over its seeds, which are no whole numbers.
     "arms?": [OUTCOME | dict.fromkeys(("steps?", "selected_tokens?"), NUMBER) | _ESTIMATES],
     "outcomes?": Maybe([OUTCOME]),
+    "question?": {"metric?": TEXT, "collapse_points?": NUMBER},
+    "unfinished?": WHOLE,
     "comparisons?": [
         {
             "difference?": NUMBER,

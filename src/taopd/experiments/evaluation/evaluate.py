@@ -47,7 +47,8 @@ def evaluate(
 
     Raises:
         ConfigError: a setting outside its range.
-        DataError: no rows, a row without prompt or answer, or a prompt longer than the context.
+        DataError: no rows, a row without prompt or with no or an empty answer, a prompt longer than
+            the context.
     """
     grade = check_settings(
         num_samples=num_samples,
@@ -158,6 +159,10 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
                 raise DataError(
                     f"row {index} of the evaluation set has no {column!r}; it has {', '.join(row)}"
                 )
+        if not str(row["answer"]).strip():  # An empty completion would be right.
+            raise DataError(
+                f"row {index} of the evaluation set has an empty answer; fill it in or drop the row"
+            )
 
 
 def _check_context(prompt_ids: list[list[int]], context: int | None, max_new_tokens: int) -> None:

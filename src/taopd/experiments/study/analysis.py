@@ -175,13 +175,14 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
         "budget": first["budget"],
         "loss": first.get("loss"),
         "num_seeds": len(group),
-        "base_accuracy": first.get("base_accuracy", first["accuracy_curve"][0][1]),
+        "base_accuracy": _base(group, question.metric),
     }
     for metric in METRICS:
         if any(f"accuracy_{metric}" not in outcome for outcome in group.values()):
             continue
         values = [_accuracy(outcome, metric) for outcome in group.values()]
-        estimate = t_estimate(values)
+        problems = first.get("num_test_prompts")
+        estimate = t_estimate(values, resolution=1 / problems if problems else 0.0)
         described[metric] = {
             "mean": estimate.mean,
             "median": median(values),
@@ -197,10 +198,32 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
     for key in ("kept_fraction", "selected_tokens", "steps"):
         if all(key in outcome for outcome in group.values()):
             described[key] = math.fsum(o[key] for o in group.values()) / len(group)
-    short = [seed for seed, outcome in group.items() if outcome.get("stopped_by") == "max_steps"]
-    if question.equal in ("selected_tokens", "seconds") and short:
-        described["note"] = f"seeds {short} reached max_steps before the common total"
+    if note := _unequal(group, question):
+        described["note"] = note
     return described
+
+
+def _base(group: dict[int, Outcome], metric: str) -> float:
+    """Accuracy of the student before, as the study judges it; sampled answers differ between seeds."""
+    if metric == "greedy":
+        first = next(iter(group.values()))
+        return float(first.get("base_accuracy", first["accuracy_curve"][0][1]))
+    starts = [outcome[_curve_of(metric)][0][1] for outcome in group.values()]
+    return math.fsum(starts) / len(starts)
+
+
+def _unequal(group: dict[int, Outcome], question: Question) -> str:
+    """In what an arm does not have what all arms are said to have in common; empty if it has it."""
+    stopped = [seed for seed, o in group.items() if o.get("stopped_by") == "collapse_guard"]
+    words = [f"the collapse guard ended seeds {stopped} early"] if stopped else []
+    short = [seed for seed, o in group.items() if o.get("stopped_by") == "max_steps"]
+    if question.equal in ("selected_tokens", "seconds") and short:
+        words.append(f"seeds {short} reached max_steps before the common total")
+    if question.equal == "steps" and question.amount:
+        steps = {o["steps"] for seed, o in group.items() if "steps" in o and seed not in stopped}
+        if other := sorted(steps - {question.amount}):
+            words.append(f"it took {', '.join(map(str, other))} steps, not {question.amount:g}")
+    return "; ".join(words)
 
 
 def _compare(groups: Groups, controls: Controls, question: Question) -> list[dict[str, Any]]:

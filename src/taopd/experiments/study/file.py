@@ -289,9 +289,16 @@ def _check_equal(study: StudyFile) -> None:
             raise ConfigError(f"equal: {name} needs the common amount, {name}: N above 0")
         if name != study.equal and value is not None:
             raise ConfigError(f"{name} is set but equal is {study.equal}: set equal: {name}")
-    schedule = study.config.get("lr_scheduler_type", "constant" if study.lab else "linear")
-    if study.equal in ("selected_tokens", "seconds") and schedule not in _CONSTANT_SCHEDULES:
-        raise ConfigError(
-            f"equal: {study.equal} needs config.lr_scheduler_type: constant, because a schedule over "
-            f"max_steps would differ between arms that stop at different steps (it is {schedule})"
-        )
+    if study.equal not in ("selected_tokens", "seconds"):
+        return
+    name, default = "lr_scheduler_type", "constant" if study.lab else "linear"
+    gridded = study.grid.get(name, [])
+    schedules = [("config", study.config.get(name, default))]
+    schedules += [(f"arms[{i}]", arm[name]) for i, arm in enumerate(study.arms) if name in arm]
+    schedules += [("grid", one) for one in (gridded if isinstance(gridded, list) else [gridded])]
+    for where, schedule in schedules:
+        if schedule not in _CONSTANT_SCHEDULES:
+            raise ConfigError(
+                f"equal: {study.equal} needs {where}.{name}: constant, because a schedule over max_steps "
+                f"would differ between arms that stop at different steps (it is {schedule})"
+            )

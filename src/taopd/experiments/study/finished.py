@@ -5,9 +5,13 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.study.analysis import METRICS, Controls, Question, analyse, timings
-from taopd.runs.schemas import OUTCOME, QUESTION
+from taopd.runs.schemas import OBJECT, OUTCOME, QUESTION
 from taopd.runs.validation import fit, read_document
 
+WRITTEN = ("timings.json", "summary.md", "*.png", "*.svg")
+"""What the analysis of a study leaves beside `results.json`."""
+SO_FAR = "so-far"
+"""Folder below a study's, for an analysis of the arms that have finished."""
 NEEDED = ("name", "selector", "budget", "seed", "accuracy_curve", "accuracy_greedy")
 
 
@@ -33,6 +37,10 @@ def read_question(folder: Path) -> tuple[Question, Controls | None]:
     if not path.is_file():
         return Question(), None
     config = read_document(path)
+    if (
+        isinstance(config, dict) and config.get("command") == "demo"
+    ):  # Arms, and no question of its own.
+        return Question(), None
     try:
         fit(config, QUESTION, "it")
     except DataError as error:
@@ -48,18 +56,45 @@ def read_question(folder: Path) -> tuple[Question, Controls | None]:
 def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results and timings of the arms in a folder that have finished, by its own question and controls.
 
-    `unfinished` of the results counts the arms, by seed, that have begun or wait in the folder.
+    Only arms and seeds that the study has by now. `unfinished` of the results counts those of them, by
+    seed, that have begun or wait.
 
     Raises:
         DataError: no arm has finished there, or a file is not what a study writes.
     """
-    outcomes = read_outcomes(folder)
+    outcomes, wanted = read_outcomes(folder), planned(folder)
+    if wanted is not None:
+        # Arms of an earlier form of the study, or seeds that it has no more, stay in the folder.
+        outcomes = [outcome for outcome in outcomes if _key(outcome) in wanted]
+        if not outcomes:
+            raise DataError(f"no arm has finished in {folder}, of those that its config.json names")
     question, controls = read_question(folder)
     order = list(controls or ())
     outcomes.sort(key=lambda o: order.index(o["name"]) if o["name"] in order else len(order))
-    waiting = len(list((folder / "arms").glob("*/arm.json"))) - len(outcomes)
+    begun = len(list((folder / "arms").glob("*/arm.json"))) if wanted is None else len(wanted)
+    waiting = begun - len(outcomes)
     results = {"title": folder.name, "unfinished": max(0, waiting)}
     return results | analyse(outcomes, controls=controls, question=question), timings(outcomes)
+
+
+def planned(folder: Path) -> set[tuple[str, int]] | None:
+    """Name and seed of every arm of the study in a folder; None where its `config.json` does not say."""
+    path = folder / "config.json"
+    config = read_document(path, OBJECT) if path.is_file() else {}
+    arms, seeds = config.get("controls"), config.get("seeds")
+    if not isinstance(arms, dict) or not isinstance(seeds, list):
+        return None
+    return {(arm, seed) for arm in arms for seed in seeds if isinstance(seed, int)}
+
+
+def lacks_arms(folder: Path, results: dict[str, Any]) -> bool:
+    """Whether results in a study's folder are of fewer arms and seeds than the study has by now."""
+    wanted = planned(folder)
+    return bool(wanted and wanted - {_key(row) for row in results.get("outcomes") or ()})
+
+
+def _key(outcome: dict[str, Any]) -> tuple[Any, Any]:
+    return outcome.get("name"), outcome.get("seed")
 
 
 def _read(path: Path) -> dict[str, Any]:

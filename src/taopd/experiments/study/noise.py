@@ -53,8 +53,12 @@ def _words(
     if not comparisons:
         return "There is no control to compare with, so no difference can be judged."
     if seeds < 2:
-        one = all(len(row["seeds"]) == 1 for row in comparisons)
-        known = one and any(row.get("over_problems") for row in comparisons)
+        if any(len(row["seeds"]) > 1 for row in comparisons):
+            return (
+                "Some arms have one seed in common with their controls: of these nobody can say what "
+                "another seed would give."
+            )
+        known = any(row.get("over_problems") for row in comparisons)
         also = "The intervals are over held-out problems alone. " if known else ""
         return f"{also}With one seed nobody can say what another seed would give: run more seeds."
     basis = f"{100 * POWER:.0f} % power, two-sided 5 %"

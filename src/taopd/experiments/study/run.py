@@ -26,6 +26,7 @@ from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
 from taopd.experiments.study.file import StudyFile, numbers, within
+from taopd.experiments.study.finished import SO_FAR, WRITTEN
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.models.teacher_prompts import TeacherPrompts
@@ -37,7 +38,7 @@ from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
-OWNED = ("arms", "timings.json", "summary.md", "*.png", "*.svg")
+OWNED = ("arms", SO_FAR, *WRITTEN)
 _ENDLESS = 10**9
 """Steps of an arm that stops by tokens or seconds."""
 LAB_STEPS = 100

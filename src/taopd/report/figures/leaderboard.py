@@ -87,11 +87,13 @@ def ranking(cells: Cells, variants: list[str]) -> list[tuple[float, str]]:
 
 
 def differences(cells: Cells, name: str, variant: str) -> np.ndarray | None:
-    """Paired differences of the score to full distillation, seed by seed; None without it."""
-    full = cells.get(FULL, {}).get(variant)
-    if full is None or name == FULL or full["seeds"] != cells[name][variant]["seeds"]:
+    """Paired differences of the score to full distillation, over the seeds of both; None without one."""
+    full, own = cells.get(FULL, {}).get(variant), cells[name][variant]
+    if full is None or name == FULL:
         return None
-    return scores(cells[name][variant]) - scores(full)
+    mine, theirs = (dict(zip(cell["seeds"], scores(cell), strict=True)) for cell in (own, full))
+    found = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    return np.array(found) if found else None
 
 
 def marks(cells: Cells, names: list[str], variant: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from taopd.experiments.study.own_best import at_rate
-from taopd.report.figures.style import COLORS, MARKERS, STYLES, save
+from taopd.report.figures.style import COLORS, MARKERS, STYLES, headed, save
 from taopd.report.study_table import seeds_words
 
 
@@ -42,5 +42,5 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     axes.set(xlabel="learning rate", ylabel=f"{metric} accuracy, %")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     words = f"mean of {seeds_words(results)} (line), seeds (dots), own best (ring), student before (gray)"
-    figure.suptitle(f"{results['title']}\n{words}", fontsize=9, x=0.01, ha="left")
+    headed(figure, f"{results['title']}\n{words}")
     return save(figure, folder, "rates")

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from taopd.report.figures.style import COLORS, save
+from taopd.report.figures.style import COLORS, headed, save
 from taopd.report.study_table import seeds_words
 
 _COLUMNS = 4
@@ -54,14 +54,15 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     figure.supylabel(f"{metric} accuracy, %", fontsize=10)
     words = f"{results['title']}: mean of {seeds_words(results)} (thick), seeds (thin)"
     more = f", {full} (dotted)" if full else ""
-    figure.suptitle(f"{words}{more}, student before (gray)", fontsize=9, x=0.01, ha="left")
+    headed(figure, f"{words}{more}, student before (gray)")
     return save(figure, folder, "accuracy")
 
 
 def _mean(curves: list[np.ndarray]) -> np.ndarray:
-    """[2, points], over the points that every seed has."""
-    length = min(map(len, curves))
-    return np.mean([curve[:length] for curve in curves], axis=0).T
+    """[2, points], over the steps at which every seed was evaluated."""
+    at = [dict(curve.tolist()) for curve in curves]
+    steps = sorted(set.intersection(*map(set, at)))
+    return np.array([steps, [np.mean([curve[step] for curve in at]) for step in steps]])
 
 
 def _short(name: str) -> str:

@@ -98,6 +98,11 @@ def size_words(rows: pd.DataFrame) -> str:
     return f"{words}, {excluded} excluded" if excluded else words
 
 
+def headed(figure: Any, words: str) -> None:
+    """Put words above a figure, as they stand: dollar signs of a user's title are no formula."""
+    figure.suptitle(words, fontsize=9, x=0.01, ha="left", parse_math=False)
+
+
 def save(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg, close the figure, return both paths."""
     for axes in figure.axes:

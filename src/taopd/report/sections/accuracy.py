@@ -9,7 +9,7 @@ from taopd.report.arms import color_of
 from taopd.report.charts import NUM_COLORS, Series, figure, lines, number
 from taopd.report.folders import Study
 from taopd.report.row_charts import intervals
-from taopd.report.sections.tables import percent, span, table
+from taopd.report.sections.tables import first_of, percent, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
@@ -39,12 +39,19 @@ def at_shared_rate(study: Study) -> Groups:
     return {name: group for name, group in groups.items() if name.endswith(suffix)}
 
 
+def judged_by(study: Study) -> str:
+    """The metric of which a study's differences are."""
+    asked = study.results.get("question", {}).get("metric", "greedy")
+    known = all("accuracy_sampled_curve" in row for row in study.outcomes)
+    return "sampled" if asked == "sampled" and known else "greedy"
+
+
 def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, float, float] | None:
     """Mean and 95 % interval: of the mean over seeds (t), for one seed over prompts (Wilson).
 
     None where neither is known.
     """
-    found = t_estimate(values)
+    found = t_estimate(values, resolution=1 / num_prompts if num_prompts else 0.0)
     if found.low is not None and found.high is not None:
         return found.mean, max(0.0, found.low), min(1.0, found.high)
     return (found.mean, *wilson(found.mean, num_prompts)) if num_prompts else None
@@ -153,7 +160,8 @@ def _comparisons(study: Study) -> str:
     known = [place for place in range(len(heads)) if any(row[place] != "–" for row in rows)]
     heads, *rows = [[cells[place] for place in known] for cells in (heads, *rows)]
     numeric = range(2, len(heads))
-    return "<h3>Against the controls, same seeds</h3>" + table(heads, rows, numeric=numeric)
+    head = f"Against the controls, same seeds, {judged_by(study)} accuracy"
+    return f"<h3>{head}</h3>{table(heads, rows, numeric=numeric)}"
 
 
 def _span(bounds: Mapping[str, Any]) -> str:
@@ -185,7 +193,8 @@ def _curves(study: Study, groups: Groups) -> str:
     shown = series[: 3 * NUM_COLORS]
     charts = [figure(one.label, lines(one.label, [one], to=ceiling(shown))) for one in shown]
     title = f"Greedy accuracy over steps, %{band}"
-    return f'</div><h3>{title}</h3><div class="grid">{"".join(charts)}'
+    note = first_of(len(shown), len(series), "arms")
+    return f'</div><h3>{title}</h3>{note}<div class="grid">{"".join(charts)}'
 
 
 def ceiling(series: Sequence[Series], *others: float | None) -> float:

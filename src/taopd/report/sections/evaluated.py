@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from taopd.report.charts import figure
 from taopd.report.evaluations import Difference, Evaluation, differences
 from taopd.report.row_charts import intervals
-from taopd.report.sections.tables import percent, span, table
+from taopd.report.sections.tables import first_of, percent, span, table
 
 MOST_PAIRS = 12
 
@@ -55,6 +55,7 @@ def _differences(pairs: Sequence[Difference]) -> str:
         "which of these two models is better, not which way of training: that takes several seeds "
         "(`taopd compare`).</p>"
     )
+    note += first_of(len(rows), len(pairs), "pairs; taopd compare shows all")
     return f"<h3>On the same problems</h3>{note}{table(heads, rows, numeric=(2, 3, 4))}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from taopd.report.evaluations import Evaluation, differences
 from taopd.report.folders import Run, Sources, Study
-from taopd.report.sections.accuracy import at_shared_rate, estimates_of
+from taopd.report.sections.accuracy import at_shared_rate, estimates_of, judged_by
 from taopd.report.study_table import bounds
 from taopd.report.text import escape
 
@@ -27,19 +27,27 @@ def _of_study(study: Study) -> str:
     known = {
         name: found for name, found in estimates_of(study).items() if name in groups or not groups
     }
-    ends = {name: found["greedy"] for name, found in known.items() if "greedy" in found}
+    # Differences are of the metric by which the study is judged: the accuracies beside them too.
+    metric = judged_by(study)
+    ends = {name: found[metric] for name, found in known.items() if metric in found}
     if len(ends) < 2:
         return ""
     selectors = {name: str(rows[0].get("selector", "")) for name, rows in groups.items() if rows}
     best = max(ends, key=lambda name: ends[name][0])
     mean, low, high = ends[best]
     interval = "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
-    words = f"{best} ends highest, with {100 * mean:.1f} %{interval} of the held-out problems right"
+    level = [name for name in ends if ends[name][0] == mean]
+    who = f"{best} ends" if len(level) == 1 else f"{' and '.join(level)} end"
+    who = who if len(level) < 4 else f"{len(level)} of {len(ends)} arms end"
+    how = "" if metric == "greedy" else ", sampled"
+    words = f"{who} highest, with {100 * mean:.1f} %{interval} of the held-out problems right{how}"
     chosen = [n for n in ends if selectors.get(n) not in ("full", CONTROL, "")]
     controls = [name for name in ends if selectors.get(name) == CONTROL]
     if chosen and controls:
         own = max(chosen, key=lambda name: ends[name][0])
-        words += "; " + _against(study, own, controls[0], ends)
+        same = [n for n in controls if groups[n][0].get("budget") == groups[own][0].get("budget")]
+        who = "it is" if level == [own] else f"{own} is"
+        words += f"; {who} " + _against(study, own, same or controls, ends)
     seeds = {row.get("seed") for row in study.outcomes}
     # One seed orders the arms by luck as well: a second one may order them otherwise.
     return f"{words}." + (
@@ -47,19 +55,18 @@ def _of_study(study: Study) -> str:
     )
 
 
-def _against(study: Study, arm: str, control: str, ends: dict[str, Any]) -> str:
+def _against(study: Study, arm: str, controls: Sequence[str], ends: dict[str, Any]) -> str:
     """The difference to random tokens in points, with the study's interval where it has one."""
-    who = "it is" if arm == max(ends, key=lambda name: ends[name][0]) else f"{arm} is"
     for row in study.results.get("comparisons", []):
-        if row.get("arm") == arm and row.get("reference") == control and "difference" in row:
+        if row.get("arm") == arm and row.get("reference") in controls and "difference" in row:
             low, high = bounds(row)
             found, interval = row["difference"], ""
             if low is not None and high is not None:
                 interval = f" ({100 * low:+.0f} to {100 * high:+.0f})".replace("-", "−")
                 if low <= 0 <= high:
                     interval += ", which decides nothing"
-            return f"{who} {_points(found)} random tokens at the same budget{interval}"
-    return f"{who} {_points(ends[arm][0] - ends[control][0])} {control}"
+            return f"{_points(found)} random tokens at the same budget{interval}"
+    return f"{_points(ends[arm][0] - ends[controls[0]][0])} {controls[0]}"
 
 
 def _points(difference: float) -> str:

@@ -43,6 +43,11 @@ def span(low: float | None, high: float | None, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
 
 
+def first_of(shown: int, total: int, what: str) -> str:
+    """A note that a part of the page shows the first of many alone; empty if it shows them all."""
+    return f'<p class="note">The first {shown} of {total} {what}.</p>' if shown < total else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A part of the page; one with an empty body is left out."""

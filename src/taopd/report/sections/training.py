@@ -1,11 +1,12 @@
 """Metrics over the training steps, and what the steps cost."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from taopd.report.charts import Series, areas, figure, key, lines, number
 from taopd.report.folders import Run
 from taopd.report.row_charts import bars
-from taopd.report.sections.tables import table
+from taopd.report.sections.tables import first_of, table
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 from taopd.runs.signal_names import QUADRANTS
 from taopd.trainer.collapse_detector import DRIFT_LIMIT
@@ -16,6 +17,9 @@ SPEED_LEAD = (
     "which depends on what else the machine did; CPU time (logged without a GPU) does not."
 )
 MAX_RUNS = 8
+MOST_OWN = 4
+"""Runs that have charts of their own."""
+MOST_BARS = 16
 CHARTS = (
     ("Loss on the kept tokens", "loss/selected_nats", "nats"),
     ("Kept share of the tokens", "select/kept_fraction", "%"),
@@ -70,21 +74,24 @@ def body(runs: Sequence[Run]) -> str:
         return ""
     legend = key([(run.name, run.color) for run in logged]) if len(logged) > 1 else ""
     every = len([run for run in runs if run.metrics])
-    left_out = f'<p class="note">The first {MAX_RUNS} of {every} runs.</p>'
-    note = left_out if every > len(logged) else ""
-    parts = [note, legend, f'<div class="grid">{"".join(charts)}</div>']
+    parts = [
+        first_of(len(logged), every, "runs"),
+        legend,
+        f'<div class="grid">{"".join(charts)}</div>',
+    ]
     if guards:
         parts.append(f'<h3>Stability</h3><p class="note">{GUARD_WORDS}</p>')
         parts.append(f'{legend}<div class="grid">{"".join(guards)}</div>')
-    by_teacher = [chart for run in logged[:4] for chart in _by_teacher(run)]
+    by_teacher = [chart for run in logged[:MOST_OWN] for chart in _by_teacher(run)]
     if by_teacher:
-        parts.append("<h3>By teacher</h3>")
+        parts.append("<h3>By teacher</h3>" + first_of(min(every, MOST_OWN), every, "runs"))
         parts.append(f'<div class="grid">{"".join(by_teacher)}</div>')
-    quadrants = [_quadrants(run) for run in logged[:4]]
+    quadrants = [_quadrants(run) for run in logged[:MOST_OWN]]
     if any(quadrants):
         parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
         words = ", ".join(f"Q{number}: {words}" for number, words in QUADRANTS.items())
         parts.append(f'<p class="note">{words}; high is above the median of the batch.</p>')
+        parts.append(first_of(min(every, MOST_OWN), every, "runs"))
         parts.append(f'<div class="grid">{"".join(quadrants)}</div>')
     return "".join(parts)
 
@@ -207,8 +214,11 @@ def _against_full(
         ratio = "" if full is None else f", {value / full:.2f} of full"
         rows.append((run.name, value, f"{factor * value:,.0f} {unit}{ratio}"))
         colors.append(run.color)
-    chart = bars(title, rows[:16], labels=210, colors=colors[:16]) if rows else ""
-    return figure(title, chart, note) if rows else ""
+    if not rows:
+        return ""
+    chart = bars(title, rows[:MOST_BARS], labels=210, colors=colors[:MOST_BARS])
+    note += f"; the first {MOST_BARS} of {len(rows)} runs" if len(rows) > MOST_BARS else ""
+    return figure(title, chart, note)
 
 
 def _is_full(other: Run, run: Run) -> bool:
@@ -216,9 +226,8 @@ def _is_full(other: Run, run: Run) -> bool:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """The middle value, None of nothing."""
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
+    """The middle value, of an even number the mean of the two in the middle; None of nothing."""
+    return statistics.median(values) if values else None
 
 
 def _ms(value: float | None) -> str:

@@ -4,14 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from taopd.experiments.study.analysis import COLLAPSE_POINTS, collapsed
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.rollouts import Rollout
+from taopd.report.sections.accuracy import judged_by
 from taopd.report.sections.tables import percent
+from taopd.report.study_table import notes
 from taopd.report.text import escape
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 
-COLLAPSE = 0.2
-"""Loss of accuracy since its own best, above which an arm counts as collapsed."""
 MAX_SHOWN = 6
 
 
@@ -35,26 +36,19 @@ def warnings(sources: Sources, rollouts: Sequence[Rollout]) -> str:
 
 def _of_study(study: Study) -> list[str]:
     found = []
-    if waiting := study.results.get("unfinished"):
-        done = len(study.outcomes)
-        found.append(
-            f"{study.name}: not finished: {done} of {done + waiting} arms and seeds are here"
-        )
-    fallen = [row for row in study.outcomes if _fell(row["accuracy_curve"])]
+    found += [f"{study.name}: {note}" for note in notes(study.results)]
+    points = study.results.get("question", {}).get("collapse_points", COLLAPSE_POINTS)
+    fallen = [row for row in study.outcomes if collapsed(row, points, judged_by(study))]
     if fallen:
         words = ", ".join(f"{row.get('name')} (seed {row.get('seed')})" for row in fallen[:6])
         more = f" and {len(fallen) - 6} more" if len(fallen) > 6 else ""
         found.append(
-            f"{study.name}: collapsed (final accuracy {100 * COLLAPSE:.0f} points or more below their own "
-            f"best): {words}{more}"
+            f"{study.name}: collapsed (final accuracy more than {points:g} points below their own best): "
+            f"{words}{more}"
         )
     if len({row.get("seed") for row in study.outcomes}) == 1:
         found.append(f"{study.name}: one training seed; its intervals are over prompts only")
     return found
-
-
-def _fell(curve: Sequence[Sequence[float]]) -> bool:
-    return max(y for _, y in curve) - curve[-1][1] > COLLAPSE
 
 
 def _of_run(run: Run) -> list[str]:
