@@ -46,6 +46,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     if others:
         print(f"shown by the report: {', '.join(map(str, dict.fromkeys(others)))}")
     if output is not None:
+        assert compared is not None  # Else it was refused above.
         output = RunFolder.create(output, overwrite=overwrite).path
         write_json(output / "comparison.json", compared)
         write_text(output / "comparison.md", comparison.markdown(compared))
