@@ -71,6 +71,16 @@ def test_a_model_in_the_run_folder_leaves_the_settings_readable(micro_lab, tmp_p
     assert found.config["max_steps"] == 1 and "hidden_size" not in found.config
 
 
+def test_a_readme_of_the_users_own_stays(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    readme = tmp_path / "run" / "README.md"
+    readme.parent.mkdir(exist_ok=True)
+    readme.write_text("My notes.")
+    trainer.train()
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+    assert readme.read_text() == "My notes."
+
+
 def test_the_look_is_the_commands(trained, micro_lab, tmp_path):
     """Once at the start, its warnings said; `check` gives the same items without a run."""
     _, run, said = trained
