@@ -98,6 +98,7 @@ class TeachabilityTrainer(BaseTrainer):
             *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
             *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
         )
+        args.model_init_kwargs = given.options
         given.require_savable(self.model)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
