@@ -15,6 +15,7 @@ from trl.trainer.utils import get_config_model_id
 
 import taopd
 from taopd.errors import ConfigError, DataError
+from taopd.runs.checkpoints import PREFIX
 from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, is_model_card
 from taopd.runs.jsonl import write_json
 from taopd.runs.redaction import redact_document
@@ -234,6 +235,20 @@ class RecordedRuns(Trainer):
         """The run folder has a README that no trainer wrote."""
         card = Path(self.args.output_dir) / "README.md"
         return card.exists() and not is_model_card(card)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub:
+            name = f"{PREFIX}{self.state.global_step}"
+            self._push_from_checkpoint(str(Path(self.args.output_dir) / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder) -> None:
+        # The upload goes on in the background: a checkpoint that is being written is not where it stays.
+        if self._partial is not None:
+            return
+        if self.is_world_process_zero():
+            make_room_for_model(Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, *args, **kwargs) -> None:
         # With every checkpoint TRL writes one that nobody asked for.
