@@ -40,6 +40,9 @@ OVERRIDES = {
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "prediction_step": "model inputs prediction_loss_only",
     "training_step": "model inputs num_items_in_batch",
+    # Wrapping, and batches that do not fit: transformers'.
+    "create_accelerator_and_postprocess": "",
+    "_inner_training_loop": "batch_size",
     # Checkpoints: transformers'.
     "train": "resume_from_checkpoint trial ignore_keys_for_eval",
     "save_model": "output_dir _internal_call",
@@ -51,6 +54,7 @@ OVERRIDES = {
     "_load_scaler": "checkpoint",
     "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time "
     "learning_rate",
+    "_push_from_checkpoint": "checkpoint_folder",
     "_run_epoch": "model epoch",
     "_save": "output_dir state_dict",
     "_save_checkpoint": "model trial",
@@ -67,6 +71,7 @@ PRIVATE = {
     "_get_last_hidden_state",
     "_get_output_dir",
     "_globalstep_last_logged",
+    "_inner_training_loop",
     "_load_best_model",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
@@ -74,6 +79,7 @@ PRIVATE = {
     "_maybe_log_save_evaluate",
     "_metrics",
     "_prepare_inputs",
+    "_push_from_checkpoint",
     "_run_epoch",
     "_save",
     "_save_checkpoint",

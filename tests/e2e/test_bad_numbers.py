@@ -289,3 +289,27 @@ def test_the_place_of_a_bad_number_is_data_and_not_read_from_the_text(micro_lab,
     about = json.loads((tmp_path / "run/bad_numbers/step-000000.json").read_text())
     assert (about["completion"], about["position"]) == (3, 1)
     assert isinstance(cause, NumericsError) and calls == [2, 2, 2, 2], "every forward was run"
+
+
+@pytest.mark.parametrize("empty_in", ["training", "evaluation"])
+def test_an_evaluation_decides_nothing_about_a_batch_that_goes_on_training(
+    micro_lab, tmp_path, monkeypatch, caplog, empty_in
+):
+    """Two steps on one generation batch, an evaluation between them: one is empty, the other is not."""
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        # A step takes eight prompts, an evaluation four.
+        empty = (len(prompt_ids) == 8) == (empty_in == "training")
+        return [[] if empty else [5, 6, 2] for _ in prompt_ids]
+
+    monkeypatch.setattr(DistillationTrainer, "_generate_single_turn", generate)
+    rows = [{"prompt": "1 + 2 ="}] * 4
+    evaluated = {"eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(
+        micro_lab, tmp_path, **SETTINGS | {"max_steps": 2, "num_iterations": 2} | evaluated
+    )
+    before = Before(trainer)
+    trainer.train()
+    still = [same(one, other) for one, other in zip(before.states, before.states[1:], strict=False)]
+    assert still == [empty_in == "training"] * 2
+    assert caplog.text.count("(no token to train on)") == 2 * (empty_in == "training")

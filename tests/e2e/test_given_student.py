@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from taopd.errors import ConfigError
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.from_settings import load_inputs
 from taopd.trainer.given_student import given_student
 from taopd.trainer.reference_student import ReferenceStudent
+from taopd.trainer.settings_file import parse_settings
 from taopd.trainer.trainer import TeachabilityTrainer
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, write_config
 
 IDS = torch.arange(4, 34).reshape(2, 15)
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -241,3 +243,40 @@ def test_a_processor_stands_for_its_tokenizer(tmp_path, caplog):
     assert by_name.get_vocab() == given.get_vocab() == own.get_vocab()
     assert given.chat_template == by_name.chat_template == processor.chat_template
     assert "only text is distilled" in caplog.text
+
+
+def test_options_of_loading_reach_an_adapters_tokenizer_and_the_next_trainer(
+    micro_lab, tmp_path, adapter, monkeypatch
+):
+    asked = []
+
+    def load(name, revision):
+        asked.append(revision)
+        return make_tokenizer()
+
+    monkeypatch.setattr("taopd.trainer.given_student.load_tokenizer", load)
+    args = TeachabilityConfig(
+        str(tmp_path / "run"),
+        model_init_kwargs={"dtype": "bfloat16", "revision": "v2"},
+        max_steps=1,
+        **(CPU | OURS),
+    )
+    for _ in range(2):
+        given = TeachabilityTrainer(
+            str(adapter), str(micro_lab.teacher), args, [{"prompt": "1 + 2 ="}] * 8
+        )
+        assert given.model.dtype == torch.bfloat16
+        assert args.model_init_kwargs["dtype"] == "bfloat16"
+    assert asked == ["v2", "v2"]
+
+
+def test_a_revision_in_the_options_is_that_of_the_tokenizer_too(micro_lab, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "taopd.models.prompts.load_tokenizer",
+        lambda name, revision: asked.append(revision) or make_tokenizer(),
+    )
+    options = {"model_init_kwargs": {"revision": "v2"}, "max_steps": 1}
+    config = write_config(micro_lab, tmp_path, gradient_checkpointing=False, **options)
+    load_inputs(parse_settings(str(config), []))
+    assert asked == ["v2"]

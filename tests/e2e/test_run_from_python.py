@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
 import taopd
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
@@ -69,6 +71,43 @@ def test_a_model_in_the_run_folder_leaves_the_settings_readable(micro_lab, tmp_p
     assert "hidden_size" in read(run / "config.json")
     (found,) = read_folders([run]).runs
     assert found.config["max_steps"] == 1 and "hidden_size" not in found.config
+
+
+class Hub:
+    """Takes note of what lies in a folder when the upload reads it: after the checkpoint is written."""
+
+    def __init__(self):
+        self.asked: list[Path] = []
+
+    def upload_folder(self, *, folder_path, **_):
+        self.asked.append(Path(folder_path))
+        return SimpleNamespace(is_done=lambda: True, done=lambda: True, result=lambda: None)
+
+
+def test_checkpoints_are_uploaded_from_where_they_stay(micro_lab, tmp_path, monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda *_, **__: hub)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, *_, **__: None)
+    monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
+    pushed = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "hub_always_push": True}
+    saved = {"save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=2, **pushed, **saved)
+    trainer.push_in_progress = None
+    trainer.train()
+    run = tmp_path / "run"
+    assert hub.asked == [run, run / "checkpoint-1", run, run / "checkpoint-2"]
+    (found,) = read_folders([run]).runs
+    assert found.config["max_steps"] == 2 and "hidden_size" not in found.config
+
+
+def test_a_readme_of_the_users_own_stays(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    readme = tmp_path / "run" / "README.md"
+    readme.parent.mkdir(exist_ok=True)
+    readme.write_text("My notes.")
+    trainer.train()
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+    assert readme.read_text() == "My notes."
 
 
 def test_the_look_is_the_commands(trained, micro_lab, tmp_path):

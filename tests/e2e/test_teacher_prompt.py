@@ -261,9 +261,14 @@ class Following(TrainerCallback):
         return self.model.eval()
 
 
-@pytest.mark.parametrize("peft", [False, True])
-def test_self_ema_follows_the_student(micro_lab, tmp_path, peft):
+@pytest.mark.parametrize(
+    ("peft", "more"),
+    [(False, {}), (True, {}), (False, {"torch_compile": True, "torch_compile_backend": "eager"})],
+    ids=["whole", "adapter", "torch_compile"],
+)
+def test_self_ema_follows_the_student(micro_lab, tmp_path, peft, more):
     settings = {"teacher_prompt_template": TEMPLATE, "teacher_ema_decay": 0.5, "max_steps": 4}
+    settings |= more
     trainer = make_trainer(micro_lab, tmp_path, teacher="self_ema", peft=peft, **settings)
     follower = Following(0.5, trainer.model)
     trainer.add_callback(follower)

@@ -424,6 +424,56 @@ def test_a_model_that_is_scored_wrongly_stops_before_the_first_step(micro_lab, t
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer).items())
 
 
+def test_noise_in_training_is_no_part_of_the_signals(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, neftune_noise_alpha=50.0, max_steps=1)
+    trainer._generate_single_turn = lambda ids, *_, **__: fixed_completions(len(ids))
+    seen = []
+    trainer.observers.append(lambda scored: seen.append(scored.signals.student_logprobs))
+    trainer.train()
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
+    trainer._generate_single_turn = lambda ids, *_, **__: fixed_completions(len(ids))
+    trainer.observers.append(lambda scored: seen.append(scored.signals.student_logprobs))
+    trainer.train()
+    torch.testing.assert_close(seen[0].sort().values, seen[1].sort().values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_torch_compile_changes_nothing(micro_lab, tmp_path, peft, caplog):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=2, target_modules=["q_proj"]) if peft else None
+    weights = []
+    for backend in (None, "eager"):
+        trainer = make_trainer(
+            micro_lab,
+            tmp_path / str(backend),
+            peft_config=adapter,
+            torch_compile=backend is not None,
+            torch_compile_backend=backend,
+            max_steps=2,
+            learning_rate=1e-2,
+        )
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert "torch_compile has no effect" in caplog.text
+
+
+def test_masks_of_a_callers_batch_stay_as_they_are(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path)
+    ones = torch.ones(2, 3, dtype=torch.bool)
+    batch = {
+        "prompt_ids": torch.full((2, 2), 5),
+        "prompt_mask": ones[:, :2],
+        "completion_ids": torch.full((2, 3), 6),
+        "completion_mask": ones,
+        "tool_mask": torch.tensor([[1, 0, 1], [1, 1, 1]]),
+    }
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, batch)
+    assert ones.all()
+
+
 def test_a_wrapped_teacher_is_read_like_the_plain_one(micro_lab, tmp_path):
     """DeepSpeed's engine holds the model as `module`, and its `config` is a dict of settings."""
     weights = []

@@ -39,7 +39,7 @@ def test_it_stays_below_the_limit_and_shows_the_whole_run(tmp_path, caplog):
     assert log.every > 8
     assert training == list(range(0, 1000, log.every))
     assert [line["step"] for line in lines if "eval_loss" in line] == list(range(0, 1000, 50))
-    assert f"multiples of {log.every} are kept" in caplog.text
+    assert f"one step of {log.every} is kept" in caplog.text
 
 
 @pytest.mark.parametrize("saved", [3, 40, 130, 400])
@@ -63,3 +63,18 @@ def test_a_line_that_stays_is_not_taken_out_by_size_alone(tmp_path):
         log.append({"step": step, "eval_loss": 0.25, "text": "x" * 30})
     assert len(path.read_text().splitlines()) == 200
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 199
+
+
+@pytest.mark.parametrize("distance", [2, 3, 4])
+def test_steps_that_lie_apart_are_thinned_evenly_too(tmp_path, distance):
+    path, steps = tmp_path / "x.jsonl", range(1, 2000, distance)
+    log = BoundedLog(path, distance=distance)
+    for step in steps:
+        log.append({"step": step, "text": "x" * 30})
+        assert path.stat().st_size <= LIMIT
+    kept = [line["step"] for line in read_jsonl(path)]
+    assert log.every > 2 and len(kept) > 20
+    assert kept == list(steps)[log.every - 1 :: log.every]
+    resumed = BoundedLog(path, distance=distance)
+    resumed.rewind(2000)
+    assert resumed.every == log.every

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from taopd.losses import anchor_weights
 from taopd.signals import at_ids, idle_drift
 from taopd.trainer.collapse_detector import DRIFT_LIMIT, OF_FIRST, CollapseWatch
+from taopd.trainer.selection import guard_is_due
 
 
 def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():
@@ -96,3 +98,11 @@ def test_drift_is_a_sign_in_a_student_that_is_less_sure_than_it_was(entropies, w
     assert not any(
         calm.update(n, {"entropy": e, "idle_drift": 0.0}) for n, e in enumerate(entropies)
     )
+
+
+@pytest.mark.parametrize(("every", "uses"), [(5, 1), (5, 2), (5, 4), (5, 7), (2, 3), (6, 4)])
+def test_the_guard_looks_as_often_as_asked_where_a_batch_trains_several_steps(every, uses):
+    asked = {"guard_every": every, "collapse_guard": "warn", "num_iterations": uses}
+    looked = [step for step in range(0, 60, uses) if guard_is_due(step, SimpleNamespace(**asked))]
+    wanted = range(0, looked[-1] + uses, every)
+    assert looked == sorted({step - step % uses for step in wanted})

@@ -23,13 +23,28 @@ class BoundedLog:
 
     Args:
         stays: lines that are kept whatever their step (evaluations).
+        distance: steps between lines that come at 1, 1 + distance and so on. With 2 all of them are odd: what
+            is taken out is counted in lines then.
     """
 
-    def __init__(self, path: Path, stays: Callable[[dict[str, Any]], bool] | None = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        stays: Callable[[dict[str, Any]], bool] | None = None,
+        *,
+        distance: int = 1,
+    ) -> None:
+        self._path, self._distance = path, distance
         self._stays = stays or (lambda line: False)
         self.every = 1
-        """Steps that are multiples of it are kept."""
+        """Steps whose number, counted from 1 with that distance, is a multiple of it are kept."""
+
+    def keeps(self, step: int) -> bool:
+        """Whether lines of a step are kept, as thin as the log is now."""
+        return self._number(step) % self.every == 0
+
+    def _number(self, step: int) -> int:
+        return (step - 1) // self._distance + 1
 
     def rewind(self, step: int) -> None:
         """Keep the lines of earlier steps, and the thinning that an interrupted run had come to."""
@@ -37,22 +52,27 @@ class BoundedLog:
         self.every = 1
         if self._path.exists() and self._path.stat().st_size > MAX_BYTES // 4:
             lines = read_jsonl(self._path)
-            steps = [line["step"] for line in lines if line["step"] and not self._stays(line)]
-            while steps and all(step % (2 * self.every) == 0 for step in steps):
+            lines = [line for line in lines if line["step"] and not self._stays(line)]
+            numbers = [self._number(line["step"]) for line in lines]
+            while numbers and all(number % (2 * self.every) == 0 for number in numbers):
                 self.every *= 2
 
     def append(self, *lines: dict[str, Any]) -> None:
         """Write lines of one step, if it is one of those that are kept."""
-        kept = [line for line in lines if line["step"] % self.every == 0 or self._stays(line)]
+        kept = [line for line in lines if self._is_kept(line)]
         if not kept:
             return
         append_jsonl(self._path, *kept)
-        while self._path.stat().st_size > MAX_BYTES and self.every <= kept[0]["step"]:
+        number = self._number(kept[0]["step"])
+        while self._path.stat().st_size > MAX_BYTES and self.every <= number:
             self.every *= 2
-            thin_jsonl(self._path, self.every, self._stays)
+            thin_jsonl(self._path, self._is_kept)
             logger.warning(
-                "%s reached %d MiB: only steps that are multiples of %d are kept in it",
+                "%s reached %d MiB: only one step of %d is kept in it",
                 self._path,
                 MAX_BYTES >> 20,
-                self.every,
+                self.every * self._distance,
             )
+
+    def _is_kept(self, line: dict[str, Any]) -> bool:
+        return self.keeps(line["step"]) or self._stays(line)

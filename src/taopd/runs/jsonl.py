@@ -122,15 +122,10 @@ def cut_lines(path: str | Path, num_lines: int) -> None:
         write_text(path, path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines])
 
 
-def thin_jsonl(path: str | Path, every: int, stays: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the lines of a log whose "step" is a multiple of `every`, and those that stay; written whole."""
-
-    def kept(line: str) -> bool:
-        row = json.loads(line)
-        return row["step"] % every == 0 or stays(row)
-
+def thin_jsonl(path: str | Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the lines of a log for which `is_kept` is true of the document; written whole."""
     with open(path, encoding="utf-8") as stream:
-        write_text(path, filter(kept, stream))
+        write_text(path, (line for line in stream if is_kept(json.loads(line))))
 
 
 def _line(obj: Any) -> str:

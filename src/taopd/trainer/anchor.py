@@ -42,7 +42,7 @@ from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.methods import judges
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import signal_needs
+from taopd.trainer.selection import guard_is_due, signal_needs
 from taopd.trainer.step_metrics import Recorder
 
 _OfTeacher = tuple[Tensor | slice, Tensor, Head]
@@ -212,7 +212,7 @@ class Anchor:
                 hidden = self._reference.states(forward, student, scored.batch, mask, size)
             else:
                 hidden = everywhere[tokens]
-        if self._guard is not None and scored.step % self._args.guard_every == 0:
+        if self._guard is not None and guard_is_due(scored.step, self._args):
             with self._recorder.timed("perf/guard_s"):
                 head = self._reference.head(self._head_of, student)
                 drift = self._drift(hidden, head, scored.signals, tokens)

@@ -1,9 +1,12 @@
 """What the trainer needs of TRL around its own step: any batches, sampling, forwards in wrappers."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
+from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
@@ -27,6 +30,8 @@ from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 from taopd.trainer.teacher_routes import TeacherRoutes
 
+logger = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
 
 
@@ -45,6 +50,29 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     _loss_value: Tensor
     """Of the last micro-batch, float32."""
     _with_loss_columns: Callable[[Batch], tuple[Batch, ScoredBatch]]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        plugin = self.accelerator.state.dynamo_plugin
+        if plugin.backend != DynamoBackend.NO:
+            # TRL's step goes past the compiled forward too. The wrapper is not free: parameters have other
+            # names behind it, and an adapter is not found.
+            logger.warning(
+                "torch_compile has no effect: the step calls backbone and head by themselves"
+            )
+            plugin.backend = DynamoBackend.NO
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        settings = self.args
+        known = not settings.auto_find_batch_size or batch_size == settings.train_batch_size
+        if batch_size is not None and not known:
+            # After want of memory. Sampler, scoring and loss read the setting, the data loader does not:
+            # prompts would be left out, others taken twice.
+            settings.per_device_train_batch_size = batch_size // max(1, settings.n_gpu)
+            streaming = isinstance(self.train_dataset, IterableDataset)
+            settings.check_generation_batch(self._generation_batch_size(), streaming=streaming)
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
     # -- sampling ---------------------------------------------------------------------------------
 
     def sample(

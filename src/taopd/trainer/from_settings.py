@@ -53,7 +53,10 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
 
     script, args, chosen = settings.script, settings.training, settings.model
     student_path = str(chosen.model_name_or_path)
-    tokenizer = data.load_tokenizer(student_path, revision=chosen.model_revision)
+    common = shared_options(settings)
+    # The student's own keywords win over what both models share.
+    own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
+    tokenizer = data.load_tokenizer(student_path, revision=own["revision"])
     if train_dataset is None:
         train_dataset = load_training_set(settings)
     eval_dataset = None
@@ -61,9 +64,6 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
         eval_dataset = data.load_prompts(
             str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
         )
-    common = shared_options(settings)
-    # The student's own keywords win over what both models share.
-    own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
     quantization = get_quantization_config(chosen)
     if quantization is not None:
         own["quantization_config"] = quantization

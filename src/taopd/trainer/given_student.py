@@ -36,6 +36,9 @@ class GivenStudent:
     processing_class: PreTrainedTokenizerBase
     merged: "MergedAdapter | None"
     """The student's own adapter, where a new one is trained on top of it."""
+    options: Any
+    """The setting `model_init_kwargs`. TRL is not shown it where the model is loaded already: it would say
+    that it is ignored."""
 
     def finish_saving(self, folder: Path, model: Any, *, checkpoint: bool) -> None:
         """Make a folder into which `model` was saved load as what was trained."""
@@ -74,15 +77,16 @@ def given_student(
         ConfigError: nothing of the student would train, or adapters that cannot be saved together.
         DataError: see `load_model` and `safe_options`.
     """
+    options = args.model_init_kwargs
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
     if isinstance(model, str):
         # TRL loads the model of a path itself: the options must be made safe before.
-        args.model_init_kwargs = safe_options(args.model_init_kwargs)
+        args.model_init_kwargs = options = safe_options(options)
         if not gguf_file(model):
             check_model_folder(model)
         # TRL reads folders only.
         if _is_adapter(model) or gguf_file(model):
-            options, args.model_init_kwargs = args.model_init_kwargs, None
+            args.model_init_kwargs = None
             model = load_model(model, **{"dtype": "float32"} | options)
     if isinstance(processing_class, ProcessorMixin):
         logger.warning(
@@ -97,7 +101,7 @@ def given_student(
             raise ConfigError(
                 "the student has no name to find its tokenizer by: pass processing_class"
             )
-        revision = (args.model_init_kwargs or {}).get("revision") or "main"
+        revision = (options or {}).get("revision") or "main"
         processing_class = load_tokenizer(str(name), revision=revision)
     merged = None
     if not isinstance(model, str):
@@ -107,7 +111,9 @@ def given_student(
             raise ConfigError(
                 "no weight of the student trains: set requires_grad on those that shall, or pass peft_config"
             )
-    return GivenStudent(model=model, processing_class=processing_class, merged=merged)
+    return GivenStudent(
+        model=model, processing_class=processing_class, merged=merged, options=options
+    )
 
 
 def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]:

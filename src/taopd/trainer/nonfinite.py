@@ -81,10 +81,12 @@ class NonFiniteGuard(TrainerCallback):
         """Drop the note of `sampled`, where no batch comes of it."""
         self._empty = None
 
-    def with_tokens(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+    def with_tokens(self, mask: Bool[Tensor, "B T"], training: bool) -> Bool[Tensor, "B 1"]:
         """False in the rows in which nothing was sampled: TRL was given an end token there to look at."""
         empty, self._empty = self._empty or [False] * len(mask), None
-        self._why = ""
+        # An evaluation between two steps on one generation batch changes nothing of what is known of it.
+        if training:
+            self._why = ""
         self._recorder.add("rollout/empty_completions", sum(empty) / len(empty))
         return ~torch.tensor(empty, device=mask.device).unsqueeze(1)
 
@@ -97,7 +99,8 @@ class NonFiniteGuard(TrainerCallback):
             NumericsError: it must, and on_bad_numbers is "stop" or this is an evaluation.
         """
         both = (*SEQUENCE, *TEACHER_PROMPT)
-        self._batch = {name: batch[name] for name in both if name in batch}
+        if training or problem is not None:
+            self._batch = {name: batch[name] for name in both if name in batch}
         # A collective: all processes come here, whatever they found.
         if not self._anywhere(problem is not None):
             return False
@@ -106,7 +109,8 @@ class NonFiniteGuard(TrainerCallback):
         return True
 
     def chosen(self, trains: bool) -> None:
-        """Take note of whether any token trains, on any process: with none there is no update."""
+        """Take note of whether any token of a batch in training trains, on any process: with none there is no
+        update."""
         self._void = not trains
         if self._void and not self._why:
             self._why = "no token to train on"
@@ -202,6 +206,11 @@ class NonFiniteGuard(TrainerCallback):
         }
 
     # -- callback ---------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # An earlier call of `train` may have ended in the middle of a step.
+        self._empty, self._problem, self._void = None, None, False
+        self._in_a_row = self._skipped = 0
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any

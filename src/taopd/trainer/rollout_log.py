@@ -38,14 +38,18 @@ class RolloutLog:
     Args:
         num_rollouts: completions per generation batch in `rollouts.jsonl`; 0 writes none.
         every_token: also write `selection/step-*.parquet`.
+        steps_per_batch: optimizer steps from one generation batch to the next.
     """
 
-    def __init__(self, folder: str, num_rollouts: int, every_token: bool) -> None:
+    def __init__(
+        self, folder: str, num_rollouts: int, every_token: bool, *, steps_per_batch: int = 1
+    ) -> None:
         self._folder = Path(folder)
         self._num_rollouts = num_rollouts
         self._every_token = every_token
-        self._begun = False
-        self._log = BoundedLog(self._folder / "rollouts.jsonl")
+        self._last: int | None = None
+        """The step of the newest batch."""
+        self._log = BoundedLog(self._folder / "rollouts.jsonl", distance=steps_per_batch)
 
     def __call__(self, scored: ScoredBatch) -> None:
         """Write what is asked for of one generation batch."""
@@ -54,12 +58,12 @@ class RolloutLog:
         columns = _columns(scored)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Not in the constructor: a run that is refused must leave the folder as it was.
-        if not self._begun:
+        if self._last is None or scored.number <= self._last:
             self._rewind(scored.number)
-            self._begun = True
+        self._last = scored.number
         if self._every_token:
             self._write_tokens(columns, scored.number)
-        if scored.number % self._log.every == 0:
+        if self._log.keeps(scored.number):
             rows = range(min(self._num_rollouts, scored.positions.shape[0]))
             self._log.append(*[_rollout(row, scored, columns) for row in rows])
 

@@ -15,6 +15,7 @@ from trl.trainer.utils import get_config_model_id
 
 import taopd
 from taopd.errors import ConfigError, DataError
+from taopd.runs.checkpoints import PREFIX
 from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, is_model_card
 from taopd.runs.jsonl import write_json
 from taopd.runs.redaction import redact_document
@@ -173,6 +174,8 @@ class RecordedRuns(Trainer):
 
     writes_record = True
     """`train` leaves config.json, env.json, results.json and a model card; not where a command does."""
+    _partial: str | None
+    """Where `AtomicCheckpoints` is writing a checkpoint."""
 
     def train(self, resume_from_checkpoint=None, *args, check: bool = True, **kwargs):
         """Train as TRL's trainer does, and leave a run folder that `taopd report` reads.
@@ -212,9 +215,7 @@ class RecordedRuns(Trainer):
             if isinstance(resume_from_checkpoint, str | Path):
                 named = Path(resume_from_checkpoint).name
             write_results(self, result.metrics, seconds=seconds, resumed_from=named, model=None)
-            # A README of the user's own stays.
-            card = Path(self.args.output_dir) / "README.md"
-            if not card.exists() or is_model_card(card):
+            if not self._has_own_readme:
                 self.create_model_card()
         return result
 
@@ -229,7 +230,30 @@ class RecordedRuns(Trainer):
             make_room_for_model(target)
         super().save_model(output_dir, _internal_call)
 
+    @property
+    def _has_own_readme(self) -> bool:
+        """The run folder has a README that no trainer wrote."""
+        card = Path(self.args.output_dir) / "README.md"
+        return card.exists() and not is_model_card(card)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub:
+            name = f"{PREFIX}{self.state.global_step}"
+            self._push_from_checkpoint(str(Path(self.args.output_dir) / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder) -> None:
+        # The upload goes on in the background: a checkpoint that is being written is not where it stays.
+        if self._partial is not None:
+            return
+        if self.is_world_process_zero():
+            make_room_for_model(Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def create_model_card(self, *args, **kwargs) -> None:
+        # With every checkpoint TRL writes one that nobody asked for.
+        if self._partial is not None and self._has_own_readme:
+            return
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir) / "README.md"
         if not self.is_world_process_zero() or not path.is_file():

@@ -172,6 +172,7 @@ class SamplerMonitor(TrainerCallback):
         self._began_truncated = state["began_truncated"]
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._warned, self._began_truncated = set(), None
         if state.is_world_process_zero and (bias := self.bias):
             self._warn("bias", bias)
 

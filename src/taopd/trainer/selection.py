@@ -104,7 +104,6 @@ class SignalNeeds(NamedTuple):
 
 def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
     """Resolve the names in the settings; the same for every step of a run."""
-    # A function that did not promise `local` may read any column of the table.
     names = (args.selector, *(args.shadow_selectors or []))
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
@@ -281,7 +280,7 @@ def _anchor_draws(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Weights of the positions that are held, and of those at which the reference model is run: these, or
     where nothing is held those that the guard looks at."""
-    guarded = args.collapse_guard != "off" and step % args.guard_every == 0
+    guarded = guard_is_due(step, args)
     holds = bool(args.anchor_coef) or args.method == "reach"
     nothing = torch.zeros_like(selection.weights)
     if not holds and not guarded:
@@ -301,6 +300,11 @@ def _anchor_draws(
         ranks=table.ranks,
     )
     return (drawn if some_left else nothing), drawn
+
+
+def guard_is_due(step: int, args: TeachabilityConfig) -> bool:
+    """Whether the guard looks at a step's generation batch, which trains a step that it asks for."""
+    return args.collapse_guard != "off" and -step % args.guard_every < args.num_iterations
 
 
 def budget_at(step: int, args: TeachabilityConfig) -> float:

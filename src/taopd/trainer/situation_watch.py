@@ -63,6 +63,9 @@ class SituationWatch(TrainerCallback):
 
     # -- callback ---------------------------------------------------------------------------------
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sums, self._told = Situation(0.0, 0.0, 0.0), False
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A run that is shorter.
         self._tell()

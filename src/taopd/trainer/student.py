@@ -87,9 +87,12 @@ class StudentForward:
         )
         """The scoring pass is the training forward."""
         several = accelerator.num_processes > 1
-        if self._keeps_graph and (several or _drops_units(student)):
-            # A DDP or FSDP wrapper expects the backward of the forward that it ran last.
+        noisy = bool(args.neftune_noise_alpha)
+        if self._keeps_graph and (several or noisy or _drops_units(student)):
+            # A DDP or FSDP wrapper expects the backward of the forward that it ran last. What is drawn anew
+            # in each forward belongs to the training forward alone: selection reads the student as it is.
             reason = "several processes train it" if several else "it has dropout"
+            reason = "neftune_noise_alpha adds noise" if noisy and not several else reason
             logger.info("the student is scored and trained in two forwards, since %s", reason)
             self._keeps_graph = False
 

@@ -97,6 +97,9 @@ class TeacherWatch(TrainerCallback):
         self, vocab_size: int, warn: Callable[[int, str, str], None], name: str = ""
     ) -> None:
         self._vocab_size, self._warn, self.name = vocab_size, warn, name
+        self._begin()
+
+    def _begin(self) -> None:
         self._entropies: list[float] = []
         self._disagreements: list[float] = []
         self._suspicion = ""
@@ -157,6 +160,9 @@ class TeacherWatch(TrainerCallback):
 
     # -- callback ---------------------------------------------------------------------------------
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begin()
+
     def checkpoint_state(self) -> dict[str, Any]:
         """What the next batch is compared with, and what was told."""
         return {
@@ -182,6 +188,10 @@ class TeacherWatches(TrainerCallback):
         """Look at one generation batch, each at its own completions."""
         for watch in self._watches:
             watch(scored)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for watch in self._watches:
+            watch.on_train_begin(args, state, control)
 
     def checkpoint_state(self) -> dict[str, dict[str, Any]]:
         """The state of each by name."""

@@ -98,6 +98,7 @@ class TeachabilityTrainer(BaseTrainer):
             *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
             *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
         )
+        args.model_init_kwargs = given.options
         given.require_savable(self.model)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
@@ -129,7 +130,8 @@ class TeachabilityTrainer(BaseTrainer):
         self._anchor = Anchor(args, *parts, *ends, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
-        log = RolloutLog(args.output_dir, args.log_rollouts, args.log_selection)
+        asked = args.log_rollouts, args.log_selection
+        log = RolloutLog(args.output_dir, *asked, steps_per_batch=args.num_iterations)
         situation = SituationWatch.of(args, self.record, self.foreign_ends)
         watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
@@ -170,11 +172,11 @@ class TeachabilityTrainer(BaseTrainer):
 
     def _trainable_positions(self, batch: Batch) -> Positions:
         """Completion tokens that may train; ids that one of the models lacks leave the batch."""
-        mask = batch["completion_mask"].bool()
+        mask = batch["completion_mask"].bool().clone()
         # An evaluation's last batch is filled up with prompts that were graded before.
         mask &= self.model.training | is_not_repeated(self.accelerator, mask)
         mask &= batch.get("tool_mask", mask).bool()
-        mask &= self.nonfinite.with_tokens(mask)
+        mask &= self.nonfinite.with_tokens(mask, self.model.training)
         ids = batch["completion_ids"]
         inside = ids < self.vocab_size
         outside = (mask & ~inside).sum() / mask.sum().clamp_min(1)
@@ -233,7 +235,8 @@ class TeachabilityTrainer(BaseTrainer):
         run = {"step": step, "num_steps": self.state.max_steps, "training": training}
         run["distribution"] = len(self._teacher.plains) == max(1, len(names))
         choice = choose(table, self.args, **run, teacher_weights=weights)
-        self.nonfinite.chosen(table.ranks.any(choice.trains))
+        if training:
+            self.nonfinite.chosen(table.ranks.any(choice.trains))
         metrics = selection_metrics(table, choice, part)
         metrics |= teacher_metrics(table, choice.selection, names)
         self._recorder.add_all({"perf/score_tokens": positions.row.shape[0]} | metrics)

@@ -145,6 +145,13 @@ class RankState(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._at_step_start, self.updating = None, False
+        # An earlier call of `train` may have ended in the middle of a step or of a generation batch. What a
+        # checkpoint holds is restored later.
+        trainer = self._trainer
+        trainer._step = state.global_step * args.gradient_accumulation_steps
+        trainer._buffered_inputs = None
+        trainer._metrics["train"].clear()
+        trainer._recorder.flush()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The data loader's iterator, made next, draws a number; a resumed epoch draws it again.
