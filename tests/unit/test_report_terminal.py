@@ -44,6 +44,14 @@ def test_a_terminal_gets_shades_and_underlined_tokens(run):
     assert "student's best" in out and "[/" not in out
 
 
+def test_a_long_log_is_thinned_with_a_word(run, capsys, monkeypatch):
+    assert cli.main(["inspect", str(run)]) == 0
+    assert "looked at" not in capsys.readouterr().err
+    monkeypatch.setattr(terminal, "MAX_ROLLOUTS", 4)
+    assert cli.main(["inspect", str(run)]) == 0
+    assert "of the 8 logged rollouts are looked at" in capsys.readouterr().err
+
+
 def test_filters_orders_and_errors(run, capsys):
     rollouts = rollouts_of(run)
     assert [one.line["truncated"] for one in terminal.choose(rollouts, truncated=True)] == [

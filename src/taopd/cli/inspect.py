@@ -49,6 +49,15 @@ def run(argv: Sequence[str]) -> int:
             f"{options.run} logged no rollouts: it is no folder of `taopd train`, log_rollouts was 0, or "
             "it has not begun"
         )
+    logged = sum(
+        1 for line in (options.run / "rollouts.jsonl").open(encoding="utf-8") if line.strip()
+    )
+    if logged > terminal.MAX_ROLLOUTS:
+        print(
+            f"{len(rollouts):,} of the {logged:,} logged rollouts are looked at, evenly over the run; "
+            "--rollout counts these",
+            file=sys.stderr,
+        )
     for index in options.rollout or []:
         if not 0 <= index < len(rollouts):
             raise ConfigError(f"--rollout {index}: there are {len(rollouts)}, counted from 0")
