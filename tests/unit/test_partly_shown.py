@@ -17,6 +17,7 @@ from taopd.report.arms import owner_of
 from taopd.report.evaluations import differences, read_evaluation
 from taopd.report.folders import Run, Sources, read_folders
 from taopd.report.sections import evaluated, training
+from taopd.report.sections.headline import headline
 from tests.unit.study_simulation import outcome
 from tests.unit.test_report_meets import evaluation
 
@@ -49,6 +50,7 @@ def test_a_study_with_more_seeds_than_before_shows_those_that_have_finished(tmp_
     study(folder, seeds=[0, 1, 2], finished=[1])
     (found,) = read_folders([folder]).studies
     assert found.results["seeds"] == [0, 1] and found.results["unfinished"] == 2
+    assert "So far, " in headline(Sources(studies=[found]))
     capsys.readouterr()
     assert main(["compare", str(folder)]) == 0
     said = " ".join(capsys.readouterr().out.split())

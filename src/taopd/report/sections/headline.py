@@ -40,7 +40,8 @@ def _of_study(study: Study) -> str:
     who = f"{best} ends" if len(level) == 1 else f"{' and '.join(level)} end"
     who = who if len(level) < 4 else f"{len(level)} of {len(ends)} arms end"
     how = "" if metric == "greedy" else ", sampled"
-    words = f"{who} highest, with {100 * mean:.1f} %{interval} of the held-out problems right{how}"
+    so_far = "So far, " if study.results.get("unfinished") else ""
+    words = f"{so_far}{who} highest, with {100 * mean:.1f} %{interval} of the held-out problems right{how}"
     chosen = [n for n in ends if selectors.get(n) not in ("full", CONTROL, "")]
     controls = [name for name in ends if selectors.get(name) == CONTROL]
     if chosen and controls:
