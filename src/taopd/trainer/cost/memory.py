@@ -114,10 +114,19 @@ def activation_bytes(
     return tokens * (layers + norm + INT64) + rotation + casts
 
 
-def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int) -> float:
+def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int, dtype: str) -> float:
     """Keys and values of every layer for `num_rows` full rows."""
-    per_token = 2 * shape.key_size * shape.num_layers * BYTES[settings.dtype]
+    per_token = 2 * shape.key_size * shape.num_layers * BYTES[dtype]
     return float(num_rows * settings.length * per_token)
+
+
+def sampling_dtype(settings: PlanSettings) -> str:
+    """Dtype of the keys and values that transformers' cache holds while completions are sampled.
+
+    Autocast leaves rotated keys in that of the weights, and the cache holds values in that of its keys.
+    Sharded weights are gathered in the compute dtype, without autocast.
+    """
+    return settings.student_dtype if settings.shards == 1 else settings.dtype
 
 
 def _gathered(shape: ModelShape) -> float:
@@ -219,7 +228,7 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
     prefix = 0.0
     if window is not None:
         states = held * settings.length * student.hidden_size * stream
-        prefix = cache_bytes(student, settings, held) + states
+        prefix = cache_bytes(student, settings, held, settings.dtype) + states
     training_hidden = settings.batch * settings.length * student.hidden_size * stream
     parts = (
         _weights(student, teacher, settings)
@@ -229,7 +238,9 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
             "activations": activation_bytes(student, settings, share=share),
             "training_hidden": training_hidden * (1.0 if share is None else share),
             "key_value_prefix": prefix,
-            "generation_cache": cache_bytes(student, settings, settings.num_rows),
+            "generation_cache": cache_bytes(
+                student, settings, settings.num_rows, sampling_dtype(settings)
+            ),
         }
     )
     return Memory(parts=parts, phases=_phases(parts, settings))
