@@ -264,6 +264,13 @@ def test_memory_follows_the_settings():
     assert lora["reference_weights"] == 0 == base["reference_weights"]
     assert anchored["reference_weights"] == base["student_weights"]
     assert lora["optimizer_states"] == 2 * 4 * STUDENT.adapter_parameters(2)
+    half = replace(SETTINGS, lora_rank=2, student_dtype="bfloat16", num_ranks=2)
+    adapters = 4 * STUDENT.adapter_parameters(2)  # which PEFT keeps in float32
+    found = step_memory(STUDENT, STUDENT, half).parts
+    assert found["student_weights"] == 2 * STUDENT.num_parameters + adapters
+    assert found["gradients"] == found["gradient_buckets"] == adapters
+    assert found["optimizer_states"] == 2 * adapters
+    assert step_communication(STUDENT, STUDENT, half).moved["gradients"] == adapters
     assert base["key_value_prefix"] == 0 < window["key_value_prefix"]
     assert window["activations"] < base["activations"]
     assert base["optimizer_states"] == 2 * base["gradients"] == 8 * STUDENT.num_parameters

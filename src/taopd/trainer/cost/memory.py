@@ -138,10 +138,12 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     stored = BYTES[settings.student_dtype]
     trained, shards = trained_parameters(student, settings), settings.shards
     adapters = 0 if settings.lora_rank is None else trained
+    # PEFT keeps adapters in float32, whatever the model below them is in.
+    each = stored if settings.lora_rank is None else FLOAT32
     # DDP copies gradients into buckets to send them while the backward goes on.
     buckets = settings.sharding == "ddp" and settings.num_ranks > 1
     compute, zero3 = BYTES[settings.dtype], settings.sharding == "zero3"
-    held = stored + (compute if zero3 and settings.autocast else 0)
+    second = compute if zero3 and settings.autocast else 0
     gathered = [student] if not zero3 or settings.teacher_elsewhere else [student, teacher]
     # FSDP2 leaves a model without gradient whole: it is not wrapped.
     frozen = shards if zero3 else 1
@@ -149,7 +151,8 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
     return {
         "process": float(PROCESS if settings.device == "cpu" else 0),
-        "student_weights": held * (student.num_parameters + adapters) / shards,
+        "student_weights": ((stored + second) * student.num_parameters + (each + second) * adapters)
+        / shards,
         "gathered_weights": compute * max(map(_gathered, gathered)) if shards > 1 else 0.0,
         "gathered_to_sample": float(compute * student.num_parameters)
         if zero3 and shards > 1
@@ -158,10 +161,10 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         + settings.other_teacher_bytes / frozen,
         "teacher_layers": moving_bytes(teacher, settings),
         "reference_weights": of_copy if settings.holds_reference else 0.0,
-        "gradients": stored * trained / shards,
-        "gradient_buckets": float(stored * trained) if buckets else 0.0,
-        "optimizer_states": stored * settings.optimizer_states * trained / shards,
-        "update_norm_copy": stored * trained / shards if settings.update_norm else 0.0,
+        "gradients": each * trained / shards,
+        "gradient_buckets": float(each * trained) if buckets else 0.0,
+        "optimizer_states": each * settings.optimizer_states * trained / shards,
+        "update_norm_copy": each * trained / shards if settings.update_norm else 0.0,
         # The change of the largest matrix, which an adapter leaves frozen.
         "update_norm_change": float(stored * student.embedding_parameters / shards)
         if settings.update_norm and settings.lora_rank is None
