@@ -1,12 +1,21 @@
-"""How much of a batch `taopd check` looks at, and what one completion may say. Oracles: products by hand."""
+"""How much of a batch `taopd check` looks at, what one completion may say, and what is printed for machines.
 
+Oracles: products by hand, a strict JSON parser.
+"""
+
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
+from taopd import cli
+from taopd.preflight import items
 from taopd.preflight.probe import CPU_WORK, LEAST_COMPLETIONS, MOST_COMPLETIONS, _num_completions
 from taopd.preflight.rollout_checks import check_truncation
+from taopd.preflight.verdict import judge
 
 
 def pair(width):
@@ -48,3 +57,20 @@ def test_a_large_pair_on_a_cpu_is_measured_on_fewer_completions(
 def test_a_single_cut_completion_of_few_is_no_warning(ended, level):
     measured = SimpleNamespace(ended=torch.tensor(ended), max_tokens=9)
     assert check_truncation(measured, max_completion_length=9).level == level
+
+
+def test_json_is_json_whatever_was_measured(micro_lab, tmp_path, monkeypatch, capsys):
+    """An infinite KL or error: JSON has no word for it, and check.json holds null too."""
+    names = {"model_name_or_path": micro_lab.student, "dataset_name": micro_lab.prompts}
+    names |= {"teacher_model_name_or_path": micro_lab.teacher, "output_dir": tmp_path / "run"}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({name: str(path) for name, path in names.items()}))
+    measured = judge("teacher KL", "inf", [], figures={"nats": math.inf, "error": math.nan})
+    monkeypatch.setattr(items, "verdicts", lambda subject: iter([measured]))
+    assert cli.main(["check", str(config), "--use_cpu", "true", "--bf16", "false", "--json"]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found["items"][0]["figures"] == {"nats": None, "error": None}

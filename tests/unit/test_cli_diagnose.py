@@ -110,6 +110,43 @@ def test_a_moved_bank_asks_for_the_teacher_or_takes_it(frozen, tmp_path, capsys)
     assert not (tmp_path / "g2").exists()
 
 
+def test_a_bank_behind_a_link_finds_its_teacher(frozen, micro_lab, tmp_path):
+    """Beyond a link to a folder elsewhere ".." is not the folder that the path says."""
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "deep")
+    for name in ("student", "teacher"):
+        shutil.copytree(frozen / name, tmp_path / name)
+    bank = tmp_path / "runs" / "bank"
+    works(*freeze_argv(micro_lab, bank, models=tmp_path))
+    works("diagnose", "gain", bank, "--after", tmp_path / "student")
+
+
+def test_every_line_of_completions_is_read_or_named(micro_lab, tmp_path, capsys):
+    path = tmp_path / "completions.jsonl"
+    good = '{"prompt": "1 + 2 =", "completion": "3 <eos>"}\n'
+    argv = ("--student", micro_lab.student, "--teacher", micro_lab.teacher, "--completions", path)
+    command = ("diagnose", "freeze", *argv, "--output", tmp_path / "bank")
+    path.write_text(f"{good}{good}{good[:20]}")
+    assert "completions.jsonl, line 3: not JSON" in fails(capsys, *command)
+    path.write_text(f"{good}\n{{}}\n")
+    assert "completions.jsonl, line 3: expected an object with a prompt" in fails(capsys, *command)
+    path.write_text(f"{good}\n\u2028\n{good}\n")
+    works(*command)
+    assert len(FixedContextBank.open(tmp_path / "bank").rollouts) == 2
+
+
+def test_a_report_goes_beside_its_gains_or_says_why_not(frozen, tmp_path, capsys, monkeypatch):
+    argv = ("--after", frozen / "student", "--output", tmp_path / "gains")
+    works("diagnose", "gain", frozen / "bank", *argv)
+    (tmp_path / "file").write_text("x")
+    report = ("diagnose", "report", tmp_path / "gains", "--num-resamples", 2, "--output")
+    assert "is a file; the output must" in fails(capsys, *report, tmp_path / "file")
+    assert "cannot write to" in fails(capsys, *report, tmp_path / "file" / "report")
+    monkeypatch.chdir(tmp_path / "gains")
+    works("diagnose", "report", ".", "--num-resamples", 2)
+    assert (tmp_path / "gains-report" / "report.md").is_file()
+
+
 def test_one_step_writes_its_tables(micro_lab, tmp_path, capsys):
     prompts = tmp_path / "prompts.parquet"
     pd.DataFrame(make_rows(40, "train")).to_parquet(prompts)

@@ -26,6 +26,8 @@ from taopd.diagnose import (
     token_features,
 )
 from taopd.diagnose.features import winsorize
+from taopd.diagnose.gain import CheckpointGain
+from taopd.diagnose.gain_analysis import analyse
 from taopd.diagnose.quadrants import nearest_low, quantile_groups
 from taopd.diagnose.regression import CONTRAST
 from taopd.errors import ConfigError, DataError
@@ -411,3 +413,25 @@ def test_gain_curve_follows_the_checkpoints(bank):
     assert first.loc["all tokens", "value"] == pytest.approx(bank["gain_forward"].mean())
     with pytest.raises(DataError, match="no checkpoints"):
         gain_curve([])
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "by_step"),
+    [
+        ((50, None), [1, 2], False),  # `runs/x/model` does not say its step
+        ((50, 50), [1, 2], False),  # of two runs
+        ((None, None), [1, 2], False),
+        ((20, 50), [20, 50], True),
+    ],
+)
+def test_a_curve_has_steps_or_places_and_never_both(steps, expected, by_step):
+    tokens = simulate_bank(num_prompts=6, length=20, ks=(8,))[0]
+    of_each = [tokens, tokens.assign(gain_forward=tokens["gain_forward"] + 1)]
+    checkpoints = [
+        CheckpointGain(label=f"c{step}", step=step, tokens=each)
+        for step, each in zip(steps, of_each, strict=True)
+    ]
+    found = analyse(checkpoints, AnalysisSettings(num_resamples=2))
+    curve = found.tables["gain_curve"].query("gain == 'gain_forward' and group == 'all tokens'")
+    assert (curve["step"].tolist(), found.by_step) == (expected, by_step)
+    assert curve["value"].diff().iloc[1] == pytest.approx(1)

@@ -186,6 +186,27 @@ def test_activations_equal_what_autograd_saves(name, dtype, student_dtype, padde
     assert activation_bytes(shape, settings) == pytest.approx(expected, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "student_dtype"),
+    [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")],
+)
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_the_cache_equals_what_sampling_holds(name, dtype, student_dtype):
+    """Autocast leaves the cache in the dtype of the weights."""
+    student = ModelShape.from_config(CONFIGS[name])
+    settings = PlanSettings(
+        batch=2, prompt_length=5, completion_length=4, dtype=dtype, student_dtype=student_dtype
+    )
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).to(getattr(torch, student_dtype))
+    autocast = torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != student_dtype)
+    with torch.no_grad(), autocast:
+        prompt = torch.ones(2, 8, dtype=torch.long)
+        cache = model(prompt, use_cache=True).past_key_values
+        model(prompt[:, :1], past_key_values=cache, use_cache=True)
+    held = sum(kept.nbytes for layer in cache.layers for kept in (layer.keys, layer.values))
+    assert step_memory(student, student, settings).parts["generation_cache"] == held
+
+
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
     settings = replace(
         SETTINGS, dtype="float32", student_dtype="float32", gradient_checkpointing=True
@@ -243,6 +264,13 @@ def test_memory_follows_the_settings():
     assert lora["reference_weights"] == 0 == base["reference_weights"]
     assert anchored["reference_weights"] == base["student_weights"]
     assert lora["optimizer_states"] == 2 * 4 * STUDENT.adapter_parameters(2)
+    half = replace(SETTINGS, lora_rank=2, student_dtype="bfloat16", num_ranks=2)
+    adapters = 4 * STUDENT.adapter_parameters(2)  # which PEFT keeps in float32
+    found = step_memory(STUDENT, STUDENT, half).parts
+    assert found["student_weights"] == 2 * STUDENT.num_parameters + adapters
+    assert found["gradients"] == found["gradient_buckets"] == adapters
+    assert found["optimizer_states"] == 2 * adapters
+    assert step_communication(STUDENT, STUDENT, half).moved["gradients"] == adapters
     assert base["key_value_prefix"] == 0 < window["key_value_prefix"]
     assert window["activations"] < base["activations"]
     assert base["optimizer_states"] == 2 * base["gradients"] == 8 * STUDENT.num_parameters

@@ -17,7 +17,14 @@ from taopd.errors import ConfigError, DataError
 from taopd.runs import lock
 from taopd.runs.checkpoints import SEAL
 from taopd.runs.folder import MARKER, RunFolder
-from taopd.runs.jsonl import append_jsonl, read_jsonl, write_json, write_jsonl
+from taopd.runs.jsonl import (
+    append_jsonl,
+    cut_lines,
+    read_jsonl,
+    rewind_jsonl,
+    write_json,
+    write_jsonl,
+)
 from taopd.runs.lock import hold
 from taopd.trainer.environment import environment
 from tests.conftest import make_checkpoint
@@ -208,6 +215,32 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
         write_json(path, {"new": 1})
     assert json.loads(path.read_text()) == {"old": 1}
     assert names(tmp_path) == {"x.json"}
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\n"])
+def test_a_log_is_cut_at_newlines_alone(tmp_path, character):
+    """Completions hold characters that `str.splitlines` takes for the end of a line."""
+    documents = [{"step": step, "text": f"a{character}b"} for step in range(4)]
+    for cut in (lambda path: rewind_jsonl(path, 2), lambda path: cut_lines(path, 2)):
+        path = tmp_path / "x.jsonl"
+        write_jsonl(path, documents)
+        cut(path)
+        append_jsonl(path, documents[2])
+        assert read_jsonl(path) == documents[:3]
+
+
+def test_a_line_torn_within_a_character_is_left_out_and_no_other(tmp_path):
+    path = tmp_path / "x.jsonl"
+    write_jsonl(path, [{"step": 1, "text": "\u00e9"}])
+    whole = path.read_bytes()
+    torn = whole[: whole.index("\u00e9".encode()) + 1]
+    path.write_bytes(whole + torn)
+    assert read_jsonl(path) == [{"step": 1, "text": "\u00e9"}]
+    rewind_jsonl(path, 2)
+    assert path.read_bytes() == whole
+    path.write_bytes(torn + b"\n" + whole)
+    with pytest.raises(DataError, match="is no text"):
+        read_jsonl(path)
 
 
 def test_jsonl_round_trip_and_torn_last_line(tmp_path):

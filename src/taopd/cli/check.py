@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
         from taopd.preflight.items import Subject, verdicts
         from taopd.preflight.verdict import Verdicts
         from taopd.report.console import plain_console
+        from taopd.runs.jsonl import plain
         from taopd.trainer import step_lines
         from taopd.trainer.from_settings import forget
         from taopd.trainer.settings_file import parse_settings
@@ -52,7 +53,8 @@ def run(argv: Sequence[str]) -> int:
     finally:
         forget(folder, existed)
     if options.json:
-        print(json.dumps(found.as_dict(), indent=2, allow_nan=True))
+        # As check.json holds it: JSON has no infinity.
+        print(json.dumps(plain(found.as_dict()), indent=2, allow_nan=False))
     else:
         show(found, plain_console())
     return int(any(verdict.level == "fail" for verdict in found))

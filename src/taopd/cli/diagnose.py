@@ -224,8 +224,11 @@ def _rollouts(
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A model's folder as seen from the bank; a hub id as it is."""
-    return os.path.relpath(name, folder) if Path(name).exists() else name
+    """A model's folder as seen from the bank, past symbolic links; a hub id as it is."""
+    if not Path(name).exists():
+        return name
+    # Beyond a link ".." is the folder above the one that it leads to.
+    return os.path.relpath(os.path.realpath(name), os.path.realpath(folder))
 
 
 def _source(bank: "FixedContextBank", role: str) -> str:

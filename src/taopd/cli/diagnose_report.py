@@ -1,5 +1,6 @@
 """`taopd diagnose report`: every analysis of a folder of gains, as tables, pictures and sentences."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
+from taopd.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,10 +48,14 @@ def run(argv: Sequence[str]) -> int:
     from taopd.diagnose.features import AnalysisSettings
     from taopd.diagnose.gain_analysis import analyse
     from taopd.diagnose.gain_files import read_gains
+    from taopd.runs.folder import cannot_write_to
     from taopd.runs.jsonl import write_json, write_text
 
     gains = read_gains(options.gains)
-    folder = options.output or options.gains.with_name(f"{options.gains.name}-report")
+    measured = Path(os.path.abspath(options.gains))  # "." has no name
+    folder = options.output or measured.with_name(f"{measured.name}-report")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; the output must be a folder")
     with CountedProgress() as advance:
         settings = AnalysisSettings(
             cluster=options.cluster,
@@ -58,11 +64,12 @@ def run(argv: Sequence[str]) -> int:
             reference=options.reference,
         )
         analysis = analyse(gains, settings, k=options.k, progress=advance)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in analysis.tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_json(folder / "verdicts.json", [asdict(verdict) for verdict in analysis.verdicts])
-    write_text(folder / "report.md", _markdown(analysis))
+    with cannot_write_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in analysis.tables.items():
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        write_json(folder / "verdicts.json", [asdict(verdict) for verdict in analysis.verdicts])
+        write_text(folder / "report.md", _markdown(analysis))
     pictures = _draw(analysis, gains[-1].tokens, folder)
     _print(analysis)
     print(f"report: {folder / 'report.md'} ({len(pictures)} pictures, tables as CSV beside it)")
@@ -81,7 +88,7 @@ def _draw(analysis: "Analysis", tokens: "pd.DataFrame", folder: Path) -> list[Pa
         *diagnostic.draw_coefficients(part("decomposition"), folder),
         *diagnostic.draw_matched(part("matched_top_n"), folder),
         *diagnostic.draw_q3_gap(part("robustness"), folder),
-        *diagnostic.draw_gain_curve(part("gain_curve"), folder),
+        *diagnostic.draw_gain_curve(part("gain_curve"), folder, by_step=analysis.by_step),
     ]
 
 

@@ -42,6 +42,8 @@ class Analysis:
     """decomposition, matched_top_n, q3_gap, q3_buckets, robustness, gain_curve; a `gain` column tells forms
     of the gain apart."""
     verdicts: list[Verdict]
+    by_step: bool
+    """`step` of the gain curve is the optimizer's; else the place in the order given."""
 
 
 def analyse(
@@ -71,14 +73,14 @@ def analyse(
     forms = dict.fromkeys(replace(settings, gain=g).gain_column for g in discover_gains(last))
     parts: dict[str, list[pd.DataFrame]] = {}
     judged: list[Verdict] = []
-    steps = [index if c.step is None else c.step for index, c in enumerate(checkpoints, start=1)]
+    places, by_step = places_of(checkpoints)
     done, total = itertools.count(1), (len(ANALYSES) + 2) * len(forms)
     # One gain after the other, so that the features of only one are in memory.
     for gain in forms:
         of_gain = replace(settings, gain=gain)
         tokens = [TokenTable(checkpoint.tokens) for checkpoint in checkpoints]
         analyses = {each.__name__: partial(each, tokens[-1], of_gain) for each in ANALYSES}
-        curve = list(zip(steps, tokens, strict=True))
+        curve = list(zip(places, tokens, strict=True))
         analyses["gain_curve"] = partial(gain_curve, curve, of_gain)
         for name, analysis in analyses.items():
             table = analysis()
@@ -88,4 +90,17 @@ def analyse(
         judged += verdicts(tokens[-1], of_gain, gains=[gain])
         progress("analyses", next(done), total)
     tables = {name: pd.concat(each, ignore_index=True) for name, each in parts.items()}
-    return Analysis(checkpoint=checkpoints[-1].label, k=k, tables=tables, verdicts=judged)
+    label = checkpoints[-1].label
+    return Analysis(checkpoint=label, k=k, tables=tables, verdicts=judged, by_step=by_step)
+
+
+def places_of(checkpoints: Sequence[CheckpointGain]) -> tuple[list[int], bool]:
+    """Where every checkpoint is on the curve, and whether these are optimizer steps.
+
+    The steps, where each has one of its own; else the order given (1, 2, ...) for all: a step and a place do
+    not go on one axis.
+    """
+    steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
+    if len(set(steps)) == len(checkpoints):
+        return steps, True
+    return list(range(1, len(checkpoints) + 1)), False

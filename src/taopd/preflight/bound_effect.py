@@ -4,7 +4,6 @@ Measured where a copy of the served teacher's weights is on this disk and small 
 micro-batch is scored exactly with the copy, and both are selected from by the settings.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from taopd.models.loading import load_model
 from taopd.models.scoring import score_positions
+from taopd.preflight.host_memory import host_bytes
 from taopd.preflight.measure import Measured
 from taopd.preflight.teacher_error import kept_tokens
 from taopd.preflight.verdict import Verdict, judge
@@ -32,7 +32,7 @@ def check_bound(subject: Any, measured: Measured) -> Verdict:
         text = "not measured: no copy of the teacher's weights is at teacher_model_name_or_path"
         return judge(ITEM, text, [])
     size = 4 * ModelShape.from_config(subject.configs[1]).num_parameters
-    if size > MOST_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if size > MOST_OF_MEMORY * host_bytes():
         return judge(
             ITEM, f"not measured: the copy of the teacher takes {size / 2**30:.0f} GiB", []
         )

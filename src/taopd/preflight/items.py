@@ -4,7 +4,6 @@ Everything is loaded when the first item asks for it. What cannot be loaded is a
 after it that need the same say so in a few words.
 """
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -28,6 +27,7 @@ from taopd.preflight import (
     tokenizer_checks,
 )
 from taopd.preflight.guarded import REFUSED, guarded
+from taopd.preflight.host_memory import host_bytes
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Subject
@@ -200,10 +200,10 @@ def _dtype(model: Any) -> str:
 
 
 def _machine_bytes(on_gpu: bool) -> int:
-    """What the device has, whoever uses it now."""
+    """What the device has for this process, whoever uses it now."""
     if on_gpu:
         return int(torch.cuda.mem_get_info()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_bytes()
 
 
 def _precision(subject: Subject) -> Verdict:

@@ -79,7 +79,7 @@ def read_jsonl(path: str | Path, shape: Any = ANY) -> list[Any]:
         DataError: the file is missing or no text, or a line other than the last is not JSON or has
             another shape.
     """
-    lines = read_text(Path(path)).removesuffix("\n").split("\n")
+    lines = read_text(Path(path), torn=True).removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -106,26 +106,34 @@ def rewind_jsonl(path: str | Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)
         except (ValueError, KeyError):
             break
-    write_text(path, (f"{line}\n" for line in kept))
+    write_text(path, (f"{line.decode()}\n" for line in kept))
 
 
 def cut_lines(path: str | Path, num_lines: int) -> None:
     """Keep the first lines of a log, for a run that goes on from there; without a file nothing is done."""
     path = Path(path)
     if path.exists():
-        write_text(path, path.read_text(encoding="utf-8").splitlines(keepends=True)[:num_lines])
+        write_text(path, (f"{line.decode()}\n" for line in _lines(path)[:num_lines]))
 
 
 def thin_jsonl(path: str | Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
     """Keep the lines of a log for which `is_kept` is true of the document; written whole."""
     with open(path, encoding="utf-8") as stream:
         write_text(path, (line for line in stream if is_kept(json.loads(line))))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a log, cut at newlines alone: text of a model's holds other separators (U+2028, U+0085).
+
+    As bytes, as a kill may tear the last one within a character.
+    """
+    return [line for line in path.read_bytes().split(b"\n") if line]
 
 
 def _line(obj: Any) -> str:

@@ -134,8 +134,11 @@ def read_document(path: Path, shape: Any = ANY) -> Any:
     return document
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, torn: bool = False) -> str:
     """The text of a UTF-8 file.
+
+    Args:
+        torn: the last line may end within a character, as a kill leaves it, and is then left out.
 
     Raises:
         DataError: it cannot be read, or is no text.
@@ -143,6 +146,9 @@ def read_text(path: Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
+        last = error.object.rfind(b"\n") + 1
+        if torn and error.start >= last:
+            return error.object[:last].decode("utf-8")
         raise DataError(f"{path} is no text: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(

@@ -22,7 +22,7 @@ from taopd.models.generation import (
 from taopd.models.prompts import context_length, encode_prompts
 from taopd.models.stop_tokens import sampler_stop_ids
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
-from taopd.runs.jsonl import read_jsonl
+from taopd.runs.validation import parse_json, read_text
 
 NUM_COMPLETIONS = 300
 """Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [METHOD section 4]"""
@@ -124,13 +124,16 @@ def read_completions(
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder; completions are a file of JSON lines")
-    rows = read_jsonl(path)[:num_completions]
+    # Not as a log of a run is read: a line that cannot be read is the user's, also the last one.
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    texts = [(number, line) for number, line in lines if line.strip()][:num_completions]
+    rows = [(number, parse_json(line, f"{path}, line {number}")) for number, line in texts]
     if not rows:
         raise DataError(f"{path} has no completions")
     prompt_ids: list[list[int]] = []
     completion_ids: list[list[int]] = []
     own: list[list[int]] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         if not isinstance(row, dict) or not row.get("prompt") or not row.get("completion"):
             raise DataError(
                 f"{path}, line {number}: expected an object with a prompt and a completion, neither "

@@ -233,9 +233,12 @@ def draw_q3_gap(table: pd.DataFrame, folder: Path) -> list[Path]:
     return save(figure, folder, "q3_gap")
 
 
-def draw_gain_curve(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_gain_curve(table: pd.DataFrame, folder: Path, *, by_step: bool = True) -> list[Path]:
     """`gain_curve`: mean gain over checkpoints by group of tokens, bands are intervals; `table` from
     `gain_curve`.
+
+    Args:
+        by_step: its `step` is the optimizer's; else the place of the checkpoint in the order given.
 
     Raises:
         DataError: if the table is empty.
@@ -263,7 +266,7 @@ def draw_gain_curve(table: pd.DataFrame, folder: Path) -> list[Path]:
         )
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set(
-        xlabel="optimizer step",
+        xlabel="optimizer step" if by_step else "checkpoint, in the order given",
         ylabel=f"mean {gain_words(table)}\n{UNITS[table['unit'].iloc[0]]}",
     )
     axes.set_title(

@@ -114,10 +114,19 @@ def activation_bytes(
     return tokens * (layers + norm + INT64) + rotation + casts
 
 
-def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int) -> float:
+def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int, dtype: str) -> float:
     """Keys and values of every layer for `num_rows` full rows."""
-    per_token = 2 * shape.key_size * shape.num_layers * BYTES[settings.dtype]
+    per_token = 2 * shape.key_size * shape.num_layers * BYTES[dtype]
     return float(num_rows * settings.length * per_token)
+
+
+def sampling_dtype(settings: PlanSettings) -> str:
+    """Dtype of the keys and values that transformers' cache holds while completions are sampled.
+
+    Autocast leaves rotated keys in that of the weights, and the cache holds values in that of its keys.
+    Sharded weights are gathered in the compute dtype, without autocast.
+    """
+    return settings.student_dtype if settings.shards == 1 else settings.dtype
 
 
 def _gathered(shape: ModelShape) -> float:
@@ -129,10 +138,12 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     stored = BYTES[settings.student_dtype]
     trained, shards = trained_parameters(student, settings), settings.shards
     adapters = 0 if settings.lora_rank is None else trained
+    # PEFT keeps adapters in float32, whatever the model below them is in.
+    each = stored if settings.lora_rank is None else FLOAT32
     # DDP copies gradients into buckets to send them while the backward goes on.
     buckets = settings.sharding == "ddp" and settings.num_ranks > 1
     compute, zero3 = BYTES[settings.dtype], settings.sharding == "zero3"
-    held = stored + (compute if zero3 and settings.autocast else 0)
+    second = compute if zero3 and settings.autocast else 0
     gathered = [student] if not zero3 or settings.teacher_elsewhere else [student, teacher]
     # FSDP2 leaves a model without gradient whole: it is not wrapped.
     frozen = shards if zero3 else 1
@@ -140,7 +151,8 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     of_copy = (compute if zero3 else stored) * student.num_parameters / frozen
     return {
         "process": float(PROCESS if settings.device == "cpu" else 0),
-        "student_weights": held * (student.num_parameters + adapters) / shards,
+        "student_weights": ((stored + second) * student.num_parameters + (each + second) * adapters)
+        / shards,
         "gathered_weights": compute * max(map(_gathered, gathered)) if shards > 1 else 0.0,
         "gathered_to_sample": float(compute * student.num_parameters)
         if zero3 and shards > 1
@@ -149,10 +161,10 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
         + settings.other_teacher_bytes / frozen,
         "teacher_layers": moving_bytes(teacher, settings),
         "reference_weights": of_copy if settings.holds_reference else 0.0,
-        "gradients": stored * trained / shards,
-        "gradient_buckets": float(stored * trained) if buckets else 0.0,
-        "optimizer_states": stored * settings.optimizer_states * trained / shards,
-        "update_norm_copy": stored * trained / shards if settings.update_norm else 0.0,
+        "gradients": each * trained / shards,
+        "gradient_buckets": float(each * trained) if buckets else 0.0,
+        "optimizer_states": each * settings.optimizer_states * trained / shards,
+        "update_norm_copy": each * trained / shards if settings.update_norm else 0.0,
         # The change of the largest matrix, which an adapter leaves frozen.
         "update_norm_change": float(stored * student.embedding_parameters / shards)
         if settings.update_norm and settings.lora_rank is None
@@ -219,7 +231,7 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
     prefix = 0.0
     if window is not None:
         states = held * settings.length * student.hidden_size * stream
-        prefix = cache_bytes(student, settings, held) + states
+        prefix = cache_bytes(student, settings, held, settings.dtype) + states
     training_hidden = settings.batch * settings.length * student.hidden_size * stream
     parts = (
         _weights(student, teacher, settings)
@@ -229,7 +241,9 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
             "activations": activation_bytes(student, settings, share=share),
             "training_hidden": training_hidden * (1.0 if share is None else share),
             "key_value_prefix": prefix,
-            "generation_cache": cache_bytes(student, settings, settings.num_rows),
+            "generation_cache": cache_bytes(
+                student, settings, settings.num_rows, sampling_dtype(settings)
+            ),
         }
     )
     return Memory(parts=parts, phases=_phases(parts, settings))
