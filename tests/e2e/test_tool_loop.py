@@ -6,6 +6,7 @@ Oracle: the texts that the student has learned, whose tokens are bytes, and a fo
 import json
 import math
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from taopd.report.rollouts import read_rollouts
 from taopd.trainer import from_settings
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings_file import parse_settings
+from taopd.trainer.tools import given_tools
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.contract.test_trl_behaviours import byte_tokenizer, make_model
 from tests.tool_functions import NAMELESS, TOOLS
@@ -198,6 +200,11 @@ def make_trainer(lab, tmp_path, **settings):
 def test_tools_that_cannot_be(lab, tmp_path, settings, words):
     with pytest.raises(ConfigError, match=words):
         make_trainer(lab, tmp_path, **settings)
+
+
+def test_one_function_is_a_list_of_one():
+    found = given_tools(SimpleNamespace(tools=None, stop_tokens="train"), TOOLS[0])
+    assert [tool.__name__ for tool in found] == [TOOLS[0].__name__]
 
 
 @pytest.mark.parametrize(

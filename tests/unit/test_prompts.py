@@ -300,3 +300,17 @@ def test_plain_text_is_named_where_both_models_chat(tokenizer):
     base = make_tokenizer()
     assert check_prompts(tokenizer, base, rows, options={}, stop_ids=[]).level == "pass"
     assert check_prompts(base, tokenizer, rows, options={}, stop_ids=[]).level == "pass"
+
+
+def test_a_prompt_of_which_the_tokenizer_keeps_nothing_is_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    # Without an unknown token and without bytes what is not in the vocabulary is dropped.
+    backend = Tokenizer(models.BPE({"<eos>": 0, "a": 1}, []))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>"
+    )
+    assert encode_prompts(tokenizer, ["a\u2603a"]) == [[1, 1]]
+    with pytest.raises(DataError, match="prompt of row 1 has no tokens"):
+        encode_prompts(tokenizer, ["a", "\u2603"])

@@ -19,7 +19,8 @@ from taopd import cli
 from taopd.errors import ConfigError, DataError, TaopdError
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import parse_study_file
-from taopd.models.loading import load_model, load_tokenizer, safe_options
+from taopd.models.load_options import safe_options
+from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.prompts import encode_prompts, load_prompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import append_jsonl

@@ -13,7 +13,7 @@ from trl import DistillationConfig
 from taopd.errors import ConfigError
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.number_checks import OTHERS, RANGES
-from taopd.trainer.settings_file import parse_settings
+from taopd.trainer.settings_file import TrainSettings, parse_settings
 
 TRLS = {each.name for each in dataclasses.fields(DistillationConfig)}
 HINTS = typing.get_type_hints(TeachabilityConfig)
@@ -230,3 +230,17 @@ def test_a_setting_of_one_of_several_teachers_and_a_server_are_named():
             config(teachers={"a": entry})
     with pytest.raises(ConfigError, match=r"teacher_server='vlm' is unknown.*'vllm'"):
         config(teacher_server="vlm")
+
+
+def test_a_path_or_an_address_stands_for_a_teacher_among_several():
+    made = config(teachers={"a": "x/y", "b": {"model": "x/z"}})
+    assert made.teachers == {"a": {"model": "x/y"}, "b": {"model": "x/z"}}
+    assert TrainSettings.of_python(made).reads()[2:] == ("x/y", "x/z")
+    # As flags have it, and what teaches behind a server.
+    made = config(teachers='{"a": "http://localhost:9"}', loss="sampled_reverse_kl")
+    assert made.teachers == {"a": {"url": "http://localhost:9"}}
+    for entry in (None, 3, ["x"]):
+        with pytest.raises(
+            ConfigError, match=f"teacher 'a' is a {type(entry).__name__}: give a model"
+        ):
+            config(teachers={"a": entry})

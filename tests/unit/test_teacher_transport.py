@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from taopd.errors import TeacherError, TeacherUnavailable
+from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
 from taopd.teachers import Transport, transport
 from tests.scripted_server import ScriptedServer, body, cut, drip, hang_up, slow, status
 
@@ -279,6 +279,27 @@ def test_the_key_of_the_environment_is_sent_and_written_nowhere(server, connect,
     with pytest.raises(TeacherError, match="status 401: Unauthorized") as caught:
         call(connect(server))
     assert seen == ["Bearer s3cret"] and "s3cret" not in str(caught.value)
+
+
+def test_the_line_break_of_a_key_is_dropped(server, connect, monkeypatch):
+    seen = []
+
+    def look(handler, answer):
+        seen.append(handler.headers["Authorization"])
+        handler.send_bytes(200, b'{"ok": 1}')
+
+    monkeypatch.setenv(transport.KEY, " s3cret\n")
+    server.always = look
+    call(connect(server))
+    assert seen == ["Bearer s3cret"]
+
+
+@pytest.mark.parametrize("key", ["s3cr\u00e9t", "s3\ncret", "s3\tcret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(key, monkeypatch):
+    monkeypatch.setenv(transport.KEY, key)
+    with pytest.raises(ConfigError, match=transport.KEY) as caught:
+        Transport("http://127.0.0.1:9")
+    assert "s3" not in str(caught.value)
 
 
 def test_closing_cancels_what_waits(server):

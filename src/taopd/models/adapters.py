@@ -29,14 +29,21 @@ def read_adapter_again(model: Any, folder: Path) -> None:
     """Set a freshly loaded model's adapter from its file by peft: transformers leaves out DoRA's magnitudes.
 
     Raises:
-        DataError: the file has weights that the model has no place for.
+        DataError: the file has weights that the model has no place for, or none for one of its places.
     """
     weights = {
         name.removeprefix(_PREFIX): weight for name, weight in load_file(folder / WEIGHTS).items()
     }
     (name,) = model.active_adapters()
-    if unexpected := set_peft_model_state_dict(model, weights, adapter_name=name).unexpected_keys:
-        raise DataError(f"the adapter {folder} does not fit its base: no place for {unexpected[0]}")
+    found = set_peft_model_state_dict(model, weights, adapter_name=name)
+    if found.unexpected_keys:
+        raise DataError(
+            f"the adapter {folder} does not fit its base: no place for {found.unexpected_keys[0]}"
+        )
+    # A base with more layers than the one that it was trained on.
+    factors = [key for key in found.missing_keys if f"_A.{name}" in key or f"_B.{name}" in key]
+    if factors:
+        raise DataError(f"the adapter {folder} does not fit its base: it has no {factors[0]}")
 
 
 def as_peft_model(model: Any) -> PeftModel:

@@ -9,7 +9,6 @@ Remote code is never run, and weights are read from safetensors and GGUF only: n
 
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from transformers import (
 from taopd.errors import DataError
 from taopd.models import gguf
 from taopd.models.damage import damage
+from taopd.models.load_options import safe_options
 from taopd.runs.folder import MODEL_FOLDER
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
@@ -49,7 +49,6 @@ UNREADABLE = (
     AttributeError,
     safetensors.SafetensorError,
 )
-_SAFE = {"trust_remote_code": False, "use_safetensors": True}
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -187,29 +186,6 @@ def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
 def has_adapter(model: Any) -> bool:
     """Whether peft or transformers has put an adapter into a model."""
     return bool(getattr(model, "peft_config", None))
-
-
-def safe_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` that run no code and read no pickle.
-
-    Raises:
-        DataError: an option that asks for either.
-    """
-    options = dict(options or {})
-    # Refused, not overwritten: who asked for it must know that it did not happen.
-    for name, safe in _SAFE.items():
-        if options.setdefault(name, safe) != safe:
-            raise DataError(
-                f"{name}={options[name]!r}: taopd runs no code of a model repository and reads weights "
-                "from safetensors only"
-            )
-    attention = str(options.get("attn_implementation") or "")
-    if "/" in attention or options.get("use_kernels"):
-        raise DataError(
-            f"attn_implementation={attention!r}: kernels from a hub are code, and are never run; use "
-            "eager, sdpa or flash_attention_2"
-        )
-    return options
 
 
 def looks_local(name: str) -> bool:

@@ -13,6 +13,8 @@ from taopd.models.teacher_prompts import TeacherPrompts
 
 # Tokens that a chat template may add beyond those of the first prompt.
 _TEMPLATE_MARGIN = 64
+_COUNTED = {"role", "content"}
+"""Of a message: what the bound of its tokens knows."""
 
 
 def check_prompt_lengths(
@@ -97,9 +99,10 @@ def _room(context: int | None, max_completion_length: int) -> int | None:
 
 
 def _num_bytes(prompt: Prompt) -> float:
-    """At least as many as tokens; unknown where a template writes JSON."""
+    """At least as many as tokens; unknown where a template may write more than the texts."""
     if isinstance(prompt.content, str):
         return len(prompt.content.encode())
-    if prompt.tools or prompt.options or any("tool_calls" in m for m in prompt.content):
+    # As tool calls, or a thought beside the answer.
+    if prompt.tools or prompt.options or any(m.keys() - _COUNTED for m in prompt.content):
         return float("inf")
     return sum(len(m["content"].encode()) + _TEMPLATE_MARGIN for m in prompt.content)

@@ -10,6 +10,7 @@ Not here: images, audio and video, which are refused by name. Null columns of th
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ _ROLES = {
     "function_response": "tool",
 }
 """Of ShareGPT and its relatives; any other name stays as it is."""
+_LONE = re.compile("[\ud800-\udfff]")
 _KNOWN = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -178,6 +180,14 @@ def render(
 
 def _check(content: str | Messages, what: str, fault: str = _READS) -> None:
     """Something to answer, and no answer yet."""
+    texts = [content] if isinstance(content, str) else [m["content"] for m in content]
+    for text in texts:
+        # JSON can write half of a surrogate pair, and no tokenizer takes it.
+        if not text.isascii() and (lone := _LONE.search(text)):
+            raise DataError(
+                f"{what} holds half of a surrogate pair, {lone[0]!a}, which is no text: drop the row, or "
+                "write it again as UTF-8"
+            )
     if isinstance(content, str):
         empty = not content.strip()
     else:

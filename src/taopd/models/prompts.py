@@ -136,8 +136,8 @@ def encode_prompts(
         chat_template_kwargs, tools, template: see `prompt_rows.render`.
 
     Raises:
-        DataError: an empty prompt, or one that is neither text nor messages; or messages without a
-            chat template.
+        DataError: an empty prompt, one of which the tokenizer keeps nothing, or one that is neither text nor
+            messages; or messages without a chat template.
     """
     read = [
         prompt if isinstance(prompt, Prompt) else read_prompt(prompt, f"row {row}")
@@ -155,6 +155,12 @@ def encode_prompts(
             chosen = [texts[row] for row in rows]
             encoded = tokenizer(text=chosen, add_special_tokens=plain)["input_ids"]
             for row, found in zip(rows, encoded, strict=True):
+                # Nothing stands before the completion: its first token would follow padding.
+                if not found:
+                    raise DataError(
+                        f"the prompt of row {row} has no tokens: the tokenizer drops every character of "
+                        f"{texts[row][:40]!r}. Drop the row"
+                    )
                 ids[row] = found
     return ids
 

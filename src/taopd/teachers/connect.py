@@ -45,7 +45,8 @@ def connect(
     Raises:
         TeacherUnavailable: nobody answers. TeacherError: the server is none of these, refuses, or serves
             another model.
-        ConfigError: an unknown kind, what is not a URL, or one with a password.
+        ConfigError: an unknown kind, what is not a URL, one with a password, or a key that no header
+            can hold.
     """
     require_known("teacher_server", kind, (*KINDS, "auto"))
     check_address(url)

@@ -16,6 +16,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.kernels import topk_score
 from taopd.models.batch import Positions, Rollouts
 from taopd.models.forward import backbone_forward, states_at
+from taopd.models.load_options import current_names
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.models.output_head import merge_head_adapter
 from taopd.models.own_forward import compare_with_own_forward, require_agreement
@@ -128,7 +129,7 @@ def load_teacher(
         refuse_loading_options(teacher, init_kwargs, quantization)
         teacher_tokenizer = _tokenizer_of(teacher, student, tokenizer)
     else:
-        kwargs = {"dtype": "float32", "revision": revision or "main"} | (init_kwargs or {})
+        kwargs = {"dtype": "float32", "revision": revision or "main"} | current_names(init_kwargs)
         teacher_tokenizer = load_tokenizer(teacher, revision=kwargs["revision"])
         if quantization is not None:
             kwargs["quantization_config"] = quantization_config(quantization, kwargs["dtype"])

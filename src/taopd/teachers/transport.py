@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import httpx2 as httpx
 
-from taopd.errors import TeacherError, TeacherUnavailable
+from taopd.errors import ConfigError, TeacherError, TeacherUnavailable
 from taopd.teachers.answer_headers import seconds_of, unpacker
 
 MOST_BYTES = 1 << 30
@@ -75,7 +75,7 @@ class Transport:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         # Nothing but this server is asked, whatever proxies the environment names.
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        key = os.environ.get(KEY)
+        key = _key()
         self._client = httpx.AsyncClient(
             timeout=None,
             limits=limits,
@@ -255,6 +255,21 @@ def wait_after(attempt: int, asked_s: float, left_s: float) -> float:
     """
     own = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
     return min(max(own, asked_s), max(0.01, left_s))
+
+
+def _key() -> str:
+    """The server's key; "" where none is set.
+
+    Raises:
+        ConfigError: no header can hold it. It is not repeated, as the client's own message would.
+    """
+    # A file of one line ends with a line break.
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{KEY} holds a letter beyond ASCII or a control character: no key has one"
+        )
+    return key
 
 
 def server_of(url: str) -> str:

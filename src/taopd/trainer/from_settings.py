@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, TaopdError
+from taopd.models.load_options import current_names
 
 if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings
@@ -169,4 +170,4 @@ def make_trainer(
 
 
 def _keywords(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, dict) else {}
+    return current_names(value) if isinstance(value, dict) else {}

@@ -11,13 +11,13 @@ from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
 from taopd.models.gguf import gguf_file
+from taopd.models.load_options import safe_options
 from taopd.models.loading import (
     check_model_folder,
     has_adapter,
     load_model,
     load_tokenizer,
     looks_local,
-    safe_options,
 )
 
 # peft is imported where there is an adapter: it loads a network library.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.distributed.sharding import is_sharded
 from taopd.errors import ConfigError
+from taopd.models.load_options import current_names
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
 from taopd.runs.paths import one_place
@@ -37,7 +38,7 @@ def weights_of(args: TeachabilityConfig, shared: Mapping[str, Any] | None = None
     options = {"dtype": "float32", "revision": args.teacher_model_revision or "main"}
     own = args.teacher_model_init_kwargs
     options |= {key: value for key, value in (shared or {}).items() if value is not None}
-    options |= dict(own) if isinstance(own, dict) else {}
+    options |= current_names(own) if isinstance(own, dict) else {}
     options["dtype"] = str(options["dtype"]).removeprefix("torch.")
     text = json.dumps(options, sort_keys=True, default=repr)
     return one_place(name), text, args.teacher_quantization, args.teacher_offload

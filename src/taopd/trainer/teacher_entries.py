@@ -81,9 +81,13 @@ def read_teachers(config: "TeachabilityConfig") -> None:
     """Read the mappings from their JSON text if they come as flags.
 
     Raises:
-        ConfigError: no mapping, or settings of a single teacher beside them.
+        ConfigError: no mapping, nothing that can teach, or settings of a single teacher beside them.
     """
-    config.teachers = _mapping("teachers", config.teachers)
+    teachers = _mapping("teachers", config.teachers)
+    if teachers is not None:
+        # A path or URL alone says who teaches, here as in Python.
+        teachers = {name: entry_of(name, entry, None)[1] for name, entry in teachers.items()}
+    config.teachers = teachers
     config.teacher_weights = _mapping("teacher_weights", config.teacher_weights)
     given = [name for name in ALONE if getattr(config, name) is not None]
     if config.teachers is not None and given:

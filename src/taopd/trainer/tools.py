@@ -22,8 +22,11 @@ _ENDS = (
 )
 
 
-def given_tools(args: "TeachabilityConfig", tools: Sequence[Callable[..., Any]] | None) -> Any:
+def given_tools(args: "TeachabilityConfig", tools: Any) -> Any:
     """The trainer's tools: those of the caller, or of the setting `tools`; None without any.
+
+    Args:
+        tools: functions, or one; None: none.
 
     Raises:
         ConfigError: both are given, stop ids are merged, two have one name, or see
@@ -31,6 +34,7 @@ def given_tools(args: "TeachabilityConfig", tools: Sequence[Callable[..., Any]] 
     """
     if tools and args.tools:
         raise ConfigError("tools and the setting tools: keep one of them")
+    tools = [tools] if callable(tools) else tools
     tools = load_tools(args.tools) if args.tools else tools
     if tools and args.stop_tokens == "merge":
         raise ConfigError(f"stop_tokens='merge' with tools: {_ENDS}")

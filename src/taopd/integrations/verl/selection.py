@@ -13,10 +13,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import ConfigError, DataError, check_budget, require, require_known, suggest
 from taopd.integrations.verl.token_signals import COLUMNS, PREFIX, SIGNAL_COLUMNS
 from taopd.losses import reduction_weights
-from taopd.selectors import Selection, resolve_selector, select
+from taopd.selectors import NORMALIZATIONS, Selection, resolve_selector, select
+from taopd.selectors.settings import Rules, check_ranges
 from taopd.signals import COMPATIBILITIES, SignalTable, TokenSignals, signal_table
 from taopd.trainer.metrics import selection_metrics
 
@@ -60,6 +61,19 @@ class VerlSettings:
             if key not in known:
                 raise ConfigError(f"trainer.v1.taopd_sync.{key} is unknown.{suggest(key, known)}")
         settings = VerlSettings(**values)
+        # All that `select` would refuse at the first step or, with the reference's rules, take for something
+        # else: there a budget above 1 is all tokens.
+        check_budget(settings.budget)
+        check_ranges(Rules(min_keep=settings.min_keep))
+        require_known("normalization", settings.normalization, NORMALIZATIONS)
+        for name in ("score_top_k", "seed"):
+            value = getattr(settings, name)
+            require(
+                isinstance(value, int) and not isinstance(value, bool),
+                name,
+                value,
+                "a whole number",
+            )
         if settings.signals not in ("topk_lists", "exact"):
             raise ConfigError(f"signals={settings.signals!r}: must be 'topk_lists' or 'exact'")
         # verl has no initial student whose reach could be asked.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, check_budget, require
+from taopd.models.load_options import current_names
 from taopd.trainer.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def settings_of(
 
 
 def _dtype(init_kwargs: Any, default: str | None, name: str | None) -> str:
-    chosen = (init_kwargs or {}).get("dtype", default)
+    chosen = current_names(init_kwargs).get("dtype", default)
     if chosen == "auto" and os.path.isdir(str(name)):
         from transformers import AutoConfig
 
