@@ -130,6 +130,8 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         if Path(name).is_dir():
             _check_weights(Path(name))
             _check_generation_config(Path(name))
+        if _is_adapter_alone(Path(name)):
+            return _with_adapter(Path(name), kwargs)
     # Loaded whatever the shapes are, as transformers' own message names none of them.
     fits = "ignore_mismatched_sizes" in options
     try:
@@ -162,6 +164,31 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         from taopd.models.adapters import read_adapter_again
 
         read_adapter_again(model, Path(name))
+    return model
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    held = [(folder / name).is_file() for name in ("adapter_config.json", "config.json")]
+    return held == [True, False]
+
+
+def _with_adapter(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    """The base of an adapter, checked as every model is, with the adapter in it and frozen.
+
+    Loaded together, transformers reports on the adapter alone: what the base lacks would be random numbers.
+    """
+    config = read_document(folder / "adapter_config.json", {"base_model_name_or_path": TEXT})
+    try:
+        model = load_model(config["base_model_name_or_path"], **options)
+    except DataError as error:
+        raise DataError(f"the base of the adapter {folder}: {error}") from error
+    try:
+        model.load_adapter(str(folder), use_safetensors=True)
+    except Exception as error:  # as above
+        raise DataError(f"cannot load the adapter {folder}: {_why(str(folder), error)}") from error
+    from taopd.models.adapters import read_adapter_again
+
+    read_adapter_again(model, folder)
     return model
 
 
