@@ -31,15 +31,16 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.report import terminal
-    from taopd.report.folders import read_folders
+    from taopd.report.folders import read_folders, read_lines
     from taopd.report.rollouts import read_rollouts
 
     if options.signal not in SHADES_OF_RUNS:
         raise ConfigError(
             f"--signal {options.signal} is unknown.{suggest(options.signal, SHADES_OF_RUNS)}"
         )
+    runs = read_folders([options.run]).runs
     rollouts = read_rollouts(
-        read_folders([options.run]).runs,
+        runs,
         limit=terminal.MAX_ROLLOUTS,
         match=options.match,
         max_tokens=sys.maxsize,
@@ -49,9 +50,7 @@ def run(argv: Sequence[str]) -> int:
             f"{options.run} logged no rollouts: it is no folder of `taopd train`, log_rollouts was 0, or "
             "it has not begun"
         )
-    logged = sum(
-        1 for line in (options.run / "rollouts.jsonl").open(encoding="utf-8") if line.strip()
-    )
+    logged = sum(len(read_lines(one.path / "rollouts.jsonl")) for one in runs)
     if logged > terminal.MAX_ROLLOUTS:
         print(
             f"{len(rollouts):,} of the {logged:,} logged rollouts are looked at, evenly over the run; "

@@ -146,9 +146,9 @@ def read_text(path: Path, *, torn: bool = False) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        last = error.object.rfind(b"\n") + 1
-        if torn and error.start >= last:
-            return error.object[:last].decode("utf-8")
+        # Other bytes that are no text are no trace of a kill.
+        if torn and error.reason == "unexpected end of data":
+            return error.object[: error.object.rfind(b"\n") + 1].decode("utf-8")
         raise DataError(f"{path} is no text: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(
