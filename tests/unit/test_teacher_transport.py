@@ -267,29 +267,29 @@ def test_an_unreachable_server_is_named():
     line.close()
 
 
-def test_the_key_of_the_environment_is_sent_and_written_nowhere(server, connect, monkeypatch):
+def authorizations(server, code, document):
+    """The header of every request from now on, which gets this answer."""
     seen = []
 
     def look(handler, answer):
         seen.append(handler.headers["Authorization"])
-        handler.send_bytes(401, b'{"error": "Unauthorized"}')
+        handler.send_bytes(code, document)
 
-    monkeypatch.setenv(transport.KEY, "s3cret")
     server.always = look
+    return seen
+
+
+def test_the_key_of_the_environment_is_sent_and_written_nowhere(server, connect, monkeypatch):
+    monkeypatch.setenv(transport.KEY, "s3cret")
+    seen = authorizations(server, 401, b'{"error": "Unauthorized"}')
     with pytest.raises(TeacherError, match="status 401: Unauthorized") as caught:
         call(connect(server))
     assert seen == ["Bearer s3cret"] and "s3cret" not in str(caught.value)
 
 
 def test_the_line_break_of_a_key_is_dropped(server, connect, monkeypatch):
-    seen = []
-
-    def look(handler, answer):
-        seen.append(handler.headers["Authorization"])
-        handler.send_bytes(200, b'{"ok": 1}')
-
     monkeypatch.setenv(transport.KEY, " s3cret\n")
-    server.always = look
+    seen = authorizations(server, 200, b'{"ok": 1}')
     call(connect(server))
     assert seen == ["Bearer s3cret"]
 

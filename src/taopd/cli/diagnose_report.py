@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
-from taopd.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,14 +47,13 @@ def run(argv: Sequence[str]) -> int:
     from taopd.diagnose.features import AnalysisSettings
     from taopd.diagnose.gain_analysis import analyse
     from taopd.diagnose.gain_files import read_gains
-    from taopd.runs.folder import cannot_write_to
+    from taopd.runs.folder import cannot_write_to, refuse_file
     from taopd.runs.jsonl import write_json, write_text
 
     gains = read_gains(options.gains)
     measured = Path(os.path.abspath(options.gains))  # "." has no name
     folder = options.output or measured.with_name(f"{measured.name}-report")
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; the output must be a folder")
+    refuse_file(folder, folder)
     with CountedProgress() as advance:
         settings = AnalysisSettings(
             cluster=options.cluster,

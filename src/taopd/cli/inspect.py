@@ -31,29 +31,26 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from taopd.report import terminal
-    from taopd.report.folders import read_folders, read_lines
-    from taopd.report.rollouts import read_rollouts
+    from taopd.report.folders import read_folders
+    from taopd.report.rollouts import logged, shown
 
     if options.signal not in SHADES_OF_RUNS:
         raise ConfigError(
             f"--signal {options.signal} is unknown.{suggest(options.signal, SHADES_OF_RUNS)}"
         )
-    runs = read_folders([options.run]).runs
-    rollouts = read_rollouts(
-        runs,
-        limit=terminal.MAX_ROLLOUTS,
-        match=options.match,
-        max_tokens=sys.maxsize,
+    found = logged(read_folders([options.run]).runs)
+    rollouts = shown(
+        found, limit=terminal.MAX_ROLLOUTS, match=options.match, max_tokens=sys.maxsize
     )
     if not rollouts:
         raise DataError(
             f"{options.run} logged no rollouts: it is no folder of `taopd train`, log_rollouts was 0, or "
             "it has not begun"
         )
-    logged = sum(len(read_lines(one.path / "rollouts.jsonl")) for one in runs)
-    if logged > terminal.MAX_ROLLOUTS:
+    total = sum(len(lines) for _, lines in found)
+    if total > terminal.MAX_ROLLOUTS:
         print(
-            f"{len(rollouts):,} of the {logged:,} logged rollouts are looked at, evenly over the run; "
+            f"{len(rollouts):,} of the {total:,} logged rollouts are looked at, evenly over the run; "
             "--rollout counts these",
             file=sys.stderr,
         )

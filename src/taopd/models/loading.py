@@ -68,9 +68,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     # os.path: a name may be too long for any file.
     if os.path.isfile(adapter) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         # A folder of an adapter alone has its base's tokenizer.
-        name = str(
-            read_document(adapter, {"base_model_name_or_path": TEXT})["base_model_name_or_path"]
-        )
+        name = _base_of(Path(name))
     if file is None:
         check_model_folder(name, "tokenizer", _TOKENIZERS)
     else:
@@ -130,7 +128,8 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         if Path(name).is_dir():
             _check_weights(Path(name))
             _check_generation_config(Path(name))
-        if _is_adapter_alone(Path(name)):
+        adapter, whole = (Path(name) / file for file in ("adapter_config.json", "config.json"))
+        if adapter.is_file() and not whole.is_file():
             return _with_adapter(Path(name), kwargs)
     # Loaded whatever the shapes are, as transformers' own message names none of them.
     fits = "ignore_mismatched_sizes" in options
@@ -167,9 +166,10 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def _is_adapter_alone(folder: Path) -> bool:
-    held = [(folder / name).is_file() for name in ("adapter_config.json", "config.json")]
-    return held == [True, False]
+def _base_of(adapter: Path) -> str:
+    """Name or path of the model below the adapter in a folder."""
+    document = read_document(adapter / "adapter_config.json", {"base_model_name_or_path": TEXT})
+    return str(document["base_model_name_or_path"])
 
 
 def _with_adapter(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
@@ -177,9 +177,9 @@ def _with_adapter(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
 
     Loaded together, transformers reports on the adapter alone: what the base lacks would be random numbers.
     """
-    config = read_document(folder / "adapter_config.json", {"base_model_name_or_path": TEXT})
+    base = _base_of(folder)
     try:
-        model = load_model(config["base_model_name_or_path"], **options)
+        model = load_model(base, **options)
     except DataError as error:
         raise DataError(f"the base of the adapter {folder}: {error}") from error
     try:

@@ -48,7 +48,18 @@ def read_rollouts(
     Args:
         match: how completions are graded where the run does not say; see `experiments.evaluation.grading`.
     """
-    found = [(run, lines) for run in runs if (lines := _lines(run))]
+    return shown(logged(runs), limit=limit, match=match, max_tokens=max_tokens)
+
+
+def logged(runs: Iterable[Run]) -> list[tuple[Run, list[dict[str, Any]]]]:
+    """The lines of `rollouts.jsonl` of every run that has some."""
+    return [(run, lines) for run in runs if (lines := _lines(run))]
+
+
+def shown(
+    found: list[tuple[Run, list[dict[str, Any]]]], *, limit: int, match: str | None, max_tokens: int
+) -> list[Rollout]:
+    """`read_rollouts` of lines that were read."""
     rollouts: list[Rollout] = []
     for index, (run, lines) in enumerate(found):
         left = len(found) - index

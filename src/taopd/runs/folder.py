@@ -110,13 +110,11 @@ class RunFolder:
             )
         folder = expanded(path).absolute()
         try:
-            a_file = folder.exists() and not folder.is_dir()
             evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
             ours = (folder / MARKER).exists()
         except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
             raise DataError(f"cannot use {shown(str(path))}: {error}") from error
-        if a_file:
-            raise DataError(f"{path} is a file; the output must be a folder")
+        refuse_file(folder, path)
         if evidence and not ours:
             raise DataError(
                 f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's "
@@ -174,6 +172,19 @@ class RunFolder:
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found
+
+
+def refuse_file(folder: Path, called: object) -> None:
+    """Refuse an output folder that is a file.
+
+    Args:
+        called: as the user wrote it.
+
+    Raises:
+        DataError: it is one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{called} is a file; the output must be a folder")
 
 
 @contextmanager

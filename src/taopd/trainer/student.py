@@ -86,13 +86,8 @@ class StudentForward:
             args.gradient_window is None and one_use and args.gradient_accumulation_steps == 1
         )
         """The scoring pass is the training forward."""
-        several = accelerator.num_processes > 1
-        noisy = bool(args.neftune_noise_alpha)
-        if self._keeps_graph and (several or noisy or _drops_units(student)):
-            # A DDP or FSDP wrapper expects the backward of the forward that it ran last. What is drawn anew
-            # in each forward belongs to the training forward alone: selection reads the student as it is.
-            reason = "several processes train it" if several else "it has dropout"
-            reason = "neftune_noise_alpha adds noise" if noisy and not several else reason
+        reason = _why_two_forwards(student, accelerator.num_processes, args)
+        if self._keeps_graph and reason:
             logger.info("the student is scored and trained in two forwards, since %s", reason)
             self._keeps_graph = False
 
@@ -265,6 +260,18 @@ def _padded(hidden: Float[Tensor, "m D"], active: Bool[Tensor, "b n"]) -> Float[
     # Zeros elsewhere: the loss reads active positions only, and needs the shape.
     padded = hidden.new_zeros(*active.shape, hidden.shape[-1])
     return padded.index_put(active.nonzero(as_tuple=True), hidden)
+
+
+def _why_two_forwards(student: Any, num_processes: int, args: TeachabilityConfig) -> str:
+    """Why the scoring pass cannot be the training forward, in words; empty: it can."""
+    # A DDP or FSDP wrapper expects the backward of the forward that it ran last.
+    if num_processes > 1:
+        return "several processes train it"
+    # What is drawn anew in each forward belongs to the training forward alone: selection reads the student
+    # as it is.
+    if args.neftune_noise_alpha:
+        return "neftune_noise_alpha adds noise"
+    return "it has dropout" if _drops_units(student) else ""
 
 
 def _drops_units(student: Any) -> bool:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taopd.errors import DataError
+from taopd.runs.folder import refuse_file
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded
 from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
@@ -110,8 +111,7 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
         DataError: it is a file, or holds anything else, or holds such a folder and not `overwrite`.
     """
     path = expanded(folder).absolute()
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{folder} is a file; the output must be a folder")
+    refuse_file(path, folder)
     if not path.exists() or not any(path.iterdir()):
         return path
     what = kind.rpartition("-")[0].removeprefix("taopd-")

@@ -37,9 +37,8 @@ def read_question(folder: Path) -> tuple[Question, Controls | None]:
     if not path.is_file():
         return Question(), None
     config = read_document(path)
-    if (
-        isinstance(config, dict) and config.get("command") == "demo"
-    ):  # Arms, and no question of its own.
+    # A demo has arms, and no question of its own.
+    if isinstance(config, dict) and config.get("command") == "demo":
         return Question(), None
     try:
         fit(config, QUESTION, "it")

@@ -86,9 +86,8 @@ def tail_parameters(student: ModelShape) -> int:
 
 
 def _gradients(student: ModelShape, settings: PlanSettings) -> float:
-    # FSDP2 reduces in its compute dtype, DDP in that of the weights; adapters are in float32.
-    own = settings.student_dtype if settings.lora_rank is None else "float32"
-    dtype = own if settings.sharding == "ddp" else settings.dtype
+    # FSDP2 reduces in its compute dtype, DDP in that of what trains.
+    dtype = settings.trained_dtype if settings.sharding == "ddp" else settings.dtype
     backwards = settings.micro_batches if settings.sharding == "zero3" else 1
     return float(BYTES[dtype] * trained_parameters(student, settings) * backwards)
 

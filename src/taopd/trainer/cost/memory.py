@@ -138,8 +138,7 @@ def _weights(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -
     stored = BYTES[settings.student_dtype]
     trained, shards = trained_parameters(student, settings), settings.shards
     adapters = 0 if settings.lora_rank is None else trained
-    # PEFT keeps adapters in float32, whatever the model below them is in.
-    each = stored if settings.lora_rank is None else FLOAT32
+    each = BYTES[settings.trained_dtype]
     # DDP copies gradients into buckets to send them while the backward goes on.
     buckets = settings.sharding == "ddp" and settings.num_ranks > 1
     compute, zero3 = BYTES[settings.dtype], settings.sharding == "zero3"

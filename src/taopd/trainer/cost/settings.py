@@ -176,6 +176,12 @@ class PlanSettings:
         return needed and self.own_teacher != "self" and self.lora_rank is None
 
     @property
+    def trained_dtype(self) -> str:
+        """Of the weights that train, their gradients and the optimizer's states."""
+        # PEFT keeps adapters in float32, whatever the model below them is in.
+        return self.student_dtype if self.lora_rank is None else "float32"
+
+    @property
     def autocast(self) -> bool:
         return self.dtype != self.student_dtype
 
