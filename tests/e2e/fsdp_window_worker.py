@@ -15,8 +15,11 @@ from trl.trainer.distillation_trainer import _ForwardRedirection
 
 from taopd.models.gradient_window import sparse_states
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from sparse_cases import make_family, padded_batch
+
+from scripts.reliability.forked import leave
 
 IDS, MASK, WANTED = padded_batch()
 
@@ -49,4 +52,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         print(worst)
     dist.barrier()  # A process that leaves first can take the connection from under the other.
-    dist.destroy_process_group()
+    leave()

@@ -3,10 +3,15 @@
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from scripts.reliability.forked import on_cpus
+from scripts.reliability.forked import leave, on_cpus
 from taopd.cli import main
 
 if __name__ == "__main__":
     on_cpus()
-    sys.exit(main(sys.argv[1:]))
+    if code := main(sys.argv[1:]):
+        sys.exit(code)
+    assert not torch.distributed.is_initialized(), "the processes are still connected"
+    leave()

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from scripts.reliability.forked import leave
 from taopd.errors import NumericsError
 from taopd.models.prompts import load_prompts
 from taopd.trainer.config import TeachabilityConfig
@@ -88,3 +90,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

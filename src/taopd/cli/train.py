@@ -176,7 +176,11 @@ def _run_or_say_where(
     from taopd.trainer.checkpoint import resume as train_resume
 
     try:
-        return _run(trainer, folder, checkpoint)
+        code = _run(trainer, folder, checkpoint)
+        # Together: a process that leaves first can take the connection from under another.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+        return code
     except KeyboardInterrupt as error:
         newest = folder.newest_checkpoint()
         where = (
