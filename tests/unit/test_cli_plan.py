@@ -95,6 +95,21 @@ def test_the_table_has_every_part(capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
 
 
+LORA = ("--config", str(RECIPES / "qwen3-14b-to-4b.yaml"), "--use_peft", "true")
+
+
+def test_an_adapter_is_counted_where_it_lies(capsys):
+    states = [
+        as_json(capsys, *LORA, *more)["peak_mib"]
+        for more in (
+            [],
+            ["--lora_target_modules", "q_proj", "v_proj"],
+            ["--lora_target_modules", "all-linear"],
+        )
+    ]
+    assert states[0] == states[1] < states[2]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -108,6 +123,10 @@ def test_the_table_has_every_part(capsys, monkeypatch):
         (
             ("--config", str(RECIPES / "qwen3-14b-to-4b.yaml"), "--optim", "adafactor"),
             "optim='adafactor'",
+        ),
+        (
+            (*LORA, "--lora_modules_to_save", "lm_head"),
+            "does not know the memory of lora_modules_to_save",
         ),
     ],
 )

@@ -94,15 +94,21 @@ def test_every_public_shape_is_checked():
     assert set(SHAPES) == set(PUBLISHED)
 
 
-def test_adapters_equal_peft_on_all_linear_layers():
+@pytest.mark.parametrize(
+    "targets",
+    [None, "all-linear", ["o_proj"], ["mlp.up_proj", "k_proj"], r".*layers\.\d+\.mlp\..*_proj"],
+    ids=str,
+)
+def test_adapters_equal_those_of_peft(targets):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
-        AutoModelForCausalLM.from_config(CONFIGS["qwen3"]),
-        LoraConfig(r=3, target_modules="all-linear"),
+        AutoModelForCausalLM.from_config(CONFIGS["qwen3"]), LoraConfig(r=3, target_modules=targets)
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert STUDENT.adapter_parameters(3) == trained
+    assert STUDENT.adapter_parameters(3, targets) == trained
+    settings = replace(SETTINGS, lora_rank=3, lora_targets=targets)
+    assert step_memory(STUDENT, STUDENT, settings).parts["optimizer_states"] == 2 * 4 * trained
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-tied-bias", "qwen2", "llama", "mistral"])

@@ -90,7 +90,7 @@ def _parser() -> Parser:
         ("completion-length", "tokens (512)"),
         ("window", "gradient window"),
         ("top-k", "tokens of a list (16)"),
-        ("lora-rank", "of an adapter"),
+        ("lora-rank", "of an adapter (on q_proj, v_proj)"),
         ("num-ranks", "processes (1)"),
     ):
         add(f"--{name} N", words, type=int)

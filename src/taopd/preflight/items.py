@@ -190,8 +190,12 @@ def _plan_settings(subject: Subject) -> PlanSettings:
     )
     settings = replace(settings, teacher_elsewhere=subject.remote)
     if settings.lora_rank is None and has_adapter(student):  # which goes on training
-        rank = max(getattr(config, "r", 0) for config in student.peft_config.values())
-        return replace(settings, lora_rank=rank or None)
+        adapter = max(student.peft_config.values(), key=lambda config: getattr(config, "r", 0))
+        return replace(
+            settings,
+            lora_rank=getattr(adapter, "r", 0) or None,
+            lora_targets=getattr(adapter, "target_modules", None),
+        )
     return settings
 
 

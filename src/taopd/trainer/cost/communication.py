@@ -77,7 +77,7 @@ def trained_parameters(student: ModelShape, settings: PlanSettings) -> int:
     """Of the student, or of its adapter."""
     if settings.lora_rank is None:
         return student.num_parameters
-    return student.adapter_parameters(settings.lora_rank)
+    return student.adapter_parameters(settings.lora_rank, settings.lora_targets)
 
 
 def tail_parameters(student: ModelShape) -> int:

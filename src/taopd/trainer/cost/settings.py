@@ -80,6 +80,8 @@ class PlanSettings:
     guard: bool = False
     """`collapse_guard` holds the frozen copy of the student that the anchor would hold."""
     lora_rank: int | None = None
+    lora_targets: str | Collection[str] | None = None
+    """As PEFT's `target_modules`; None: its own choice."""
     optimizer_states: int = 2
     """Numbers per trained parameter, in the dtype of the weights: 2 for Adam, 0 for plain SGD."""
     update_norm: bool = True
@@ -254,8 +256,9 @@ def settings_of(
             f"optim={optimizer!r}: the plan knows the memory of {', '.join(_OPTIMIZER_STATES)} only; plan "
             "with --optim adamw_torch and correct for the difference"
         )
-    if model.load_in_4bit or model.load_in_8bit:
-        raise ConfigError("plan does not know the memory of quantized weights: leave out load_in_*")
+    for name in ("load_in_4bit", "load_in_8bit", "lora_modules_to_save", "lora_target_parameters"):
+        if getattr(model, name, None):
+            raise ConfigError(f"the plan does not know the memory of {name}: leave it out here")
     named = args.teacher_model_name_or_path
     own = named if named in OWN_TEACHERS else ""
     names = model.model_name_or_path, named
@@ -285,6 +288,7 @@ def settings_of(
         reach=reads_initial,
         guard=args.collapse_guard != "off",
         lora_rank=model.lora_r if model.use_peft else None,
+        lora_targets=getattr(model, "lora_target_modules", None),
         optimizer_states=_OPTIMIZER_STATES[optimizer],
         update_norm=args.log_update_norm or args.match_update_norm is not None,
     )

@@ -9,6 +9,8 @@ counted on an instance without memory; its layers are taken for the usual ones. 
 `ConfigError` that names it.
 """
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -162,17 +164,44 @@ class ModelShape:
     def num_parameters(self) -> int:
         return self.embedding_parameters + self.body_parameters + self.head_parameters
 
-    def adapter_parameters(self, rank: int) -> int:
-        """LoRA matrices of this rank on all seven linear layers of every block."""
-        attention = 2 * (self.hidden_size + self.query_size)
-        attention += 2 * (self.hidden_size + self.key_size)
-        feed_forward = 3 * (self.hidden_size + self.intermediate_size)
-        return rank * self.num_layers * (attention + feed_forward)
+    def adapter_parameters(self, rank: int, targets: str | Collection[str] | None = None) -> int:
+        """LoRA matrices of this rank, in every block; none in experts.
+
+        Args:
+            targets: PEFT's `target_modules`: names, a regular expression over whole names, "all-linear", or
+                None for PEFT's own choice, which is the query and value projections.
+        """
+        hidden, wide = self.hidden_size, self.intermediate_size
+        sizes = {
+            "self_attn.q_proj": hidden + self.query_size,
+            "self_attn.k_proj": hidden + self.key_size,
+            "self_attn.v_proj": hidden + self.key_size,
+            "self_attn.o_proj": hidden + self.query_size,
+            "mlp.gate_proj": hidden + wide,
+            "mlp.up_proj": hidden + wide,
+            "mlp.down_proj": hidden + wide,
+        }
+        dense = self.num_layers - self.num_moe_layers
+        return rank * sum(
+            size * (dense if name.startswith("mlp.") else self.num_layers)
+            for name, size in sizes.items()
+            if _is_target(name, targets)
+        )
 
     def _sum_over_layers(self, expert_rows: int) -> int:
         dense = self.num_layers - self.num_moe_layers
         feed_forward = dense * 3 * self.intermediate_size + self.num_moe_layers * expert_rows
         return self.num_layers * self.attention_weights + feed_forward * self.hidden_size
+
+
+def _is_target(name: str, targets: str | Collection[str] | None) -> bool:
+    """Whether PEFT puts an adapter on this linear layer of a block."""
+    if targets is None:
+        targets = ("q_proj", "v_proj")
+    if isinstance(targets, str):
+        # PEFT has read the word before a regular expression, which is matched with the whole name.
+        return targets == "all-linear" or bool(re.fullmatch(targets, f"model.layers.0.{name}"))
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def _read(config: Any, field: str, name: str) -> int:
