@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -173,12 +174,24 @@ def test_a_part_that_no_process_wrote_is_missed(runs, mesh, tmp_path):
 def test_version_1_of_fsdp_is_refused():
     plugin = SimpleNamespace(fsdp_version=1)
     accelerator = SimpleNamespace(
-        distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)
+        distributed_type=DistributedType.FSDP,
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        parallelism_config=None,
     )
     with pytest.raises(ConfigError, match="fsdp_version: 2"):
         layout_of(accelerator)
     plugin.fsdp_version = 2
     assert layout_of(accelerator) == "sharded"
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_processes_that_share_a_batch_are_refused(name):
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.MULTI_CPU,
+        parallelism_config=ParallelismConfig(**{name: 2}),
+    )
+    with pytest.raises(ConfigError, match=f"{name}=2 in parallelism_config is not supported"):
+        layout_of(accelerator)
 
 
 def test_shapes_are_read_without_values(runs):

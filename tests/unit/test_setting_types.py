@@ -127,6 +127,8 @@ def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
         ({"accelerator_config": 3}, "accelerator_config=3: must be a mapping"),
         ({"accelerator_config": "no.json"}, "accelerator_config='no.json': no such file"),
         ({"deepspeed": __file__}, "deepspeed=.*: must be a mapping; deepspeed: not JSON"),
+        ({"parallelism_config": {"cp_size": 2}}, "parallelism_config=.*: must be a Parallelism"),
+        ({"ddp_backend": "gloo"}, "ddp_backend is of several processes"),
         ({"report_to": 3}, "report_to=3: must be None or text or a list of texts"),
     ],
 )

@@ -128,11 +128,16 @@ def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
         require(value is None or isinstance(value, str) or fits(value), name, value, words)
 
 
+_WORDED = {
+    "bf16/gpu": "there is no GPU here that computes in bfloat16: for a run on the CPU set use_cpu=True, "
+    "bf16=False and gradient_checkpointing=False",
+    "process group has not been initialized": "ddp_backend is of several processes, as torchrun and "
+    "`accelerate launch` start them: leave it out for a single one",
+}
+"""By a part of transformers' message, what it leaves unsaid."""
+
+
 def worded(error: Exception) -> ConfigError:
-    """A refusal of transformers' or TRL's as ours; that of bfloat16 without a GPU with what a CPU takes."""
-    if "bf16/gpu" not in str(error):
-        return ConfigError(" ".join(str(error).split()))
-    return ConfigError(
-        "there is no GPU here that computes in bfloat16: for a run on the CPU set use_cpu=True, bf16=False "
-        "and gradient_checkpointing=False"
-    )
+    """A refusal of transformers' or TRL's as ours."""
+    text = " ".join(str(error).split())
+    return ConfigError(next((ours for part, ours in _WORDED.items() if part in text), text))

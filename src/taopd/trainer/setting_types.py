@@ -70,8 +70,11 @@ def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
         if name in enums:
             require_known(name, getattr(value, "value", value), enums[name])
     for name, hint in hints.items():
+        value = getattr(config, name)
         if name not in names and _takes_mapping(hint):
-            _check_mapping(name, getattr(config, name))
+            _check_mapping(name, value)
+        elif (kind := _only_class(hint)) and not isinstance(value, kind | None):
+            raise out_of_range(name, value, f"a {kind.__name__}")
 
 
 def _check_mapping(name: str, value: Any) -> None:
@@ -113,6 +116,13 @@ def _declared(kind: type) -> tuple[dict[str, Any], tuple[str, ...], dict[str, tu
 def _members(hint: Any) -> tuple[str, ...]:
     kinds = [kind for kind in typing.get_args(hint) if isinstance(kind, type)]
     return tuple(str(each.value) for kind in kinds if issubclass(kind, Enum) for each in kind)
+
+
+def _only_class(hint: Any) -> type | None:
+    """The class of which a setting takes objects, and nothing else but None."""
+    inside = [each for each in typing.get_args(hint) if each is not type(None)]
+    one = len(inside) == 1 and isinstance(inside[0], type)
+    return inside[0] if one and inside[0] not in _WORDS and not _members(hint) else None
 
 
 def _takes_mapping(hint: Any) -> bool:

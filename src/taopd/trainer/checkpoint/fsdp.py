@@ -35,8 +35,16 @@ def layout_of(accelerator: Accelerator) -> Layout:
     """How the state of a run is distributed over its processes.
 
     Raises:
-        ConfigError: by version 1 of FSDP, whose flattened parameters are not supported.
+        ConfigError: by version 1 of FSDP, whose flattened parameters are not supported; or processes that
+            share a batch, as those of tensor, context and sequence parallelism do.
     """
+    # Signals and sums are taken over all processes as if each had completions of its own.
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if (size := getattr(accelerator.parallelism_config, name, 1)) > 1:
+            raise ConfigError(
+                f"{name}={size} in parallelism_config is not supported: processes share no batch here; take "
+                "DDP, FSDP2 or ZeRO"
+            )
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
     # Flattened parameters have no shape of their own that a shard could be cut from.
     if plugin is not None and plugin.fsdp_version == 1:
