@@ -4,7 +4,7 @@ import pytest
 
 from taopd.errors import DataError
 from taopd.models.prompt_lengths import check_prompt_lengths
-from taopd.models.prompt_rows import read_prompt
+from taopd.models.prompt_rows import read_prompt, render
 from taopd.models.teacher_prompts import TeacherPrompts
 from tests.conftest import make_tokenizer
 
@@ -33,3 +33,25 @@ def test_half_of_a_surrogate_pair_is_no_text(prompt):
     with pytest.raises(DataError, match="the teacher_prompt of row 3 holds half"):
         TeacherPrompts().of(row, read_prompt("1", "row 3"), "row 3")
     assert read_prompt("whole \U0001f600", "row 3").content == "whole \U0001f600"
+
+
+def test_nor_is_it_in_what_a_template_writes():
+    """Of the tokenizer's template: tools, calls and options; of the teacher's prompt: columns."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{{ tools[0].function.description if tools }}{{ date }}"
+        "{% for m in messages %}{{ m.content }}"
+        "{{ m.tool_calls[0].function.name if m.tool_calls }}{% endfor %}"
+    )
+    half = "\ud83d"
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": half}}]}
+    turns = [{"role": "user", "content": "1"}]
+    for row in (
+        {"prompt": turns, "tools": [{"type": "function", "function": {"description": half}}]},
+        {"prompt": turns, "chat_template_kwargs": {"date": half}},
+        {"prompt": [*turns, call, {"role": "tool", "content": "2"}]},
+    ):
+        with pytest.raises(DataError, match=r"the chat template makes of a row holds half of"):
+            render(tokenizer, read_prompt(row, "row 3"))
+    with pytest.raises(DataError, match="the column 'hint' of row 3 holds half of"):
+        TeacherPrompts("{prompt} {hint}").of({"hint": half}, read_prompt("1", "row 3"), "row 3")

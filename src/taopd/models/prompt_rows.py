@@ -152,7 +152,7 @@ def render(
         template: instead of the tokenizer's.
 
     Raises:
-        DataError: messages without a chat template, or a template that fails.
+        DataError: messages without a chat template, a template that fails, or text that cannot be encoded.
     """
     if isinstance(prompt.content, str):
         return prompt.content
@@ -163,7 +163,7 @@ def render(
         )
 
     try:
-        return str(
+        text = str(
             tokenizer.apply_chat_template(
                 prompt.content,
                 tools=prompt.tools or list(tools) or None,
@@ -176,18 +176,29 @@ def render(
     # The sandbox refuses with a TemplateError, ranges beyond its limit with an OverflowError.
     except (jinja2.TemplateError, ArithmeticError, LookupError, *UNREADABLE) as error:
         raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
+    # Messages have been looked at; a call, a tool, an option of the template may hold one too.
+    check_text(text, "what the chat template makes of a row")
+    return text
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse half of a surrogate pair: JSON can write it, and no tokenizer takes it.
+
+    Raises:
+        DataError: names `what` holds it.
+    """
+    if not text.isascii() and (lone := _LONE.search(text)):
+        raise DataError(
+            f"{what} holds half of a surrogate pair, {lone[0]!a}, which is no text: drop the row, or "
+            "write it again as UTF-8"
+        )
 
 
 def _check(content: str | Messages, what: str, fault: str = _READS) -> None:
     """Something to answer, and no answer yet."""
     texts = [content] if isinstance(content, str) else [m["content"] for m in content]
     for text in texts:
-        # JSON can write half of a surrogate pair, and no tokenizer takes it.
-        if not text.isascii() and (lone := _LONE.search(text)):
-            raise DataError(
-                f"{what} holds half of a surrogate pair, {lone[0]!a}, which is no text: drop the row, or "
-                "write it again as UTF-8"
-            )
+        check_text(text, what)
     if isinstance(content, str):
         empty = not content.strip()
     else:

@@ -19,7 +19,15 @@ from typing import Any
 from datasets import Dataset
 
 from taopd.errors import ConfigError, DataError, suggest
-from taopd.models.prompt_rows import COLUMNS, MEDIA, Messages, Prompt, read_content, read_prompt
+from taopd.models.prompt_rows import (
+    COLUMNS,
+    MEDIA,
+    Messages,
+    Prompt,
+    check_text,
+    read_content,
+    read_prompt,
+)
 
 COLUMN = "teacher_prompt"
 """Column with a prompt for the teacher."""
@@ -218,6 +226,7 @@ def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
         raise DataError(
             f"the column {name!r} of {where} is {kind}, which {_SETTING} names: fill it in, or drop the row"
         )
+    check_text(str(value), f"the column {name!r} of {where}")
     return str(value)
 
 
