@@ -1,6 +1,7 @@
 """An adapter over a base that lacks something, or has places that the adapter has nothing for."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,3 +75,68 @@ def test_a_missing_base_is_named_with_its_adapter(adapter):
     (folder.parent / "base" / "config.json").rename(folder.parent / "elsewhere.json")
     with pytest.raises(DataError, match=r"the base of the adapter .*base is no model folder"):
         load_model(folder)
+
+
+def test_a_whole_model_beside_an_adapter_is_refused(adapter):
+    """transformers would take the base that the adapter names, and pass over the model that lies there."""
+    folder = adapter()
+    make_model(seed=1).save_pretrained(folder)
+    with pytest.raises(DataError, match=r"holds a whole model, model\.safetensors, and an adapter"):
+        load_model(folder)
+
+
+def test_a_config_beside_an_adapter_changes_nothing(adapter):
+    folder = adapter(layers=3)
+    make_model(seed=1).config.save_pretrained(folder)
+    with pytest.raises(DataError, match=r"does not fit its base: it has no .*layers\.2"):
+        load_model(folder)
+
+
+COMMIT = "0123abcd" * 5
+
+
+def on_hub(folder, cache):
+    """The cache of the hub with this folder as somebody/adapter."""
+    root = cache / "models--somebody--adapter"
+    shutil.copytree(folder, root / "snapshots" / COMMIT)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+    return {"cache_dir": str(cache), "local_files_only": True}
+
+
+def test_an_adapter_of_the_hub_is_loaded_as_one_of_a_folder(adapter, tmp_path):
+    """With DoRA's magnitudes, which transformers leaves out."""
+    folder = adapter(use_dora=True)
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    for name in weights:
+        weights[name] = weights[name] + 0.5
+    save_file(weights, path, metadata={"format": "pt"})
+    hub = on_hub(folder, tmp_path / "hub")
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        found = load_model("somebody/adapter", **hub)(ids).logits
+        truth = load_model(folder)(ids).logits
+    assert torch.equal(found, truth)
+
+
+def test_a_damaged_base_of_an_adapter_of_the_hub_is_refused(adapter, tmp_path):
+    folder = adapter()
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"the base of the adapter somebody/adapter: .*1 tensors"):
+        load_model("somebody/adapter", **on_hub(folder, tmp_path / "hub"))
+
+
+def test_an_adapter_of_the_hub_without_safetensors_is_refused(adapter, tmp_path):
+    folder = adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    hub = on_hub(folder, tmp_path / "hub")
+    # How the cache remembers that the hub has no such file.
+    missing = tmp_path / "hub/models--somebody--adapter/.no_exist" / COMMIT
+    missing.mkdir(parents=True)
+    (missing / "adapter_model.safetensors").touch()
+    with pytest.raises(DataError, match=r"the adapter somebody/adapter has no adapter_model\.safe"):
+        load_model("somebody/adapter", revision=COMMIT, **hub)

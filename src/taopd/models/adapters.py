@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taopd.errors import ConfigError, DataError
+from taopd.models.adapter_folder import CONFIG, WEIGHTS
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NEW = "new_adapter"
 """Subfolder of a checkpoint: the adapter that trains, without the one that was merged before."""
 _PREFIX = "base_model.model."

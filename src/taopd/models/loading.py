@@ -30,6 +30,7 @@ from transformers import (
 
 from taopd.errors import DataError
 from taopd.models import gguf
+from taopd.models.adapter_folder import adapter_folder, base_of, of_base
 from taopd.models.damage import damage
 from taopd.models.load_options import safe_options
 from taopd.runs.folder import MODEL_FOLDER
@@ -68,7 +69,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     # os.path: a name may be too long for any file.
     if os.path.isfile(adapter) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         # A folder of an adapter alone has its base's tokenizer.
-        name = _base_of(Path(name))
+        name = base_of(Path(name))
     if file is None:
         check_model_folder(name, "tokenizer", _TOKENIZERS)
     else:
@@ -128,9 +129,14 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         if Path(name).is_dir():
             _check_weights(Path(name))
             _check_generation_config(Path(name))
-        adapter, whole = (Path(name) / file for file in ("adapter_config.json", "config.json"))
-        if adapter.is_file() and not whole.is_file():
-            return _with_adapter(Path(name), kwargs)
+        try:
+            adapter = adapter_folder(name, options)
+        except DataError:
+            raise
+        except UNREADABLE as error:
+            raise DataError(f"cannot load the model {name}: {_why(name, error)}") from error
+        if adapter is not None:
+            return _with_adapter(name, adapter, kwargs)
     # Loaded whatever the shapes are, as transformers' own message names none of them.
     fits = "ignore_mismatched_sizes" in options
     try:
@@ -150,7 +156,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     missing = sorted(report["missing_keys"])
     # transformers fills what is missing with random numbers and a warning that scrolls by.
-    if missing and not (Path(name) / "adapter_config.json").is_file():
+    if missing:
         raise DataError(
             f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
             f"{missing[0]}; save or download the checkpoint again"
@@ -159,33 +165,22 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         gguf.check_positions(model, file)
         gguf.as_plain(model, file)
         model.generation_config = gguf.generation_config(model.config, file)
-    if (Path(name) / "adapter_model.safetensors").is_file():
-        from taopd.models.adapters import read_adapter_again
-
-        read_adapter_again(model, Path(name))
     return model
 
 
-def _base_of(adapter: Path) -> str:
-    """Name or path of the model below the adapter in a folder."""
-    document = read_document(adapter / "adapter_config.json", {"base_model_name_or_path": TEXT})
-    return str(document["base_model_name_or_path"])
-
-
-def _with_adapter(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+def _with_adapter(name: str, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     """The base of an adapter, checked as every model is, with the adapter in it and frozen.
 
     Loaded together, transformers reports on the adapter alone: what the base lacks would be random numbers.
     """
-    base = _base_of(folder)
     try:
-        model = load_model(base, **options)
+        model = load_model(base_of(folder), **of_base(options, name))
     except DataError as error:
-        raise DataError(f"the base of the adapter {folder}: {error}") from error
+        raise DataError(f"the base of the adapter {name}: {error}") from error
     try:
         model.load_adapter(str(folder), use_safetensors=True)
     except Exception as error:  # as above
-        raise DataError(f"cannot load the adapter {folder}: {_why(str(folder), error)}") from error
+        raise DataError(f"cannot load the adapter {name}: {_why(str(folder), error)}") from error
     from taopd.models.adapters import read_adapter_again
 
     read_adapter_again(model, folder)
