@@ -87,6 +87,8 @@ class Form:
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
     drawn: bool = True
     """A random tenth of the other tokens is held; else only what is selected trains."""
+    order: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r
+    """Of r and 1 - h, the share of a drawn token that is held to the teacher: what D~ is multiplied by."""
 
 
 SMOOTH = Form(share=sigmoid(1e-4, 1.0), floor_on_d=True, forward=True)
@@ -136,6 +138,9 @@ FORMS |= {
     "the rule, start let go by the clock": replace(PRESENT, kept=False),
     "the rule, hold to the teacher": replace(PRESENT, hold=False),
     "the rule without a hold": replace(PRESENT, drawn=False),
+    "the rule, order D (1 - h)": replace(PRESENT, order=lambda r, taught: taught),
+    "the rule, order D r (1 - h)": replace(PRESENT, order=lambda r, taught: r * taught),
+    "the rule, order D (1 - h)^2": replace(PRESENT, order=lambda r, taught: taught.square()),
 }
 """The rule has half 1e-4 and hold 3; each part of it is changed once."""
 RULE = "the rule, half 0.0001, hold 3"
@@ -172,8 +177,14 @@ class FormStack(Stack):
         form, args, r = self._forms[arm], self.settings[arm], table.extra["reach"]
         d = table.disagreement
         worth = (d >= 0.05) & (r >= 0.01) if form.floor_on_d else d * r >= 0.05
+        foreign = self._foreign[arm]
+        num_steps = round(2 * form.release * self._num_steps)
+        schedule = start_share(step, num_steps)
+        start = start_shares(table, r, step=step, num_steps=num_steps) if form.kept else schedule
+        taught = 1.0 - foreign - start * (1.0 - r - foreign)
+        order = form.order(table.compatibility, taught.to(table.compatibility.dtype))
         made = choose(
-            replace(table, extra=table.extra | {"reach": worth.double()}),
+            replace(table, compatibility=order, extra=table.extra | {"reach": worth.double()}),
             args,
             step=step,
             training=True,
@@ -184,10 +195,6 @@ class FormStack(Stack):
             self._thresholds[arm], self._idle[arm] = self._thresholds[arm] * form.anneal, 0
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
-        foreign = self._foreign[arm]
-        num_steps = round(2 * form.release * self._num_steps)
-        schedule = start_share(step, num_steps)
-        start = start_shares(table, r, step=step, num_steps=num_steps) if form.kept else schedule
         to_teacher, held = mixed_hold(
             drawn, r if form.hold else 1.0 - foreign, foreign, start=start
         )
