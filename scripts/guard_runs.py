@@ -154,6 +154,19 @@ def run(variant: str, loss: str, steps: int) -> dict:
     }
 
 
+def check_finished(path: Path, steps: int) -> None:
+    """Leave with a message if the runs in a file are not those that are asked for."""
+    found = json.loads(path.read_text())
+    arms = [(run["arm"], run["seed"]) for run in found["runs"]]
+    done = {found["exam_every"] * (len(run["greedy"]) - 1) for run in found["runs"]}
+    if arms != [(name, seed) for name in ARMS for seed in SEEDS] or done != {
+        steps - steps % EXAM_EVERY
+    }:
+        raise SystemExit(
+            f"{path} holds other arms, seeds or steps than these: name another --runs, or delete it"
+        )
+
+
 def main() -> None:
     """Run what is missing."""
     unseen_labs.register()
@@ -168,6 +181,7 @@ def main() -> None:
         for variant in args.variant or VARIANTS:
             path = args.runs / f"{variant}__{loss}.json"
             if path.exists():
+                check_finished(path, args.steps)
                 continue
             started = time.process_time()
             document = run(variant, loss, args.steps)
