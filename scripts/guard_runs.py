@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/guard"))
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), default=[])
     parser.add_argument("--loss", action="append", choices=LOSSES, default=[])
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=positive, default=STEPS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for loss in args.loss or LOSSES:

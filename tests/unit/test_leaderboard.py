@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from taopd.cli import main
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.lab.leaderboard import _stem, entries, merge, run_leaderboard
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
@@ -147,6 +148,14 @@ def test_bad_input_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(DataError, match=r"not a leaderboard"):
         merge(tmp_path / "x.json", [])
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--seeds"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_no_workers_or_seeds_are_refused_before_a_lab_is_built(tmp_path, capsys, flag, value):
+    place = ["--jobs", str(tmp_path / "j"), "--into", str(tmp_path / "x.json")]
+    assert main(["leaderboard", flag, value, *place]) == 2
+    assert flag in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path, board):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from taopd.cli import Parser
+from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError
 
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         "--variant NAME", "only this lab; repeatable (default: all)", action="append", default=[]
     )
     parser.flag("--seeds N", "training seeds", default=5)
-    parser.flag("--workers N", "processes (default: one per core)", type=int)
+    parser.flag("--workers N", "processes (default: one per core)", type=positive)
     parser.flag("--jobs FOLDER", "finished jobs", default=Path("runs/leaderboard"))
     parser.flag(
         "--into FILE",
