@@ -40,7 +40,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from trl import DistillationConfig, DistillationTrainer
 
@@ -49,6 +48,7 @@ from benchmarks.measuring import first_lines, versions
 from benchmarks.stages import WARMUP, Stages
 from scripts.arguments import Arguments
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
+from taopd.runs.host_memory import free_bytes
 
 ARMS: dict[str, dict[str, Any]] = {
     "trl": {},
@@ -164,7 +164,7 @@ def measure(case: Case, names: list[str]) -> dict[str, list[dict[str, Any]]]:
 
     Ends the process where memory holds fewer than `ARMS_AT_ONCE`.
     """
-    free = psutil.virtual_memory().available / 2**30
+    free = free_bytes() / 2**30
     room = int(free / GIB_PER_ARM) if case.bf16 else len(names)
     if room < min(ARMS_AT_ONCE, len(names)):
         sys.exit(

@@ -14,12 +14,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """Saved documents by benchmark; those of the accelerator kit have a page of their own."""
-    return {
-        document["benchmark"]: document
-        for document in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
-        if "benchmark" in document
-    }
+    """The newest saved document of each benchmark; those of the accelerator kit have a page of their own."""
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    found = [document for document in found if "benchmark" in document]
+    return {each["benchmark"]: each for each in sorted(found, key=lambda each: str(each["utc"]))}
 
 
 def head_loss(document: dict[str, Any], folder: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
+from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
@@ -152,8 +153,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of every arm; default {SEEDS}")
-    parser.add_argument("--workers", type=int, help="processes; default one a core")
+    parser.add_argument(
+        "--seeds", type=positive, default=SEEDS, help=f"of every arm; default {SEEDS}"
+    )
+    parser.add_argument("--workers", type=positive, help="processes; default one a core")
     parser.add_argument(
         "--again", action="store_true", help="run also the seeds that the output file holds"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
@@ -154,6 +155,19 @@ def run(variant: str, loss: str, steps: int) -> dict:
     }
 
 
+def check_finished(path: Path, steps: int) -> None:
+    """Leave with a message if the runs in a file are not those that are asked for."""
+    found = json.loads(path.read_text())
+    arms = [(run["arm"], run["seed"]) for run in found["runs"]]
+    done = {found["exam_every"] * (len(run["greedy"]) - 1) for run in found["runs"]}
+    if arms != [(name, seed) for name in ARMS for seed in SEEDS] or done != {
+        steps - steps % EXAM_EVERY
+    }:
+        raise SystemExit(
+            f"{path} holds other arms, seeds or steps than these: name another --runs, or delete it"
+        )
+
+
 def main() -> None:
     """Run what is missing."""
     unseen_labs.register()
@@ -161,13 +175,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/guard"))
     parser.add_argument("--variant", action="append", choices=list(VARIANTS), default=[])
     parser.add_argument("--loss", action="append", choices=LOSSES, default=[])
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=positive, default=STEPS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for loss in args.loss or LOSSES:
         for variant in args.variant or VARIANTS:
             path = args.runs / f"{variant}__{loss}.json"
             if path.exists():
+                check_finished(path, args.steps)
                 continue
             started = time.process_time()
             document = run(variant, loss, args.steps)

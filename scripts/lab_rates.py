@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
@@ -133,7 +134,7 @@ def main() -> None:
     """Run what is missing, and write the page."""
     parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/lab-rates"))
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workers", type=positive)
     parser.add_argument("--data", type=Path, default=Path("docs/results/lab_rates.json"))
     args = parser.parse_args()
     jobs = make_jobs(args.runs)

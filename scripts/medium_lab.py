@@ -30,7 +30,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from scripts.arguments import Arguments
-from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.arm import Arm
+from taopd.experiments.kept_arms import prepare
 from taopd.experiments.pool import run_pool
 
 NAMES = (
@@ -191,6 +192,16 @@ def pretrain(root: Path, role: str, sizes: dict[str, Any], deadline: float) -> N
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     folder, state_file = root / role, root / f"{role}-progress"
+    for path in (folder, state_file):
+        if (path / "config.json").exists():
+            width = json.loads((path / "config.json").read_text())["hidden_size"]
+            if width != sizes[role]["hidden_size"]:
+                raise SystemExit(
+                    f"{path} holds a model of width {width}, made with or without --tiny: name another --root"
+                )
+    if (folder / "config.json").exists():
+        print(f"{role}: done before, in {folder}")
+        return
     done = json.loads((state_file / "step.json").read_text())["step"] if state_file.exists() else 0
     if done:
         model = Qwen3ForCausalLM.from_pretrained(state_file, dtype=torch.float32)
@@ -273,11 +284,12 @@ def run_arms(root: Path, sizes: dict[str, Any], deadline: float) -> None:
             )
             folder = root / "arms" / arm.folder_name
             if (folder / "results.json").exists():
+                prepare([(arm, folder)])  # refuses one of other settings
                 continue
             if time.monotonic() + pace > deadline:
                 remaining.append(arm.folder_name)
                 continue
-            write_arm(arm, folder)
+            prepare([(arm, folder)])
             started = time.monotonic()
             run_pool([folder], num_workers=1)
             pace = max(pace, time.monotonic() - started)

@@ -28,6 +28,7 @@ from torch import Tensor
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
+from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
@@ -282,8 +283,8 @@ def main() -> None:
     parser.add_argument(
         "--parts", action="store_true", help="the rule: a grid, and each part changed once"
     )
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=positive, default=1000)
+    parser.add_argument("--seeds", type=positive, default=1)
     parser.add_argument("--gather", action="store_true", help="only gather the finished runs")
     args = parser.parse_args()
     forms = PARTS if args.parts else args.forms

@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     statuses = {}
     for name in options.stages or STAGES:
-        path = options.output / f"accelerator-{name}__{gpu_name()}.json"
+        size = "-toy" if options.toy else ""  # beside the results, and never in their place
+        path = options.output / f"accelerator-{name}{size}__{gpu_name()}.json"
         done = path.exists() and json.loads(path.read_text())["status"] == "done"
         if done and not options.again:
             print(f"== {name}: done before ({path})", flush=True)

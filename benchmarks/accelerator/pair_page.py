@@ -1,21 +1,19 @@
 """The page about the SmolLM2 pairs on a GPU, and its picture, from the results of stage `pairs`."""
 
-import math
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
 from benchmarks.accelerator.saved import about, load, table
 from scripts.pages.default_method import dips, standing
-from taopd.experiments.study import own_best
-from taopd.experiments.study.statistics import t_estimate
+from taopd.experiments.study import by_problem, own_best
+from taopd.experiments.study.statistics import accuracy_estimate
 
 COLORS = {
     "full": "#777777",
@@ -34,7 +32,6 @@ PAIRS = (
 SHOWN = (20, 40, 60, 100, 140, 200)
 """Steps of the tables."""
 SHARED_RATE = 5e-5
-Z95 = 1.96
 Rows = dict[str, list[dict[str, Any]]]
 """Arm -> its results, seeds ascending."""
 
@@ -64,27 +61,40 @@ def accuracies(arms: Rows) -> str:
     return table(f"arm | {heads} | seeds at the end | sampled, end", rows)
 
 
-def right(rows: list[dict[str, Any]], step: int) -> np.ndarray:
-    """[seed, problem] of 0 and 1 at a step."""
-    return np.array([[int(c) for c in dict(row["right_greedy_curve"])[step]] for row in rows])
+def at_step(rows: list[dict[str, Any]], step: int) -> dict[int, dict[str, Any]]:
+    """By seed, what `by_problem` reads of an arm, as it was at a step."""
+    return {
+        row["seed"]: {
+            "name": row["name"],
+            "seed": row["seed"],
+            "right_greedy_curve": [(step, dict(row["right_greedy_curve"])[step])],
+        }
+        for row in rows
+    }
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> str:
-    """Points, interval over problems (their mean over seeds), interval over training seeds, and each."""
-    per_problem = 100 * (a.mean(0) - b.mean(0))
-    half = Z95 * stdev(per_problem) / math.sqrt(len(per_problem))
-    seeds = 100 * (a.mean(1) - b.mean(1))
-    over = t_estimate(list(seeds))
+def difference(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> str:
+    """Points, interval over problems (their mean over common seeds), over training seeds, and each seed."""
+    found = by_problem.difference(one, other)
+    if found is None or found.low is None or found.high is None:
+        return "- | - | - | -"
+    pairs = [(by_problem.right([one[s]]), by_problem.right([other[s]])) for s in one if s in other]
+    gaps = [float((a - b).mean()) for a, b in pairs if a is not None and b is not None]
+    over = accuracy_estimate(gaps, found.n, paired=True)
+    seeds = "-"
+    if over.low is not None and over.high is not None:
+        seeds = f"[{100 * over.low:+.1f}, {100 * over.high:+.1f}]"
     return (
-        f"{per_problem.mean():+.1f} | ± {half:.1f} | [{over.low:+.1f}, {over.high:+.1f}] | "
-        f"{', '.join(f'{s:+.1f}' for s in seeds)}"
+        f"{100 * found.mean:+.1f} | ± {50 * (found.high - found.low):.1f} | {seeds} | "
+        f"{', '.join(f'{100 * gap:+.1f}' for gap in gaps)}"
     )
 
 
 def differences(arms: Rows, step: int) -> str:
     """`PAIRS` at a step."""
     rows = [
-        f"{a} - {b} | {difference(right(arms[a], step), right(arms[b], step))}" for a, b in PAIRS
+        f"{a} - {b} | {difference(at_step(arms[a], step), at_step(arms[b], step))}"
+        for a, b in PAIRS
     ]
     return table("difference, points | mean | over problems | over seeds, 95 % | by seed", rows)
 

@@ -6,9 +6,12 @@ from typing import Any
 
 
 def load(stage: str, results: Path) -> dict[str, Any]:
-    """The newest saved document of a stage, of a GPU."""
+    """The newest saved result of a stage, of a GPU; a stage that failed has none."""
     paths = [p for p in results.glob(f"accelerator-{stage}__*.json") if "cpu" not in p.name]
     documents = [json.loads(path.read_text()) for path in paths]
+    documents = [document for document in documents if "result" in document]
+    if not documents:
+        raise SystemExit(f"{results} has no result of stage {stage} on a GPU")
     return max(documents, key=lambda document: document["utc"])
 
 

@@ -52,6 +52,8 @@ class Standing:
         """Whether the lab tells, and what."""
         if self.collapsed:
             return f"{self.collapsed} collapsed"
+        if self.seeds < 2:  # nothing says how far another seed would be
+            return "cannot tell"
         if self.high <= ALLOWED:
             return "holds"
         return "loses" if self.low > ALLOWED else "cannot tell"

@@ -69,7 +69,7 @@ def gathered(
         more: what the page keeps of an arm beyond `KEPT`, from its folder and its results.
 
     Raises:
-        SystemExit: the study asked something else; names the settings.
+        SystemExit: the study asked something else, or is of other models; names the difference.
     """
     study = json.loads((run / "config.json").read_text())
     question = {name: study[name] for name in QUESTION}
@@ -81,7 +81,13 @@ def gathered(
         )
     environment = json.loads((run / "env.json").read_text())
     arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
+    starts = {arm["base_accuracy"] for arm in saved["arms"]}
     for folder, arm in finished(run).items():
+        if starts and arm["base_accuracy"] not in starts:
+            raise SystemExit(
+                f"{folder} began at an accuracy of {arm['base_accuracy']}, the saved arms at "
+                f"{', '.join(map(str, sorted(starts)))}: they are of other models, and no table has both"
+            )
         arms[arm["name"], arm["seed"]] = {name: arm[name] for name in KEPT} | {
             "right_greedy_curve": arm["right_greedy_curve"][-1:],
             "commit": environment["git_commit"][:7],

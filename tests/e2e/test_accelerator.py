@@ -40,7 +40,7 @@ def test_stages_write_at_once_are_skipped_when_done_and_marked_when_they_fail(tm
     arguments = ["--toy", "--output", str(tmp_path)]
     assert kit.main(["kernels", "head", "update", *arguments]) == 0
     for stage in ("kernels", "head", "update"):
-        (path,) = tmp_path.glob(f"accelerator-{stage}__*.json")
+        (path,) = tmp_path.glob(f"accelerator-{stage}-toy__*.json")
         document = json.loads(path.read_text())
         assert document["status"] == "done" and document["result"]["rows"]
     rows = {row["mode"]: row for row in document["result"]["rows"]}

@@ -76,6 +76,12 @@ def test_a_second_run_is_refused_and_resume_keeps_finished_arms(finished, monkey
         run_demo(output_dir=folder, steps=3, lab_sizes=MICRO)
     again = run_demo(output_dir=folder, steps=3, lab_sizes=MICRO, resume=True)
     assert again["arms"] == results["arms"]
+    # Arms of 3 steps, or of another lab, are not those that these ask for.
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    for other in ({"steps": 4}, {"steps": 3, "variant": "fallible"}):
+        with pytest.raises(DataError, match="arm full-seed0 finished with other settings"):
+            run_demo(output_dir=folder, lab_sizes=MICRO, resume=True, **other)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
 
 
 @pytest.mark.slow

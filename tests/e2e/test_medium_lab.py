@@ -31,6 +31,11 @@ def test_every_command_at_toy_size(tmp_path, monkeypatch, capsys):
     for role in ("teacher", "student"):
         medium_lab.main(["pretrain", role, *common])
         assert f"{role}: done" in capsys.readouterr().out
+    made = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    medium_lab.main(["pretrain", "teacher", *common])  # what is done is not trained on
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == made
+    with pytest.raises(SystemExit, match="made with or without --tiny"):
+        medium_lab.main(["pretrain", "teacher", *common[:2]])
     medium_lab.main(["arms", *common])
     assert "arms: done" in capsys.readouterr().out
     medium_lab.main(["table", *common, "--page", str(tmp_path / "medium.md")])

@@ -56,6 +56,34 @@ def test_logged_steps_reads_the_last_whole_line(tmp_path):
     assert arm_pool.logged_steps(tmp_path) == 3
 
 
+def test_the_last_line_is_read_however_long_it_is(tmp_path):
+    """An evaluation of 30,000 problems is a line of 60 kB; a page separator is no end of a line."""
+    digits = "01" * 15_000
+    line = {"step": 7, "accuracy_greedy": 0.5, "right_greedy": digits, "right_sampled": digits}
+    text = json.dumps(line) + "\n"
+    (tmp_path / arm_pool.CURVE_FILE).write_text(json.dumps({"step": 0}) + "\n" + text)
+    assert arm_pool.last_evaluation(tmp_path) == line
+    (tmp_path / arm_pool.CURVE_FILE).write_text(text + text[: len(text) // 2])
+    assert arm_pool.last_evaluation(tmp_path) == line
+    (tmp_path / arm_pool.CURVE_FILE).write_text("x" * 100_000)
+    assert arm_pool.last_evaluation(tmp_path) == {}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "words": "a\u2028b"}\n', encoding="utf-8")
+    assert arm_pool.logged_steps(tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import os; os.write(1, b'half \\xe2\\x80'); os._exit(1)", "status 1: half"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed.*memory runs out"),
+    ],
+)
+def test_an_arm_that_was_killed_is_one_clear_message(folders, monkeypatch, body, words):
+    monkeypatch.setattr(arm_pool, "_start", start_script(body))
+    with pytest.raises(DataError, match=words):
+        arm_pool.run_pool(folders, num_workers=1)
+
+
 def test_every_gpu_gets_its_share_of_the_arms(folders, monkeypatch):
     taken = []
 

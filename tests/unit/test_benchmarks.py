@@ -1,13 +1,16 @@
 """The benchmarks: tiny cases run (they check results against TRL first), and the page is made from JSON."""
 
+import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import __main__ as kit
 from benchmarks import bench_real, report
 from benchmarks.__main__ import run
+from benchmarks.accelerator import __main__ as accelerator
+from benchmarks.accelerator import pair_page, saved
 from taopd.cli import main
 
 RESULTS = Path(report.__file__).parent / "results"
@@ -39,6 +42,53 @@ def test_the_real_models_benchmark_runs_on_micro_models():
     assert 0 < started["first_line_s"] <= started["step_1_s"]
 
 
+def test_small_sizes_do_not_stand_where_results_are_kept(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="--save keeps results, and those of --tiny are none"):
+        kit.main(["--tiny", "--save", "select"])
+    ran = []
+    result = {"status": "done", "seconds": 0.0, "result": {}}
+    monkeypatch.setattr(accelerator, "run_stage", lambda name, **o: ran.append(o["toy"]) or result)
+    monkeypatch.setattr(accelerator, "gpu_name", lambda: "a-gpu")
+    monkeypatch.setattr(accelerator.torch.cuda, "is_available", lambda: True)
+    arguments = ["head", "--output", str(tmp_path)]
+    assert accelerator.main([*arguments, "--toy"]) == 0
+    with pytest.raises(SystemExit, match="no result of stage head"):
+        saved.load("head", tmp_path)
+    assert accelerator.main(arguments) == 0 and ran == [True, False]
+    assert "--toy" not in saved.load("head", tmp_path)["command"]
+
+
+def test_a_later_stage_that_failed_hides_no_result(tmp_path):
+    for gpu, utc, found in (("a", "2026-01-01", {"result": {"rows": []}}), ("b", "2026-02-01", {})):
+        path = tmp_path / f"accelerator-head__{gpu}.json"
+        path.write_text(json.dumps({"utc": utc, "machine": gpu} | found))
+    assert saved.load("head", tmp_path)["machine"] == "a"
+
+
+def test_of_several_machines_the_newest_result_is_shown(tmp_path):
+    for machine, utc in (("aarch64", "2026-03-01"), ("x86_64", "2026-02-01")):
+        path = tmp_path / f"teacher__{machine}-cpu.json"
+        path.write_text(json.dumps({"benchmark": "teacher", "utc": utc, "machine": machine}))
+    assert report.load(tmp_path)["teacher"]["machine"] == "aarch64"
+
+
+def test_pairs_are_compared_by_seed_and_never_certain():
+    """Oracle: the problems by hand; arms that agree everywhere may differ in the next problem."""
+
+    def arm(name, seeds):
+        rows = [
+            {"name": name, "seed": s, "right_greedy_curve": [[60, d]]} for s, d in seeds.items()
+        ]
+        return pair_page.at_step(rows, 60)
+
+    one = arm("a", {0: "1100", 2: "1110"})
+    assert pair_page.difference(one, arm("b", {2: "1110", 0: "1000"})).startswith("+12.5 | ")
+    assert pair_page.difference(one, arm("b", {1: "0000", 2: "0110"})).endswith("| - | +25.0")
+    same = pair_page.difference(one, one).split(" | ")
+    assert same[0] == "+0.0" and float(same[1].removeprefix("± ")) > 1 and same[2] != "[+0.0, +0.0]"
+    assert pair_page.difference(one, arm("b", {1: "0000"})) == "- | - | - | -"
+
+
 def test_a_batch_unlike_trls_is_named_before_any_time():
     case = bench_real.Case(Path(), rollouts=1, tokens=1, repeats=1, bf16=False)
     found = {
@@ -51,8 +101,7 @@ def test_a_batch_unlike_trls_is_named_before_any_time():
 
 @pytest.mark.parametrize("mib", [6_000, 12_000])
 def test_too_little_memory_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, mib):
-    free = SimpleNamespace(available=mib * 2**20)
-    monkeypatch.setattr(bench_real.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(bench_real, "free_bytes", lambda: mib * 2**20)
     # A folder without models: whoever loads one fails otherwise.
     case = bench_real.Case(tmp_path, rollouts=1, tokens=1, repeats=1, bf16=True)
     with pytest.raises(

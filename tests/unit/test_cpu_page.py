@@ -55,6 +55,13 @@ def test_a_later_study_adds_arms_and_what_was_saved_stays(tmp_path):
     assert "Not run: reach-10, random-10" in text
 
 
+def test_arms_of_other_models_are_no_part_of_the_table(tmp_path):
+    saved = gathered(study_folder(tmp_path / "a", {("full", 0): "10"}), None, kept_of)
+    saved["arms"][0]["base_accuracy"] = 0.04
+    with pytest.raises(SystemExit, match=r"full-seed1 began at an accuracy of 0\.05.* 0\.04"):
+        gathered(study_folder(tmp_path / "b", {("full", 1): "10"}), saved, kept_of)
+
+
 def test_arms_of_another_question_are_no_part_of_the_table(tmp_path):
     saved = gathered(study_folder(tmp_path / "a", {("full", 0): "1"}), None, kept_of)
     other = study_folder(tmp_path / "b", {("full", 1): "1"}, num_test_prompts=7)

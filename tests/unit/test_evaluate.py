@@ -267,6 +267,19 @@ def test_wilson_intervals_equal_scipys_and_are_wide_at_the_ends(n):
     assert wilson(0.0, n)[0] == 0.0 < wilson(0.0, n)[1]
 
 
+def test_an_interval_is_no_shorter_than_of_as_many_independent_samples():
+    """Ten problems of four samples, 2 right in each but one: the shares differ less than samples do."""
+    transcripts = [
+        {"problem": p, "sample": s, "correct": s < 2 + (p == 0), "truncated": False, "parsed": True}
+        for p in range(10)
+        for s in range(4)
+    ]
+    found = summarize(transcripts, num_problems=10, num_samples=4, settings={})
+    assert found.standard_error == pytest.approx(0.025)
+    independent = binomtest(21, 40).proportion_ci(method="wilson")
+    assert found.intervals[1] == pytest.approx((independent.low, independent.high), abs=1e-9)
+
+
 def test_none_right_of_64_is_an_interval_and_not_plus_minus_nothing(capsys):
     """4 samples of each of 64 problems: at 0 the problems count, elsewhere the clustered error."""
     rows = [

@@ -106,3 +106,16 @@ def test_steps_have_a_line_between_two_logs_and_a_run_shorter_than_logging_steps
     assert stream.getvalue() == "step 4/4  loss 1.5  left 0:00:00\n"
     lines.on_log(None, state, None, logs={"train_loss": 1.5})
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_the_next_lab_of_a_row_is_not_timed_from_the_first(monkeypatch):
+    """Labs are built one after the other, each with a row "teacher". Oracle: 3 s for 10 steps."""
+    clock = [0.0]
+    monkeypatch.setattr("taopd.cli.progress.time.monotonic", lambda: clock[0])
+    with CountedProgress() as advance:
+        for lab in range(3):
+            for done in (10, 20, 30, 100):
+                clock[0] += 3.0 if done < 100 else 600.0
+                advance("teacher", done, 100)
+                if done == 30:
+                    assert advance._words() == "teacher 30/100, left 0:00:21", lab

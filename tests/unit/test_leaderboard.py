@@ -9,8 +9,9 @@ import time
 import psutil
 import pytest
 
+from taopd.cli import main
 from taopd.errors import ConfigError, DataError
-from taopd.experiments.lab.leaderboard import entries, merge, run_leaderboard
+from taopd.experiments.lab.leaderboard import _stem, entries, merge, run_leaderboard
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report.figures import leaderboard as page
 from taopd.report.generated_part import END
@@ -149,9 +150,37 @@ def test_bad_input_is_refused(tmp_path):
         merge(tmp_path / "x.json", [])
 
 
+@pytest.mark.parametrize("flag", ["--workers", "--seeds"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_no_workers_or_seeds_are_refused_before_a_lab_is_built(tmp_path, capsys, flag, value):
+    place = ["--jobs", str(tmp_path / "j"), "--into", str(tmp_path / "x.json")]
+    assert main(["leaderboard", flag, value, *place]) == 2
+    assert flag in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_rows_of_other_settings_are_not_mixed(tmp_path, board):
+    path = tmp_path / "x.json"
+    assert merge(path, [])["cells"] == []
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(board | {"settings": saved["settings"] | {"steps": 30}}))
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"other settings \(steps\)"):
+        merge(path, [])
+    assert path.read_bytes() == before
+    path.write_text(json.dumps(board | {"settings": saved["settings"]}))
+    assert len(merge(path, [])["cells"]) == 6
+
+
+def test_a_long_expression_has_a_file_of_its_own():
+    long = "+".join(["0.125*teachability"] * 25)
+    stems = {_stem(f"dialect__reverse_kl__{name}") for name in (long, f"{long}+tip", "tip")}
+    assert len(stems) == 3 and max(map(len, stems)) <= 150
+    assert "dialect__reverse_kl__tip" in stems
+
+
 def test_finished_jobs_are_not_run_again(tmp_path):
     path = tmp_path / "done.json"
-    path.write_text("{}")
+    path.write_text('{"arms": []}')
     seen = []
     run_jobs([Job(path=path, arms=[], about={})], progress=lambda *event: seen.append(event))
     assert seen == [(1, 1)]

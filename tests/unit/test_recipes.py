@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from taopd.cli import main
 from taopd.cli.lab_paths import lab_settings, with_lab_paths
 from taopd.errors import ConfigError
 from taopd.experiments.smollm2.pair import Pair
@@ -146,6 +147,18 @@ def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path):
         parse_settings(None, ["--output_dir", str(tmp_path), "--use_cpu", "true"])
     with pytest.raises(ConfigError, match="dialekt"):
         with_lab_paths(["lab:dialekt/student"])
+
+
+def test_a_lab_behind_an_equals_sign_is_one_too(monkeypatch, capsys):
+    monkeypatch.setattr("taopd.cli.lab_paths._path", lambda variant, name: f"/{variant}/{name}")
+    assert with_lab_paths(["--model=lab:dialect/student", "--x=a=lab:b/c", "lab:dialect"]) == [
+        "--model=/dialect/student",
+        "--x=a=lab:b/c",
+        "lab:dialect",
+    ]
+    monkeypatch.undo()
+    assert main(["evaluate", "--data=lab:dialekt/prompts.parquet"]) == 2
+    assert "no lab is called 'dialekt'" in capsys.readouterr().err
 
 
 def test_changed_settings_are_those_that_somebody_set(tmp_path):

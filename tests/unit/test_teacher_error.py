@@ -5,7 +5,6 @@ Oracles: KL from both models' own forwards, and the selections of two runs.
 
 import importlib.util
 import json
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -134,8 +133,7 @@ def test_an_offloaded_teacher_has_none(micro_lab, tmp_path, teacher, batch, monk
 
 def test_without_memory_it_says_so(micro_lab, tmp_path, file, batch, monkeypatch):
     trainer = make_trainer(micro_lab, tmp_path, file)
-    nothing = SimpleNamespace(available=0)
-    monkeypatch.setattr(teacher_error.psutil, "virtual_memory", lambda: nothing)
+    monkeypatch.setattr(teacher_error, "free_bytes", lambda: 0)
     found = error_of(trainer, "gguf", batch)
     assert "GiB of memory and 0.0 are free" in found
     assert check_teacher_error(found).level == "warn"

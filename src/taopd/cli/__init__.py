@@ -235,7 +235,7 @@ def _run(arguments: Sequence[str]) -> int:
     _log_to_stderr()
     before = _terminate_as_interrupt()
     try:
-        if any(argument.startswith("lab:") for argument in rest):
+        if any(argument.startswith("lab:") or "=lab:" in argument for argument in rest):
             from taopd.cli.lab_paths import with_lab_paths
 
             rest = with_lab_paths(rest)

@@ -14,7 +14,7 @@ from taopd.errors import DataError
 if TYPE_CHECKING:
     from taopd.experiments.lab import Lab
 
-_NAMED = re.compile(r"lab:([\w-]+)/(.+)")
+_NAMED = re.compile(r"(--[\w-]+=)?lab:([\w-]+)/(.+)")
 
 
 def lab_settings(variant: str) -> dict[str, Any]:
@@ -37,15 +37,12 @@ def lab_settings(variant: str) -> dict[str, Any]:
 
 
 def with_lab_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command, each `lab:VARIANT/FILE` replaced by its path.
+    """The arguments of a command, each `lab:VARIANT/FILE` replaced by its path, also behind `--flag=`.
 
     Raises:
         ConfigError: there is no such variant. DataError: the lab has no such file.
     """
-    return [
-        str(_path(*found.groups())) if (found := _NAMED.fullmatch(each)) else each
-        for each in arguments
-    ]
+    return [_with_path(found) if (found := _NAMED.fullmatch(each)) else each for each in arguments]
 
 
 def _several(labs: "Sequence[Lab]") -> dict[str, Any]:
@@ -70,6 +67,11 @@ def _several(labs: "Sequence[Lab]") -> dict[str, Any]:
         "teachers": {lab.variant: {"model": str(lab.teacher)} for lab in labs},
         "dataset_name": str(prompts),
     }
+
+
+def _with_path(found: re.Match[str]) -> str:
+    flag, variant, name = found.groups(default="")
+    return f"{flag}{_path(variant, name)}"
 
 
 def _path(variant: str, name: str) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from taopd.cli import Parser
+from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError
 
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         "--variant NAME", "only this lab; repeatable (default: all)", action="append", default=[]
     )
     parser.flag("--seeds N", "training seeds", default=5)
-    parser.flag("--workers N", "processes (default: one per core)", type=int)
+    parser.flag("--workers N", "processes (default: one per core)", type=positive)
     parser.flag("--jobs FOLDER", "finished jobs", default=Path("runs/leaderboard"))
     parser.flag(
         "--into FILE",
@@ -37,13 +37,12 @@ def run(argv: Sequence[str]) -> int:
 
     from taopd.experiments.lab.leaderboard import run_leaderboard
     from taopd.report.figures.leaderboard import draw, write_page
+    from taopd.runs.folder import cannot_write_to
 
     if options.into.is_dir():
         raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
-    try:
+    with cannot_write_to(options.into):
         options.into.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--into {options.into}: {error.strerror or error}") from error
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
     with CountedProgress(kept) as advance:
         board = run_leaderboard(

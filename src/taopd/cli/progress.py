@@ -12,7 +12,8 @@ class CountedProgress:
     """Shows (what, done, total) calls as a row for every kind of work; a row appears with its first call.
 
     A row starts at the count of its first call, so that work done by an earlier run does not count
-    as speed. Interrupted work ends with the words `if_interrupted` on stderr.
+    as speed; a count that falls is that of the next piece of such work, and starts anew. Interrupted
+    work ends with the words `if_interrupted` on stderr.
 
     Example:
         >>> with CountedProgress() as advance:  # doctest: +SKIP
@@ -58,7 +59,11 @@ class CountedProgress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Move the row `what` to `done` of `total`."""
-        began, first, before = self._counts.get(what, (time.monotonic(), done, done, total))[:3]
+        now = time.monotonic(), done, done, total
+        began, first, before = self._counts.get(what, now)[:3]
+        anew = done < before
+        if anew:
+            began, first, before = now[:3]
         self._counts[what] = began, first, done, total
         if self._bars is None:
             # Once: whoever counts may ask again while the last unit is put away.
@@ -68,6 +73,8 @@ class CountedProgress:
             return
         if what not in self._rows:
             self._rows[what] = self._bars.add_task(what, total=total, completed=done)
+        elif anew:
+            self._bars.reset(self._rows[what], total=total, completed=done)
         self._bars.update(self._rows[what], completed=done, total=total)
 
     def _words(self) -> str:

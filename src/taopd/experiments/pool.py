@@ -5,6 +5,7 @@ Knows folders and processes only: it imports no torch, so that waiting costs not
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ STOP_WITH_PARENT = "--stop-with-parent"
 CURVE_FILE = "accuracy.jsonl"
 """What an arm appends after every evaluation: step, accuracies, kept tokens, seconds."""
 _TAIL_BYTES = 16_384
-"""Enough for the last few lines of `metrics.jsonl`."""
+"""Read first of the end of a file: enough for the last few lines of `metrics.jsonl`."""
 
 
 def run_pool(
@@ -94,20 +95,25 @@ def last_evaluation(folder: Path) -> dict[str, Any]:
 
 def _last_line(path: Path) -> dict[str, Any] | None:
     """The last complete document with a step; an unfinished line is skipped."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    for line in reversed(lines):
+    size = _TAIL_BYTES
+    while True:
         try:
-            document = json.loads(line)
-            if isinstance(document, dict) and "step" in document:
-                return document
-        except json.JSONDecodeError:
-            continue
-    return None
+            with open(path, "rb") as file:
+                start = max(0, file.seek(0, os.SEEK_END) - size)
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")
+        except FileNotFoundError:
+            return None
+        for line in reversed(lines):
+            try:
+                document = json.loads(line)
+                if isinstance(document, dict) and "step" in document:
+                    return document
+            except ValueError:  # also of digits: the end of a cut line may be one number
+                continue
+        if not start:
+            return None
+        size *= 8  # a line of `accuracy.jsonl` has two digits for every problem
 
 
 def _start(folder: Path, threads: int, device: str | None) -> subprocess.Popen:
@@ -125,9 +131,14 @@ def _start(folder: Path, threads: int, device: str | None) -> subprocess.Popen:
 
 
 def _failure(folder: Path, code: int) -> str:
-    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
+    # A process that was killed may have written a part of a character.
+    text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else "it printed nothing (is the disk full?)"
+    how = f"stopped with status {code}"
+    if code == -signal.SIGKILL:
+        how = "was killed, as the system does where memory runs out (fewer --workers need less)"
     return (
-        f"the arm in {folder} stopped with status {code}: {last} (all of it: {folder}/log.txt); finished "
-        "arms are kept, go on with --resume"
+        f"the arm in {folder} {how}: {last} (all of it: {folder}/log.txt); finished arms are kept, "
+        "go on with --resume"
     )

@@ -11,10 +11,10 @@ import torch
 
 from taopd.models.loading import load_model
 from taopd.models.scoring import score_positions
-from taopd.preflight.host_memory import host_bytes
 from taopd.preflight.measure import Measured
 from taopd.preflight.teacher_error import kept_tokens
 from taopd.preflight.verdict import Verdict, judge
+from taopd.runs.host_memory import host_bytes
 from taopd.trainer.cost import ModelShape
 
 ITEM = "bounded C"

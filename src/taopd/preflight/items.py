@@ -27,13 +27,13 @@ from taopd.preflight import (
     tokenizer_checks,
 )
 from taopd.preflight.guarded import REFUSED, guarded
-from taopd.preflight.host_memory import host_bytes
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import SHARDED
 from taopd.preflight.subject import Subject
 from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
 from taopd.preflight.teacher_error import check_teacher_error, kept_tokens
 from taopd.preflight.verdict import Verdict, judge
+from taopd.runs.host_memory import host_bytes
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings

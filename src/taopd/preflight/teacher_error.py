@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -26,8 +25,8 @@ from taopd.models.loading import load_model
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import merge_head_adapter
 from taopd.models.scoring import Given, Reuse
-from taopd.preflight.host_memory import host_bytes
 from taopd.preflight.verdict import Problems, Verdict, judge
+from taopd.runs.host_memory import free_bytes
 from taopd.signals import TokenSignals, exact_signals, lists_from_exact
 from taopd.signals.situation import own_reach
 from taopd.trainer.cost import ModelShape
@@ -236,7 +235,7 @@ def _full_teacher(trainer: Any, source: Any, kind: str) -> Iterator[Any]:
     if kind == "gguf":
         name = _original(Path(name))
     needed = _SPARE * inner.dtype.itemsize * ModelShape.from_config(inner.config).num_parameters
-    free = min(psutil.virtual_memory().available, host_bytes())
+    free = free_bytes()
     if needed > free:
         raise NotMeasured(
             f"The full-precision teacher takes {needed / GIB:.1f} GiB of memory and {free / GIB:.1f} are "

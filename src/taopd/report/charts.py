@@ -7,6 +7,7 @@ numbers it shows are in a table beside it or in its last-value labels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from taopd.report.text import escape
 
@@ -63,21 +64,23 @@ class Scale:
         step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda size: abs(size - rough))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(i * step, 12) for i in range(first, last + 1)]
+        digits = max(12, 3 - math.floor(math.log10(step)))
+        return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def decimals(ticks: Sequence[float]) -> int:
     """Decimal places in which the ticks of an axis differ as they are, six at most."""
-    return next((n for n in range(6) if all(abs(round(t, n) - t) < 1e-9 for t in ticks)), 6)
+    apart = min((b - a for a, b in pairwise(ticks)), default=1.0)
+    close = min(1e-9, 1e-3 * apart)
+    return next((n for n in range(6) if all(abs(round(t, n) - t) < close for t in ticks)), 6)
 
 
 def number(value: float) -> str:
     """Three significant digits, thousands with commas, no exponent between 1e-4 and 1e9."""
     if value == 0:
         return "0"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
+    # What rounds to a thousand is one: three digits of it would be 1e+03.
+    text = f"{value:,.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
     return text.replace("-", "−") if "e" not in text else text
 
 
@@ -124,7 +127,7 @@ def lines(
     Args:
         to: the y axis reaches at least this far.
         names: the label of each line stands at its end too.
-        limit: a horizontal line, drawn if the values come near it.
+        limit: a horizontal line, drawn if the values come near it or the axis reaches it.
         log_x: the x axis is logarithmic; every x must be above 0.
     """
     xs = [x for one in series for x, _ in one.points]
@@ -137,7 +140,7 @@ def lines(
     high = high if to is None else max(high, to)
     if high == low:
         high = low + (abs(low) or 1.0)
-    near = limit is not None and max(ys) > 0.5 * limit
+    near = limit is not None and (max(ys) > 0.5 * limit or low <= limit <= high)
     high = max(high, limit or 0.0) if near else high
     longest = max(len(one.label) for one in series) if names and len(series) <= MOST_NAMED else 0
     margin = 56 + min(7 * longest, 160)
@@ -268,7 +271,8 @@ def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -
     digits = decimals(ticks)
     for tick in ticks:
         y, shown = y_scale(tick), number(tick)
-        if digits > 2 and tick:
+        # Below 1e-4 six places would be zeros.
+        if digits > 2 and tick and (digits < 6 or max(map(abs, ticks)) >= 1e-4):
             shown = f"{tick:.{digits}f}".replace("-", "−")
         parts.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" class="axis"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{shown}</text>')

@@ -63,7 +63,7 @@ def bars(
     reference: float | None = None,
     colors: Sequence[int] = (),
 ) -> str:
-    """Horizontal bars from 0, label on the left in `labels` pixels, words on the right.
+    """Horizontal bars from 0, to the left where negative; label in `labels` pixels, words on the right.
 
     Args:
         reference: a vertical line at this value.
@@ -73,9 +73,10 @@ def bars(
     longest = max((len(words) for *_, words in rows), default=0)
     room = max(146, (9 if labels > 160 else 7) * longest + 8)
     width, height = labels + 94 + room, 24 * len(rows) + 6
-    values = [abs(value) for _, value, _ in rows]
-    largest = max([*values, reference or 0.0], default=0.0) or 1.0
-    scale = Scale(0.0, largest, labels, width - room)
+    values = [0.0, reference or 0.0, *(value for _, value, _ in rows)]
+    least, largest = min(values), max(values)
+    scale = Scale(least, largest if largest > least else 1.0, labels, width - room)
+    zero = scale(0.0)
     parts = []
     for index, (label, value, words) in enumerate(rows):
         y = 4 + 24 * index
@@ -84,11 +85,12 @@ def bars(
         parts.append(
             f'<text x="{labels - 8}" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
         )
-        size = max(1.0, scale(abs(value)) - labels)
+        size = max(1.0, abs(scale(value) - zero))
+        begin = zero if value >= 0 else zero - size
         parts.append(
-            f'<rect x="{labels}" y="{y + 2}" width="{size:.1f}" height="14" rx="2" class="f{color}"/>'
+            f'<rect x="{begin:.1f}" y="{y + 2}" width="{size:.1f}" height="14" rx="2" class="f{color}"/>'
         )
-        end = max(labels + size, scale(reference or 0.0))
+        end = max(begin + size, scale(reference or 0.0))
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 13}">{escape(words)}</text>')
     if reference is not None:
         x = scale(reference)

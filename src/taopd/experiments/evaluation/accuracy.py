@@ -78,6 +78,7 @@ def summarize(
         k: [pass_at_k(num_samples, count, k) for count in right]
         for k in sorted(powers | {num_samples})
     }
+    most = num_problems * num_samples
     errors = {k: _clustered_error(values) for k, values in chances.items()}
     means = {k: statistics.fmean(values) for k, values in chances.items()}
     return EvaluationResult(
@@ -85,7 +86,11 @@ def summarize(
         standard_error=_clustered_error(shares),
         pass_at_k=means,
         pass_at_k_standard_error=errors,
-        intervals={k: wilson(means[k], num_problems, errors[k]) for k in chances},
+        intervals={
+            # Groups of k samples overlap: their number bounds nothing.
+            k: wilson(means[k], num_problems, errors[k], most=most if k == 1 else math.inf)
+            for k in chances
+        },
         num_problems=num_problems,
         num_samples=num_samples,
         num_truncated=sum(transcript["truncated"] for transcript in transcripts),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.arm import Arm
+from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab, token_kinds
 from taopd.experiments.pool import logged_steps, run_pool
 from taopd.models.prompts import load_tokenizer
@@ -95,7 +96,7 @@ def run_demo(
 
     Args:
         output_dir: a folder that holds another run is refused unless `overwrite` or `resume`; resuming
-            keeps the arms that had finished.
+            keeps the arms that had finished, and refuses those of other settings.
         lab_sizes: fields of `taopd.experiments.lab.LabSpec`, for a smaller lab.
         progress: called with ("teacher" | "student" | "steps of all arms", done, in all).
 
@@ -134,8 +135,7 @@ def _run(
         for name in settings
     ]
     folders = [folder / "arms" / arm.folder_name for arm in arms]
-    for arm, arm_folder in zip(arms, folders, strict=True):
-        write_arm(arm, arm_folder)
+    prepare(zip(arms, folders, strict=True))
     write_json(
         folder / "config.json",
         {"command": "demo", "variant": variant, "steps": steps, "arms": settings},

@@ -9,6 +9,7 @@ run as one stack, budgets and seeds side by side.
 Why not the demo's settings: a leaderboard of thousands of runs has to end within the hour on two cores.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -30,6 +31,8 @@ STEPS = 60
 EVALUATE_EVERY = 15
 NUM_TEST_PROMPTS = 200
 STACK_CONFIG: dict[str, Any] = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
+SETTINGS = STACK_CONFIG | {"steps": STEPS, "test_prompts": NUM_TEST_PROMPTS}
+"""What all rows of the leaderboard's file have in common."""
 WITH_METHOD: dict[str, dict[str, Any]] = {
     "teachability, anchored": {
         "selector": "teachability",
@@ -90,10 +93,18 @@ def jobs_of(
                 for budget in shares
                 for seed in range(num_seeds)
             ]
-            stem = f"{lab.variant}__{loss}__{name}".replace("/", "_").replace(" ", "")
+            stem = _stem(f"{lab.variant}__{loss}__{name}")
             about = {"variant": lab.variant, "loss": loss, "selector": name}
             jobs.append(Job(path=folder / f"{stem}.json", arms=arms, about=about))
     return jobs
+
+
+def _stem(name: str) -> str:
+    """A file's name of at most 150 characters; two that would be the same differ in a digest."""
+    plain = name.replace("/", "_").replace(" ", "")
+    if len(plain) <= 150 and len(plain.encode()) <= 150:
+        return plain
+    return f"{plain.encode()[:130].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def cells_of(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,18 +148,24 @@ def merge(path: Path, documents: list[dict[str, Any]]) -> dict[str, Any]:
     """Put the cells of finished jobs into the leaderboard's file; cells of other entries stay.
 
     Raises:
-        DataError: if the file is not a leaderboard.
+        DataError: if the file is not a leaderboard, or one of other settings.
     """
     cells: dict[tuple, dict[str, Any]] = {}
     if path.exists():
         try:
-            cells = {key(cell): cell for cell in json.loads(path.read_text())["cells"]}
+            before = json.loads(path.read_text())
+            cells = {key(cell): cell for cell in before["cells"]}
+            known = dict(before["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a leaderboard ({error}); move it away") from error
+        if other := sorted(name for name in SETTINGS if known.get(name) != SETTINGS[name]):
+            raise DataError(
+                f"{path}: its rows were run with other settings ({', '.join(other)}); move it away"
+            )
     for document in documents:
         cells |= {key(cell): cell for cell in cells_of(document)}
     board = {
-        "settings": STACK_CONFIG | {"steps": STEPS, "test_prompts": NUM_TEST_PROMPTS},
+        "settings": SETTINGS,
         "versions": environment()["versions"],
         "cells": [cells[name] for name in sorted(cells)],
     }

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import psutil
-
 from taopd.errors import ConfigError
 from taopd.experiments.smollm2.pair import Pair
 from taopd.experiments.smollm2.word_problems import MATCH, MAX_NEW_TOKENS
 from taopd.experiments.study.file import StudyFile
+from taopd.runs.host_memory import free_bytes
 
 STEPS = 24
 GIB_PER_ARM = 6.0
@@ -51,15 +50,15 @@ def real_study(pair: Pair, *, steps: int | None = None, num_test_prompts: int = 
 
 
 def arms_that_fit() -> int:
-    """How many arms this machine's free memory holds side by side: 1 or 2.
+    """How many arms fit side by side into the memory that this process may still use: 1 or 2.
 
     Raises:
         ConfigError: not even one.
     """
-    free = psutil.virtual_memory().available / 2**30
+    free = free_bytes() / 2**30
     if free < GIB_PER_ARM:
         raise ConfigError(
-            f"{free:.1f} GiB of memory are free, and one arm on SmolLM2-135M takes {GIB_PER_ARM:.0f}: close "
-            "other programs, or run taopd demo without --real"
+            f"{free:.1f} GiB of memory are free, and one arm on SmolLM2-135M takes "
+            f"{GIB_PER_ARM:.0f}: close other programs, or run taopd demo without --real"
         )
     return 2 if free >= 2 * GIB_PER_ARM else 1

@@ -21,7 +21,7 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.study import by_problem, noise, own_best
-from taopd.experiments.study.statistics import Estimate, holm, t_estimate
+from taopd.experiments.study.statistics import Estimate, accuracy_estimate, holm
 
 COLLAPSE_POINTS = 20.0
 """Points of accuracy below its own best at which a seed's final accuracy counts as collapsed. Far above
@@ -79,6 +79,7 @@ def analyse(
             raise DataError(f"{outcome['name']}, seed {outcome['seed']}: it has no {missing[0]}")
     controls = find_controls(groups) if controls is None else controls
     arms = [_describe(name, group, question) for name, group in groups.items()]
+    _note_formats(arms, groups)
     comparisons = _compare(groups, controls, question)
     several = {} if not question.rates else {"rates": _at_rates(groups, controls, question)}
     return {
@@ -181,8 +182,7 @@ def _describe(name: str, group: dict[int, Outcome], question: Question) -> dict[
         if any(f"accuracy_{metric}" not in outcome for outcome in group.values()):
             continue
         values = [_accuracy(outcome, metric) for outcome in group.values()]
-        problems = first.get("num_test_prompts")
-        estimate = t_estimate(values, resolution=1 / problems if problems else 0.0)
+        estimate = accuracy_estimate(values, first.get("num_test_prompts"))
         described[metric] = {
             "mean": estimate.mean,
             "median": median(values),
@@ -226,6 +226,20 @@ def _unequal(group: dict[int, Outcome], question: Question) -> str:
     return "; ".join(words)
 
 
+def _note_formats(arms: Sequence[dict[str, Any]], groups: Groups) -> None:
+    """Note at every arm in which number format it computed, where the study has several: another machine, or
+    a GPU that was there for some arms alone."""
+    if len({outcome.get("dtype") for outcome in _flat(groups)} - {None}) < 2:
+        return
+    for arm in arms:
+        own = groups[arm["name"]]
+        formats = sorted(
+            {str(outcome.get("dtype", "an unknown format")) for outcome in own.values()}
+        )
+        note = f"it computed in {' and '.join(formats)}, as not all arms did"
+        arm["note"] = "; ".join(filter(None, (arm.get("note"), note)))
+
+
 def _compare(groups: Groups, controls: Controls, question: Question) -> list[dict[str, Any]]:
     """Every arm against its controls, on the seeds that both have; Holm over all of them."""
     pairs = [
@@ -246,7 +260,7 @@ def _compare(groups: Groups, controls: Controls, question: Question) -> list[dic
             for seed in shared
         ]
         problems = groups[name][shared[0]].get("num_test_prompts")
-        estimate = t_estimate(differences, resolution=math.sqrt(2) / problems if problems else 0.0)
+        estimate = accuracy_estimate(differences, problems, paired=True)
         estimates.append(estimate)
         rows.append(
             {"arm": name, "to": kind, "reference": reference, "seeds": shared}

@@ -33,13 +33,19 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
 
 def read_question(folder: Path) -> tuple[Question, Controls | None]:
     """The question and the controls that a study left in its `config.json`; defaults without one."""
+    return _question(folder, _config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    if not path.is_file():
-        return Question(), None
-    config = read_document(path)
+    return read_document(path, OBJECT) if path.is_file() else None
+
+
+def _question(folder: Path, config: dict[str, Any] | None) -> tuple[Question, Controls | None]:
     # A demo has arms, and no question of its own.
-    if isinstance(config, dict) and config.get("command") == "demo":
+    if config is None or config.get("command") == "demo":
         return Question(), None
+    path = folder / "config.json"
     try:
         fit(config, QUESTION, "it")
     except DataError as error:
@@ -61,13 +67,14 @@ def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     Raises:
         DataError: no arm has finished there, or a file is not what a study writes.
     """
-    outcomes, wanted = read_outcomes(folder), planned(folder)
+    outcomes, config = read_outcomes(folder), _config(folder)
+    wanted = _planned(config)
     if wanted is not None:
         # Arms of an earlier form of the study, or seeds that it has no more, stay in the folder.
         outcomes = [outcome for outcome in outcomes if _key(outcome) in wanted]
         if not outcomes:
             raise DataError(f"no arm has finished in {folder}, of those that its config.json names")
-    question, controls = read_question(folder)
+    question, controls = _question(folder, config)
     order = list(controls or ())
     outcomes.sort(key=lambda o: order.index(o["name"]) if o["name"] in order else len(order))
     begun = len(list((folder / "arms").glob("*/arm.json"))) if wanted is None else len(wanted)
@@ -76,11 +83,9 @@ def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     return results | analyse(outcomes, controls=controls, question=question), timings(outcomes)
 
 
-def planned(folder: Path) -> set[tuple[str, int]] | None:
-    """Name and seed of every arm of the study in a folder; None where its `config.json` does not say."""
-    path = folder / "config.json"
-    config = read_document(path, OBJECT) if path.is_file() else {}
-    arms, seeds = config.get("controls"), config.get("seeds")
+def _planned(config: dict[str, Any] | None) -> set[tuple[str, int]] | None:
+    """Name and seed of every arm of a study; None where its `config.json` does not say."""
+    arms, seeds = (None if config is None else config.get(name) for name in ("controls", "seeds"))
     if not isinstance(arms, dict) or not isinstance(seeds, list):
         return None
     return {(arm, seed) for arm in arms for seed in seeds if isinstance(seed, int)}
@@ -88,7 +93,7 @@ def planned(folder: Path) -> set[tuple[str, int]] | None:
 
 def lacks_arms(folder: Path, results: dict[str, Any]) -> bool:
     """Whether results in a study's folder are of fewer arms and seeds than the study has by now."""
-    wanted = planned(folder)
+    wanted = _planned(_config(folder))
     return bool(wanted and wanted - {_key(row) for row in results.get("outcomes") or ()})
 
 

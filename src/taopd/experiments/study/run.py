@@ -2,14 +2,12 @@
 
 Folder: `config.json` (the study), `env.json`, `arms/<name>-seed<n>/` (a run folder each), `results.json`
 (no wall-clock values), `timings.json`. An arm is finished when its `results.json` is there, which is
-written last and whole. On resume a finished arm is kept if its `arm.json` is the one the study asks for,
+written last and whole. On resume a finished arm is kept if it is the one the study asks for (`kept_arms`),
 and refused if it is not; an unfinished one starts anew, so that every arm is one uninterrupted run.
 """
 
 import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, DataError, require
-from taopd.experiments.arm import Arm, load_problems, write_arm
+from taopd.experiments.arm import Arm, load_problems
+from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.pool import run_pool
@@ -33,7 +32,7 @@ from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import hold
-from taopd.runs.schemas import OBJECT, OUTCOME
+from taopd.runs.schemas import OUTCOME
 from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
 from taopd.trainer.teacher_names import OWN_TEACHERS
@@ -142,8 +141,7 @@ def run_study(
             claim = RunFolder.create(output, resume=resume, overwrite=overwrite, also_owns=OWNED)
             folder = claim.path
             folders = [plan.folder_of(run, folder) for run in plan.runs]
-            for run, place in zip(plan.runs, folders, strict=True):
-                _prepare(run, place)
+            prepare(zip(plan.runs, folders, strict=True))
             config = {"command": "compare"} | asdict(plan.study)
             config["question"] = asdict(plan.question)
             config["controls"] = {arm.name: arm.controls for arm in plan.arms}
@@ -228,23 +226,6 @@ def _check_inputs(run: Arm) -> None:
     for model in (run.student, run.teacher):
         if model not in OWN_TEACHERS:
             load_tokenizer(model)
-
-
-def _prepare(run: Arm, place: Path) -> None:
-    """Write `arm.json`; keep a finished arm that is the same, clear an unfinished one."""
-    if (place / "results.json").exists():
-        before = read_document(place / "arm.json", OBJECT)
-        now = json.loads(json.dumps(asdict(run)))
-        changed = sorted(key for key in now if before.get(key) != now[key])
-        if changed:
-            raise DataError(
-                f"arm {run.folder_name} finished with other settings ({', '.join(changed)}); use another "
-                "output folder, rename the arm, or start anew with --overwrite"
-            )
-        return
-    if (place / "arm.json").exists():
-        shutil.rmtree(place)
-    write_arm(run, place)
 
 
 def _num_workers(plan: StudyPlan, asked: int | None, devices: list[str]) -> int:

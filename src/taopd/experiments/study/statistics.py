@@ -85,6 +85,18 @@ def t_estimate(
     )
 
 
+def accuracy_estimate(
+    values: Sequence[float], num_problems: int | None, *, paired: bool = False
+) -> Estimate:
+    """`t_estimate` of accuracies over some problems, or of `paired` differences of two: with its rounding.
+
+    Args:
+        num_problems: None: not known, and no rounding.
+    """
+    step = math.sqrt(2.0) if paired else 1.0
+    return t_estimate(values, resolution=step / num_problems if num_problems else 0.0)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm-adjusted p values in the order given; None stays None and is not counted as a test.
 
@@ -141,19 +153,22 @@ def pooled_deviation(deviations: Sequence[float | None]) -> float | None:
     return math.sqrt(math.fsum(d * d for d in known) / len(known)) if known else None
 
 
-def wilson(share: float, n: float, error: float | None = None) -> tuple[float, float]:
+def wilson(
+    share: float, n: float, error: float | None = None, *, most: float = math.inf
+) -> tuple[float, float]:
     """95 % interval of a share of n problems (Wilson); unlike mean +- error it is right at 0 and 1.
 
     Args:
         error: standard error of a mean over n problems of several samples each: the interval is of as many
             independent problems as would have this error. At 0 and 1, where it is 0, n counts.
+        most: independent problems that there can be, the samples of all; luck may make an error smaller.
 
     Example:
         >>> [round(end, 3) for end in wilson(0.0, 64)]
         [0.0, 0.057]
     """
     if error:
-        n = share * (1.0 - share) / error**2
+        n = min(most, share * (1.0 - share) / error**2)
     z = float(stats.norm.ppf(0.975))
     middle, half = (
         share + z * z / (2 * n),

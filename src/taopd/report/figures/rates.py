@@ -29,7 +29,9 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         rates = [rate for rate, _ in arm["curve"]]
         means = [100 * mean for _, mean in arm["curve"]]
         line = STYLES[index // len(COLORS) % len(STYLES)]
-        axes.plot(rates, means, linestyle=line, label=arm["name"], **look)
+        # To matplotlib a label that begins with a low line is none.
+        label = f" {arm['name']}" if arm["name"].startswith("_") else arm["name"]
+        axes.plot(rates, means, linestyle=line, label=label, **look)
         for rate in rates:
             own = seeds.get(at_rate(arm["name"], rate), [])
             axes.plot([rate] * len(own), own, ".", color=color, alpha=0.5, markersize=4)
@@ -40,7 +42,9 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     axes.minorticks_off()
     axes.axhline(100 * results["arms"][0]["base_accuracy"], color="#999999", linewidth=0.6)
     axes.set(xlabel="learning rate", ylabel=f"{metric} accuracy, %")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     words = f"mean of {seeds_words(results)} (line), seeds (dots), own best (ring), student before (gray)"
     headed(figure, f"{results['title']}\n{words}")
     return save(figure, folder, "rates")

@@ -14,6 +14,8 @@ from taopd.report.study_table import seeds_words
 
 _COLUMNS = 4
 _MAX_TITLE = 38
+_MOST_PANELS = 160
+"""A picture may have 65,536 pixels a side."""
 
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -27,6 +29,8 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     for outcome in results["outcomes"]:
         curves[outcome["name"]].append(np.asarray(outcome[key], dtype=float) * [1, 100])
     full = next((arm["name"] for arm in results["arms"] if arm["selector"] == "full"), None)
+    of_full = curves[full] if full is not None else []
+    total, curves = len(curves), dict(list(curves.items())[:_MOST_PANELS])
     columns = min(_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = plt.subplots(
@@ -40,12 +44,12 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     )
     for panel, (name, seeds) in zip(axes.flatten(), curves.items(), strict=False):
         if full is not None and name != full:
-            panel.plot(*_mean(curves[full]), color="#555555", linestyle=":", linewidth=1.2)
+            panel.plot(*_mean(of_full), color="#555555", linestyle=":", linewidth=1.2)
         for curve in seeds:
             panel.plot(*curve.T, color="#BBBBBB", linewidth=0.8)
         panel.plot(*_mean(seeds), color=COLORS[0], linewidth=1.8)
         panel.axhline(100 * results["arms"][0]["base_accuracy"], color="#999999", linewidth=0.6)
-        panel.set_title(_short(name), fontsize=9, loc="left")
+        panel.set_title(_short(name), fontsize=9, loc="left", parse_math=False)
         panel.set_ylim(-2, 102)
     for index, panel in enumerate(axes.flatten()):
         panel.set_visible(index < len(curves))
@@ -54,6 +58,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     figure.supylabel(f"{metric} accuracy, %", fontsize=10)
     words = f"{results['title']}: mean of {seeds_words(results)} (thick), seeds (thin)"
     more = f", {full} (dotted)" if full else ""
+    more += f"; the first {len(curves)} of {total} arms" if len(curves) < total else ""
     headed(figure, f"{words}{more}, student before (gray)")
     return save(figure, folder, "accuracy")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taopd.experiments.study.own_best import at_rate
-from taopd.experiments.study.statistics import t_estimate, wilson
+from taopd.experiments.study.statistics import accuracy_estimate, wilson
 from taopd.report.arms import color_of
 from taopd.report.charts import NUM_COLORS, Series, figure, lines, number
 from taopd.report.folders import Study
@@ -51,7 +51,7 @@ def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, f
 
     None where neither is known.
     """
-    found = t_estimate(values, resolution=1 / num_prompts if num_prompts else 0.0)
+    found = accuracy_estimate(values, num_prompts)
     if found.low is not None and found.high is not None:
         return found.mean, max(0.0, found.low), min(1.0, found.high)
     return (found.mean, *wilson(found.mean, num_prompts)) if num_prompts else None
@@ -84,14 +84,19 @@ def _inside(value: float | None) -> float | None:
 
 def interval_words(study: Study) -> str:
     """The kind and the size of a study's intervals, for captions."""
-    seeds = len({row.get("seed") for row in study.outcomes})
+    counts = sorted({len(outcomes) for outcomes in groups_of(study).values()})
     prompts = next(
         (row["num_test_prompts"] for row in study.outcomes if row.get("num_test_prompts")), 0
     )
     held_out = f"{prompts:,} held-out prompts" if prompts else "held-out prompts"
-    if seeds > 1:
-        return f"95 % t interval of the mean over {seeds} training seeds, {held_out}"
-    return f"95 % Wilson interval over {held_out}, one training seed"
+    one = f"95 % Wilson interval over {held_out}" if prompts else "no interval"
+    several = [count for count in counts if count > 1]
+    if not several:
+        return f"{one}, one training seed"
+    seeds = " to ".join(str(count) for count in dict.fromkeys((several[0], several[-1])))
+    words = f"95 % t interval of the mean over {seeds} training seeds, {held_out}"
+    # In a study that is not finished some arms may have one.
+    return words if counts[0] > 1 else f"{words}; of an arm with one seed {one}"
 
 
 def body(studies: Sequence[Study]) -> str:
@@ -123,15 +128,16 @@ def _study(study: Study) -> str:
         rows.append([*cells, str(len(outcomes) or "–")])
     heads = ["arm", "greedy, %", "95 %", "sampled, %", "95 %", "own best, %", "kept, %", "seeds"]
     note = f"{interval_words(study)}; the line is the student before" if before is not None else ""
-    chart = intervals(
-        f"accuracy by arm, {task}",
-        dots,
-        x_label="greedy accuracy at the end, %",
-        reference=None if before is None else 100 * before,
-        colors=[color_of(study, name) for name, *_ in dots],
-    )
-    parts = [f"<h3>{escape(str(task))}</h3>"]
-    ends = figure("Greedy accuracy at the end, %", chart, note) if dots else ""
+    parts, ends = [f"<h3>{escape(str(task))}</h3>"], ""
+    if dots:
+        chart = intervals(
+            f"accuracy by arm, {task}",
+            dots,
+            x_label="greedy accuracy at the end, %",
+            reference=None if before is None else 100 * before,
+            colors=[color_of(study, name) for name, *_ in dots],
+        )
+        ends = figure("Greedy accuracy at the end, %", chart, note)
     parts.append(f'<div class="figures grid">{ends}{_curves(study, groups)}</div>')
     parts.append(table(heads, rows, numeric=range(1, 8)))
     parts.append(_comparisons(study))

@@ -1,5 +1,6 @@
 """Settings, versions, machine and command of every run."""
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -46,10 +47,10 @@ def _settings(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(name for settings in changed.values() for name in settings))
     first = [name for name in _MAIN if name in names]
     names = first + [name for name in names if name not in first]
-    same = [n for n in names if len({_show(run.config.get(n)) for run in runs}) == 1]
+    same = [n for n in names if len({_value(run.config.get(n)) for run in runs}) == 1]
     differing = [name for name in names if name not in same]
     shown = list(runs[:12])
-    rows = [[n, *(_show(run.config.get(n)) for run in shown)] for n in differing]
+    rows = [[n, *_show_apart([run.config.get(n) for run in shown])] for n in differing]
     parts = []
     if rows:
         parts.append(table(["setting", *(run.name for run in shown)], rows))
@@ -78,6 +79,31 @@ def _show(value: Any) -> str:
         return f"{value:g}"
     text = str(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _value(value: Any) -> str:
+    """The same text for the same value: `_show` cuts and rounds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _show_apart(values: Sequence[Any]) -> list[str]:
+    """Each value as it is shown, from where they differ if what is shown would not tell."""
+    alike: dict[str, set[str]] = {}
+    for value in values:
+        alike.setdefault(_show(value), set()).add(str(value))
+    return [
+        _show(value) if len(alike[_show(value)]) < 2 else _rest(str(value), alike[_show(value)])
+        for value in values
+    ]
+
+
+def _rest(text: str, others: set[str]) -> str:
+    """A text from a little before the place where it and the others differ."""
+    pairs = zip(min(others), max(others), strict=False)
+    start = next((at for at, (a, b) in enumerate(pairs) if a != b), len(min(others)))
+    return text if len(text) <= 80 else f"…{_show(text[max(0, start - 20) :])}"
 
 
 def _origin(env: dict[str, Any]) -> str:

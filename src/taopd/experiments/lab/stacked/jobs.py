@@ -1,4 +1,4 @@
-"""A pool of worker processes for jobs (stacks of arms); a job whose file exists is done.
+"""A pool of worker processes for jobs (stacks of arms); a job whose file exists, of the same arms, is done.
 
 Why processes that take one job after the other, and not one process a job: importing torch and
 transformers costs as much as a small job.
@@ -16,9 +16,15 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.arm import Arm
+from taopd.experiments.kept_arms import digest_of
 from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.jsonl import write_json
+from taopd.runs.validation import NUMBER, TEXT, WHOLE, Some, read_document
 
+JOB = {
+    "digest?": TEXT,
+    "arms": [{"name": TEXT, "seed": WHOLE, "accuracy_curve": Some((WHOLE, NUMBER))}],
+}
 WORKER_ENVIRONMENT = ONE_THREAD | {
     # Fresh pages for every large tensor cost as much as the arithmetic; glibc is told to keep them.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
@@ -46,13 +52,18 @@ def run_jobs(
 ) -> None:
     """Run every job whose file does not exist yet.
 
+    A file says which arms it is of, so that the results of fewer seeds or of other settings are not taken for
+    those that are asked for.
+
     Args:
         num_workers: processes; default one per CPU core.
         progress: called with (finished jobs, all jobs), finished ones of earlier calls included.
 
     Raises:
-        DataError: if a job fails; jobs that had finished keep their files.
+        DataError: a file is of other arms, or a job fails; jobs that had finished keep their files.
     """
+    for job in jobs:
+        _check_finished(job)
     waiting = [job for job in jobs if not job.path.exists()]
     done = len(jobs) - len(waiting)
     progress(done, len(jobs))
@@ -84,6 +95,20 @@ def run_jobs(
                 os.environ[name] = value
 
 
+def _check_finished(job: Job) -> None:
+    if not job.path.exists():
+        return
+    found = read_document(job.path, JOB)
+    asked = [(arm.name, arm.seed, arm.config.get("max_steps")) for arm in job.arms]
+    # Files of earlier versions have no digest.
+    rows = [(row["name"], row["seed"], row["accuracy_curve"][-1][0]) for row in found["arms"]]
+    if rows != asked or found.get("digest", digest_of(job.arms)) != digest_of(job.arms):
+        raise DataError(
+            f"{job.path} holds a finished job of other seeds or settings than these: use another folder, or "
+            "delete the file, and its job runs again"
+        )
+
+
 def _leave_with_parent() -> None:
     """End this worker when its parent does, even by SIGKILL: a job of an hour would run on for nobody."""
     parent = multiprocessing.parent_process()
@@ -112,4 +137,6 @@ def run_job(job: Job) -> None:
             row["warned"] = trace.watches[arm].fired
     seconds = round(time.process_time() - started, 1)
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(job.path, job.about | {"cpu_seconds": seconds, "arms": rows})
+    write_json(
+        job.path, job.about | {"digest": digest_of(job.arms), "cpu_seconds": seconds, "arms": rows}
+    )

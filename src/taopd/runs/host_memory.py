@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 _FILES = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
 """By the controllers of a line of /proc/self/cgroup: folder below the mount, and file of the limit."""
 
@@ -20,6 +22,12 @@ def host_bytes(root: Path = Path("/")) -> int:
     """
     built_in = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([built_in, *_limits(root)])
+
+
+def free_bytes() -> int:
+    """Bytes that this process may still take: those free on the machine, if its limit leaves as many."""
+    left = host_bytes() - psutil.Process().memory_info().rss
+    return max(0, min(psutil.virtual_memory().available, left))
 
 
 def _limits(root: Path) -> Iterator[int]:
