@@ -12,6 +12,7 @@ from test_trainer import (
     weights_of,
 )
 
+from taopd.errors import ConfigError
 from taopd.losses import merge_columns, reverse_kl
 from tests.conftest import WORDS, is_documented
 
@@ -57,6 +58,35 @@ def test_every_setting_trains_and_logs_documented_metrics(micro_lab, tmp_path, s
         assert "shadow/jaccard_between/random & iw" in entries[-1]
     if "budget_schedule" in settings:
         assert [entry["select/nominal_fraction"] for entry in entries] == [0.05, 0.5]
+
+
+def test_entropy_is_the_same_number_whatever_the_signals_are(micro_lab, tmp_path):
+    """Of the full vocabulary, in nats: lists have another one, which selectors read."""
+    found = {}
+    for signals in ("exact", "topk_lists"):
+        folder = tmp_path / signals
+        train_once(micro_lab, folder, max_steps=1, signals=signals)
+        found[signals] = last_metrics(folder)[0]
+    exact, lists = found["exact"], found["topk_lists"]
+    assert lists["entropy"] == pytest.approx(exact["entropy"], rel=1e-6)
+    assert lists["signal/entropy_nats/mean"] < 1 < exact["signal/entropy_nats/mean"], "vacuous"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"score_top_k": 41}, "score_top_k=41: larger than the vocabulary of 40 ids"),
+        ({"score_top_k": 40, "stop_token_ids": [2, 5]}, "with 2 merged ids: larger than .* 40 ids"),
+        ({"stop_token_ids": [2, 40]}, "stop id 40 is outside .* 40 ids: set stop_token_ids"),
+    ],
+    ids=["k", "k and merged", "outside"],
+)
+def test_what_no_batch_could_be_scored_with_is_refused_before_the_first(
+    micro_lab, tmp_path, settings, says
+):
+    merge = {"stop_tokens": "merge"} if "stop_token_ids" in settings else {}
+    with pytest.raises(ConfigError, match=says):
+        make_trainer(micro_lab, tmp_path, **merge, **settings)
 
 
 def test_shadows_leave_the_run_bit_for_bit_alone(micro_lab, tmp_path):

@@ -14,7 +14,7 @@ from selector_tables import budgets, random_table, tables
 
 from taopd.errors import ConfigError
 from taopd.models.stop_tokens import stop_ids
-from taopd.selectors import SELECTORS, select
+from taopd.selectors import SELECTORS, register_selector, select
 from taopd.signals import lists_from_exact, signals_from_logprobs
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.metrics import jaccard, selection_metrics
@@ -245,6 +245,16 @@ def test_stop_tokens_are_excluded_or_merged():
 def test_bad_settings_fail_when_the_config_is_made(settings, says):
     with pytest.raises(ConfigError, match=says):
         config(**settings)
+
+
+@pytest.mark.parametrize("setting", ["selector", "weighting", "shadow_selectors"])
+def test_a_signal_that_nothing_gives_is_refused_when_the_config_is_made(setting):
+    register_selector("mine", needs=("teacher_entropi",))(lambda view: view.d)
+    try:
+        with pytest.raises(ConfigError, match=r"'mine' needs .* Did you mean 'teacher_entropy'"):
+            config(**{setting: ["mine"] if setting == "shadow_selectors" else "mine"})
+    finally:
+        SELECTORS.pop("mine")
 
 
 @hypothesis.settings(max_examples=60, deadline=None)

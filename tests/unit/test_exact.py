@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taopd.errors import ConfigError, NumericsError, ShapeError
-from taopd.kernels import Head
-from taopd.signals import exact_signals, signals_from_logprobs
+from taopd.kernels import Head, TopKScores
+from taopd.signals import exact_signals, signals_from_answer, signals_from_logprobs
 
 
 def rows(num: int, vocab: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
@@ -53,6 +53,63 @@ def test_every_signal_matches_its_definition(k, sharpness):
         )
         for name, value in expected.items():
             assert getattr(found, name)[row].item() == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("masked", ["both", "student"])
+def test_an_id_of_probability_zero_adds_nothing(masked):
+    """Log-probs of -inf: the same numbers as without these ids, where 0 log 0 = 0."""
+    student, teacher = rows(5, 9, 0), rows(5, 9, 1)
+    gap = torch.full((5, 3), -torch.inf, dtype=torch.float64)
+    wide = [torch.cat([each, gap], 1) for each in (student, teacher)]
+    if masked == "student":
+        rest = rows(5, 3, 2).exp()
+        wide[1] = torch.cat([teacher + math.log(0.5), (0.5 * rest).log()], 1)
+    found = signals_from_logprobs(*wide, torch.zeros(5).long(), k=4, full_kl=True)
+    plain = signals_from_logprobs(student, teacher, torch.zeros(5).long(), k=4, full_kl=True)
+    if masked == "both":
+        for name in ("disagreement", "entropy", "forward_kl", "compatibility", "jaccard"):
+            torch.testing.assert_close(getattr(found, name), getattr(plain, name), msg=name)
+    # Half of the teacher's mass is where the student has none.
+    more = 0.0 if masked == "both" else math.log(2.0)
+    torch.testing.assert_close(found.reverse_kl, plain.reverse_kl + more)
+
+
+@pytest.mark.parametrize("num_listed", [1, 3, 5])
+def test_a_list_of_the_teacher_that_is_shorter_than_k(num_listed):
+    """As a server sends it whose other ids the student lacks: against sets of ids."""
+    student, teacher, tokens = rows(20, 12, 0), rows(20, 12, 1), torch.zeros(20).long()
+    whole = signals_from_logprobs(student, teacher, tokens, k=5)
+    ids, logprobs = whole.teacher_topk_ids.clone(), whole.teacher_topk_logprobs.clone()
+    ids[:, num_listed:], logprobs[:, num_listed:] = -1, -torch.inf
+    at_teachers = student.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf)
+    asked = TopKScores(
+        target_logprobs=student[:, 0],
+        topk_logprobs=whole.student_topk_logprobs,
+        topk_ids=whole.student_topk_ids,
+        logsumexp=torch.zeros(20),
+        entropy=whole.entropy,
+        want_logprobs=at_teachers,
+    )
+    found = signals_from_answer(
+        asked,
+        tokens,
+        target_logprobs=teacher[:, 0],
+        topk_ids=ids,
+        topk_logprobs=logprobs,
+        want_logprobs=teacher.gather(1, whole.student_topk_ids),
+    )
+    for row in range(20):
+        own, other = set(whole.student_topk_ids[row].tolist()), set(ids[row].tolist()) - {-1}
+        union = sorted(own | other)
+        p, q = (each[row, union].softmax(0) for each in (student, teacher))
+        expected = {
+            "jaccard": len(own & other) / len(union),
+            "overlap": len(own & other) / 5,
+            "disagreement": float((q * (q / p).log()).sum()),
+            "bhattacharyya": float((p * q).sqrt().sum()),
+        }
+        for name, value in expected.items():
+            assert float(getattr(found, name)[row]) == pytest.approx(value, abs=1e-12), name
 
 
 @settings(deadline=None, max_examples=50)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from selector_tables import random_table, tables
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, NumericsError, ShapeError
 from taopd.selectors import SELECTORS, normalized_view, register_selector, resolve_selector, select
 from taopd.selectors.expressions import midrank
 
@@ -103,6 +103,44 @@ def test_a_users_selector_takes_part():
         SELECTORS.pop("mine_alone")
 
 
+@pytest.mark.parametrize("text", ["{}", "0.5*{} + teachability", "rank({})", "max({}, tip)"])
+@pytest.mark.parametrize(
+    ("mine", "error", "says"),
+    [
+        (lambda view: view.d.sum(), ShapeError, r"'mine_alone': expected .* got \[\]"),
+        (lambda view: view.d.tolist(), ShapeError, "'mine_alone': expected .* got list"),
+        (lambda view: view.d.missing, ConfigError, "'mine_alone' raised AttributeError"),
+        (lambda view: view.d / 0.0, NumericsError, "'mine_alone': score of row"),
+    ],
+    ids=["one number", "list", "mistake", "no number"],
+)
+@pytest.mark.parametrize("bounded", [False, True], ids=["any scale", "bounded"])
+def test_a_part_is_checked_as_it_is_alone(text, mine, error, says, bounded):
+    register_selector("mine_alone", bounded=bounded)(mine)
+    try:
+        with pytest.raises(error, match=says):
+            select(random_table(), selector=text.format("mine_alone"), budget=0.3)
+    finally:
+        SELECTORS.pop("mine_alone")
+
+
+def test_a_part_that_needs_more_rows_than_one_is_taken():
+    """An expression is tried on made-up tokens, whose scores say nothing about those of a run."""
+
+    def deviation(view):
+        return (view.d - view.d.mean()) / (view.d.std() * (view.table.completion.max() > 1))
+
+    register_selector("mine_alone")(deviation)
+    try:
+        kept = [
+            select(random_table(), selector=name, budget=0.3).kept
+            for name in ("mine_alone", "2*mine_alone")
+        ]
+        assert kept[0].any() and torch.equal(*kept)
+    finally:
+        SELECTORS.pop("mine_alone")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -118,6 +156,8 @@ def test_a_users_selector_takes_part():
         ("'entropy'*tip", "not a finite number"),
         ("True*tip", "not a finite number"),
         ("1e999*tip", "not a finite number"),
+        ("1" + 400 * "0" + "*tip", "not a finite number"),
+        ("dial(beta=0.1, beta=0.9)", "beta is given twice"),
         ("1+1", "names no score"),
         ("soft_or(tip)", "two or more"),
         ("soft_or(tip, entropy, x=1)", "no parameters"),

@@ -167,6 +167,52 @@ def test_half_precision_head_gradient_is_accumulated_in_float32():
     assert (found - truth).norm() / truth.norm() < 0.02
 
 
+@pytest.mark.parametrize("num_tokens", [64, 3_000, 100_000], ids="over {} tokens".format)
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**16], ids="scaled by {:g}".format)
+def test_a_gradient_in_float16_is_right_whatever_is_divided_and_scaled(num_tokens, scale):
+    """Against the float64 truth. 2^16 is torch's first loss scale, and infinite in float16; a part per
+    100,000 is far below float16's range, also before it is multiplied by the head."""
+    generator = torch.Generator().manual_seed(0)
+    states, others = (torch.randn(32, 16, generator=generator).half() for _ in range(2))
+    matrix = (0.1 * torch.randn(3_000, 16, generator=generator)).half()
+    gradients = []
+    for dtype in (DOUBLE, torch.float16):
+        hidden = states.to(dtype, copy=True).requires_grad_()
+        # Weights in float32 as under autocast.
+        weight = matrix.to(DOUBLE if dtype == DOUBLE else torch.float32).requires_grad_()
+        targets = Targets(
+            token_ids=torch.zeros(32, dtype=torch.long),
+            teacher_hidden=others.to(dtype),
+            teacher_head=Head(weight=matrix.to(dtype)),
+        )
+        weights = torch.full((32,), 1 / num_tokens)
+        loss, _ = head_loss(
+            hidden, Head(weight=weight), weights, targets, resolve_loss("reverse_kl")
+        )
+        (loss * scale).backward()
+        gradients.append([each.grad.double() for each in (hidden, weight)])
+    for truth, found in zip(*gradients, strict=True):
+        assert (found - truth).norm() < 2e-3 * truth.norm()
+
+
+def test_an_evaluation_takes_no_gradient():
+    """A head that trains asks for one in a pass without gradient too."""
+    hidden, weight, _, weights, targets, _ = problem("reverse_kl")
+    seen = []
+
+    def watched(student, of_targets):
+        seen.append(student.requires_grad)
+        return resolve_loss("reverse_kl")(student, of_targets)
+
+    head = Head(weight=torch.nn.Parameter(weight.detach().clone()))
+    values = []
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            values.append(head_loss(hidden.detach(), head, weights, targets, watched)[0].item())
+    assert values[0] == values[1] and set(seen[: len(seen) // 2]) == {True}
+    assert set(seen[len(seen) // 2 :]) == {False}
+
+
 def test_sampled_gradient_is_the_exact_reverse_kl_gradient_in_expectation():
     """Monte Carlo over every token weighted by its probability: the expectation, without sampling noise."""
     student, teacher = rows(1, 9, 0), rows(1, 9, 1)

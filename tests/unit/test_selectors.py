@@ -226,6 +226,21 @@ def test_a_path_or_name_that_leads_nowhere_is_an_error(path):
         resolve_selector(path)
 
 
+@pytest.mark.parametrize("mistake", ["1 / 0", "undefined", "def"])
+def test_a_module_that_cannot_be_run_is_named_with_its_line(tmp_path, monkeypatch, mistake):
+    name = f"selectors_of_mine_{abs(hash(mistake))}"
+    (tmp_path / f"{name}.py").write_text(f"import math\n\n{mistake}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"selector '{name}:sharp': importing .* raised .*line"):
+        resolve_selector(f"{name}:sharp")
+
+
+def test_needs_are_names_and_not_one_text(registry):
+    with pytest.raises(ConfigError, match=r"'mine': needs='overlap' must be .* \('overlap',\)"):
+        register_selector("mine", needs="overlap")(wave)
+    assert "mine" not in SELECTORS
+
+
 def test_names_and_paths():
     with pytest.raises(ConfigError, match="Did you mean 'teachability'"):
         resolve_selector("teachabilty")

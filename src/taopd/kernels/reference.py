@@ -4,6 +4,7 @@ Differentiable, and as precise as its input: `hidden.double()` with a float64 he
 float32 results are judged by. Holds [N, V] several times; not for long batches.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -47,6 +48,11 @@ def topk_score(
     return scores_from_logprobs(logprobs, logsumexp, target_ids, k=k, want_ids=want_ids)
 
 
+def _divergence(own: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """KL(own || other); an id that `own` masks adds nothing."""
+    return (own.exp() * (own - other).masked_fill(own == -torch.inf, 0.0)).sum(-1)
+
+
 def pair_from_logprobs(
     student_logprobs: Float[Tensor, "N V"],
     teacher_logprobs: Float[Tensor, "N V"],
@@ -63,14 +69,13 @@ def pair_from_logprobs(
         scores_from_logprobs(row, row.logsumexp(-1), target_ids, k=k, want_ids=ids)
         for row, ids in zip(rows, reversed(lists), strict=True)
     )
-    gap = student_logprobs - teacher_logprobs
     return compare(
         student,
         teacher,
         student_finite=student_logprobs.isfinite().all(-1),
         teacher_finite=teacher_logprobs.isfinite().all(-1),
-        forward_kl=-(teacher_logprobs.exp() * gap).sum(-1) if full_kl else None,
-        reverse_kl=(student_logprobs.exp() * gap).sum(-1) if full_kl else None,
+        forward_kl=_divergence(teacher_logprobs, student_logprobs) if full_kl else None,
+        reverse_kl=_divergence(student_logprobs, teacher_logprobs) if full_kl else None,
     )
 
 

@@ -147,7 +147,9 @@ def policy_gradient(
 ) -> Float[Tensor, " N"]:
     """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
 
-        A = -(log p_S(y) - log p_T(y)) + b, detached;  r = p_S(y) / p_sampling(y)
+    Both where the student as it is has sampled y, r = 1.
+
+        A = -(log p_sampling(y) - log p_T(y)) + b, detached;  r = p_S(y) / p_sampling(y)
         loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + b
 
     Args:

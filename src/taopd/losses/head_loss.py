@@ -19,9 +19,12 @@ from torch import Tensor
 
 from taopd.errors import NumericsError, ShapeError
 from taopd.kernels import Head, chunk_elements_on, positions_per_chunk
+from taopd.kernels.head import matmul
 
 GRADIENT_BLOCK = 2**14
 """Ids of one block of the head's gradient on a GPU; 128 MiB of float32 at a width of 2,048."""
+LARGEST_EXPONENT = 100
+"""By which a power of two may scale a row of float32 without leaving its range."""
 
 LossFunction = Callable[[Tensor, "Targets"], Tensor]
 """(student log-probs [n, V], targets of these n positions) -> loss per position [n]."""
@@ -93,14 +96,27 @@ def _add_product(
         total[ids] += torch.mm(rounded[:, ids].T, hidden, out_dtype=total.dtype)
 
 
+def _times_head(grad: Float[Tensor, "n V"], matrix: Float[Tensor, "V D"]) -> Float[Tensor, "n D"]:
+    """grad matrix, in the dtype of `matrix`; of float16 in float32."""
+    if matrix.dtype != torch.float16:
+        return grad.to(matrix.dtype) @ matrix
+    # A gradient over thousands of tokens is below float16's range, and a loss scaler multiplies only after
+    # this product: each row is scaled by a power of two while it is in float16.
+    exponent = torch.frexp(grad.abs().amax(1, keepdim=True)).exponent
+    exponent = exponent.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    scaled = torch.ldexp(grad, -exponent).to(matrix.dtype)
+    return torch.ldexp(matmul(scaled, matrix.T), exponent)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Weighted sum of a per-position loss; gradients are taken chunk by chunk in the forward."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, weights, head, targets, loss_function, chunk_elements):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = accumulate if hidden.dtype == torch.float16 else hidden.dtype
+        grad_hidden = torch.zeros_like(hidden, dtype=wide) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=accumulate) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=accumulate) if needs_bias else None
         per_token = torch.zeros(hidden.shape[0], dtype=accumulate, device=hidden.device)
@@ -121,12 +137,12 @@ class _HeadLoss(torch.autograd.Function):
                     continue
                 (grad_raw,) = torch.autograd.grad(chunk_sum, raw)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad_raw.to(matrix.dtype) @ matrix
+                    grad_hidden[rows] = _times_head(grad_raw, matrix)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad_raw, hidden[rows])
                 if grad_bias is not None:
                     grad_bias += grad_raw.sum(0)
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(per_token)
         return (per_token * weights).sum(), per_token
@@ -134,15 +150,13 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, _grad_per_token):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
 
         def scaled(grad: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-            return None if grad is None else (grad * grad_output.to(grad.dtype)).to(dtype)
+            # In the precision of the loss: the first factor of a loss scaler is above float16's range.
+            return None if grad is None else (grad.to(grad_output.dtype) * grad_output).to(dtype)
 
         return (
-            scaled(grad_hidden, None if grad_hidden is None else grad_hidden.dtype),
-            scaled(grad_weight, weight_dtype),
-            scaled(grad_bias, bias_dtype),
+            *map(scaled, (grad_hidden, grad_weight, grad_bias), ctx.dtypes),
             None,
             None,
             None,
@@ -185,8 +199,12 @@ def head_loss(
         cast = targets.teacher_head.cast(targets.teacher_hidden.dtype)
         targets = replace(targets, teacher_head=cast)
     chunk_elements = chunk_elements or chunk_elements_on(hidden.device.type)
+    leaves: tuple[Tensor | None, ...] = (hidden, head.weight, head.bias)
+    if not torch.is_grad_enabled():
+        # A parameter asks for its gradient in an evaluation too.
+        leaves = tuple(None if leaf is None else leaf.detach() for leaf in leaves)
     loss, per_token = _HeadLoss.apply(
-        hidden, head.weight, head.bias, weights, head, targets, loss_function, chunk_elements
+        *leaves, weights, head, targets, loss_function, chunk_elements
     )
     if not per_token.isfinite().all():
         row = int((~per_token.isfinite()).nonzero()[0])

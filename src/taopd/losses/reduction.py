@@ -35,8 +35,8 @@ def reduction_weights(
 
         token_mean:  w_i / sum_j w_j                 (denominator="selected")
                      w_i / number of valid tokens    (denominator="completion")
-        sample_mean: the same per completion, then divided by the number of completions; a completion in
-                     which nothing was kept counts as a zero, as in the released code.
+        sample_mean: the same per completion, then divided by the number of completions that have a row; one
+                     in which nothing was kept counts as a zero, as in the released code.
 
     All zero where nothing is kept.
 

@@ -23,6 +23,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -30,11 +31,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError, NumericsError, suggest
 from taopd.selectors.literature import bellman
 from taopd.selectors.normalize import NormalizedView, normalized_view
-from taopd.selectors.registry import SELECTORS, Score, Selector
-from taopd.signals import KNOWN_SIGNALS, SignalTable
+from taopd.selectors.registry import SELECTORS, Selector, checked_scores
+from taopd.signals import KNOWN_SIGNALS, TEACHER, SignalTable
 
 MAX_LENGTH = 500
 """Characters of an expression; deeper nesting than this allows is a mistake."""
@@ -164,7 +165,11 @@ class _Parser:
         selector = self._selector(_called(node))
         if node.args:
             raise self._error(f"parameters of {selector.name} are given by name")
-        values = {keyword.arg or "**": self._number(keyword.value) for keyword in node.keywords}
+        values: dict[str, float] = {}
+        for keyword in node.keywords:
+            if (parameter := keyword.arg or "**") in values:
+                raise self._error(f"{parameter} is given twice")
+            values[parameter] = self._number(keyword.value)
         signature = inspect.signature(selector.scores).parameters.values()
         known = [p.name for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY]
         for name in values:
@@ -202,7 +207,7 @@ class _Parser:
 
     def _selector(self, name: str) -> Selector:
         if name not in SELECTORS:
-            raise self._error(f"{name!r} is unknown.{suggest(name, [*SELECTORS, *FUNCTIONS])}")
+            raise self._error(f"{name!r} is unknown.{suggest(name, {*SELECTORS, *FUNCTIONS})}")
         if not SELECTORS[name].plain:
             hint = "; write 1 - teachability" if name == "bottom" else ""
             raise self._error(f"{name!r} is more than a score (candidates or order){hint}")
@@ -210,24 +215,27 @@ class _Parser:
 
     def _score(self, selector: Selector, raw: bool) -> Term:
         self.used.append(selector)
+
+        def score(view: NormalizedView) -> Tensor:
+            # As where it stands alone: arithmetic would spread one number over all rows, and a scale would
+            # make 0 of a NaN.
+            return checked_scores(selector, view, view.rules)
+
         # Scores of another unit (nats, positions) would drown those in [0, 1] in a sum.
-        score: Score = selector.scores
         if raw or selector.bounded:
             return score
-        return lambda view: view.normalized(score(view).double())
+        return lambda view: view.normalized(score(view))
 
     def _number(self, node: ast.expr) -> float:
         negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
         inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
         value = inner.value if isinstance(inner, ast.Constant) else None
-        # True is an int in Python, and 1e999 parses as infinity.
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
+        # True is an int in Python, 1e999 parses as infinity, and an int may be larger than any float.
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = float(str(value)) if is_number else math.inf
+        if not math.isfinite(number):
             raise self._error(f"{ast.unparse(node)!r} is not a finite number")
-        return -float(value) if negative else float(value)
+        return -number if negative else number
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"selector {self.text!r}: {message}")
@@ -242,16 +250,19 @@ def _only(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _probe(selector: Selector) -> None:
-    """Run a selector once on one made-up token, so that a parameter out of range fails at once."""
-    value = torch.full((1,), -1.0, dtype=torch.float64)
-    place = torch.zeros(1, dtype=torch.int64)
+    """Run a selector once on made-up tokens, so that a parameter out of range fails at once."""
+    value = torch.linspace(0.1, 1.0, 8, dtype=torch.float64)
+    number = torch.arange(8)
     table = SignalTable(
-        disagreement=-value,
-        compatibility=-value,
-        entropy=-value,
-        completion=place,
-        position=place,
-        valid=place == 0,
-        extra=dict.fromkeys(KNOWN_SIGNALS, value),
+        disagreement=value,
+        compatibility=value.flip(0),
+        entropy=value,
+        completion=number // 4,
+        position=number % 4,
+        valid=number >= 0,
+        extra=dict.fromkeys((*KNOWN_SIGNALS, TEACHER), -value),
     )
-    selector.scores(normalized_view(table))
+    view = normalized_view(table)
+    # What these tokens score says nothing about those of a run.
+    with suppress(NumericsError):
+        checked_scores(selector, view, view.rules)

@@ -13,7 +13,7 @@ and then `select(table, selector="sharp")`; unregistered ones are named by path,
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,7 +96,7 @@ def register_selector(
     lead: Score | None = None,
     reference_scores: Score | None = None,
     weights: Score | None = None,
-    needs: tuple[str, ...] = (),
+    needs: Sequence[str] = (),
     bounded: bool = False,
     local: bool = False,
 ) -> Callable[[Score], Score]:
@@ -107,8 +107,12 @@ def register_selector(
     it.
 
     Raises:
-        ConfigError: if the name belongs to another function.
+        ConfigError: if the name belongs to another function, or `needs` is text.
     """
+
+    # Text is a sequence of its letters.
+    if isinstance(needs, str):
+        raise ConfigError(f"selector {name!r}: needs={needs!r} must be a tuple: ({needs!r},)")
 
     def register(function: Score) -> Score:
         # A notebook cell that runs again defines a new function of the same module and name.
@@ -243,8 +247,9 @@ def called(chosen: Selector, function: Score, view: NormalizedView) -> object:
     except TaopdError:
         raise
     except Exception as error:
-        # A mistake of ours keeps its traceback.
-        if str(getattr(function, "__module__", "")).startswith("taopd."):
+        # A mistake of ours keeps its traceback, with parameters or without.
+        inner = function.func if isinstance(function, partial) else function
+        if str(getattr(inner, "__module__", "")).startswith("taopd."):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(

@@ -1,6 +1,7 @@
 """From what a user writes to a `Selector`: a registered name, an expression, a path, a function."""
 
 import importlib
+import traceback
 
 from taopd.errors import ConfigError, suggest
 from taopd.selectors.expressions import is_expression, parse_expression
@@ -54,6 +55,12 @@ def load_object(path: str, setting: str) -> object:
         raise ConfigError(
             f"{setting} {path!r}: cannot import {module_name!r} ({error}); "
             "is its folder on PYTHONPATH?"
+        ) from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{setting} {path!r}: importing {module_name!r} raised {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
         ) from error
     target = module
     for part in attribute.split("."):

@@ -28,6 +28,8 @@ from taopd.signals.types import TokenSignals
 def signals_from_pair(pair: PairScores, token_ids: Int[Tensor, " N"]) -> TokenSignals:
     """Name what both models' scores say about each position, where `token_ids` were sampled."""
     k = pair.student.topk_ids.shape[1]
+    # A list that was asked for may be shorter than K.
+    num_listed = (pair.teacher.topk_ids >= 0).sum(1)
     return TokenSignals(
         disagreement=pair.disagreement,
         compatibility=pair.compatibility,
@@ -36,7 +38,7 @@ def signals_from_pair(pair: PairScores, token_ids: Int[Tensor, " N"]) -> TokenSi
         reverse_disagreement=pair.reverse_disagreement,
         bhattacharyya=pair.bhattacharyya,
         overlap=pair.num_shared / k,
-        jaccard=pair.num_shared / (2 * k - pair.num_shared),
+        jaccard=pair.num_shared / (k + num_listed - pair.num_shared),
         compatibility_is_exact=True,
         student_topk_ids=pair.student.topk_ids,
         student_topk_logprobs=pair.student.topk_logprobs,
@@ -143,7 +145,7 @@ def exact_signals(
         teacher_hidden,
         teacher_head,
         target_ids,
-        k=scan_width(k, stop_ids, student_head.weight.shape[0]) if stop_ids else k,
+        k=scan_width(k, stop_ids, student_head.weight.shape[0]),
         temperature=temperature,
         full_kl=full_kl,
         impl=impl,

@@ -24,14 +24,18 @@ def scan_width(k: int, stop_ids: Sequence[int], vocab_size: int) -> int:
     Raises:
         ConfigError: if an id is outside the vocabulary, or K exceeds what is left of it.
     """
-    if not stop_ids:
-        return k
     outside = [token for token in stop_ids if not 0 <= token < vocab_size]
     if outside:
-        raise ConfigError(f"stop id {outside[0]} is outside the shared vocabulary of {vocab_size}")
-    wide = k + len(stop_ids) - 1
+        raise ConfigError(
+            f"stop id {outside[0]} is outside the shared vocabulary of {vocab_size} ids: set stop_token_ids "
+            "to ends that both models know, or stop_tokens='train'"
+        )
+    wide = k + max(0, len(stop_ids) - 1)
     if wide > vocab_size:
-        raise ConfigError(f"k={k} with {len(stop_ids)} merged ids exceeds {vocab_size} ids")
+        merged = f" with {len(stop_ids)} merged ids" if stop_ids else ""
+        raise ConfigError(
+            f"score_top_k={k}{merged}: larger than the vocabulary of {vocab_size} ids"
+        )
     return wide
 
 

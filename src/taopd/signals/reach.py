@@ -145,7 +145,7 @@ def reach_bound(
 ) -> Float[Tensor, " N"]:
     """Lower bound of r from the ids at which a teacher elsewhere gave its log-probs.
 
-        sum of p_T(v) [p_S0(v) >= threshold] over the teacher's list, and over the student's if it was scored
+        sum of p_T(v) s(p_S0(v)) over the teacher's list, and over the student's if it was scored
 
     Args:
         at_students: the initial student's log-probs at `student_topk_ids`; likewise at the teacher's.

@@ -241,7 +241,8 @@ def lists_from_exact(signals: TokenSignals) -> TokenSignals:
     """Recompute D, H and the proxies from the two top-K lists alone; C stays the exact mass.
 
     `compatibility="bound"` selects the lower bound that the lists alone give. Carried over is what a
-    teacher's server can give beside its list: log-probs of the sampled token and of the student's ids.
+    teacher's server can give beside its list: log-probs of the sampled token and of the student's ids; and H,
+    as `full_entropy`.
     """
     lists = topk_lists_signals(
         signals.student_topk_ids,
@@ -258,4 +259,5 @@ def lists_from_exact(signals: TokenSignals) -> TokenSignals:
         teacher_logprobs=signals.teacher_logprobs,
         token_ids=signals.token_ids,
         teacher_at_student_ids=signals.teacher_at_student_ids,
+        full_entropy=signals.entropy,
     )

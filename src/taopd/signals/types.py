@@ -76,6 +76,8 @@ class TokenSignals:
     """D of the initial student with the teacher; the trainer adds it, where a selector reads it."""
     initial_compatibility: Float[Tensor, " N"] | None = None
     """C of the initial student with the teacher, likewise."""
+    full_entropy: Float[Tensor, " N"] | None = None
+    """H of the student over the full vocabulary, nats, where `entropy` is that of a list and it is known."""
 
     def __len__(self) -> int:
         return self.disagreement.shape[0]

@@ -189,6 +189,7 @@ def _signals(part: _Part, teacher: TeacherScores, exact: bool) -> TokenSignals:
             token_ids=part.targets,
             student_logprobs=student.target_logprobs,
             teacher_logprobs=teacher.logprobs,
+            full_entropy=student.entropy,
         )
     missing = teacher.topk_ids < 0
     ids = teacher.topk_ids.clamp_min(0)

@@ -54,7 +54,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         "arithmetic and selection rules, from two top-K lists.",
     )
     compatibility: str = option(
-        None, "What C is: mass, the paper's; set, bc, jaccard, prefix_ema, reach. None: by method."
+        None, "C: mass (the paper's), bound, set, bc, jaccard, prefix_ema, reach. None: by method."
     )
     normalization: str = option(
         "quantile", "Scale of the signals over the batch: quantile (5-95 %), minmax or none."

@@ -6,7 +6,7 @@ Every function takes the config and raises a `ConfigError` that names the settin
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from taopd.errors import ConfigError, require, require_known
+from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.losses import LOSSES, needs_teacher_distribution
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.selectors import (
@@ -21,7 +21,7 @@ from taopd.selectors import (
     resolve_selector,
     resolve_weighting,
 )
-from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, LISTS_GIVE
+from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, KNOWN_SIGNALS, LISTS_GIVE
 from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.filled import FilledNumber, is_filled
@@ -171,6 +171,12 @@ def _check_selection(config: "TeachabilityConfig") -> None:
     weight = resolve_weighting(config.weighting)
     # A weighting that is a score reads signals just as a selector does.
     needs |= {} if weight is None else {config.weighting: weight.needs}
+    for name, signals in needs.items():
+        for signal in signals:
+            if signal not in KNOWN_SIGNALS:
+                raise ConfigError(
+                    f"{name!r} needs the signal {signal!r}, which is unknown.{suggest(signal, KNOWN_SIGNALS)}"
+                )
     if config.signals != "topk_lists":
         return
     for name, signals in needs.items():

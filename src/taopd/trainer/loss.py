@@ -80,7 +80,7 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     values = {
         "loss_weights": loss_weights,
         "anchor_weights": selected.choice.anchor_weights[here].float().to(device),
-        "entropy": signals.entropy,
+        "entropy": signals.entropy if signals.full_entropy is None else signals.full_entropy,
         "teacher_logprobs": signals.teacher_logprobs,
         "sampling_logprobs": signals.student_logprobs if off_policy else None,
     }

@@ -37,7 +37,7 @@ METRICS: dict[str, str] = {
     "select/quadrant_q4": "Share of valid tokens with low H and low D.",
     "select/kept_disagreement_nats": "Mean D of the kept tokens.",
     "select/kept_compatibility": "Mean C of the kept tokens, likewise.",
-    "select/kept_entropy_nats": "Mean H of the kept tokens.",
+    "select/kept_entropy_nats": "Mean H of the kept tokens (topk_lists: normalised to [0, 1]).",
     "select/empty_completions": "Share of completions in which no token was kept.",
     "teacher/completions/*": "Several teachers: completions with a valid token, by teacher, all ranks.",
     "teacher/valid_tokens/*": "Valid tokens by teacher, all ranks.",
@@ -55,7 +55,7 @@ METRICS: dict[str, str] = {
     "situation/*": "First 20 steps, main process: share of the sum of D on tokens that are teachable, "
     "within_reach, out_of_reach (taopd.signals.situation).",
     "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
-    "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens.",
+    "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens (topk_lists: likewise).",
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",
     "select/mean_weight": "Mean weight of the kept tokens before the reduction; 1 for hard selection.",
     "shadow/jaccard/*": "Per shadow selector: tokens that it and the active selector both keep over tokens "

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taopd.errors import ConfigError, NumericsError
+from taopd.errors import NumericsError
 from taopd.kernels import Head
 from taopd.models.batch import Positions, Trimmed, trim
 from taopd.models.gradient_window import gradients_of
 from taopd.models.output_head import read_head
 from taopd.models.scoring import Scored
-from taopd.models.stop_tokens import foreign_ends, stop_ids
+from taopd.models.stop_tokens import foreign_ends, merged_ids, stop_ids
+from taopd.signals.merge_stops import scan_width
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
@@ -108,12 +109,10 @@ class TeachabilityTrainer(BaseTrainer):
         self._check_routes()
         self._check_lengths()
         self.teacher_model, self.vocab_size = self._teacher.model, self._teacher.vocab_size
-        if args.score_top_k > self.vocab_size:
-            raise ConfigError(
-                f"score_top_k={args.score_top_k}: larger than the vocabulary of {self.vocab_size} ids"
-            )
         stops = args.stop_tokens, args.stop_token_ids
         self.stop_ids = stop_ids(*stops, self._tokenizer, self.model, *self._teacher.plains)
+        # The first batch would be refused otherwise, after it was sampled.
+        scan_width(args.score_top_k, merged_ids(stops[0], self.stop_ids), self.vocab_size)
         self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
         self._loss_function = loss_of_run(args, self.stop_ids, self.foreign_ends)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
