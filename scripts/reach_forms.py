@@ -89,7 +89,8 @@ class Form:
     drawn: bool = True
     """A random tenth of the other tokens is held; else only what is selected trains."""
     order: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r
-    """Of r and 1 - h, the share of a drawn token that is held to the teacher: what D~ is multiplied by."""
+    """What D~ is multiplied by to order the tokens: of r, and of 1 - h, the share that a hold leaves the
+    teacher."""
 
 
 SMOOTH = Form(share=sigmoid(1e-4, 1.0), floor_on_d=True, forward=True)
@@ -139,9 +140,8 @@ FORMS |= {
     "the rule, start let go by the clock": replace(PRESENT, kept=False),
     "the rule, hold to the teacher": replace(PRESENT, hold=False),
     "the rule without a hold": replace(PRESENT, drawn=False),
-    "the rule, order D (1 - h)": replace(PRESENT, order=lambda r, taught: taught),
     "the rule, order D r (1 - h)": replace(PRESENT, order=lambda r, taught: r * taught),
-    "the rule, order D (1 - h)^2": replace(PRESENT, order=lambda r, taught: taught.square()),
+    "the rule, order D (1 - h)^2": replace(PRESENT, order=lambda _, taught: taught.square()),
 }
 """The rule has half 1e-4 and hold 3; each part of it is changed once."""
 RULE = "the rule, half 0.0001, hold 3"
