@@ -37,12 +37,13 @@ def run(argv: Sequence[str]) -> int:
 
     from taopd.experiments.lab.leaderboard import run_leaderboard
     from taopd.report.figures.leaderboard import draw, write_page
-    from taopd.runs.folder import cannot_write_to
 
     if options.into.is_dir():
         raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
-    with cannot_write_to(options.into):
+    try:
         options.into.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--into {options.into}: {error.strerror or error}") from error
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
     with CountedProgress(kept) as advance:
         board = run_leaderboard(
