@@ -9,21 +9,29 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from taopd.errors import DataError
+from taopd.models.load_options import NO_PICKLES
 from taopd.runs.validation import TEXT, read_document
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _OF_THE_HUB = (
-    *(
-        "cache_dir",
-        "force_download",
-        "local_files_only",
-        "proxies",
-        "revision",
-        "subfolder",
-        "token",
-    ),
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
 )
 """Options that say where the files of a name lie."""
+
+
+def adapter_config(name: str, options: Mapping[str, Any]) -> Path | None:
+    """The config of the adapter in a folder, or under a name of the hub; None: no adapter."""
+    if os.path.exists(name):
+        file = Path(name) / CONFIG
+        return file if file.is_file() else None
+    found = find_adapter_config_file(name, **_hub(options))
+    return None if found is None else Path(found)
 
 
 def adapter_folder(name: str, options: Mapping[str, Any]) -> Path | None:
@@ -32,26 +40,25 @@ def adapter_folder(name: str, options: Mapping[str, Any]) -> Path | None:
     Raises:
         DataError: a folder with an adapter and a whole model, or an adapter on the hub without safetensors.
     """
-    if os.path.exists(name):
-        folder = Path(name)
-        if not (folder / CONFIG).is_file():
-            return None
-        if whole := next(folder.glob("model*.safetensors*"), None):
-            raise DataError(
-                f"{folder} holds a whole model, {whole.name}, and an adapter, {CONFIG}: leave one of the "
-                "two there"
-            )
-        return folder
-    hub = {key: options[key] for key in _OF_THE_HUB if key in options}
-    config = find_adapter_config_file(name, **hub)
+    config = adapter_config(name, options)
     if config is None:
         return None
-    if cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False, **hub) is None:
-        raise DataError(
-            f"the adapter {name} has no {WEIGHTS}; pickles (.bin, .pt) are never read, save it again with "
-            "safetensors"
-        )
-    return Path(config).parent
+    if os.path.exists(name):
+        if whole := next(config.parent.glob("model*.safetensors*"), None):
+            raise DataError(
+                f"{name} holds a whole model, {whole.name}, and an adapter, {CONFIG}: leave one of the "
+                "two there"
+            )
+    elif (
+        cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False, **_hub(options))
+        is None
+    ):
+        raise DataError(f"the adapter {name} has no {WEIGHTS}; {NO_PICKLES}")
+    return config.parent
+
+
+def _hub(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in _OF_THE_HUB if key in options}
 
 
 def base_of(folder: Path) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from taopd.errors import DataError
 
+NO_PICKLES = "pickles (.bin, .pt) are never read, save it again with safetensors"
 _SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 

@@ -30,9 +30,9 @@ from transformers import (
 
 from taopd.errors import DataError
 from taopd.models import gguf
-from taopd.models.adapter_folder import adapter_folder, base_of, of_base
+from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
 from taopd.models.damage import damage
-from taopd.models.load_options import safe_options
+from taopd.models.load_options import NO_PICKLES, safe_options
 from taopd.runs.folder import MODEL_FOLDER
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
@@ -65,7 +65,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     """
     name, more = str(name_or_path), dict[str, Any]()
     file = gguf.gguf_file(name, kwargs.pop("gguf_file", None))
-    adapter = Path(name) / "adapter_config.json"
+    adapter = Path(name) / CONFIG
     # os.path: a name may be too long for any file.
     if os.path.isfile(adapter) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
         # A folder of an adapter alone has its base's tokenizer.
@@ -272,10 +272,7 @@ def _check_weights(folder: Path) -> None:
     if not any((folder / file).is_file() for file in _WEIGHTS):
         raise DataError(
             f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there"
-            + (
-                _inside(folder)
-                or "; pickles (.bin, .pt) are never read, save it again with safetensors"
-            )
+            + (_inside(folder) or f"; {NO_PICKLES}")
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():

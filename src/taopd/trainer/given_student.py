@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import find_adapter_config_file
 
 from taopd.errors import ConfigError
+from taopd.models.adapter_folder import adapter_config
 from taopd.models.gguf import gguf_file
 from taopd.models.load_options import safe_options
 from taopd.models.loading import (
@@ -136,6 +136,6 @@ def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]
 
 
 def _is_adapter(name: str) -> bool:
-    if Path(name).is_dir() or looks_local(name):
-        return (Path(name) / "adapter_config.json").is_file()
-    return find_adapter_config_file(name) is not None
+    # What was meant as a path is not asked for at the hub.
+    there = os.path.exists(name) or not looks_local(name)
+    return there and adapter_config(name, {}) is not None

@@ -102,7 +102,8 @@ def _check_finished(job: Job) -> None:
     asked = [(arm.name, arm.seed, arm.config.get("max_steps")) for arm in job.arms]
     # Files of earlier versions have no digest.
     rows = [(row["name"], row["seed"], row["accuracy_curve"][-1][0]) for row in found["arms"]]
-    if rows != asked or found.get("digest", digest_of(job.arms)) != digest_of(job.arms):
+    digest = digest_of(job.arms)
+    if rows != asked or found.get("digest", digest) != digest:
         raise DataError(
             f"{job.path} holds a finished job of other seeds or settings than these: use another folder, or "
             "delete the file, and its job runs again"
