@@ -39,7 +39,7 @@ from taopd.losses import (
     anchor_weights,
     by_reach,
     head_loss,
-    mixed_hold,
+    held_share,
     resolve_loss,
 )
 from taopd.models.gradient_window import sparse_states
@@ -153,7 +153,8 @@ class Reaching(Anchored):
             self.ids.roll(-1, 1)[self.every],
             threshold=THRESHOLD,
         )
-        to_teacher, at_start = mixed_hold(self.weights[self.held], reach[self.held])
+        share, drawn = held_share(reach[self.held]), self.weights[self.held]
+        to_teacher, at_start = drawn * (1.0 - share), drawn * share
         weights = self.wanted.float() / self.wanted.sum()
         weights[self.held] = to_teacher
         targets = Targets(

@@ -360,17 +360,17 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
     noisy = args.loss == "fixed_advantage" or (args.loss == "sampled_reverse_kl" and elsewhere)
     divisor = len(valid) if noisy else n
     worth = [i for i in valid if D[i] >= 0.05 and r[i] >= 0.01]
-    kept = set(sorted(worth, key=lambda i: -d[i] * r[i])[:n])
-    to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     late = lambda_by_definition(table, schedule)
+    lam = [late if r[i] >= 0.01 else schedule for i in range(len(table))]
+    h = [f[i] + lam[i] * (1.0 - r[i] - f[i]) for i in range(len(table))]
+    kept = set(sorted(worth, key=lambda i: -d[i] * (1.0 - h[i]) ** 2)[:n])
+    to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
         if i in kept:
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            start = late if r[i] >= 0.01 else schedule
-            at_start = f[i] + start * (1.0 - r[i] - f[i])
-            to_teacher[i], to_start[i] = weight * (1.0 - at_start), args.coef * at_start * weight
+            to_teacher[i], to_start[i] = weight * (1.0 - h[i]), args.coef * h[i] * weight
     return kept, to_teacher, to_start
 
 
@@ -450,6 +450,27 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
     kept_back = worse > 0 and share in ("few", "more")
     assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (schedule > 0 or kept_back)
+
+
+@pytest.mark.parametrize(("step", "schedule"), [(0, 1.0), (120, 0.4), (399, 0.0)])
+def test_what_the_hold_takes_back_is_selected_last(step, schedule):
+    """D~ (1 - h)^2 from the definition: h falls with lambda, foreign ends stay in it."""
+    table, args = reach_table(), config(method="reach", budget=0.2)
+    r = table.extra["reach"]
+    foreign = 0.9 * (1.0 - r) * (torch.arange(len(table)) % 3 == 0)
+    # No context is new: lambda is that of the schedule.
+    extra = table.extra | {"foreign": foreign, "initial_logprobs": table.extra["student_logprobs"]}
+    table = replace(table, extra=extra)
+    choice = choose(table, args, step=step, training=True, num_steps=400)
+    kept, _, _ = rule_by_definition(table, args, choice.reference_mask.tolist(), schedule)
+    found = choice.selection.kept
+    assert set(found.nonzero().flatten().tolist()) == kept
+    # The C of the logs is r all the same.
+    torch.testing.assert_close(
+        choice.selection.incompatible, choice.selection.d - choice.selection.learnable
+    )
+    by_reach = choose(table, replace(args, selector="teachability_raw_c"), step=step, training=True)
+    assert not torch.equal(found, by_reach.selection.kept), "vacuous"
 
 
 def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():

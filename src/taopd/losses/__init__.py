@@ -17,7 +17,7 @@ from taopd.losses.divergences import (
 )
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
-from taopd.losses.reduction import anchor_weights, mixed_hold, reduction_weights, start_share
+from taopd.losses.reduction import anchor_weights, held_share, reduction_weights, start_share
 from taopd.losses.sampled_tail import sampled_tail_kl
 
 __all__ = [
@@ -28,10 +28,10 @@ __all__ = [
     "by_reach",
     "forward_kl",
     "head_loss",
+    "held_share",
     "jsd",
     "least_noise_baseline",
     "merge_columns",
-    "mixed_hold",
     "needs_own_samples",
     "needs_teacher_distribution",
     "policy_gradient",

@@ -95,31 +95,30 @@ def anchor_weights(
     return (within & valid & ~kept).double() * coef / (fraction * num_valid)
 
 
-def mixed_hold(
-    drawn: Float[Tensor, " N"],
+def held_share(
     reach: Float[Tensor, " N"],
     foreign: Float[Tensor, " N"] | float = 0.0,
     *,
     start: Float[Tensor, " N"] | float = 1.0,
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """The hold of `method: reach`: weights towards the teacher, and towards the initial student.
+) -> Float[Tensor, " N"]:
+    """The share h of a token that the hold of `method: reach` leaves at the initial student, in [0, 1]:
 
-        w_i (1 - h_i)    and    w_i h_i,    h_i = f_i + lambda (1 - r_i - f_i)
+        h_i = f_i + lambda (1 - r_i - f_i)
 
-    A drawn token is kept at the teacher as far as that is within reach, at the student's start where it is
-    not: what is out of reach for the time being, foreign ends always. The second is later multiplied by
-    `anchor_coef`. Source: ours, docs/results/default.md.
+    A drawn token of weight w is kept at the teacher by w (1 - h), as far as that is within reach, and at the
+    student's start by w h: what is out of reach for the time being, foreign ends always. The second is later
+    multiplied by `anchor_coef`. What is selected is ordered by it too (`formulas.not_held_back`). Source:
+    ours, docs/results/default.md.
 
     Args:
-        drawn: w, of `anchor_weights` with coef 1; reach: r in [0, 1]; foreign: f, with r + f <= 1.
+        reach: r in [0, 1]; foreign: f, with r + f <= 1.
         start: lambda: `start_share`, or more in `trainer.reach_sums.start_shares`.
     """
-    at_start = foreign + start * (1.0 - reach - foreign)
-    return drawn * (1.0 - at_start), drawn * at_start
+    return foreign + start * (1.0 - reach - foreign)
 
 
 def start_share(step: int, num_steps: int) -> float:
-    """lambda of `mixed_hold`: from 1 to 0 over the first half of a run, and over no less than 100 steps; 1
+    """lambda of `held_share`: from 1 to 0 over the first half of a run, and over no less than 100 steps; 1
     where its length is not known.
 
     Let go faster, a student is lost before it has learned what follows the teacher's words. Source: ours,

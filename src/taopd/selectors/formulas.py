@@ -99,6 +99,15 @@ def worth_reaching(
     return (disagreement >= REACH_FLOOR) & (reach >= LEAST_REACH)
 
 
+def not_held_back(d: Float[Tensor, " N"], at_start: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """D~ (1 - h)^2: the order of what `method: reach` selects; h of `losses.held_share`.
+
+    While the start is held, D~ r^2: a token that the hold takes back is taught in vain, and would keep the
+    budget from what can be learned. Once it is let go, D~. Source: ours, docs/results/reach_forms.md.
+    """
+    return d * (1.0 - at_start).square()
+
+
 def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:
     """Rows of quadrant 3, low entropy and high divergence."""
     return view.quadrant == 3

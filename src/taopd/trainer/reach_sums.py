@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.losses import needs_teacher_distribution, start_share
+from taopd.losses import held_share, needs_teacher_distribution, start_share
 from taopd.selectors import Selection
 from taopd.selectors.formulas import LEAST_REACH
-from taopd.signals import INITIAL, SignalTable
+from taopd.signals import FOREIGN, INITIAL, SignalTable
 
 RARELY = 0.1
 """A token is new where the initial student gave it less than this share of the student's probability."""
@@ -48,6 +48,14 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     completion = table.completion.contiguous()
     first = torch.searchsorted(completion, completion)
     return before > before[first]
+
+
+def held_shares(
+    table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
+) -> Float[Tensor, " N"]:
+    """h of every token, `losses.held_share` with the lambda of `start_shares`."""
+    start = start_shares(table, reach, step=step, num_steps=num_steps)
+    return held_share(reach, table.extra.get(FOREIGN, 0.0), start=start)
 
 
 def start_shares(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from taopd.losses import (
     anchor_weights,
-    mixed_hold,
     needs_teacher_distribution,
     reduction_weights,
 )
@@ -42,8 +41,8 @@ from taopd.signals import (
     signal_table,
 )
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import judges, ordering
-from taopd.trainer.reach_sums import start_shares, used_share
+from taopd.trainer.methods import judges, ordering, orders
+from taopd.trainer.reach_sums import held_shares, used_share
 
 _READS_C = re.compile(
     r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -115,7 +114,7 @@ def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
 
 def scales_compatibility(args: TeachabilityConfig) -> bool:
     """Whether a built-in selector or weighting reads C, scaled to the batch."""
-    named = f"{ordering(args)} {args.weighting}"
+    named = f"{'' if orders(args) else args.selector} {args.weighting}"
     return args.normalization != "none" and _READS_C.search(named) is not None
 
 
@@ -227,11 +226,12 @@ def choose(
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
     reach = table.extra["reach"] if training and judges(args) else None
+    at_start = None if reach is None else held_shares(table, reach, step=step, num_steps=num_steps)
     if training:
         selection = select(
             table,
             allowed=None if reach is None else worth_reaching(table.disagreement, reach),
-            selector=ordering(args),
+            selector=ordering(args, at_start),
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
@@ -254,11 +254,8 @@ def choose(
     if training:
         drawn, watched = _anchor_draws(table, selection, args, step)
     held = drawn
-    if reach is not None:
-        foreign = table.extra.get(FOREIGN, 0.0)
-        start = start_shares(table, reach, step=step, num_steps=num_steps)
-        to_teacher, held = mixed_hold(drawn, reach, foreign, start=start)
-        weights = weights + to_teacher
+    if at_start is not None:
+        weights, held = weights + drawn * (1.0 - at_start), drawn * at_start
     # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
     if teacher_weights:
         weights = weights * weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
