@@ -5,7 +5,7 @@
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400   # the first screening
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400 --parts   # the rule and its parts
     python -m scripts.reach_forms --runs runs/reach_forms --labs unknown --seeds 5 \
-        --forms "the rule, half 0.0001, hold 3" "the rule, start let go by the clock"
+        --forms "the rule, half 0.0001, hold 3" "order D r, half 0.0001, hold 3"
 
 What the file holds of other forms, labs and steps stays in it.
 
@@ -32,7 +32,7 @@ from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
-from taopd.losses import by_reach, mixed_hold, start_share
+from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_json, write_text
 from taopd.trainer.reach_sums import start_shares
@@ -89,8 +89,8 @@ class Form:
     drawn: bool = True
     """A random tenth of the other tokens is held; else only what is selected trains."""
     order: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r
-    """What D~ is multiplied by to order the tokens: of r, and of 1 - h, the share that a hold leaves the
-    teacher."""
+    """What D~ is multiplied by to order the tokens: of r, and of 1 - h, the share that the hold leaves to
+    the teacher."""
 
 
 SMOOTH = Form(share=sigmoid(1e-4, 1.0), floor_on_d=True, forward=True)
@@ -125,27 +125,34 @@ FORMS: dict[str, Form] = {
     "rest by forward KL, start let go over its first half": replace(SMOOTH, release=0.5),
 }
 """Tried on the way to the rule."""
-PRESENT = replace(SMOOTH, release=0.5, kept=True)
 HALVES, HOLDS = (1e-3, 1e-4, 1e-5), (1.0, 3.0, 10.0)
-FORMS |= {
-    f"the rule, half {half:g}, hold {hold:g}": replace(PRESENT, share=sigmoid(half, 1.0), coef=hold)
-    for half in HALVES
-    for hold in HOLDS
-}
-FORMS |= {
-    "the rule without the forward KL": replace(PRESENT, forward=False),
-    "the rule, floor on D r": replace(PRESENT, floor_on_d=False),
-    "the rule, ends like any token": replace(PRESENT, ends=False),
-    "the rule, start held to the end": replace(PRESENT, release=0.0, kept=False),
-    "the rule, start let go by the clock": replace(PRESENT, kept=False),
-    "the rule, hold to the teacher": replace(PRESENT, hold=False),
-    "the rule without a hold": replace(PRESENT, drawn=False),
-    "the rule, order D r (1 - h)": replace(PRESENT, order=lambda r, taught: r * taught),
-    "the rule, order D (1 - h)^2": replace(PRESENT, order=lambda _, taught: taught.square()),
-}
-"""The rule has half 1e-4 and hold 3; each part of it is changed once."""
+
+
+def around(name: str, form: Form) -> dict[str, Form]:
+    """A grid over half and hold, and each part of the form changed once."""
+    grid = {
+        f"half {half:g}, hold {hold:g}": replace(form, share=sigmoid(half, 1.0), coef=hold)
+        for half in HALVES
+        for hold in HOLDS
+    }
+    parts = {
+        "without the forward KL": replace(form, forward=False),
+        "floor on D r": replace(form, floor_on_d=False),
+        "ends like any token": replace(form, ends=False),
+        "start held to the end": replace(form, release=0.0, kept=False),
+        "start let go by the clock": replace(form, kept=False),
+        "hold to the teacher": replace(form, hold=False),
+        "without a hold": replace(form, drawn=False),
+    }
+    return {f"{name}, {changed}": own for changed, own in (grid | parts).items()}
+
+
+BY_DR = replace(SMOOTH, release=0.5, kept=True)
+FORMS |= around("order D r", BY_DR)
+FORMS["order D r (1 - h)"] = replace(BY_DR, order=lambda r, taught: r * taught)
+FORMS |= around("the rule", replace(BY_DR, order=lambda _, taught: taught.square()))
 RULE = "the rule, half 0.0001, hold 3"
-PARTS = [name for name in FORMS if name.startswith("the rule")]
+PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
 
 class FormStack(Stack):
@@ -156,6 +163,9 @@ class FormStack(Stack):
         self._forms = [FORMS[arm.name] for arm in self.arms]
         self._thresholds, self._idle = [3e-4] * len(self.arms), [0] * len(self.arms)
         self._foreign: list[Tensor] = []
+        # The score of this selector is D~ C, and C is here what the form orders by.
+        for args in self.settings:
+            args.selector = "teachability_raw_c"
         self._num_steps = self.settings[0].max_steps
         for arm, form in enumerate(self._forms):
             if not form.ends:
@@ -182,8 +192,8 @@ class FormStack(Stack):
         num_steps = round(2 * form.release * self._num_steps)
         schedule = start_share(step, num_steps)
         start = start_shares(table, r, step=step, num_steps=num_steps) if form.kept else schedule
-        taught = 1.0 - foreign - start * (1.0 - r - foreign)
-        order = form.order(table.compatibility, taught.to(table.compatibility.dtype))
+        at_start = held_share(r, foreign, start=start)
+        order = form.order(table.compatibility, (1.0 - at_start).to(table.compatibility.dtype))
         made = choose(
             replace(table, compatibility=order, extra=table.extra | {"reach": worth.double()}),
             args,
@@ -196,14 +206,12 @@ class FormStack(Stack):
             self._thresholds[arm], self._idle[arm] = self._thresholds[arm] * form.anneal, 0
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
-        to_teacher, held = mixed_hold(
-            drawn, r if form.hold else 1.0 - foreign, foreign, start=start
-        )
+        share = at_start if form.hold else foreign
         selected = torch.where(made.reference_mask, 0.0, made.loss_weights)
         factor = float(form.drawn)
         weights = {
-            "loss_weights": selected + factor * to_teacher,
-            "anchor_weights": factor * held * form.coef,
+            "loss_weights": selected + factor * drawn * (1.0 - share),
+            "anchor_weights": factor * drawn * share * form.coef,
         }
         return replace(made, **weights, by_reach=form.forward)
 
