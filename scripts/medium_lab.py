@@ -283,13 +283,13 @@ def run_arms(root: Path, sizes: dict[str, Any], deadline: float) -> None:
                 num_test_prompts=sizes["tests"],
             )
             folder = root / "arms" / arm.folder_name
-            if (folder / "results.json").exists():
-                prepare([(arm, folder)])  # refuses one of other settings
-                continue
-            if time.monotonic() + pace > deadline:
+            finished = (folder / "results.json").exists()
+            if not finished and time.monotonic() + pace > deadline:
                 remaining.append(arm.folder_name)
                 continue
-            prepare([(arm, folder)])
+            prepare([(arm, folder)])  # refuses one of other settings
+            if finished:
+                continue
             started = time.monotonic()
             run_pool([folder], num_workers=1)
             pace = max(pace, time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from taopd.errors import DataError
 from taopd.models.loading import load_model
+from taopd.trainer.given_student import given_student
 from tests.conftest import make_model, make_tokenizer
 
 
@@ -118,6 +120,18 @@ def test_an_adapter_of_the_hub_is_loaded_as_one_of_a_folder(adapter, tmp_path):
         found = load_model("somebody/adapter", **hub)(ids).logits
         truth = load_model(folder)(ids).logits
     assert torch.equal(found, truth)
+
+
+def test_a_student_is_an_adapter_of_the_revision_that_is_asked_for(adapter, tmp_path):
+    """TRL would load a name that `main` does not have as an adapter by itself."""
+    hub = on_hub(adapter(), tmp_path / "hub")
+    (tmp_path / "hub/models--somebody--adapter/refs/main").rename(
+        tmp_path / "hub/models--somebody--adapter/refs/tuned"
+    )
+    args = SimpleNamespace(model_init_kwargs=hub | {"revision": "tuned"})
+    given = given_student("somebody/adapter", args, make_tokenizer(), None)
+    trains = [name for name, weight in given.model.named_parameters() if weight.requires_grad]
+    assert trains and all("lora" in name for name in trains)
 
 
 def test_a_damaged_base_of_an_adapter_of_the_hub_is_refused(adapter, tmp_path):

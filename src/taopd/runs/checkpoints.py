@@ -7,8 +7,6 @@ and JSON are parsed: a checkpoint with a pickle is refused. DeepSpeed's own file
 DeepSpeed can write and read them, and they are pickles.
 """
 
-import hashlib
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Literal
 
 from taopd.errors import DataError
 from taopd.runs.jsonl import write_json
+from taopd.runs.sha256 import file_sha256
 from taopd.runs.validation import TEXT, WHOLE, read_document, shown
 
 SEAL = "taopd.json"
@@ -55,7 +54,7 @@ def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "repli
     files = {}
     names = sorted(_names(folder))
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        digests = pool.map(lambda name: _digest(folder / name, flush=True), names)
+        digests = pool.map(lambda name: file_sha256(folder / name, flush=True), names)
         for name, digest in zip(names, digests, strict=True):
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
     about = {"format": 1, "step": step, "num_processes": num_processes, "layout": layout}
@@ -88,7 +87,7 @@ def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
         if actual != size:
             return f"{name} has {actual} bytes instead of {size}"
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        digests = pool.map(lambda name: _digest(folder / name), files)
+        digests = pool.map(lambda name: file_sha256(folder / name), files)
         for (name, (_, expected)), digest in zip(files.items(), digests, strict=True):
             if digest != expected:
                 return f"{name} is damaged: its bytes are not those that were saved"
@@ -130,10 +129,3 @@ def _names(folder: Path) -> set[str]:
     """Relative paths of the files below a folder, without the seal and symbolic links."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return {path.relative_to(folder).as_posix() for path in files} - {SEAL}
-
-
-def _digest(path: Path, *, flush: bool = False) -> str:
-    with path.open("rb") as stream:
-        if flush:
-            os.fsync(stream.fileno())
-        return hashlib.file_digest(stream, "sha256").hexdigest()

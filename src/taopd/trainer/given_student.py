@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def given_student(
         if not gguf_file(model):
             check_model_folder(model)
         # TRL reads folders only.
-        if _is_adapter(model) or gguf_file(model):
+        if _is_adapter(model, options) or gguf_file(model):
             args.model_init_kwargs = None
             model = load_model(model, **{"dtype": "float32"} | options)
     if isinstance(processing_class, ProcessorMixin):
@@ -135,7 +136,7 @@ def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]
     return plain, merged
 
 
-def _is_adapter(name: str) -> bool:
+def _is_adapter(name: str, options: Mapping[str, Any]) -> bool:
     # What was meant as a path is not asked for at the hub.
     there = os.path.exists(name) or not looks_local(name)
-    return there and adapter_config(name, {}) is not None
+    return there and adapter_config(name, options) is not None

@@ -21,6 +21,7 @@ from taopd.errors import DataError
 from taopd.runs.folder import refuse_file
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded
+from taopd.runs.sha256 import file_sha256
 from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
 MANIFEST = "manifest.json"
@@ -96,12 +97,6 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
             raise DataError(f"{path} names {shown(name)}, which is no file of this folder")
         _check_file(folder / name, expected, what)
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path:

@@ -12,7 +12,6 @@ Not here: downloads; everything is made from the seed on this machine. Nor torch
 seconds, until a lab has to be built.
 """
 
-import hashlib
 import json
 import os
 import queue
@@ -36,6 +35,7 @@ from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.variants import Role
 from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.paths import cache_folder
+from taopd.runs.sha256 import file_sha256
 from taopd.runs.versions import installed_version
 
 Progress = Callable[[str, int, int], object]
@@ -145,7 +145,7 @@ def _fault(folder: Path, spec: LabSpec) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _sha256(path) != expected:
+        if file_sha256(path) != expected:
             return f"{name} has changed"
     return None
 
@@ -169,7 +169,7 @@ def _write(folder: Path, spec: LabSpec, progress: Progress, parallel: bool) -> N
             name: installed_version(name)
             for name in ("torch", "transformers", "tokenizers", "pyarrow")
         },
-        "sha256": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+        "sha256": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -257,7 +257,3 @@ def _train_in_processes(
             child.kill()
             child.wait()
     return results
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

