@@ -8,6 +8,7 @@ import torch
 from taopd.kernels import Head
 from taopd.losses import (
     Targets,
+    entropy_direction,
     needs_own_samples,
     needs_teacher_distribution,
     resolve_loss,
@@ -56,6 +57,88 @@ def test_the_fixed_advantage_lowers_the_tokens_it_is_given_and_reads_no_teacher(
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     expected = torch.nn.functional.one_hot(ids, 6) - logits.exp()
     torch.testing.assert_close(gradient, expected.detach())
+
+
+def entropy(logits):
+    p = logits.softmax(-1).tolist()
+    return -sum(each * math.log(each) for each in p)
+
+
+def test_the_entropy_direction_is_the_slope_of_the_entropy_along_the_update():
+    """By finite differences: a step along the gradient of log p(y) by the logits."""
+    student, step = rows(12, 6, 0), 1e-5
+    ids = torch.arange(12) % 6
+    found = entropy_direction(student, ids)
+    for row in range(12):
+        update = torch.nn.functional.one_hot(ids[row], 6) - student[row].exp()
+        slope = entropy(student[row] + step * update) - entropy(student[row] - step * update)
+        assert found[row].item() == pytest.approx(slope / (2 * step), abs=1e-8)
+    assert found.min() < 0 < found.max(), "vacuous"
+
+
+def test_a_certain_student_has_no_entropy_to_move():
+    certain = torch.tensor([[0.0, -torch.inf, -torch.inf]])
+    assert entropy_direction(certain, torch.tensor([0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("merged", [(), (1, 4)])
+@pytest.mark.parametrize("stale", [False, True])
+def test_an_update_that_narrows_is_shrunk_by_how_far_the_two_agree(merged, stale):
+    """IDA-OPD: the gradient by the logits, against p and q of the sampled class."""
+    student, ids = rows(60, 6, 0), torch.arange(60) % 6
+    q = rows(60, 6, 3).exp().gather(1, ids[:, None]).squeeze(1)
+    before = None
+    targets = Targets(token_ids=ids, teacher_logprobs=q.log())
+    if stale:
+        before = student.gather(1, ids[:, None]).squeeze(1) + 0.05
+        targets = Targets(token_ids=ids, teacher_logprobs=q.log(), sampling_logprobs=before)
+    logits = student.clone().requires_grad_()
+    function = resolve_loss("sampled_ida", merged_ids=merged)
+    function(logits.log_softmax(-1), targets).sum().backward()
+    narrowed = 0
+    for row, y in enumerate(ids.tolist()):
+        members = list(merged) if y in merged else [y]
+        classes = [[v] for v in range(6) if v not in merged] + ([list(merged)] if merged else [])
+        masses = [sum(student[row, v].exp().item() for v in each) for each in classes]
+        at = classes.index(members)
+        p = masses[at] if before is None else math.exp(before[row].item())
+        ratio = masses[at] / p
+        gap = math.log(q[row].item() / p)
+        h = -sum(m * math.log(m) for m in masses)
+        direction = sum(m * m * (math.log(m) + h) for m in masses)
+        direction -= masses[at] * (math.log(masses[at]) + h)
+        if gap * direction < 0:
+            narrowed += 1
+            gap *= abs(q[row].item() - p) / (q[row].item() + p)
+        # The clip of the ratio is not in reach here, but for merged classes.
+        if (gap > 0 and ratio > 1.28) or (gap < 0 and ratio < 0.8):
+            gap = 0.0
+        for v in range(6):
+            share = student[row, v].exp().item()
+            slope = share / masses[at] * (v in members) - share
+            assert logits.grad[row, v].item() == pytest.approx(-ratio * gap * slope, abs=1e-9)
+    assert 8 < narrowed < 52, "vacuous"
+
+
+def test_the_sampled_distance_is_right_in_expectation_in_value_and_gradient():
+    """TV-OPD: over every token that could have been sampled."""
+    student, teacher = rows(1, 8, 7), rows(1, 8, 8)
+    p, q = student[0].exp(), teacher[0].exp()
+    function, values, gradients = resolve_loss("sampled_tv"), [], []
+    for y in range(8):
+        logits = student.clone().requires_grad_()
+        targets = Targets(token_ids=torch.tensor([y]), teacher_logprobs=teacher[:, y])
+        value = function(logits.log_softmax(-1), targets)
+        values.append(value.item())
+        gradients.append(torch.autograd.grad(value.sum(), logits)[0][0])
+    assert all(0.0 <= value <= 1.0 for value in values)
+    distance = (p - q).abs().sum().item() / 2
+    assert (p * torch.tensor(values, dtype=DOUBLE)).sum().item() == pytest.approx(distance)
+    logits = student.clone().requires_grad_()
+    exact = (logits.softmax(-1) - q).abs().sum()
+    (expected,) = torch.autograd.grad(exact, logits)
+    # d TV = sum of sign(p - q) dp / 2, and twice that is the mean of sign(A) times the score.
+    torch.testing.assert_close((p.unsqueeze(1) * torch.stack(gradients)).sum(0), expected[0])
 
 
 @pytest.mark.parametrize(

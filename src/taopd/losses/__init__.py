@@ -18,6 +18,7 @@ from taopd.losses.divergences import (
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
 from taopd.losses.reduction import anchor_weights, held_share, reduction_weights, start_share
+from taopd.losses.sampled_advantages import entropy_direction
 from taopd.losses.sampled_tail import sampled_tail_kl
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Targets",
     "anchor_weights",
     "by_reach",
+    "entropy_direction",
     "forward_kl",
     "head_loss",
     "held_share",

@@ -17,6 +17,7 @@ from torch import Tensor
 from taopd.errors import ConfigError, suggest
 from taopd.losses.head_loss import LossFunction, Targets
 from taopd.losses.merged_stops import merge_columns, merged_token_ids
+from taopd.losses.sampled_advantages import entropy_direction, influence_directed, sampled_tv
 from taopd.losses.sampled_tail import sampled_tail_kl
 from taopd.signals.merge_stops import sampled_logprobs
 
@@ -142,7 +143,7 @@ def policy_gradient(
     sampling_logprobs: Float[Tensor, " N"] | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
-    advantage: float | None = None,
+    advantage: float | Float[Tensor, " N"] | None = None,
     baseline: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
     """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
@@ -155,7 +156,7 @@ def policy_gradient(
     Args:
         sampling_logprobs: of the policy that sampled y. None: it is the student itself, so r = 1 and
             nothing is clipped (one step per rollout).
-        advantage: A, the same for every token, in place of the teacher's; then no teacher is read.
+        advantage: A in place of the teacher's, which then is not read: of every token, or one for all.
         baseline: b, a constant of the position, nats; 0 if None. It changes no expectation. See
             `least_noise_baseline`.
 
@@ -167,7 +168,7 @@ def policy_gradient(
         assert teacher_logprobs is not None
         gain = -sampled_reverse_kl(sampling, teacher_logprobs).detach()
     else:
-        gain = torch.full_like(anchor, advantage)
+        gain = torch.zeros_like(anchor) + advantage
     shift = torch.zeros_like(anchor) if baseline is None else baseline.detach()
     gain = gain + shift
     ratio = (student_logprobs - sampling).exp()
@@ -181,14 +182,16 @@ LOSSES: tuple[str, ...] = (
     "jsd",
     "reverse_kl",
     "routed_kl",
+    "sampled_ida",
     "sampled_reverse_kl",
     "sampled_tail_kl",
+    "sampled_tv",
     "topk_reverse_kl",
 )
 """Names that `resolve_loss` knows."""
 
 
-SAMPLED = ("fixed_advantage", "sampled_reverse_kl")
+SAMPLED = ("fixed_advantage", "sampled_ida", "sampled_reverse_kl", "sampled_tv")
 """Losses on the sampled token alone."""
 
 
@@ -213,22 +216,26 @@ def resolve_loss(
         ConfigError: for an unknown name.
     """
     if name in SAMPLED:
+        gradient = partial(policy_gradient, clip_low=clip_low, clip_high=clip_high)
 
         def sampled(student: Tensor, targets: Targets) -> Tensor:
-            advantage = None if name == "sampled_reverse_kl" else FIXED_ADVANTAGE
-            if advantage is None and targets.teacher_logprobs is None:
-                raise ConfigError(
-                    "sampled_reverse_kl needs the teacher's log-prob of the sampled token"
-                )
-            return policy_gradient(
-                sampled_logprobs(student, targets.token_ids, merged_ids=merged_ids),
-                targets.teacher_logprobs,
-                sampling_logprobs=targets.sampling_logprobs,
-                clip_low=clip_low,
-                clip_high=clip_high,
-                advantage=advantage,
-                baseline=targets.baseline if advantage is None else None,
-            )
+            own = sampled_logprobs(student, targets.token_ids, merged_ids=merged_ids)
+            teacher, before = targets.teacher_logprobs, targets.sampling_logprobs
+            if name == "fixed_advantage":
+                return gradient(own, None, sampling_logprobs=before, advantage=FIXED_ADVANTAGE)
+            if teacher is None:
+                raise ConfigError(f"{name} needs the teacher's log-prob of the sampled token")
+            gap = teacher - (own.detach() if before is None else before)
+            if name == "sampled_ida":
+                columns = merge_columns(student, merged_ids)
+                places = merged_token_ids(targets.token_ids, merged_ids, student.shape[1])
+                shrunk = influence_directed(gap, entropy_direction(columns, places))
+                return gradient(own, None, sampling_logprobs=before, advantage=shrunk)
+            if name == "sampled_tv":
+                loss = gradient(own, None, sampling_logprobs=before, advantage=gap.sign())
+                # The value, which is logged, is the distance.
+                return loss - loss.detach() + sampled_tv(gap)
+            return gradient(own, teacher, sampling_logprobs=before, baseline=targets.baseline)
 
         return sampled
     if name == "sampled_tail_kl":

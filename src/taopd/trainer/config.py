@@ -118,8 +118,8 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
     loss: str = option(
         None,
         "Loss at the kept tokens: reverse_kl (default), sampled_reverse_kl (detached advantage times "
-        "log-prob, the paper's training signal), forward_kl, jsd, topk_reverse_kl (student's top-K and a "
-        "tail bucket), sampled_tail_kl (top-K, and the tail from the sampled token).",
+        "log-prob, the paper's training signal; sampled_ida, sampled_tv: other advantages), forward_kl, jsd, "
+        "topk_reverse_kl (student's top-K and a tail bucket), sampled_tail_kl (its tail is sampled).",
     )
     beta: float | None = option(
         None,

@@ -41,8 +41,10 @@ WITH_METHOD: dict[str, dict[str, Any]] = {
         "anchor_responses": 1.0,
     },
     "teachability, reach": {"selector": "teachability", "method": "reach"},
+    "full, IDA-OPD": {"selector": "full", "loss": "sampled_ida"},
+    "full, TV-OPD": {"selector": "full", "loss": "sampled_tv"},
 }
-"""Entries that are more than a selector."""
+"""Entries that are more than a selector; one with a loss of its own is a kind of sampled reverse KL."""
 LEFT_OUT = ("q3_", "reverse_kl")
 """Beginnings of selectors that run only when they are named: the paper's ablations of one quadrant."""
 
@@ -74,6 +76,8 @@ def jobs_of(
     jobs = []
     for loss in LOSSES:
         for name, settings in chosen.items():
+            if "loss" in settings and loss != "sampled_reverse_kl":
+                continue
             # The full selector has no budget.
             shares = [1.0] if settings["selector"] == "full" else BUDGETS
             arms = [
@@ -81,7 +85,7 @@ def jobs_of(
                     lab_arm(
                         lab,
                         name,
-                        STACK_CONFIG | settings | {"loss": loss, "budget": budget},
+                        STACK_CONFIG | {"loss": loss, "budget": budget} | settings,
                         seed=seed,
                         steps=steps,
                     ),

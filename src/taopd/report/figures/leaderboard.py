@@ -42,10 +42,10 @@ def finals(cell: dict[str, Any]) -> np.ndarray:
 
 
 def select_cells(board: dict[str, Any], loss: str, budget: float) -> Cells:
-    """Cells of one loss and budget; full distillation belongs to every budget."""
+    """Cells of one loss and budget; what trains every token belongs to every budget."""
     found: Cells = {}
     for cell in board["cells"]:
-        if cell["loss"] == loss and (cell["budget"] == budget or cell["selector"] == FULL):
+        if cell["loss"] == loss and cell["budget"] in (budget, 1.0):
             found.setdefault(cell["selector"], {})[cell["variant"]] = cell
     return found
 
@@ -152,7 +152,11 @@ def verdict(board: dict[str, Any], budget: float) -> str:
     variants = variants_of(board)
     for loss in sorted({cell["loss"] for cell in board["cells"]}):
         cells = select_cells(board, loss, budget)
-        names = [name for _, name in ranking(cells, variants) if name != FULL]
+        names = [
+            name
+            for _, name in ranking(cells, variants)
+            if cells[name][variants[0]]["budget"] < 1.0
+        ]
         gaps = {name: worst_gap(cells, name, variants) for name in names}
         fine = [name for name in names if gaps[name][0] >= -MARGIN]
         words = LOSS_NAMES.get(loss, loss)
@@ -172,7 +176,7 @@ def verdict(board: dict[str, Any], budget: float) -> str:
 
 def generated(board: dict[str, Any], picture: str) -> str:
     """Everything on the page that follows from the numbers."""
-    budgets = sorted({c["budget"] for c in board["cells"] if c["selector"] != FULL})
+    budgets = sorted({cell["budget"] for cell in board["cells"]} - {1.0})
     hours = sum(cell["cpu_seconds"] for cell in board["cells"]) / 3600
     runs = sum(len(cell["seeds"]) for cell in board["cells"])
     settings = board["settings"]
@@ -201,12 +205,13 @@ def draw(board: dict[str, Any], path: Path, budget: float = 0.05) -> None:
     variants = variants_of(board)
     losses = sorted({cell["loss"] for cell in board["cells"]})
     everything = [select_cells(board, loss, budget) for loss in losses]
-    ranks: dict[str, float] = {}
+    ranks: dict[str, list[float]] = {}
     for cells in everything:
         for rank, name in ranking(cells, variants):
-            ranks[name] = ranks.get(name, 0.0) + rank
+            ranks.setdefault(name, []).append(rank)
     every = {name for cells in everything for name in cells}
-    names = sorted(every, key=lambda name: (ranks.get(name, math.inf), name))
+    # An entry may have been run with one loss alone.
+    names = sorted(every, key=lambda name: (np.mean(ranks.get(name, [math.inf])), name))
     figure, panels = plt.subplots(
         1,
         len(losses),
