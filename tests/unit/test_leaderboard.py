@@ -113,6 +113,17 @@ def test_entries_with_more_or_fewer_variants_hide_nobody(board, tmp_path):
     page.draw(board, tmp_path / "board.png")
 
 
+def test_what_trains_every_token_with_another_loss_is_shown_and_not_counted_at_5_percent(board):
+    board["cells"] += [
+        cell("full, other", variant, [[1.0, 1.0]] * 3, budget=1.0)
+        for variant in ("dialect", "reversal")
+    ]
+    rows = page.table(board, "reverse_kl", 0.05).splitlines()[2:]
+    assert next(row.split("|")[2].strip() for row in rows) == "full, other"
+    assert "not worse than full in any variant: better." in page.verdict(board, 0.05)
+    assert "### Budget 100%" not in page.generated(board, "board.png")
+
+
 @pytest.mark.slow
 def test_a_new_selector_runs_its_own_rows_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TAOPD_CACHE", str(tmp_path / "cache"))
@@ -126,8 +137,14 @@ def test_a_new_selector_runs_its_own_rows_alone(tmp_path, monkeypatch):
         "num_workers": 1,
         "lab_sizes": SIZES,
     }
+    assert (
+        run_leaderboard(names=["full, TV-OPD"], **common)["cells"][0]["selector"] == "full, TV-OPD"
+    )
+    rows = [(c["loss"], c["budget"]) for c in json.loads(path.read_text())["cells"]]
+    assert rows == [("sampled_reverse_kl", 1.0)], "its loss is a kind of the sampled one"
+    path.unlink()
     run_leaderboard(names=["full"], **common)
-    before = sorted((tmp_path / "jobs").iterdir())
+    before = sorted((tmp_path / "jobs").glob("*full.json"))
     stamps = [file.stat().st_mtime_ns for file in before]
     board = run_leaderboard(
         names=["full", "random"], progress=lambda *event: seen.append(event), **common

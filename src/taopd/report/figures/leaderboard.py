@@ -153,9 +153,7 @@ def verdict(board: dict[str, Any], budget: float) -> str:
     for loss in sorted({cell["loss"] for cell in board["cells"]}):
         cells = select_cells(board, loss, budget)
         names = [
-            name
-            for _, name in ranking(cells, variants)
-            if cells[name][variants[0]]["budget"] < 1.0
+            name for _, name in ranking(cells, variants) if cells[name][variants[0]]["budget"] < 1.0
         ]
         gaps = {name: worst_gap(cells, name, variants) for name in names}
         fine = [name for name in names if gaps[name][0] >= -MARGIN]
