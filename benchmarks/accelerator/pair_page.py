@@ -251,7 +251,9 @@ def write_pair(results: Path, page: Path) -> None:
                 "student hardly says, and holds a random tenth of the other tokens. Of all arms it moves "
                 "most with the learning rate, and at 2e-4 it ends below full and published. **Full "
                 "distillation with a forward KL learns the second pair faster still** ([smollm2-forward.md]"
-                "(smollm2-forward.md), two CPU cores, one seed).",
+                "(smollm2-forward.md), two CPU cores, one seed). `reach` selected by D r here; its order "
+                "now, D (1 - h)^2, is slower at first on the second pair and level after 80 steps "
+                "([smollm2-order.md](smollm2-order.md), two CPU cores, one seed).",
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "

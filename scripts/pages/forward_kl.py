@@ -33,7 +33,7 @@ LEAD = (
     "forward KL full distillation learns, and even a random tenth of the tokens does. The default, at a "
     "tenth of the tokens, ends above that random tenth and cannot be told from full with a forward KL; "
     "after 20 steps it is behind both. It was run when a run of 40 steps let go of the start within 20; that "
-    "takes 100 steps now."
+    "takes 100 steps now. It selected by D r then ([smollm2-order.md](smollm2-order.md))."
 )
 
 
@@ -57,16 +57,8 @@ def page(document: dict[str, Any]) -> str:
     """The page in Markdown."""
     study = load_study_file(STUDY)
     arms = {arm["name"]: arm for arm in document["arms"]}
-    order = [arm["name"] for arm in study.arms if arm["name"] in arms]
-    missing = [arm["name"] for arm in study.arms if arm["name"] not in arms]
-    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    about = (
-        f"{study.config['max_steps']} steps of 16 rollouts, one seed, greedy accuracy on "
-        f"{len(arms[order[0]]['right'])} problems, %. {document['device']}; {versions}; commit "
-        f"{document['commit']}."
-    )
-    if missing:
-        about += f" Not run: {', '.join(missing)}."
+    wanted = [arm["name"] for arm in study.arms]
+    order = [name for name in wanted if name in arms]
     return "\n".join(
         [
             "# Selection or loss? SmolLM2-135M with a forward KL\n",
@@ -75,13 +67,25 @@ def page(document: dict[str, Any]) -> str:
             LEAD + "\n",
             "The student does not know the form of an answer (pair 2 of [smollm2.md](smollm2.md); the models "
             "here were made on this machine). Arms named forward have a forward KL at all selected tokens.\n",
-            about + "\n",
+            about(document, wanted, f"{study.config['max_steps']} steps of 16 rollouts, one seed"),
             f"![Accuracy over steps by arm]({PAGE.with_suffix('.png').name})\n",
             *table(arms, order),
             "",
             *differences(arms, order),
             "",
         ]
+    )
+
+
+def about(document: dict[str, Any], wanted: list[str], settings: str) -> str:
+    """Settings, problems, machine, versions, and which of the wanted arms were not run."""
+    names = [arm["name"] for arm in document["arms"]]
+    missing = [name for name in wanted if name not in names]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return (
+        f"{settings}, greedy accuracy on {len(document['arms'][0]['right'])} problems, %. "
+        f"{document['device']}; {versions}; commit {document['commit']}."
+        f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''}\n"
     )
 
 

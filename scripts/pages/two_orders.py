@@ -4,7 +4,8 @@
     python -m scripts.pages.two_orders runs/smollm2-order     # saves docs/results/smollm2-order.json
     python -m scripts.pages.two_orders                        # the page again from that file
 
-Arms that have not finished are left out, and named.
+Arms are shown as far as they have come, up to the last checkpoint that all have reached. Those that have not
+come to their first one are left out, and named.
 """
 
 import json
@@ -28,24 +29,41 @@ def generated(document: dict[str, Any]) -> str:
     arms = {arm["name"]: arm for arm in document["arms"]}
     wanted = [name_of(arm["name"], seed) for seed in study.seeds for arm in study.arms]
     order = [name for name in wanted if name in arms]
-    missing = [name for name in wanted if name not in arms]
-    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    about = (
-        f"{study.config['max_steps']} steps of 16 rollouts, greedy accuracy on "
-        f"{len(arms[order[0]]['right'])} problems, %. {document['device']}; {versions}; commit "
-        f"{document['commit']}."
-    )
-    if missing:
-        about += f" Not run: {', '.join(missing)}."
+    reached = arms[order[0]]["accuracy_curve"][-1][0]
+    settings = f"{reached} of {study.config['max_steps']} steps of 16 rollouts"
     return "\n".join(
         [
-            about + "\n",
+            forward_kl.about(document, wanted, settings),
             f"![Accuracy over steps by arm]({PAGE.with_suffix('.png').name})\n",
             *forward_kl.table(arms, order),
             "",
             *forward_kl.differences(arms, order),
         ]
     )
+
+
+def gathered(runs: list[Path]) -> dict[str, Any]:
+    """What the page shows of the arms of a study, which may lie in several folders."""
+    arms = []
+    for path in (found for run in runs for found in sorted(run.glob("arms/*/accuracy.jsonl"))):
+        points = [json.loads(line) for line in path.read_text().splitlines()]
+        about = json.loads((path.parent / "arm.json").read_text())
+        if len(points) > 1:
+            arms.append((name_of(about["name"], about["seed"]), points))
+    common = min(len(points) for _, points in arms)
+    rows = [
+        {
+            "name": name,
+            "accuracy_curve": [(each["step"], each["accuracy_greedy"]) for each in points],
+            "accuracy_sampled_curve": [(each["step"], each["accuracy_sampled"]) for each in points],
+            "mean_tokens_greedy_curve": [
+                (each["step"], each["mean_tokens_greedy"]) for each in points
+            ],
+            "right": points[-1]["right_greedy"],
+        }
+        for name, points in ((name, points[:common]) for name, points in arms)
+    ]
+    return forward_kl.gathered(runs) | {"arms": rows}
 
 
 def name_of(arm: str, seed: int) -> str:
@@ -57,10 +75,7 @@ if __name__ == "__main__":
     parser = Arguments(description=__doc__)
     parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
     if runs := parser.parse_args().runs:
-        found = forward_kl.gathered(runs)
-        for arm in found["arms"]:
-            arm["name"] = name_of(arm["name"], arm["seed"])
-        write_text(SAVED, json.dumps(found) + "\n")
+        write_text(SAVED, json.dumps(gathered(runs)) + "\n")
     saved = json.loads(SAVED.read_text())
     forward_kl.draw(saved, PAGE.with_suffix(".png"))
     write_generated(PAGE, generated(saved))
