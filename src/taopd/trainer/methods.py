@@ -7,12 +7,7 @@ no token is taken from it. How the default was chosen: docs/results/default.md.
 
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from taopd.errors import ConfigError
-from taopd.selectors import Selector
-from taopd.selectors.formulas import not_held_back
 from taopd.trainer.filled import filled
 
 if TYPE_CHECKING:
@@ -67,26 +62,6 @@ def running(config: Any) -> str:
 def orders(config: Any) -> bool:
     """Whether the rule of `reach` orders the tokens, and not the score of the selector."""
     return judges(config) and (config.selector, config.compatibility) == ("teachability", "reach")
-
-
-def ordering(config: Any, at_start: Float[Tensor, " N"] | None) -> str | Selector:
-    """The selector whose score orders the tokens: under the rule of `reach` D~ (1 - h)^2, h as it is.
-
-    h is a share of mass and needs no scale. Where the student could say nearly everything (the SmolLM2-135M
-    pair: r from 0.9996 to 1 between its 5 and 95 % quantiles), a scale of the batch would drop large D for an
-    r of 0.999.
-
-    Args:
-        at_start: h, of `losses.held_share`; None where the rule does not judge.
-    """
-    if at_start is None or not orders(config):
-        return str(config.selector)
-    return Selector(
-        name="reach",
-        scores=lambda view: not_held_back(view.d, at_start),
-        bounded=True,
-        local=True,
-    )
 
 
 def check_method(config: "TeachabilityConfig") -> None:
