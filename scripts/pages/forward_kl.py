@@ -8,6 +8,7 @@ Arms that have not finished are left out, and named.
 """
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,21 @@ LEAD = (
 
 def gathered(runs: list[Path]) -> dict[str, Any]:
     """What the page shows of the finished arms of a study, which may lie in several folders."""
-    environment = json.loads((runs[0] / "env.json").read_text())
     arms = []
     for path in (found for run in runs for found in sorted(run.glob("arms/*/results.json"))):
         row = json.loads(path.read_text())
         arms.append({key: row[key] for key in KEPT} | {"right": row["right_greedy_curve"][-1][1]})
+    return made_with(runs[0]) | {"arms": arms}
+
+
+def made_with(run: Path) -> dict[str, Any]:
+    """Commit, machine and versions of a study's folder."""
+    environment = json.loads((run / "env.json").read_text())
     versions = {name: environment["versions"][name] for name in ("torch", "transformers", "trl")}
     return {
         "commit": environment["git_commit"][:7],
         "device": environment["devices"][0],
         "versions": versions,
-        "arms": arms,
     }
 
 
@@ -134,12 +139,19 @@ def draw(document: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-if __name__ == "__main__":
-    parser = Arguments(description=__doc__)
+def saved_document(
+    path: Path, description: str | None, gather: Callable[[list[Path]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the file holds, gathered anew where the command names folders; its picture is drawn."""
+    parser = Arguments(description=description)
     parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
     if runs := parser.parse_args().runs:
-        write_text(SAVED, json.dumps(gathered(runs)) + "\n")
-    saved = json.loads(SAVED.read_text())
-    draw(saved, PAGE.with_suffix(".png"))
-    write_text(PAGE, page(saved))
+        write_text(path, json.dumps(gather(runs)) + "\n")
+    document = json.loads(path.read_text())
+    draw(document, path.with_suffix(".png"))
+    return document
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page(saved_document(SAVED, __doc__, gathered)))
     print(PAGE)

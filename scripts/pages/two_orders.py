@@ -12,11 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.arguments import Arguments, existing_folder
 from scripts.pages import forward_kl
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
-from taopd.runs.jsonl import write_text
 
 STUDY = Path("recipes/studies/smollm2-order.yaml")
 SAVED = Path("docs/results/smollm2-order.json")
@@ -63,7 +61,7 @@ def gathered(runs: list[Path]) -> dict[str, Any]:
         }
         for name, points in ((name, points[:common]) for name, points in arms)
     ]
-    return forward_kl.gathered(runs) | {"arms": rows}
+    return forward_kl.made_with(runs[0]) | {"arms": rows}
 
 
 def name_of(arm: str, seed: int) -> str:
@@ -72,11 +70,5 @@ def name_of(arm: str, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    parser = Arguments(description=__doc__)
-    parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
-    if runs := parser.parse_args().runs:
-        write_text(SAVED, json.dumps(gathered(runs)) + "\n")
-    saved = json.loads(SAVED.read_text())
-    forward_kl.draw(saved, PAGE.with_suffix(".png"))
-    write_generated(PAGE, generated(saved))
+    write_generated(PAGE, generated(forward_kl.saved_document(SAVED, __doc__, gathered)))
     print(PAGE)
