@@ -35,7 +35,8 @@ from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_json, write_text
-from taopd.trainer.reach_sums import start_shares
+from taopd.signals import FOREIGN, INITIAL
+from taopd.trainer.reach_sums import judged_reach, start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
@@ -86,6 +87,8 @@ class Form:
     """The start is held where contexts that are new to it are worse."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
+    everywhere: bool = True
+    """The initial student is the judge in contexts that are new to it, too."""
     drawn: bool = True
     """A random tenth of the other tokens is held; else only what is selected trains."""
     order: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r
@@ -150,7 +153,9 @@ def around(name: str, form: Form) -> dict[str, Form]:
 BY_DR = replace(SMOOTH, release=0.5, kept=True)
 FORMS |= around("order D r", BY_DR)
 FORMS["order D r (1 - h)"] = replace(BY_DR, order=lambda r, taught: r * taught)
-FORMS |= around("the rule", replace(BY_DR, order=lambda _, taught: taught.square()))
+BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
+FORMS |= around("judged everywhere", BY_NOT_HELD)
+FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False))
 RULE = "the rule, half 0.0001, hold 3"
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
@@ -187,15 +192,19 @@ class FormStack(Stack):
     def _choose(self, arm, table, step):
         form, args, r = self._forms[arm], self.settings[arm], table.extra["reach"]
         d = table.disagreement
-        worth = (d >= 0.05) & (r >= 0.01) if form.floor_on_d else d * r >= 0.05
         foreign = self._foreign[arm]
+        whole = replace(table, extra=table.extra | {FOREIGN: foreign})
+        judged = r if form.everywhere else judged_reach(whole)
+        worth = (d >= 0.05) & (judged >= 0.01) if form.floor_on_d else d * judged >= 0.05
         num_steps = round(2 * form.release * self._num_steps)
         schedule = start_share(step, num_steps)
-        start = start_shares(table, r, step=step, num_steps=num_steps) if form.kept else schedule
-        at_start = held_share(r, foreign, start=start)
+        start = start_shares(table, step=step, num_steps=num_steps) if form.kept else schedule
+        at_start = held_share(judged, foreign, start=start)
         order = form.order(table.compatibility, (1.0 - at_start).to(table.compatibility.dtype))
+        # Decided already: no context is new to `choose`.
+        decided = {"reach": worth.double(), INITIAL: table.extra["student_logprobs"]}
         made = choose(
-            replace(table, compatibility=order, extra=table.extra | {"reach": worth.double()}),
+            replace(table, compatibility=order, extra=table.extra | decided),
             args,
             step=step,
             training=True,
@@ -213,7 +222,7 @@ class FormStack(Stack):
             "loss_weights": selected + factor * drawn * (1.0 - share),
             "anchor_weights": factor * drawn * share * form.coef,
         }
-        return replace(made, **weights, by_reach=form.forward)
+        return replace(made, **weights, reach=r if form.forward else None)
 
 
 def run(folder: Path, variant: str, names: list[str], steps: int, seed: int) -> None:

@@ -74,9 +74,13 @@ def reach_of(initial, teacher, threshold=THRESHOLD, foreign_ends=()):
     ).double()
 
 
-def later(early, row, is_new, within):
-    """lambda: `early`, or more where `within` is larger after a new token of the same row."""
-    after = torch.tensor([bool(is_new[:i][row[:i] == row[i]].any()) for i in range(len(row))])
+def after_new(row, is_new):
+    """Positions after a new token of the same row."""
+    return torch.tensor([bool(is_new[:i][row[:i] == row[i]].any()) for i in range(len(row))])
+
+
+def later(early, after, within):
+    """lambda: `early`, or more where `within` is larger after a new token."""
     if not after.any() or after.all():
         return early
     worse = float(within[after].mean() - within[~after].mean())
@@ -120,10 +124,10 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
         torch.testing.assert_close(
             scored.signals.initial_logprobs.double(), first, atol=1e-4, rtol=0
         )
-        reachable = later(
-            early, scored.positions.row, first < own + math.log(0.1), to_teacher * (r >= 0.5)
-        )
-        at_start = torch.where(r < 0.01, early, reachable) * (1.0 - r)
+        new = after_new(scored.positions.row, first < own + math.log(0.1))
+        reachable = later(early, new, to_teacher * (r >= 0.5))
+        # The start is no judge in a context that is new to it.
+        at_start = torch.where(r < 0.01, early, reachable) * (1.0 - r) * ~new
         hold = (1.0 - at_start) * to_teacher + 3.0 * at_start * to_start
         expected = expected + hold[drawn].sum() / (0.4 * num)
         assert loss == pytest.approx(float(expected), rel=1e-4)

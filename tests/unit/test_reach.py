@@ -327,16 +327,20 @@ def test_a_sampled_token_has_the_baseline_with_the_least_noise(merged):
 # the rule
 
 
+def new_by_definition(table):
+    """Whether a position comes after a token that the initial student would hardly have sampled."""
+    p, p0 = (table.extra[name].exp().tolist() for name in ("student_logprobs", "initial_logprobs"))
+    of = table.completion.tolist()
+    return [any(of[j] == of[i] and p0[j] < 0.1 * p[j] for j in range(i)) for i in range(len(table))]
+
+
 def lambda_by_definition(table, schedule):
     """Of a token with r >= 0.01, from the sampled tokens, completion by completion."""
     D, r = table.disagreement.tolist(), table.extra["reach"].tolist()
-    p, p0 = (table.extra[name].exp().tolist() for name in ("student_logprobs", "initial_logprobs"))
     new, known = [], []
-    for i in range(len(table)):
-        earlier = [j for j in range(i) if table.completion[j] == table.completion[i]]
+    for i, is_new in enumerate(new_by_definition(table)):
         if table.valid[i]:
-            seen = new if any(p0[j] < 0.1 * p[j] for j in earlier) else known
-            seen.append(D[i] if r[i] >= 0.5 else 0.0)
+            (new if is_new else known).append(D[i] if r[i] >= 0.5 else 0.0)
     if not new or not known:
         return schedule
     worse = sum(new) / len(new) - sum(known) / len(known)
@@ -349,6 +353,8 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
     f = table.extra.get("foreign", torch.zeros(len(table))).tolist()
     valid = [i for i in range(len(table)) if table.valid[i]]
     D, r = table.disagreement.tolist(), table.extra["reach"].tolist()
+    new = new_by_definition(table)
+    judged = [1.0 - f[i] if new[i] else r[i] for i in range(len(table))]
 
     def scaled(column):
         values = torch.tensor([column[i] for i in valid], dtype=torch.float64)
@@ -359,10 +365,10 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
     n = max(1, math.ceil(args.budget * len(valid)))
     noisy = args.loss == "fixed_advantage" or (args.loss == "sampled_reverse_kl" and elsewhere)
     divisor = len(valid) if noisy else n
-    worth = [i for i in valid if D[i] >= 0.05 and r[i] >= 0.01]
+    worth = [i for i in valid if D[i] >= 0.05 and judged[i] >= 0.01]
     late = lambda_by_definition(table, schedule)
     lam = [late if r[i] >= 0.01 else schedule for i in range(len(table))]
-    h = [f[i] + lam[i] * (1.0 - r[i] - f[i]) for i in range(len(table))]
+    h = [f[i] + lam[i] * (1.0 - judged[i] - f[i]) for i in range(len(table))]
     kept = set(sorted(worth, key=lambda i: -d[i] * (1.0 - h[i]) ** 2)[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
@@ -387,6 +393,12 @@ def reach_table(seed=0, floor=False):
     return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
 
 
+def all_known(table):
+    """The same table, no context of which is new to the initial student."""
+    known = {"initial_logprobs": table.extra["student_logprobs"]}
+    return replace(table, extra=table.extra | known)
+
+
 @pytest.mark.parametrize("floor", [False, True])
 @pytest.mark.parametrize("coef", [3.0, 0.0])
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -402,7 +414,8 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
     assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9)
     assert kept and (len(kept) < choice.selection.num_budget) == floor
     r = table.extra["reach"]
-    assert torch.equal(choice.held, choice.reference_mask & (r > 0)) and bool(choice.held.any())
+    within = (r > 0) | torch.tensor(new_by_definition(table))
+    assert torch.equal(choice.held, choice.reference_mask & within) and bool(choice.held.any())
     share = sum(drawn) / (choice.selection.num_valid - len(kept))
     assert 0.04 < share < 0.18, "a tenth of the unselected"
     assert not bool((choice.selection.kept & choice.reference_mask).any())
@@ -426,11 +439,11 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
 
     `worse`: D of the new ones less that of the others, nats; `share`: of the positions in such a context.
     """
-    table, args = reach_table(), config(method="reach", budget=0.2)
+    table, args = reach_table(), config(method="reach", budget=0.05, anchor_fraction=0.8)
     r = table.extra["reach"].clone()
     r[torch.arange(len(table)) % 5 == 0] *= 1e-3
     foreign = 0.5 * (1.0 - r) * (torch.arange(len(table)) % 3 == 0)
-    first = {"few": 60, "more": 35, "most": 10, "none": 10**6, "all": -1}[share]
+    first = {"few": 60, "more": 35, "most": 15, "none": 10**6, "all": -1}[share]
     is_new = table.position == first
     initial = table.extra["student_logprobs"] - torch.where(is_new, 2.4, 2.2)
     after = table.position > first
@@ -450,6 +463,32 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
     kept_back = worse > 0 and share in ("few", "more")
     assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (schedule > 0 or kept_back)
+
+
+@pytest.mark.parametrize("distribution", [True, False])
+def test_the_start_is_no_judge_in_a_context_that_is_new_to_it(distribution):
+    """What it would never have said there is selected and held to the teacher as if it were within reach;
+    an end at which the sampler goes on is held to the start all the same.
+    """
+    table = reach_table()
+    half = torch.arange(len(table)) % 2 == 0
+    first = table.position == 20
+    new = table.position > 20
+    r = torch.where(half, 0.0, table.extra["reach"])
+    foreign = torch.where(torch.arange(len(table)) % 8 == 1, 1.0 - r, 0.0)
+    initial = table.extra["student_logprobs"] - torch.where(first, 2.4, 2.2)
+    extra = table.extra | {"reach": r, "foreign": foreign, "initial_logprobs": initial}
+    table = replace(table, extra=extra)
+    args = config(method="reach", budget=0.3, anchor_fraction=0.5)
+    choice = choose(table, args, step=0, training=True, num_steps=400, distribution=distribution)
+    kept, drawn = choice.selection.kept, choice.reference_mask
+    assert bool(kept[half & new].any()) and not bool(kept[half & ~new].any())
+    to_start = choice.anchor_weights > 0
+    assert torch.equal(to_start[drawn & new], (foreign > 0)[drawn & new])
+    assert bool(to_start[drawn & half & ~new].all()) and bool(to_start[new].any())
+    # A teacher that gives its distribution teaches by r itself: the rest has the forward KL.
+    expected = r if distribution else torch.where(new, 1.0 - foreign, r)
+    torch.testing.assert_close(choice.reach, expected)
 
 
 @pytest.mark.parametrize(("step", "schedule"), [(0, 1.0), (120, 0.4), (399, 0.0)])
@@ -475,7 +514,7 @@ def test_what_the_hold_takes_back_is_selected_last(step, schedule):
 
 def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothing():
     """threshold 0: r = 1, so that D alone ranks and the drawn tokens are all taught."""
-    table = reach_table()
+    table = all_known(reach_table())
     ones = torch.ones_like(table.disagreement)
     table = replace(table, extra=table.extra | {"reach": ones}, compatibility=ones)
     choice = choose(table, config(method="reach"), step=1, training=True)
@@ -489,7 +528,7 @@ def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothin
 @pytest.mark.parametrize("lowest", [1.0 - 1e-7, 0.999, 0.9])
 def test_an_r_that_hardly_varies_drops_no_large_disagreement(lowest):
     """In a real pair r of 90 % of the tokens is 0.9996 to 1: a scale of the batch would make 0.999 a 0."""
-    table, n = reach_table(), 20
+    table, n = all_known(reach_table()), 20
     generator = torch.Generator().manual_seed(0)
     r = lowest + (1.0 - lowest) * torch.rand(len(table), generator=generator).double()
     best = torch.where(table.valid, table.disagreement, -1.0).topk(n).indices

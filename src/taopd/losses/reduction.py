@@ -111,7 +111,7 @@ def held_share(
     ours, docs/results/default.md.
 
     Args:
-        reach: r in [0, 1]; foreign: f, with r + f <= 1.
+        reach: r in [0, 1], of `trainer.reach_sums.judged_reach`; foreign: f, with r + f <= 1.
         start: lambda: `start_share`, or more in `trainer.reach_sums.start_shares`.
     """
     return foreign + start * (1.0 - reach - foreign)

@@ -91,7 +91,7 @@ def full(view: NormalizedView) -> Float[Tensor, " N"]:
 def worth_reaching(
     disagreement: Float[Tensor, " N"], reach: Float[Tensor, " N"]
 ) -> Bool[Tensor, " N"]:
-    """D >= 0.05 nats, D as it is, where r >= 0.01: what `method: reach` may select.
+    """D >= 0.05 nats, D as it is, where r >= 0.01: what `method: reach` may select; r of `judged_reach`.
 
     Without a floor an exhausted selection goes on driving Adam. A floor on D r instead would leave what is
     hardly within reach half taught. Source: ours, docs/results/reach_forms.md.

@@ -93,9 +93,9 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     columns["scored"] = positions.spread(everywhere)
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    reach, held = selected.choice.divided(signals.reach, args.loss, here)
+    reach, held = selected.choice.divided(args.loss, here)
     columns |= {
-        name: positions.spread(column)
+        name: positions.spread(column.to(device))
         for name, column in (("reach", reach), ("held", held))
         if column is not None
     }

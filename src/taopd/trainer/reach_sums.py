@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taopd.losses import held_share, needs_teacher_distribution, start_share
 from taopd.selectors import Selection, Selector
-from taopd.selectors.formulas import LEAST_REACH, not_held_back
+from taopd.selectors.formulas import LEAST_REACH, not_held_back, worth_reaching
 from taopd.signals import FOREIGN, INITIAL, SignalTable
 from taopd.trainer.methods import orders
 
@@ -77,17 +77,30 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     return before > before[first]
 
 
-def held_shares(
-    table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
-) -> Float[Tensor, " N"]:
+def judged_reach(table: SignalTable) -> Float[Tensor, " N"]:
+    """r by which a token is selected and held: 1 - f in a context that is new to the initial student.
+
+    It has hardly seen one and is no judge there. Where a student had met a word a few times in training,
+    always before the same digit, that digit alone would be within reach after it: the wrong one would be
+    held, and the right one not be taught. Source: ours, docs/results/default.md.
+    """
+    return torch.where(
+        in_new_context(table), 1.0 - table.extra.get(FOREIGN, 0.0), table.extra["reach"]
+    )
+
+
+def selectable(table: SignalTable) -> Bool[Tensor, " N"]:
+    """What `method: reach` may select, `formulas.worth_reaching` of D and the r of `judged_reach`."""
+    return worth_reaching(table.disagreement, judged_reach(table))
+
+
+def held_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tensor, " N"]:
     """h of every token, `losses.held_share` with the lambda of `start_shares`."""
-    start = start_shares(table, reach, step=step, num_steps=num_steps)
-    return held_share(reach, table.extra.get(FOREIGN, 0.0), start=start)
+    start = start_shares(table, step=step, num_steps=num_steps)
+    return held_share(judged_reach(table), table.extra.get(FOREIGN, 0.0), start=start)
 
 
-def start_shares(
-    table: SignalTable, reach: Float[Tensor, " N"], *, step: int, num_steps: int
-) -> Float[Tensor, " N"]:
+def start_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tensor, " N"]:
     """lambda of every token: let go over the first half of a run, at least 100 steps, or later while the
     contexts that the student has newly come to are ones in which it has yet to learn what is within reach.
 
@@ -104,7 +117,7 @@ def start_shares(
     Args:
         num_steps: of the whole run; 0: not known, then 1.
     """
-    early = start_share(step, num_steps)
+    early, reach = start_share(step, num_steps), table.extra["reach"]
     new = in_new_context(table) & table.valid
     known = table.valid & ~new
     within = torch.where(reach >= MOSTLY, table.disagreement, 0.0).double()

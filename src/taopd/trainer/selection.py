@@ -29,7 +29,6 @@ from taopd.selectors import (
     scheduled_budget,
     select,
 )
-from taopd.selectors.formulas import worth_reaching
 from taopd.signals import (
     FOREIGN,
     INITIAL,
@@ -42,7 +41,7 @@ from taopd.signals import (
 )
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, orders
-from taopd.trainer.reach_sums import held_shares, ordering, used_share
+from taopd.trainer.reach_sums import held_shares, judged_reach, ordering, selectable, used_share
 
 _READS_C = re.compile(
     r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -63,8 +62,8 @@ class Choice:
     reference_mask: Bool[Tensor, " N"]
     """Unselected tokens at which the reference model is run: those of the anchor, or of the guard. Where
     everything is selected the guard looks at selected ones."""
-    by_reach: bool = False
-    """The loss at the selected tokens is divided by reach (`losses.by_reach`)."""
+    reach: Float[Tensor, " N"] | None = None
+    """r by which the loss at the selected tokens is divided (`losses.by_reach`)."""
     budget: float = 1.0
     """Nominal share at this step."""
     shadows: dict[str, Bool[Tensor, " N"]] = field(default_factory=dict)
@@ -80,16 +79,13 @@ class Choice:
         """Tokens that `method: reach` holds to the teacher, as far as that is within reach."""
         return self.reference_mask & ~self.selection.kept & (self.loss_weights != 0)
 
-    def divided(
-        self, reach: Tensor | None, loss: str, here: slice = slice(None)
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """`reach` and `held` of `losses.Targets` at the n positions in `here`, whose r is given."""
-        if not self.by_reach:
+    def divided(self, loss: str, here: slice = slice(None)) -> tuple[Tensor | None, Tensor | None]:
+        """`reach` and `held` of `losses.Targets` at the n positions in `here`."""
+        if self.reach is None:
             return None, None
-        assert reach is not None
-        held, exact = self.held[here].to(reach.device), needs_teacher_distribution(loss)
+        held, exact = self.held[here], needs_teacher_distribution(loss)
         # An exact loss is that of the hold already.
-        return reach.float().masked_fill(held, 1.0), None if exact else held
+        return self.reach[here].float().masked_fill(held, 1.0), None if exact else held
 
 
 class SignalNeeds(NamedTuple):
@@ -225,12 +221,16 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    reach = table.extra["reach"] if training and judges(args) else None
-    at_start = None if reach is None else held_shares(table, reach, step=step, num_steps=num_steps)
+    allowed = at_start = reach = None
+    if training and judges(args):
+        allowed = selectable(table)
+        # Without a distribution there is no forward KL for what is beyond r.
+        reach = table.extra["reach"] if distribution else judged_reach(table)
+        at_start = held_shares(table, step=step, num_steps=num_steps)
     if training:
         selection = select(
             table,
-            allowed=None if reach is None else worth_reaching(table.disagreement, reach),
+            allowed=allowed,
             selector=ordering(args, at_start),
             scope=args.budget_scope,
             draw=args.draw,
@@ -247,7 +247,7 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        used=1.0 if reach is None else used_share(selection, args.loss, distribution),
+        used=1.0 if at_start is None else used_share(selection, args.loss, distribution),
         ranks=table.ranks,
     )
     drawn = watched = torch.zeros_like(weights)
@@ -266,7 +266,7 @@ def choose(
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
         reference_mask=watched != 0,
-        by_reach=reach is not None,
+        reach=reach,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )

@@ -248,9 +248,8 @@ class Stack:
         for choice, args, function, own in parts:
             chosen = choice.loss_weights != 0
             at = torch.arange(own.start, own.stop)[chosen]
-            exact = needs_teacher_distribution(args.loss) or choice.by_reach
-            own_reach = None if signals.reach is None else signals.reach[own]
-            reach, held = choice.divided(own_reach, args.loss)
+            exact = needs_teacher_distribution(args.loss) or choice.reach is not None
+            reach, held = choice.divided(args.loss)
             values = function(
                 student[at],
                 Targets(
