@@ -221,16 +221,15 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    allowed = at_start = reach = None
+    at_start = reach = None
     if training and judges(args):
-        allowed = selectable(table)
         # Without a distribution there is no forward KL for what is beyond r.
         reach = table.extra["reach"] if distribution else judged_reach(table)
         at_start = held_shares(table, step=step, num_steps=num_steps)
     if training:
         selection = select(
             table,
-            allowed=allowed,
+            allowed=None if at_start is None else selectable(table),
             selector=ordering(args, at_start),
             scope=args.budget_scope,
             draw=args.draw,
