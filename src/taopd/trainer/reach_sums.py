@@ -80,9 +80,8 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
 def judged_reach(table: SignalTable) -> Float[Tensor, " N"]:
     """r by which a token is selected and held: 1 - f in a context that is new to the initial student.
 
-    It has hardly seen one and is no judge there. Where a student had met a word a few times in training,
-    always before the same digit, that digit alone would be within reach after it: the wrong one would be
-    held, and the right one not be taught. Source: ours, docs/results/default.md.
+    It is no judge there: what it would say in a context that it hardly ever came to is chance. That would be
+    held, and what is right not be taught. Source: ours, docs/results/reach_forms.md.
     """
     return torch.where(
         in_new_context(table), 1.0 - table.extra.get(FOREIGN, 0.0), table.extra["reach"]
