@@ -34,7 +34,7 @@ LEAD = (
     "forward KL full distillation learns, and even a random tenth of the tokens does. The default, at a "
     "tenth of the tokens, ends above that random tenth and cannot be told from full with a forward KL; "
     "after 20 steps it is behind both. It was run when a run of 40 steps let go of the start within 20; that "
-    "takes 100 steps now. It selected by D r then ([smollm2-order.md](smollm2-order.md))."
+    "takes 100 steps now. What else changed since: [reach_forms.md](reach_forms.md)."
 )
 
 

@@ -1,11 +1,11 @@
-"""The page about two orders in which `method: reach` may select, on SmolLM2-135M.
+"""The page about the orders in which `method: reach` selected, on SmolLM2-135M.
 
     taopd compare recipes/studies/smollm2-order.yaml --workers 1
     python -m scripts.pages.two_orders runs/smollm2-order     # saves docs/results/smollm2-order.json
     python -m scripts.pages.two_orders                        # the page again from that file
 
 Arms are shown as far as they have come, up to the last checkpoint that all have reached. Those that have not
-come to their first one are left out, and named.
+come to their first one are left out, and named. Arms of a form that is gone are taken from their folder alone.
 """
 
 import json
@@ -27,7 +27,8 @@ def generated(document: dict[str, Any]) -> str:
     arms = {arm["name"]: arm for arm in document["arms"]}
     wanted = [name_of(arm["name"], seed) for seed in study.seeds for arm in study.arms]
     # An arm of a rule that is gone cannot be run again, and is in no study.
-    order = [name for name in wanted if name in arms] + [name for name in arms if name not in wanted]
+    gone = [name for name in arms if name not in wanted]
+    order = [name for name in wanted if name in arms] + gone
     reached = arms[order[0]]["accuracy_curve"][-1][0]
     settings = f"{reached} of {study.config['max_steps']} steps of 16 rollouts"
     return "\n".join(

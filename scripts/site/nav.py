@@ -62,7 +62,7 @@ NAV: Tree = {
         "Overview": "results/index.md",
         "SmolLM2-135M": "results/smollm2.md",
         "SmolLM2-135M, selection or loss": "results/smollm2-forward.md",
-        "SmolLM2-135M, two orders": "results/smollm2-order.md",
+        "SmolLM2-135M, three forms": "results/smollm2-order.md",
         "SmolLM2-135M, which tokens": "results/smollm2-cpu.md",
         "SmolLM2-135M, the diagnostic": "results/smollm2-diagnostic.md",
         "SmolLM2-135M, its own teacher": "results/self.md",
