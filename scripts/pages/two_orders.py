@@ -5,7 +5,7 @@
     python -m scripts.pages.two_orders                        # the page again from that file
 
 Arms are shown as far as they have come, up to the last checkpoint that all have reached. Those that have not
-come to their first one are left out, and named. Arms of a form that is gone are taken from their folder alone.
+come to their first one are left out, and named. An arm of a form that is gone is in its folder alone.
 """
 
 import json
