@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taopd.losses import held_share, needs_teacher_distribution, start_share
 from taopd.selectors import Selection, Selector
-from taopd.selectors.formulas import LEAST_REACH, not_held_back, worth_reaching
+from taopd.selectors.formulas import LEAST_REACH, not_held_back
 from taopd.signals import FOREIGN, INITIAL, SignalTable
 from taopd.trainer.methods import orders
 
@@ -88,15 +88,12 @@ def judged_reach(table: SignalTable) -> Float[Tensor, " N"]:
     )
 
 
-def selectable(table: SignalTable) -> Bool[Tensor, " N"]:
-    """What `method: reach` may select, `formulas.worth_reaching` of D and the r of `judged_reach`."""
-    return worth_reaching(table.disagreement, judged_reach(table))
-
-
-def held_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tensor, " N"]:
-    """h of every token, `losses.held_share` with the lambda of `start_shares`."""
+def held_shares(
+    table: SignalTable, judged: Float[Tensor, " N"], *, step: int, num_steps: int
+) -> Float[Tensor, " N"]:
+    """h of every token, `losses.held_share` of the r of `judged_reach` and the lambda of `start_shares`."""
     start = start_shares(table, step=step, num_steps=num_steps)
-    return held_share(judged_reach(table), table.extra.get(FOREIGN, 0.0), start=start)
+    return held_share(judged, table.extra.get(FOREIGN, 0.0), start=start)
 
 
 def start_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tensor, " N"]:

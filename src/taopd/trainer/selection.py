@@ -29,6 +29,7 @@ from taopd.selectors import (
     scheduled_budget,
     select,
 )
+from taopd.selectors.formulas import worth_reaching
 from taopd.signals import (
     FOREIGN,
     INITIAL,
@@ -41,7 +42,7 @@ from taopd.signals import (
 )
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, orders
-from taopd.trainer.reach_sums import held_shares, judged_reach, ordering, selectable, used_share
+from taopd.trainer.reach_sums import held_shares, judged_reach, ordering, used_share
 
 _READS_C = re.compile(
     r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -221,15 +222,14 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    at_start = reach = None
+    at_start = judged = None
     if training and judges(args):
-        # Without a distribution there is no forward KL for what is beyond r.
-        reach = table.extra["reach"] if distribution else judged_reach(table)
-        at_start = held_shares(table, step=step, num_steps=num_steps)
+        judged = judged_reach(table)
+        at_start = held_shares(table, judged, step=step, num_steps=num_steps)
     if training:
         selection = select(
             table,
-            allowed=None if at_start is None else selectable(table),
+            allowed=None if judged is None else worth_reaching(table.disagreement, judged),
             selector=ordering(args, at_start),
             scope=args.budget_scope,
             draw=args.draw,
@@ -265,7 +265,8 @@ def choose(
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
         reference_mask=watched != 0,
-        reach=reach,
+        # Without a distribution there is no forward KL for what is beyond r.
+        reach=table.extra["reach"] if distribution and judged is not None else judged,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
