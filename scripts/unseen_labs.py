@@ -1,8 +1,8 @@
 """Labs beside the nine of the package, on which the default is tried: `scripts.default_method --only NAME`.
 
 `rarewords`, `unknown`, `common` and `farewell` had a part in finding the form of `method: reach`. The others
-did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a form with the
-forward KL was run anywhere, those of `LAST` after the last change of the form, and then run once.
+did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a form with
+the forward KL was run anywhere, those of `LAST` after the last change of the form, and then run once.
 """
 
 from taopd.experiments.lab.variants import BOS, VARIANTS, Variant
