@@ -1,8 +1,9 @@
-"""The page about selectors on SmolLM2-135M, 24 steps on two CPU cores; tables that other pages share.
+"""The pages about selectors and methods on SmolLM2-135M, 24 steps on two cores; tables other pages share.
 
     taopd compare recipes/studies/smollm2-cpu.yaml --workers 1
     python -m scripts.pages.smollm2_cpu runs/smollm2-cpu     # adds to docs/results/smollm2-cpu.json
     python -m scripts.pages.smollm2_cpu                      # the page again from that file
+    python -m scripts.pages.smollm2_cpu runs/smollm2-methods --study smollm2-methods
 
 Arms that have not finished are left out, and named. What the file holds of other arms and seeds stays in it.
 """
@@ -28,8 +29,8 @@ from taopd.report.figures.style import COLORS
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
-STUDY = Path("recipes/studies/smollm2-cpu.yaml")
-SAVED = Path("docs/results/smollm2-cpu.json")
+STUDIES = ("smollm2-cpu", "smollm2-methods")
+"""In recipes/studies; the page of each has its name."""
 PAIRS = (
     ("published-10", "random-10"),
     ("published-10", "full"),
@@ -46,6 +47,10 @@ PAIRS = (
     ("reach-5", "random-5"),
     ("published-5", "random-5"),
     ("published-5", "published-10"),
+    ("anchored-10", "full"),
+    ("anchored-10", "published-10"),
+    ("raw-c-10", "anchored-10"),
+    ("reach-10", "anchored-10"),
 )
 """Those whose arms have finished are on the page."""
 SHOWN = ("reach-10", "published-10", "entropy-10", "compatible-10")
@@ -56,6 +61,11 @@ KEPT = (
     *("name", "seed", "base_accuracy", "accuracy_greedy", "accuracy_sampled", "kept_fraction"),
     *("train_seconds", "cpu_s", "peak_memory_mib"),
 )
+
+
+def file_of(study: str) -> Path:
+    """Where the settings of a study stand."""
+    return Path("recipes/studies") / f"{study}.yaml"
 
 
 def gathered(
@@ -120,14 +130,15 @@ def described(saved: Mapping[str, Any]) -> str:
     )
 
 
-def page(saved: dict[str, Any]) -> str:
-    """What the command writes of the page, in Markdown."""
+def page(saved: dict[str, Any], study: str) -> str:
+    """What the command writes of the page of a study, in Markdown."""
     arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
     names = dict.fromkeys(arm["name"] for arm in saved["arms"])
-    missing = [arm["name"] for arm in load_study_file(STUDY).arms if arm["name"] not in names]
+    asked = load_study_file(file_of(study)).arms
+    missing = [arm["name"] for arm in asked if arm["name"] not in names]
     blocks = [
         described(saved) + (f" Not run: {', '.join(missing)}." if missing else ""),
-        f"![Accuracy at the end by arm and seed]({SAVED.with_suffix('.png').name})",
+        f"![Accuracy at the end by arm and seed]({study}.png)",
         table(arms),
         differences(arms),
         "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
@@ -281,13 +292,15 @@ def _completion(line: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = Arguments(description=__doc__)
     parser.add_argument("run", type=existing_folder, nargs="?", help="folder of the study")
-    run = parser.parse_args().run
-    document = json.loads(SAVED.read_text()) if SAVED.exists() else None
-    if run is not None:
-        document = gathered(run, document, kept_of)
-        write_text(SAVED, json.dumps(document) + "\n")
+    parser.add_argument("--study", choices=STUDIES, default=STUDIES[0])
+    args = parser.parse_args()
+    file = Path("docs/results") / f"{args.study}.json"
+    document = json.loads(file.read_text()) if file.exists() else None
+    if args.run is not None:
+        document = gathered(args.run, document, kept_of)
+        write_text(file, json.dumps(document) + "\n")
     if document is None:
-        raise SystemExit(f"{SAVED} is not there: name the folder of the study")
-    save_picture({"": document}, SAVED.with_suffix(".png"))
-    write_generated(SAVED.with_suffix(".md"), page(document))
-    print(SAVED.with_suffix(".md"))
+        raise SystemExit(f"{file} is not there: name the folder of the study")
+    save_picture({"": document}, file.with_suffix(".png"))
+    write_generated(file.with_suffix(".md"), page(document, args.study))
+    print(file.with_suffix(".md"))

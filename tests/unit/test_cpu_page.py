@@ -4,15 +4,14 @@ import json
 
 import pytest
 
-from scripts.pages import smollm2_cpu
-from scripts.pages.smollm2_cpu import QUESTION, gathered, kept_of, page
+from scripts.pages.smollm2_cpu import QUESTION, STUDIES, file_of, gathered, kept_of, page
 from taopd.experiments.study.file import load_study_file
 
 
 def study_folder(path, arms, **other):
     """A study's folder: `arms` has which problems each arm and seed gets right."""
     path.mkdir()
-    study = load_study_file(smollm2_cpu.STUDY)
+    study = load_study_file(file_of(STUDIES[0]))
     question = {name: getattr(study, name) for name in QUESTION} | other
     (path / "config.json").write_text(json.dumps(question))
     versions = {"torch": "1", "transformers": "2", "trl": "3"}
@@ -47,12 +46,15 @@ def test_a_later_study_adds_arms_and_what_was_saved_stays(tmp_path):
     ends = {(arm["name"], arm["seed"]): arm["accuracy_greedy"] for arm in both["arms"]}
     # An arm that was run again replaces itself.
     assert ends == {("full", 0): 0.5, ("published-10", 0): 0.75, ("published-10", 1): 0.0}
-    text = page(both)
+    text = page(both, STUDIES[0])
     assert "| published-10 | 5 | 37.5 | 0: 75, 1: 0 |" in text
     # By problem of the one seed that both have: 0, 0, 1, 0.
     assert "| published-10 - full | 1 | +25.0 |" in text
     assert "> 2 + 2?\n>\n> **4**" in text
     assert "Not run: reach-10, random-10" in text
+    assert "(smollm2-cpu.png)" in text
+    # The other study has other arms.
+    assert "Not run: reach-10, anchored-10" in page(both, "smollm2-methods")
 
 
 def test_arms_of_other_models_are_no_part_of_the_table(tmp_path):
