@@ -49,9 +49,10 @@ LAST: tuple[Variant, ...] = (
     # `unknown` with the teacher of `fallible`.
     Variant(name="strangers", teacher_fails_from=7, **_ECHO),
 )
+NO_PART = (*UNSEEN, *LATER, *LAST)
+"""Those that had no part in finding the form."""
 
 
 def register() -> None:
     """Make them known to `build_lab`, for this process."""
-    labs = (*FOUND_WITH, *UNSEEN, *LATER, *LAST)
-    VARIANTS.update({variant.name: variant for variant in labs})
+    VARIANTS.update({variant.name: variant for variant in (*FOUND_WITH, *NO_PART)})

@@ -292,8 +292,7 @@ def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
     blocks = ["## The candidates", choice_table(parts), choice(parts), missing_words(parts)]
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
-    others = (*unseen_labs.UNSEEN, *unseen_labs.LATER, *unseen_labs.LAST)
-    notes = {variant.name: " (no part in finding the form)" for variant in others}
+    notes = {variant.name: " (no part in finding the form)" for variant in unseen_labs.NO_PART}
     for part in parts:
         name = f"{part['variant']}, {LOSS_NAMES[part['loss']]}{notes.get(part['variant'], '')}"
         blocks += [f"### {name}", lab_table(part)]
