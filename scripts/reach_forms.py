@@ -36,7 +36,7 @@ from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_json, write_text
 from taopd.signals import FOREIGN, INITIAL
-from taopd.trainer.reach_sums import judged_reach, start_shares
+from taopd.trainer.reach_sums import in_new_context, judged_reach, start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
@@ -194,11 +194,12 @@ class FormStack(Stack):
         d = table.disagreement
         foreign = self._foreign[arm]
         whole = replace(table, extra=table.extra | {FOREIGN: foreign})
-        judged = r if form.everywhere else judged_reach(whole)
+        new = in_new_context(table)
+        judged = r if form.everywhere else judged_reach(whole, new)
         worth = (d >= 0.05) & (judged >= 0.01) if form.floor_on_d else d * judged >= 0.05
         num_steps = round(2 * form.release * self._num_steps)
         schedule = start_share(step, num_steps)
-        start = start_shares(table, step=step, num_steps=num_steps) if form.kept else schedule
+        start = start_shares(table, new, step=step, num_steps=num_steps) if form.kept else schedule
         at_start = held_share(judged, foreign, start=start)
         order = form.order(table.compatibility, (1.0 - at_start).to(table.compatibility.dtype))
         # Decided already: no context is new to `choose`.

@@ -77,26 +77,35 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     return before > before[first]
 
 
-def judged_reach(table: SignalTable) -> Float[Tensor, " N"]:
+def judge(
+    table: SignalTable, *, step: int, num_steps: int
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """r' and h of every token: `judged_reach`, and `losses.held_share` of it at the lambda of `start_shares`.
+
+    Args:
+        num_steps: of the whole run; 0: not known.
+    """
+    new = in_new_context(table)
+    reach = judged_reach(table, new)
+    start = start_shares(table, new, step=step, num_steps=num_steps)
+    return reach, held_share(reach, table.extra.get(FOREIGN, 0.0), start=start)
+
+
+def judged_reach(table: SignalTable, new: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
     """r by which a token is selected and held: 1 - f in a context that is new to the initial student.
 
     It is no judge there: what it would say in a context that it hardly ever came to is chance. That would be
     held, and what is right not be taught. Source: ours, docs/results/reach_forms.md.
+
+    Args:
+        new: of `in_new_context`.
     """
-    return torch.where(
-        in_new_context(table), 1.0 - table.extra.get(FOREIGN, 0.0), table.extra["reach"]
-    )
+    return torch.where(new, 1.0 - table.extra.get(FOREIGN, 0.0), table.extra["reach"])
 
 
-def held_shares(
-    table: SignalTable, judged: Float[Tensor, " N"], *, step: int, num_steps: int
+def start_shares(
+    table: SignalTable, new: Bool[Tensor, " N"], *, step: int, num_steps: int
 ) -> Float[Tensor, " N"]:
-    """h of every token, `losses.held_share` of the r of `judged_reach` and the lambda of `start_shares`."""
-    start = start_shares(table, step=step, num_steps=num_steps)
-    return held_share(judged, table.extra.get(FOREIGN, 0.0), start=start)
-
-
-def start_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tensor, " N"]:
     """lambda of every token: let go over the first half of a run, at least 100 steps, or later while the
     contexts that the student has newly come to are ones in which it has yet to learn what is within reach.
 
@@ -111,11 +120,11 @@ def start_shares(table: SignalTable, *, step: int, num_steps: int) -> Float[Tens
     docs/results/default.md.
 
     Args:
+        new: of `in_new_context`.
         num_steps: of the whole run; 0: not known, then 1.
     """
     early, reach = start_share(step, num_steps), table.extra["reach"]
-    new = in_new_context(table) & table.valid
-    known = table.valid & ~new
+    new, known = table.valid & new, table.valid & ~new
     within = torch.where(reach >= MOSTLY, table.disagreement, 0.0).double()
     parts = [within[new].sum(), within[known].sum(), new.double().sum(), known.double().sum()]
     worse_sum, known_sum, num_new, num_known = table.ranks.sums(torch.stack(parts)).tolist()

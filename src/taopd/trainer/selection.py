@@ -42,7 +42,7 @@ from taopd.signals import (
 )
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.methods import judges, orders
-from taopd.trainer.reach_sums import held_shares, judged_reach, ordering, used_share
+from taopd.trainer.reach_sums import judge, ordering, used_share
 
 _READS_C = re.compile(
     r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"
@@ -224,8 +224,7 @@ def choose(
     }
     at_start = judged = None
     if training and judges(args):
-        judged = judged_reach(table)
-        at_start = held_shares(table, judged, step=step, num_steps=num_steps)
+        judged, at_start = judge(table, step=step, num_steps=num_steps)
     if training:
         selection = select(
             table,
