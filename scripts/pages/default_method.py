@@ -70,10 +70,14 @@ def own_best(arm: Part) -> np.ndarray:
     return greedy[:, int(greedy.mean(0).argmax())]
 
 
-def dips(arm: Part) -> np.ndarray:
-    """The furthest that greedy accuracy was below its own best so far, per seed, points."""
-    greedy = 100 * np.asarray(arm["greedy"])
-    return (np.maximum.accumulate(greedy, axis=1) - greedy).max(1)
+def dips(arm: Part, texts: str = "greedy") -> np.ndarray:
+    """The furthest that accuracy was below its own best so far, per seed, points.
+
+    Args:
+        texts: "greedy" or "sampled".
+    """
+    curves = 100 * np.asarray(arm[texts])
+    return (np.maximum.accumulate(curves, axis=1) - curves).max(1)
 
 
 def standing(part: Part, name: str) -> Standing | None:
@@ -127,6 +131,31 @@ def choice_table(parts: list[Part]) -> str:
             f"{sum(each.collapsed for _, each in known)} | "
             f"{worst.shortfall:.1f} ({lab}) | {'yes' if passes(known) else 'no'} |"
         )
+    return "\n".join(lines)
+
+
+def dip_table(parts: list[Part]) -> str:
+    """How far accuracy falls on the way, by arm: mean over labs of the mean over seeds, and the worst seed.
+
+    Over the labs that all these arms have: where nothing is learned, nothing can fall.
+    """
+    names = ("full", "published@0.1", "anchored@0.1", "reach@0.1")
+    common = [part for part in parts if all(name in part["arms"] for name in names)]
+    if not common:
+        return "Deepest dip on the way: no lab has all arms."
+    lines = [
+        "Deepest dip on the way, points below the best so far:",
+        "",
+        "| arm | labs | greedy, mean | worst | sampled, mean | worst |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        cells = [words(name), str(len(common))]
+        for texts in ("greedy", "sampled"):
+            found = [dips(part["arms"][name], texts) for part in common]
+            cells.append(f"{np.mean([each.mean() for each in found]):.0f}")
+            cells.append(f"{max(each.max() for each in found):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -291,6 +320,7 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
 def generated(parts: list[Part]) -> str:
     """Choice, picture and tables."""
     blocks = ["## The candidates", choice_table(parts), choice(parts), missing_words(parts)]
+    blocks.append(dip_table(parts))
     blocks.append("![Points below the best rival, by candidate and lab](default/frontier.png)")
     notes = {variant.name: " (no part in finding the form)" for variant in unseen_labs.NO_PART}
     for part in parts:

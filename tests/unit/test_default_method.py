@@ -9,7 +9,15 @@ from scipy import stats
 
 from scripts import default_method
 from scripts.default_method import ARMS, MEASURED, known_parts
-from scripts.pages.default_method import choice, choice_table, generated, judged, passes, standing
+from scripts.pages.default_method import (
+    choice,
+    choice_table,
+    dip_table,
+    generated,
+    judged,
+    passes,
+    standing,
+)
 from taopd.experiments.lab import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("own_labs")
@@ -91,6 +99,15 @@ def test_one_that_passes_is_chosen_and_else_the_smallest_worst_shortfall():
     )
     assert "has reach, 10 %, 5.0 points (anchored, 10 % 45.0, published, 10 % 55.0)" in said
     assert "no choice yet" in choice(labs[1:-1])
+
+
+def test_a_dip_is_counted_from_the_best_before_it():
+    """A rise afterwards does not hide it; a lab that an arm lacks is in no mean."""
+    falls = [(0.9, 0.4), (0.9, 0.9)]
+    lab = part(full=falls, published=FLAT, anchored=FLAT, reach=FLAT)
+    assert "| full | 1 | 25 | 50 |" in dip_table([lab, part(full=FLAT)])
+    assert "| reach, 10 % | 1 | 0 | 0 |" in dip_table([lab])
+    assert "no lab has all arms" in dip_table([part(full=FLAT)])
 
 
 def test_an_arm_without_rivals_is_left_out_and_the_page_says_so():
