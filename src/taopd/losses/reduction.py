@@ -108,7 +108,7 @@ def held_share(
     A drawn token of weight w is kept at the teacher by w (1 - h), as far as that is within reach, and at the
     student's start by w h: what is out of reach for the time being, foreign ends always. The second is later
     multiplied by `anchor_coef`. What is selected is ordered by it too (`formulas.not_held_back`). Source:
-    ours, docs/results/default.md.
+    ours, docs/results/reach_forms.md.
 
     Args:
         reach: r in [0, 1], of `trainer.reach_sums.judged_reach`; foreign: f, with r + f <= 1.
@@ -122,7 +122,7 @@ def start_share(step: int, num_steps: int) -> float:
     where its length is not known.
 
     Let go faster, a student is lost before it has learned what follows the teacher's words. Source: ours,
-    docs/results/default.md.
+    docs/results/reach_forms.md.
 
     Args:
         step: steps taken before, from 0.

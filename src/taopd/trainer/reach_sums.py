@@ -33,7 +33,7 @@ def used_share(selection: Selection, loss: str, distribution: bool) -> float:
     """Selected tokens over those by which `method: reach` divides: the budget, used up or not, or all valid.
 
     The loss at a sampled token says nothing about the tokens that were not drawn. Multiplied by 1 / budget
-    its noise drowns out the hold, unless a baseline takes it off: measured in docs/results/default.md.
+    its noise drowns out the hold, unless a baseline takes it off: measured in docs/results/reach_forms.md.
 
     Args:
         distribution: the teacher's full distribution is at hand.
@@ -117,7 +117,7 @@ def start_shares(
     and its answers are wrong there until it has learned what follows. The start is then held, until it has,
     or until hardly any context is left that the start knows: then nothing is saved by holding it. What is
     too far away to be selected has no other teaching than that of the hold. Source: ours,
-    docs/results/default.md.
+    docs/results/reach_forms.md.
 
     Args:
         new: of `in_new_context`.
