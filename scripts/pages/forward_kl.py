@@ -95,13 +95,14 @@ def about(document: dict[str, Any], wanted: list[str], settings: str) -> str:
 
 
 def table(arms: dict[str, Any], order: list[str]) -> list[str]:
-    """A row for each arm."""
-    steps = [step for step, _ in arms[order[0]]["accuracy_curve"]]
+    """A row for each arm; a cell that it has not come to is empty."""
+    steps = sorted({step for name in order for step, _ in arms[name]["accuracy_curve"]})
     heads = " | ".join(f"step {step}" for step in steps)
     rows = [f"| arm | {heads} | sampled, end | tokens, end |", "|---|" + "---:|" * (len(steps) + 2)]
     for name in order:
         arm = arms[name]
-        shares = " | ".join(f"{100 * share:.0f}" for _, share in arm["accuracy_curve"])
+        known = {step: f"{100 * share:.0f}" for step, share in arm["accuracy_curve"]}
+        shares = " | ".join(known.get(step, "") for step in steps)
         sampled = 100 * arm["accuracy_sampled_curve"][-1][1]
         length = arm["mean_tokens_greedy_curve"][-1][1]
         rows.append(f"| {name} | {shares} | {sampled:.0f} | {length:.0f} |")
@@ -140,18 +141,23 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 
 def saved_document(
-    path: Path, description: str | None, gather: Callable[[list[Path]], dict[str, Any]]
+    path: Path, runs: list[Path], gather: Callable[[list[Path]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the file holds, gathered anew where the command names folders; its picture is drawn."""
-    parser = Arguments(description=description)
-    parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
-    if runs := parser.parse_args().runs:
+    """What the file holds, gathered anew from the folders where there are any; its picture is drawn."""
+    if runs:
         write_text(path, json.dumps(gather(runs)) + "\n")
     document = json.loads(path.read_text())
     draw(document, path.with_suffix(".png"))
     return document
 
 
-if __name__ == "__main__":
-    write_text(PAGE, page(saved_document(SAVED, __doc__, gathered)))
+def main() -> None:
+    """Gather, draw and write the page."""
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=existing_folder, nargs="*", help="folders of the study")
+    write_text(PAGE, page(saved_document(SAVED, parser.parse_args().runs, gathered)))
     print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
