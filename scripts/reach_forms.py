@@ -89,6 +89,8 @@ class Form:
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
     everywhere: bool = True
     """The initial student is the judge in contexts that are new to it, too."""
+    slips: bool = False
+    """A context is also new after a token that the student alone says more often, not the teacher."""
     drawn: bool = True
     """A random tenth of the other tokens is held; else only what is selected trains."""
     order: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r
@@ -155,6 +157,7 @@ FORMS |= around("order D r", BY_DR)
 FORMS["order D r (1 - h)"] = replace(BY_DR, order=lambda r, taught: r * taught)
 BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
+FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
 FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False))
 RULE = "the rule, half 0.0001, hold 3"
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
@@ -194,7 +197,9 @@ class FormStack(Stack):
         d = table.disagreement
         foreign = self._foreign[arm]
         whole = replace(table, extra=table.extra | {FOREIGN: foreign})
-        new = in_new_context(table)
+        # With the student in the teacher's place it alone decides what is new.
+        alone = table.extra | {"teacher_logprobs": table.extra["student_logprobs"]}
+        new = in_new_context(replace(table, extra=alone) if form.slips else table)
         judged = r if form.everywhere else judged_reach(whole, new)
         worth = (d >= 0.05) & (judged >= 0.01) if form.floor_on_d else d * judged >= 0.05
         num_steps = round(2 * form.release * self._num_steps)

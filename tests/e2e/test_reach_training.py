@@ -120,11 +120,17 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
         forward = (teacher.exp() * (teacher - student)).sum(-1)
         taught = r * within + (1.0 - r) * forward
         expected = taught[kept].sum() / n
-        first, own = (each.gather(1, sampled).squeeze(1) for each in (initial, student))
+        first, own, wanted = (
+            each.gather(1, sampled).squeeze(1) for each in (initial, student, teacher)
+        )
         torch.testing.assert_close(
             scored.signals.initial_logprobs.double(), first, atol=1e-4, rtol=0
         )
-        new = after_new(scored.positions.row, first < own + math.log(0.1))
+        torch.testing.assert_close(
+            scored.signals.teacher_logprobs.double(), wanted, atol=1e-4, rtol=0
+        )
+        both = torch.minimum(own, wanted)
+        new = after_new(scored.positions.row, first < both + math.log(0.1))
         reachable = later(early, new, to_teacher * (r >= 0.5))
         # The start is no judge in a context that is new to it.
         at_start = torch.where(r < 0.01, early, reachable) * (1.0 - r) * ~new

@@ -328,10 +328,11 @@ def test_a_sampled_token_has_the_baseline_with_the_least_noise(merged):
 
 
 def new_by_definition(table):
-    """Whether a position comes after a token that the initial student would hardly have sampled."""
-    p, p0 = (table.extra[name].exp().tolist() for name in ("student_logprobs", "initial_logprobs"))
-    of = table.completion.tolist()
-    return [any(of[j] == of[i] and p0[j] < 0.1 * p[j] for j in range(i)) for i in range(len(table))]
+    """Whether a position comes after a token that both models say ten times as often as the start did."""
+    names = "student_logprobs", "initial_logprobs", "teacher_logprobs"
+    p, p0, q = (table.extra[name].exp().tolist() for name in names)
+    of, taken = table.completion.tolist(), [p0[j] < 0.1 * min(p[j], q[j]) for j in range(len(p))]
+    return [any(of[j] == of[i] and taken[j] for j in range(i)) for i in range(len(table))]
 
 
 def lambda_by_definition(table, schedule):
@@ -381,13 +382,18 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
 
 
 def reach_table(seed=0, floor=False):
-    """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching. One token in 50 is new."""
+    """C is r, as `compatibility: reach` has it; `floor`: little is worth teaching.
+
+    One token in 25 the student says ten times as often as the start did; of these every second one is a slip,
+    which the teacher says no more often.
+    """
     table = random_table(num_rows=400, seed=seed)
     disagreement = table.disagreement
     draws = torch.rand(400, generator=torch.Generator().manual_seed(seed)).double()
     student = 2.0 * (draws - 1.0)
-    initial = student - torch.where(draws < 0.02, 2.4, 2.2)
-    table.extra.update(student_logprobs=student, initial_logprobs=initial)
+    initial = student - torch.where(draws < 0.04, 2.4, 2.2)
+    teacher = student - torch.where((draws > 0.02) & (draws < 0.04), 0.2, 0.0)
+    table.extra.update(student_logprobs=student, initial_logprobs=initial, teacher_logprobs=teacher)
     if floor:
         disagreement = disagreement * (0.05 / disagreement.sort(descending=True).values[40])
     return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
@@ -448,10 +454,11 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
     initial = table.extra["student_logprobs"] - torch.where(is_new, 2.4, 2.2)
     after = table.position > first
     disagreement = torch.where(after, 0.3 + worse, 0.3) + 0.01 * table.disagreement
+    models = {"initial_logprobs": initial, "teacher_logprobs": table.extra["student_logprobs"]}
     table = replace(
         table,
         disagreement=disagreement,
-        extra=table.extra | {"foreign": foreign, "reach": r, "initial_logprobs": initial},
+        extra=table.extra | {"foreign": foreign, "reach": r} | models,
     )
     choice = choose(table, args, step=step, training=True, num_steps=num_steps)
     drawn = choice.reference_mask.tolist()
@@ -468,16 +475,19 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
 @pytest.mark.parametrize("distribution", [True, False])
 def test_the_start_is_no_judge_in_a_context_that_is_new_to_it(distribution):
     """What it would never have said there is selected and held to the teacher as if it were within reach;
-    an end at which the sampler goes on is held to the start all the same.
+    an end at which the sampler goes on is held to the start all the same. A token that the student alone says
+    more often than the start did is a slip: after it the start judges, as before it.
     """
     table = reach_table()
     half = torch.arange(len(table)) % 2 == 0
-    first = table.position == 20
-    new = table.position > 20
+    first, slips = table.position == 20, table.completion == 2
+    new = (table.position > 20) & ~slips
     r = torch.where(half, 0.0, table.extra["reach"])
     foreign = torch.where(torch.arange(len(table)) % 8 == 1, 1.0 - r, 0.0)
     initial = table.extra["student_logprobs"] - torch.where(first, 2.4, 2.2)
-    extra = table.extra | {"reach": r, "foreign": foreign, "initial_logprobs": initial}
+    teacher = table.extra["student_logprobs"] - torch.where(first & slips, 0.2, 0.0)
+    models = {"initial_logprobs": initial, "teacher_logprobs": teacher}
+    extra = table.extra | {"reach": r, "foreign": foreign} | models
     table = replace(table, extra=extra)
     args = config(method="reach", budget=0.3, anchor_fraction=0.5)
     choice = choose(table, args, step=0, training=True, num_steps=400, distribution=distribution)
@@ -639,6 +649,7 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
         "foreign",
         "initial_logprobs",
         "student_logprobs",
+        "teacher_logprobs",
         "teacher",
     )
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
 
 RARELY = 0.1
-"""A token is new where the initial student gave it less than this share of the student's probability."""
+"""A token is new where the initial student gave it less than this share of what both models give it."""
 KNOWN_SHARE = 0.5
 """Share of positions in contexts without a new token, from which on the start is held in full; at half of
 this share it is not held longer: there is no way back."""
@@ -65,11 +65,16 @@ def ordering(config: "TeachabilityConfig", at_start: Float[Tensor, " N"] | None)
 
 
 def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
-    """Positions that come after a token of the completion which the initial student would hardly have said:
+    """Positions that come after a token of the completion which the student took over from the teacher: both
+    say it ten times as often as the initial student did.
 
-    p_S0(y_j) < 0.1 p_S(y_j)    for a j before i
+    p_S0(y_j) < 0.1 min(p_S(y_j), p_T(y_j))    for a j before i
+
+    A token that the student alone says more often is a slip, of which it makes many at a high learning rate:
+    the start is what holds it there. Source: ours, docs/results/reach_forms.md.
     """
-    new = table.extra[INITIAL] < table.extra["student_logprobs"] + math.log(RARELY)
+    both = torch.minimum(table.extra["student_logprobs"], table.extra["teacher_logprobs"])
+    new = table.extra[INITIAL] < both + math.log(RARELY)
     before = new.long().cumsum(0) - new.long()
     # Less what was counted in the completions before: these are contiguous.
     completion = table.completion.contiguous()

@@ -124,7 +124,8 @@ def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
     needs = needs or signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
-    also = (FOREIGN, INITIAL, "student_logprobs") if "reach" in needs.signals else ()
+    of_sampled = INITIAL, "student_logprobs", "teacher_logprobs"
+    also = (FOREIGN, *of_sampled) if "reach" in needs.signals else ()
     columns = (*needs.signals, *also, TEACHER) if needs.all_declared else None
     return {"limit": args.gather_limit, "columns": columns}
 
