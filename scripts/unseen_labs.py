@@ -2,7 +2,7 @@
 
 `rarewords`, `unknown`, `common` and `farewell` had a part in finding the form of `method: reach`. The others
 did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a form with
-the forward KL was run anywhere, those of `LAST` after the last change of the form, and then run once.
+the forward KL was run anywhere, those of `LAST` after the last change but one, and run once before the last.
 """
 
 from taopd.experiments.lab.variants import BOS, VARIANTS, Variant

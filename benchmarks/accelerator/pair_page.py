@@ -252,7 +252,7 @@ def write_pair(results: Path, page: Path) -> None:
                 "most with the learning rate, and at 2e-4 it ends below full and published. **Full "
                 "distillation with a forward KL learns the second pair faster still** ([smollm2-forward.md]"
                 "(smollm2-forward.md), two CPU cores, one seed). `reach` had an earlier form here ([what "
-                "changed](reach_forms.md)); the present one has 45 % on the second pair after 40 steps, "
+                "changed](reach_forms.md)); a later one has 45 % on the second pair after 40 steps, "
                 "this one 29 ([smollm2-order.md](smollm2-order.md), two CPU cores, one seed).",
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",

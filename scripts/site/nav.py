@@ -63,6 +63,7 @@ NAV: Tree = {
         "SmolLM2-135M": "results/smollm2.md",
         "SmolLM2-135M, selection or loss": "results/smollm2-forward.md",
         "SmolLM2-135M, three forms": "results/smollm2-order.md",
+        "SmolLM2-135M, a long run": "results/smollm2-long.md",
         "SmolLM2-135M, which tokens": "results/smollm2-cpu.md",
         "SmolLM2-135M, the methods": "results/smollm2-methods.md",
         "SmolLM2-135M, the diagnostic": "results/smollm2-diagnostic.md",
