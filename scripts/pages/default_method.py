@@ -19,7 +19,7 @@ import numpy as np
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments, existing_file
-from scripts.default_method import ARMS, PARTS
+from scripts.default_method import ARMS, MAIN, PARTS, REACH
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import LOSS_NAMES
@@ -139,7 +139,7 @@ def dip_table(parts: list[Part]) -> str:
 
     Over the labs that all these arms have: where nothing is learned, nothing can fall.
     """
-    names = ("full", "published@0.1", "anchored@0.1", "reach@0.1")
+    names = (*MAIN, *REACH)
     common = [part for part in parts if all(name in part["arms"] for name in names)]
     if not common:
         return "Deepest dip on the way: no lab has all arms."

@@ -172,3 +172,5 @@ def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):
         assert not torch.allclose(choices(FormStack, form)[1], rule[1], rtol=1e-3)
     by_dr = choices(FormStack, "order D r, half 0.0001, hold 3")
     assert not torch.allclose(by_dr[0], rule[0], rtol=1e-3)
+    slips = choices(FormStack, "slips are new, half 0.0001, hold 3")
+    assert not torch.allclose(slips[0], rule[0], rtol=1e-3)
