@@ -84,7 +84,7 @@ def _pair(folder: Path, name: str) -> list[str]:
     if picture.exists():
         to = FILES / f"smollm2-{name}-gain_vs_disagreement.png"
         shutil.copyfile(picture, to)
-        parts.append(f"![Gain against D, coloured by C](diagnostic/{to.name})\n")
+        parts.append(f"![Gain against D, colored by C](diagnostic/{to.name})\n")
     summary = folder / "one-step/summary.parquet"
     if summary.exists():
         parts.append(_one_step(pd.read_parquet(summary)))

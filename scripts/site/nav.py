@@ -37,6 +37,7 @@ NAV: Tree = {
         "The fixed-context diagnostic": "concepts/diagnostic.md",
         "What collapses, and why": "concepts/collapse.md",
         "Formulas": "concepts/math.md",
+        "The paper and its released code": "concepts/released-code.md",
     },
     "Reference": {
         "Settings": "reference/settings.md",

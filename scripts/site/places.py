@@ -21,6 +21,7 @@ PAGES = {
     "docs/offline.md": "guides/offline.md",
     "docs/architecture.md": "contributing/architecture.md",
     "docs/math.md": "concepts/math.md",
+    "docs/released-code.md": "concepts/released-code.md",
 }
 """Files of the repository and their pages; other pages of docs/ keep their place below docs/."""
 FOLDERS = {

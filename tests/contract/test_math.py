@@ -1,4 +1,7 @@
-"""docs/math.md names functions and tests that exist. Oracle: the package, imported; the tests as written."""
+"""docs/math.md and docs/released-code.md name functions and tests that exist.
+
+Oracle: the package, imported; the tests as written.
+"""
 
 import importlib
 import re
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "math.md").read_text()
+TEXT = "\n\n".join((ROOT / "docs" / name).read_text() for name in ("math.md", "released-code.md"))
 FUNCTIONS = sorted(set(re.findall(r"`((?:[a-z_]+\.)+(?!py`)[A-Za-z_]+)`", TEXT)))
 TESTS = sorted(set(re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", TEXT)))
 

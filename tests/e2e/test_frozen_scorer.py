@@ -23,7 +23,7 @@ FAST = SGD | {"temperature": TEMPERATURE}
 
 
 def d_and_c(student, teacher):
-    """D and C of rows of float64 log-probs. [METHOD section 2]"""
+    """D and C of rows of float64 log-probs. [docs/math.md]"""
     found = []
     for p, q in zip(student.exp().tolist(), teacher.exp().tolist(), strict=True):
         ours, theirs = (sorted(range(len(p)), key=lambda v: -x[v])[:K] for x in (p, q))

@@ -1,4 +1,4 @@
-"""Slow oracle of METHOD R1-R18, written from the rules in plain Python floats; no torch, no taopd.
+"""Slow oracle of R1-R18, written from the rules in plain Python floats; no torch, no taopd.
 
 Tests and benchmarks compare the vectorized code with this one. It follows the wording of the rules
 and makes no attempt to be fast.

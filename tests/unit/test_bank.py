@@ -60,7 +60,7 @@ def kl(p, q) -> float:
 
 
 def oracle(student: list[float], teacher: list[float], token: int) -> dict[str, float]:
-    """Every feature of one position from two lists of probabilities, by the text of METHOD section 2."""
+    """Every feature of one position from two lists of probabilities, by the text of docs/math.md."""
 
     def entropy(p):
         return -sum(x * math.log(x) for x in p if x > 0)

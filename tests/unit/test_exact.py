@@ -20,7 +20,7 @@ def rows(num: int, vocab: int, seed: int, sharpness: float = 2.0) -> torch.Tenso
 
 
 def signals_by_definition(student: list[float], teacher: list[float], k: int) -> dict[str, float]:
-    """METHOD section 2, one position, from two lists of probabilities."""
+    """docs/math.md, one position, from two lists of probabilities."""
     top_s = set(sorted(range(len(student)), key=lambda v: -student[v])[:k])
     top_t = set(sorted(range(len(teacher)), key=lambda v: -teacher[v])[:k])
     union = top_s | top_t

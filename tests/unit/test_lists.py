@@ -1,4 +1,4 @@
-"""Top-K list metrics against the oracle, METHOD R1-R6 and the vectors of METHOD section 6."""
+"""Top-K list metrics against the oracle, R1-R6 and the vectors of docs/released-code.md."""
 
 import math
 

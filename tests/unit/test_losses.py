@@ -271,15 +271,15 @@ def test_anchor_weights_are_unbiased_reproducible_and_off_the_kept_tokens():
     kept = torch.arange(20_000) % 10 == 0
     valid = torch.arange(20_000) % 7 != 0
     completion = torch.arange(20_000) // 50
-    draw = {"completion": completion, "coef": 2.0, "fraction": 0.1, "seed": 3}
+    draw = {"completion": completion, "fraction": 0.1, "seed": 3}
     weights = anchor_weights(kept, valid, step=5, **draw)
     assert torch.equal(weights, anchor_weights(kept, valid, step=5, **draw))
     assert not torch.equal(weights, anchor_weights(kept, valid, step=6, **draw))
     assert (weights[kept | ~valid] == 0).all()
     share_unselected = (valid & ~kept).sum() / valid.sum()
-    # Sum of Horvitz-Thompson weights: coef x share of unselected tokens, 3 sigma of a binomial count.
-    sigma = 2.0 * math.sqrt(0.9 * 0.1 * float((valid & ~kept).sum())) / (0.1 * float(valid.sum()))
-    assert abs(float(weights.sum()) - 2.0 * float(share_unselected)) < 3 * sigma
+    # Sum of Horvitz-Thompson weights: share of unselected tokens, 3 sigma of a binomial count.
+    sigma = math.sqrt(0.9 * 0.1 * float((valid & ~kept).sum())) / (0.1 * float(valid.sum()))
+    assert abs(float(weights.sum()) - float(share_unselected)) < 3 * sigma
 
 
 def test_bad_input():

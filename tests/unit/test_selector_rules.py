@@ -1,4 +1,4 @@
-"""METHOD R8-R18: the released selector, against the oracle and by rule number."""
+"""R8-R18: the released selector, against the oracle and by rule number."""
 
 import math
 

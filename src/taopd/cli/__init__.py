@@ -34,7 +34,7 @@ COMMANDS = {
     "train": "distill a student: any teacher, student and prompt set on disk or hub",
     "check": "find faults before a run: tokenizers, stop ids, templates, memory, drift",
     "compare": "arms x seeds from one file: which selector, at what budget, with error bars",
-    "evaluate": "accuracy of a model on prompts with answers, with standard errors",
+    "evaluate": "accuracy of a model on prompts with answers, with 95 % intervals",
     "diagnose": "which signals are learnable: freeze contexts, measure gains, report",
     "leaderboard": "every selector on every variant of the tiny lab, ranked",
     "plan": "memory, FLOPs and the ratio to full distillation, before anything runs",

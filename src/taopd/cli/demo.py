@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=positive)
     parser.flag(
         "--variant NAME",
-        "dialect: the method should win; reversal: it must lose",
+        "dialect: the method should win; reversal: the published selector must lose",
         choices=_VARIANTS,
         default="dialect",
     )

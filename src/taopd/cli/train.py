@@ -32,7 +32,7 @@ SETTINGS = (
     ("--output_dir FOLDER", "run folder"),
     ("--budget B", "share of tokens that train"),
     ("--selector NAME", "teachability, random, full, entropy, ..., or a dotted path of your own"),
-    ("--loss NAME", "reverse_kl, sampled_reverse_kl, forward_kl, jsd or topk_reverse_kl"),
+    ("--loss NAME", "reverse_kl, sampled_reverse_kl, forward_kl, jsd, ...: docs/guide.md"),
     ("--method NAME", "reach, anchored or published: which tokens may train, what is held"),
     ("--num_generations N", "completions per prompt"),
     ("--learning_rate R", "of the optimizer"),

@@ -9,7 +9,7 @@ normalized, and counted: `attrs["n_excluded"]`, and `attrs["excluded"]` by colum
 normalization follows R8-R10 (no epsilon); and H <= median counts as low, so Q3 has the tokens on
 the median of H. Not reproduced in any mode: predictors measured after training.
 
-Source: METHOD sections 2 and 4; arXiv 2605.26844, eq. 1, 5, 11, 12.
+Source: docs/math.md; arXiv 2605.26844, eq. 1, 5, 11, 12.
 """
 
 import re

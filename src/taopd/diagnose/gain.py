@@ -10,7 +10,7 @@ zero dominate a mean of per-token shares, so a summary pools them (sum of gains 
 
 A gain that is not finite is NaN in its row, counted and logged, and is in no mean.
 
-Source: METHOD section 4; eq. 1 of arXiv 2605.26844 (nats) and the released code (share).
+Source: docs/math.md, "The diagnostic"; eq. 1 of arXiv 2605.26844 (nats) and the released code (share).
 """
 
 import logging
@@ -35,7 +35,7 @@ from taopd.runs.checkpoints import step_of
 logger = logging.getLogger(__name__)
 
 SHARE_EPSILON = 1e-12
-"""Added to the initial KL, nats. [METHOD section 4]"""
+"""Added to the initial KL, nats. [docs/math.md, "The diagnostic"]"""
 LEARNABLE_COMPATIBILITY = 0.5
 """More than half of the teacher's mass on the student's support is called learnable."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -94,6 +94,9 @@ def learnable_groups(tokens: pd.DataFrame, *, k: int | None = None) -> dict[str,
 
     Args:
         k: support size of D and C; default 16 if the bank has it, else its largest.
+
+    Raises:
+        DataError: if the bank has no such k.
     """
     chosen = default_k(tokens) if k is None else k
     sizes = discover_ks(tokens)

@@ -3,7 +3,7 @@
 `taopd.selectors.select` ranks the bank's tokens and the first N are kept, so scores and ties are
 those of training.
 
-Source: METHOD section 4; ties R15.
+Source: docs/math.md, "The diagnostic"; ties R15.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def hard_selectors() -> tuple[str, ...]:
 
 
 def matched_count(budget: float, num_tokens: int) -> int:
-    """The number of kept tokens, N = max(1, round(budget n)), at most n. [METHOD section 4]"""
+    """The number of kept tokens, N = max(1, round(budget n)), at most n. [docs/math.md, "The diagnostic"]"""
     check_budget(budget)
     return min(num_tokens, max(1, round(budget * num_tokens)))
 
@@ -71,6 +71,9 @@ def random_draws(
     """How often each token was drawn, and the mean gain of each random draw of `num_kept` tokens.
 
     Not `select(selector="random")`: the same law, without 200 passes over the bank.
+
+    Raises:
+        ConfigError: for fewer than two draws.
     """
     require(num_draws >= 2, "num_draws", num_draws, f"at least 2; {NUM_DRAWS} is usual")
     generator = np.random.default_rng([seed, num_kept])

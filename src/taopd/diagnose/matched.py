@@ -16,8 +16,8 @@ The random control is averaged over many draws. Its interval is that of the aver
 Limits: a correlation on a bank, after training with some other selection. Whether selecting the
 tokens causes their gain is measured by the one-step protocol.
 
-Source: METHOD section 4 (gain winsorized 1/99; published at 3 %: D^L 0.130, KL 0.120, D^I 0.105,
-TIP 0.093, entropy 0.076, random -0.130).
+Source: docs/math.md, "The diagnostic" (gain winsorized 1/99; published at 3 %: D^L 0.130, KL 0.120,
+D^I 0.105, TIP 0.093, entropy 0.076, random -0.130).
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ by the learning rate; descent's raw rate is set so that full distillation takes 
 A gain is a difference of two float32 sums: below about 1e-6 nats per token it is rounding error, and so is a
 rank correlation of such gains. Choose a learning rate whose gains are well above that.
 
-Source: METHOD section 4.
+Source: docs/math.md, "The diagnostic".
 """
 
 import math

@@ -116,6 +116,9 @@ def one_step_batches(
 
     Args:
         progress: called with (steps done, steps in all).
+
+    Raises:
+        DataError: without a pair.
     """
     if not batches:
         raise DataError("no batches: the one-step protocol needs at least one")

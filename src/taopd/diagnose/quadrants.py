@@ -15,7 +15,7 @@ in `note`, not an error: one thin proxy or K must not end a whole report.
 Clusters are prompts. The published intervals resample completions (`cluster="completion"`), the
 same thing with one completion per prompt and too narrow with several.
 
-Source: METHOD section 4 (published gaps +0.078 to +0.118).
+Source: docs/math.md, "The diagnostic" (published gaps +0.078 to +0.118).
 """
 
 from collections.abc import Sequence
@@ -50,6 +50,9 @@ def quantile_groups(
         >>> codes, cuts = quantile_groups(np.arange(6.0), 3)
         >>> codes.tolist()
         [0, 0, 1, 1, 2, 2]
+
+    Raises:
+        ConfigError: for fewer than two groups.
     """
     require(num_groups >= 2, "groups", num_groups, "at least 2; thirds are 3")
     if len(values) < num_groups:

@@ -15,7 +15,7 @@ cluster bootstrap on per-prompt cross products.
 Limits: an association on one frozen bank, not an effect of selecting. A constant predictor is left
 out, with a note; collinear predictors give NaN and a note.
 
-Source: METHOD section 4 (published: beta_L 0.087, beta_I 0.043, Delta R2 < 1e-3).
+Source: docs/math.md, "The diagnostic" (published: beta_L 0.087, beta_I 0.043, Delta R2 < 1e-3).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The Q3 gap by compatibility proxy and K, and mean gains over the checkpoints of a run.
 
-Source: METHOD section 4, support-proxy robustness.
+Source: docs/math.md, "The diagnostic", support-proxy robustness.
 """
 
 from collections.abc import Sequence

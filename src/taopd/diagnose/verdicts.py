@@ -20,7 +20,7 @@ Every claim is judged for each unit and each direction of KL, since they order l
 incompatible tokens differently. The 95 % is per verdict: with four gains and ten claims, two of 40
 would be decided by chance if nothing were true.
 
-Source: METHOD section 4.
+Source: docs/math.md, "The diagnostic".
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """The public scoring functions: one signature, three implementations, checks in front.
 
 "auto" is `triton` for 16-bit states on a GPU, where it was measured 4.6 times as fast as `chunked` with a
-fifteenth of its memory (benchmarks/results/accelerator-head__nvidia-h200.json); `chunked` for float32 states,
-where it is 2.6 times as fast, and on a CPU. An implementation asked for by name runs or raises.
+seventeenth of its memory (benchmarks/results/accelerator-head__nvidia-h200.json); `chunked` for float32
+states, where it is 2.5 times as fast, and on a CPU. An implementation asked for by name runs or raises.
 """
 
 import logging
@@ -139,7 +139,7 @@ def pair_score(
 ) -> PairScores:
     """Both models at N positions, D on the union of their supports, C, and on request both full KLs; nats.
 
-    D, C and the rest as in METHOD section 2 with both models' true probabilities. A row whose logits are not
+    D, C and the rest as in docs/math.md with both models' true probabilities. A row whose logits are not
     all finite is flagged in `student_finite` or `teacher_finite`, and its values mean nothing.
 
     Args:

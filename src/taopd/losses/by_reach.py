@@ -7,8 +7,9 @@
 f is the teacher's mass on foreign ends (`signals.reach`), p_T' the teacher without them. They are never
 taught: the student's sampler goes on at them, and what it writes then is no answer.
 
-A loss on the sampled token has the baseline with the least noise, which the distributions give: without it
-the noise drowns out the hold (docs/results/reach_forms.md).
+The sampled reverse KL has the baseline with the least noise, which the distributions give: without it the
+noise drowns out the hold (docs/results/reach_forms.md). The other losses on the sampled token have none, and
+are divided by all tokens (`trainer.reach_sums.used_share`).
 
 The gradient of the reverse KL at a token is proportional to the student's probability of it: what the student
 hardly ever says stays there, while what it says in its place is pushed down and anything else comes up. The

@@ -50,7 +50,7 @@ def jsd(
     *,
     beta: float = 0.5,
 ) -> Float[Tensor, " N"]:
-    """Generalised Jensen-Shannon: beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = (1 - beta) p_S + beta p_T.
+    """Generalized Jensen-Shannon: beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = (1 - beta) p_S + beta p_T.
 
     0 < beta < 1; in nats, between 0 and ln 2 for beta = 0.5. Source: GKD, arXiv 2306.13649, as in TRL.
     """
@@ -148,7 +148,7 @@ def policy_gradient(
 ) -> Float[Tensor, " N"]:
     """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
 
-    Both where the student as it is has sampled y, r = 1.
+    Both where the student as it is has sampled y, r = 1. With `advantage` the value is -A.
 
         A = -(log p_sampling(y) - log p_T(y)) + b, detached;  r = p_S(y) / p_sampling(y)
         loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + b
@@ -160,7 +160,7 @@ def policy_gradient(
         baseline: b, a constant of the position, nats; 0 if None. It changes no expectation. See
             `least_noise_baseline`.
 
-    Source: METHOD sections 3 and 7; clip range of the released code.
+    Source: docs/math.md; clip range of the released code.
     """
     anchor = student_logprobs.detach()
     sampling = anchor if sampling_logprobs is None else sampling_logprobs

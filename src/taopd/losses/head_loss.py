@@ -70,7 +70,11 @@ class Targets:
         )
 
     def teacher_distribution(self) -> Float[Tensor, "N V"]:
-        """The teacher's full log-probs at these positions; without gradient."""
+        """The teacher's full log-probs at these positions, float32; without gradient.
+
+        Raises:
+            ShapeError: if neither they nor the teacher's states and head are here.
+        """
         if self.distribution is not None:
             return self.distribution
         if self.teacher_head is None or self.teacher_hidden is None:

@@ -4,7 +4,7 @@ A loss is sum_i w_i l_i. The w_i hold everything about the reduction: what the s
 mean is over, and a denominator counted after selection over all micro-batches and ranks. So a micro-batch
 only ever sums, and 1 x 64 and 4 x 16 give the same loss.
 
-Source: token mean, arXiv 2605.26844 eq. 7; sample mean, the released code (METHOD section 3).
+Source: token mean, arXiv 2605.26844 eq. 7; sample mean, the released code (docs/math.md).
 """
 
 import math
@@ -43,6 +43,9 @@ def reduction_weights(
     Args:
         used: share of the budget that was used, by which a token mean over the selected is lowered: a mean
             would give what is left the whole step. Of the tokens, not of their weights, which may be scores.
+
+    Raises:
+        ConfigError: for an unknown reduction or denominator.
     """
     if reduction not in ("token_mean", "sample_mean"):
         raise ConfigError(f"reduction={reduction!r}: must be 'token_mean' or 'sample_mean'")
@@ -62,7 +65,6 @@ def anchor_weights(
     valid: Bool[Tensor, " N"],
     completion: Int[Tensor, " N"],
     *,
-    coef: float = 1.0,
     fraction: float,
     responses: float = 1.0,
     seed: int,
@@ -71,7 +73,7 @@ def anchor_weights(
 ) -> Float[Tensor, " N"]:
     """Weights of the anchor KL(student || reference student) on a random share of the unselected tokens.
 
-        w_i = coef / (fraction * number of valid tokens)  on the drawn tokens, 0 elsewhere
+        w_i = 1 / (fraction * number of valid tokens)  on the drawn tokens, 0 elsewhere
 
     Two stages: a share `responses` of the completions is drawn, and in these enough tokens that every
     unselected token has the probability `fraction`. The reference's forward runs on the drawn completions
@@ -79,7 +81,7 @@ def anchor_weights(
     tokens. Reproducible from (seed, step) whatever the number of ranks.
 
     Args:
-        fraction: at most `responses`.
+        fraction: at most `responses`, which is not checked here.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
     uniform = uniform_part(kept.shape[0], generator, ranks, torch.float32).to(kept.device)
@@ -92,7 +94,7 @@ def anchor_weights(
         order = torch.randperm(num_groups, generator=generator).to(kept.device)
         within &= order[first + group] < num_drawn
     num_valid = _nonzero(ranks.sums(valid.double().sum()))
-    return (within & valid & ~kept).double() * coef / (fraction * num_valid)
+    return (within & valid & ~kept).double() / (fraction * num_valid)
 
 
 def held_share(

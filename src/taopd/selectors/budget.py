@@ -71,6 +71,9 @@ def scheduled_budget(
     Example:
         >>> scheduled_budget(5, start=0.5, end=0.1, schedule="linear", num_steps=11)
         0.3
+
+    Raises:
+        ConfigError: for an unknown schedule.
     """
     require_known("budget_schedule", schedule, SCHEDULES)
     if schedule == "constant" or end is None:

@@ -49,17 +49,17 @@ def teachability_entropy(view: NormalizedView) -> Float[Tensor, " N"]:
 
 
 def teachability_entropy_reference(view: NormalizedView) -> Float[Tensor, " N"]:
-    """The released code's soft OR: H~ + s - H~ s with s = Norm(D C). [METHOD section 3]"""
+    """The released code's soft OR: H~ + s - H~ s with s = Norm(D C). [docs/math.md]"""
     return view.h + view.dc - view.h * view.dc
 
 
 def low_entropy_teachability(view: NormalizedView) -> Float[Tensor, " N"]:
-    """(1 - H~) Norm(D C): the score of q3 and of the second half of split. [METHOD section 3]"""
+    """(1 - H~) Norm(D C): the score of q3 and of the second half of split. [docs/math.md]"""
     return (1 - view.h) * view.dc
 
 
 def tip(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Soft OR of entropy and divergence: H~ + D~ - H~ D~. [METHOD section 3]"""
+    """Soft OR of entropy and divergence: H~ + D~ - H~ D~. [docs/math.md]"""
     return view.h + view.d - view.h * view.d
 
 

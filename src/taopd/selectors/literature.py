@@ -43,7 +43,7 @@ def pgt(view: NormalizedView) -> Float[Tensor, " N"]:
 
 
 def ier(view: NormalizedView) -> Float[Tensor, " N"]:
-    """Information-to-error ratio, see `signals.columns`. Source: arXiv 2609.24432."""
+    """Information-to-error ratio, see `signals.derived`. Source: arXiv 2609.24432."""
     return view.signal("ier")
 
 

@@ -1,4 +1,4 @@
-"""Normalized columns, quadrants, and every score of METHOD section 3, one readable formula each.
+"""Normalized columns and quadrants, one readable formula each.
 
 What: h, d, c are H~, D~, C~ (eq. 11) and dc is Norm(D C). A score is a function of these columns;
 more of it means more worth training on. Selectors (`taopd.selectors.registry`) add who is a
@@ -11,7 +11,7 @@ column with no spread becomes 0. A column of equal values gives 0 under both, ne
 The forms `h + d - h d` are kept as written: the released code's order among saturated rows depends
 on how they round.
 
-Source: METHOD sections 2, 3, 6; arXiv 2605.26844, eq. 5, 11, 12, 16.
+Source: docs/math.md, docs/released-code.md; arXiv 2605.26844, eq. 5, 11, 12, 16.
 """
 
 import hashlib
@@ -64,7 +64,11 @@ class NormalizedView:
     rules: str = "paper"
 
     def signal(self, name: str) -> Float[Tensor, " N"]:
-        """A further signal of the table, as it is; a selector that reads it declares it in `needs`."""
+        """A further signal of the table, as it is; a selector that reads it declares it in `needs`.
+
+        Raises:
+            ConfigError: if the table does not hold it.
+        """
         if name not in self.table.extra:
             raise ConfigError(
                 f"the table does not hold the signal {name!r}; declare needs=({name!r},) where the selector "
@@ -94,7 +98,7 @@ class NormalizedView:
 def interpolated_quantile(
     ascending: Float[Tensor, " M"], q: float, *, rules: str = "paper", ranks: Ranks = ALONE
 ) -> float:
-    """Quantile of sorted values of all ranks: linear interpolation at place q (M - 1). [METHOD R9]
+    """Quantile of sorted values of all ranks: linear interpolation at place q (M - 1). [R9]
 
     Example:
         >>> interpolated_quantile(torch.arange(5.0), 0.05)
@@ -167,8 +171,7 @@ def quadrants(
     population: Bool[Tensor, " N"],
     ranks: Ranks = ALONE,
 ) -> Int[Tensor, " N"]:
-    """Quadrant 1..4 (int8) by the medians of H~ and D~; on the median counts as high. [METHOD
-    R11]"""
+    """Quadrant 1..4 (int8) by the medians of H~ and D~; on the median counts as high. [R11]"""
     if not ranks.any(population):
         return torch.zeros_like(h, dtype=torch.int8)
     columns = [values[population].sort().values for values in (h, d)]

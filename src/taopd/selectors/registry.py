@@ -35,7 +35,7 @@ class Selector:
     scores: Score
     """[N] scores; finite on every valid row."""
     ascending: bool = False
-    """Keep the lowest scores; ties then go to the larger position. [METHOD R15]"""
+    """Keep the lowest scores; ties then go to the larger position. [R15]"""
     candidates: Score | None = None
     """bool [N]; None: every valid row. Fewer candidates than the budget are all kept. [R16]"""
     weighted: bool = False
@@ -84,7 +84,7 @@ REFERENCE_NAMES = {
     "teachability": "teachability",
     "tip": "tip",
 }
-"""The released code's method names and ours. [METHOD section 3]"""
+"""The released code's method names and ours. [docs/math.md]"""
 
 
 def register_selector(
@@ -145,10 +145,10 @@ def _origin(function: Score) -> str:
     return f"{module}:{getattr(function, '__qualname__', repr(function))}"
 
 
-# Not local: iw (a running sum over the batch), fire and dash (a maximum, a mean of the batch).
+# Not local: iw, fade (running sums over the batch), fire and dash (a maximum, a mean of the batch).
 _builtin = partial(register_selector, local=True)
 
-# METHOD section 3
+# Of the paper, two variants of its own among them: raw C and the frozen scorer
 _builtin("teachability", bounded=True)(formulas.teachability)
 _builtin("teachability_raw_c", bounded=True)(formulas.teachability_raw_c)
 _builtin(

@@ -5,7 +5,7 @@ depend on how the work was divided.
 
 Not here: the loss and its denominator. They see `Selection.weights` only.
 
-Source: METHOD section 3 (budget, min_keep), R12-R18.
+Source: docs/math.md; R12-R18 of docs/released-code.md.
 """
 
 from dataclasses import dataclass

@@ -136,5 +136,5 @@ def check_spread(how: Rules, chosen: Selector) -> None:
             f"{' and '.join(reasons)} cannot be computed where the rows are, and a generation batch of "
             "more than gather_limit tokens is not sent to every rank: raise gather_limit (some 20 bytes a "
             "token on every rank), or choose another; a selector of yours that reads its own row and "
-            "response alone says so with register_selector(..., local=True)"
+            "completion alone says so with register_selector(..., local=True)"
         )

@@ -1,4 +1,4 @@
-"""The best n rows of all ranks, in the total order of METHOD R15, and the score at a place of that order.
+"""The best n rows of all ranks, in the total order of R15, and the score at a place of that order.
 
 One rank that has every row sorts them. Several ranks find the n-th best score, then among the rows equal to
 it the n-th position, then among the rows equal in both take the earlier completion: three bounded searches
@@ -20,7 +20,7 @@ def ranking(
     *,
     ascending: bool = False,
 ) -> Int[Tensor, " M"]:
-    """Indices of this rank's M flagged rows, best first, in the total order of METHOD R15."""
+    """Indices of this rank's M flagged rows, best first, in the total order of R15."""
     index = rows.nonzero()[:, 0]
     if index.shape[0] == 0:
         return index

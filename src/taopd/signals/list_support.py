@@ -1,6 +1,6 @@
 """One side's top-K lists as mappings from id to probability, and what two of them say together.
 
-What: the steps of `taopd.signals.topk_lists`, rules R1, R3, R4 and R6 of METHOD section 6. A repeated id
+What: the steps of `taopd.signals.topk_lists`, rules R1, R3, R4 and R6 of docs/released-code.md. A repeated id
 keeps its first place in the list and its last value.
 
 Layout: tensors are [K, N], so that every step over a list runs along N in memory; loops are over K,
@@ -16,7 +16,7 @@ from torch import Tensor
 from taopd.signals.arithmetic import Arithmetic
 
 PROBABILITY_FLOOR = 1e-12
-"""Smallest renormalized probability in the union geometry. [METHOD R3]"""
+"""Smallest renormalized probability in the union geometry. [R3]"""
 
 
 @dataclass(frozen=True, slots=True)

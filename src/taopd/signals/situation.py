@@ -7,7 +7,7 @@
     teachable       r > 1/2 and C > 1/2             it is among the student's best K
 
 D is KL(teacher || student) on both top-K lists: the shares are of what the teacher would change. Source:
-ours; the kinds are those of `bank/gain_*`, divided by reach.
+ours; a diagnostic's incompatible tokens, C at most 1/2, are divided by reach.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from taopd.signals.reach import reach_bound
 from taopd.signals.types import TokenSignals
 
 HALF = 0.5
-"""Teacher mass from which on a token counts as one kind."""
+"""Teacher mass above which a token counts as one kind."""
 
 
 class Situation(NamedTuple):

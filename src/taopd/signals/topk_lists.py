@@ -1,6 +1,6 @@
 """`signals="topk_lists"`: what can be said of a position from two top-K lists alone.
 
-What: the arithmetic of the released code (METHOD section 6, R1-R6), for all positions at once.
+What: the arithmetic of the released code (docs/released-code.md, R1-R6), for all positions at once.
 
 Why not the exact signals: a server that returns only its own top-K log-probs gives nothing better.
 An id missing from one list counts as probability 0 there, is floored at 1e-12 after
@@ -8,7 +8,7 @@ renormalization, and is not renormalized again; so every unit of teacher mass of
 adds 20 to 28 nats to the disagreement D. D from lists is therefore nearly a decreasing function of
 C; `taopd.signals` has the exact ones.
 
-Source: METHOD section 6; arXiv 2605.26844, eq. 3, 4, 9, 10, 17.
+Source: docs/released-code.md; arXiv 2605.26844, eq. 3, 4, 9, 10, 17.
 """
 
 from dataclasses import dataclass, replace
@@ -81,7 +81,7 @@ def list_metrics(
     target_ids: Int[Tensor, " N"] | None = None,
     arithmetic: Arithmetic = TORCH,
 ) -> ListMetrics:
-    """Everything METHOD R1-R6 define for two top-K lists per position, in float64.
+    """Everything R1-R6 of docs/released-code.md define for two top-K lists per position, in float64.
 
         p' = max(p / mass, 1e-12) on U = S_S union S_T      D = sum_U p'_T (ln p'_T - ln p'_S)
         C = clamp01(sum over S_S of p_T)                    H = entropy(list / mass) / ln(max(n, 2))
@@ -206,7 +206,7 @@ def topk_lists_signals(
     Raises:
         ShapeError: if two inputs disagree. ConfigError: if k < 1.
 
-    Source: METHOD section 6, R1-R6.
+    Source: docs/released-code.md, R1-R6.
     """
     metrics = list_metrics(
         student_ids,

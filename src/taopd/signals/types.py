@@ -26,16 +26,16 @@ class TokenSignals:
     """
 
     disagreement: Float[Tensor, " N"]
-    """D = KL(teacher || student) on the union of both supports, both renormalised there. [eq. 3, 9]"""
+    """D = KL(teacher || student) on the union of both supports, both renormalized there. [eq. 3, 9]"""
     compatibility: Float[Tensor, " N"]
     """C in [0, 1], teacher mass on the student's top-K; a lower bound from lists. [eq. 4, 17]"""
     entropy: Float[Tensor, " N"]
-    """H of the student, full vocabulary; from lists: of the renormalised list, divided by ln(n)."""
+    """H of the student, full vocabulary; from lists: of the renormalized list, divided by ln(n)."""
     teacher_entropy: Float[Tensor, " N"] | None
     reverse_disagreement: Float[Tensor, " N"]
     """KL(student || teacher) on the union of supports."""
     bhattacharyya: Float[Tensor, " N"]
-    """Sum over the union of sqrt(p_S p_T), both renormalised there; in [0, 1]."""
+    """Sum over the union of sqrt(p_S p_T), both renormalized there; in [0, 1]."""
     overlap: Float[Tensor, " N"]
     """|S_S intersect S_T| / K; in [0, 1]."""
     jaccard: Float[Tensor, " N"]
@@ -126,7 +126,7 @@ class SignalTable:
 
     Aligned example, two completions of three and two tokens, the last one masked out:
 
-        completion       0    0    0    1    1
+        completion     0    0    0    1    1
         position       0    1    2    0    1
         valid          T    T    T    T    F
         disagreement  .02  1.3   .4   .0   .7
@@ -143,7 +143,7 @@ class SignalTable:
     valid: Bool[Tensor, " N"]
     """May train. Rows that may not are kept because the released code lets them set the scale (R8)."""
     extra: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
-    """Further named signals; see `signals.columns`."""
+    """Further named signals; see `signals.derived`."""
     ranks: Ranks = ALONE
     """Who holds the other rows, if this is one rank's part of a table: whole completions, by rank."""
 
@@ -166,7 +166,7 @@ def prefix_ema(
 ) -> Float[Tensor, " N"]:
     """Moving average of C along each completion: e_0 = C_0, e_t = decay e_{t-1} + (1 - decay) C_t.
 
-    Rows are in the order (completion, position). Masked rows take part (METHOD R7). All completions advance
+    Rows are in the order (completion, position). Masked rows take part (R7). All completions advance
     together, one step per position, so the cost is the longest completion, not the number of tokens.
     """
     num_rows = compatibility.shape[0]
@@ -189,7 +189,7 @@ def prefix_ema(
 def compatibility_proxy(
     signals: TokenSignals, name: str, completion: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """The chosen stand-in for C. [METHOD section 2]
+    """The chosen stand-in for C. [docs/math.md]
 
     mass: teacher mass on S_S; bound: on the ids in both lists (eq. 17); set: |S_S and S_T| / K; bc:
     Bhattacharyya; jaccard; prefix_ema: moving average of mass along the completion; reach: teacher mass on

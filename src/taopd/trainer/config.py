@@ -167,8 +167,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
     )
     anchor_loss: str = option(
         "reverse_kl",
-        "reverse_kl: KL(student || reference). forward_kl: KL(reference || student), with which one seed of "
-        "the tiny lab collapsed.",
+        "reverse_kl: KL(student || reference). forward_kl: KL(reference || student).",
     )
     collapse_guard: str = option(
         "warn",
@@ -233,7 +232,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         "of the optimizer step.",
     )
     log_rollouts: int = option(
-        4, "Completions written to <output_dir>/rollouts.jsonl at every logging step."
+        4, "Completions of every generation batch that are written to <output_dir>/rollouts.jsonl."
     )
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:

@@ -37,7 +37,7 @@ METRICS: dict[str, str] = {
     "select/quadrant_q4": "Share of valid tokens with low H and low D.",
     "select/kept_disagreement_nats": "Mean D of the kept tokens.",
     "select/kept_compatibility": "Mean C of the kept tokens, likewise.",
-    "select/kept_entropy_nats": "Mean H of the kept tokens (topk_lists: normalised to [0, 1]).",
+    "select/kept_entropy_nats": "Mean H of the kept tokens (topk_lists: normalized to [0, 1]).",
     "select/empty_completions": "Share of completions in which no token was kept.",
     "teacher/completions/*": "Several teachers: completions with a valid token, by teacher, all ranks.",
     "teacher/valid_tokens/*": "Valid tokens by teacher, all ranks.",
@@ -49,7 +49,7 @@ METRICS: dict[str, str] = {
     "signal/disagreement_nats/*": "D over valid tokens: mean, p10, p50, p90.",
     "signal/compatibility/*": "C over valid tokens, which is what the setting compatibility says (method "
     "reach: r): mean, p10, p50, p90; in [0, 1].",
-    "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalised to [0, 1]).",
+    "signal/entropy_nats/*": "H over valid tokens: mean, p10, p50, p90 (topk_lists: normalized to [0, 1]).",
     "signal/teachability/*": "D^L = D~ C~ over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/incompatible/*": "D^I = D~ (1 - C~) over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "situation/*": "First 20 steps, main process: share of the sum of D on tokens that are teachable, "

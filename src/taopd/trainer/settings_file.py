@@ -295,9 +295,9 @@ def _check_supported(settings: TrainSettings) -> None:
 
 
 def help_all() -> str:
-    """Return the help text over every setting."""
+    """The help text of every setting, with its default."""
     parser = make_parser()
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(
+    parser.formatter_class = lambda prog: argparse.ArgumentDefaultsHelpFormatter(
         prog, max_help_position=34, width=100
     )
     parser.usage = "taopd train --config FILE [--name value ...] [--resume] [--overwrite]"

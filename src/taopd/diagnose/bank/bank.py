@@ -8,7 +8,7 @@ student before training.
 A folder holds `tokens.parquet` (one row per completion token), `rollouts.safetensors` (ids and masks),
 `teacher_topk.safetensors` and `manifest.json`. Freezing the same input twice gives the same bytes.
 
-Source: METHOD section 4; arXiv 2605.26844.
+Source: docs/math.md, "The diagnostic"; arXiv 2605.26844.
 """
 
 from collections.abc import Callable, Iterator, Sequence

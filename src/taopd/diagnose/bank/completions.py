@@ -25,7 +25,7 @@ from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.runs.validation import parse_json, read_text
 
 NUM_COMPLETIONS = 300
-"""Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [METHOD section 4]"""
+"""Published size of a bank: 300 responses of 192 tokens, 57,600 positions. [arXiv 2605.26844]"""
 MAX_TOKENS = 192
 
 

@@ -22,7 +22,7 @@ from taopd.selectors import normalized_view
 from taopd.signals import SignalTable, signals_from_answer
 
 BANK_TOP_K = (8, 16, 32)
-"""The published K. [METHOD section 4]"""
+"""The published K. [arXiv 2605.26844]"""
 FEATURES = (
     "entropy",
     "teacher_entropy",

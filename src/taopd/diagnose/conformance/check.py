@@ -29,7 +29,7 @@ from taopd.selectors.formulas import (
 from taopd.signals import LIBM, ListMetrics, SignalTable, list_metrics, prefix_ema
 
 RELATIVE_TOLERANCE = 1e-9
-"""Floats; METHOD section 6."""
+"""Floats; docs/released-code.md."""
 ABSOLUTE_FLOOR = 1e-13
 """Differences below this count as none: a value that is 0 but for rounding has no relative
 error."""

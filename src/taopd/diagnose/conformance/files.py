@@ -2,7 +2,7 @@
 
 Form errors (a missing field, a wrong type, a length that does not fit) name file, batch, field and
 what is expected. Log-probs may be NaN, infinite or null, lists short or empty, responses empty:
-that is data, and METHOD R1 says what becomes of it.
+that is data, and R1 says what becomes of it.
 """
 
 import json
@@ -43,7 +43,7 @@ LARGEST = 1e300
 MOST_ENTRIES = 2**18
 """Of a list: more than any vocabulary has."""
 DEFAULT_GAMMA = 0.5
-"""Used where neither batch nor selection names gamma. [METHOD section 6]"""
+"""Used where neither batch nor selection names gamma. [docs/released-code.md]"""
 
 FINITE = number(-LARGEST, LARGEST)
 _TOKEN_ID = whole(0, 2**53 - 1)

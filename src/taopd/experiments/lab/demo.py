@@ -36,7 +36,7 @@ VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     "jargon": {"loss": "reverse_kl"},
 }
 LAB_CONFIG: dict[str, Any] = {
-    # The prototype's settings (DESIGN, "The tiny lab"): 64 rollouts a step, constant learning rate.
+    # The settings of the first prototype: 64 rollouts a step, constant learning rate.
     "per_device_train_batch_size": 64,
     "learning_rate": 3e-4,
     "lr_scheduler_type": "constant",

@@ -118,7 +118,11 @@ Groups = dict[str, dict[int, Outcome]]
 
 
 def by_arm(outcomes: Sequence[Outcome]) -> Groups:
-    """Outcomes by arm, in order of appearance, and by seed, ascending."""
+    """Outcomes by arm, in order of appearance, and by seed, ascending.
+
+    Raises:
+        DataError: without outcomes, or with two of an arm and a seed.
+    """
     if not outcomes:
         raise DataError("there are no results to compare")
     groups: Groups = {}

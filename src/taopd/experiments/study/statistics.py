@@ -63,6 +63,9 @@ def t_estimate(
         >>> e = t_estimate([0.1, 0.2, 0.3])
         >>> round(e.mean, 3), round(e.low, 3), round(e.high, 3), round(e.p, 3)
         (0.2, -0.048, 0.448, 0.074)
+
+    Raises:
+        ConfigError: without values.
     """
     n = len(values)
     if n == 0:

@@ -5,9 +5,9 @@ tensor (the tests compare with `torch.autograd.graph.saved_tensors_hooks`, exact
 dtype, s: bytes of the residual stream (that of the weights), D width, A all query heads, G all key heads,
 F feed-forward, T length of the row; per token and layer:
 
-    two norms of the width   2 x (input in float32, normalised in s, output in c);
+    two norms of the width   2 x (input in float32, normalized in s, output in c);
                              under autocast each linear layer keeps its own cast: 5 outputs, not 2
-    query, key norms         input in float32, normalised in c, each of A and G (Qwen3)
+    query, key norms         input in float32, normalized in c, each of A and G (Qwen3)
     attention                query A, output A, key G, value G, in c; the log-sum-exp of every head
     ... with padding         keys and values repeated to A, and a row of the mask, T
     feed-forward             gate, its activation, up, product: 4 F, in c

@@ -249,6 +249,9 @@ def settings_of(
     Args:
         needs_teacher_distribution: the loss reads the teacher's full distribution.
         reads_initial: the initial student is run on every completion.
+
+    Raises:
+        ConfigError: for an optimizer or a setting whose memory is not known.
     """
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer not in _OPTIMIZER_STATES:
