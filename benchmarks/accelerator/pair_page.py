@@ -260,8 +260,9 @@ def write_pair(results: Path, page: Path) -> None:
                 f"above it on the second ({lead(two, 'reach-10', 'full')}; three seeds alone cannot tell "
                 "them apart), and learns the second in a third of the steps. Not by selection alone: "
                 "it has a forward KL for words that the student hardly says, and holds a random tenth of the "
-                "other tokens. Of all arms it moves most with the learning rate, and at 2e-4 it ends below full and published. With a forward "
-                "KL full distillation, too, learns the second pair in 40 steps ([smollm2-forward.md]"
+                "other tokens. Of all arms it moves most with the learning rate, and at 2e-4 it ends below "
+                "full and published. With a forward KL full distillation, too, learns the second pair in "
+                "40 steps ([smollm2-forward.md]"
                 "(smollm2-forward.md), two CPU cores, one seed). `reach` had an earlier form here ([what "
                 "changed](reach_forms.md)); a later one has 45 % on the second pair after 40 steps, "
                 "this one 29 ([smollm2-order.md](smollm2-order.md), two CPU cores, one seed).",

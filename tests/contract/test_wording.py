@@ -26,8 +26,11 @@ OF_FILES = {  # keys of a model's or tokenizer's JSON, and of settings that are 
     *("gguf_file", "fsdp_version", "num_beams", "prompt_lookup_num_tokens", "use_reentrant"),
     *("quantization_config", "num_processes"),
 }
-OF_LIBRARIES = {"merge_and_unload", "name_or_path", "requires_grad"}
-"""What a user is told to call or to set on a model of PyTorch or PEFT."""
+OF_LIBRARIES = {
+    *("merge_and_unload", "name_or_path", "requires_grad", "attn_pdrop"),
+    *("eos_token_id", "generation_config", "stop_strings"),
+}
+"""What a user is told to call or to set on a model of PyTorch, transformers or PEFT."""
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from peft import LoraConfig
 from test_trainer import CPU
 
 from taopd.errors import ConfigError, TaopdError
@@ -69,6 +70,15 @@ def test_optimizers_that_are_no_pair_or_not_the_students_are_refused(tmp_path):
             trainer(tmp_path, model=model, optimizers=pair)
     with pytest.raises(ConfigError, match=r"^optimizers: .* no parameter of the student"):
         trainer(tmp_path, model=model, optimizers=(others, None))
+    # TRL puts an adapter of its own into the model: its weights are in no group of this optimizer.
+    with pytest.raises(
+        ConfigError, match=r"^optimizers: .* no parameter of the student that trains"
+    ):
+        adapter = LoraConfig(target_modules=["q_proj"])
+        trainer(tmp_path, model=model, optimizers=(mine, None), peft_config=adapter)
+    model = make_model(seed=0, hidden_size=16)
+    mine = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedules = [torch.optim.lr_scheduler.ConstantLR(mine)]
     for pair in ((mine, schedules[0]), [mine, None], (None, None)):
         made = trainer(tmp_path, model=model, optimizers=pair)
         assert (made.optimizer, made.lr_scheduler) == tuple(pair)

@@ -192,6 +192,8 @@ def test_a_sampler_that_cannot_be_followed_is_not_measured(tmp_path, sampler, ca
     [
         ({"num_return_sequences": 2}, "num_return_sequences changes what sampling returns"),
         ('{"return_dict_in_generate": true}', "return_dict_in_generate changes what"),
+        ({"eos_token_id": [3, 5]}, "eos_token_id is read by the sampler alone"),
+        ({"stop_strings": ["a"]}, "stop_strings ends a completion at a token that is no end"),
         ({"num_beam": 2}, "'num_beam' is unknown. Did you mean 'num_beams'"),
     ],
 )
@@ -223,12 +225,40 @@ def test_decoding_that_cannot_sample_a_batch_is_refused_at_the_start(tmp_path, g
         model.generate(torch.tensor([[5, 6], [7, 8]]), generation_config=config)
 
 
-def test_a_student_that_asks_for_it_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("prompt_lookup_num_tokens", 2, "asks for assisted decoding"),
+        ("return_dict_in_generate", True, "changes what sampling returns"),
+        ("num_return_sequences", 2, "changes what sampling returns"),
+        ("stop_strings", ["a"], "ends a completion at a token that is no end"),
+    ],
+)
+def test_a_student_that_asks_for_it_is_refused_by_name(tmp_path, name, value, message):
     trainer = make_trainer(tmp_path, max_steps=1)
-    trainer.model.generation_config.prompt_lookup_num_tokens = 2
-    words = "generation_config.json: prompt_lookup_num_tokens asks for assisted decoding"
-    with pytest.raises(ConfigError, match=words):
+    setattr(trainer.model.generation_config, name, value)
+    with pytest.raises(ConfigError, match=f"generation_config.json: {name} {message}"):
         trainer.train()
+
+
+def test_a_mixture_of_experts_with_an_auxiliary_loss_samples(tmp_path):
+    """Oracle: transformers' own `generate` fails on padded prompts, and the setting is as it was after."""
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
+    sizes |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.MixtralConfig(**SIZES | sizes)
+    student, teacher = (transformers.MixtralForCausalLM(config) for _ in range(2))
+    trainer = make_trainer(tmp_path, student, teacher, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1 and trainer.model.config.output_router_logits
+
+
+def test_ids_that_only_the_student_has_are_not_scored_by_the_check(tmp_path):
+    """A padded output layer of random weights samples them; the check looks at what comes before."""
+    student = make_model(seed=0, vocab_size=len(make_tokenizer()) + 40)
+    trainer = make_trainer(tmp_path, student, max_steps=1)
+    found = trainer.check()
+    assert not [each for each in found if "broke" in each.measured]
 
 
 def test_the_logged_entropy_is_of_scored_tokens_alone(tmp_path):

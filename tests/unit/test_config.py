@@ -97,7 +97,7 @@ def test_beta_follows_from_the_loss(loss, beta):
 
 def test_defaults_are_the_published_budget_and_loss_with_the_rule_of_reach():
     made = config()
-    assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.05, 16)
+    assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.1, 16)
     assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
     assert (made.min_keep, made.num_generations) == (0, 1)
     assert (made.method, made.coef, made.collapse_guard) == ("reach", 3.0, "warn")

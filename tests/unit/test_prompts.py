@@ -144,6 +144,7 @@ def test_every_row_has_its_own_tools_and_options(tokenizer, as_text):
         ({"prompt": [user([{"type": "image"}, {"type": "text", "text": "1"}])]}, "with 'image'"),
         ({"prompt": [user("1"), {"role": "assistant", "content": "2"}]}, "ends with an assistant"),
         ({"prompt": [{"role": "system", "content": "1"}, user(" ")]}, "row 0 is empty"),
+        ({"prompt": [{"role": "system", "content": "1"}]}, "row 0 has a system message alone"),
         ({"prompt": [{"content": "1"}]}, "without a role"),
         ({"prompt": [user(7)]}, "content of a message is int"),
         ({"prompt": ["1"]}, "a message is str"),

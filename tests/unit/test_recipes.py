@@ -165,7 +165,7 @@ def test_changed_settings_are_those_that_somebody_set(tmp_path):
     """Not what follows from them (beta, run_name, ...), nor a value that is the default."""
     path = tmp_path / "c.yaml"
     path.write_text(
-        "lab: dialect\noutput_dir: x\nuse_cpu: true\nbudget: 0.05\nbf16: false\nloss: jsd\n"
+        "lab: dialect\noutput_dir: x\nuse_cpu: true\nbudget: 0.1\nbf16: false\nloss: jsd\n"
     )
     settings = parse_settings(str(path), ["--seed=3"], lab=lambda variant: LAB)
     assert settings.changed() == {

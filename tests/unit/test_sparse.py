@@ -275,12 +275,18 @@ def test_fidelity_is_that_of_flattened_gradients_and_leaves_grad_alone():
 
 def test_what_is_not_plain_causal_attention_is_refused_by_name():
     from transformers import (
+        DeepseekV3Config,
+        DeepseekV3ForCausalLM,
+        FalconConfig,
+        FalconForCausalLM,
         GptOssConfig,
         GptOssForCausalLM,
         Llama4ForCausalLM,
         Llama4TextConfig,
         MambaConfig,
         MambaForCausalLM,
+        MptConfig,
+        MptForCausalLM,
     )
 
     small = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -295,13 +301,38 @@ def test_what_is_not_plain_causal_attention_is_refused_by_name():
             "Llama4TextModel has layers of type chunked_attention",
         ),
         (GptOssForCausalLM(GptOssConfig(**small, **heads, **experts)), "adds 's_aux'"),
+        (
+            FalconForCausalLM(FalconConfig(**small, num_attention_heads=2)),
+            "FalconModel has attention",
+        ),
+        (
+            MptForCausalLM(MptConfig(vocab_size=VOCAB, d_model=16, n_heads=2, n_layers=2)),
+            "MptModel",
+        ),
+        (
+            DeepseekV3ForCausalLM(
+                DeepseekV3Config(
+                    **small,
+                    num_attention_heads=2,
+                    num_key_value_heads=2,
+                    kv_lora_rank=8,
+                    q_lora_rank=8,
+                    qk_rope_head_dim=4,
+                    qk_nope_head_dim=4,
+                    v_head_dim=4,
+                    intermediate_size=16,
+                    first_k_dense_replace=2,
+                )
+            ),
+            "DeepseekV3Attention",
+        ),
     ]
     for model, message in cases:
         with pytest.raises(ConfigError, match=message):
             sparse_states(model, IDS, MASK, WANTED, window=1)
     dropping = make_family("qwen3").train()
     dropping.model.layers[1].self_attn.attention_dropout = 0.1
-    with pytest.raises(ConfigError, match="set attention_dropout to 0"):
+    with pytest.raises(ConfigError, match=r"attention_dropout, attn_pdrop\) to 0"):
         sparse_states(dropping, IDS, MASK, WANTED, window=1)
     with pytest.raises(ConfigError, match="gradient_window=-1"):
         sparse_states(make_family("qwen3"), IDS, MASK, WANTED, window=-1)

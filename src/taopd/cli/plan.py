@@ -94,7 +94,7 @@ def _parser() -> Parser:
         ("num-ranks", "processes (1)"),
     ):
         add(f"--{name} N", words, type=int)
-    add("--budget B", "share that trains (0.05)", type=float)
+    add("--budget B", "share that trains (0.1)", type=float)
     add("--anchor-fraction F", "share under the anchor", type=float)
     for name, words in (
         ("dtype", "of matmuls (bfloat16)"),

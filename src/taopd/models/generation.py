@@ -95,6 +95,23 @@ def undisturbed(
             tokenizer.padding_side = side
 
 
+@contextmanager
+def without_router_logits(model: PreTrainedModel) -> Iterator[None]:
+    """No auxiliary loss of a mixture of experts while it samples.
+
+    Nobody reads it here, and transformers fails to make it of padded prompts.
+    """
+    config = model.config.get_text_config()
+    asked = getattr(config, "output_router_logits", False)
+    if asked:
+        config.output_router_logits = False
+    try:
+        yield
+    finally:
+        if asked:
+            config.output_router_logits = True
+
+
 def generation_settings(
     tokenizer: PreTrainedTokenizerBase,
     eos_ids: list[int],
@@ -134,6 +151,7 @@ def generate_ids(
     mask = torch.tensor(
         [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    with without_router_logits(model):
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     # `generate` returns the prompt too.
     return output[:, width:]

@@ -33,6 +33,7 @@ from taopd.models import gguf
 from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
 from taopd.models.damage import damage
 from taopd.models.load_options import NO_PICKLES, safe_options
+from taopd.models.output_head import require_decoder
 from taopd.runs.folder import MODEL_FOLDER
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
@@ -157,6 +158,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     missing = sorted(report["missing_keys"])
     # transformers fills what is missing with random numbers and a warning that scrolls by.
     if missing:
+        require_decoder(f"model {name}", load_config(name))
         raise DataError(
             f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
             f"{missing[0]}; save or download the checkpoint again"

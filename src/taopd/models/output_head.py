@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError
@@ -44,6 +44,18 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
     )
 
 
+def require_decoder(name: str, config: PretrainedConfig) -> None:
+    """Refuse a model that reads its prompt with an encoder.
+
+    Raises:
+        ConfigError: names the kind of model.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"the {name} is an encoder and a decoder ({config.model_type}): choose a causal language model"
+        )
+
+
 def require_backbone(name: str, model: PreTrainedModel) -> None:
     """Refuse a model whose last states cannot be had without its logits.
 
@@ -51,6 +63,7 @@ def require_backbone(name: str, model: PreTrainedModel) -> None:
         ConfigError: names the model.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    require_decoder(name, inner.config)
     if inner.base_model is inner:
         raise ConfigError(
             f"the {name} {type(inner).__name__} gives no states apart from its logits (its base_model is the "

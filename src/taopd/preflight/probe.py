@@ -7,6 +7,7 @@ adapters, the inference engine. The random stream and the models' modes are as b
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from taopd.models.batch import Rollouts
@@ -57,7 +58,8 @@ def measure_micro_batch(
     size = _num_completions(models, tokens, args.per_device_train_batch_size, trainer.accelerator)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
         rows = first_rows(trainer.train_dataset if rows is None else rows, size)
-        prompts, completions = trainer.sample(rows, tokens)
+        prompts, sampled = trainer.sample(rows, tokens)
+        completions = [_shared(ids, trainer.vocab_size) for ids in sampled]
         own = trainer.encode_for_teacher(rows)
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
@@ -94,6 +96,11 @@ def _num_completions(models: list[Any], tokens: int, batch: int, accelerator: An
         return size
     numbers = sum(weight.numel() for model in models for weight in model.parameters())
     return min(size, max(LEAST_COMPLETIONS, int(CPU_WORK / max(1, numbers * tokens))))
+
+
+def _shared(ids: list[int], vocab_size: int) -> list[int]:
+    """A completion up to the first id that only the student's output layer has, which cannot be scored."""
+    return list(takewhile(lambda index: index < vocab_size, ids))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.models.prompt_faults import Turns, prompt_faults
+from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.preflight.verdict import Problems, Verdict, judge
 
@@ -40,8 +41,9 @@ def check_prompts(
     markers = Turns.of(student, None, stop_ids).markers
     plain = [
         row
-        for row in rows
-        if isinstance(row["prompt"], str) and not any(token in row["prompt"] for token in markers)
+        for place, row in enumerate(rows)
+        if isinstance(text := read_prompt(row, f"row {place}").content, str)
+        and not any(token in text for token in markers)
     ]
     if plain and student.chat_template and (teacher is None or teacher.chat_template):
         problems.warn(

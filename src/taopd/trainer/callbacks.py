@@ -131,7 +131,9 @@ class UpdateNorm(TrainerCallback):
         total = 0.0
         with torch.no_grad():
             for parameter, before in self._before:
-                norm = torch.linalg.vector_norm(parameter - before, dtype=torch.float32)
+                change = parameter - before
+                wide = torch.promote_types(change.dtype, torch.float32)
+                norm = torch.linalg.vector_norm(change, dtype=wide)
                 total += float(full_tensor(norm)) ** 2
             norm = math.sqrt(total)
             goal = min(norm, self._largest) if self._target is None else self._target

@@ -32,7 +32,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
             one), or an option that was removed (with what to use instead).
 
     Example:
-        >>> config = TeachabilityConfig(output_dir="runs/x", budget=0.05, bf16=False, use_cpu=True)
+        >>> config = TeachabilityConfig(output_dir="runs/x", budget=0.1, bf16=False, use_cpu=True)
         >>> config.selector
         'teachability'
     """
@@ -45,7 +45,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         "or the dotted path of a function of your own.",
     )
     budget: float = option(
-        0.05, "Share of all completion tokens of the generation batch that train, (0, 1]."
+        0.1, "Share of all completion tokens of the generation batch that train, (0, 1]."
     )
     score_top_k: int = option(16, "K of the supports on which D and C are computed (paper: 16).")
     signals: str = option(

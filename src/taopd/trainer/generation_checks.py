@@ -38,13 +38,36 @@ def check_generation_kwargs(config: "TeachabilityConfig") -> None:
         return
     for name in given:
         require_known("generation_kwargs", name, vars(GenerationConfig()))
-    for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
-        if given.get(name) not in (None, usual):
-            raise ConfigError(
-                f"generation_kwargs: {name} changes what sampling returns; take it out (num_generations "
-                "samples several completions of a prompt)"
-            )
+    check_returned(given, "generation_kwargs")
+    # The completion mask would not know them, and what pads a completion that ended there would train.
+    if given.get("eos_token_id") is not None:
+        raise ConfigError(
+            "generation_kwargs: eos_token_id is read by the sampler alone: name the ids that end a "
+            "completion in the student's generation config (generation_config.json)"
+        )
     check_decoding(given, at_once(config), "generation_kwargs")
+
+
+def check_returned(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that change what sampling returns, or end a completion where no stop id is.
+
+    Args:
+        settings, where: as in `check_decoding`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
+        if settings.get(name) not in (None, usual):
+            raise ConfigError(
+                f"{where}: {name} changes what sampling returns; take it out (num_generations samples "
+                "several completions of a prompt)"
+            )
+    if settings.get("stop_strings") is not None:
+        raise ConfigError(
+            f"{where}: stop_strings ends a completion at a token that is no end to the model, which would "
+            "learn to go on there: take it out"
+        )
 
 
 def at_once(config: "TeachabilityConfig") -> int:

@@ -1,9 +1,10 @@
 """The trainer's arguments as they are given: each of a kind that it can take, or refused by name."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -53,18 +54,26 @@ def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:
                 kinds = (repr(each) if each is None else type(each).__name__ for each in value)
                 found = f"not a {type(value).__name__} of {', '.join(kinds) or 'nothing'}"
             raise ConfigError(f"{name}: must be {words}, {found}")
-        if name == "optimizers" and value[0] is not None:
-            _check_optimizer(value[0], model)
+        # The parameters of a model that is loaded later are nobody's yet.
+        if name == "optimizers":
+            check_optimizer(value[0], [] if isinstance(model, str) else model.parameters())
 
 
-def _check_optimizer(optimizer: Any, model: Any) -> None:
-    # The parameters of a model that is loaded later are nobody's yet.
-    own = set() if isinstance(model, str) else {id(each) for each in model.parameters()}
-    held = (each for group in optimizer.param_groups for each in group["params"])
-    if not any(id(each) in own for each in held):
+def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
+    """Refuse an optimizer that holds none of the parameters.
+
+    Raises:
+        ConfigError: says so.
+    """
+    own = {id(each) for each in parameters}
+    held = (
+        [] if optimizer is None else [each for g in optimizer.param_groups for each in g["params"]]
+    )
+    if optimizer is not None and own.isdisjoint(map(id, held)):
         raise ConfigError(
-            "optimizers: the optimizer holds no parameter of the student, which would not train: make it of "
-            "the parameters of the model that is passed as `model`"
+            "optimizers: the optimizer holds no parameter of the student that trains: make it of the "
+            "parameters of the model that is passed as `model`, with an adapter after "
+            "`peft.get_peft_model(model, config)` and without `peft_config`"
         )
 
 

@@ -89,6 +89,10 @@ def check_numbers(config: Any) -> None:
     Raises:
         ConfigError: names the setting and the range.
     """
+    if config.max_completion_length is None:
+        raise ConfigError(
+            "max_completion_length=None: without a limit transformers samples 20 tokens: give a number"
+        )
     _read_padding(config)
     check_ranges(config, RANGES)
     if config.learning_rate == 0:

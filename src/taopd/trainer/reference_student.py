@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -84,13 +84,14 @@ class ReferenceStudent:
         if self.copy is not None:
             return head_of(self.copy)
         inner = self._accelerator.unwrap_model(student)
-        if not inner.get_output_embeddings().weight.requires_grad:
+        if not _trains(inner.get_output_embeddings()):
             return head_of(student)
         if self._head is None:
-            # The head itself trains: its values are those of now once the weights are exchanged back.
+            # Its values are those of now once the weights are exchanged back.
             with self.weights(student):
                 head = head_of(student)
-                self._head = replace(head, weight=head.weight.clone())
+                bias = None if head.bias is None else head.bias.clone()
+                self._head = replace(head, weight=head.weight.clone(), bias=bias)
         return self._head
 
     def forget_head(self) -> None:
@@ -119,6 +120,15 @@ class ReferenceStudent:
             for name, weight in weights.items():
                 weight.data.copy_(now[name])
             inner.train(training)
+
+
+def _trains(head: nn.Module) -> bool:
+    """Whether training moves an output head: peft computes the weight of one with trainable tokens."""
+    held = head.weight, getattr(head, "bias", None)
+    return any(
+        each is not None and (each.requires_grad or not isinstance(each, nn.Parameter))
+        for each in held
+    )
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:

@@ -22,15 +22,16 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from taopd.losses import needs_own_samples
-from taopd.models.generation import effective, sampling_changes
+from taopd.models.generation import effective, sampling_changes, without_router_logits
 from taopd.models.sampler_drift import drift
 from taopd.models.stop_tokens import merged_ids
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
-from taopd.trainer.generation_checks import DECODING, check_decoding
+from taopd.trainer.generation_checks import DECODING, check_decoding, check_returned
 from taopd.trainer.scored_batch import ScoredBatch
 
 logger = logging.getLogger(__name__)
 
+_FILE = "the student's generation_config.json"
 RISE = 0.3
 """Truncated share, in a run that began below `TRUNCATED`, that is called unlearning."""
 
@@ -137,10 +138,12 @@ class SamplerMonitor(TrainerCallback):
         # What the student's own generation config asks for, of which the settings know nothing.
         own = {name: value for name, value in sources[1].items() if name in DECODING}
         num_rows = len(kwargs["input_ids"]) if "input_ids" in kwargs else 1
-        check_decoding(own, num_rows, "the student's generation_config.json")
+        check_decoding(own, num_rows, _FILE)
+        check_returned(sources[1], _FILE)
         # The sampler's own temperature: generation_kwargs may set another than the one that is scored at.
         tap = LogprobRecorder(effective("temperature", sources) or 1.0)
-        result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
+        with without_router_logits(_bare(self._trainer)):
+            result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
         self.logprobs = tap.finish(result)
         if self.logprobs is None:
             how = "it does not write one token after the other"
@@ -181,7 +184,10 @@ class SamplerMonitor(TrainerCallback):
             return
         mean = logs.get("rollout/drift_nats/mean")
         if mean is not None and mean > DRIFT_WARN:
-            cause = drift_cause(self.sampler, self.suspects)
+            suspects = self.suspects
+            if not suspects and logs.get("rollout/outside_vocabulary"):
+                suspects = ["ids of the student's output layer that the shared vocabulary lacks"]
+            cause = drift_cause(self.sampler, suspects)
             self._warn(
                 "drift", f"drift of {mean:.2g} nats a token at step {state.global_step}: {cause}"
             )

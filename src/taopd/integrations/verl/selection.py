@@ -36,7 +36,7 @@ class VerlSettings:
     """What `trainer.v1.taopd_sync` may hold; the defaults are the paper's but for `signals`."""
 
     selector: str = "teachability"
-    budget: float = 0.05
+    budget: float = 0.1
     """Share of the batch's response tokens that trains, (0, 1]."""
     score_top_k: int = 16
     """K of both lists; at most verl's `distillation.distillation_loss.topk`."""

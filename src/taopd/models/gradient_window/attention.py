@@ -15,7 +15,7 @@ dropout, sinks, position biases (errors, not approximations).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class WindowState:
     layout: Layout
     keys: tuple[Float[Tensor, "b Hkv L d"], ...]
     values: tuple[Float[Tensor, "b Hkv L dv"], ...]
+    called: list[str] = field(default_factory=list)
+    """Classes of the layers that came by."""
 
 
 # A context variable, not an argument: transformers decides what an attention layer is called with.
@@ -209,6 +211,7 @@ def window_attention_forward(
     state = _STATE.get()
     assert state is not None, f"{IMPLEMENTATION} outside a sparse forward"
     layer = type(module).__name__
+    state.called.append(layer)
     if attention_mask is not None or others.get("is_causal") is False:
         raise ConfigError(
             f"gradient_window: {layer} has a mask of its own; only causal and sliding-window layers are "
@@ -216,8 +219,8 @@ def window_attention_forward(
         )
     if dropout > 0.0:
         raise ConfigError(
-            f"gradient_window: {layer} drops attention weights (p={dropout}): set attention_dropout to 0 "
-            "in the student's config, or gradient_window to none"
+            f"gradient_window: {layer} drops attention weights (p={dropout}): set its dropout "
+            "(attention_dropout, attn_pdrop) to 0 in the student's config, or gradient_window to none"
         )
     # A bias or a sink that we do not know would be left out without a word.
     for name, argument in others.items():
@@ -228,6 +231,12 @@ def window_attention_forward(
             )
     # The batch dimension is 1: all sequences lie packed in one row.
     index = module.layer_idx
+    stored, fresh = state.keys[index], key[0]
+    if (stored.shape[1], stored.shape[3]) != (fresh.shape[0], fresh.shape[2]):
+        raise ConfigError(
+            f"gradient_window: {layer} attends to other keys than it hands to a cache, which is not "
+            "supported: set gradient_window to none"
+        )
     out = window_attention(
         query[0],
         key[0],

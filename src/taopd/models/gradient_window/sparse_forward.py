@@ -154,7 +154,7 @@ def sparse_states(
     layout = Layout.of(active, valid)
     backbone = backbone_of(model)
     state = WindowState(layout=layout, keys=prefix.keys, values=prefix.values)
-    with _window_attention_in(backbone, state):
+    with _window_attention_in(backbone, state), _attention_met(backbone, state):
         hidden = backbone(
             input_ids=input_ids[layout.row, layout.column][None],
             position_ids=prefix.positions[layout.row, layout.column][None],
@@ -167,6 +167,26 @@ def sparse_states(
         gradient_tokens=int(active.sum()) if bool(wanted.any()) else 0,
         valid_tokens=layout.num_valid,
     )
+
+
+@contextmanager
+def _attention_met(backbone: Any, state: WindowState) -> Iterator[None]:
+    """Refuse a backbone whose attention is not called through transformers' interface: it fails in code of
+    its own, which finds no mask, or attends to the packed row as if it were a text."""
+    refusal = ConfigError(
+        f"gradient_window: {type(backbone).__name__} has attention of its own, which cannot be exchanged: "
+        "set gradient_window to none"
+    )
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError, TypeError) as error:
+        if state.called:
+            raise
+        raise refusal from error
+    if not state.called:
+        raise refusal
 
 
 def _check_values(
@@ -189,6 +209,6 @@ def _check_values(
     if difference > TOLERANCE.get(prefix.values[0].dtype, HALF_TOLERANCE):
         raise ConfigError(
             f"gradient_window: {name}'s hidden states differ by {difference:.1e} (relative) from those of a "
-            "full forward; either it mixes positions in a way that is not supported (set gradient_window "
-            "to none), or the prefix was computed with other weights"
+            "full forward: it has dropout (set it to 0 in the student's config), or mixes positions in a way "
+            "that is not supported (set gradient_window to none), or the prefix is of other weights"
         )

@@ -82,7 +82,7 @@ DEFAULTS: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "max_completion_length": 512,
     "selector": "teachability",
-    "budget": 0.05,
+    "budget": 0.1,
     "score_top_k": 16,
     "loss": "reverse_kl",
     "method": None,

@@ -43,7 +43,7 @@ class PlanSettings:
     """"self" or "self_ema": the student is its own teacher."""
     micro_batches: int = 1
     """`gradient_accumulation_steps`; the generation batch has batch x micro_batches completions."""
-    budget: float = 0.05
+    budget: float = 0.1
     window: int | None = None
     """`gradient_window`; None: the exact gradient."""
     top_k: int = 16

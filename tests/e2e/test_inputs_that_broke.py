@@ -1,0 +1,65 @@
+"""Inputs that once ended in an error from the libraries below, or in a check that broke."""
+
+import pytest
+import transformers
+from datasets import Dataset
+from test_trainer import CPU
+
+from taopd.errors import ConfigError
+from taopd.models.loading import load_model
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.trainer import TeachabilityTrainer
+from tests.conftest import make_model, make_rows, make_tokenizer
+
+
+def make_trainer(tmp_path, student=None, teacher=None, rows=None, **settings):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return TeachabilityTrainer(
+        student or make_model(seed=0),
+        teacher or make_model(seed=1),
+        TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU | {"max_steps": 1} | settings),
+        train_dataset=Dataset.from_list(rows or make_rows(8, "train")),
+        processing_class=tokenizer,
+    )
+
+
+def bart():
+    """A small model with an encoder and a decoder."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    config = transformers.BartConfig(vocab_size=40, d_model=8, **sizes, **heads)
+    return transformers.BartForConditionalGeneration(config)
+
+
+def test_the_check_reads_prompts_that_end_a_conversation(tmp_path):
+    """Without a column `prompt`; the same answer as with one."""
+    turns = [{"role": "user", "content": "3 + 4 ="}, {"role": "assistant", "content": "7"}]
+    found = {
+        name: make_trainer(tmp_path / name, rows=[{name: value}] * 8).check()
+        for name, value in {"messages": turns, "prompt": turns[:1]}.items()
+    }
+    (one, other) = (
+        next(each for each in items if each.item == "prompts") for items in found.values()
+    )
+    assert "broke" not in one.measured and (one.level, one.advice) == (other.level, other.advice)
+
+
+def test_a_model_in_float64_trains(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(seed=0).double(), make_model(seed=1).double())
+    trainer.train()
+    assert trainer.state.log_history[0]["update/norm"] > 0
+
+
+def test_an_encoder_and_a_decoder_are_refused(tmp_path):
+    words = r"is an encoder and a decoder \(bart\): choose a causal language model"
+    with pytest.raises(ConfigError, match=f"the student {words}"):
+        make_trainer(tmp_path, bart())
+    bart().save_pretrained(tmp_path / "bart")
+    with pytest.raises(ConfigError, match=words):
+        load_model(tmp_path / "bart")
+
+
+def test_a_run_without_a_limit_of_tokens_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="max_completion_length=None: without a limit"):
+        make_trainer(tmp_path, max_completion_length=None)
