@@ -87,6 +87,14 @@ FOLDERS = {
         load_model,
         "generation_config.json",
     ),
+    **{
+        f"an end that is {value!r}": (
+            written("generation_config.json", json.dumps({"eos_token_id": value})),
+            load_model,
+            r"generation_config.json: eos_token_id is .*, and must be a token id, or null",
+        )
+        for value in ("x", 1.5, -1, [2, "x"], True, {"id": 2})
+    },
 }
 
 

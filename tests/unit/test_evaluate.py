@@ -17,7 +17,8 @@ from taopd.cli import evaluate as cli_evaluate
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.evaluation.accuracy import pass_at_k, summarize
 from taopd.experiments.evaluation.evaluate import evaluate
-from taopd.experiments.evaluation.grading import Grader, is_mathematical
+from taopd.experiments.evaluation.grading import LAB_FILE, Grader, grading_of, is_mathematical
+from taopd.experiments.lab.build import MANIFEST
 from taopd.experiments.study.statistics import wilson
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.models.stop_tokens import sampler_stop_ids
@@ -189,6 +190,17 @@ def test_every_eos_id_stops():
 def test_grading_examples(match, completion, answer, correct, parsed):
     verdict = Grader(match)(completion, answer)
     assert (verdict.correct, verdict.parsed) == (correct, parsed)
+
+
+def test_a_labs_prompts_are_graded_by_its_pattern(tmp_path):
+    """Its answers are digits without spaces, which "auto" would take for one number."""
+    prompts = tmp_path / "prompts.parquet"
+    prompts.write_bytes(b"")
+    assert grading_of(prompts) == grading_of("hub/name") == grading_of(None) == "auto"
+    (tmp_path / "lab.json").write_text('{"answer_pattern": "[0-9]"}')
+    assert grading_of(str(prompts)) == "regex:[0-9]"
+    assert Grader(grading_of(prompts))("a 1 b 2", "12").correct
+    assert MANIFEST == LAB_FILE
 
 
 def test_grading_works_in_a_thread():

@@ -61,6 +61,22 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path, evidence):
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("name", ["model", "env.json", "warnings.jsonl", "selection"])
+def test_what_a_run_would_replace_is_never_taken_from_others(tmp_path, name, flags):
+    """A folder of the user's with a model in `model/`, say, which a run writes at its end."""
+    path = tmp_path / name
+    if "." in name:
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    before = {p: p.read_text() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match=rf"holds {name} that no taopd run wrote"):
+        RunFolder.create(tmp_path, **flags)
+    assert {p: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_model_folder_is_never_taken_for_a_run(tmp_path, micro_lab, flags):
     before = {p.name: p.read_bytes() for p in micro_lab.student.iterdir()}
     with pytest.raises(DataError, match=r"config\.json that no taopd run wrote"):

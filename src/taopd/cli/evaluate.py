@@ -40,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     from taopd.experiments.evaluation.evaluate import check_settings, evaluate
+    from taopd.experiments.evaluation.grading import grading_of
     from taopd.models.prompts import load_model, load_prompts, load_tokenizer
     from taopd.runs.folder import RunFolder
 
@@ -55,10 +56,10 @@ def run(argv: Sequence[str]) -> int:
             "top_p",
             "top_k",
             "greedy",
-            "match",
             "batch_size",
         )
     }
+    settings["match"] = options.match or grading_of(options.dataset)
     settings["max_new_tokens"] = options.max_new_tokens or _MAX_NEW_TOKENS
     check_settings(**settings)
     rows = load_prompts(
@@ -101,7 +102,7 @@ def _parser() -> Parser:
     add("--dataset-config NAME", "of the dataset")
     add("--split NAME", "default: test, or only one")
     add("--limit N", "only the first N problems", type=positive)
-    add("--match HOW", GRADING, default="auto")
+    add("--match HOW", f"{GRADING} (auto; of a lab: its own)")
     add("--num-samples N", "completions a problem", default=1)
     add("--greedy", "no sampling")
     add("--temperature T", "of sampling", default=1.0)

@@ -265,8 +265,14 @@ def _why(name: str, error: Exception) -> str:
 def _check_generation_config(folder: Path) -> None:
     """One that cannot be read is passed over by transformers: the model would sample past its stop ids."""
     path = folder / "generation_config.json"
-    if path.is_file():
-        read_document(path, OBJECT)
+    if not path.is_file():
+        return
+    held = read_document(path, OBJECT)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value = held.get(name)
+        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        if value is not None and not all(type(each) is int and each >= 0 for each in ids):
+            raise DataError(f"{path}: {name} is {shown(value)}, and must be a token id, or null")
 
 
 def _check_weights(folder: Path) -> None:

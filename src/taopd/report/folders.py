@@ -154,6 +154,8 @@ def _is_run(path: Path) -> bool:
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
+    from taopd.experiments.evaluation.grading import grading_of
+
     beside = (path / CONFIG_BESIDE_MODEL).is_file()
     config = read_json(path / (CONFIG_BESIDE_MODEL if beside else "config.json"), CONFIG)
     arm = read_json(path / "arm.json", ARM)
@@ -176,7 +178,7 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         teacher=read_json(path / "teacher.json"),
         check=[item for item in check if isinstance(item, dict)],
         torn=[name for name in _LOGS if is_torn(path / name)],
-        match=arm.get("match", "auto"),
+        match=arm.get("match") or grading_of(config.get("dataset_name")),
     )
 
 

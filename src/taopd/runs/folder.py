@@ -33,7 +33,7 @@ MARKER = ".taopd-run"
 MODEL_FOLDER, MODEL_PARTIAL = "model", ".model-partial"
 CONFIG_BESIDE_MODEL = "run_config.json"
 """Settings of a run in whose own folder a model was saved: `config.json` is the model's then."""
-# What makes a folder "hold a run", whoever made it.
+# What makes a folder of ours hold a run.
 _EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
 # What a run writes, and so what `overwrite` may remove: the run's own files, then Hugging Face's
 # model files.
@@ -110,15 +110,16 @@ class RunFolder:
             )
         folder = expanded(path).absolute()
         try:
-            evidence = sorted(found.name for pattern in _EVIDENCE for found in folder.glob(pattern))
             ours = (folder / MARKER).exists()
+            # A run replaces all that it writes: what is there already must be its own.
+            patterns = _EVIDENCE if ours else (*_OWNED, *also_owns)
+            evidence = sorted(found.name for pattern in patterns for found in folder.glob(pattern))
         except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
             raise DataError(f"cannot use {shown(str(path))}: {error}") from error
         refuse_file(folder, path)
         if evidence and not ours:
             raise DataError(
-                f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's "
-                "run); "
+                f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's run); "
                 "choose another output folder"
             )
         if evidence and not (resume or overwrite):

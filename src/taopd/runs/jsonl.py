@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
+from taopd.runs.paths import with_usual_modes
 from taopd.runs.validation import ANY, fit, parse_json, read_text
 
 
@@ -33,10 +34,7 @@ def write_text(path: str | Path, text: str | Iterable[str]) -> None:
             stream.writelines([text] if isinstance(text, str) else text)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp gives 0600; a result is as readable as any other file the user writes.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
+        with_usual_modes(Path(name))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -21,6 +21,15 @@ def expanded(path: str | Path) -> Path:
         ) from error
 
 
+def with_usual_modes(path: Path) -> None:
+    """Give a file, or a folder and all in it, the modes of any new file: safetensors and temporary files
+    are made for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for each in (path, *path.rglob("*")):
+        each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
+
+
 def cache_folder() -> Path:
     """`TAOPD_CACHE`, or `.cache/taopd` in the home folder.
 

@@ -6,7 +6,6 @@ order are not written, so that the same input gives the same bytes and a folder 
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from taopd.errors import DataError
 from taopd.runs.folder import refuse_file
 from taopd.runs.jsonl import write_json
-from taopd.runs.paths import expanded
+from taopd.runs.paths import expanded, with_usual_modes
 from taopd.runs.sha256 import file_sha256
 from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
@@ -144,12 +143,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise DataError(f"cannot write to {path}: {error.strerror or error}") from error
     try:
         yield partial
-        # mkdtemp and safetensors write for the owner alone; a result is as readable as any other file.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        for file in partial.iterdir():
-            file.chmod(0o666 & ~mask)
+        with_usual_modes(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)

@@ -12,20 +12,26 @@ as unparsed.
 """
 
 import logging
+import os
 import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import regex
 
 from taopd.errors import ConfigError, suggest
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document
 
 _TIMEOUT_SECONDS = 5
 _LATEX = re.compile(r"\\|\$")
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(\s*/\s*\d+)?\s*%?")
 _REGEX_PREFIX = "regex:"
+LAB_FILE = "lab.json"
+"""What a lab of ours holds beside its prompts."""
 _MATCHES = ("auto", "exact", "math", "regex:PATTERN")
 
 
@@ -36,6 +42,18 @@ class Verdict:
     correct: bool
     parsed: bool
     """False if the completion holds nothing that could be compared with the answer."""
+
+
+def grading_of(dataset: object) -> str:
+    """How the answers of a dataset are graded: by its lab's pattern beside a lab's prompts, else "auto"."""
+    # os.path: a hub id or an object may be no path at all.
+    beside = os.path.join(os.path.dirname(str(dataset)), LAB_FILE)
+    if not os.path.isfile(dataset if isinstance(dataset, str | Path) else "") or not os.path.isfile(
+        beside
+    ):
+        return "auto"
+    pattern = read_document(Path(beside), OBJECT).get("answer_pattern")
+    return f"{_REGEX_PREFIX}{pattern}" if isinstance(pattern, str) else "auto"
 
 
 class Grader:

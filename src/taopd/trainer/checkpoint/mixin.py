@@ -34,6 +34,7 @@ from taopd.runs.checkpoints import (
     why_incomplete,
 )
 from taopd.runs.lock import hold
+from taopd.runs.paths import with_usual_modes
 from taopd.trainer.checkpoint.failure import interrupted, stopped
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
@@ -307,6 +308,7 @@ def agreed(
 
 def replace_folder(partial: Path, final: Path) -> None:
     """Rename a finished folder, replacing one of that name; flushed to disk on return."""
+    with_usual_modes(partial)
     old = final.with_name(f".{final.name}-old")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
