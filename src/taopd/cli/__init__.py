@@ -1,8 +1,8 @@
 """`taopd`: the command line. One module per command; this one finds the command and turns errors
 into exit codes.
 
-Exit codes: 0 done; 1 the command found what it looks for (mismatches); 2 input that the caller can
-mend, in one line on stderr; 130 interrupted; 143 terminated (SIGTERM). A bug keeps its traceback.
+Exit codes: 0 done; 1 the command found what it looks for (mismatches); 2 input, or a disk, that the caller
+can mend, in one line on stderr; 130 interrupted; 143 terminated (SIGTERM). A bug keeps its traceback.
 
 Why commands are found by hand and not by argparse's sub-parsers: `taopd --help` must not import
 torch, and `taopd train` takes every field of three dataclasses as a flag, which only TRL's own
@@ -26,6 +26,7 @@ from taopd import __version__
 from taopd.cli.given_twice import refuse_given_twice, refuse_values_twice
 from taopd.cli.help_page import WIDTH, flags_of, layout, words_of
 from taopd.errors import ConfigError, TaopdError, suggest
+from taopd.runs.disk import disk_fault
 from taopd.runs.heartbeat import Heartbeat
 from taopd.runs.redaction import RedactingFormatter, redact
 
@@ -44,6 +45,7 @@ COMMANDS = {
     "conformance": "compare signals and selections with files of reference vectors",
 }
 INTERRUPTED, TERMINATED = 130, 143
+_HELP = {"-h", "--help", "--help-all"}
 GRADING = "grading: auto, exact, math or regex:PATTERN"
 """Help text of `--match`."""
 
@@ -195,12 +197,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         if sys.stdout is not None:  # which was closed before the command began
             sys.stdout.flush()
-    except OSError as error:
-        if sys.stdout is None or not _stdout_fails():
-            raise
+    except Exception as error:
+        name = " ".join(["taopd", *arguments[:1]])
+        if not isinstance(error, OSError) or sys.stdout is None or not _stdout_fails():
+            if (fault := disk_fault(error, weights=False)) is None:
+                raise
+            print(f"{name}: error: {redact(str(fault))}", file=sys.stderr)
+            return 2
         # `taopd ... | head -1` has what it wanted; a run that ends so does not.
-        if not isinstance(error, BrokenPipeError) or arguments[:1] == ["train"]:
-            name = " ".join(["taopd", *arguments[:1]])
+        trains = arguments[:1] == ["train"] and not _HELP.intersection(arguments)
+        if not isinstance(error, BrokenPipeError) or trains:
             print(f"{name}: error: cannot print: {error.strerror or error}", file=sys.stderr)
         return 1 if isinstance(error, BrokenPipeError) else 2
     return code

@@ -135,7 +135,7 @@ def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int
 def _compare_folder(folder: Path, output: Path | None, *, overwrite: bool) -> int:
     """Analyse what has finished, with the study's own question and controls if it left them there."""
     from taopd.experiments.study.finished import SO_FAR, WRITTEN, analyse_finished
-    from taopd.runs.folder import RunFolder, cannot_write_to
+    from taopd.runs.folder import RunFolder, cannot_write_to, unclaimed_on_error
     from taopd.runs.jsonl import write_json
 
     results, timings = analyse_finished(folder)
@@ -146,9 +146,10 @@ def _compare_folder(folder: Path, output: Path | None, *, overwrite: bool) -> in
     else:
         RunFolder.check(output, overwrite=overwrite, also_owns=WRITTEN, reads=(folder,))
         RunFolder.create(output, overwrite=overwrite, also_owns=WRITTEN)
-    write_json(target / "results.json", results)
-    write_json(target / "timings.json", timings)
-    _show(results, target)
+    with unclaimed_on_error(target, ("results.json", "timings.json")):
+        write_json(target / "results.json", results)
+        write_json(target / "timings.json", timings)
+        _show(results, target)
     return 0
 
 

@@ -19,6 +19,7 @@ OF_DATASET = (
     *("num_samples", "greedy", "temperature", "top_p", "top_k"),
 )
 """Flags that a suite does not read: its tasks say how they generate and grade."""
+_WRITTEN = ("config.json", "env.json", "transcripts.jsonl", "results.json")
 OF_SUITE = ("num_fewshot", "chat_template", "suite_path", "run_generated_code")
 
 
@@ -149,15 +150,16 @@ def write_folder(
     options: argparse.Namespace, transcripts: Sequence[Any], results: dict[str, Any]
 ) -> None:
     """Write settings, environment, transcripts and results into the folder of `--output`."""
-    from taopd.runs.folder import RunFolder
+    from taopd.runs.folder import RunFolder, unclaimed_on_error
     from taopd.runs.jsonl import write_json, write_jsonl
     from taopd.trainer.environment import environment
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path
-    write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
-    write_json(folder / "env.json", environment(seed=options.seed))
-    write_jsonl(folder / "transcripts.jsonl", transcripts)
-    write_json(folder / "results.json", results)
+    with unclaimed_on_error(folder, _WRITTEN):
+        write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
+        write_json(folder / "env.json", environment(seed=options.seed))
+        write_jsonl(folder / "transcripts.jsonl", transcripts)
+        write_json(folder / "results.json", results)
     print(f"wrote {folder / 'results.json'} and transcripts.jsonl")
 
 

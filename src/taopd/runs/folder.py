@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taopd.errors import ConfigError, DataError, TaopdError
@@ -202,6 +202,21 @@ def cannot_write_to(path: str | Path) -> Iterator[None]:
             raise
         why = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write to {shown(str(path), 300)}: {why}") from error
+
+
+@contextmanager
+def unclaimed_on_error(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Context that removes these files of a claimed folder if it fails: the same command works again.
+
+    Only for what is written in one go, when the work is done.
+    """
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            with suppress(OSError):
+                (folder / name).unlink()
+        raise
 
 
 def _try_writing(folder: Path) -> None:

@@ -28,10 +28,18 @@ def write_json(path: str | Path, obj: Any) -> None:
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or in pieces, atomically: all of it or nothing."""
     path = Path(path)
+    try:
+        _replace_text(path, [text] if isinstance(text, str) else text)
+    except OSError as error:  # which names the temporary file, or none
+        error.filename = str(path)
+        raise
+
+
+def _replace_text(path: Path, parts: Iterable[str]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.writelines([text] if isinstance(text, str) else text)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         with_usual_modes(Path(name))
@@ -62,8 +70,9 @@ def append_jsonl(path: str | Path, *documents: Any) -> None:
         try:
             while rest:
                 rest = rest[stream.write(rest) :]
-        except OSError:
+        except OSError as error:
             os.truncate(path, before)
+            error.filename = str(path)
             raise
 
 

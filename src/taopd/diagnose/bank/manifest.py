@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taopd.errors import DataError
+from taopd.runs.disk import cannot_write
 from taopd.runs.folder import refuse_file
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded, with_usual_modes
@@ -132,7 +133,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Context with a temporary folder that replaces `path` on success, and is removed on an error.
 
     Raises:
-        DataError: the path cannot be written.
+        DataError: the path cannot be written, before or after.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +148,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if (what := cannot_write(error, weights=False)) is not None:
+            raise DataError(
+                f"cannot write {what} of {path}: nothing is left half-written. Make room or mend the "
+                "folder, and give the command again"
+            ) from error
         raise
 
 

@@ -1,21 +1,17 @@
 """Errors that end a run: one message, and a checkpoint for `--resume` where one can be saved."""
 
-import errno
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from taopd.errors import ConfigError, NumericsError, ResourceError, TaopdError
 from taopd.runs.checkpoints import newest_complete, step_of
+from taopd.runs.disk import cannot_write, first_line
 
 logger = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DISK = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 _LOWER = (
     "lower per_device_train_batch_size (raise gradient_accumulation_steps by the same factor), "
     "max_completion_length or prefix_memory_mib, or set gradient_window or gradient_checkpointing; "
@@ -32,7 +28,7 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
     if is_out_of_memory(error):
         where = _save(trainer, together=False)
         return ResourceError(
-            f"out of memory in step {step + 1} ({_first_line(error)}): {_LOWER}. {where}"
+            f"out of memory in step {step + 1} ({first_line(error)}): {_LOWER}. {where}"
         )
     if (what := cannot_write(error)) is not None:
         return ResourceError(
@@ -41,7 +37,7 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
         )
     if isinstance(error, ImportError):
         return ConfigError(
-            f"the settings need a package that is not installed: {_first_line(error)}"
+            f"the settings need a package that is not installed: {first_line(error)}"
         )
     if (what := nan_in_sampling(error)) is not None:
         # Nobody wants to keep weights that give NaN.
@@ -90,18 +86,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
 
 
-def cannot_write(error: BaseException) -> str | None:
-    """The file that could not be written and why, for a full, limited or read-only disk; else None."""
-    if isinstance(error, SafetensorError):
-        return f"weights ({_first_line(error)})"
-    if not isinstance(error, OSError):
-        return None
-    text = _first_line(error)
-    if error.errno not in _DISK and not any(os.strerror(n) in text for n in _DISK):
-        return None
-    return f"{error.filename or 'a file'} ({error.strerror or text})"
-
-
 def _save(trainer: Any, *, together: bool) -> str:
     step = trainer.state.global_step
     alone = trainer.args.world_size == 1
@@ -113,7 +97,7 @@ def _save(trainer: Any, *, together: bool) -> str:
     except Exception as problem:
         if not (cannot_write(problem) or is_out_of_memory(problem)):
             raise
-        logger.warning("the state could not be saved: %s", _first_line(problem))
+        logger.warning("the state could not be saved: %s", first_line(problem))
         return _newest(trainer)
     path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
     return f"{step} steps are saved in {path}: go on with --resume"
@@ -126,7 +110,3 @@ def _newest(trainer: Any) -> str:
     if newest is None:
         return "There is no checkpoint yet: start anew (--overwrite)"
     return f"The newest checkpoint is {newest}: go on with --resume"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
