@@ -175,6 +175,13 @@ def test_no_workers_or_seeds_are_refused_before_a_lab_is_built(tmp_path, capsys,
     assert flag in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_jobs_in_a_file_are_refused(tmp_path, capsys):
+    (tmp_path / "j").write_text("")
+    place = ["--jobs", str(tmp_path / "j"), "--into", str(tmp_path / "x.json")]
+    assert main(["leaderboard", *place]) == 2
+    assert f"--jobs {tmp_path / 'j'} is a file" in capsys.readouterr().err
+
+
 def test_rows_of_other_settings_are_not_mixed(tmp_path, board):
     path = tmp_path / "x.json"
     assert merge(path, [])["cells"] == []

@@ -37,7 +37,9 @@ def run(argv: Sequence[str]) -> int:
 
     from taopd.experiments.lab.leaderboard import run_leaderboard
     from taopd.report.figures.leaderboard import draw, write_page
+    from taopd.runs.folder import refuse_file
 
+    refuse_file(options.jobs, f"--jobs {options.jobs}")
     if options.into.is_dir():
         raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
     try:
