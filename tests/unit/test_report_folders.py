@@ -23,6 +23,8 @@ BROKEN = {
     "config": ("config.json", b'{"a":', "config.json: not JSON"),
     "tokens": ("rollouts.jsonl", b'{"tokens": 5}\n', "line 1, tokens: expected a list"),
     "columns": ("rollouts.jsonl", b'{"tokens": ["a"], "kept": [1, 0]}\n', "line 1, kept: 2 entries for 1"),
+    "check": ("check.json", b'{"items": 3}', "check.json, items: expected a list, got 3"),
+    "an item": ("check.json", b'{"items": [3]}', "check.json, items[0]: expected an object"),
     "selection": ("selection/step-000000.parquet", b"PAR1", "cannot read"),
 }  # fmt: skip
 
@@ -91,6 +93,17 @@ def test_guard_check_teacher_and_sampler_are_on_the_page(run, tmp_path):
         "Drift of the tokens that nobody teaches",
     ):
         assert text in page, text
+
+
+def test_integers_that_no_float_holds_are_shown(run, tmp_path):
+    """JSON has them."""
+    huge = 10**400
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"lab": huge, "changed": {"lab": huge}}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": huge}) + "\n")
+    write_report([run], tmp_path / "x.html", match="exact")
+    page = (tmp_path / "x.html").read_text()
+    assert "the loss was not finite at step 1" in page and "1" + "0" * 70 in page
 
 
 def test_the_pages_limits_are_those_of_the_run():

@@ -15,7 +15,7 @@ from taopd.report.evaluations import Evaluation, read_evaluation
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.paths import refuse_twice
-from taopd.runs.schemas import ARM, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
+from taopd.runs.schemas import ARM, CHECK, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 from taopd.runs.validation import NUMBER, read_document
 
 BANK, GAIN, ONE_STEP = "taopd-bank-1", "taopd-gain-1", "taopd-one-step-1"
@@ -165,7 +165,6 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         changed = config
     taken = {run.name for run in others}
     unique = name if name not in taken else f"{name} ({len(taken) + 1})"
-    check = read_json(path / "check.json").get("items", [])
     return Run(
         name=unique,
         path=path,
@@ -176,7 +175,7 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         metrics=read_lines(path / "metrics.jsonl", METRICS),
         warned=read_lines(path / "warnings.jsonl"),
         teacher=read_json(path / "teacher.json"),
-        check=[item for item in check if isinstance(item, dict)],
+        check=read_json(path / "check.json", CHECK).get("items", []),
         torn=[name for name in _LOGS if is_torn(path / name)],
         match=arm.get("match") or grading_of(config.get("dataset_name")),
     )

@@ -37,6 +37,7 @@ ENV = {
 }
 ARM = {"seed?": Maybe(whole()), "config?": OBJECT, "match?": TEXT}
 METRICS = {"step?": WHOLE}
+CHECK = {"items?": [OBJECT]}
 OUTCOME = {
     "name?": TEXT,
     "selector?": TEXT,

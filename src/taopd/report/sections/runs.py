@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +84,8 @@ def _show(value: Any) -> str:
 
 def _value(value: Any) -> str:
     """The same text for the same value: `_show` cuts and rounds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and abs(value) <= sys.float_info.max:  # JSON has integers that no float holds
         return repr(float(value))
     return json.dumps(value, sort_keys=True, default=str)
 

@@ -1,6 +1,6 @@
 """The warnings at the top of the page: what in the files limits the conclusions."""
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,4 +124,4 @@ def _steps(run: Run) -> list[tuple[float, float]]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
