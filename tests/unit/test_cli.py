@@ -111,6 +111,9 @@ def test_yaml_and_flags_reach_the_dataclasses(config):
     ("change", "message"),
     [
         ({"budgt": 0.1}, "unknown key in .*: 'budgt'. Did you mean 'budget'"),
+        ({"student": "x"}, "'student'. Did you mean 'model_name_or_path'"),
+        ({"lr": 1e-4}, "'lr'. Did you mean 'learning_rate'"),
+        ({"prompts": "x"}, "'prompts'. Did you mean 'dataset_name'"),
         ({"budget": 1.5}, "budget=1.5"),
         ({"budget": [0.1]}, "budget=.0.1. is of the wrong type; expected a number"),
         ({"max_steps": "many"}, "max_steps.*'many'"),
@@ -163,6 +166,9 @@ def test_unknown_flags_are_named_and_not_abbreviated(capsys, config):
     assert "unknown flag: 'budgt'. Did you mean 'budget'" in fails(
         capsys, "train", "--config", str(path), "--budgt", "0.2"
     )
+    for word, meant in (("teacher", "teacher_model_name_or_path"), ("batch-size", "per_device_tr")):
+        told = fails(capsys, "train", "--config", str(path), f"--{word}", "1")
+        assert f"Did you mean '{meant}" in told
     assert "unknown flag: 'budg'" in fails(capsys, "train", "--config", str(path), "--budg", "0.2")
     assert "unexpected argument" in fails(capsys, "train", "--config", str(path), "stray")
     assert "budget" in fails(capsys, "train", "--config", str(path), "--budget", "lots")
@@ -261,6 +267,10 @@ def test_evaluate_bad_input(capsys, tmp_path, micro_lab):
     assert "--num-samples: must" in fails(capsys, *empty, "--num-samples", "0")
     assert "--max-new-tokens: must" in fails(capsys, *empty, "--max-new-tokens", "0")
     assert "drop greedy" in fails(capsys, *empty, "--greedy", "--num-samples", "2")
+    for name, value in (("temperature", "0.5"), ("top_p", "0.5"), ("top_k", "8")):
+        told = fails(capsys, *empty, "--greedy", f"--{name.replace('_', '-')}", value)
+        assert f"{name}={value} is of sampling" in told
+    assert "exclude each other" in fails(capsys, *empty, "--suite", "lm-eval:x")
     assert "argument --limit: " in fails(
         capsys, "evaluate", model, "--dataset", data, "--limit", "0"
     )
@@ -309,6 +319,11 @@ def test_demo_passes_its_flags_and_shows_the_results(monkeypatch, capsys, tmp_pa
     assert "table of teachability" in shown and str(tmp_path / "accuracy.png") in shown
     assert "must be a whole number" in fails(capsys, "demo", "--steps", "0")
     assert "invalid choice" in fails(capsys, "demo", "--variant", "x")
+    assert cli.main(["demo", "--output", str(tmp_path)]) == 0
+    assert (seen["variant"], seen["all_arms"]) == ("dialect", False)
+    for flag in (["--variant", "dialect"], ["--all"]):
+        told = fails(capsys, "demo", "--real", "--output", str(tmp_path), *flag)
+        assert f"{flag[0]} is for the tiny lab, and would do nothing with --real" in told
 
 
 def test_conformance_passes_files_and_exit_code(monkeypatch, capsys):

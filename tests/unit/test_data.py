@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from taopd.errors import DataError
+from taopd.models.loading import root_cause
 from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompts import (
     context_length,
@@ -160,6 +161,14 @@ def test_model_folder_errors(tmp_path, broken):
         load_tokenizer(broken)
     with pytest.raises(DataError, match="is a file"):
         load_model(broken / "tokenizer.json")
+
+
+def test_a_tokenizer_folder_with_settings_alone_says_what_it_lacks(broken):
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"it has no tokenizer.json, only settings; save"):
+        load_tokenizer(broken)
+    announced = ValueError("Couldn't make it from one of:\n(1) a file,\n(2) another.")
+    assert root_cause(announced) == "ValueError: Couldn't make it from one of: (1) a file,"
 
 
 def test_missing_tensors_are_an_error_not_random_numbers(broken):

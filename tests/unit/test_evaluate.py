@@ -226,6 +226,7 @@ def test_is_mathematical(text, expected):
         ({"num_samples": 0}, "num_samples=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"greedy": True, "num_samples": 2}, "same completion 2 times"),
+        ({"greedy": True, "top_p": 0.5}, "top_p=0.5 is of sampling"),
     ],
 )
 def test_settings_out_of_range(student, rows, settings, message):
@@ -237,6 +238,8 @@ def test_bad_rows(student):
     for bad, message in (
         ([], "no rows"),
         ([{"prompt": "1"}], "row 0 of the evaluation set has no 'answer'"),
+        ([{"prompt": "1", "answer": None}], "row 0 .* has null as its answer; fill it in"),
+        ([{"prompt": None, "answer": "1"}], "row 0 .* has null as its prompt; fill it in"),
         ([{"prompt": "1", "answer": " "}], "row 0 of the evaluation set has an empty answer"),
         ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
     ):

@@ -185,6 +185,19 @@ def test_the_advice_never_names_a_column_of_messages(tmp_path):
         load_prompts(path)
 
 
+def test_the_advice_never_names_a_column_that_is_in_use(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "1"}])
+    with pytest.raises(DataError, match="no 'answer' column, only prompt; add one with") as found:
+        load_prompts(path, require_answer=True)
+    assert "rename_column" not in str(found.value)
+    path = write(tmp_path / "y.jsonl", [{"prompt": "1", "solution": "2"}])
+    with pytest.raises(DataError, match=r"rename_column\('solution', 'answer'\)"):
+        load_prompts(path, require_answer=True)
+    path = write(tmp_path / "z.jsonl", [{"answer": "1", "question": "2"}])
+    with pytest.raises(DataError, match=r"rename_column\('question', 'prompt'\)"):
+        load_prompts(path)
+
+
 def test_a_table_without_rows_says_so(tmp_path):
     empty = datasets.Dataset.from_dict(
         {"prompt": []}, datasets.Features(prompt=datasets.Value("string"))

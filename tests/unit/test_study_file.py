@@ -2,6 +2,7 @@
 
 import pytest
 
+from taopd import cli
 from taopd.errors import ConfigError
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file, parse_study_file
@@ -70,6 +71,7 @@ SLIPS = [
     ({"sedes": [1]}, "unknown key in the study: 'sedes'. Did you mean 'seeds'?"),
     ({"budget": 0.1}, "put it under config, arms or grid"),
     ({"config": {"selektor": "tip"}}, "config: unknown key 'selektor'. Did you mean 'selector'?"),
+    ({"config": {"lr": 1e-4}}, "config: unknown key 'lr'. Did you mean 'learning_rate'?"),
     ({"grid": {"buget": [0.1]}}, "grid: unknown key 'buget'. Did you mean 'budget'?"),
     ({"arms": [{"selector": "tip", "sed": 1}]}, r"arms\[0\]: unknown key 'sed'"),
     ({"config": {"seed": 3}}, "seed is not for here"),
@@ -148,3 +150,10 @@ def test_update_norm_is_a_setting():
 def test_equal_tokens_and_seconds_run_until_they_are_reached():
     study = parse_study_file(GOOD | {"equal": "selected_tokens", "selected_tokens": 500})
     assert base_config(study)["max_steps"] > 10**6
+
+
+def test_the_list_of_arms_refuses_an_unknown_lab(tmp_path, capsys):
+    path = tmp_path / "study.yaml"
+    path.write_text("lab: dialekt\narms: [{selector: tip, budget: 0.1}]\nseeds: [0]\n")
+    assert cli.main(["compare", str(path), "--list"]) == 2
+    assert "no lab is called 'dialekt'. Did you mean 'dialect'?" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Any
 
 from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
+from taopd.errors import ConfigError
 
 PAIR = Path("runs/smollm2")
 """Where `recipes/studies/smollm2.yaml` looks for the models too."""
@@ -33,13 +34,17 @@ def run(argv: Sequence[str]) -> int:
     parser.flag("--steps N", "optimizer steps per arm (default: about 300)", type=positive)
     parser.flag(
         "--variant NAME",
-        "dialect: the method should win; reversal: the published selector must lose",
+        "dialect, the default: the method should win; reversal: the published selector must lose",
         choices=_VARIANTS,
-        default="dialect",
     )
     options = parser.parse_args(argv)
     options.output = options.output or Path("runs/real" if options.real else "runs/demo")
     if options.real:
+        for name in ("all", "variant"):
+            if getattr(options, name):
+                raise ConfigError(
+                    f"--{name} is for the tiny lab, and would do nothing with --real: drop it"
+                )
         return _run_real(options)
 
     from taopd.experiments.lab.demo import run_demo
@@ -50,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     with CountedProgress(kept) as advance:
         results = run_demo(
             output_dir=options.output,
-            variant=options.variant,
+            variant=options.variant or "dialect",
             all_arms=options.all,
             steps=options.steps,
             overwrite=options.overwrite,

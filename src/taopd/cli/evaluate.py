@@ -27,7 +27,9 @@ def run(argv: Sequence[str]) -> int:
     """Load, generate, grade, print a table, and write the folder if one is named."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.dataset is None) == (options.suite is None):
+    if options.dataset is not None and options.suite is not None:
+        raise ConfigError("--dataset and --suite exclude each other: drop one")
+    if options.dataset is None and options.suite is None:
         raise ConfigError("name what to evaluate on: --dataset FILE or --suite lm-eval:TASK,...")
     for name in OF_DATASET if options.suite is not None else OF_SUITE:
         if getattr(options, name) != parser.get_default(name):

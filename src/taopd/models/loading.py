@@ -53,6 +53,7 @@ UNREADABLE = (
 )
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
+_TOKENS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -90,6 +91,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         if file is not None:
             tokenizer = gguf.as_declared(tokenizer, file)
     except Exception as error:  # the readers in Rust raise nothing narrower
+        if os.path.isdir(name) and not any((Path(name) / file).is_file() for file in _TOKENS):
+            why = "it has no tokenizer.json, only settings; save the tokenizer again"
+            raise DataError(f"{name} is no tokenizer folder: {why}") from error
         raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -228,6 +232,9 @@ def root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends in a colon announces a list, and says nothing alone.
+    while len(lines) > 1 and lines[0].rstrip(".").endswith(":"):
+        lines[:2] = [f"{lines[0]} {lines[1]}"]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -78,13 +78,21 @@ def load_prompts(
     rows = _with_prompts(rows, name, with_answer=require_answer)
     for column in ("prompt", "answer") if require_answer else ("prompt",):
         if column not in rows.column_names:
-            texts = [key for key, value in rows[0].items() if isinstance(value, str)]
             raise DataError(
                 f"{name} has no {column!r} column, only {', '.join(rows.column_names) or 'none'}; "
-                f"rename one, for instance with dataset.rename_column({(texts or ['x'])[0]!r}, "
-                f"{column!r}), and save it. Whole conversations belong into a column 'messages'"
+                f"{_how_to_have(column, rows)}. Whole conversations belong into a column 'messages'"
             )
     return rows
+
+
+def _how_to_have(column: str, rows: datasets.Dataset) -> str:
+    """What to do about a column that is missing: rename one that holds something else of no use here."""
+    texts = [key for key, value in rows[0].items() if isinstance(value, str)]
+    free = [key for key in texts if key not in ("prompt", "answer", "split", "teacher_prompt")]
+    if column == "answer" and not free:
+        return "add one with the right answer to each prompt"
+    old = (free or ["x"])[0]
+    return f"rename one, for instance with dataset.rename_column({old!r}, {column!r}), and save it"
 
 
 def _with_prompts(rows: datasets.Dataset, name: str, *, with_answer: bool) -> datasets.Dataset:

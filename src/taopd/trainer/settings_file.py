@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from taopd.errors import ConfigError, require, suggest
+from taopd.errors import ConfigError, require
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -24,6 +24,7 @@ from taopd.trainer.config_checks import refuse_removed
 from taopd.trainer.number_checks import LORA, check_ranges
 from taopd.trainer.teacher_entries import settings_of
 from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.usual_names import suggest_setting
 from taopd.trainer.yaml_types import fits, type_words
 
 
@@ -207,7 +208,7 @@ def _check_names(names: Sequence[str], what: str, own: Sequence[str] = ()) -> No
     known = [*known_names(), *(name.lstrip("-") for name in own)]
     for name in names:
         if name not in known:
-            hint = suggest(name, known)
+            hint = suggest_setting(name, known)
             # `suggest` names all known ones where none is near: here they are some two hundred.
             near = hint if hint.startswith(" Did") else " `taopd train --help-all` lists them all."
             raise ConfigError(f"unknown {what}: {name!r}.{near}")

@@ -36,7 +36,7 @@ def evaluate(
     Model mode, the tokenizer's padding side and torch's random state are as before afterwards.
 
     Args:
-        temperature: of sampling, above 0; without effect when `greedy`, as are the next two. Nothing
+        temperature: of sampling, above 0; refused when `greedy`, as are the next two. Nothing
             is taken from the checkpoint's generation config, no penalty is applied.
         top_p: sample from the most likely tokens of this mass; 1 takes all.
         top_k: sample from this many tokens; 0 takes all.
@@ -145,6 +145,15 @@ def check_settings(
             f"greedy gives the same completion {num_samples} times; drop greedy or set "
             "num_samples=1"
         )
+    for name, value, plain in (
+        ("temperature", temperature, (0.0, 1.0)),
+        ("top_p", top_p, (1.0,)),
+        ("top_k", top_k, (0, 1)),
+    ):
+        if greedy and value not in plain:
+            raise ConfigError(
+                f"{name}={value} is of sampling, and would do nothing with greedy: drop one of them"
+            )
     if not 0.0 < top_p <= 1.0 or top_k < 0:
         raise ConfigError(f"top_p={top_p}, top_k={top_k}: must be in (0, 1], and 0 or more")
     return Grader(match)
@@ -155,7 +164,11 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
         raise DataError("the evaluation set has no rows")
     for index, row in enumerate(rows):
         for column in ("prompt", "answer"):
-            if row.get(column) is None:
+            if column in row and row[column] is None:
+                raise DataError(
+                    f"row {index} of the evaluation set has null as its {column}; fill it in or drop the row"
+                )
+            if column not in row:
                 raise DataError(
                     f"row {index} of the evaluation set has no {column!r}; it has {', '.join(row)}"
                 )

@@ -20,6 +20,7 @@ from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.config_checks import refuse_removed
 from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.usual_names import suggest_setting
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""
@@ -165,7 +166,7 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
         if key in _SET_BY_STUDY:
             raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")
         if key not in known and not (key == "name" and where.startswith("arms")):
-            raise ConfigError(f"{where}: unknown key {key!r}.{suggest(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key {key!r}.{suggest_setting(str(key), known)}")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from taopd.experiments.arm import Arm, load_problems
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
+from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import StudyArm, expand
@@ -78,8 +79,10 @@ def base_config(study: StudyFile) -> dict[str, Any]:
     """Settings that all arms share, the lab's and those of the question included.
 
     Raises:
-        ConfigError: no max_steps where the steps are what is equal.
+        ConfigError: an unknown lab, or no max_steps where the steps are what is equal.
     """
+    if study.lab:
+        check_variant(study.lab)
     lab = LAB_CONFIG | VARIANT_CONFIG.get(study.lab, {}) if study.lab else {}
     with within("config"):
         base = lab | numbers(study.config)
