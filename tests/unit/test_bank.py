@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from taopd.diagnose.bank import FixedContextBank, Rollouts, read_completions, sample_rollouts
+from taopd.diagnose.bank.bank import _support_sizes
 from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
-from taopd.diagnose.bank.token_features import features_from_logprobs
+from taopd.diagnose.bank.token_features import BANK_TOP_K, features_from_logprobs
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.signals import signals_from_logprobs
@@ -299,15 +300,20 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_support_sizes_are_cut_to_the_vocabulary_and_padding_rows_do_not_count(tmp_path):
+def test_support_sizes_fit_the_vocabulary_of_which_padding_rows_are_no_part(tmp_path):
     """The teacher's head has 8 more rows; the bank is that of the shared ids."""
     student, _, tokenizer = models()
     padded = make_model(seed=1, hidden_size=32, vocab_size=len(WORDS) + 8)
     frozen = FixedContextBank.freeze(
-        student, padded, tokenizer, make_rollouts(2), tmp_path / "x", k=(4, 64, 128)
+        student, padded, tokenizer, make_rollouts(2), tmp_path / "x", k=(4, 40)
     )
     assert frozen.k == [4, 40] and frozen.vocab_size == 40
     np.testing.assert_allclose(frozen.tokens["compatibility_k40"], 1.0, atol=1e-6)
+    with pytest.raises(ConfigError, match="k=41: larger than the vocabulary of 40 ids"):
+        FixedContextBank.freeze(
+            student, padded, tokenizer, make_rollouts(2), tmp_path / "y", k=(4, 41)
+        )
+    assert _support_sizes(BANK_TOP_K, 20) == [8, 16, 20]  # the default is for any vocabulary
 
 
 def test_a_bank_without_a_token_that_both_know_is_refused(tmp_path):

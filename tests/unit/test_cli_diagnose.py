@@ -188,6 +188,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(frozen, micro_lab, tmp_path, c
     assert "is a file; the output must be a folder" in bad(*freeze[:-1], file)
     assert "argument --num-completions: must" in bad(*replaced(freeze, "--num-completions", 0))
     assert "argument --k: must be" in bad(*replaced(freeze, "--k", 0))
+    assert "k=99: larger than the vocabulary of 40" in bad(*replaced(freeze, "--k", 99))
     assert "--temperature=nan" in bad(*replaced(freeze, "--temperature", "nan"))
     assert "no split 'dev'" in bad(*replaced(freeze, "--split", "dev"))
     assert "no such bank folder" in bad("gain", tmp_path / "none", "--after", micro_lab.student)

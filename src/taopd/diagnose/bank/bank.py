@@ -103,7 +103,7 @@ class FixedContextBank:
         Args:
             rollouts: from `sample_rollouts`, `read_completions` or a `RolloutCollector`.
             teacher_tokenizer: None: the teacher uses the student's.
-            k: support sizes; one beyond the shared vocabulary becomes the vocabulary.
+            k: support sizes; of the default ones, one beyond the shared vocabulary becomes the vocabulary.
             temperature: divides the logits of both models; give what the rollouts were sampled with.
             batch_size: completions in one forward; kept, because it decides the last bits.
             progress: called with (positions done, positions in all).
@@ -260,6 +260,10 @@ def _check_tensors(
 def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:
     if not k or any(isinstance(size, bool) or size < 1 for size in k):
         raise ConfigError(f"k={list(k)}: support sizes must be whole numbers of at least 1")
+    if (
+        max(k) > vocab_size and tuple(k) != BANK_TOP_K
+    ):  # the default ones are cut to a small vocabulary
+        raise ConfigError(f"k={max(k)}: larger than the vocabulary of {vocab_size} ids")
     return sorted({min(int(size), vocab_size) for size in k})
 
 
