@@ -31,8 +31,13 @@ def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     try:
         _replace_text(path, [text] if isinstance(text, str) else text)
     except OSError as error:  # which names the temporary file, or none
-        error.filename = str(path)
+        _name(error, path)
         raise
+
+
+def _name(error: OSError, path: str | Path) -> None:
+    if error.errno is not None:  # without a number the words are Python's, and would be lost
+        error.filename = str(path)
 
 
 def _replace_text(path: Path, parts: Iterable[str]) -> None:
@@ -72,7 +77,7 @@ def append_jsonl(path: str | Path, *documents: Any) -> None:
                 rest = rest[stream.write(rest) :]
         except OSError as error:
             os.truncate(path, before)
-            error.filename = str(path)
+            _name(error, path)
             raise
 
 
