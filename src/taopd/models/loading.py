@@ -34,8 +34,8 @@ from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
 from taopd.models.damage import damage
 from taopd.models.load_options import NO_PICKLES, safe_options
 from taopd.models.output_head import require_decoder
+from taopd.models.stop_tokens import check_declared
 from taopd.runs.folder import MODEL_FOLDER
-from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import TEXT, read_document, shown
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -133,7 +133,7 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         check_model_folder(name)
         if Path(name).is_dir():
             _check_weights(Path(name))
-            _check_generation_config(Path(name))
+            check_declared(Path(name))
         try:
             adapter = adapter_folder(name, options)
         except DataError:
@@ -267,19 +267,6 @@ def _why(name: str, error: Exception) -> str:
             "being asked for what its cache lacks"
         )
     return damage(Path(name)) or root_cause(error)
-
-
-def _check_generation_config(folder: Path) -> None:
-    """One that cannot be read is passed over by transformers: the model would sample past its stop ids."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return
-    held = read_document(path, OBJECT)
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        value = held.get(name)
-        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
-        if value is not None and not all(type(each) is int and each >= 0 for each in ids):
-            raise DataError(f"{path}: {name} is {shown(value)}, and must be a token id, or null")
 
 
 def _check_weights(folder: Path) -> None:

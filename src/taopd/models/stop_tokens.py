@@ -1,9 +1,12 @@
 """Stop tokens: the ids that end a completion. Every answer to "which ids stop" is here."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document, shown
 
 
 def declared_ids(value: int | Sequence[int] | None) -> list[int]:
@@ -11,6 +14,25 @@ def declared_ids(value: int | Sequence[int] | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def check_declared(folder: Path) -> None:
+    """Refuse a generation config in which an end is no id.
+
+    transformers passes over one that cannot be read: the model would sample past its stop ids.
+
+    Raises:
+        DataError: names the file and the setting.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    held = read_document(path, OBJECT)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value = held.get(name)
+        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        if value is not None and not all(type(each) is int and each >= 0 for each in ids):
+            raise DataError(f"{path}: {name} is {shown(value)}, and must be a token id, or null")
 
 
 def sampler_stop_ids(tokenizer: Any, model: Any) -> list[int]:

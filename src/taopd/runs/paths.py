@@ -1,6 +1,7 @@
-"""Paths of the user's: `~` in their names, and the folder of what is made once and kept."""
+"""Paths of the user's: `~` in their names, their modes, and the folder of what is made once and kept."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def with_usual_modes(path: Path) -> None:
     os.umask(mask)
     for each in (path, *path.rglob("*")):
         each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Rename a finished folder, replacing one of that name; flushed to disk on return."""
+    with_usual_modes(partial)
+    old = final.with_name(f".{final.name}-old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    partial.rename(final)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def cache_folder() -> Path:

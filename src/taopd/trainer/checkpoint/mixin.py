@@ -34,7 +34,7 @@ from taopd.runs.checkpoints import (
     why_incomplete,
 )
 from taopd.runs.lock import hold
-from taopd.runs.paths import with_usual_modes
+from taopd.runs.paths import replace_folder
 from taopd.trainer.checkpoint.failure import interrupted, stopped
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
@@ -304,19 +304,3 @@ def agreed(
     if args.world_size > 1:
         broadcast_object_list(found)
     return found[0], found[1]
-
-
-def replace_folder(partial: Path, final: Path) -> None:
-    """Rename a finished folder, replacing one of that name; flushed to disk on return."""
-    with_usual_modes(partial)
-    old = final.with_name(f".{final.name}-old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    partial.rename(final)
-    handle = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    shutil.rmtree(old, ignore_errors=True)

@@ -13,8 +13,9 @@ from taopd.runs.checkpoints import Layout
 from taopd.runs.disk import cannot_write
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
 from taopd.runs.jsonl import plain
+from taopd.runs.paths import replace_folder
 from taopd.runs.validation import shown
-from taopd.trainer.checkpoint.mixin import agreed, replace_folder
+from taopd.trainer.checkpoint.mixin import agreed
 from taopd.trainer.checkpoint.steps_done import refuse_fewer, steps_done
 from taopd.trainer.teacher_entries import same_teachers
 
