@@ -80,7 +80,7 @@ def test_every_setting_has_a_row_and_every_number_a_unit(site):
         assert {name for names in table.values() for name in names} <= known
     assert settings.group_of_settings()["beta"] == "The loss at the kept tokens"
     assert "\n## Others\n" not in text, "a setting of ours without a group"
-    assert "| `budget` | `0.05` | share of the tokens |" in text
+    assert "| `budget` | `0.1` | share of the tokens |" in text
     assert "\n## The method and its hold on unselected tokens" in text
 
 

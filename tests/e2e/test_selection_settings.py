@@ -57,7 +57,7 @@ def test_every_setting_trains_and_logs_documented_metrics(micro_lab, tmp_path, s
         assert 0 <= entries[-1]["shadow/jaccard/pgt*entropy"] <= 1
         assert "shadow/jaccard_between/random & iw" in entries[-1]
     if "budget_schedule" in settings:
-        assert [entry["select/nominal_fraction"] for entry in entries] == [0.05, 0.5]
+        assert [entry["select/nominal_fraction"] for entry in entries] == [0.1, 0.5]
 
 
 def test_entropy_is_the_same_number_whatever_the_signals_are(micro_lab, tmp_path):

@@ -16,7 +16,7 @@ DRAWS = ("top", "proportional")
 class Rules:
     """How a selection is made once rows have scores; the defaults are the paper's."""
 
-    budget: float = 0.05
+    budget: float = 0.1
     """Share of valid rows, in (0, 1]; the reference's rules take more than 1 as 1."""
     min_keep: int = 0
     """At least this many rows of every completion that has them, added to the budget: best of the
