@@ -15,7 +15,7 @@ settings=(
     # Our trainer, and what it selects; the block takes the keys of docs/verl.md.
     trainer.v1.trainer_mode=taopd_sync
     +trainer.v1.taopd_sync.selector=teachability
-    +trainer.v1.taopd_sync.budget=0.05
+    +trainer.v1.taopd_sync.budget=0.1
     +trainer.v1.taopd_sync.score_top_k=16
 
     # verl's teacher sends its 32 best ids a token; the loss is KL(teacher || student) on them.

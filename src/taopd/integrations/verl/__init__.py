@@ -1,7 +1,7 @@
 """Adapter for verl: its rollouts, teacher, engine and loss, with token selection by taopd.
 
     VERL_USE_EXTERNAL_MODULES=taopd.integrations.verl python -m verl.trainer.main_ppo \\
-        trainer.v1.trainer_mode=taopd_sync +trainer.v1.taopd_sync.budget=0.05 \\
+        trainer.v1.trainer_mode=taopd_sync +trainer.v1.taopd_sync.budget=0.1 \\
         distillation.distillation_loss.loss_mode=taopd_forward_kl_topk ...
 
 Importing this module registers the trainer and the losses by verl's own registries. A step of verl's then is:
