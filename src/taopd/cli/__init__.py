@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         name = " ".join(["taopd", *arguments[:1]])
         if not isinstance(error, OSError) or sys.stdout is None or not _stdout_fails():
-            if (fault := disk_fault(error, weights=False)) is None:
+            if (fault := disk_fault(error)) is None:
                 raise
             print(f"{name}: error: {redact(str(fault))}", file=sys.stderr)
             return 2

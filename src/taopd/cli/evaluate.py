@@ -19,8 +19,8 @@ OF_DATASET = (
     *("num_samples", "greedy", "temperature", "top_p", "top_k"),
 )
 """Flags that a suite does not read: its tasks say how they generate and grade."""
-_WRITTEN = ("config.json", "env.json", "transcripts.jsonl", "results.json")
 OF_SUITE = ("num_fewshot", "chat_template", "suite_path", "run_generated_code")
+_WRITTEN = ("config.json", "env.json", "transcripts.jsonl", "results.json")
 
 
 def run(argv: Sequence[str]) -> int:

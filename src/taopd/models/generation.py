@@ -102,14 +102,14 @@ def without_router_logits(model: PreTrainedModel) -> Iterator[None]:
     Nobody reads it here, and transformers fails to make it of padded prompts.
     """
     config = model.config.get_text_config()
-    asked = getattr(config, "output_router_logits", False)
-    if asked:
-        config.output_router_logits = False
+    if not getattr(config, "output_router_logits", False):
+        yield
+        return
+    config.output_router_logits = False
     try:
         yield
     finally:
-        if asked:
-            config.output_router_logits = True
+        config.output_router_logits = True
 
 
 def generation_settings(

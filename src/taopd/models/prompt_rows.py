@@ -199,15 +199,16 @@ def _check(content: str | Messages, what: str, fault: str = _READS) -> None:
     texts = [content] if isinstance(content, str) else [m["content"] for m in content]
     for text in texts:
         check_text(text, what)
-    said = []
     if isinstance(content, str):
         empty = not content.strip()
     else:
         # An empty system message is usual; a conversation without anything else asks nothing.
         said = [m for m in content if m["role"] not in ("system", "developer")]
+        if content and not said:
+            raise DataError(
+                f"{what} has a system message alone: add a user message, or drop the row"
+            )
         empty = not any(m["content"].strip() or m.get("tool_calls") for m in said)
-    if not isinstance(content, str) and content and not said:
-        raise DataError(f"{what} has a system message alone: add a user message, or drop the row")
     if empty:
         raise DataError(f"{what} is empty; drop the row")
     if not isinstance(content, str) and content[-1]["role"] == "assistant":

@@ -14,13 +14,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
-def disk_fault(error: BaseException, *, weights: bool = True) -> ResourceError | None:
-    """The error to show for a file that cannot be written or used; None for a bug.
-
-    Args:
-        weights: as in `cannot_write`.
-    """
-    if (what := cannot_write(error, weights=weights)) is not None:
+def disk_fault(error: BaseException) -> ResourceError | None:
+    """The error to show for a file that cannot be written or used; None for a bug."""
+    if (what := cannot_write(error, weights=False)) is not None:
         return ResourceError(
             f"cannot write {what}. Make room or mend the folder, and give the command again"
         )

@@ -260,9 +260,8 @@ def _check_tensors(
 def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:
     if not k or any(isinstance(size, bool) or size < 1 for size in k):
         raise ConfigError(f"k={list(k)}: support sizes must be whole numbers of at least 1")
-    if (
-        max(k) > vocab_size and tuple(k) != BANK_TOP_K
-    ):  # the default ones are cut to a small vocabulary
+    # The default ones are cut to a small vocabulary.
+    if max(k) > vocab_size and tuple(k) != BANK_TOP_K:
         raise ConfigError(f"k={max(k)}: larger than the vocabulary of {vocab_size} ids")
     return sorted({min(int(size), vocab_size) for size in k})
 

@@ -46,13 +46,11 @@ class Verdict:
 
 def grading_of(dataset: object) -> str:
     """How the answers of a dataset are graded: by its lab's pattern beside a lab's prompts, else "auto"."""
-    # os.path: a hub id or an object may be no path at all.
-    beside = os.path.join(os.path.dirname(str(dataset)), LAB_FILE)
-    if not os.path.isfile(dataset if isinstance(dataset, str | Path) else "") or not os.path.isfile(
-        beside
-    ):
+    # os.path: a hub id may be longer than any path.
+    if not isinstance(dataset, str | Path) or not os.path.isfile(dataset):
         return "auto"
-    pattern = read_document(Path(beside), OBJECT).get("answer_pattern")
+    beside = Path(dataset).with_name(LAB_FILE)
+    pattern = read_document(beside, OBJECT).get("answer_pattern") if beside.is_file() else None
     return f"{_REGEX_PREFIX}{pattern}" if isinstance(pattern, str) else "auto"
 
 

@@ -31,6 +31,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from taopd.experiments.evaluation.grading import LAB_FILE
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.variants import Role
 from taopd.experiments.pool import ONE_THREAD
@@ -43,7 +44,7 @@ Progress = Callable[[str, int, int], object]
 
 TOP_K = 4
 """Support size of the lab's scores; 16 of 48 tokens would select nothing. Source: the prototype."""
-MANIFEST = "lab.json"
+MANIFEST = LAB_FILE
 PROMPTS = "prompts.parquet"
 ROLES: tuple[Role, ...] = ("teacher", "student")
 
