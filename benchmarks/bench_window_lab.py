@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measuring import versions
 from scripts.arguments import Arguments
-from taopd.experiments.arm import write_arm
+from taopd.experiments.arm_settings import write_arm
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.pool import run_pool

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from scripts.arguments import Arguments
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.pool import run_pool
 

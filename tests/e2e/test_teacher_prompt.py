@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from taopd import cli
 from taopd.diagnose.bank import FixedContextBank
 from taopd.errors import ConfigError, DataError
-from taopd.experiments.arm import run_arm, write_arm
+from taopd.experiments.arm import run_arm
+from taopd.experiments.arm_settings import write_arm
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study
 from taopd.models.prompts import load_prompts

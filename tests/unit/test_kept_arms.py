@@ -10,7 +10,7 @@ import pytest
 
 from scripts import guard_runs
 from taopd.errors import DataError
-from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.arm_settings import Arm, write_arm
 from taopd.experiments.kept_arms import content, prepare
 from taopd.experiments.lab.stacked import jobs
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs

@@ -9,7 +9,8 @@ import pytest
 from scripts.pages import self_teacher, smollm2_cpu
 from scripts.pages.kinds_of_tokens import added, by_kind, counts, kinds
 from scripts.smollm2_self import EXAMPLES, STUDIES, SYSTEM
-from taopd.experiments.arm import run_arm, write_arm
+from taopd.experiments.arm import run_arm
+from taopd.experiments.arm_settings import write_arm
 from taopd.experiments.evaluation.grading import Grader
 from taopd.experiments.smollm2 import word_problems
 from taopd.experiments.study.file import load_study_file, parse_study_file

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from taopd.experiments.arm import StopRule
+from taopd.experiments.arm_observers import StopRule
 from taopd.experiments.study.analysis import METRICS, Question, analyse
 from taopd.report.figures.study import _mean, draw
 from taopd.report.folders import Sources, Study

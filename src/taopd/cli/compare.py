@@ -83,7 +83,7 @@ def _parser() -> Parser:
         "where to write (default: output of the study, or runs/<name of the file>)",
         type=Path,
     )
-    add("--resume", "continue: finished arms are kept, the others start anew")
+    add("--resume", "continue: finished arms are kept, long ones go on from their checkpoints")
     add("--overwrite", "start anew in a folder that holds a run")
     add("--workers N", "arms at a time (default: one per GPU or core)", type=positive)
     add("--list", "show the arms, controls included, and stop")

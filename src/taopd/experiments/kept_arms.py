@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.arm import Arm, write_arm
+from taopd.experiments.arm_settings import Arm, write_arm
+from taopd.runs.checkpoints import newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded
 from taopd.runs.schemas import OBJECT
@@ -30,7 +31,8 @@ _BLOCK, _BLOCKS = 65_536, 32
 
 
 def prepare(arms: Iterable[tuple[Arm, Path]]) -> None:
-    """Make the folders of arms ready to run: finished ones stay, unfinished ones are cleared.
+    """Make the folders of arms ready to run: finished ones stay, and those of the same arm with a checkpoint;
+    others are cleared.
 
     Raises:
         DataError: an arm has finished with other settings or inputs than these; nothing is changed then.
@@ -44,10 +46,23 @@ def prepare(arms: Iterable[tuple[Arm, Path]]) -> None:
         else:
             unfinished.append((arm, place, inputs))
     for arm, place, inputs in unfinished:
+        if _goes_on(arm, place, inputs):
+            continue
         if (place / "arm.json").exists():
             shutil.rmtree(place)
         write_arm(arm, place)
         write_json(place / INPUTS, inputs)
+
+
+def _goes_on(arm: Arm, place: Path, inputs: Mapping[str, str | None]) -> bool:
+    """Whether an unfinished arm is this one, and has a checkpoint to go on from."""
+    if newest_complete(place)[0] is None:
+        return False
+    try:
+        before, noted = (read_document(place / name, OBJECT) for name in ("arm.json", INPUTS))
+    except DataError:
+        return False
+    return (before, noted) == (json.loads(json.dumps(asdict(arm))), inputs)
 
 
 def _check(arm: Arm, place: Path, inputs: Mapping[str, str | None]) -> None:

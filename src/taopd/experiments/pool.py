@@ -76,7 +76,7 @@ def run_pool(
                     raise DataError(_failure(folder, process.returncode))
             time.sleep(POLL_SECONDS)
     finally:
-        # An unfinished arm starts anew: to wait for the end of its step, perhaps a minute, saves nothing.
+        # An unfinished arm goes on from its last checkpoint: a few minutes are not worth a wait.
         for process in running.values():
             process.kill()
         for process in running.values():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab, token_kinds
 from taopd.experiments.pool import logged_steps, run_pool

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from taopd.errors import ConfigError, DataError, require
-from taopd.experiments.arm import Arm, load_problems
+from taopd.experiments.arm_settings import Arm, load_problems
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm

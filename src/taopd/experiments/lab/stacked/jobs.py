@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.kept_arms import digest_of
 from taopd.experiments.pool import ONE_THREAD
 from taopd.runs.jsonl import write_json

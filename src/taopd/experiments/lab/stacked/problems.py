@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from taopd.errors import DataError
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.evaluation.grading import Grader
 from taopd.experiments.lab.stacked.model import Shape, Weights, generate
 from taopd.models.prompts import load_prompts, load_tokenizer

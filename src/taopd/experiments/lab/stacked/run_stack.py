@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from taopd.experiments.arm import Arm, outcome, shares
+from taopd.experiments.arm import outcome, shares
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.lab.stacked.problems import Exam
 from taopd.experiments.lab.stacked.train import Observer, Stack, StackStep
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from taopd.errors import ConfigError
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.trainer.config import TeachabilityConfig
 
 FIXED: dict[str, Any] = {

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from taopd.experiments.arm import Arm
+from taopd.experiments.arm_settings import Arm
 from taopd.experiments.lab.stacked.model import (
     Shape,
     Weights,
