@@ -57,6 +57,31 @@ def test_a_study_with_more_seeds_than_before_shows_those_that_have_finished(tmp_
     assert "not finished: 4 of 6 arms and seeds are here" in said
 
 
+def test_a_finished_study_is_shown_as_it_is_and_nothing_is_written(tmp_path, capsys):
+    folder = study(tmp_path / "s", seeds=[0, 1], finished=[0, 1])
+    assert main(["compare", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for file in (folder / "so-far").iterdir():
+        file.rename(folder / file.name)
+    (folder / "so-far").rmdir()
+    there = sorted(path.name for path in folder.iterdir())
+    assert main(["compare", str(folder)]) == 0
+    assert capsys.readouterr().out == shown.replace("/so-far", "")
+    assert sorted(path.name for path in folder.iterdir()) == there
+    # A run beside it has no evaluation, and is not passed over without a word.
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert main(["compare", str(folder), str(tmp_path / "alone")]) == 0
+    assert "not compared, which takes two evaluations: alone" in capsys.readouterr().out
+    # A damaged file is one line, alone and beside another folder.
+    results = json.loads((folder / "results.json").read_text())
+    del results["noise_floor"]["words"]
+    (folder / "results.json").write_text(json.dumps(results))
+    for more in ([], [str(tmp_path / "alone")]):
+        assert main(["compare", str(folder), *more]) == 2
+        assert "results.json, noise_floor: 'words' is missing" in capsys.readouterr().err
+
+
 def test_arms_and_seeds_that_a_study_has_no_more_are_left_out(tmp_path):
     folder = study(tmp_path / "s", seeds=[0, 1], finished=[0, 1, 2], arms=ARMS[:1])
     results, timings = analyse_finished(folder)

@@ -133,11 +133,18 @@ def run_plan(plan: "StudyPlan", output: Path, command: str, options: Any) -> int
 
 
 def _compare_folder(folder: Path, output: Path | None, *, overwrite: bool) -> int:
-    """Analyse what has finished, with the study's own question and controls if it left them there."""
-    from taopd.experiments.study.finished import SO_FAR, WRITTEN, analyse_finished
+    """Analyse what has finished, with the study's own question and controls if it left them there.
+
+    A study that has all its results has its tables too: they are shown, and nothing is written.
+    """
+    from taopd.experiments.study.finished import SO_FAR, WRITTEN, analyse_finished, whole_results
     from taopd.runs.folder import RunFolder, cannot_write_to, unclaimed_on_error
     from taopd.runs.jsonl import write_json
 
+    if output is None and (results := whole_results(folder)) is not None:
+        _print_tables(results)
+        _say_where(folder, folder / "accuracy.png")
+        return 0
     results, timings = analyse_finished(folder)
     target = output or folder / SO_FAR
     if output is None:  # Part of the study's own folder, written anew by every call.
@@ -156,13 +163,25 @@ def _compare_folder(folder: Path, output: Path | None, *, overwrite: bool) -> in
 def _show(results: dict[str, Any], output: Path) -> None:
     import json
 
-    from taopd.report.console import plain_console
     from taopd.report.figures.rates import draw as draw_rates
     from taopd.report.figures.study import draw
+    from taopd.report.study_table import markdown
+    from taopd.runs.jsonl import write_text
+
+    _print_tables(results)
+    if "rates" in results:
+        draw_rates(results, output)
+    seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
+    picture = draw(results, output)[0]
+    write_text(output / "summary.md", markdown(results, seconds))
+    _say_where(output, picture)
+
+
+def _print_tables(results: dict[str, Any]) -> None:
+    from taopd.report.console import plain_console
     from taopd.report.rates_table import shared_words
     from taopd.report.rates_table import table as rates_table
-    from taopd.report.study_table import markdown, table
-    from taopd.runs.jsonl import write_text
+    from taopd.report.study_table import table
 
     console = plain_console()
     console.print(table(results))
@@ -170,12 +189,15 @@ def _show(results: dict[str, Any], output: Path) -> None:
     if "rates" in results:
         console.print(rates_table(results))
         console.print(shared_words(results), highlight=False)
-        draw_rates(results, output)
-    seconds = json.loads((output / "timings.json").read_text(encoding="utf-8"))
-    picture = draw(results, output)[0]
-    write_text(output / "summary.md", markdown(results, seconds))
-    print(f"results:  {output / 'results.json'}\ntable:    {output / 'summary.md'}")
-    print(f"picture:  {picture}\nmore:     taopd report {shlex.quote(str(output))}")
+
+
+def _say_where(folder: Path, picture: Path) -> None:
+    """Name the files of a study that are there: its owner may have moved one."""
+    found = {"results": folder / "results.json", "table": folder / "summary.md", "picture": picture}
+    for what, path in found.items():
+        if path.exists():
+            print(f"{what + ':':<9} {path}")
+    print(f"more:     taopd report {shlex.quote(str(folder))}")
 
 
 def _print_arms(study: Any) -> None:

@@ -3,6 +3,10 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taopd.report.folders import Study
 
 
 def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: bool) -> int:
@@ -19,6 +23,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     from taopd.report.study_table import table
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json, write_text
+    from taopd.runs.schemas import check_study
 
     if output is not None:
         RunFolder.check(output, overwrite=overwrite, reads=folders)
@@ -34,6 +39,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
             "folder; drop --output, or name two evaluations as well"
         )
     for study in whole:
+        check_study(study.results, str(study.path / "results.json"))
         console.print(table(study.results))
         console.print(study.results["noise_floor"]["words"], highlight=False)
     if compared is not None:
@@ -42,6 +48,11 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
         console.print(f"{comparison.UNIT}. p: Holm-corrected.", highlight=False)
         for name in compared["without_evaluation"]:
             print(f"without an evaluation: {name}")
+    else:
+        beside = [run.name for run in sources.runs if not _is_arm(run.path, sources.studies)]
+        beside += [evaluation.name for evaluation in sources.evaluations]
+        if beside:
+            print(f"not compared, which takes two evaluations: {', '.join(beside)}")
     others = [*sources.banks, *sources.gains, *sources.diagnostics, *sources.one_steps]
     if others:
         print(f"shown by the report: {', '.join(map(str, dict.fromkeys(others)))}")
@@ -53,3 +64,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
         print(f"table:    {output / 'comparison.md'}")
     print(f"more:     taopd report {shlex.join(map(str, folders))}")
     return 0
+
+
+def _is_arm(run: Path, studies: "Sequence[Study]") -> bool:
+    return any(run.is_relative_to(study.path) for study in studies)

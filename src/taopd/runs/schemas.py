@@ -16,6 +16,7 @@ from taopd.runs.validation import (
     TEXT,
     WHOLE,
     WORD,
+    Leaf,
     Maybe,
     Some,
     fit,
@@ -106,6 +107,16 @@ STUDY = {
     ],
     "rates?": RATES,
 }
+_ONE_METRIC = {"mean": NUMBER, "median": NUMBER, "low": Maybe(NUMBER), "high": Maybe(NUMBER)}
+_TABLE_OF_STUDY = {
+    **{"title": TEXT, "seeds": [WHOLE], "noise_floor": {"words": TEXT}},
+    "question": {"metric": Leaf("greedy or sampled", lambda v: v in ("greedy", "sampled"))}
+    | {"equal": TEXT, "amount": Maybe(NUMBER)},
+    "comparisons": [
+        {"arm": TEXT, "to": TEXT, "seeds": [WHOLE], "difference": NUMBER, "p_holm": Maybe(SHARE)}
+    ],
+    "arms": Some({"name": TEXT, "num_seeds": WHOLE, "collapsed_seeds": [ANY]}),
+}
 EVALUATION = {
     "model?": ANY,
     "pass_at_k?": {...: SHARE},
@@ -164,6 +175,19 @@ _PER_TOKEN = tuple(
     if isinstance(shape, Maybe) and isinstance(shape.shape, list)
 )
 """Columns of a rollout that have one entry for each of its tokens."""
+
+
+def check_study(results: Any, place: str) -> None:
+    """The results of a study that has finished: all that its tables on the terminal show.
+
+    Raises:
+        DataError: names what is missing or of another shape.
+    """
+    for shape in (STUDY, _TABLE_OF_STUDY):
+        fit(results, shape, place)
+    metric = results["question"]["metric"]
+    means = {f"{name}?": {"mean": NUMBER} for name in ("greedy", "sampled") if name != metric}
+    fit(results["arms"], [{metric: _ONE_METRIC} | means], f"{place}, arms")
 
 
 def check_rollout(line: Any, place: str) -> None:

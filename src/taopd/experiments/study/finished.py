@@ -5,7 +5,7 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.study.analysis import METRICS, Controls, Question, analyse, timings
-from taopd.runs.schemas import OBJECT, OUTCOME, QUESTION
+from taopd.runs.schemas import OBJECT, OUTCOME, QUESTION, check_study
 from taopd.runs.validation import fit, read_document
 
 WRITTEN = ("timings.json", "summary.md", "*.png", "*.svg")
@@ -89,6 +89,19 @@ def _planned(config: dict[str, Any] | None) -> set[tuple[str, int]] | None:
     if not isinstance(arms, dict) or not isinstance(seeds, list):
         return None
     return {(arm, seed) for arm in arms for seed in seeds if isinstance(seed, int)}
+
+
+def whole_results(folder: Path) -> dict[str, Any] | None:
+    """The results of a study that has finished, as it wrote them; None where arms are still missing.
+
+    Raises:
+        DataError: `results.json` is there and cannot be read, or has another shape.
+    """
+    path = folder / "results.json"
+    if not path.is_file() or "comparisons" not in (results := read_document(path, OBJECT)):
+        return None
+    check_study(results, str(path))
+    return None if lacks_arms(folder, results) else results
 
 
 def lacks_arms(folder: Path, results: dict[str, Any]) -> bool:
