@@ -44,6 +44,18 @@ def test_a_terminal_gets_shades_and_underlined_tokens(run):
     assert "student's best" in out and "[/" not in out
 
 
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_colors_gets_brackets(run, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    rollouts = rollouts_of(run)
+    terminal.show(rollouts[:1], rollouts, signal="learnable", console=console)
+    out = stream.getvalue()
+    assert "in [brackets]" in out and "each from its number on" not in out
+    assert out.count("[") - out.count("\x1b[") - 1 == sum(rollouts[0].line["kept"])
+
+
 def test_a_long_log_is_thinned_with_a_word(run, capsys, monkeypatch):
     assert cli.main(["inspect", str(run)]) == 0
     assert "looked at" not in capsys.readouterr().err

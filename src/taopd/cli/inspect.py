@@ -14,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="taopd inspect",
         description="Rollouts of a run as running text. Tokens are shaded by a signal and kept tokens are "
-        "underlined. Where the output is no terminal: plain text, kept tokens in [brackets].",
+        "underlined. Where the output is no terminal or has no colors: plain text, kept tokens in "
+        "[brackets].",
         epilog="example:\n  taopd inspect runs/tiny --signal disagreement --order taught",
     )
     add = parser.flag

@@ -60,7 +60,9 @@ def show(
     """
     console = console or plain_console(highlight=False)
     top = _top(scale_from, signal)
-    console.print(_legend(signal, top, plain=not console.is_terminal))
+    # NO_COLOR, and terminals that have none, leave no shades to tell apart.
+    plain = console.color_system is None or console.no_color
+    console.print(_legend(signal, top, plain=plain))
     for rollout in rollouts:
         console.print()
         console.print(_head(rollout))
@@ -68,7 +70,7 @@ def show(
         if "teacher_prompt" in rollout.line:
             text = _visible_prompt(rollout, "teacher_prompt")
             console.print(Text(f"the teacher reads: {text}", style="dim"))
-        console.print(_body(rollout, signal, top, plain=not console.is_terminal))
+        console.print(_body(rollout, signal, top, plain=plain))
         if tokens:
             console.print(_kept_table(rollout))
 
