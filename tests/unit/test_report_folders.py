@@ -1,6 +1,8 @@
 """Broken and half-written folders, and what the page warns of. Oracles: exit codes, messages, files."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,8 @@ BROKEN = {
     "config": ("config.json", b'{"a":', "config.json: not JSON"),
     "tokens": ("rollouts.jsonl", b'{"tokens": 5}\n', "line 1, tokens: expected a list"),
     "columns": ("rollouts.jsonl", b'{"tokens": ["a"], "kept": [1, 0]}\n', "line 1, kept: 2 entries for 1"),
+    "a last line that ends": ("metrics.jsonl", b'{"step": 1}\nx\n', "metrics.jsonl, line 2: not JSON"),
+    "a warning": ("warnings.jsonl", b"garbage\n", "warnings.jsonl, line 1: not JSON"),
     "check": ("check.json", b'{"items": 3}', "check.json, items: expected a list, got 3"),
     "an item": ("check.json", b'{"items": [3]}', "check.json, items[0]: expected an object"),
     "selection": ("selection/step-000000.parquet", b"PAR1", "cannot read"),
@@ -38,6 +42,44 @@ def test_a_broken_file_is_one_line_and_no_page(run, tmp_path, capsys, name):
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not list(tmp_path.glob("*.html")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "config.json", "results.json", "warnings.jsonl"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Path.mkdir, "is a folder"),
+        (os.mkfifo, "is no file"),
+        (lambda path: path.symlink_to("nowhere"), "is no file"),
+    ],
+)
+def test_what_bears_the_name_of_a_file_and_is_none_is_refused(
+    run, tmp_path, capsys, file, make, words
+):
+    (run / file).unlink(missing_ok=True)
+    make(run / file)
+    for argv in (["report", "-o", str(tmp_path / "x.html")], ["inspect"]):
+        assert cli.main([argv[0], str(run), *argv[1:]]) == 2
+        error = capsys.readouterr().err
+        assert f"{file} {words}" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["/bin/taopd", "train", "--max_steps", "9", "--resume"], "taopd train --max_steps 9"),
+        (["/x/taopd/__main__.py", "compare", "a b.yaml"], "taopd compare &#x27;a b.yaml&#x27;"),
+        (["mine.py", "--rate", "3"], "python mine.py --rate 3"),
+        (["/x/ipykernel_launcher.py", "-f", "kernel.json"], None),
+        (["/x/pytest/__main__.py", "tests"], None),
+    ],
+)
+def test_how_to_run_it_again_is_what_began_the_run(run, tmp_path, argv, shown):
+    (run / "env.json").write_text(json.dumps({"argv": argv}))
+    write_report([run], tmp_path / "x.html", match="exact")
+    page = (tmp_path / "x.html").read_text()
+    assert ("How to run it again" in page) == (shown is not None)
+    assert shown is None or f"<td>{shown}</td>" in page
 
 
 def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.schemas import EVALUATION, TRANSCRIPT
-from taopd.runs.validation import read_document
+from taopd.runs.validation import is_there, read_document
 
 LEAST_PROBLEMS = 2
 """In common; fewer have no error."""
@@ -55,12 +55,12 @@ def read_evaluation(path: Path) -> Evaluation | None:
         DataError: a file that is there and cannot be read, or has another shape.
     """
     file, transcripts = path / "results.json", path / "transcripts.jsonl"
-    if not file.is_file():
+    if not is_there(file):
         return None
     results = read_document(file, EVALUATION)
     if "pass_at_k" not in results or "model" not in results:
         return None
-    lines = read_jsonl(transcripts, TRANSCRIPT) if transcripts.is_file() else []
+    lines = read_jsonl(transcripts, TRANSCRIPT) if is_there(transcripts) else []
     right: dict[str, list[bool]] = {}
     for line in lines:
         problem = f"{line.get('prompt')}\n{line.get('answer')}"

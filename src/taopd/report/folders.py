@@ -16,10 +16,10 @@ from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.paths import refuse_twice
 from taopd.runs.schemas import ARM, CHECK, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
-from taopd.runs.validation import NUMBER, read_document
+from taopd.runs.validation import NUMBER, is_there, read_document
 
 BANK, GAIN, ONE_STEP = "taopd-bank-1", "taopd-gain-1", "taopd-one-step-1"
-_LOGS = ("metrics.jsonl", "rollouts.jsonl")
+_LOGS, _WARNED = ("metrics.jsonl", "rollouts.jsonl"), "warnings.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def _add(path: Path, found: Sources) -> bool:
         found.gains.append(path)
     elif kind == ONE_STEP:
         found.one_steps.append(path)
-    if (path / "verdicts.json").is_file():
+    if is_there(path / "verdicts.json"):
         found.diagnostics.append(path)
     results = read_json(path / "results.json", STUDY)
     begun = any((path / "arms").glob("*/results.json"))
@@ -150,7 +150,7 @@ def _lists(found: Sources) -> tuple[list, ...]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in _LOGS)
+    return any(is_there(path / name) for name in _LOGS)
 
 
 def _run(path: Path, name: str, others: list[Run]) -> Run:
@@ -173,10 +173,10 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         env=read_json(path / "env.json", ENV),
         results=read_json(path / "results.json"),
         metrics=read_lines(path / "metrics.jsonl", METRICS),
-        warned=read_lines(path / "warnings.jsonl"),
+        warned=read_lines(path / _WARNED),
         teacher=read_json(path / "teacher.json"),
         check=read_json(path / "check.json", CHECK).get("items", []),
-        torn=[name for name in _LOGS if is_torn(path / name)],
+        torn=[name for name in (*_LOGS, _WARNED) if is_torn(path / name)],
         match=arm.get("match") or grading_of(config.get("dataset_name")),
     )
 
@@ -187,7 +187,7 @@ def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
     Raises:
         DataError: the file is there and cannot be read, or has another shape.
     """
-    return read_document(path, shape) if path.is_file() else {}
+    return read_document(path, shape) if is_there(path) else {}
 
 
 def read_lines(path: Path, shape: Any = OBJECT) -> list[dict[str, Any]]:
@@ -196,12 +196,12 @@ def read_lines(path: Path, shape: Any = OBJECT) -> list[dict[str, Any]]:
     Raises:
         DataError: a line other than the last is not JSON, or one has another shape.
     """
-    return read_jsonl(path, shape) if path.is_file() else []
+    return read_jsonl(path, shape) if is_there(path) else []
 
 
 def is_torn(path: Path) -> bool:
     """Whether the last line of a file has no end: its writer was killed, or is writing."""
-    if not path.is_file() or not path.stat().st_size:
+    if not is_there(path) or not path.stat().st_size:
         return False
     with open(path, "rb") as stream:
         stream.seek(-1, os.SEEK_END)

@@ -88,10 +88,9 @@ def read_jsonl(path: str | Path, shape: Any = ANY) -> list[Any]:
         shape: of every line; see `taopd.runs.validation`.
 
     Raises:
-        DataError: the file is missing or no text, or a line other than the last is not JSON or has
-            another shape.
+        DataError: the file is missing or no text, or a line that ends is not JSON or has another shape.
     """
-    lines = read_text(Path(path), torn=True).removesuffix("\n").split("\n")
+    lines = read_text(Path(path), torn=True).split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -122,7 +121,7 @@ def rewind_jsonl(path: str | Path, step: int) -> None:
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             break
     write_text(path, (f"{line.decode()}\n" for line in kept))
 

@@ -7,6 +7,7 @@ What has passed can be read without a second thought; a reader checks no types o
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -132,6 +133,20 @@ def read_document(path: Path, shape: Any = ANY) -> Any:
     document = parse_json(read_text(path), str(path))
     fit(document, shape, str(path))
     return document
+
+
+def is_there(path: Path) -> bool:
+    """Whether a folder has a file of this name.
+
+    Raises:
+        DataError: what bears the name is no file, such as a folder, a pipe or a link that leads nowhere.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        what = "a folder" if path.is_dir() else "no file that can be read"
+        raise DataError(f"{path} is {what}; a file of this name is expected: move it away")
+    return False
 
 
 def read_text(path: Path, *, torn: bool = False) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from taopd.errors import DataError
 from taopd.experiments.study.analysis import METRICS, Controls, Question, analyse, timings
 from taopd.runs.schemas import OBJECT, OUTCOME, QUESTION, check_study
-from taopd.runs.validation import fit, read_document
+from taopd.runs.validation import fit, is_there, read_document
 
 WRITTEN = ("timings.json", "summary.md", "*.png", "*.svg")
 """What the analysis of a study leaves beside `results.json`."""
@@ -38,7 +38,7 @@ def read_question(folder: Path) -> tuple[Question, Controls | None]:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
-    return read_document(path, OBJECT) if path.is_file() else None
+    return read_document(path, OBJECT) if is_there(path) else None
 
 
 def _question(folder: Path, config: dict[str, Any] | None) -> tuple[Question, Controls | None]:
@@ -98,7 +98,7 @@ def whole_results(folder: Path) -> dict[str, Any] | None:
         DataError: `results.json` is there and cannot be read, or has another shape.
     """
     path = folder / "results.json"
-    if not path.is_file() or "comparisons" not in (results := read_document(path, OBJECT)):
+    if not is_there(path) or "comparisons" not in (results := read_document(path, OBJECT)):
         return None
     check_study(results, str(path))
     return None if lacks_arms(folder, results) else results

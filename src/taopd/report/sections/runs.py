@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 from taopd.report.folders import Run, Sources, Study
@@ -13,6 +14,9 @@ from taopd.report.text import escape
 
 LEAD = "Settings that differ from the defaults, and the version, commit and machine of each run."
 _MAIN = ("selector", "budget", "loss", "score_top_k", "anchor_coef", "gradient_window", "max_steps")
+_GOES_ON = ("--resume", "--resume-with-changes")
+"""Flags of a command that went on with a run: it has finished, or is begun anew."""
+_OF_NOTEBOOKS = ("ipykernel_launcher.py", "colab_kernel_launcher.py", "__main__.py")
 _HIDDEN = {"output_dir", "run_name", "logging_dir"}
 
 
@@ -152,7 +156,13 @@ def _check(run: Run) -> str:
 
 
 def _command(env: dict[str, Any]) -> str:
+    """What began the run, from its first step on; empty for a notebook and for what is not known."""
     argv = env.get("argv")
-    if not isinstance(argv, list) or len(argv) < 2:
+    if not isinstance(argv, list) or not argv:
         return ""
-    return shlex.join(["taopd", *map(str, argv[1:])])
+    program, *words = map(str, argv)
+    path = PurePath(program)
+    if path.name in ("taopd", "taopd.exe") or path.parts[-2:] == ("taopd", "__main__.py"):
+        return shlex.join(["taopd", *(word for word in words if word not in _GOES_ON)])
+    is_script = path.suffix == ".py" and path.name not in _OF_NOTEBOOKS
+    return shlex.join(["python", program, *words]) if is_script else ""
