@@ -74,8 +74,19 @@ def test_the_last_line_is_read_however_long_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("import os; os.write(1, b'half \\xe2\\x80'); os._exit(1)", "status 1: half"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed.*memory runs out"),
+        (
+            "import os; os.write(1, b'half \\xe2\\x80'); os._exit(1)",
+            "status 1: half.*is the disk full",
+        ),
+        (
+            "import os; os.write(1, b'Traceback\\n  x = y\\n'); os._exit(1)",
+            r"status 1:   x = y \(all",
+        ),
+        ("import os; os._exit(1)", r"printed nothing \(is the disk full"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            r"was killed.*memory runs out.*nothing \(all",
+        ),
     ],
 )
 def test_an_arm_that_was_killed_is_one_clear_message(folders, monkeypatch, body, words):

@@ -134,10 +134,12 @@ def _failure(folder: Path, code: int) -> str:
     # A process that was killed may have written a part of a character.
     text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it printed nothing (is the disk full?)"
+    last = lines[-1] if lines else "it printed nothing"
     how = f"stopped with status {code}"
     if code == -signal.SIGKILL:
         how = "was killed, as the system does where memory runs out (fewer --workers need less)"
+    elif not text.endswith("\n"):
+        last += " (its log ends there: is the disk full?)"
     return (
         f"the arm in {folder} {how}: {last} (all of it: {folder}/log.txt); finished arms are kept, "
         "go on with --resume"
