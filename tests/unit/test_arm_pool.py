@@ -82,7 +82,7 @@ def test_the_last_line_is_read_however_long_it_is(tmp_path):
             "import os; os.write(1, b'Traceback\\n  x = y\\n'); os._exit(1)",
             r"status 1:   x = y \(all",
         ),
-        ("import os; os._exit(1)", r"printed nothing \(is the disk full"),
+        ("import os; os._exit(1)", "printed nothing.*is the disk full"),
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
             r"was killed.*memory runs out.*nothing \(all",

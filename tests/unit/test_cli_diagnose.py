@@ -201,8 +201,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(frozen, micro_lab, tmp_path, c
         *("one-step", "--student", micro_lab.student, "--teacher", micro_lab.teacher),
         *("--prompts", micro_lab.prompts, "--selectors", "tipp", "--output", out),
     )
+    assert "k=99: must be at most the vocabulary of 40" in bad(
+        *("one-step", "--student", micro_lab.student, "--teacher", micro_lab.teacher),
+        *("--prompts", micro_lab.prompts, "--batches", 1, "--completions", 1, "--k", 99),
+        *("--output", out),
+    )
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "larger"]
+
+
+def test_a_support_size_is_looked_at_before_completions_are_sampled(micro_lab, tmp_path, capsys):
+    # Completions that cannot be: their error would come first.
+    freeze = freeze_argv(micro_lab, tmp_path / "out")
+    argv = replaced(freeze, "--max-tokens", 5000)
+    assert "exceeds the context" in fails(capsys, *argv)
+    assert "larger than the vocabulary" in fails(capsys, *replaced(argv, "--k", 99))
 
 
 def test_a_truncated_bank_is_refused_with_the_reason(frozen, tmp_path, capsys):

@@ -77,6 +77,7 @@ def freeze(argv: Sequence[str]) -> int:
     import torch
 
     from taopd.diagnose.bank import BANK_FORMAT, FixedContextBank
+    from taopd.diagnose.bank.bank import vocabulary_and_sizes
     from taopd.diagnose.bank.manifest import SOURCES, check_destination
     from taopd.models.loading import load_model, load_tokenizer
     from taopd.runs.jsonl import write_json
@@ -86,6 +87,7 @@ def freeze(argv: Sequence[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student: Any = load_model(options.student, dtype=options.dtype)
     teacher: Any = load_model(options.teacher, dtype=options.dtype)
+    vocabulary_and_sizes(student, teacher, tokenizer, teacher_tokenizer, options.k)
     student.to(device), teacher.to(device)
     with CountedProgress() as advance:
         rollouts = _rollouts(options, student, tokenizer, advance)

@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
         write_parquet,
         written_whole,
     )
-    from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings
+    from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings, support_size
     from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
     from taopd.models.loading import has_adapter, load_model, load_tokenizer
     from taopd.teachers import load_teacher
@@ -57,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
         student = as_peft_model(student)
     teacher: Any
     teacher, vocab_size = load_teacher(options.teacher, student, tokenizer)
+    support_size(settings, vocab_size)  # before completions are sampled
     student.to(device), teacher.to(device)
     with CountedProgress() as advance:
         rollouts = _sample(options, student, tokenizer, prompts, advance)

@@ -91,6 +91,19 @@ class OneStepSettings:
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
+def support_size(settings: OneStepSettings, vocab_size: int) -> int:
+    """The support size of a step; the default one is cut to a small vocabulary.
+
+    Raises:
+        ConfigError: another one that is larger than the vocabulary.
+    """
+    k, default = settings.score_top_k, OneStepSettings().score_top_k
+    require(
+        k <= vocab_size or k == default, "k", k, f"at most the vocabulary of {vocab_size} ids"
+    )
+    return min(k, vocab_size)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenBatch:
     """Rollouts with the signals, targets and divergences before the step."""
@@ -133,7 +146,7 @@ def freeze_batch(
             batch,
             positions,
             micro_batch_size=settings.batch_size,
-            k=min(settings.score_top_k, vocab_size),
+            k=support_size(settings, vocab_size),
             temperature=settings.temperature,
             keep_teacher_hidden=True,
             when="before the step",

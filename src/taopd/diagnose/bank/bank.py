@@ -115,12 +115,12 @@ class FixedContextBank:
             NumericsError: NaN or infinite logits; names model, completion and position.
         """
         path = check_destination(folder, BANK_FORMAT, overwrite=overwrite)
-        vocab_size = shared_vocabulary(
-            tokenizer, teacher_tokenizer or tokenizer, _head_rows(student), _head_rows(teacher)
+        vocab_size, sizes = vocabulary_and_sizes(
+            student, teacher, tokenizer, teacher_tokenizer or tokenizer, k
         )
         settings = {
             "vocab_size": vocab_size,
-            "k": _support_sizes(k, vocab_size),
+            "k": sizes,
             "temperature": float(temperature),
             "batch_size": batch_size,
         }
@@ -255,6 +255,24 @@ def _check_tensors(
     fitting = fitting and all(pair[0][0] == prompt[0] for pair in filter(None, own))
     if not fitting or shapes[0][0][0] != shapes[1][0][0] or shapes[2][0][0] != num_tokens:
         raise DataError(f"{path}: its tensors have shapes {shapes} for {num_tokens} tokens")
+
+
+def vocabulary_and_sizes(
+    student: Any,
+    teacher: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    k: Sequence[int],
+) -> tuple[int, list[int]]:
+    """The number of ids that both models share, and a bank's support sizes, ascending.
+
+    Raises:
+        ConfigError: a size below 1 or beyond these ids.
+        DataError: tokenizers that differ.
+    """
+    rows = [_head_rows(model) for model in (student, teacher)]
+    vocab_size = shared_vocabulary(tokenizer, teacher_tokenizer, *rows)
+    return vocab_size, _support_sizes(k, vocab_size)
 
 
 def _support_sizes(k: Sequence[int], vocab_size: int) -> list[int]:
