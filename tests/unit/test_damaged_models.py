@@ -186,3 +186,10 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(
     (line,) = [row for row in capsys.readouterr().err.splitlines() if "error" in row]
     assert f"{folder / WEIGHTS}" in line and "is cut short or damaged" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_may_be_its_vocabulary_alone(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "plus", "one"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert load_tokenizer(tmp_path).convert_tokens_to_ids(["one", "plus"]) == [6, 5]

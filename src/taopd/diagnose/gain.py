@@ -29,7 +29,7 @@ from taopd.diagnose.bank.score import divergences, measuring
 from taopd.diagnose.features import GAINS, default_k, discover_ks
 from taopd.errors import DataError
 from taopd.models.forward import State
-from taopd.models.loading import load_model, load_tokenizer
+from taopd.models.loading import VOCABULARY_FILES, load_model, load_tokenizer
 from taopd.runs.checkpoints import step_of
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ SHARE_EPSILON = 1e-12
 """Added to the initial KL, nats. [docs/math.md, "The diagnostic"]"""
 LEARNABLE_COMPATIBILITY = 0.5
 """More than half of the teacher's mass on the student's support is called learnable."""
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +220,7 @@ def load_checkpoint(bank: FixedContextBank, checkpoint: str | Path) -> Any:
     model = load_model(checkpoint, dtype=bank.fingerprints["student"]["dtype"])
     folder, tokenizer = Path(checkpoint), None
     # A LoRA folder may come without one; then the number of rows must do.
-    if not folder.is_dir() or any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    if not folder.is_dir() or any((folder / file).is_file() for file in VOCABULARY_FILES):
         tokenizer = load_tokenizer(checkpoint)
     check_vocabulary(bank, model, tokenizer, name=str(checkpoint))
     return model

@@ -53,8 +53,12 @@ UNREADABLE = (
 )
 _CONNECT_S = 5.0
 """Seconds for a connection to the hub."""
-_TOKENS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+VOCABULARY_FILES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
+)
+"""Without one of them a folder holds no tokenizer, whatever its settings say."""
+_TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -69,11 +73,13 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     file = gguf.gguf_file(name, kwargs.pop("gguf_file", None))
     adapter = Path(name) / CONFIG
     # os.path: a name may be too long for any file.
-    if os.path.isfile(adapter) and not any((Path(name) / file).is_file() for file in _TOKENIZERS):
+    if os.path.isfile(adapter) and not any(
+        (Path(name) / file).is_file() for file in _TOKENIZER_FILES
+    ):
         # A folder of an adapter alone has its base's tokenizer.
         name = base_of(Path(name))
     if file is None:
-        check_model_folder(name, "tokenizer", _TOKENIZERS)
+        check_model_folder(name, "tokenizer", _TOKENIZER_FILES)
     else:
         name, more = str(file), gguf.source(file)[1]
     try:
@@ -91,7 +97,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         if file is not None:
             tokenizer = gguf.as_declared(tokenizer, file)
     except Exception as error:  # the readers in Rust raise nothing narrower
-        if os.path.isdir(name) and not any((Path(name) / file).is_file() for file in _TOKENS):
+        if os.path.isdir(name) and not any(
+            (Path(name) / file).is_file() for file in VOCABULARY_FILES
+        ):
             why = "it has no tokenizer.json, only settings; save the tokenizer again"
             raise DataError(f"{name} is no tokenizer folder: {why}") from error
         raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
