@@ -132,7 +132,7 @@ def test_the_recipe_the_studies_and_the_demo_of_smollm2_are_one_setting():
     assert recipe["dataset_name"] == study.prompts
 
 
-def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path):
+def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path, capsys):
     """`lab: dialect` fills the three names; beside one of them, or an unknown one, it is an error."""
     path = RECIPES / "tiny.yaml"
     settings = parse_settings(str(path), [], lab=lambda variant: LAB)
@@ -143,6 +143,11 @@ def test_a_lab_stands_for_models_and_prompts_and_excludes_others(tmp_path):
         parse_settings(str(path), ["--dataset_name", "p"], lab=lambda variant: LAB)
     with pytest.raises(ConfigError, match=r"no lab is called 'dialekt'.*dialect"):
         parse_settings(str(path), ["--lab", "dialekt"], lab=lab_settings)
+    for command in (["train", "--config"], ["check"], ["plan", "--config"]):
+        config = tmp_path / "config.yaml"
+        config.write_text("lab: dialect+dialekt\noutput_dir: x\nbudget: 7.0\n")
+        assert main([*command, str(config)]) == 2
+        assert "no lab is called 'dialekt'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="lab: dialect stands for"):
         parse_settings(None, ["--output_dir", str(tmp_path), "--use_cpu", "true"])
     with pytest.raises(ConfigError, match="dialekt"):

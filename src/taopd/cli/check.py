@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("name the config file: taopd check CONFIG")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     with while_loading():
-        from taopd.cli.lab_paths import lab_settings
+        from taopd.cli.lab_paths import check_lab, lab_settings
         from taopd.preflight.items import Subject, verdicts
         from taopd.preflight.verdict import Verdicts
         from taopd.report.console import plain_console
@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
         from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=False)
-    settings = parse_settings(config, flags, lab=lab_settings, own=_parser().flags())
+    own = _parser().flags()
+    settings = parse_settings(config, flags, lab=lab_settings, check_lab=check_lab, own=own)
     folder = Path(str(settings.training.output_dir))
     existed = folder.exists()
     try:

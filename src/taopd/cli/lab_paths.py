@@ -36,6 +36,18 @@ def lab_settings(variant: str) -> dict[str, Any]:
     }
 
 
+def check_lab(variant: str) -> None:
+    """Refuse the setting `lab` where it names a variant that does not exist; builds nothing.
+
+    Raises:
+        ConfigError: with the nearest known name.
+    """
+    from taopd.experiments.lab.spec import check_variant
+
+    for name in variant.split("+"):
+        check_variant(name)
+
+
 def with_lab_paths(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command, each `lab:VARIANT/FILE` replaced by its path, also behind `--flag=`.
 

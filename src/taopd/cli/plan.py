@@ -191,11 +191,12 @@ def _parsed(path: str, flags: Sequence[str]) -> tuple["TrainSettings", str]:
     """The settings, and the device that they train on: the one that `taopd check` would look at."""
     import torch
 
-    from taopd.cli.lab_paths import lab_settings
+    from taopd.cli.lab_paths import check_lab, lab_settings
     from taopd.trainer.settings_file import parse_settings
 
     try:
-        parsed = parse_settings(path, flags, lab=lab_settings, own=_parser().flags())
+        own = _parser().flags()
+        parsed = parse_settings(path, flags, lab=lab_settings, check_lab=check_lab, own=own)
     except ConfigError as error:
         # transformers refuses bf16 on a machine without a GPU: then the plan is for another machine.
         if "use_cpu" not in str(error):

@@ -50,14 +50,14 @@ def run(argv: Sequence[str]) -> int:
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     with while_loading():
-        from taopd.cli.lab_paths import lab_settings
+        from taopd.cli.lab_paths import check_lab, lab_settings
         from taopd.trainer import settings_file as train_config
 
     if options.help_all:
         print(train_config.help_all())
         return 0
     settings = train_config.parse_settings(
-        options.config, flags, lab=lab_settings, own=_parser().flags()
+        options.config, flags, lab=lab_settings, check_lab=check_lab, own=_parser().flags()
     )
     return _train(
         settings,

@@ -122,12 +122,14 @@ def parse_settings(
     flags: Sequence[str],
     *,
     lab: Callable[[str], Mapping[str, Any]] | None = None,
+    check_lab: Callable[[str], None] = lambda variant: None,
     own: Sequence[str] = (),
 ) -> TrainSettings:
     """Parse a YAML file and flags, flags first in rank.
 
     Args:
         lab: gives the names of models and prompts for the setting `lab`; None: it is refused.
+        check_lab: refuses a lab that does not exist, before other settings are looked at.
         own: further flags of the command, as help for a misspelt one.
 
     Raises:
@@ -154,7 +156,10 @@ def parse_settings(
             f"unexpected argument {unknown[0]!r}: {'a file is' if a_file else 'settings are'} given as {how}"
         )
     # Before the dataclasses are made: their own complaints would hide these.
-    _check_given(parser.parse_known_args(list(flags))[0], {*config, *_flag_names(flags)})
+    values = parser.parse_known_args(list(flags))[0]
+    _check_given(values, {*config, *_flag_names(flags)})
+    if values.lab is not None:
+        check_lab(values.lab)
     try:
         parsed = parser.parse_args_into_dataclasses(args=list(flags), look_for_args_file=False)
     except ConfigError:
