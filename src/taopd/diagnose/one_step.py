@@ -98,9 +98,7 @@ def support_size(settings: OneStepSettings, vocab_size: int) -> int:
         ConfigError: another one that is larger than the vocabulary.
     """
     k, default = settings.score_top_k, OneStepSettings().score_top_k
-    require(
-        k <= vocab_size or k == default, "k", k, f"at most the vocabulary of {vocab_size} ids"
-    )
+    require(k <= vocab_size or k == default, "k", k, f"at most the vocabulary of {vocab_size} ids")
     return min(k, vocab_size)
 
 

@@ -131,16 +131,18 @@ def _start(folder: Path, threads: int, device: str | None) -> subprocess.Popen:
 
 
 def _failure(folder: Path, code: int) -> str:
-    # A process that was killed may have written a part of a character.
-    text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it printed nothing"
-    how = f"stopped with status {code}"
+    log = folder / "log.txt"
     if code == -signal.SIGKILL:
+        # Its log ends with whatever it said before.
         how = "was killed, as the system does where memory runs out (fewer --workers need less)"
-    elif not text.endswith("\n"):
-        last += " (its log ends there: is the disk full?)"
+    else:
+        # A process that was stopped may have written a part of a character.
+        text = log.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        last = lines[-1] if lines else "it printed nothing"
+        if not text.endswith("\n"):
+            last += " (its log ends there: is the disk full?)"
+        how = f"stopped with status {code}: {last}"
     return (
-        f"the arm in {folder} {how}: {last} (all of it: {folder}/log.txt); finished arms are kept, "
-        "go on with --resume"
+        f"the arm in {folder} {how} (its log: {log}); finished arms are kept, go on with --resume"
     )
