@@ -7,6 +7,7 @@ import json
 import re
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 
 from taopd.experiments.study.analysis import analyse
@@ -15,7 +16,7 @@ from taopd.report.figures import rates, study
 from taopd.report.folders import Run, Study
 from taopd.report.page import write_report
 from taopd.report.row_charts import bars
-from taopd.report.sections import accuracy, runs
+from taopd.report.sections import accuracy, runs, selected
 from tests.unit.study_simulation import outcome
 
 
@@ -171,3 +172,9 @@ def test_pictures_of_odd_names_and_many_arms(tmp_path, monkeypatch):
     drawn["figure"].canvas.draw()
     legend = drawn["figure"].axes[0].get_legend()
     assert [text.get_text().strip() for text in legend.get_texts()] == names
+
+
+def test_a_token_stands_among_those_kept_most_or_least_and_not_in_both():
+    tokens = pd.DataFrame({"token_id": [0, 1, 2] * 10, "kept": [1, 0, 0] * 5 + [1, 1, 0] * 5})
+    tables = selected._most_and_least(tokens, {0: "a", 1: "b", 2: "c"}).split("</figure>")
+    assert [re.findall("<td>(.)</td>", each) for each in tables[:2]] == [["a", "b"], ["c"]]

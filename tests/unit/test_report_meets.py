@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 
 from taopd.errors import DataError
+from taopd.report.arms import named
 from taopd.report.charts import Series, lines
 from taopd.report.evaluations import differences, read_evaluation
+from taopd.report.folders import read_folders
 from taopd.report.page import write_report
 from taopd.report.prompt_texts import bare
 from tests.browser import synthetic
@@ -133,6 +135,44 @@ def test_an_arm_has_one_color_and_a_short_name_everywhere(tmp_path):
     lines_of = re.findall(r'class="line k(\d)[^"]*"><title>([\w@%]+)</title>', page)
     assert len(keys) >= 3 and len(lines_of) >= 6
     assert {(name, color) for color, name in keys + lines_of} == set(colors.items())
+
+
+def test_a_selectors_line_by_budget_has_the_color_of_its_first_arm(tmp_path):
+    page = page_of([synthetic.write_study(tmp_path / "study")], tmp_path)
+    dots = dict(re.findall(r'class="ink">([\w@%]+)<title>.*?class="f(\d)"', page))
+    assert dots["full"] == "0" and dots["teachability@5%"] == "1"
+    assert set(re.findall(r'class="line k(\d)[^"]*"><title>teachability<', page)) == {"1"}
+    assert re.findall(r'class="line k(\d)"/></svg>teachability</li>', page) == ["1"]
+
+
+def test_models_of_nobody_have_no_arms_color(runs, tmp_path):
+    """Two runs, two evaluations of other models: four colors."""
+    folders = [evaluation(tmp_path / name, f"/else/{name}", [True, False]) for name in ("a", "b")]
+    found = named(read_folders([*runs, *folders]))
+    colors = [each.color for each in (*found.runs, *found.evaluations)]
+    assert len(set(colors)) == 4
+    alone = named(read_folders(folders))
+    assert [each.color for each in alone.evaluations] == [0, 1]
+
+
+def test_two_studies_of_one_name_can_be_told_apart(tmp_path):
+    """In the names of their runs and in the headings of every section."""
+    lines = [synthetic.rollout(np.random.default_rng(1), 20, step=1)]
+    studies = [synthetic.write_study(tmp_path / where / "study") for where in "ab"]
+    for study in studies:
+        synthetic.write_run(study / "arms" / "full-seed0", lines)
+        document = json.loads((study / "results.json").read_text())
+        for arm in document["arms"]:
+            arm["train_seconds_curve"] = [[0, 0.0], [10, 1.0], [20, 2.0]]
+        (study / "results.json").write_text(json.dumps(document))
+    found = read_folders(studies)
+    assert [study.name for study in found.studies] == ["study", "study (2)"]
+    assert [run.name for run in found.runs] == ["study/full-seed0", "study (2)/full-seed0"]
+    page = page_of(studies, tmp_path)
+    assert re.findall(r"<h3>([^<]*: synthetic)</h3>", page) == 2 * [
+        "study: synthetic",
+        "study (2): synthetic",
+    ]
 
 
 def test_labels_at_the_ends_carry_names_and_do_not_touch():

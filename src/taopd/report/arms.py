@@ -27,12 +27,20 @@ def named(sources: Sources) -> Sources:
     colors = _colors(sources)
     runs = [replace(run, name=names[run.name], color=colors[_arm(run)]) for run in sources.runs]
     studies = [replace(study, colors=colors) for study in sources.studies]
-    evaluations = [_evaluation(each, runs, place) for place, each in enumerate(sources.evaluations)]
+    used = len([color for color in colors.values() if color != GREY])
+    evaluations = []
+    for each in sources.evaluations:
+        evaluations.append(_evaluation(each, runs, used))
+        used += owner_of(each, runs) is None
     return replace(sources, runs=runs, studies=studies, evaluations=evaluations)
 
 
 def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
-    """With the name and the color of the run whose model it is of, if that is on the page."""
+    """With the name and the color of the run whose model it is of, if that is on the page.
+
+    Args:
+        place: of its own color among the others, if it needs one.
+    """
     owner = owner_of(found, runs)
     if owner is None:
         return replace(found, color=_other_color(place))

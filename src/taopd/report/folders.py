@@ -5,6 +5,7 @@ runs of their own, below `arms/`.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -128,20 +129,29 @@ def _add(path: Path, found: Sources) -> bool:
         # A study that runs or was stopped, perhaps with more seeds than before: the arms that have finished.
         results, _ = analyse_finished(path)
     arms = results.get("arms", [])
+    name = _unique(path.name, found.studies)
     if arms:
         env = read_json(path / "env.json", ENV)
-        found.studies.append(Study(name=path.name, path=path, results=results, env=env))
+        found.studies.append(Study(name=name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
         for folder in sorted((path / "arms").glob("*/")):
             if _is_run(folder):
-                found.runs.append(_run(folder, f"{path.name}/{folder.name}", found.runs))
+                found.runs.append(_run(folder, f"{name}/{folder.name}", found.runs))
     elif (evaluation := read_evaluation(path)) is not None:
-        taken = {each.name for each in found.evaluations}
-        unique = path.name if path.name not in taken else f"{path.name} ({len(taken) + 1})"
-        found.evaluations.append(replace(evaluation, name=unique))
+        name = _unique(path.name, found.evaluations)
+        found.evaluations.append(replace(evaluation, name=name))
     elif _is_run(path):
         found.runs.append(_run(path, path.name, found.runs))
     return sum(map(len, _lists(found))) > before
+
+
+def _unique(name: str, others: Sequence[Any]) -> str:
+    """The name, numbered if others bear it."""
+    taken, number = {other.name for other in others}, 2
+    unique = name
+    while unique in taken:
+        unique, number = f"{name} ({number})", number + 1
+    return unique
 
 
 def _lists(found: Sources) -> tuple[list, ...]:
@@ -163,10 +173,8 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
     if arm:
         config = {"seed": arm.get("seed"), **arm.get("config", {})}
         changed = config
-    taken = {run.name for run in others}
-    unique = name if name not in taken else f"{name} ({len(taken) + 1})"
     return Run(
-        name=unique,
+        name=_unique(name, others),
         path=path,
         config=config,
         changed=changed,

@@ -104,12 +104,18 @@ def body(studies: Sequence[Study]) -> str:
     return "".join(part for study in studies if (part := _study(study)))
 
 
+def heading(study: Study) -> str:
+    """The name of a study's folder, which its runs bear too, and what it was about where it says so."""
+    task = study.results.get("task") or study.results.get("name")
+    return study.name if task in (None, study.name) else f"{study.name}: {task}"
+
+
 def _study(study: Study) -> str:
     estimates = estimates_of(study)
     if not estimates:
         return ""
     groups = groups_of(study)
-    task = study.results.get("task") or study.results.get("name") or study.name
+    task = heading(study)
     before = next((row["base_accuracy"] for row in study.outcomes if "base_accuracy" in row), None)
     rows, dots = [], []
     for name, found in estimates.items():
@@ -128,7 +134,7 @@ def _study(study: Study) -> str:
         rows.append([*cells, str(len(outcomes) or "–")])
     heads = ["arm", "greedy, %", "95 %", "sampled, %", "95 %", "own best, %", "kept, %", "seeds"]
     note = f"{interval_words(study)}; the line is the student before" if before is not None else ""
-    parts, ends = [f"<h3>{escape(str(task))}</h3>"], ""
+    parts, ends = [f"<h3>{escape(task)}</h3>"], ""
     if dots:
         chart = intervals(
             f"accuracy by arm, {task}",

@@ -13,8 +13,10 @@ from taopd.report.sections.accuracy import (
     at_shared_rate,
     ceiling,
     estimates_of,
+    heading,
     interval_words,
 )
+from taopd.report.text import escape
 
 BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
 COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
@@ -26,6 +28,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
     for study in studies:
         estimates, groups = estimates_of(study), at_shared_rate(study)
         points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
+        arms: dict[str, str] = {}  # the first of a line, whose color it has
         for name, outcomes in groups.items():
             if not outcomes or "greedy" not in estimates.get(name, {}):
                 continue
@@ -35,6 +38,7 @@ def budget_curve(studies: Sequence[Study]) -> str:
                 mean, *ends = estimates[name]["greedy"]
                 low, high = (None if end is None else 100 * end for end in ends)
                 label = _chosen_by(first, study)
+                arms.setdefault(label, name)
                 points.setdefault(label, []).append((100 * place, 100 * mean, low, high))
         # Two arms at one budget differ in something else: no line joins them.
         several = {k: sorted(v) for k, v in points.items() if 1 < len(v) == len({p[0] for p in v})}
@@ -44,11 +48,11 @@ def budget_curve(studies: Sequence[Study]) -> str:
             Series(
                 label=label,
                 points=[(x, mean) for x, mean, _, _ in rows],
-                color=index,
+                color=color_of(study, arms[label]),
                 low=[(x, low) for x, _, low, _ in rows if low is not None],
                 high=[(x, high) for x, _, _, high in rows if high is not None],
             )
-            for index, (label, rows) in enumerate(several.items())
+            for label, rows in several.items()
         ]
         full = next(
             (
@@ -107,8 +111,9 @@ def against_cost(sources: Sources) -> str:
         if charts:
             shown = max(len(tokens), len(seconds)) > MOST_NAMED
             own = [(name, color_of(study, name)) for name in at_shared_rate(study)]
+            title = f"<h3>{escape(heading(study))}</h3>" if len(sources.studies) > 1 else ""
             parts.append(
-                f'{key(own) if shown else ""}<div class="figures grid">{"".join(charts)}</div>'
+                f'{title}{key(own) if shown else ""}<div class="figures grid">{"".join(charts)}</div>'
             )
     return "".join(parts)
 

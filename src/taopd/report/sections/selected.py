@@ -144,9 +144,12 @@ def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:
     found = tokens.groupby("token_id")["kept"].agg(["size", "sum", "mean"]).reset_index()
     often = found[found["size"] >= max(5, found["size"].quantile(0.25))]
     most = often[often["sum"] > 0].sort_values(["mean", "sum"], ascending=False).head(NUM_TOKENS)
-    least = often.sort_values(["mean", "size"], ascending=[True, False]).head(NUM_TOKENS)
+    rest = often.drop(most.index)  # where there are few tokens, none stands in both
+    least = rest.sort_values(["mean", "size"], ascending=[True, False]).head(NUM_TOKENS)
     parts = []
     for title, rows in (("Tokens kept most often", most), ("Tokens kept least often", least)):
+        if rows.empty:
+            continue
         columns = (rows[name].tolist() for name in ("token_id", "mean", "size"))
         cells = [
             [_quoted(words[token]), percent(share), f"{seen:,}"]
