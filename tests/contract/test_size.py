@@ -21,6 +21,8 @@ FORBIDDEN = {
     "eval or exec": r"(?<![\w.])(eval|exec)\(",
     "shell": r"shell=True|os\.system\(",
     "text of others as markup": r"\bConsole\((?!.*markup=False)",
+    # In a locale that is not UTF-8 a file would be read otherwise than it was written.
+    "the locale's encoding": r"\.read_text\(\)|\.write_text\((?!.*encoding=)|open\([^)]*\"[rwa]\+?\"\)",
     "open end": r"\b(TODO|FIXME|XXX)\b",
 }
 

@@ -134,7 +134,7 @@ def main() -> None:
     # As the commands do: the log is read where an arm fails, and has no use for bars and deprecations.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\b")
     plain(quiet=True)
-    run_arm(Arm(**json.loads((folder / "arm.json").read_text())), folder)
+    run_arm(Arm(**json.loads((folder / "arm.json").read_text(encoding="utf-8"))), folder)
 
 
 if __name__ == "__main__":

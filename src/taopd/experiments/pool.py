@@ -120,7 +120,7 @@ def _start(folder: Path, threads: int, device: str | None) -> subprocess.Popen:
     environment = os.environ | ONE_THREAD | {THREADS: str(threads)}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    with open(folder / "log.txt", "w") as log:
+    with open(folder / "log.txt", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "taopd.experiments.arm", str(folder), STOP_WITH_PARENT],
             stdin=subprocess.PIPE,  # Never written to: it ends when this process does.

@@ -17,7 +17,7 @@ def write_generated(path: Path, body: str, *, title: str = "") -> None:
     Raises:
         DataError: the page has no such place: nothing of it is overwritten.
     """
-    text = path.read_text() if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -35,6 +35,7 @@ from taopd.experiments.evaluation.grading import LAB_FILE
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.variants import Role
 from taopd.experiments.pool import ONE_THREAD
+from taopd.runs.jsonl import write_json
 from taopd.runs.paths import cache_folder
 from taopd.runs.sha256 import file_sha256
 from taopd.runs.versions import installed_version
@@ -119,7 +120,7 @@ def build_lab(
 
 
 def _open(folder: Path) -> Lab:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return Lab(
         variant=manifest["spec"]["variant"],
         folder=folder,
@@ -136,7 +137,7 @@ def _open(folder: Path) -> Lab:
 def _fault(folder: Path, spec: LabSpec) -> str | None:
     """Say what is wrong with a built lab, or return None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["spec"] != spec.to_dict():
             return f"{MANIFEST} describes another lab"
         hashes = manifest["sha256"]
@@ -172,7 +173,7 @@ def _write(folder: Path, spec: LabSpec, progress: Progress, parallel: bool) -> N
         },
         "sha256": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def _write_prompts(path: Path, spec: LabSpec) -> None:
@@ -227,10 +228,8 @@ def _train_in_processes(
     try:
         for role in ROLES:
             job = folder.parent / f"{role}.json"
-            job.write_text(
-                json.dumps({"sizes": asdict(spec), "role": role, "folder": str(folder / role)})
-            )
-            with (folder.parent / f"{role}.stderr").open("w") as errors:
+            write_json(job, {"sizes": asdict(spec), "role": role, "folder": folder / role})
+            with (folder.parent / f"{role}.stderr").open("w", encoding="utf-8") as errors:
                 children[role] = subprocess.Popen(
                     [sys.executable, "-m", "taopd.experiments.lab.pretrain", str(job)],
                     stdout=subprocess.PIPE,
@@ -245,8 +244,8 @@ def _train_in_processes(
             if line is None:
                 running.remove(role)
                 if children[role].wait() or role not in results:
-                    errors_end = (folder.parent / f"{role}.stderr").read_text()[-2000:]
-                    raise RuntimeError(f"The {role} did not train.\n{errors_end}")
+                    told = (folder.parent / f"{role}.stderr").read_text(encoding="utf-8")
+                    raise RuntimeError(f"The {role} did not train.\n{told[-2000:]}")
                 continue
             message = json.loads(line)
             if "result" in message:

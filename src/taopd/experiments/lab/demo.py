@@ -147,7 +147,7 @@ def _run(
         progress("steps of all arms", min(done, steps * len(arms)), steps * len(arms))
 
     run_pool(folders, num_workers=num_workers, progress=count)
-    outcomes = [json.loads((each / "results.json").read_text()) for each in folders]
+    outcomes = [json.loads((each / "results.json").read_text(encoding="utf-8")) for each in folders]
     best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
     shutil.rmtree(folder / "best-student", ignore_errors=True)
     shutil.copytree(best[1] / "model", folder / "best-student")

@@ -157,7 +157,7 @@ def merge(path: Path, documents: list[dict[str, Any]]) -> dict[str, Any]:
     cells: dict[tuple, dict[str, Any]] = {}
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
             cells = {key(cell): cell for cell in before["cells"]}
             known = dict(before["settings"])
         except (ValueError, KeyError, TypeError) as error:
@@ -220,4 +220,4 @@ def run_leaderboard(
     run_jobs(
         jobs, num_workers=num_workers, progress=lambda done, total: progress("jobs", done, total)
     )
-    return merge(path, [json.loads(job.path.read_text()) for job in jobs])
+    return merge(path, [json.loads(job.path.read_text(encoding="utf-8")) for job in jobs])

@@ -196,7 +196,7 @@ def _no_transformers_bars():
 
 def main(job_file: str) -> None:
     """Run the job that `build` wrote: `{"sizes": {...}, "role": ..., "folder": ...}`."""
-    job = json.loads(Path(job_file).read_text())
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
 
     def say(**message: object) -> None:
         print(json.dumps(message), flush=True)

@@ -75,7 +75,7 @@ class Pair:
     @property
     def teacher_accuracy(self) -> dict[str, Any]:
         """accuracy, standard_error and right_greedy (a digit for each test problem), from `pair.json`."""
-        return json.loads((self.folder / MANIFEST).read_text())["teacher"]
+        return json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["teacher"]
 
     @property
     def prompts(self) -> Path:
@@ -132,7 +132,7 @@ def make_pair(
 
 def _check(folder: Path, about: dict[str, Any]) -> None:
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DataError(
             f"{folder} exists and holds no pair ({MANIFEST}); name another folder"
