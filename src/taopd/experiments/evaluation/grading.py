@@ -28,7 +28,10 @@ from taopd.runs.validation import read_document
 
 _TIMEOUT_SECONDS = 5
 _LATEX = re.compile(r"\\|\$")
-_NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(\s*/\s*\d+)?\s*%?")
+_NUMBER = re.compile(r"(?=.*\d)[-+]?(\d{1,3}(,\d{3})+|\d*)([.,]\d*)?(\s*/\s*\d+)?\s*%?")
+"""One number. Of a date or an address math-verify would read the first two parts and pass over the rest."""
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
+_LIST = re.compile(r"[-+]?\d[\d.]*(,\d[\d.]*)+")
 _REGEX_PREFIX = "regex:"
 LAB_FILE = "lab.json"
 """What a lab of ours holds beside its prompts."""
@@ -102,8 +105,14 @@ def is_mathematical(answer: str) -> bool:
     """
     answer = answer.strip()
     return bool(
-        (_NUMBER.fullmatch(answer) or _LATEX.search(answer)) and _parse_answer(answer, _timeout())
+        (_NUMBER.fullmatch(answer) or _is_list(answer) or _LATEX.search(answer))
+        and _parse_answer(answer, _timeout())
     )
+
+
+def _is_list(answer: str) -> bool:
+    """Whether an answer may be numbers between commas; with one comma it may be a decimal as well."""
+    return bool(_LIST.fullmatch(answer)) and not _THOUSANDS.fullmatch(answer)
 
 
 def _grade_regex(pattern: regex.Pattern[str], completion: str, answer: str) -> Verdict:
@@ -130,6 +139,8 @@ def _grade_math(completion: str, answer: str) -> Verdict:
     import math_verify
     from math_verify.errors import TimeoutException
 
+    if completion.strip() == answer.strip():
+        return Verdict(True, True)  # math-verify reads no \text{yes} without dollars.
     timeout = _timeout()
     gold = _parse_answer(answer, timeout)
     try:
@@ -150,9 +161,14 @@ def _parse_answer(answer: str, timeout: int | None) -> tuple[Any, ...]:
     from math_verify.errors import TimeoutException
 
     bare_latex = "\\" in answer and "$" not in answer and "\\boxed" not in answer
+    readings = [f"${answer}$" if bare_latex else answer]
+    if _is_list(answer.strip()):
+        # As plain text the first two numbers are read as one decimal, and the rest is passed over.
+        decimal = readings if _NUMBER.fullmatch(answer.strip()) else []
+        readings = [*decimal, f"${answer}$"]
     try:
         return tuple(
-            math_verify.parse(f"${answer}$" if bare_latex else answer, parsing_timeout=timeout)
+            found for text in readings for found in math_verify.parse(text, parsing_timeout=timeout)
         )
     except (Exception, TimeoutException) as error:  # as in `_grade_math`
         logging.getLogger(__name__).debug("math-verify failed on the answer %r: %s", answer, error)
