@@ -389,6 +389,10 @@ def test_completions_from_a_file(tmp_path):
         ('{"prompt": "1"}\n', "line 1: expected an object with a prompt and a completion"),
         ('{"prompt": "1", "completion": ""}\n', "line 1"),
         ('{"prompt": "1", "completion": 3.5}\n', "line 1: a completion is text or a list"),
+        (
+            '{"prompt": "1", "completion": "2"}\n\n{"prompt": 7, "completion": "2"}\n',
+            "the prompt of line 3 of .*completions.jsonl is int",
+        ),
     ],
 )
 def test_bad_completions(tmp_path, text, message):

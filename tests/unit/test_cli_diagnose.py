@@ -135,6 +135,13 @@ def test_every_line_of_completions_is_read_or_named(micro_lab, tmp_path, capsys)
     assert len(FixedContextBank.open(tmp_path / "bank").rollouts) == 2
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--split", "test"), ("--seed", 5)])
+def test_flags_of_sampled_contexts_are_refused_with_completions(tmp_path, capsys, flag, value):
+    argv = ("--student", "s", "--teacher", "t", "--completions", tmp_path / "c", flag, value)
+    line = fails(capsys, "diagnose", "freeze", *argv, "--output", tmp_path / "bank")
+    assert f"{flag} goes with --prompts, and would do nothing with --completions" in line
+
+
 def test_a_report_goes_beside_its_gains_or_says_why_not(frozen, tmp_path, capsys, monkeypatch):
     argv = ("--after", frozen / "student", "--output", tmp_path / "gains")
     works("diagnose", "gain", frozen / "bank", *argv)

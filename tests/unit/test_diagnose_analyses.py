@@ -188,6 +188,19 @@ def test_constant_and_collinear_predictors_are_said(bank):
     assert np.isnan(contrast["beta"]) and "undefined" in contrast["note"]
 
 
+@pytest.mark.parametrize("num_tokens", range(2, 10))
+def test_as_many_coefficients_as_tokens_have_no_estimate(bank, num_tokens):
+    """Every gain is fitted then, and the standard error was a division by zero."""
+    short = bank[bank["position"] < 1].head(num_tokens)
+    table = decomposition(short, FAST, ks=[16], targets=["raw"])
+    for model, num_coefficients in (("baseline", 6), ("A", 7), ("B", 7)):
+        rows = table[(table["model"] == model) & (table["term"] != CONTRAST)]
+        varying = ~rows["note"].str.contains("constant in this bank")
+        told = num_tokens > num_coefficients - (~varying).sum()
+        assert np.isfinite(rows["beta"][varying]).all() == told
+        assert rows["note"][varying].str.contains("tokens too few").all() == (not told)
+
+
 def test_all_gains_equal_gives_notes_not_numbers(bank):
     table = decomposition(bank.assign(gain_forward=0.25), FAST, ks=[16])
     assert table["beta"].isna().all() and table["r2"].isna().all()

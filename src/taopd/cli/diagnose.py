@@ -61,14 +61,17 @@ def run(argv: Sequence[str]) -> int:
 
 def freeze(argv: Sequence[str]) -> int:
     """Load, sample or read, score, write the bank; print what it holds."""
-    options = _freeze_parser().parse_args(argv)
+    parser = _freeze_parser()
+    options = parser.parse_args(argv)
     options.teacher = options.student if options.teacher == "self" else options.teacher
     if (options.prompts is None) == (options.completions is None):
         raise ConfigError("give the contexts: either --prompts FILE or --completions FILE")
-    if options.completions is not None and options.teacher_prompt_template is not None:
-        raise ConfigError(
-            "--teacher-prompt-template goes with --prompts: lines of --completions have a teacher_prompt"
-        )
+    for name in ("teacher_prompt_template", "split", "seed"):
+        if options.completions is not None and getattr(options, name) != parser.get_default(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} goes with --prompts, and would do nothing with --completions: "
+                "drop it (lines of --completions may have a teacher_prompt)"
+            )
 
     # Before the models are loaded and completions sampled.
     above = 0 < options.temperature < math.inf

@@ -130,7 +130,7 @@ def least_squares(
 
         b = (X'X)^-1 X'y,   R2 = 1 - (y'y - b'X'y) / (y'y - (sum y)^2 / n)
 
-    NaN where the predictors are collinear or the target constant.
+    NaN where the predictors are collinear, the target constant, or no row is left beside the coefficients.
     """
     index = np.array([0, *predictors])
     gram = products[:, index[:, None], index[None, :]]
@@ -145,6 +145,7 @@ def least_squares(
     squares = products[:, target, target]
     total = squares - products[:, 0, target] ** 2 / np.maximum(products[:, 0, 0], 1)
     good &= total > np.finfo(float).eps * squares
+    good &= products[:, 0, 0] > len(index)  # Else every gain is fitted, and no error can be told.
     slopes[~good] = np.nan
     residual = squares - np.einsum("rp,rp->r", slopes, moment)
     r2 = 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=good)
@@ -223,7 +224,7 @@ def _rows(problem: _Problem, boot: Bootstrap) -> list[dict[str, object]]:
             elif not problem.varying[PREDICTORS.index(name)]:
                 note = "constant in this bank: left out"
             elif not solvable:
-                note = "predictors are collinear or the gain is constant: no estimate"
+                note = "predictors are collinear, the gain constant, or the tokens too few: no estimate"
             row = {"model": model, "term": name, "beta": beta, "standard_error": error}
             ends = {"low": statistic["low"], "high": statistic["high"]}
             rows.append({**row, **ends, **shared, "note": note})

@@ -19,6 +19,7 @@ from taopd.models.generation import (
     generation_settings,
     undisturbed,
 )
+from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import context_length, encode_prompts
 from taopd.models.stop_tokens import sampler_stop_ids
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
@@ -142,8 +143,11 @@ def read_completions(
         prompt, completion = row["prompt"], row["completion"]
         for prompts, text in ((prompt_ids, prompt), (own, row.get(COLUMN))):
             if text:
-                ids = list(text) if _is_ids(text) else encode_prompts(tokenizer, [text])[0]
-                prompts.append(ids)
+                if _is_ids(text):
+                    prompts.append(list(text))
+                    continue
+                read = read_prompt(text, f"line {number} of {path}")
+                prompts.append(encode_prompts(tokenizer, [read])[0])
         if isinstance(completion, str):
             completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
         elif not _is_ids(completion):
