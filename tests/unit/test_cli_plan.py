@@ -1,6 +1,7 @@
 """`taopd plan`. Oracles: exit codes, the JSON against `taopd.trainer.cost`, the wording of errors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from taopd import cli
 from taopd.trainer.cost import SHAPES, PlanSettings, plan
 from taopd.trainer.cost.settings import DEFAULT_LENGTHS
+from tests.conftest import write_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAIR = ("--student", "Qwen3-1.7B", "--teacher", "Qwen/Qwen3-4B")
@@ -178,3 +180,30 @@ def test_plan_and_check_agree_and_read_the_prompts(micro_lab, tmp_path, capsys):
     # A hub id is not fetched: the length is assumed, and said to be.
     cli.main(["plan", "--config", str(RECIPES / "qwen3-4b-to-1.7b.yaml")])
     assert "prompts of 256 tokens are assumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral"])
+def test_files_that_hold_quantized_weights_are_not_planned(micro_lab, tmp_path, capsys, family):
+    """They were counted as if they were not: a teacher in 4 bits four times too large."""
+    folder = shutil.copytree(micro_lab.teacher, tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config | packed | {"model_type": family}))
+    said = f"the weights of {folder} are quantized (gptq), and a plan does not know their bytes"
+    assert cli.main(["plan", "--student", str(micro_lab.student), "--teacher", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+    assert cli.main(["plan", "--student", str(folder), "--teacher", str(micro_lab.teacher)]) == 2
+    assert said in capsys.readouterr().err
+    file = write_config(micro_lab, tmp_path, teacher_model_name_or_path=str(folder))
+    assert cli.main(["plan", "--config", str(file)]) == 2
+    assert said in capsys.readouterr().err
+    cli.main(["check", str(file), "--json"])
+    items = {item["item"]: item for item in json.loads(capsys.readouterr().out)["items"]}
+    assert items["memory"]["measured"] == "not planned"
+    assert "the teacher are quantized (gptq)" in items["memory"]["advice"]
+    served = {"teacher_url": "http://127.0.0.1:9", "loss": "sampled_reverse_kl"}
+    file = write_config(micro_lab, tmp_path, teacher_model_name_or_path=str(folder), **served)
+    assert as_json(capsys, "--config", str(file))["memory_mib"]["teacher_weights"] == 0
+    cli.main(["check", str(file), "--json"])
+    items = {item["item"]: item for item in json.loads(capsys.readouterr().out)["items"]}
+    assert items["memory"]["level"] == "pass"

@@ -161,7 +161,8 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         name = one.training.teacher_model_name_or_path
         known = replace(plan_settings(one), device=device)
         name = student if known.own_teacher else name
-        shape = None if name is None else load_shape(str(name))
+        elsewhere = known.teacher_elsewhere
+        shape = None if name is None else load_shape(str(name), elsewhere=elsewhere)
         teachers.append((shape, known, weights_of(one.training, shared_options(parsed))))
     teacher, settings = with_teachers(teachers)
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.

@@ -34,7 +34,7 @@ from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
 from taopd.preflight.teacher_error import check_teacher_error, kept_tokens
 from taopd.preflight.verdict import Verdict, judge
 from taopd.runs.host_memory import host_bytes
-from taopd.trainer.cost import MIB, ModelShape, PlanSettings, plan
+from taopd.trainer.cost import MIB, ModelShape, PlanSettings, check_unpacked, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.from_settings import shared_options
@@ -147,12 +147,15 @@ def _memory(subject: Subject) -> Verdict:
     args = subject.settings.training
     on_gpu = torch.cuda.is_available() and not args.use_cpu
     try:
+        check_unpacked(subject.student_config, "the student")
         student = ModelShape.from_config(subject.student_config)
         teachers = []
         for part in subject.parts.values():
             # One that is elsewhere takes no memory here, whatever its shape.
             config = part.known_configs.get("teacher", part.student_config)
             known = replace(_plan_settings(part), device="gpu" if on_gpu else "cpu")
+            if not (known.teacher_elsewhere or known.teacher_quantization):
+                check_unpacked(config, "the teacher")
             teachers.append((ModelShape.from_config(config), known, _weights(part)))
         teacher, settings = with_teachers(teachers)
         settings = replace(

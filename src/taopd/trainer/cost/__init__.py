@@ -23,7 +23,7 @@ from typing import Any
 
 from taopd.trainer.cost.communication import Communication, step_communication
 from taopd.trainer.cost.flops import StepCost, step_cost, trl_cost
-from taopd.trainer.cost.known_shapes import SHAPES, load_shape
+from taopd.trainer.cost.known_shapes import SHAPES, check_unpacked, load_shape
 from taopd.trainer.cost.memory import Memory, step_memory
 from taopd.trainer.cost.settings import PlanSettings, gradient_share
 from taopd.trainer.cost.shapes import ModelShape
@@ -37,6 +37,7 @@ __all__ = [
     "PlanSettings",
     "StepCost",
     "WindowRatio",
+    "check_unpacked",
     "gradient_share",
     "load_shape",
     "plan",

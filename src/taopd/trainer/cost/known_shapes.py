@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from taopd.errors import ConfigError
 from taopd.trainer.cost.shapes import FIELDS, ModelShape
@@ -51,12 +52,15 @@ SHAPES = {
 """Public models by the last part of their hub id; values of their config.json."""
 
 
-def load_shape(name: str) -> ModelShape:
+def load_shape(name: str, *, elsewhere: bool = False) -> ModelShape:
     """The shape of a local folder with a config.json, of a GGUF file, or of a public model in `SHAPES`; no
     network.
 
+    Args:
+        elsewhere: its weights lie on another machine, in whatever format.
+
     Raises:
-        ConfigError: neither of the two, or a config that lacks a size.
+        ConfigError: neither of the two, a config that lacks a size, or see `check_unpacked`.
         DataError: a config.json that cannot be read.
     """
     folder = Path(name)
@@ -68,7 +72,10 @@ def load_shape(name: str) -> ModelShape:
         from taopd.models.loading import load_config
 
         if os.path.isfile(folder / "config.json") or gguf_file(name):
-            return ModelShape.from_config(load_config(name), name=name)
+            config = load_config(name)
+            if not elsewhere:
+                check_unpacked(config, name)
+            return ModelShape.from_config(config, name=name)
     public = SHAPES.get(name.rpartition("/")[2])
     if public is None or os.path.isdir(folder):
         raise ConfigError(
@@ -78,6 +85,22 @@ def load_shape(name: str) -> ModelShape:
     return public
 
 
+def check_unpacked(config: Any, name: str = "") -> None:
+    """Refuse the config of a model whose files hold quantized weights.
+
+    Raises:
+        ConfigError: how many bytes they take depends on the method, and a plan knows two.
+    """
+    packed = getattr(config, "quantization_config", None)
+    if packed:
+        known = packed if isinstance(packed, dict) else vars(packed)
+        method = getattr(known.get("quant_method"), "value", known.get("quant_method"))
+        raise ConfigError(
+            f"the weights of {name or 'this model'} are quantized ({method}), and a plan does not know their "
+            "bytes: plan with the model that it was made from, a teacher with teacher_quantization"
+        )
+
+
 def _plain_shape(name: str) -> ModelShape | None:
     """The shape of a known family whose config.json says all of it; transformers takes seconds to import."""
     try:
@@ -85,6 +108,8 @@ def _plain_shape(name: str) -> ModelShape | None:
     except (OSError, ValueError):
         return None  # the usual path says what is wrong
     if not isinstance(found, dict) or found.get("model_type") not in _DENSE:
+        return None
+    if found.get("quantization_config"):
         return None
     sizes = [names[0] for names in FIELDS.values()] + ["num_key_value_heads"]
     # Of one family alone the class, and not the rule below, has the default.
