@@ -147,6 +147,7 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
         (["check", "recipes/tiny.yaml", "--max-tokens", "1.5"], "from 1 on, not '1.5'"),
         (["bench", "report", "select"], "report: takes no benchmark beside it"),
         (["evaluate", "x", "--seed", "-1"], "--seed: must be a whole number from 0 on"),
+        (["evaluate", "x", "--seed", str(2**64)], f"--seed: must be below 2^63, not {2**64}"),
         (["report", "x", "--max-rollouts", "0"], "--max-rollouts: must be a whole number from 1"),
         (["demo", "--output", ""], "--output: must be a path, not empty text"),
         (["report", " "], "FOLDER: must be a path, not empty text"),

@@ -177,6 +177,8 @@ def test_every_eos_id_stops():
         ("regex:[0-9]", "a 1 b 2", "12", True, True),
         ("regex:[0-9]", "a b", "12", False, False),
         ("regex:x(.)", "x1 y3 x2", "1 2", True, True),
+        ("regex:[0-9]*", "a b", "12", False, False),
+        ("regex:[0-9]*", "a 12", "12", True, True),
         ("math", r"so \boxed{\frac{1}{2}}", "0.5", True, True),
         ("math", "the answer is 12", "12", True, True),
         ("math", "the answer is 13", "12", False, True),
@@ -223,6 +225,7 @@ def test_is_mathematical(text, expected):
     [
         ({"match": "mat"}, "match='mat' is unknown. Did you mean 'math'"),
         ({"match": "regex:("}, "does not compile"),
+        ({"match": "regex:"}, "match='regex:': the pattern is empty"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"greedy": True, "num_samples": 2}, "same completion 2 times"),
@@ -240,6 +243,12 @@ def test_bad_rows(student):
         ([{"prompt": "1"}], "row 0 of the evaluation set has no 'answer'"),
         ([{"prompt": "1", "answer": None}], "row 0 .* has null as its answer; fill it in"),
         ([{"prompt": None, "answer": "1"}], "row 0 .* has null as its prompt; fill it in"),
+        (
+            [{"prompt": "1", "answer": ["2", "3"]}],
+            r"row 0 .* has \['2', '3'\] as its answer, which",
+        ),
+        ([{"prompt": "1", "answer": {"value": "2"}}], "row 0 .* neither text nor a number"),
+        ([{"prompt": "1", "answer": math.nan}], "row 0 .* has nan as its answer, which is neither"),
         ([{"prompt": "1", "answer": " "}], "row 0 of the evaluation set has an empty answer"),
         ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
     ):

@@ -173,6 +173,8 @@ def positive(text: str, least: int = 1) -> int:
     """A number that is at least 1: the `type` of a flag."""
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text!r}")
+    if int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
     return int(text)
 
 

@@ -172,6 +172,12 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
                 raise DataError(
                     f"row {index} of the evaluation set has no {column!r}; it has {', '.join(row)}"
                 )
+        # The text of either is what no completion says: all would be wrong.
+        if isinstance(row["answer"], list | tuple | dict) or row["answer"] != row["answer"]:
+            raise DataError(
+                f"row {index} of the evaluation set has {row['answer']!r:.60} as its answer, which is "
+                "neither text nor a number: make it the one answer that is right, or drop the row"
+            )
         if not str(row["answer"]).strip():  # An empty completion would be right.
             raise DataError(
                 f"row {index} of the evaluation set has an empty answer; fill it in or drop the row"

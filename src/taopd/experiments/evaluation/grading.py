@@ -77,6 +77,8 @@ class Grader:
     def __init__(self, match: str = "auto") -> None:
         self.match = match
         self._pattern: regex.Pattern[str] | None = None
+        if match == _REGEX_PREFIX:
+            raise ConfigError(f"match={match!r}: the pattern is empty; write it behind the colon")
         if match.startswith(_REGEX_PREFIX):
             try:
                 self._pattern = regex.compile(match.removeprefix(_REGEX_PREFIX))
@@ -127,8 +129,9 @@ def _grade_regex(pattern: regex.Pattern[str], completion: str, answer: str) -> V
             f"{len(completion)} characters: repeats within repeats, as (a+)+, try every division of the "
             "text; write the pattern without them"
         ) from error
-    joined = "".join("".join(groups) for groups in found)
-    return Verdict(bool(found) and _squeeze(joined) == _squeeze(answer), bool(found))
+    joined = _squeeze("".join("".join(groups) for groups in found))
+    # [0-9]* matches between any two letters, and finds nothing there.
+    return Verdict(bool(joined) and joined == _squeeze(answer), bool(joined))
 
 
 def _squeeze(text: str) -> str:
