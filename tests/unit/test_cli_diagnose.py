@@ -197,6 +197,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(frozen, micro_lab, tmp_path, c
     assert "argument --k: must be" in bad(*replaced(freeze, "--k", 0))
     assert "k=99: larger than the vocabulary of 40" in bad(*replaced(freeze, "--k", 99))
     assert "--temperature=nan" in bad(*replaced(freeze, "--temperature", "nan"))
+    same = "the teacher is the student and reads the same prompts"
+    assert same in bad(*replaced(freeze, "--teacher", "self"))
+    assert same in bad(
+        *replaced(freeze, "--teacher", "self"), "--teacher-prompt-template", "{prompt}"
+    )
     assert "no split 'dev'" in bad(*replaced(freeze, "--split", "dev"))
     assert "no such bank folder" in bad("gain", tmp_path / "none", "--after", micro_lab.student)
     assert "a bank is a folder" in bad("gain", file, "--after", micro_lab.student)

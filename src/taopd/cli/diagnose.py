@@ -94,6 +94,13 @@ def freeze(argv: Sequence[str]) -> int:
     student.to(device), teacher.to(device)
     with CountedProgress() as advance:
         rollouts = _rollouts(options, student, tokenizer, advance)
+        own = rollouts.teacher_prompt_ids
+        if options.teacher == options.student and own in (None, rollouts.prompt_ids):
+            raise ConfigError(
+                "the teacher is the student and reads the same prompts, so that both agree at every token: "
+                "name another --teacher, or give it prompts of its own (a column teacher_prompt, or "
+                "--teacher-prompt-template)"
+            )
         bank = FixedContextBank.freeze(
             student,
             teacher,
