@@ -127,6 +127,20 @@ def test_a_group_in_one_cluster_only_is_withheld_and_said():
     assert boot.value[0] == 0.0
 
 
+@pytest.mark.parametrize("method", ["percentile", "bca", "expanded"])
+def test_a_few_resamples_give_no_interval_and_say_so(method):
+    """The ends of two resamples are these two: the interval of noise around 0 left 0 out every other time."""
+    values, ones = np.random.default_rng(0).normal(size=60), np.ones((60, 1))
+    for num_resamples, told in ((2, False), (39, False), (40, True)):
+        boot = group_means(
+            values, ones, np.arange(60), 60, num_resamples=num_resamples, method=method
+        )
+        assert np.isfinite(boot.interval()).all() == told
+        assert boot.note == (
+            "" if told else f"{num_resamples} resamples only: no interval, which takes 40 or more"
+        )
+
+
 def test_bca_equals_scipy_for_a_mean():
     values = np.random.default_rng(0).gamma(1.0, 1.0, 60)
     theirs = stats.bootstrap(

@@ -97,6 +97,13 @@ def test_ties_are_named_where_they_decide_places():
     assert "min-max" in pairs[2].claim and "by position" not in pairs[2].sentence
 
 
+def test_two_resamples_decide_nothing_and_are_named():
+    tokens, _ = simulate_bank(num_prompts=60, length=40, learnable=0.3, incompatible=0.1)
+    found = verdicts(tokens, AnalysisSettings(num_resamples=2), gains=["gain_forward"])
+    assert {verdict.verdict for verdict in found} == {UNDECIDED}
+    assert all("2 resamples only" in verdict.sentence for verdict in found)
+
+
 def test_one_prompt_decides_nothing_and_says_why():
     tokens, _ = simulate_bank(num_prompts=20, length=20, learnable=0.5)
     found = verdicts(tokens.assign(prompt=0), gains=["gain_forward"])

@@ -31,6 +31,8 @@ LEVEL = 0.95
 METHODS = ("percentile", "bca", "expanded")
 FEW_CLUSTERS = 20
 """Below this many clusters a note warns; the usual rule of thumb is 20 to 50."""
+FEWEST_RESAMPLES = 40
+"""Below this many no sample lies beyond either end of a 95 % interval, and there is none."""
 MAX_UNDEFINED = 0.05
 """Share of resamples in which a statistic may be undefined before its interval is withheld."""
 
@@ -62,7 +64,7 @@ class Bootstrap:
     def interval(
         self, level: float = LEVEL
     ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-        """Low and high ends; NaN with one cluster or too many undefined resamples."""
+        """Low and high ends; NaN with one cluster, too few resamples or too many undefined ones."""
         if self.method == "bca":
             return bca_interval(self.value, self.samples, self.jackknife, level=level)
         if self.method == "expanded":
@@ -213,7 +215,8 @@ def _quantiles(
     low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
     for index in range(num_statistics):
         column = samples[np.isfinite(samples[:, index]), index]
-        if not num_resamples or len(column) < (1 - MAX_UNDEFINED) * num_resamples:
+        enough = num_resamples >= FEWEST_RESAMPLES
+        if not enough or len(column) < (1 - MAX_UNDEFINED) * num_resamples:
             continue
         ends = tails(index, column)
         if ends is not None:
@@ -263,6 +266,8 @@ def group_means(
 
 def _note(samples: np.ndarray, num_clusters: int) -> str:
     notes = []
+    if len(samples) < FEWEST_RESAMPLES:
+        return f"{len(samples)} resamples only: no interval, which takes {FEWEST_RESAMPLES} or more"
     if num_clusters < FEW_CLUSTERS:
         notes.append(f"{num_clusters} clusters only: the interval is likely too narrow")
     undefined = int((~np.isfinite(samples)).any(axis=1).sum())
