@@ -3,12 +3,17 @@
 import json
 import math
 import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from taopd.cli import main
+from taopd.report.arms import owner_of
 from taopd.report.evaluations import differences, read_evaluation
+from taopd.report.folders import read_folders
 from tests.conftest import replaced
 from tests.unit.test_report_meets import evaluation
 
@@ -78,6 +83,31 @@ def test_a_run_its_evaluation_and_a_second_run(lab, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", *folders, "-o", str(page)]) == 0
     assert f"{100 * abs(mean):+.1f}".replace("-", "\N{MINUS SIGN}") in page.read_text()
+
+
+def test_an_evaluation_is_of_its_run_from_every_folder_and_behind_links(
+    lab, micro_lab, tmp_path, monkeypatch
+):
+    """Graded by a relative path through a link, looked at from elsewhere."""
+    (tmp_path / "link").symlink_to(lab / "ours")
+    monkeypatch.chdir(tmp_path)
+    grade("link/model", micro_lab, tmp_path / "graded")
+    place = tmp_path / "elsewhere"
+    (place / "link").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    # What the path as typed leads to here is another run.
+    shutil.copytree(lab / "plain", place / "link", dirs_exist_ok=True)
+    found = read_folders([Path("link"), lab / "ours"])
+    assert owner_of(read_evaluation(tmp_path / "graded"), found.runs) is found.runs[1]
+
+
+def test_the_command_that_a_message_gives_can_be_typed(lab, tmp_path, capsys):
+    run = tmp_path / "a run's"
+    run.symlink_to(lab / "ours")
+    assert main(["compare", str(run), str(lab / "plain")]) == 2
+    command = re.search(r"first: (taopd evaluate .*) See", capsys.readouterr().err)[1]
+    words = shlex.split(command.removesuffix("."))
+    assert words[2] == f"{run}/model" and words[-1] == f"{run}-eval"
 
 
 def test_what_does_not_fit_together_is_one_message(lab, micro_lab, tmp_path, capsys):

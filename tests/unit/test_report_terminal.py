@@ -56,6 +56,14 @@ def test_a_terminal_without_colors_gets_brackets(run, monkeypatch, name, value):
     assert out.count("[") - out.count("\x1b[") - 1 == sum(rollouts[0].line["kept"])
 
 
+@pytest.mark.parametrize(("place", "called"), [("", "."), ("below", ".."), ("", "../a")])
+def test_a_run_has_its_folders_name_however_it_is_called(run, monkeypatch, capsys, place, called):
+    (run / "below").mkdir()
+    monkeypatch.chdir(run / place)
+    assert cli.main(["inspect", called, "--limit", "1"]) == 0
+    assert "\na, step " in capsys.readouterr().out
+
+
 def test_a_long_log_is_thinned_with_a_word(run, capsys, monkeypatch):
     assert cli.main(["inspect", str(run)]) == 0
     assert "looked at" not in capsys.readouterr().err

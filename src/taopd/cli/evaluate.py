@@ -1,6 +1,7 @@
 """`taopd evaluate`: accuracy of a model on a dataset with `prompt` and `answer`."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,9 +155,14 @@ def write_folder(
     """Write settings, environment, transcripts and results into the folder of `--output`."""
     from taopd.runs.folder import RunFolder, unclaimed_on_error
     from taopd.runs.jsonl import write_json, write_jsonl
+    from taopd.runs.paths import expanded
+    from taopd.runs.schemas import FROM_HERE
     from taopd.trainer.environment import environment
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path
+    if (model := expanded(options.model)).exists():
+        # As typed it is relative to the folder of then; the report finds the run by this one.
+        results = results | {FROM_HERE: os.path.relpath(model.resolve(), folder.resolve())}
     with unclaimed_on_error(folder, _WRITTEN):
         write_json(folder / "config.json", {"command": "evaluate"} | vars(options))
         write_json(folder / "env.json", environment(seed=options.seed))

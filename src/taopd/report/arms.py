@@ -10,6 +10,7 @@ from taopd.report.charts import NUM_COLORS
 from taopd.report.evaluations import Evaluation
 from taopd.report.folders import Run, Sources, Study
 from taopd.runs.paths import expanded
+from taopd.runs.schemas import FROM_HERE
 
 GREY = 3
 """The control: tokens drawn at random."""
@@ -53,9 +54,14 @@ def _evaluation(found: Evaluation, runs: list[Run], place: int) -> Evaluation:
 
 def owner_of(found: Evaluation, runs: Sequence[Run]) -> Run | None:
     """The run whose model was evaluated, if it is one of these; the inner one of nested folders."""
-    model = expanded(found.model).absolute()
-    holders = [run for run in runs if model.is_relative_to(run.path.absolute())]
-    return max(holders, key=lambda run: len(run.path.absolute().parts), default=None)
+    model = expanded(found.model)
+    if FROM_HERE in found.results:
+        # As typed it may be another model, seen from another folder than then.
+        there = found.path / found.results[FROM_HERE]
+        model = there if there.exists() else model
+    places = {run.name: run.path.resolve() for run in runs}
+    holders = [run for run in runs if model.resolve().is_relative_to(places[run.name])]
+    return max(holders, key=lambda run: len(places[run.name].parts), default=None)
 
 
 def is_arm(run: Run) -> bool:

@@ -5,6 +5,7 @@ Two evaluations are compared where they decoded and graded in the same way and h
 unit is the problem: the samples of one problem count as one value, its share of right answers.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -141,13 +142,13 @@ def _too_few(rated: Sequence[Evaluation], missing: Sequence[Run]) -> str:
     text = f"{len(rated)} of the folders hold{'s' if len(rated) == 1 else ''} an evaluation; two are compared"
     if not missing:
         return f"{text}. Write each with: taopd evaluate MODEL --dataset FILE --output FOLDER"
-    path = missing[0].path
-    data = str(rated[0].results.get("dataset", "FILE")) if rated else "FILE"
-    also = f" --match {rated[0].match!r}" if rated and rated[0].match != "auto" else ""
+    path, quoted = missing[0].path, shlex.quote
+    data = quoted(str(rated[0].results.get("dataset", "FILE"))) if rated else "FILE"
+    also = f" --match {quoted(rated[0].match)}" if rated and rated[0].match != "auto" else ""
     greedy = " --greedy" if rated and rated[0].decoding == "greedy" else ""
     return (
-        f"{text}. Evaluate the model of {path} first: taopd evaluate {path}/model --dataset {data}{also}"
-        f"{greedy} --output {path}-eval"
+        f"{text}. Evaluate the model of {path} first: taopd evaluate {quoted(f'{path}/model')} --dataset "
+        f"{data}{also}{greedy} --output {quoted(f'{path}-eval')}"
     )
 
 

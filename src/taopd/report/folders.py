@@ -15,7 +15,7 @@ from taopd.experiments.study.finished import analyse_finished, lacks_arms
 from taopd.report.evaluations import Evaluation, read_evaluation
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
-from taopd.runs.paths import refuse_twice
+from taopd.runs.paths import refuse_twice, with_a_name
 from taopd.runs.schemas import ARM, CHECK, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 from taopd.runs.validation import NUMBER, is_there, read_document
 
@@ -103,7 +103,7 @@ def read_folders(paths: list[Path]) -> Sources:
         if not path.is_dir():
             what = f"{path} is a file; a report is made from folders"
             raise DataError(what if path.is_file() else f"no such folder: {path}")
-        if not _add(path, found):
+        if not _add(with_a_name(path), found):
             raise DataError(
                 f"{path} holds nothing to report: no metrics.jsonl, rollouts.jsonl, results.json of "
                 "an evaluation or of arms, bank, gains, one-step table or verdicts.json"

@@ -22,6 +22,11 @@ def expanded(path: str | Path) -> Path:
         ) from error
 
 
+def with_a_name(folder: Path) -> Path:
+    """The folder by a path whose last part is its name; "." and ".." have none."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def with_usual_modes(path: Path) -> None:
     """Give a file, or a folder and all in it, the modes of any new file: safetensors and temporary files
     are made for their owner alone."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.study.analysis import METRICS, Controls, Question, analyse, timings
+from taopd.runs.paths import with_a_name
 from taopd.runs.schemas import OBJECT, OUTCOME, QUESTION, check_study
 from taopd.runs.validation import fit, is_there, read_document
 
@@ -79,7 +80,7 @@ def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     outcomes.sort(key=lambda o: order.index(o["name"]) if o["name"] in order else len(order))
     begun = len(list((folder / "arms").glob("*/arm.json"))) if wanted is None else len(wanted)
     waiting = begun - len(outcomes)
-    results = {"title": folder.name, "unfinished": max(0, waiting)}
+    results = {"title": with_a_name(folder).name, "unfinished": max(0, waiting)}
     return results | analyse(outcomes, controls=controls, question=question), timings(outcomes)
 
 
