@@ -1,6 +1,7 @@
 """`taopd diagnose`. Oracles: exit codes, what is on disk afterwards, and the message's wording."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from taopd import cli
-from taopd.diagnose.bank import NUM_COMPLETIONS, FixedContextBank
+from taopd.diagnose.bank import BANK_FORMAT, NUM_COMPLETIONS, FixedContextBank
+from taopd.diagnose.bank.manifest import write_manifest, written_whole
 from taopd.diagnose.gain_files import read_gains
+from taopd.errors import DataError
 from tests.conftest import make_model, make_rows, replaced
 
 
@@ -220,6 +223,37 @@ def test_bad_input_is_one_line_and_leaves_nothing(frozen, micro_lab, tmp_path, c
     )
     assert not out.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "larger"]
+
+
+def test_a_bank_may_be_the_folder_one_is_in_or_lie_behind_a_link(micro_lab, tmp_path, monkeypatch):
+    """Both stay what they are, also where a second bank replaces the first."""
+    real, here = tmp_path / "disk" / "bank", tmp_path / "here"
+    real.mkdir(parents=True)
+    here.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    monkeypatch.chdir(here)
+    for output, folder in ((tmp_path / "link", real), (".", here)):
+        works(*freeze_argv(micro_lab, output))
+        works(*freeze_argv(micro_lab, output, "--overwrite"))
+        assert FixedContextBank.open(folder).k == [2, 4]
+    assert (tmp_path / "link").is_symlink() and os.getcwd() == str(here)
+    works("diagnose", "gain", ".", "--after", micro_lab.student, "--output", tmp_path / "g-gain")
+    monkeypatch.chdir(tmp_path / "g-gain")
+    works("report", ".", "--output", tmp_path / "x.html")
+    assert ">g-gain<" in (tmp_path / "x.html").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "here", "link", "g-gain", "x.html"}
+
+
+def test_what_came_into_the_folder_meanwhile_stays(tmp_path):
+    with (
+        pytest.raises(DataError, match="holds files that are no bank"),
+        written_whole(tmp_path / "bank", BANK_FORMAT, overwrite=True) as partial,
+    ):
+        write_manifest(partial, BANK_FORMAT, {})
+        (tmp_path / "bank").mkdir()
+        (tmp_path / "bank" / "of_another.txt").write_text("kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["bank"]
+    assert (tmp_path / "bank" / "of_another.txt").read_text() == "kept"
 
 
 def test_a_support_size_is_looked_at_before_completions_are_sampled(micro_lab, tmp_path, capsys):

@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
             progress=lambda done, total: advance("steps", done, total),
         )
     summary = summarize_one_step(rows)
-    with written_whole(path) as folder:
+    with written_whole(path, ONE_STEP_FORMAT, overwrite=options.overwrite) as folder:
         for name, table in (("steps", rows), ("summary", summary)):
             columns = {str(column): table[column].to_list() for column in table}
             write_parquet(folder / f"{name}.parquet", columns)

@@ -44,7 +44,7 @@ def write_gains(
     if not gains:
         raise DataError("no gains to write")
     path = check_destination(folder, GAIN_FORMAT, overwrite=overwrite)
-    with written_whole(path) as partial:
+    with written_whole(path, GAIN_FORMAT, overwrite=overwrite) as partial:
         features = list(bank.tokens)
         write_parquet(partial / _TOKENS, _columns(bank.tokens))
         entries = []

@@ -126,7 +126,7 @@ class FixedContextBank:
         }
         _check(rollouts, temperature, batch_size, student, teacher)
         columns, topk = score_rollouts(student, teacher, rollouts, settings, progress)
-        with written_whole(path) as partial_folder:
+        with written_whole(path, BANK_FORMAT, overwrite=overwrite) as partial_folder:
             write_parquet(partial_folder / _TOKENS, columns)
             # No metadata: safetensors writes that map in random order.
             tensors = {

@@ -129,12 +129,16 @@ def check_destination(folder: str | Path, kind: str, *, overwrite: bool) -> Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Context with a temporary folder that replaces `path` on success, and is removed on an error.
+def written_whole(path: Path, kind: str, *, overwrite: bool) -> Iterator[Path]:
+    """Context with a temporary folder whose files become those of `path` on success; removed on an error.
+
+    Args:
+        kind, overwrite: as of `check_destination`, which looks once more before anything is replaced.
 
     Raises:
-        DataError: the path cannot be written, before or after.
+        DataError: the path cannot be written, before or after, or holds something else by then.
     """
+    called, path = path, path.resolve()  # a link may lead to another disk
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
@@ -145,9 +149,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         with_usual_modes(partial)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        check_destination(called, kind, overwrite=overwrite)
+        _move_into(partial, path)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if (what := cannot_write(error, weights=False)) is not None:
@@ -156,6 +159,21 @@ def written_whole(path: Path) -> Iterator[Path]:
                 "folder, and give the command again"
             ) from error
         raise
+
+
+def _move_into(partial: Path, path: Path) -> None:
+    """Make the files of a folder those of another one, which stays: it may be the one that a shell is in.
+
+    The manifest goes first and comes last: without it the rest is no bank.
+    """
+    if not path.exists():
+        partial.rename(path)
+        return
+    for old in sorted(path.iterdir(), key=lambda file: file.name != MANIFEST):
+        old.unlink()
+    for new in sorted(partial.iterdir(), key=lambda file: file.name == MANIFEST):
+        new.rename(path / new.name)
+    partial.rmdir()
 
 
 def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
