@@ -154,6 +154,11 @@ def test_a_report_goes_beside_its_gains_or_says_why_not(frozen, tmp_path, capsys
     assert "cannot write to" in fails(capsys, *report, tmp_path / "file" / "report")
     monkeypatch.chdir(tmp_path / "gains")
     works("diagnose", "report", ".", "--num-resamples", 2)
+    works("diagnose", "report", ".", "--num-resamples", 2)  # written anew
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.md").write_text("mine")
+    assert "holds files that are no report" in fails(capsys, *report, tmp_path / "mine")
+    assert (tmp_path / "mine" / "report.md").read_text() == "mine"
     assert (tmp_path / "gains-report" / "report.md").is_file()
 
 

@@ -28,6 +28,7 @@ from taopd.cli.help_page import WIDTH, flags_of, layout, words_of
 from taopd.errors import ConfigError, TaopdError, suggest
 from taopd.runs.disk import disk_fault
 from taopd.runs.heartbeat import Heartbeat
+from taopd.runs.paths import expanded
 from taopd.runs.redaction import RedactingFormatter, redact
 
 COMMANDS = {
@@ -114,7 +115,8 @@ class Parser(argparse.ArgumentParser):
             options["metavar"] = value
             if default is not None and not isinstance(default, list):
                 whole = positive if default else _natural
-                options.setdefault("type", whole if type(default) is int else type(default))
+                kind = Path if isinstance(default, Path) else type(default)
+                options.setdefault("type", whole if kind is int else kind)
         self.add_argument(*(names or [spec.lower()]), help=words, **options)
 
     def format_help(self) -> str:
@@ -183,10 +185,16 @@ def _natural(text: str) -> int:
 
 
 def _path(text: str) -> Path:
-    """A path; read as one, no text at all is the folder that one is in."""
+    """A path; read as one, no text at all is the folder that one is in.
+
+    A shell leaves `~` as it is in `--output=~/runs`, which would be a folder of this name.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a path, not empty text")
-    return Path(text)
+    try:
+        return expanded(text)
+    except TaopdError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

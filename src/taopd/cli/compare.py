@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser, exit_code, positive
 from taopd.errors import ConfigError
+from taopd.runs.paths import expanded
 
 if TYPE_CHECKING:
     from taopd.experiments.study.run import StudyPlan
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.experiments.study.run import OWNED, plan_study
 
     study = load_study_file(options.study)
-    output = options.output or Path(study.output or Path("runs") / Path(options.study).stem)
+    output = options.output or expanded(study.output or Path("runs") / Path(options.study).stem)
     if options.list:
         _print_arms(study)
         return 0
@@ -96,7 +97,7 @@ def _folders(names: Sequence[str]) -> list[Path] | None:
     Raises:
         ConfigError: several arguments, of which one is no folder.
     """
-    paths = [Path(name) for name in names]
+    paths = [expanded(name) for name in names]
     for path in paths:
         if len(paths) > 1 and not path.is_dir():
             raise ConfigError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from taopd.cli import Parser, positive
 from taopd.cli.progress import CountedProgress
+from taopd.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,9 @@ def run(argv: Sequence[str]) -> int:
     measured = Path(os.path.abspath(options.gains))  # "." has no name
     folder = options.output or measured.with_name(f"{measured.name}-report")
     refuse_file(folder, folder)
+    # A report.md may be anybody's; one beside verdicts is written anew.
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "verdicts.json").exists():
+        raise DataError(f"{folder} holds files that are no report; choose another output folder")
     with CountedProgress() as advance:
         settings = AnalysisSettings(
             cluster=options.cluster,

@@ -25,6 +25,7 @@ from taopd.report.sections.headline import headline
 from taopd.report.sections.warnings import warnings
 from taopd.report.text import embed, escape
 from taopd.runs.jsonl import write_text
+from taopd.runs.paths import expanded
 from taopd.runs.signal_names import ORDERS
 
 STYLES = ("page.css", "inspector.css")
@@ -60,10 +61,10 @@ def write_report(
         DataError: a folder that is missing, damaged, or holds nothing to show; an output that cannot be
             written.
     """
-    path = Path(output)
+    path = expanded(output)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise DataError(f"the page cannot be {output}: give a file that ends in .html")
-    sources = named(read_folders([Path(folder) for folder in folders]))
+    sources = named(read_folders([expanded(folder) for folder in folders]))
     # Runs leave a quarter of the room to banks, where there are any.
     for_runs = max_rollouts - (max_rollouts // 4 if sources.gains or sources.banks else 0)
     # A selector's rollouts first, those of the controls after them.

@@ -59,7 +59,7 @@ def cache_folder() -> Path:
         ConfigError: neither is known.
     """
     if given := os.environ.get("TAOPD_CACHE"):
-        return Path(given)
+        return expanded(given)
     try:
         return Path.home() / ".cache" / "taopd"
     except RuntimeError as error:
