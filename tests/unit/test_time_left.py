@@ -50,3 +50,9 @@ def test_nothing_is_said_before_two_steps_and_what_was_done_before_is_no_work_of
     # A step takes 10 s, so all take 100, and an evaluation 100: 0.8 + 1 arms of steps, 1 + 2 evaluations.
     found = left.seconds([1.0, 0.2, 0.0], [True, False, False], now=120.0)
     assert found == pytest.approx(100 * 1.8 + 100 * 3)
+
+
+def test_nothing_is_left_of_arms_that_have_finished_however_short():
+    left = TimeLeft(now=0.0)
+    assert left.seconds([1.0, 0.0], [True, False], now=1.0) is None
+    assert left.seconds([1.0, 1.0], [True, True], now=2.0) == 0.0

@@ -34,12 +34,14 @@ class TimeLeft:
     def seconds(
         self, shares: Sequence[float], finished: Sequence[bool], now: float | None = None
     ) -> float | None:
-        """Seconds left, None before two steps have come.
+        """Seconds left: 0 where all arms have finished, else None before two steps have come.
 
         Args:
             shares: of every arm's steps, done in [0, 1].
             finished: the arm has its results.
         """
+        if all(finished):
+            return 0.0
         since = (time.monotonic() if now is None else now) - self._began
         before, self._shares = self._shares or list(shares), list(shares)
         # What was done before this command, and an arm that is begun anew, are not its work.
