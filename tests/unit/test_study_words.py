@@ -1,5 +1,6 @@
 """What tables, verdict and warnings say of a study: the right metric, control, seeds and steps."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,3 +124,16 @@ def test_a_floor_of_arms_with_one_seed_is_not_said_of_all():
 def test_a_title_is_text_and_no_formula(tmp_path):
     picture = draw({"title": "for $5 or $_{6 a day"} | analyse(rivals()), tmp_path)[0]
     assert picture.stat().st_size > 1000
+
+
+def test_a_long_name_of_an_arm_takes_no_room_from_the_numbers():
+    """80 columns are what an output has that goes to a file."""
+    name = "teachability,loss=sampled_reverse_kl,learning_rate=1e-05,budget=0.1"
+    rows = [outcome("full", "full", 1.0, seed, 0.9) for seed in (0, 1)]
+    rows += [outcome(name, "teachability", 0.1, seed, 0.75 + 0.01 * seed) for seed in (0, 1)]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table({"title": "x"} | analyse(rows)))
+    shown = console.file.getvalue()
+    heads = next(line.split() for line in shown.splitlines() if line.startswith(" arm"))
+    assert heads == ["arm", "mean", "med.", "coll.", "to", "full", "p", "to", "random", "p"]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "75.5" in shown and "-14.5" in shown

@@ -108,7 +108,7 @@ class StudyProgress:
 
         done = sum((folder / "results.json").exists() for folder in self._folders.values())
         shown = Table(box=box.SIMPLE_HEAD, caption=self._line(done), pad_edge=False)
-        shown.add_column("arm", no_wrap=True)
+        shown.add_column("arm", overflow="fold")
         for name in ("seeds done", "running: step", "newest accuracy, %"):
             shown.add_column(name, justify="right", no_wrap=True)
         for arm in self._plan.arms:

@@ -90,7 +90,7 @@ def table(results: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    shown.add_column("arm", no_wrap=True)
+    shown.add_column("arm", overflow="fold")  # a long name must not take the numbers' room
     for name in HEADS[1:]:
         shown.add_column(name, justify="right", no_wrap=True)
     for basis in BASES:

@@ -68,7 +68,7 @@ def table(results: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    shown.add_column("arm", no_wrap=True)
+    shown.add_column("arm", overflow="fold")  # a long name must not take the numbers' room
     for name in ("mean", "med.", "coll.", "to full", "p", "to random", "p"):
         shown.add_column(name, justify="right", no_wrap=True)
     for name, mean, middle, fallen, _, *differences, _ in rows(results, bracket=_plus_minus):
