@@ -153,10 +153,10 @@ def write_folder(
     options: argparse.Namespace, transcripts: Sequence[Any], results: dict[str, Any]
 ) -> None:
     """Write settings, environment, transcripts and results into the folder of `--output`."""
+    from taopd.report.evaluations import FROM_HERE
     from taopd.runs.folder import RunFolder, unclaimed_on_error
     from taopd.runs.jsonl import write_json, write_jsonl
     from taopd.runs.paths import expanded
-    from taopd.runs.schemas import FROM_HERE
     from taopd.trainer.environment import environment
 
     folder = RunFolder.create(options.output, overwrite=options.overwrite).path

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from taopd.report.charts import NUM_COLORS
-from taopd.report.evaluations import Evaluation
+from taopd.report.evaluations import FROM_HERE, Evaluation
 from taopd.report.folders import Run, Sources, Study
 from taopd.runs.paths import expanded
-from taopd.runs.schemas import FROM_HERE
 
 GREY = 3
 """The control: tokens drawn at random."""

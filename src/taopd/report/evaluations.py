@@ -16,6 +16,10 @@ LEAST_PROBLEMS = 2
 """In common; fewer have no error."""
 
 
+FROM_HERE = "model_from_here"
+"""Key of `results.json`: where a model on disk was, seen from the evaluation's folder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One evaluation: its rates, and the share of right samples of every problem."""

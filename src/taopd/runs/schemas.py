@@ -117,11 +117,9 @@ _TABLE_OF_STUDY = {
     ],
     "arms": Some({"name": TEXT, "num_seeds": WHOLE, "collapsed_seeds": [ANY]}),
 }
-FROM_HERE = "model_from_here"
-"""Key of an evaluation: where a model on disk was, seen from the evaluation's folder."""
 EVALUATION = {
     "model?": ANY,
-    f"{FROM_HERE}?": TEXT,
+    "model_from_here?": TEXT,
     "pass_at_k?": {...: SHARE},
     "intervals?": {...: [SHARE]},
     "num_problems?": WHOLE,
