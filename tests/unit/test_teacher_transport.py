@@ -312,7 +312,7 @@ def test_closing_cancels_what_waits(server):
         waiting.result(timeout=10)
 
 
-def compressed(document: bytes, megabytes: int = 0):
+def compressed(document: bytes, megabytes: int = 0, *, named: str = "gzip"):
     """Answers with gzip, the document followed by so much white space."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     text = packer.compress(document)
@@ -321,7 +321,7 @@ def compressed(document: bytes, megabytes: int = 0):
 
     def behave(handler, _):
         handler.send_response(200)
-        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Encoding", named)
         handler.send_header("Content-Length", str(len(text)))
         handler.end_headers()
         handler.wfile.write(text)
@@ -345,6 +345,12 @@ def test_a_compressed_answer_is_read_and_one_that_unpacks_without_end_is_cut_off
         tracemalloc.stop()
     print(f"8 answers of 100 MiB: peak {peak:.0f} MiB")
     assert peak < 100.0
+
+
+@pytest.mark.parametrize("named", ["GZIP", "x-gzip", "Deflate"])
+def test_a_compression_is_known_by_each_of_its_names(server, connect, named):
+    server.script.append(compressed(b'{"ok": 7}', named=named))
+    assert call(connect(server)) == 7
 
 
 def test_all_answers_together_are_limited(server, connect, monkeypatch):

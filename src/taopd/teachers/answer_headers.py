@@ -13,9 +13,11 @@ _PIECE = 1 << 16
 
 def unpacker(coding: str) -> Callable[[bytes], Iterator[bytes]]:
     """The pieces, of bounded size, that a chunk of a compressed answer unpacks to."""
-    if coding == "identity":
+    # Names of codings have no case, and gzip has an older one. [RFC 9110, section 8.4.1]
+    known = coding.strip().lower()
+    if known in ("", "identity"):
         return lambda chunk: iter([chunk])
-    if coding not in ("gzip", "deflate"):
+    if known not in ("gzip", "x-gzip", "deflate"):
         raise TeacherError(f"an answer compressed with {coding}, which was not asked for")
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
