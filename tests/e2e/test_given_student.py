@@ -168,6 +168,39 @@ def test_a_student_of_which_nothing_trains_is_refused(micro_lab, tmp_path):
         trainer_of(micro_lab, tmp_path, base_of(micro_lab).requires_grad_(False))
 
 
+@pytest.mark.parametrize("call", ["disable_adapter_layers", "merge_adapter"])
+def test_an_adapter_that_would_not_train_as_it_is_is_refused(micro_lab, tmp_path, adapter, call):
+    student = PeftModel.from_pretrained(base_of(micro_lab), adapter, is_trainable=True)
+    getattr(student, call)()
+    undo = {
+        "disable_adapter_layers": "enable_adapter_layers",
+        "merge_adapter": "unmerge_adapter",
+    }[call]
+    with pytest.raises(ConfigError, match=rf"the student's adapter is .*{undo}\(\)"):
+        trainer_of(micro_lab, tmp_path, student)
+    getattr(student, undo)()
+    trainer_of(micro_lab, tmp_path, student, max_steps=1).train()
+
+
+def test_an_adapter_that_is_merged_already_has_a_new_one_on_top(micro_lab, tmp_path, adapter):
+    expected = PeftModel.from_pretrained(base_of(micro_lab), adapter)
+    student = PeftModel.from_pretrained(base_of(micro_lab), adapter)
+    student.merge_adapter()
+    trainer = trainer_of(micro_lab, tmp_path, student, LoraConfig(**NEW))
+    assert torch.allclose(logprobs(trainer.model), logprobs(expected), atol=1e-4)
+
+
+def test_an_architecture_without_checkpointing_is_refused_by_name(micro_lab, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.OpenAIGPTConfig(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64
+    )
+    student = transformers.OpenAIGPTLMHeadModel(config)
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing=True .*OpenAIGPTLMHeadModel"):
+        trainer_of(micro_lab, tmp_path, student, gradient_checkpointing=True)
+    trainer_of(micro_lab, tmp_path, student, gradient_checkpointing=False)
+
+
 def test_the_reference_has_the_first_head_where_the_head_trains(micro_lab, tmp_path):
     config = LoraConfig(**NEW, modules_to_save=["lm_head"])
     trainer = trainer_of(micro_lab, tmp_path, str(micro_lab.student), config)

@@ -55,6 +55,10 @@ CASES = {
     "within a generation batch": {"num_iterations": 3, "max_steps": 7, "resumed": (1, 2, 3, 5)},
     "within a logging window": {"logging_steps": 4, "resumed": (1, 3)},
     "groups, window, anchor": {"num_generations": 4, "gradient_window": 2, "anchor_coef": 1.0},
+    "workers that stay": {
+        **{"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        **{"max_steps": 7, "resumed": (2, 3, 4)},
+    },
     "a schedule": {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_grad_norm": 0.1},
 }
 

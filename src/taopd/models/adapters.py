@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -44,6 +45,29 @@ def read_adapter_again(model: Any, folder: Path) -> None:
     factors = [key for key in found.missing_keys if f"_A.{name}" in key or f"_B.{name}" in key]
     if factors:
         raise DataError(f"the adapter {folder} does not fit its base: it has no {factors[0]}")
+
+
+def check_runs(model: Any, *, trains: bool) -> None:
+    """Refuse a student's adapter that its forward leaves out, or that cannot train as it is.
+
+    Args:
+        trains: the adapter goes on training; else it is merged, and may be so already.
+
+    Raises:
+        ConfigError: says what to call first.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # Without this some of it could train still, modules_to_save for one.
+    if any(layer.disable_adapters for layer in layers):
+        raise ConfigError(
+            "the student's adapter is disabled, it would not train: call enable_adapter_layers() first "
+            "(enable_adapters() of a transformers model), or pass the model without the adapter: unload()"
+        )
+    if trains and any(layer.merged for layer in layers):
+        raise ConfigError(
+            "the student's adapter is merged into its base, where it does not train: call "
+            "unmerge_adapter() first, or pass the whole model: merge_and_unload()"
+        )
 
 
 def as_peft_model(model: Any) -> PeftModel:

@@ -77,6 +77,22 @@ def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -
         )
 
 
+def check_made(args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None) -> None:
+    """Refuse what does not fit the student as TRL made it.
+
+    Raises:
+        ConfigError: activation checkpointing, the default, of an architecture that cannot do it; or see
+            `check_optimizer`.
+    """
+    if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        kind = type(getattr(model, "get_base_model", lambda: model)()).__name__
+        raise ConfigError(
+            f"gradient_checkpointing=True (the default): {kind} does not support it; set it to False"
+        )
+    # Of the model as it is now: an adapter that TRL made has parameters of its own.
+    check_optimizer(optimizer, (each for each in model.parameters() if each.requires_grad))
+
+
 def _is_callback(value: Any) -> bool:
     return issubclass(value if isinstance(value, type) else type(value), TrainerCallback)
 

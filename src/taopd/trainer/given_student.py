@@ -119,9 +119,10 @@ def given_student(
 
 def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]:
     """The student that trains, and the adapter that was merged into it."""
-    from taopd.models.adapters import MergedAdapter, as_peft_model, check_plain
+    from taopd.models.adapters import MergedAdapter, as_peft_model, check_plain, check_runs
 
     model = as_peft_model(model)
+    check_runs(model, trains=peft_config is None)
     base = model.peft_config[model.active_adapters[0]].base_model_name_or_path
     if peft_config is None:
         logger.warning("the student is an adapter of %s: this adapter goes on training", base)

@@ -27,7 +27,7 @@ from taopd.trainer.checkpoint.same_inputs import SameInputs
 from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.given_arguments import check_given, check_optimizer, given_models
+from taopd.trainer.given_arguments import check_given, check_made, given_models
 from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import (
     LossInputs,
@@ -101,8 +101,7 @@ class TeachabilityTrainer(BaseTrainer):
         )
         args.model_init_kwargs = given.options
         given.require_savable(self.model)
-        # Of the model as it is now: an adapter that TRL made has parameters of its own.
-        check_optimizer(optimizers[0], (w for w in self.model.parameters() if w.requires_grad))
+        check_made(args, self.model, optimizers[0])
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)

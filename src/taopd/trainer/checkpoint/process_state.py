@@ -156,6 +156,10 @@ class RankState(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The data loader's iterator, made next, draws a number; a resumed epoch draws it again.
         self._at_step_start = self._take()
+        loader = kwargs.get("train_dataloader")
+        # Persistent workers' iterator is made once a process; a resumed run makes it in a later epoch.
+        if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
+            torch.empty((), dtype=torch.int64).random_()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._at_step_start is None:
