@@ -115,6 +115,8 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     if own_checkpoints:
         for place in checkpoints(folder):
             shutil.rmtree(place)
+        # TRL writes a model card beside a checkpoint.
+        (folder / "README.md").unlink(missing_ok=True)
     return results
 
 
