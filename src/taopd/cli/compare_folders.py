@@ -49,7 +49,7 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
         for name in compared["without_evaluation"]:
             print(f"without an evaluation: {name}")
     else:
-        beside = [run.name for run in sources.runs if not _is_arm(run.path, sources.studies)]
+        beside = [run.name for run in sources.runs if not _of_one(run.path, sources.studies)]
         beside += [evaluation.name for evaluation in sources.evaluations]
         if beside:
             print(f"not compared, which takes two evaluations: {', '.join(beside)}")
@@ -66,5 +66,5 @@ def compare_folders(folders: Sequence[Path], output: Path | None, *, overwrite: 
     return 0
 
 
-def _is_arm(run: Path, studies: "Sequence[Study]") -> bool:
+def _of_one(run: Path, studies: "Sequence[Study]") -> bool:
     return any(run.is_relative_to(study.path) for study in studies)

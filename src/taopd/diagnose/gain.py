@@ -31,6 +31,7 @@ from taopd.errors import DataError
 from taopd.models.forward import State
 from taopd.models.loading import VOCABULARY_FILES, load_model, load_tokenizer
 from taopd.runs.checkpoints import step_of
+from taopd.runs.paths import has_any
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ def load_checkpoint(bank: FixedContextBank, checkpoint: str | Path) -> Any:
     model = load_model(checkpoint, dtype=bank.fingerprints["student"]["dtype"])
     folder, tokenizer = Path(checkpoint), None
     # A LoRA folder may come without one; then the number of rows must do.
-    if not folder.is_dir() or any((folder / file).is_file() for file in VOCABULARY_FILES):
+    if not folder.is_dir() or has_any(folder, VOCABULARY_FILES):
         tokenizer = load_tokenizer(checkpoint)
     check_vocabulary(bank, model, tokenizer, name=str(checkpoint))
     return model

@@ -88,12 +88,13 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     trainer.remove_callback(StepLines)
     trainer.writes_record = False
     trainer.observers.append(tokens)
-    begun = newest_complete(folder)[0]
-    trainer.train(begun and str(begun), check=False)
+    # Verified here, and not once more by the trainer.
+    trainer.checked = newest_complete(folder)[0]
+    trainer.train(trainer.checked, check=False)
     seconds = curve.elapsed()
     if arm.save_model:
         trainer.save_model(str(folder / "model"))
-    by_kind = sum((counts for _, counts in tokens.by_kind_curve), Counter())
+    by_kind = sum((Counter(counts) for _, counts in tokens.by_kind_curve), Counter())
     curves = [curve.curve(f"accuracy_{how}") for how in ("greedy", "sampled")]
     results = outcome(arm, args, *curves) | {
         "kept_fraction": tokens.share,

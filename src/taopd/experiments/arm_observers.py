@@ -33,7 +33,7 @@ class KeptTokens:
         self._prompts = ""
         self.total = 0
         self._shares: list[float] = []
-        self.by_kind_curve: list[tuple[int, Counter[str]]] = []
+        self.by_kind_curve: list[tuple[int, dict[str, int]]] = []
         """Step, and its kept tokens of this process by kind."""
 
     def __call__(self, scored: ScoredBatch) -> None:
@@ -46,7 +46,7 @@ class KeptTokens:
         if self._kinds is not None:
             kept = scored.choice.selection.kept[scored.local].to(scored.token_ids.device)
             kinds = Counter(self._kinds[token] for token in scored.token_ids[kept].tolist())
-            self.by_kind_curve.append((scored.step, kinds))
+            self.by_kind_curve.append((scored.step, dict(kinds)))
 
     @property
     def share(self) -> float:
@@ -60,15 +60,14 @@ class KeptTokens:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        by_kind = [[step, dict(counts)] for step, counts in self.by_kind_curve]
-        counted = {"total": self.total, "shares": list(self._shares), "by_kind": by_kind}
-        return counted | {"prompts": self._prompts}
+        # Taken at every step: entries are not changed, and need no copies of their own.
+        lists = {"shares": list(self._shares), "by_kind": list(self.by_kind_curve)}
+        return {"total": self.total, "prompts": self._prompts} | lists
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self.total, self._shares = state["total"], list(state["shares"])
-        self.by_kind_curve = [(step, Counter(counts)) for step, counts in state["by_kind"]]
-        self._prompts = state["prompts"]
+        self.total, self._prompts = state["total"], state["prompts"]
+        self._shares, self.by_kind_curve = list(state["shares"]), list(state["by_kind"])
 
 
 class AccuracyCurve(TrainerCallback):
@@ -183,8 +182,7 @@ class ArmCheckpoints(TrainerCallback):
 
     def __init__(self, folder: Path, curve: AccuracyCurve) -> None:
         self._folder, self._curve = folder, curve
-        self._last = time.perf_counter()
-        self._pause = EVERY_SECONDS
+        self._last, self._pause = 0.0, EVERY_SECONDS
         self._asked: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -56,17 +56,21 @@ def prepare(arms: Iterable[tuple[Arm, Path]]) -> None:
 
 def _goes_on(arm: Arm, place: Path, inputs: Mapping[str, str | None]) -> bool:
     """Whether an unfinished arm is this one, and has a checkpoint to go on from."""
-    if newest_complete(place)[0] is None:
-        return False
     try:
         before, noted = (read_document(place / name, OBJECT) for name in ("arm.json", INPUTS))
     except DataError:
         return False
-    return (before, noted) == (json.loads(json.dumps(asdict(arm))), inputs)
+    # Last: it reads all of the checkpoint.
+    return (before, noted) == (_as_written(arm), inputs) and newest_complete(place)[0] is not None
+
+
+def _as_written(arm: Arm) -> dict[str, Any]:
+    """The settings as `arm.json` gives them back."""
+    return json.loads(json.dumps(asdict(arm)))
 
 
 def _check(arm: Arm, place: Path, inputs: Mapping[str, str | None]) -> None:
-    before, now = read_document(place / "arm.json", OBJECT), json.loads(json.dumps(asdict(arm)))
+    before, now = read_document(place / "arm.json", OBJECT), _as_written(arm)
     changed = list(_differing(before, now))
     # Arms of earlier versions have not noted what they read.
     noted = read_document(place / INPUTS, OBJECT) if (place / INPUTS).is_file() else {}

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from taopd.errors import DataError
+from taopd.runs.paths import has_any
 
 SUFFIX = ".gguf"
 PACKAGE = "gguf"
@@ -72,7 +73,7 @@ def gguf_file(name: str, file: str | None = None) -> Path | None:
         found = path / file
     else:
         files = sorted(one for one in path.iterdir() if one.suffix.lower() == SUFFIX)
-        if not files or any((path / other).is_file() for other in _OTHER_FORMATS):
+        if not files or has_any(path, _OTHER_FORMATS):
             return None
         if len(files) > 1:
             raise DataError(

@@ -36,6 +36,7 @@ from taopd.models.load_options import NO_PICKLES, safe_options
 from taopd.models.output_head import require_decoder
 from taopd.models.stop_tokens import check_declared
 from taopd.runs.folder import MODEL_FOLDER
+from taopd.runs.paths import has_any
 from taopd.runs.validation import TEXT, read_document, shown
 
 DATASET_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -73,9 +74,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     file = gguf.gguf_file(name, kwargs.pop("gguf_file", None))
     adapter = Path(name) / CONFIG
     # os.path: a name may be too long for any file.
-    if os.path.isfile(adapter) and not any(
-        (Path(name) / file).is_file() for file in _TOKENIZER_FILES
-    ):
+    if os.path.isfile(adapter) and not has_any(name, _TOKENIZER_FILES):
         # A folder of an adapter alone has its base's tokenizer.
         name = base_of(Path(name))
     if file is None:
@@ -97,9 +96,7 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
         if file is not None:
             tokenizer = gguf.as_declared(tokenizer, file)
     except Exception as error:  # the readers in Rust raise nothing narrower
-        if os.path.isdir(name) and not any(
-            (Path(name) / file).is_file() for file in VOCABULARY_FILES
-        ):
+        if os.path.isdir(name) and not has_any(name, VOCABULARY_FILES):
             why = "it has no tokenizer.json, only settings; save the tokenizer again"
             raise DataError(f"{name} is no tokenizer folder: {why}") from error
         raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
@@ -279,7 +276,7 @@ def _why(name: str, error: Exception) -> str:
 
 def _check_weights(folder: Path) -> None:
     """Weights in safetensors, all of them files of this folder."""
-    if not any((folder / file).is_file() for file in _WEIGHTS):
+    if not has_any(folder, _WEIGHTS):
         raise DataError(
             f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there"
             + (_inside(folder) or f"; {NO_PICKLES}")
@@ -310,7 +307,7 @@ def check_model_folder(
         if not any(isinstance(try_to_load_from_cache(name, file), str) for file in one_of):
             check_hub(name, kind)
         return
-    if not any((path / file).is_file() for file in one_of):
+    if not has_any(path, one_of):
         raise DataError(f"{name} is no {kind} folder: it has no {one_of[0]}{_inside(path)}")
 
 

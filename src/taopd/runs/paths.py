@@ -27,6 +27,11 @@ def with_a_name(folder: Path) -> Path:
     return folder.resolve() if folder.name in ("", "..") else folder
 
 
+def has_any(folder: str | Path, names: Iterable[str]) -> bool:
+    """Whether one of these files is in a folder."""
+    return any((Path(folder) / name).is_file() for name in names)
+
+
 def with_usual_modes(path: Path) -> None:
     """Give a file, or a folder and all in it, the modes of any new file: safetensors and temporary files
     are made for their owner alone."""
