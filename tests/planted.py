@@ -102,7 +102,7 @@ def stale_sampler() -> Iterator[None]:
     """The student has moved on, the sampler still holds the weights of the checkpoint."""
     import torch
 
-    from taopd.trainer import from_settings as build
+    from taopd.trainer.build import from_settings as build
 
     original = build.make_trainer
 

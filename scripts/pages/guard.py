@@ -29,7 +29,7 @@ from scripts.pages import guard_real
 from scripts.pages.collapse import fell_at
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
-from taopd.trainer.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
+from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
 
 SIGNALS = ("excess", "idle_drift", "teachable", "entropy", "length")
 """What the file keeps of every look."""

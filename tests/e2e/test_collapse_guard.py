@@ -11,8 +11,8 @@ from transformers import TrainerControl
 
 from taopd.runs.checkpoints import STATE
 from taopd.signals import SignalTable
-from taopd.trainer import collapse_detector as collapse_watch
-from taopd.trainer.collapse_guard import CollapseGuard
+from taopd.trainer.watches import collapse_detector as collapse_watch
+from taopd.trainer.watches.collapse_guard import CollapseGuard
 from tests.conftest import make_checkpoint
 
 EVERYWHERE = {"anchor_fraction": 1.0, "anchor_responses": 1.0, "guard_every": 1}

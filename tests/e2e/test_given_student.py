@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from taopd.errors import ConfigError
 from taopd.models.loading import load_model, load_tokenizer
+from taopd.trainer.build.from_settings import load_inputs
+from taopd.trainer.build.given_student import given_student
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.from_settings import load_inputs
-from taopd.trainer.given_student import given_student
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.settings_file import parse_settings
 from taopd.trainer.trainer import TeachabilityTrainer
@@ -287,7 +287,7 @@ def test_options_of_loading_reach_an_adapters_tokenizer_and_the_next_trainer(
         asked.append(revision)
         return make_tokenizer()
 
-    monkeypatch.setattr("taopd.trainer.given_student.load_tokenizer", load)
+    monkeypatch.setattr("taopd.trainer.build.given_student.load_tokenizer", load)
     args = TeachabilityConfig(
         str(tmp_path / "run"),
         model_init_kwargs={"dtype": "bfloat16", "revision": "v2"},

@@ -13,8 +13,8 @@ from taopd import cli
 from taopd.errors import ConfigError
 from taopd.preflight.items import _weights
 from taopd.preflight.subject import Subject
-from taopd.trainer.from_settings import load_inputs
-from taopd.trainer.place_teacher import LayerOffload
+from taopd.trainer.build.from_settings import load_inputs
+from taopd.trainer.build.place_teacher import LayerOffload
 from taopd.trainer.settings_file import parse_settings
 from tests.e2e.test_trainer import weights_of
 from tests.e2e.test_two_teachers import NAMES, make_trainer, rows_of, trained
@@ -75,7 +75,7 @@ def test_an_offloaded_model_of_two_names_moves_once(micro_lab, tmp_path, monkeyp
     """The hooks that move its layers are on them once; on a CPU the device is stood in for."""
     made = []
     monkeypatch.setattr(
-        "taopd.trainer.loaded_teacher.place_teacher",
+        "taopd.trainer.build.loaded_teacher.place_teacher",
         lambda _accelerator, teacher, _args: (
             teacher,
             made.append(LayerOffload(teacher, "cpu")) or made[-1],

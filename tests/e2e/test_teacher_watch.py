@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from taopd.models.prompts import load_prompts
 from taopd.teachers import LocalTeacher
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.teacher_watch import Look, TeacherWatch
 from taopd.trainer.trainer import TeachabilityTrainer
+from taopd.trainer.watches.teacher_watch import Look, TeacherWatch
 from tests.conftest import WORDS
 from tests.e2e.test_trainer import CPU, OURS
 

@@ -19,10 +19,10 @@ from taopd.errors import ConfigError
 from taopd.report.folders import read_folders
 from taopd.report.pack import pack
 from taopd.report.rollouts import read_rollouts
-from taopd.trainer import from_settings
+from taopd.trainer.build import from_settings
+from taopd.trainer.build.tools import given_tools
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings_file import parse_settings
-from taopd.trainer.tools import given_tools
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.contract.test_trl_behaviours import byte_tokenizer, make_model
 from tests.tool_functions import NAMELESS, TOOLS

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from taopd.errors import DataError
 from taopd.models.loading import load_model
-from taopd.trainer.given_student import given_student
+from taopd.trainer.build.given_student import given_student
 from tests.conftest import make_model, make_tokenizer
 
 

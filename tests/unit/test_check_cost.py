@@ -11,7 +11,7 @@ from taopd.errors import ConfigError
 from taopd.models import loading, own_forward, prompts
 from taopd.trainer import reference_student
 from taopd.trainer.base import BaseTrainer
-from taopd.trainer.looked_at import LookedAt
+from taopd.trainer.build.looked_at import LookedAt
 from tests.conftest import write_config
 
 

@@ -25,7 +25,7 @@ from taopd.trainer.selection import (
     signal_needs,
     signal_options,
 )
-from taopd.trainer.spread_watch import SpreadWatch
+from taopd.trainer.watches.spread_watch import SpreadWatch
 from tests.conftest import is_documented
 
 

@@ -9,8 +9,8 @@ import torch
 
 from taopd.losses import anchor_weights
 from taopd.signals import at_ids, idle_drift
-from taopd.trainer.collapse_detector import DRIFT_LIMIT, OF_FIRST, CollapseWatch
 from taopd.trainer.selection import guard_is_due
+from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT, OF_FIRST, CollapseWatch
 
 
 def test_anchors_of_drawn_completions_are_unbiased_and_leave_the_other_completions_alone():

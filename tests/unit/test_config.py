@@ -7,7 +7,7 @@ import pytest
 from taopd.errors import ConfigError
 from taopd.experiments.study.file import parse_study_file
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import REMOVED
+from taopd.trainer.settings.config_checks import REMOVED
 from taopd.trainer.settings_file import parse_settings
 
 

@@ -7,8 +7,8 @@ import torch
 
 from taopd.models.load_options import current_names, safe_options
 from taopd.teachers import load_teacher
+from taopd.trainer.build.loaded_teacher import weights_of
 from taopd.trainer.cost.settings import _dtype
-from taopd.trainer.loaded_teacher import weights_of
 from tests.conftest import make_model, make_tokenizer
 
 

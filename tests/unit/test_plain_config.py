@@ -103,7 +103,7 @@ def test_the_defaults_are_those_of_the_dataclasses():
     }
     made = {name: fields[name] for name in DEFAULTS if name != "loss"}
     assert made == {name: value for name, value in DEFAULTS.items() if name != "loss"}
-    from taopd.trainer.config_checks import loss_of_beta
+    from taopd.trainer.settings.config_checks import loss_of_beta
 
     assert DEFAULTS["loss"] == loss_of_beta(None)
 

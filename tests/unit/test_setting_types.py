@@ -12,7 +12,7 @@ from trl import DistillationConfig
 
 from taopd.errors import ConfigError
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.number_checks import OTHERS, RANGES
+from taopd.trainer.settings.number_checks import OTHERS, RANGES
 from taopd.trainer.settings_file import TrainSettings, parse_settings
 
 TRLS = {each.name for each in dataclasses.fields(DistillationConfig)}

@@ -10,8 +10,8 @@ import torch
 from taopd.runs.limits import situation_words
 from taopd.signals import reach_from_logprobs, signals_from_logprobs, situation
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import METHODS, running
-from taopd.trainer.situation_watch import STEPS, SituationWatch
+from taopd.trainer.settings.methods import METHODS, running
+from taopd.trainer.watches.situation_watch import STEPS, SituationWatch
 from tests.conftest import is_documented
 
 
@@ -81,7 +81,7 @@ def test_the_first_steps_are_added_up_and_said_once(caplog):
         seen.append((name, value))
 
     watch = SituationWatch(0.01, record, method="anchored")
-    with caplog.at_level(logging.INFO, logger="taopd.trainer.situation_watch"):
+    with caplog.at_level(logging.INFO, logger="taopd.trainer.watches.situation_watch"):
         for number in range(1, 10):
             watch(SimpleNamespace(signals=signals, number=number))
         # Interrupted and resumed.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from taopd.preflight.verdict import Verdicts
-    from taopd.trainer.from_settings import Inputs
+    from taopd.trainer.build.from_settings import Inputs
     from taopd.trainer.settings_file import TrainSettings
 
 _STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         from taopd.report.console import plain_console
         from taopd.runs.jsonl import plain
         from taopd.trainer import step_lines
-        from taopd.trainer.from_settings import forget
+        from taopd.trainer.build.from_settings import forget
         from taopd.trainer.settings_file import parse_settings
 
     step_lines.plain(quiet=False)

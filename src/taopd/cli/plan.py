@@ -148,11 +148,11 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
+    from taopd.trainer.build.from_settings import shared_options
+    from taopd.trainer.build.loaded_teacher import weights_of
     from taopd.trainer.cost import load_shape
     from taopd.trainer.cost.planned_teachers import with_teachers
     from taopd.trainer.cost.settings import plan_settings
-    from taopd.trainer.from_settings import shared_options
-    from taopd.trainer.loaded_teacher import weights_of
 
     parsed, device = _parsed(path, flags)
     student = parsed.model.model_name_or_path

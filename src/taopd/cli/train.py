@@ -102,9 +102,9 @@ def _train(
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json
     from taopd.trainer import step_lines
+    from taopd.trainer.build.from_settings import forget, load_inputs, make_trainer
     from taopd.trainer.checkpoint import resume as train_resume
     from taopd.trainer.environment import environment
-    from taopd.trainer.from_settings import forget, load_inputs, make_trainer
 
     step_lines.plain(quiet=quiet)
     args = settings.training

@@ -23,7 +23,7 @@ from taopd.diagnose.gain import (
 )
 from taopd.errors import ConfigError, DataError, require
 from taopd.models.forward import State, bare
-from taopd.trainer.own_teacher import AdapterTeacher
+from taopd.trainer.build.own_teacher import AdapterTeacher
 
 SAME_STUDENT_NATS = 1e-3
 """Mean |gain| before the first step above which the bank belongs to another student; the bank's own

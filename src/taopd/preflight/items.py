@@ -34,13 +34,13 @@ from taopd.preflight.teacher_error import ITEM as TEACHER_ERROR
 from taopd.preflight.teacher_error import check_teacher_error, kept_tokens
 from taopd.preflight.verdict import Verdict, judge
 from taopd.runs.host_memory import host_bytes
+from taopd.trainer.build.from_settings import shared_options
+from taopd.trainer.build.loaded_teacher import weights_of
 from taopd.trainer.cost import MIB, ModelShape, PlanSettings, check_unpacked, plan
 from taopd.trainer.cost.planned_teachers import with_teachers
 from taopd.trainer.cost.settings import plan_settings
-from taopd.trainer.from_settings import shared_options
-from taopd.trainer.loaded_teacher import weights_of
-from taopd.trainer.methods import judges, running
 from taopd.trainer.selection import scales_compatibility
+from taopd.trainer.settings.methods import judges, running
 
 _PHASES = {
     "sample": "while completions are sampled",

@@ -12,10 +12,10 @@ from taopd.preflight.items import verdicts
 from taopd.preflight.subject import MOST_PROMPTS, Subject, Unnamed, rows_with
 from taopd.preflight.teacher_error import kind_of
 from taopd.preflight.verdict import Verdicts
-from taopd.trainer.from_settings import Inputs
-from taopd.trainer.own_teacher import AdapterTeacher
+from taopd.trainer.build.from_settings import Inputs
+from taopd.trainer.build.own_teacher import AdapterTeacher
+from taopd.trainer.build.training_set import first_rows
 from taopd.trainer.settings_file import TrainSettings
-from taopd.trainer.training_set import first_rows
 
 
 def check(trainer: Any, *, max_tokens: int | None = None) -> Verdicts:

@@ -16,8 +16,8 @@ from taopd.models.stop_tokens import declared_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
+from taopd.trainer.build.training_set import first_rows
 from taopd.trainer.selection import signal_options
-from taopd.trainer.training_set import first_rows
 
 MOST_COMPLETIONS = 32
 LEAST_COMPLETIONS = 4

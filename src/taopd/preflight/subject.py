@@ -16,12 +16,12 @@ from taopd.preflight.probe import measure_micro_batch
 from taopd.preflight.teacher_error import kind_of
 from taopd.runs.limits import MOST_PROMPTS
 from taopd.teachers.local import tokenizer_loaded_with
-from taopd.trainer import from_settings as build
-from taopd.trainer.looked_at import LookedAt
+from taopd.trainer.build import from_settings as build
+from taopd.trainer.build.looked_at import LookedAt
+from taopd.trainer.build.teacher_connection import connect_teacher
+from taopd.trainer.build.tools import load_tools
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 from taopd.trainer.settings_file import TrainSettings
-from taopd.trainer.teacher_connection import connect_teacher
-from taopd.trainer.teacher_names import OWN_TEACHERS
-from taopd.trainer.tools import load_tools
 
 _PARTS = {
     "inputs": "both models",

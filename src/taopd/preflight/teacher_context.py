@@ -22,7 +22,7 @@ from taopd.preflight.tokenizer_checks import difference
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.teachers import score_remote
 from taopd.teachers.protocol import room
-from taopd.trainer.training_set import TEACHER_BEGUN
+from taopd.trainer.build.training_set import TEACHER_BEGUN
 
 SAME_CONTEXT = 1e-4
 """Nats per token below which a teacher does not read its prompt."""

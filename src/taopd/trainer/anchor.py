@@ -36,14 +36,14 @@ from taopd.signals import (
     reach_from_states,
 )
 from taopd.trainer.checkpoint.same_start import SameStart
-from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
-from taopd.trainer.methods import judges
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import guard_is_due, signal_needs
+from taopd.trainer.settings.methods import judges
 from taopd.trainer.step_metrics import Recorder
+from taopd.trainer.watches.collapse_guard import CollapseGuard
 
 _OfTeacher = tuple[Tensor | slice, Tensor, Head]
 """The tokens of a teacher, its states there, and its head."""

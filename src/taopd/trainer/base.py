@@ -17,10 +17,10 @@ from taopd.models.forward import backbone_states
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import head_dtype, read_head
 from taopd.models.own_forward import Agreement
+from taopd.trainer.build.own_teacher import AdapterTeacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.loss import with_value
 from taopd.trainer.nonfinite import NonFiniteGuard
-from taopd.trainer.own_teacher import AdapterTeacher
 from taopd.trainer.prompting import PromptTrainer
 from taopd.trainer.run_record import RecordedRuns
 from taopd.trainer.sampler_monitor import SamplerMonitor

@@ -13,14 +13,14 @@ from trl import DistillationConfig
 from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.signals import THRESHOLD
-from taopd.trainer import config_checks
-from taopd.trainer.config_fit import FitSettings, check_fit
-from taopd.trainer.filled import filled, is_filled, plain, take_back
-from taopd.trainer.generation_checks import check_generation_kwargs
-from taopd.trainer.methods import fill_in
-from taopd.trainer.number_checks import check_numbers, worded
-from taopd.trainer.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
-from taopd.trainer.teacher_settings import TeacherSettings, option
+from taopd.trainer.settings import config_checks
+from taopd.trainer.settings.config_fit import FitSettings, check_fit
+from taopd.trainer.settings.filled import filled, is_filled, plain, take_back
+from taopd.trainer.settings.generation_checks import check_generation_kwargs
+from taopd.trainer.settings.methods import fill_in
+from taopd.trainer.settings.number_checks import check_numbers, worded
+from taopd.trainer.settings.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
+from taopd.trainer.settings.teacher_settings import TeacherSettings, option
 
 
 @dataclass

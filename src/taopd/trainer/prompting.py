@@ -14,16 +14,16 @@ from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
-from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.selection import check_size
-from taopd.trainer.tools import check_rows
-from taopd.trainer.training_set import (
+from taopd.trainer.build.tools import check_rows
+from taopd.trainer.build.training_set import (
     check_teacher_prompts,
     filled,
     first_rows,
     require_rows,
     warn_of_faults,
 )
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.selection import check_size
 
 
 class PromptTrainer(DistillationTrainer):

@@ -13,7 +13,7 @@ from taopd.losses import held_share, needs_teacher_distribution, start_share
 from taopd.selectors import Selection, Selector
 from taopd.selectors.formulas import LEAST_REACH, not_held_back
 from taopd.signals import FOREIGN, INITIAL, SignalTable
-from taopd.trainer.methods import orders
+from taopd.trainer.settings.methods import orders
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

@@ -23,8 +23,8 @@ from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 from taopd.runs.versions import installed_version
 from taopd.trainer.environment import environment
-from taopd.trainer.filled import is_filled
-from taopd.trainer.methods import running
+from taopd.trainer.settings.filled import is_filled
+from taopd.trainer.settings.methods import running
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

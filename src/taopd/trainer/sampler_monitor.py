@@ -26,8 +26,8 @@ from taopd.models.generation import effective, sampling_changes, without_router_
 from taopd.models.sampler_drift import drift
 from taopd.models.stop_tokens import merged_ids
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
-from taopd.trainer.generation_checks import DECODING, check_decoding, check_returned
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.settings.generation_checks import DECODING, check_decoding, check_returned
 
 logger = logging.getLogger(__name__)
 

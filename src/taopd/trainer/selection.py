@@ -41,8 +41,8 @@ from taopd.signals import (
     signal_table,
 )
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import judges, orders
 from taopd.trainer.reach_sums import judge, ordering, used_share
+from taopd.trainer.settings.methods import judges, orders
 
 _READS_C = re.compile(
     r"teachab(?!ility_(raw_c|frozen))|compatib|fade|split|bottom|q3\b|q3_(high|low)_c|bellman(?!\()"

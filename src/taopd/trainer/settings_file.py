@@ -20,12 +20,12 @@ from taopd.errors import ConfigError, require
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import refuse_removed
-from taopd.trainer.number_checks import LORA, check_ranges
-from taopd.trainer.teacher_entries import settings_of
-from taopd.trainer.teacher_names import OWN_TEACHERS
-from taopd.trainer.usual_names import suggest_setting
-from taopd.trainer.yaml_types import fits, type_words
+from taopd.trainer.settings.config_checks import refuse_removed
+from taopd.trainer.settings.number_checks import LORA, check_ranges
+from taopd.trainer.settings.teacher_entries import settings_of
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.usual_names import suggest_setting
+from taopd.trainer.settings.yaml_types import fits, type_words
 
 
 @dataclass

@@ -23,14 +23,14 @@ from taopd.selectors import SELECTORS
 from taopd.signals import BOUND_GIVES, INITIAL_GIVES, LISTS_GIVE, SERVER_GIVES, lists_from_exact
 from taopd.teachers import AskedOnce, Teacher, as_bound, score_remote
 from taopd.teachers.local import refuse_loading_options
+from taopd.trainer.build.loaded_teacher import LoadedTeachers
+from taopd.trainer.build.own_teacher import OwnTeacher
+from taopd.trainer.build.teacher_connection import connect_teacher, own_vocabulary, vocabularies
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.loaded_teacher import LoadedTeachers
-from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.selection import reads_initial, signal_needs, signal_options
 from taopd.trainer.teacher_column import OneTeacher
-from taopd.trainer.teacher_connection import connect_teacher, own_vocabulary, vocabularies
-from taopd.trainer.teacher_probe import TeacherProbe
-from taopd.trainer.teacher_watch import TeacherWatch
+from taopd.trainer.watches.teacher_probe import TeacherProbe
+from taopd.trainer.watches.teacher_watch import TeacherWatch
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.json"

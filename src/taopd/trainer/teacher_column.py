@@ -13,7 +13,7 @@ from taopd.models.context import context_length
 from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.scoring import check_prompt_ids
 from taopd.teachers.protocol import room
-from taopd.trainer.training_set import first_rows
+from taopd.trainer.build.training_set import first_rows
 
 
 class OneTeacher:

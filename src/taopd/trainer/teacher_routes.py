@@ -29,12 +29,18 @@ from taopd.models.scoring import Given, Reuse, Scored
 from taopd.runs.jsonl import write_json
 from taopd.signals import TokenSignals, concatenate, taken
 from taopd.teachers import Teacher, as_bound
+from taopd.trainer.build.loaded_teacher import LoadedTeachers
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.loaded_teacher import LoadedTeachers
+from taopd.trainer.settings.teacher_entries import (
+    ALONE,
+    check_teachers,
+    entry_of,
+    naming,
+    settings_of,
+)
 from taopd.trainer.teacher import FILE, TeacherSource
 from taopd.trainer.teacher_column import TeacherColumn
-from taopd.trainer.teacher_entries import ALONE, check_teachers, entry_of, naming, settings_of
-from taopd.trainer.teacher_watch import TeacherWatch, TeacherWatches
+from taopd.trainer.watches.teacher_watch import TeacherWatch, TeacherWatches
 
 logger = logging.getLogger(__name__)
 INDEX = "teacher_index"

@@ -21,14 +21,15 @@ from taopd.models.stop_tokens import foreign_ends, merged_ids, stop_ids
 from taopd.signals.merge_stops import scan_width
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
+from taopd.trainer.build.given_arguments import check_given, check_made, given_models
+from taopd.trainer.build.given_student import given_student
+from taopd.trainer.build.own_teacher import OwnTeacher
+from taopd.trainer.build.tools import given_tools
 from taopd.trainer.callbacks import MetricsWriter, PeakMemory, ProcessTime, UpdateNorm
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.checkpoint.same_inputs import SameInputs
-from taopd.trainer.collapse_guard import CollapseGuard
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import gather_table, is_not_repeated
-from taopd.trainer.given_arguments import check_given, check_made, given_models
-from taopd.trainer.given_student import given_student
 from taopd.trainer.loss import (
     LossInputs,
     distillation_terms,
@@ -38,19 +39,18 @@ from taopd.trainer.loss import (
 )
 from taopd.trainer.metrics import selection_metrics, teacher_metrics
 from taopd.trainer.nonfinite import NonFiniteGuard
-from taopd.trainer.own_teacher import OwnTeacher
 from taopd.trainer.rollout_log import RolloutLog
-from taopd.trainer.run_warnings import RunWarnings
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import choose, gather_options, local_table, signal_needs
-from taopd.trainer.situation_watch import SituationWatch
-from taopd.trainer.spread_watch import SpreadWatch
 from taopd.trainer.step_lines import attach as attach_step_lines
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher_routes import teachers_of
-from taopd.trainer.tools import given_tools
+from taopd.trainer.watches.collapse_guard import CollapseGuard
+from taopd.trainer.watches.run_warnings import RunWarnings
+from taopd.trainer.watches.situation_watch import SituationWatch
+from taopd.trainer.watches.spread_watch import SpreadWatch
 
 
 class TeachabilityTrainer(BaseTrainer):

@@ -18,9 +18,9 @@ from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.config_checks import refuse_removed
-from taopd.trainer.teacher_names import OWN_TEACHERS
-from taopd.trainer.usual_names import suggest_setting
+from taopd.trainer.settings.config_checks import refuse_removed
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.usual_names import suggest_setting
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""

@@ -36,7 +36,7 @@ from taopd.runs.lock import hold
 from taopd.runs.schemas import OUTCOME
 from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 OWNED = ("arms", SO_FAR, *WRITTEN)
 _ENDLESS = 10**9

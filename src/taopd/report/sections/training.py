@@ -9,7 +9,7 @@ from taopd.report.row_charts import bars
 from taopd.report.sections.tables import first_of, table
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED
 from taopd.runs.signal_names import QUADRANTS
-from taopd.trainer.collapse_detector import DRIFT_LIMIT
+from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT
 
 LEAD = "Metrics of every logging step; averaged where there are more points than pixels."
 SPEED_LEAD = (

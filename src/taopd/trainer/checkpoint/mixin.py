@@ -35,6 +35,7 @@ from taopd.runs.checkpoints import (
 )
 from taopd.runs.lock import hold
 from taopd.runs.paths import replace_folder
+from taopd.trainer.build.given_student import GivenStudent
 from taopd.trainer.checkpoint.failure import interrupted, stopped
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
@@ -46,7 +47,6 @@ from taopd.trainer.checkpoint.fsdp import (
 from taopd.trainer.checkpoint.process_state import RankState
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 from taopd.trainer.checkpoint.steps_done import named_folder, refuse_fewer
-from taopd.trainer.given_student import GivenStudent
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from taopd.runs.paths import replace_folder
 from taopd.runs.validation import shown
 from taopd.trainer.checkpoint.mixin import agreed
 from taopd.trainer.checkpoint.steps_done import refuse_fewer, steps_done
-from taopd.trainer.teacher_entries import same_teachers
+from taopd.trainer.settings.teacher_entries import same_teachers
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

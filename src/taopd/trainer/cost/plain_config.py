@@ -21,8 +21,8 @@ from taopd.errors import ConfigError
 from taopd.runs.validation import read_yaml
 from taopd.runs.versions import installed_version
 from taopd.trainer.cost.settings import BYTES, PlanSettings, settings_of
-from taopd.trainer.methods import METHODS, fill_in
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.methods import METHODS, fill_in
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 Test = Callable[[Any], bool]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, check_budget, require
 from taopd.models.load_options import current_names
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.settings_file import TrainSettings

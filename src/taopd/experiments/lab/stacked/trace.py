@@ -12,7 +12,7 @@ from torch import Tensor
 from taopd.experiments.lab.stacked.train import StackStep
 from taopd.signals import SignalTable, idle_drift
 from taopd.signals.types import TokenSignals
-from taopd.trainer.collapse_detector import CollapseWatch
+from taopd.trainer.watches.collapse_detector import CollapseWatch
 
 KINDS = ("digit", "marker", "end")
 GUARD_EVERY = 5

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from taopd.errors import ConfigError, require_known
 from taopd.models.quantization import QUANTIZATIONS
-from taopd.trainer.teacher_names import OWN_TEACHERS
-from taopd.trainer.teacher_settings import option
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_settings import option
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

@@ -87,7 +87,7 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
 def _load_teacher(args: Any, student: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
     """The teacher that these settings name; None if it is behind a server, or the student."""
     from taopd.teachers import load_teacher
-    from taopd.trainer.config_checks import OWN_TEACHERS
+    from taopd.trainer.settings.config_checks import OWN_TEACHERS
 
     if args.teacher_url is not None or args.teacher_model_name_or_path in OWN_TEACHERS:
         return None
@@ -106,8 +106,8 @@ def _load_teachers(
     args: Any, student: Any, tokenizer: Any, common: dict[str, Any]
 ) -> dict[str, Any]:
     """By name the model, one for all names of the same weights, or the entry of a teacher behind a server."""
-    from taopd.trainer.loaded_teacher import weights_of
-    from taopd.trainer.teacher_entries import check_teachers, naming, settings_of
+    from taopd.trainer.build.loaded_teacher import weights_of
+    from taopd.trainer.settings.teacher_entries import check_teachers, naming, settings_of
 
     check_teachers(args, args.teachers)
     found, models = dict[str, Any](), dict[Hashable, Any]()

@@ -19,9 +19,9 @@ from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
 from taopd.runs.paths import one_place
 from taopd.teachers import load_teacher
+from taopd.trainer.build.place_teacher import place_teacher
 from taopd.trainer.checkpoint.same_start import samples_of
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.place_teacher import place_teacher
 
 
 def weights_of(args: TeachabilityConfig, shared: Mapping[str, Any] | None = None) -> Hashable:

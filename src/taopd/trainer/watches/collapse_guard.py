@@ -18,8 +18,8 @@ from transformers import TrainerCallback
 from taopd.runs.checkpoints import checkpoints, step_of, why_incomplete
 from taopd.signals import SignalTable
 from taopd.trainer.checkpoint.fsdp import layout_of
-from taopd.trainer.collapse_detector import CollapseWatch
 from taopd.trainer.selection import Choice
+from taopd.trainer.watches.collapse_detector import CollapseWatch
 
 BANK_GAIN = "bank/gain_forward_nats/mean"
 

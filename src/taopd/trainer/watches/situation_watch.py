@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 from taopd.runs.limits import situation_words
 from taopd.signals import Situation, situation
 from taopd.trainer.config import TeachabilityConfig
-from taopd.trainer.methods import running
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.settings.methods import running
 
 STEPS = 20
 """Optimizer steps that are looked at: later the student is another one, and most of the disagreement gone."""

@@ -24,7 +24,7 @@ from taopd.trainer.checkpoint.fsdp import layout_of
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.reference_student import ReferenceStudent
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 FILE = "teacher_ema.safetensors"
 """In a checkpoint: the averaged weights, float32."""

@@ -24,10 +24,10 @@ from taopd.selectors import (
 from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, KNOWN_SIGNALS, LISTS_GIVE
 from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
-from taopd.trainer.filled import FilledNumber, is_filled
-from taopd.trainer.methods import METHODS, check_method
-from taopd.trainer.setting_types import check_types
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.filled import FilledNumber, is_filled
+from taopd.trainer.settings.methods import METHODS, check_method
+from taopd.trainer.settings.setting_types import check_types
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

@@ -13,7 +13,7 @@ from taopd.errors import ConfigError, DataError
 from taopd.models.prompt_faults import LOOKED_AT, faults_of_ends, faults_of_kinds, prompt_faults
 from taopd.models.prompt_rows import TURNS, read_prompt
 from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
-from taopd.trainer.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ no token is taken from it. How the default was chosen: docs/results/default.md.
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError
-from taopd.trainer.filled import filled
+from taopd.trainer.settings.filled import filled
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

@@ -21,8 +21,8 @@ import torch
 
 from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
 from taopd.teachers import Teacher
-from taopd.trainer.config_checks import OWN_TEACHERS, check_all_types, check_config
-from taopd.trainer.config_fit import check_fit
+from taopd.trainer.settings.config_checks import OWN_TEACHERS, check_all_types, check_config
+from taopd.trainer.settings.config_fit import check_fit
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

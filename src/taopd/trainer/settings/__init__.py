@@ -1,0 +1,1 @@
+"""What a run may be asked for, beside `config.py`: types and ranges of settings, and what fits together."""
