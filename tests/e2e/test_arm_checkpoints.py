@@ -1,12 +1,15 @@
 """A long arm goes on from its own checkpoint. Oracle: the same arm that nobody stopped."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import pytest
 from test_demo import MICRO
 
+from taopd.errors import ResourceError
 from taopd.experiments import arm_observers
 from taopd.experiments.arm import run_arm
 from taopd.experiments.kept_arms import prepare
@@ -114,3 +117,13 @@ def test_no_checkpoint_where_it_would_fill_the_disk(arm, tmp_path, monkeypatch):
     monkeypatch.setattr(arm_observers.ArmCheckpoints, "on_save", lambda *_, **__: seen.append(1))
     run_arm(arm, prepared(arm, tmp_path / "arm"))
     assert not seen
+
+
+@pytest.mark.slow
+def test_an_arm_on_a_full_disk_names_the_way_of_the_study(arm, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    monkeypatch.setattr(arm_observers.StopRule, "on_step_end", full)
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl.*runs this arm again with --resume"):
+        run_arm(arm, prepared(arm, tmp_path / "arm"))

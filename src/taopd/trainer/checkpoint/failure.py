@@ -108,5 +108,5 @@ def _newest(trainer: Any) -> str:
     for line in passed_over:
         logger.warning("%s", line)
     if newest is None:
-        return "There is no checkpoint yet: start anew (--overwrite)"
+        return f"There is no checkpoint yet: {trainer.begin_anew}"
     return f"The newest checkpoint is {newest}: go on with --resume"
