@@ -1,4 +1,4 @@
-"""`TeachabilityTrainer`: its settings and one file per stage of a step; folders for what is around the step."""
+"""`TeachabilityTrainer`: its settings, one file per stage of a step, and folders for what is around it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,1 +1,1 @@
-"""What is watched while a run trains, and said once: collapse, the teacher, the situation, the spread of C."""
+"""What is watched in training, and said once: collapse, the teacher, the situation, the spread of C."""
