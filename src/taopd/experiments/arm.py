@@ -21,9 +21,10 @@ import torch
 
 from taopd.experiments.arm_observers import AccuracyCurve, ArmCheckpoints, KeptTokens, StopRule
 from taopd.experiments.arm_settings import Arm
+from taopd.experiments.arm_student import adapter_of, load_student, split_settings
 from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.pool import STOP_WITH_PARENT
-from taopd.models.prompts import load_model, load_prompts, load_tokenizer
+from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.runs.checkpoints import checkpoints, newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.trainer.config import TeachabilityConfig
@@ -60,7 +61,8 @@ def shares(counts: Mapping[str, int]) -> dict[str, float]:
 
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train and evaluate one arm, from its newest checkpoint on; write and return its results."""
-    student = load_model(arm.student, dtype=torch.float32)
+    training, weights = split_settings(arm.config)
+    student = load_student(arm.student, weights)
     size = student.num_parameters()
     torch.set_num_threads(num_threads(size))
     defaults: dict[str, Any] = {
@@ -68,10 +70,10 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "bf16": use_bf16(size),
         "report_to": "none",
     }
-    own_checkpoints = "save_strategy" not in arm.config
+    own_checkpoints = "save_strategy" not in training
     if own_checkpoints:
         defaults |= {"save_strategy": "no", "save_total_limit": 1}
-    args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | arm.config)
+    args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | training)
     tokenizer = load_tokenizer(arm.student)
     tokens = KeptTokens(arm.token_kinds)
     curve = AccuracyCurve(arm, tokenizer, tokens, folder)
@@ -82,6 +84,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         args=args,
         train_dataset=load_prompts(arm.prompts, split="train"),
         processing_class=tokenizer,
+        peft_config=adapter_of(weights),
         callbacks=[curve, stop, *([ArmCheckpoints(folder, curve)] if own_checkpoints else [])],
     )
     # Several arms share a terminal; the comparison says how far they are, and writes the arm's files.

@@ -16,7 +16,7 @@ class Arm:
     name: str
     seed: int
     config: dict[str, Any]
-    """Fields of `TeachabilityConfig`, without output_dir and seed."""
+    """Fields of `TeachabilityConfig` without output_dir and seed, and of `trl.ModelConfig`: `arm_student`."""
     student: str
     teacher: str
     prompts: str

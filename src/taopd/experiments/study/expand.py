@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from taopd.errors import ConfigError
+from taopd.experiments.arm_student import split_settings
 from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.experiments.study.own_best import at_rate
 from taopd.runs.redaction import redact_document
@@ -129,9 +130,10 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
             "the environment), and nothing is uploaded (push_to_hub)"
         )
     try:
+        training, _ = split_settings(settings)
         # Without a device: a study may be checked where it does not run.
         TeachabilityConfig(
-            output_dir="unused", **{**settings, "use_cpu": True, "report_to": "none"}
+            output_dir="unused", **{**training, "use_cpu": True, "report_to": "none"}
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error

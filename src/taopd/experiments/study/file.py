@@ -1,8 +1,9 @@
 """The study file: YAML with what is compared, on what, and what is held equal.
 
 Unknown keys, missing keys and values outside their range are one `ConfigError` each, before anything is
-written. `config` and the arms take every field of `TeachabilityConfig`; what the study itself sets (seed,
-output folder) is refused there. Models and data come from paths or hub ids, or from a tiny lab by name.
+written. `config` and the arms take every field of `TeachabilityConfig`, and those of `trl.ModelConfig` for
+LoRA and for loading the student; what the study itself sets (seed, output folder) is refused there. Models
+and data come from paths or hub ids, or from a tiny lab by name.
 """
 
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import ConfigError, require, require_known, suggest
+from taopd.experiments.arm_student import weight_hints
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -151,7 +153,8 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
 def settings_hints() -> dict[str, Any]:
     """Type hints of every field that `config`, `arms` and `grid` may set."""
     hints = typing.get_type_hints(TeachabilityConfig)
-    return {entry.name: hints[entry.name] for entry in fields(TeachabilityConfig) if entry.init}
+    training = {entry.name: hints[entry.name] for entry in fields(TeachabilityConfig) if entry.init}
+    return training | weight_hints()
 
 
 def check_names(settings: Mapping[str, Any], where: str) -> None:

@@ -1,0 +1,82 @@
+"""Arms of a study with settings of `trl.ModelConfig`: the adapter that trains, how weights are loaded."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_demo import MICRO
+
+from taopd.errors import ConfigError
+from taopd.experiments.arm_student import load_student, split_settings
+from taopd.experiments.lab import build
+from taopd.experiments.lab.build import build_lab
+from taopd.experiments.study.file import parse_study_file
+from taopd.experiments.study.run import plan_study, run_study
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+TRAINING = {"max_steps": 2, "budget": 0.25, "learning_rate": 1e-3, "method": "reach"}
+STUDY = {
+    "lab": "dialect",
+    "lab_sizes": MICRO,
+    "config": TRAINING | LORA,
+    "arms": [{"name": "adapter"}, {"name": "whole", "use_peft": False}],
+    "seeds": [0],
+    "evaluate_every": 2,
+    "random_control": False,
+    "full_control": False,
+    "save_models": True,
+    "workers": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_train_in_processes", build._train_here)
+        patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.slow
+def test_an_arm_trains_the_adapter_that_its_settings_name(tmp_path, forked_arms):
+    plan = plan_study(parse_study_file(STUDY))
+    run_study(plan, output=tmp_path / "study", num_workers=1)
+    arms = tmp_path / "study" / "arms"
+    written = json.loads((arms / "adapter-seed0/model/adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"]) == (4, 8)
+    assert (arms / "whole-seed0/model/model.safetensors").exists()
+
+    trained = load_file(arms / "adapter-seed0/model/adapter_model.safetensors")
+    assert all(value.any() for name, value in trained.items() if "lora_B" in name)
+    results = json.loads((arms / "adapter-seed0/results.json").read_text())
+    assert results["steps"] == 2 and [step for step, _ in results["accuracy_curve"]] == [0, 2]
+
+
+def test_weights_of_an_arm_are_loaded_as_its_settings_say(tmp_path):
+    lab = build_lab("dialect", **MICRO)
+    settings = {"dtype": "bfloat16", "attn_implementation": "eager", "budget": 0.5}
+    training, weights = split_settings(settings)
+    student = load_student(str(lab.student), weights)
+    assert student.dtype is torch.bfloat16 and student.config._attn_implementation == "eager"
+    # The teacher is loaded likewise, unless its own keywords say otherwise.
+    shared = {"dtype": "bfloat16", "attn_implementation": "eager"}
+    assert training == {"budget": 0.5, "teacher_model_init_kwargs": shared}
+    own = {"teacher_model_init_kwargs": {"dtype": "float32"}}
+    assert split_settings(settings | own)[0]["teacher_model_init_kwargs"]["dtype"] == "float32"
+    assert split_settings({"budget": 0.5})[0] == {"budget": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"lora_r": 0}, "lora_r=0"),
+        ({"use_peft": "yes"}, "use_peft='yes': must be true or false"),
+        ({"lora_alpha": [8]}, "lora_alpha=.*must be a whole number"),
+        ({"lora_rank": 4}, "unknown key 'lora_rank'"),
+        ({"trust_remote_code": True}, "trust_remote_code: code from a model"),
+    ],
+)
+def test_a_wrong_setting_of_the_adapter_is_refused_by_name(setting, words):
+    with pytest.raises(ConfigError, match=words):
+        plan_study(parse_study_file(STUDY | {"config": TRAINING | LORA | setting}))
