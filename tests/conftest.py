@@ -152,6 +152,17 @@ def make_checkpoint(run: Path, step: int) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def lab_cache(tmp_path_factory):
+    """A cache of labs of its own; their models are trained in this process, and not in others."""
+    from taopd.experiments.lab import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_train_in_processes", build._train_here)
+        patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def micro_lab(tmp_path_factory) -> MicroLab:
     """The micro models and prompts, made once per session. Treat as read-only."""

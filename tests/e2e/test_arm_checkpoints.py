@@ -13,7 +13,6 @@ from taopd.errors import ResourceError
 from taopd.experiments import arm_observers
 from taopd.experiments.arm import run_arm
 from taopd.experiments.kept_arms import prepare
-from taopd.experiments.lab import build
 from taopd.experiments.lab.build import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.runs.checkpoints import checkpoints
@@ -27,15 +26,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_train_in_processes", build._train_here)
-        patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        lab = build_lab("dialect", **MICRO)
-        # Two steps use each generation batch.
-        settings = {"selector": "teachability", "budget": 0.25, "num_iterations": 2}
-        made = lab_arm(lab, "reach", settings, seed=3, steps=6)
-        yield replace(made, evaluate_every=2, num_test_prompts=8)
+def arm(lab_cache):
+    lab = build_lab("dialect", **MICRO)
+    # Two steps use each generation batch.
+    settings = {"selector": "teachability", "budget": 0.25, "num_iterations": 2}
+    made = lab_arm(lab, "reach", settings, seed=3, steps=6)
+    return replace(made, evaluate_every=2, num_test_prompts=8)
 
 
 def read(folder):

@@ -20,7 +20,6 @@ from test_demo import MICRO
 from taopd.cli import main
 from taopd.errors import DataError
 from taopd.experiments import pool as arm_pool
-from taopd.experiments.lab import build
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
 from taopd.runs import jsonl as records
@@ -37,12 +36,8 @@ STUDY = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache of its own for the micro lab, whose models are trained in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_train_in_processes", build._train_here)
-        patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+def cache(lab_cache):
+    """Every study here is of the micro lab."""
 
 
 @pytest.fixture(scope="module")

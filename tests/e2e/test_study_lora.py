@@ -9,7 +9,6 @@ from test_demo import MICRO
 
 from taopd.errors import ConfigError
 from taopd.experiments.arm_student import load_student, split_settings
-from taopd.experiments.lab import build
 from taopd.experiments.lab.build import build_lab
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
@@ -30,12 +29,7 @@ STUDY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_train_in_processes", build._train_here)
-        patch.setenv("TAOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("lab_cache")
 
 
 @pytest.mark.slow
