@@ -45,6 +45,46 @@ def trainer(folder, **given):
     )
 
 
+def test_float16_weights_are_refused_where_their_optimizer_would_wreck_them(tmp_path):
+    """Measured with adamw_torch_fused: an update of norm 448 in place of 0.06, at a finite loss."""
+    half = {"model": make_model(seed=0).half(), "teacher_model": make_model(seed=1).half()}
+    with pytest.raises(
+        ConfigError, match=r"weights are float16.*adamw_torch_fused.*dtype: float32"
+    ):
+        trainer(tmp_path, **half)
+    adam = torch.optim.Adam(half["model"].parameters())
+    with pytest.raises(ConfigError, match=r"weights are float16.* Adam keeps"):
+        trainer(tmp_path, **half, optimizers=(adam, None))
+
+
+def test_float16_weights_train_where_no_square_is_kept_in_float16(tmp_path):
+    """Squares in float32 (adafactor), none (SGD), and an adapter, whose weights peft makes float32."""
+    norms = {}
+    for dtype in (torch.float16, torch.float32):
+        half = {
+            "model": make_model(seed=0).to(dtype),
+            "teacher_model": make_model(seed=1).to(dtype),
+        }
+        settings = CPU | {
+            "max_steps": 2,
+            "logging_steps": 1,
+            "optim": "adafactor",
+            "learning_rate": 1e-3,
+        }
+        args = TeachabilityConfig(
+            output_dir=str(tmp_path / str(dtype)), selector="full", **settings
+        )
+        made = trainer(tmp_path, **half, args=args)
+        made.train(check=False)
+        norms[dtype] = [log["update/norm"] for log in made.state.log_history if "loss" in log]
+    assert norms[torch.float16] == pytest.approx(norms[torch.float32], rel=0.05)
+    model = make_model(seed=0).half()
+    trainer(tmp_path, model=model, optimizers=(torch.optim.SGD(model.parameters()), None))
+    trainer(
+        tmp_path, model=make_model(seed=0).half(), peft_config=LoraConfig(task_type="CAUSAL_LM")
+    )
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_argument_of_another_kind_is_named(name, tmp_path):
     for wrong in KINDLESS:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from taopd.preflight.verdict import Problems, Verdict, judge
 
 HALF = ("float16", "bfloat16")
+_ROUNDED = {"float16": "0.05 %", "bfloat16": "0.4 %"}
 TIGHT = 0.8
 """Share of the memory from which a plan, good to 8 % and without the allocator, is a warning."""
 
@@ -67,8 +68,9 @@ def check_precision(
         )
     if trains_weights and student.dtype in HALF:
         problems.warn(
-            f"The student's weights are {student.dtype}: updates below 0.4 % of a weight are rounded "
-            "away, and learning rates of 1e-6 move little. Set dtype: float32 with bf16: true."
+            f"The student's weights are {student.dtype}: updates below {_ROUNDED[student.dtype]} of a "
+            "weight are rounded away, and learning rates of 1e-6 move little. Set dtype: float32 with "
+            "bf16: true."
         )
     if student.attention != held[-1].attention:
         problems.warn(

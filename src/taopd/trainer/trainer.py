@@ -101,7 +101,7 @@ class TeachabilityTrainer(BaseTrainer):
         )
         args.model_init_kwargs = given.options
         given.require_savable(self.model)
-        check_made(args, self.model, optimizers[0])
+        check_made(args, self.model, optimizers[0], self.accelerator)
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)

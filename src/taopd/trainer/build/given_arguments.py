@@ -4,7 +4,10 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, optim
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -77,12 +80,14 @@ def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -
         )
 
 
-def check_made(args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None) -> None:
+def check_made(
+    args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None, accelerator: Accelerator
+) -> None:
     """Refuse what does not fit the student as TRL made it.
 
     Raises:
         ConfigError: activation checkpointing, the default, of an architecture that cannot do it; or see
-            `check_optimizer`.
+            `check_optimizer` and `_check_float16`.
     """
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
         kind = type(getattr(model, "get_base_model", lambda: model)()).__name__
@@ -91,6 +96,46 @@ def check_made(args: "TeachabilityConfig", model: Any, optimizer: Optimizer | No
         )
     # Of the model as it is now: an adapter that TRL made has parameters of its own.
     check_optimizer(optimizer, (each for each in model.parameters() if each.requires_grad))
+    # DeepSpeed updates float32 copies, FSDP2 makes them under mixed precision.
+    kind, mixed = accelerator.distributed_type, accelerator.mixed_precision != "no"
+    if kind != DistributedType.DEEPSPEED and not (kind == DistributedType.FSDP and mixed):
+        _check_float16(args, model, optimizer)
+
+
+def _check_float16(args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None) -> None:
+    """Refuse float16 weights that torch's Adam and its like shall train.
+
+    These optimizers keep squared gradients in the dtype of the weights. Below 6e-8 they are 0 in float16, and
+    `adam_epsilon` is too: an update is thousands of times too large, or infinite.
+
+    Raises:
+        ConfigError: names the dtype to take.
+    """
+    if not any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+        return
+    name = str(getattr(args.optim, "value", args.optim))
+    keeps_squares = name in _SQUARES_BY_NAME
+    if optimizer is not None:
+        name = type(optimizer).__name__
+        keeps_squares = isinstance(optimizer, _SQUARES_IN_DTYPE_OF_WEIGHTS)
+    if keeps_squares:
+        raise ConfigError(
+            f"the student's weights are float16, where the squared gradients that {name} keeps are 0: its "
+            f"updates would be thousands of times too large; {_FLOAT32}"
+        )
+    if args.fp16:
+        raise ConfigError(
+            "the student's weights are float16, and the gradient scaler of fp16=True takes no gradient of "
+            f"such weights; {_FLOAT32}"
+        )
+
+
+_FLOAT32 = "load it in float32 (dtype: float32), with bf16: true for 16-bit arithmetic"
+_SQUARES_BY_NAME = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop")
+_SQUARES_IN_DTYPE_OF_WEIGHTS = (
+    *(optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
+)
 
 
 def _is_callback(value: Any) -> bool:
