@@ -43,6 +43,8 @@ OVERRIDES = {
     # Wrapping, and batches that do not fit: transformers'.
     "create_accelerator_and_postprocess": "",
     "_inner_training_loop": "batch_size",
+    "create_optimizer": "model",
+    "create_scheduler": "num_training_steps optimizer",
     # Checkpoints: transformers'.
     "train": "resume_from_checkpoint trial ignore_keys_for_eval",
     "save_model": "output_dir _internal_call",

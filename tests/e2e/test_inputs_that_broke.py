@@ -12,7 +12,7 @@ from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model, make_rows, make_tokenizer
 
 
-def make_trainer(tmp_path, student=None, teacher=None, rows=None, **settings):
+def make_trainer(tmp_path, student=None, teacher=None, rows=None, eval_rows=None, **settings):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     return TeachabilityTrainer(
@@ -20,6 +20,7 @@ def make_trainer(tmp_path, student=None, teacher=None, rows=None, **settings):
         teacher or make_model(seed=1),
         TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU | {"max_steps": 1} | settings),
         train_dataset=Dataset.from_list(rows or make_rows(8, "train")),
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
     )
 
@@ -63,3 +64,45 @@ def test_an_encoder_and_a_decoder_are_refused(tmp_path):
 def test_a_run_without_a_limit_of_tokens_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="max_completion_length=None: without a limit"):
         make_trainer(tmp_path, max_completion_length=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optim": "grokadamw"}, "^optim='grokadamw': Please install"),
+        ({"optim": "adafactor", "optim_args": "lr"}, "^optim='adafactor', optim_args='lr': "),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "^lr_scheduler_type='warm.*num_decay_steps"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "^lr_scheduler_type='cosine_.*min_lr"),
+        (
+            {"lr_scheduler_kwargs": {"foo": 1}},
+            "^lr_scheduler_.*lr_scheduler_kwargs={'foo': 1}.*'foo'",
+        ),
+    ],
+)
+def test_an_optimizer_or_a_schedule_that_cannot_be_made_is_named(settings, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        make_trainer(tmp_path, **settings).train(check=False)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_best_metric_that_no_evaluation_gives_ends_the_run_with_its_steps_saved(
+    several, tmp_path
+):
+    rows = Dataset.from_list(make_rows(4, "test"))
+    each_step = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    each_step |= {"eval_rows": {"a": rows, "b": rows} if several else rows, "max_steps": 2}
+    trainer = make_trainer(tmp_path, **each_step, metric_for_best_model="accuracy")
+    losses = "eval_a_loss or eval_b_loss" if several else "eval_loss"
+    told = rf"'accuracy' is no metric of the evaluation; take {losses}\. 1 steps are saved in"
+    with pytest.raises(ConfigError, match=told):
+        trainer.train(check=False)
+
+
+def test_an_evaluation_before_the_first_step_needs_prompts(tmp_path):
+    with pytest.raises(ConfigError, match="eval_on_start=True.* pass eval_dataset"):
+        make_trainer(tmp_path, eval_on_start=True)

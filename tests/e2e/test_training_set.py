@@ -11,6 +11,7 @@ import pandas
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
+from transformers import TrainerCallback
 
 from taopd.errors import DataError
 from taopd.trainer.config import TeachabilityConfig
@@ -148,6 +149,19 @@ def test_training_without_a_step_is_an_error(tmp_path):
     trainer.train_dataset = trainer.train_dataset.select(range(3))
     with pytest.raises(DataError, match="ended without a step"):
         trainer.train()
+
+
+def test_a_callback_that_ends_a_run_before_its_first_step_is_not_the_prompts_fault(tmp_path):
+    class Ends(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = make_trainer(
+        tmp_path, Dataset.from_list(make_rows(8, "x")), gradient_accumulation_steps=2
+    )
+    trainer.add_callback(Ends())
+    with pytest.raises(DataError, match="or a callback stopped the run before its first step"):
+        trainer.train(check=False)
 
 
 def test_faults_of_the_prompts_are_said_without_the_check_too(tmp_path, caplog):

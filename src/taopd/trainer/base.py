@@ -25,6 +25,7 @@ from taopd.trainer.prompting import PromptTrainer
 from taopd.trainer.run_record import RecordedRuns
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.settings.number_checks import about
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -61,6 +62,14 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
                 "torch_compile has no effect: the step calls backbone and head by themselves"
             )
             plugin.backend = DynamoBackend.NO
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with about(self.args, "optim", "optim_args", "optim_target_modules"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with about(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         settings = self.args

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import IterableDataset
 from trl import DistillationTrainer
 
-from taopd.errors import DataError
+from taopd.errors import ConfigError, DataError
 from taopd.models.batch import teacher_columns
 from taopd.models.context import context_length
 from taopd.models.prompt_faults import LOOKED_AT
@@ -61,6 +61,10 @@ class PromptTrainer(DistillationTrainer):
             shown = self._template | {"stop_ids": self.eos_token_ids}
             both = rows, self.eval_dataset
             check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
+        if args.eval_on_start and self.eval_dataset is None:
+            raise ConfigError(
+                "eval_on_start=True evaluates before the first step: pass eval_dataset"
+            )
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, rows in sets.items():
             if rows is not None:

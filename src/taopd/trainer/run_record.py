@@ -193,7 +193,8 @@ class RecordedRuns(Trainer):
             # Whatever kept the batches away, what would be saved now is not a distilled student.
             if self.state.global_step == 0:
                 raise DataError(
-                    "training ended without a step: the training set gave no generation batch"
+                    "training ended without a step: the training set gave no generation batch, or a "
+                    "callback stopped the run before its first step"
                 )
             return result
 

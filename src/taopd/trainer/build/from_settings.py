@@ -61,7 +61,7 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
     if train_dataset is None:
         train_dataset = load_training_set(settings)
     eval_dataset = None
-    if args.eval_strategy != "no":
+    if args.eval_strategy != "no" or args.eval_on_start:
         eval_dataset = data.load_prompts(
             str(script.dataset_name), config=script.dataset_config, split=script.dataset_test_split
         )

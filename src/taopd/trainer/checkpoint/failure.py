@@ -42,6 +42,14 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
     if (what := nan_in_sampling(error)) is not None:
         # Nobody wants to keep weights that give NaN.
         return NumericsError(f"step {step + 1}: {what}. {_newest(trainer)}")
+    if isinstance(error, KeyError) and "metric_for_best_model" in str(error):
+        logs = trainer.state.log_history
+        losses = dict.fromkeys(name for log in logs for name in log if _is_loss(name))
+        # All processes evaluate, and look at the same metrics.
+        return ConfigError(
+            f"metric_for_best_model={trainer.args.metric_for_best_model!r} is no metric of the evaluation; "
+            f"take {' or '.join(losses)}. {_save(trainer, together=True)}"
+        )
     if isinstance(error, NumericsError) or (isinstance(error, TaopdError) and error.together):
         return type(error)(f"{error}. {_save(trainer, together=error.together)}")
     return None
@@ -110,3 +118,8 @@ def _newest(trainer: Any) -> str:
     if newest is None:
         return f"There is no checkpoint yet: {trainer.begin_anew}"
     return f"The newest checkpoint is {newest}: go on with --resume"
+
+
+def _is_loss(name: str) -> bool:
+    """Of an evaluation: eval_loss, or eval_NAME_loss of one set among several."""
+    return name.startswith("eval_") and name.endswith("_loss")

@@ -5,7 +5,8 @@ step for `max_steps=0`, and saves nothing for `save_steps=0`.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from taopd.errors import ConfigError, require
@@ -139,6 +140,24 @@ _WORDED = {
     "`accelerate launch` start them: leave it out for a single one",
 }
 """By a part of transformers' message, what it leaves unsaid."""
+
+
+@contextmanager
+def about(config: Any, *names: str) -> Iterator[None]:
+    """What transformers refuses inside is about these settings.
+
+    Raises:
+        ConfigError: those of them that are set, and transformers' words. What a package lacks stays an
+            ImportError.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        # An enum's text is that of its name.
+        values = {name: getattr(config, name) for name in names}
+        values = {name: getattr(value, "value", value) for name, value in values.items()}
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items() if value)
+        raise ConfigError(f"{given}: {worded(error)}") from error
 
 
 def worded(error: Exception) -> ConfigError:
