@@ -27,3 +27,29 @@ def test_an_answer_is_right_as_a_whole(completion, answer, correct):
     """Of dates, addresses and lists the first two parts were compared; a copy of LaTeX text was wrong."""
     for match in ("auto", *(["math"] if is_mathematical(answer) else [])):
         assert Grader(match)(completion, answer).correct is correct
+
+
+WORKED = "There are 3 + 4 = <<3+4=7>>7 ducks.\nHe pays $2 for each.\n#### 1,407"
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        ("It is 1407.", WORKED, True),
+        ("#### 1407", WORKED, True),
+        (WORKED, WORKED, True),
+        ("so 7 ducks", WORKED, False),
+        ("so 7 ducks", "3 + 4 = 7 ducks.\n#### 7", True),
+        ("so 8 ducks", "3 + 4 = 7 ducks.\n#### 7\n", False),
+        ("Birds fly.\n#### yes", "Ducks are birds.\n#### yes", True),
+        ("yes", "Ducks are birds.\n#### yes", True),
+        ("no", "Ducks are birds.\n#### yes", False),
+        ("#### A heading\nand a text", "#### A heading\nand a text", True),
+    ],
+)
+def test_of_a_solution_that_ends_with_four_hashes_the_last_line_is_the_answer(
+    completion, answer, correct
+):
+    """Without a dollar it was compared as one text, so that every completion was wrong."""
+    assert Grader("auto")(completion, answer).correct is correct
+    assert Grader("exact")(completion, answer).correct is (completion.strip() == answer.strip())

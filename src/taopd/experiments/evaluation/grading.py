@@ -2,7 +2,8 @@
 
 `Grader` is made once per evaluation and called per completion. "auto" decides per problem:
 mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
-("yes", "B", a name).
+("yes", "B", a name). Of a worked solution whose last line is "#### 42", as GSM8K has them, both read what
+stands in that line.
 
 Patterns are those of the package `regex`, which gives up on a slow one; Python's own would hang.
 
@@ -32,6 +33,8 @@ _NUMBER = re.compile(r"(?=.*\d)[-+]?(\d{1,3}(,\d{3})+|\d*)([.,]\d*)?(\s*/\s*\d+)
 """One number. Of a date or an address math-verify would read the first two parts and pass over the rest."""
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 _LIST = re.compile(r"[-+]?\d[\d.]*(,\d[\d.]*)+")
+_FINAL = re.compile(r"(?:^|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*$")
+"""The last line of a solution in GSM8K's form."""
 _REGEX_PREFIX = "regex:"
 LAB_FILE = "lab.json"
 """What a lab of ours holds beside its prompts."""
@@ -93,9 +96,17 @@ class Grader:
         """Grade one completion against the gold answer."""
         if self._pattern is not None:
             return _grade_regex(self._pattern, completion, answer)
-        if self.match == "math" or (self.match == "auto" and is_mathematical(answer)):
-            return _grade_math(completion, answer)
+        if self.match != "exact":
+            final = _final(answer)
+            if self.match == "math" or is_mathematical(final):
+                return _grade_math(completion, final)
+            return Verdict(_final(completion) == final, True)
         return Verdict(completion.strip() == answer.strip(), True)
+
+
+def _final(text: str) -> str:
+    found = _FINAL.search(text)
+    return found.group(1) if found else text.strip()
 
 
 def is_mathematical(answer: str) -> bool:
