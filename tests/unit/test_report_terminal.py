@@ -56,6 +56,27 @@ def test_a_terminal_without_colors_gets_brackets(run, monkeypatch, name, value):
     assert out.count("[") - out.count("\x1b[") - 1 == sum(rollouts[0].line["kept"])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "answer", "right"),
+    [
+        (["yes", "<|im_end|>"], "yes", True),
+        (["ĠNew", "ĠYork", "Ċ", "<|im_end|>"], "New York", True),
+        (["k", "Ã", "¶", "ln", "<|im_end|>"], "köln", True),
+        (["yes", "Ċ", "no", "<|im_end|>"], "yes\nno", True),
+        (["no", "<|im_end|>"], "yes", False),
+        (["▁New", "▁York", "</s>"], "New York", True),
+        (["▁k", "<0xC3>", "<0xB6>", "ln", "</s>"], "köln", True),
+    ],
+)
+def test_a_completion_is_graded_as_its_tokenizer_decodes_it(run, tokens, answer, right):
+    """Its end token and the signs for unseen characters were graded too: no answer in words was right."""
+    marked = {"0": "▁a"} if "</s>" in tokens else {"0": "Ġa"}
+    whole = {"tokens": tokens, "answer": answer, "truncated": False, "vocabulary": marked}
+    for line in whole, whole | {"tokens": tokens[:-1], "truncated": True}:
+        (run / "rollouts.jsonl").write_text(json.dumps(line), encoding="utf-8")
+        assert [one.correct for one in rollouts_of(run)] == [right]
+
+
 @pytest.mark.parametrize(("place", "called"), [("", "."), ("below", ".."), ("", "../a")])
 def test_a_run_has_its_folders_name_however_it_is_called(run, monkeypatch, capsys, place, called):
     (run / "below").mkdir()

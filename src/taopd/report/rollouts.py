@@ -11,7 +11,7 @@ from typing import Any
 from taopd.errors import TaopdError
 from taopd.report.folders import Run, read_lines
 from taopd.report.prompt_texts import bare
-from taopd.report.text import readable, tokenizer_kind
+from taopd.report.text import plain, readable, tokenizer_kind
 from taopd.runs.schemas import check_rollout
 
 MAX_TOKENS = 200_000
@@ -125,7 +125,9 @@ def _rollout(run: str, line: dict[str, Any], kind: str, grade: Any) -> Rollout:
     answer, correct = line.get("answer"), None
     if isinstance(answer, str | int | float) and answer != "":
         try:
-            verdict = grade("".join(pieces), str(answer))
+            # As `taopd evaluate` reads it: without the end token, and characters as they are.
+            written = line["tokens"][:-1] if line.get("truncated") is False else line["tokens"]
+            verdict = grade(plain(written, kind), str(answer))
             correct = bool(verdict.correct)
         except (TaopdError, ValueError):
             correct = None

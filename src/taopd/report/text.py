@@ -110,6 +110,27 @@ def readable(token: str | None, kind: str) -> str:
     return shown or "⟨empty⟩"
 
 
+def plain(tokens: Iterable[str | None], kind: str) -> str:
+    """The text of a completion as its tokenizer decodes it: what is graded, not what is shown.
+
+    Example:
+        >>> plain(["Ã", "¶", "ĠĊ"], "bytes")
+        'ö \\n'
+    """
+    if kind == "words":
+        return " ".join(token for token in tokens if token)
+    parts = []
+    for token in tokens:
+        if kind == "bytes" and token and all(character in _BYTES for character in token):
+            parts.append(bytes(_BYTES[character] for character in token))
+        elif kind == "sentencepiece" and token and (match := _BYTE_TOKEN.fullmatch(token)):
+            parts.append(bytes([int(match[1], 16)]))
+        else:
+            text = (token or "").replace("▁", " ") if kind == "sentencepiece" else token or ""
+            parts.append(text.encode(errors="replace"))
+    return b"".join(parts).decode(errors="replace")
+
+
 def _byte_alphabet() -> dict[str, int]:
     """The printable stand-ins of GPT-2's byte-level vocabularies, and the byte of each."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
