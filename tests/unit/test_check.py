@@ -152,11 +152,11 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
         forward += (q.exp() * (q - p)).sum(1).tolist()
         off += (1.0 - q.exp().gather(1, p.topk(4).indices).sum(1)).tolist()
         for own, other in zip(p, q, strict=True):
-            # D on both lists, and r over them, as far as the check knows it.
+            # D on both lists, and r over all words.
             union = sorted({*own.topk(4).indices.tolist(), *other.topk(4).indices.tolist()})
             mine, theirs = (row[union] - row[union].logsumexp(0) for row in (own, other))
             d = float((theirs.exp() * (theirs - mine)).sum())
-            r = float(other[union].exp()[own[union].exp() >= 3e-4].sum())
+            r = float(other.exp()[own.exp() >= 3e-4].sum())
             worth.append(d * r >= 0.05)
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     assert figures["teacher KL"]["reverse_nats"] == pytest.approx(mean(reverse), rel=1e-4)

@@ -1,5 +1,6 @@
 """Situation: where a pair's disagreement lies. Oracles: sums over tokens in plain Python; counts of a run."""
 
+import json
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from taopd import cli
 from taopd.runs.limits import situation_words
 from taopd.signals import reach_from_logprobs, signals_from_logprobs, situation
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.methods import METHODS, running
 from taopd.trainer.watches.situation_watch import STEPS, SituationWatch
-from tests.conftest import is_documented
+from tests.conftest import is_documented, write_config
 
 
 def rows(num, vocab, seed, sharpness=4.0):
@@ -54,6 +56,8 @@ def test_the_words_name_the_arm_to_compare_with():
     assert "41% is out of reach (it hardly ever says them)" in words
     assert "full distillation" in words and "method: reach" not in words
     assert "loss: forward_kl" in words
+    bound = situation_words(0.5, 0.09, 0.41, method="anchored", at_most=True)
+    assert bound.count("at most 41%") == 2 and "at most" not in words
     assert "method: reach" in situation_words(0.5, 0.4, 0.1, method="anchored")
     assert "compare with" not in situation_words(0.9, 0.05, 0.05, method="anchored")
 
@@ -94,4 +98,17 @@ def test_the_first_steps_are_added_up_and_said_once(caplog):
     shares = situation(signals, threshold=0.01).shares
     assert dict(seen)["situation/out_of_reach"] == pytest.approx(shares.out_of_reach)
     said = [record.message for record in caplog.records if "situation" in record.message]
-    assert said == [f"situation: {situation_words(*shares, method='anchored')}"]
+    assert said == [f"situation: {situation_words(*shares, method='anchored', at_most=True)}"]
+
+
+def test_what_both_lists_leave_open_is_not_called_out_of_reach(micro_lab, tmp_path, capsys):
+    """Two random models: most of the teacher's mass is on neither list, all of it on words that the student
+    says as often as others."""
+    config = write_config(
+        micro_lab, tmp_path, score_top_k=2, per_device_train_batch_size=4, max_completion_length=6
+    )
+    cli.main(["check", str(config), "--json"])
+    items = {item["item"]: item for item in json.loads(capsys.readouterr().out)["items"]}
+    assert items["off support"]["figures"]["off_support_mass"] > 0.5
+    figures = items["situation"]["figures"]
+    assert figures["within_reach_share"] > 0.9 and figures["out_of_reach_share"] == 0.0

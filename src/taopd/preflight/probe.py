@@ -4,7 +4,7 @@ Uses the trainer's own sampler and forward, so that what is measured is what wil
 adapters, the inference engine. The random stream and the models' modes are as before afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
@@ -12,10 +12,12 @@ from typing import Any
 
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
+from taopd.models.scoring import Given
 from taopd.models.stop_tokens import declared_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
+from taopd.signals import TokenSignals, reach_from_states
 from taopd.trainer.build.training_set import first_rows
 from taopd.trainer.selection import signal_options
 
@@ -83,10 +85,27 @@ def measure_micro_batch(
             max_tokens=tokens,
             agreement=source.compare(*both, batch),
         )
+        if source.remote is None:
+            measured = replace(measured, signals=_with_reach(trainer, measured, passes))
         if compare is None:
             return measured
         error = measure_error(trainer, compare, batch, measured.positions, passes, teacher=teacher)
         return replace(measured, teacher_error=error)
+
+
+def _with_reach(trainer: Any, measured: Measured, passes: Mapping[str, Given]) -> TokenSignals:
+    """The signals with reach by both whole distributions: before training the student is the initial one."""
+    positions, ids = measured.positions, measured.batch["completion_ids"]
+    reach, _ = reach_from_states(
+        passes["student"].at(positions),
+        passes["teacher"].at(positions),
+        ids[positions.row, positions.column],
+        threshold=trainer.args.reach_threshold,
+        temperature=trainer.temperature,
+        stop_ids=signal_options(trainer.args, trainer.stop_ids)["stop_ids"],
+        foreign_ends=trainer.foreign_ends,
+    )
+    return replace(measured.signals, reach=reach)
 
 
 def _num_completions(models: list[Any], tokens: int, batch: int, accelerator: Any) -> int:

@@ -225,7 +225,8 @@ def check_situation(
     """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
     found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
-    return judge("situation", situation_words(*found, method=method), [], figures=figures)
+    words = situation_words(*found, method=method, at_most=measured.signals.reach is None)
+    return judge("situation", words, [], figures=figures)
 
 
 def check_kept(

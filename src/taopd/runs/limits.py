@@ -26,23 +26,30 @@ _OUT_OF_REACH = {
 
 
 def situation_words(
-    teachable: float, within_reach: float, out_of_reach: float, *, method: str
+    teachable: float,
+    within_reach: float,
+    out_of_reach: float,
+    *,
+    method: str,
+    at_most: bool = False,
 ) -> str:
     """On what kind of tokens the disagreement lies, and which arm to compare with, in words.
 
     Args:
         teachable: shares of D, see `taopd.signals.situation`.
         method: of the run; "full": it trains on every token.
+        at_most: reach is a lower bound, and the share out of reach an upper one.
     """
+    beyond = f"{'at most ' if at_most else ''}{out_of_reach:.0%}"
     text = (
         f"of what the teacher would change, {teachable:.0%} is teachable (on tokens where most of the "
         f"teacher's probability is on the student's own top tokens), {within_reach:.0%} is within reach "
-        f"(on words that the student may say, but not among its top tokens), {out_of_reach:.0%} is out of "
+        f"(on words that the student may say, but not among its top tokens), {beyond} is out of "
         "reach (it hardly ever says them)"
     )
     if out_of_reach >= LARGE_SHARE and method != "full":
         text += (
-            f". The {out_of_reach:.0%} out of reach is what {_OUT_OF_REACH[method]}: full distillation with "
+            f". The {beyond} out of reach is what {_OUT_OF_REACH[method]}: full distillation with "
             "a forward KL, which raises such words (selector: full, loss: forward_kl), is the arm to compare "
             "with"
         )

@@ -38,7 +38,7 @@ class SituationWatch(TrainerCallback):
         self._rule: dict[str, Any] = {"threshold": threshold, "foreign_ends": foreign_ends}
         self._record, self._method = record, method
         self._sums = Situation(0.0, 0.0, 0.0)
-        self._told = False
+        self._told = self._at_most = False
 
     @classmethod
     def of(cls, args: TeachabilityConfig, *others: Any) -> "SituationWatch":
@@ -49,7 +49,10 @@ class SituationWatch(TrainerCallback):
         """Look at one generation batch."""
         if self._told:
             return
-        self._sums += situation(scored.signals, **self._rule)
+        signals = scored.signals
+        self._sums += situation(signals, **self._rule)
+        # Of flat distributions both lists hold little: what they leave open may be within reach.
+        self._at_most = signals.reach is None or not signals.compatibility_is_exact
         for name, share in self._sums.shares._asdict().items():
             self._record(f"situation/{name}", share)
         if scored.number >= STEPS:
@@ -57,7 +60,7 @@ class SituationWatch(TrainerCallback):
 
     def _tell(self) -> None:
         if not self._told and sum(self._sums) > 0.0:
-            words = situation_words(*self._sums.shares, method=self._method)
+            words = situation_words(*self._sums.shares, method=self._method, at_most=self._at_most)
             logger.info("situation: %s", words)
         self._told = True
 
