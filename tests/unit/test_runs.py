@@ -61,9 +61,20 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path, evidence):
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
-@pytest.mark.parametrize("name", ["model", "env.json", "warnings.jsonl", "selection"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model",
+        "env.json",
+        "warnings.jsonl",
+        "selection",
+        "verdicts.json",
+        "tokens.parquet",
+        "steps.parquet",
+    ],
+)
 def test_what_a_run_would_replace_is_never_taken_from_others(tmp_path, name, flags):
-    """A folder of the user's with a model in `model/`, say, which a run writes at its end."""
+    """A folder of the user's with a model in `model/`, say, which a run writes at its end; or of diagnose."""
     path = tmp_path / name
     if "." in name:
         path.write_text("mine")

@@ -35,6 +35,8 @@ CONFIG_BESIDE_MODEL = "run_config.json"
 """Settings of a run in whose own folder a model was saved: `config.json` is the model's then."""
 # What makes a folder of ours hold a run.
 _EVIDENCE = ("config.json", "metrics.jsonl", "results.json", "checkpoint-*")
+# What makes a folder one of `taopd diagnose`: a bank or its gains, a one-step table, a report.
+_OF_DIAGNOSE = ("tokens.parquet", "steps.parquet", "verdicts.json")
 # What a run writes, and so what `overwrite` may remove: the run's own files, then Hugging Face's
 # model files.
 _OWNED = (
@@ -112,15 +114,15 @@ class RunFolder:
         try:
             ours = (folder / MARKER).exists()
             # A run replaces all that it writes: what is there already must be its own.
-            patterns = _EVIDENCE if ours else (*_OWNED, *also_owns)
+            patterns = _EVIDENCE if ours else (*_OWNED, *also_owns, *_OF_DIAGNOSE)
             evidence = sorted(found.name for pattern in patterns for found in folder.glob(pattern))
         except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
             raise DataError(f"cannot use {shown(str(path))}: {error}") from error
         refuse_file(folder, path)
         if evidence and not ours:
             raise DataError(
-                f"{path} holds {evidence[0]} that no taopd run wrote (a model, or another tool's run); "
-                "choose another output folder"
+                f"{path} holds {evidence[0]} that no taopd run wrote (a model, a diagnostic, or another "
+                "tool's run); choose another output folder"
             )
         if evidence and not (resume or overwrite):
             raise DataError(
