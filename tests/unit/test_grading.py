@@ -1,5 +1,7 @@
 """Which completions are right: answers of several parts, and copies of an answer."""
 
+import time
+
 import pytest
 
 from taopd.experiments.evaluation.grading import Grader, is_mathematical
@@ -53,3 +55,89 @@ def test_of_a_solution_that_ends_with_four_hashes_the_last_line_is_the_answer(
     """Without a dollar it was compared as one text, so that every completion was wrong."""
     assert Grader("auto")(completion, answer).correct is correct
     assert Grader("exact")(completion, answer).correct is (completion.strip() == answer.strip())
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        (r"so \boxed{q - p}", "q-p", True),
+        (r"so \boxed{p - q}", "q-p", False),
+        (r"\boxed{(2, 1)}", "(1,2)", False),
+        (r"\boxed{(1, 2)}", "(1,2)", True),
+        (r"\boxed{1024}", "2^{10}", True),
+        (r"it is \boxed{B}", "B", True),
+        (r"it is \boxed{A}", "B", False),
+        (r"\boxed{\text{Evelyn}}", "Evelyn", True),
+        (r"\boxed{silent}", "listen", False),
+        (r"first \boxed{12:30}, then \boxed{12:31}", "12:30", False),
+        (r"\boxed{12:30}", "12:30", True),
+        (r"\boxed{2, -1}", "-1,2", True),
+        (r"\boxed{1,2,3}", "1, 2, 3", True),
+        ("The answer is 1, 2, 3.", "1,2,3", True),
+        ("The answer is 1, 2, 4.", "1,2,3", False),
+        (r"\boxed{18.9}", r"\$18.90", True),
+        (r"\boxed{\$18}", r"\$18.90", False),
+    ],
+)
+def test_a_boxed_answer_is_compared_as_a_whole(completion, answer, correct):
+    """In "auto" a formula, a tuple, a list or a letter in a box was wrong, and so was any price in LaTeX."""
+    assert Grader("auto")(completion, answer).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        ("The answer is \N{MINUS SIGN}5.", "-5", True),
+        ("The answer is \N{MINUS SIGN}5.", "5", False),
+        ("It is 1.5e3.", "1500", True),
+        ("It is 1.5e3.", "1.5", False),
+        ("0.00001", "1e-05", True),
+        ("0.00002", "1e-05", False),
+        ("1.5 \N{MULTIPLICATION SIGN} 10^3", "1500", True),
+        ("1.5 \N{MULTIPLICATION SIGN} 10^3", "10", False),
+        ("1.5 x 10^3", "1000", False),
+        ("The answer is 10².", "100", True),
+        ("The answer is 10².", "10", False),
+        ("The answer is 12 cm².", "12", True),
+        ("The answer is 3 1/2.", "3.5", True),
+        ("The answer is 3 1/2.", "1", False),
+        ("-2.5", "-2 1/2", True),
+        ("0.0000002", "0.0000001", False),
+        ("3.1415927", "3.14159265", True),
+        ('{"answer":"34"}', "34", True),
+        ("The answer is (34).", "34", True),
+        ("The answer is +34.", "34", True),
+        ("34", "+34", True),
+    ],
+)
+def test_a_number_is_read_as_it_is_written(completion, answer, correct):
+    """math-verify reads 1.5e3 as 1.5, 3 1/2 as 1, 10² as 10; and nothing from (34)."""
+    for match in ("auto", "math"):
+        assert Grader(match)(completion, answer).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        ("It was on 2024-01-06.", "2024-01-05", False),
+        ("It was on 2024-01-05.", "2024-01-05", True),
+        ("at 12:45", "12:30", False),
+        ("12", "12:30", False),
+        ("1.2.4", "1.2.3", False),
+        ("2", "2^{10}", False),
+        ("1024", "2^{10}", True),
+        ("3", "3x+2", False),
+        ("$2 + 3x$", "3x+2", True),
+        ("34 apples", "34 apples in all", True),
+    ],
+)
+def test_asked_for_mathematics_an_answer_is_read_as_a_whole(completion, answer, correct):
+    """The first number of a date, a time or a formula was compared, and the rest passed over."""
+    assert Grader("math")(completion, answer).correct is correct
+
+
+@pytest.mark.parametrize("text", ["1" * 20_000, "1," * 10_000, "(" * 20_000, r"\boxed{" * 3_000])
+def test_a_degenerate_completion_is_graded_soon(text):
+    began = time.monotonic()
+    assert not Grader("auto")(text, "1,2,3").correct
+    assert time.monotonic() - began < 5

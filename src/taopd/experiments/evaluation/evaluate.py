@@ -41,8 +41,8 @@ def evaluate(
         top_p: sample from the most likely tokens of this mass; 1 takes all.
         top_k: sample from this many tokens; 0 takes all.
         match: "exact", "math" (math-verify), "regex:PATTERN" (all matches joined), or "auto": math
-            where the answer is a number or LaTeX, else exact. Of an answer whose last line is "#### 42"
-            math and auto compare what stands there.
+            where the answer is a number or LaTeX, or the completion has a \\boxed{...}, else exact. Of an
+            answer whose last line is "#### 42" math and auto compare what stands there.
         batch_size: completions generated together.
         progress: called with (completions done, completions in all).
 

@@ -1,9 +1,9 @@
-"""Graders of completions: exact text, a regular expression, or mathematics (math-verify).
+r"""Graders of completions: exact text, a regular expression, or mathematics (math-verify).
 
 `Grader` is made once per evaluation and called per completion. "auto" decides per problem:
 mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
-("yes", "B", a name). Of a worked solution whose last line is "#### 42", as GSM8K has them, both read what
-stands in that line.
+("yes", "B", a name), of the whole completion or of its last \boxed{...}. Of a worked solution whose last
+line is "#### 42", as GSM8K has them, both read what stands in that line.
 
 Patterns are those of the package `regex`, which gives up on a slow one; Python's own would hang.
 
@@ -17,6 +17,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,27 @@ from taopd.runs.validation import read_document
 
 _TIMEOUT_SECONDS = 5
 _LATEX = re.compile(r"\\|\$")
+_DOLLARS = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
+"""What math-verify finds LaTeX by; the dollar of a price (\\$10) is none."""
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_WORD = re.compile(r"[^\W\d_]{2}")
+_OPERATOR = re.compile(r"[-+*^=(){}<>\[\]]")
 _NUMBER = re.compile(r"(?=.*\d)[-+]?(\d{1,3}(,\d{3})+|\d*)([.,]\d*)?(\s*/\s*\d+)?\s*%?")
 """One number. Of a date or an address math-verify would read the first two parts and pass over the rest."""
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
-_LIST = re.compile(r"[-+]?\d[\d.]*(,\d[\d.]*)+")
+_LIST = re.compile(r"(?<![\d.])[-+]?\d[\d.]*(\s*,\s*[-+]?\d[\d.]*)+")
+_PARTS = re.compile(r"(?<!\d)(?:\d+(?::\d+)+|\d+([-./])\d+(?:\1\d+)+)")
+"""A time, a date, a version or an address: text, of which math-verify would read the first number."""
+_MIXED = re.compile(r"(?<![\w.,/+*^-])(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/])")
+_POWER_OF_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\^)")
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.]*\w)")
+_RAISED = re.compile(r"(?<=[\d)])[⁰¹²³⁴-⁹]+")
+_SIGNS = str.maketrans("\N{MINUS SIGN}\N{MULTIPLICATION SIGN}÷", "-*/")
+_RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_SMALL = re.compile(r"[-+]?0*\.(0{4,})\d")
+"""A number that six decimals, to which math-verify rounds, would change."""
+_ENCLOSED = re.compile(r"(?<![\w)])[\"'(\[+]{1,3}(?=[-.\d])")
 _FINAL = re.compile(r"(?:^|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*$")
 """The last line of a solution in GSM8K's form."""
 _REGEX_PREFIX = "regex:"
@@ -96,12 +114,15 @@ class Grader:
         """Grade one completion against the gold answer."""
         if self._pattern is not None:
             return _grade_regex(self._pattern, completion, answer)
-        if self.match != "exact":
-            final = _final(answer)
-            if self.match == "math" or is_mathematical(final):
-                return _grade_math(completion, final)
-            return Verdict(_final(completion) == final, True)
-        return Verdict(completion.strip() == answer.strip(), True)
+        if self.match == "exact":
+            return Verdict(completion.strip() == answer.strip(), True)
+        final = _final(answer)
+        if _is_copy(completion, final):
+            return Verdict(True, True)
+        in_a_box = bool(_BOX.search(completion)) and not _is_text(final)
+        if self.match == "math" or in_a_box or is_mathematical(final):
+            return _grade_math(completion, final)
+        return Verdict(_final(completion) == final, True)
 
 
 def _final(text: str) -> str:
@@ -116,10 +137,26 @@ def is_mathematical(answer: str) -> bool:
         >>> is_mathematical("34"), is_mathematical(r"\frac{1}{2}"), is_mathematical("yes")
         (True, True, False)
     """
-    answer = answer.strip()
+    answer = _plainly(answer.strip())
     return bool(
         (_NUMBER.fullmatch(answer) or _is_list(answer) or _LATEX.search(answer))
         and _parse_answer(answer, _timeout())
+    )
+
+
+def _is_copy(completion: str, answer: str) -> bool:
+    r"""Whether a completion, or its last \boxed{...}, is the answer to the letter.
+
+    math-verify reads no \text{yes} without dollars, and takes a word for a product of letters.
+    """
+    box = "".join(_BOX.findall(completion)[-1:])
+    return answer.strip() in (completion.strip(), box.strip(), _TEXT.sub(r"\1", box).strip())
+
+
+def _is_text(answer: str) -> bool:
+    """Whether an answer is text to math-verify, which would read "listen" as a product of letters."""
+    return bool(_PARTS.fullmatch(answer.strip())) or bool(
+        _WORD.search(answer) and not _LATEX.search(answer)
     )
 
 
@@ -153,37 +190,83 @@ def _grade_math(completion: str, answer: str) -> Verdict:
     import math_verify
     from math_verify.errors import TimeoutException
 
-    if completion.strip() == answer.strip():
-        return Verdict(True, True)  # math-verify reads no \text{yes} without dollars.
+    if _PARTS.fullmatch(answer.strip()):
+        parts = [found.group() for found in _PARTS.finditer(completion)]
+        return Verdict(parts[-1:] == [answer.strip()], bool(parts))
     timeout = _timeout()
     gold = _parse_answer(answer, timeout)
     try:
-        found = math_verify.parse(completion, parsing_timeout=timeout)
+        found = _parse_completion(_plainly(completion), answer, timeout)
         if not found or not gold:
             return Verdict(False, bool(found))
-        return Verdict(bool(math_verify.verify(list(gold), found, timeout_seconds=timeout)), True)
+        small = _SMALL.match(_plainly(answer.strip()))
+        decimals = len(small[1]) + 3 if small else 6
+        right = math_verify.verify(
+            list(gold), found, float_rounding=decimals, timeout_seconds=timeout
+        )
+        return Verdict(bool(right), True)
     # math-verify lets every kind of sympy's exceptions through; its timeout is a BaseException.
     except (Exception, TimeoutException) as error:
         logging.getLogger(__name__).debug("math-verify failed on %r: %s", completion[-200:], error)
         return Verdict(False, False)
 
 
+def _plainly(text: str) -> str:
+    """Numbers written as math-verify reads them.
+
+    It takes 2e3, 2 1/2 and 10² for other numbers, and knows no minus sign but the hyphen.
+    """
+    text = _RAISED.sub(lambda m: f"^{m.group().translate(_RAISED_DIGITS)}", text.translate(_SIGNS))
+    text = _POWER_OF_TEN.sub("*", text)
+    text = _SCIENTIFIC.sub(lambda m: f"{Decimal(m.group()):f}", text)
+    return _MIXED.sub(_improper, text)
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    """2 1/2 as 5/2. In "in 2024 3/2" the two are no mixed number."""
+    sign, whole, top, bottom = mixed[1], int(mixed[2]), int(mixed[3]), int(mixed[4])
+    return f"{sign}{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
+
+
+def _parse_completion(completion: str, answer: str, timeout: int | None) -> list[Any]:
+    import math_verify
+
+    lists = [found.group() for found in _LIST.finditer(completion)]
+    if lists and _is_list(answer.strip()) and not _DOLLARS.search(completion):
+        last = lists[-1].rstrip(".")  # As plain text one number of it would be read.
+        if last.count(",") != answer.count(","):
+            return [last]
+        return list(math_verify.parse(f"${last}$", parsing_timeout=timeout))
+    found = math_verify.parse(completion, parsing_timeout=timeout)
+    if all(isinstance(one, str) for one in found):
+        found = math_verify.parse(_ENCLOSED.sub(" ", completion), parsing_timeout=timeout) or found
+    return list(found)
+
+
 @lru_cache(maxsize=16_384)
 def _parse_answer(answer: str, timeout: int | None) -> tuple[Any, ...]:
-    """The gold answer parsed by math-verify; bare LaTeX is put between dollar signs first."""
+    """The gold answer parsed by math-verify; a formula without dollar signs is put between them first."""
     import math_verify
     from math_verify.errors import TimeoutException
 
-    bare_latex = "\\" in answer and "$" not in answer and "\\boxed" not in answer
-    readings = [f"${answer}$" if bare_latex else answer]
-    if _is_list(answer.strip()):
-        # As plain text the first two numbers are read as one decimal, and the rest is passed over.
-        decimal = readings if _NUMBER.fullmatch(answer.strip()) else []
-        readings = [*decimal, f"${answer}$"]
+    answer = _plainly(answer.strip()).removeprefix("+")
+    as_latex = f"${answer}$"
+    number = bool(_NUMBER.fullmatch(answer))
+    # As plain text the first number of a formula is read, and the rest is passed over.
+    formula = bool(_OPERATOR.search(answer.removeprefix("-"))) and not number
+    if _DOLLARS.search(answer) or _is_text(answer):
+        readings = [answer]
+    elif _is_list(answer):
+        readings = [answer, as_latex] if number else [as_latex]
+    else:
+        readings = [as_latex] if "\\" in answer or formula else [answer]
     try:
-        return tuple(
+        parsed = [
             found for text in readings for found in math_verify.parse(text, parsing_timeout=timeout)
-        )
+        ]
+        if not parsed and not _is_text(answer):
+            parsed = math_verify.parse(as_latex, parsing_timeout=timeout)
+        return tuple(parsed)
     except (Exception, TimeoutException) as error:  # as in `_grade_math`
         logging.getLogger(__name__).debug("math-verify failed on the answer %r: %s", answer, error)
         return ()
