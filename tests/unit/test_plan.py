@@ -2,6 +2,7 @@
 `torch.utils.flop_counter`, saved bytes by `saved_tensors_hooks`), published parameter counts, simulation.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -324,6 +325,57 @@ def test_other_architectures_are_planned_from_generic_fields(kind):
     found = plan(shape, shape, replace(SETTINGS, window=None))
     assert found.memory.parts["activations"] > 0
     assert found.memory.peak > 4 * shape.num_parameters
+
+
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8}
+LATENT |= {"v_head_dim": 12, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+UNUSUAL = {
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8},
+    "gpt_oss": {"head_dim": 16, "sliding_window": 8, "num_local_experts": 4} | EXPERTS,
+    "mistral": {"sliding_window": 8},
+    "deepseek_v2": LATENT | EXPERTS | {"num_key_value_heads": 4, "n_routed_experts": 4},
+    "deepseek_v3": LATENT | EXPERTS | {"num_key_value_heads": 4, "n_routed_experts": 4},
+    "falcon": {"multi_query": True, "new_decoder_architecture": False},
+    "mixtral": {"num_local_experts": 4} | EXPERTS,
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 40} | EXPERTS,
+    "gpt_neox": {"num_key_value_heads": 4},
+    "starcoder2": {},
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_cache_and_flops_of_other_layers_are_those_of_the_model(kind):
+    """Compressed, shared and sliding caches, experts beside shared ones, feed-forwards without a gate."""
+    config = AutoConfig.for_model(kind, **SIZES | UNUSUAL[kind])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.config._experts_implementation = "eager"  # The counter does not see the grouped matmul.
+    shape = ModelShape.from_config(config)
+    ids = torch.ones(2, 24, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.base_model(ids, use_cache=False)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    held = sum(kept.numel() for layer in cache.layers for kept in (layer.keys, layer.values))
+    assert 2 * shape.cached_entries(24) == held
+    assert forward_flops(shape, 2 * 24, 24) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
+    ],
+)
+def test_a_window_in_a_file_is_that_of_the_class(kind, changes, tmp_path):
+    config = AutoConfig.for_model(kind, **SIZES | changes)
+    written = config.to_dict() | changes
+    written.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    assert load_shape(str(tmp_path)) == ModelShape.from_config(config, name=str(tmp_path))
 
 
 def test_a_config_without_a_size_names_it():

@@ -118,6 +118,14 @@ def _plain_shape(name: str) -> ModelShape | None:
         return None
     if not isinstance(found.get("tie_word_embeddings"), bool) or "text_config" in found:
         return None
+    # Which layers slide, the class works out.
+    if found.get("use_sliding_window"):
+        return None
+    if found["model_type"] == "mistral":
+        if "sliding_window" not in found:
+            return None
+    else:
+        found["sliding_window"] = None
     config = SimpleNamespace(**found)
     config.get_text_config = lambda: config
     return ModelShape.from_config(config, name=name)

@@ -25,7 +25,7 @@ FSDP2. Under ZeRO-3 they are in parts, the student has weights of its own to com
 ones, and is put together to sample. DDP holds all of it, and the gradients once more in its buckets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taopd.kernels.tiles import TILES, chunk_elements_on, positions_per_chunk
 from taopd.trainer.cost.communication import tail_parameters, trained_parameters
@@ -116,8 +116,7 @@ def activation_bytes(
 
 def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int, dtype: str) -> float:
     """Keys and values of every layer for `num_rows` full rows."""
-    per_token = 2 * shape.key_size * shape.num_layers * BYTES[dtype]
-    return float(num_rows * settings.length * per_token)
+    return float(num_rows * shape.cached_entries(settings.length) * BYTES[dtype])
 
 
 def sampling_dtype(settings: PlanSettings) -> str:
@@ -230,7 +229,9 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
     prefix = 0.0
     if window is not None:
         states = held * settings.length * student.hidden_size * stream
-        prefix = cache_bytes(student, settings, held, settings.dtype) + states
+        # The window keeps all of it, also of layers whose own cache slides.
+        whole = replace(student, num_sliding_layers=0)
+        prefix = cache_bytes(whole, settings, held, settings.dtype) + states
     training_hidden = settings.batch * settings.length * student.hidden_size * stream
     parts = (
         _weights(student, teacher, settings)

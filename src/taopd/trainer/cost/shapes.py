@@ -4,9 +4,9 @@ The counts are formulas and not a walk over an instantiated model, so that a pla
 milliseconds; the tests hold them equal to `sum(p.numel())` of the real class, built without memory.
 
 Known to the last parameter: the families in `FAMILIES`; Qwen3-MoE as a teacher (all experts held, the active
-ones computed). Any other decoder is read from the fields that configs have in common, and its parameters are
-counted on an instance without memory; its layers are taken for the usual ones. A field that is missing is a
-`ConfigError` that names it.
+ones computed). Any other decoder is read from the fields that configs have in common; its parameters, and the
+weights that a token passes, are counted on an instance without memory. What autograd keeps of its layers is
+taken for the usual. A field that is missing is a `ConfigError` that names it.
 """
 
 import re
@@ -78,6 +78,13 @@ class ModelShape:
     expert_size: int = 0
     other_parameters: int = 0
     """Of the body, beside those that the sizes above account for; may be negative."""
+    other_active_weights: int = 0
+    """Entries of linear layers that a token passes, likewise."""
+    latent_size: int = 0
+    """Entries of a token in a layer's cache, where keys and values are cached compressed (MLA)."""
+    num_sliding_layers: int = 0
+    """Layers that cache the last `sliding_window` - 1 tokens alone."""
+    sliding_window: int = 0
 
     @staticmethod
     def from_config(config: Any, name: str = "") -> "ModelShape":
@@ -89,28 +96,24 @@ class ModelShape:
         config = config.get_text_config()
         family = FAMILIES.get(config.model_type)
         sizes: dict[str, Any] = {field: _read(config, field, name) for field in FIELDS}
-        kv_heads = getattr(config, "num_key_value_heads", None) or sizes["num_heads"]
+        known: dict[str, Any] = sizes | {
+            "name": name or config.model_type,
+            "num_kv_heads": _kv_heads(config, sizes),
+            "head_dim": _head_dim(config, sizes),
+            "tied": bool(getattr(config, "tie_word_embeddings", False)),
+            **_sliding(config, sizes),
+        }
         if family is None:
-            shape = ModelShape(
-                name=name or config.model_type,
-                num_kv_heads=kv_heads,
-                head_dim=_head_dim(config, sizes),
-                tied=bool(getattr(config, "tie_word_embeddings", False)),
-                **sizes,
-                **_generic_experts(config, sizes),
-            )
-            return replace(shape, other_parameters=_count(config, shape) - shape.num_parameters)
+            latent = getattr(config, "kv_lora_rank", None)
+            known["latent_size"] = latent + _rotated(config) if latent else 0
+            return _counted(config, ModelShape(**known, **_generic_experts(config, sizes)))
         from_config = bool(getattr(config, "attention_bias", False))
         return ModelShape(
-            name=name or config.model_type,
-            num_kv_heads=kv_heads,
-            head_dim=_head_dim(config, sizes),
-            tied=bool(config.tie_word_embeddings),
+            **known,
             qk_norm=family.qk_norm,
             qkv_bias=from_config if family.qkv_bias is None else family.qkv_bias,
             output_bias=from_config and family.qkv_bias is None,
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
-            **sizes,
             **(_expert_sizes(config) if config.model_type == "qwen3_moe" else {}),
         )
 
@@ -123,6 +126,12 @@ class ModelShape:
     def key_size(self) -> int:
         """Width of all key heads together; that of the values as well."""
         return self.num_kv_heads * self.head_dim
+
+    def cached_entries(self, num_tokens: int) -> int:
+        """Entries of the cache of one completion of `num_tokens`, its prompt included."""
+        sliding = self.num_sliding_layers * min(num_tokens, max(self.sliding_window - 1, 0))
+        full = (self.num_layers - self.num_sliding_layers) * num_tokens
+        return (full + sliding) * (self.latent_size or 2 * self.key_size)
 
     @property
     def embedding_parameters(self) -> int:
@@ -148,7 +157,7 @@ class ModelShape:
     def active_weights(self) -> int:
         """Entries of the linear layers that one token passes: each costs 2 FLOP a token forward."""
         experts = self.experts_per_token * 3 * self.expert_size + self.num_experts
-        return self._sum_over_layers(experts)
+        return self._sum_over_layers(experts) + self.other_active_weights
 
     @property
     def body_parameters(self) -> int:
@@ -221,12 +230,39 @@ def _read(config: Any, field: str, name: str) -> int:
 
 
 def _head_dim(config: Any, sizes: dict[str, int]) -> int:
+    if getattr(config, "kv_lora_rank", None):  # MLA: the mean of what a query and what a value has.
+        query = getattr(config, "qk_nope_head_dim", 0) + _rotated(config)
+        return (query + getattr(config, "v_head_dim", query)) // 2
     return getattr(config, "head_dim", None) or sizes["hidden_size"] // sizes["num_heads"]
+
+
+def _rotated(config: Any) -> int:
+    return getattr(config, "qk_rope_head_dim", None) or 0
+
+
+def _kv_heads(config: Any, sizes: dict[str, int]) -> int:
+    # Falcon before its new architecture says one head for all queries by this alone.
+    if config.model_type == "falcon" and config.multi_query and not config.new_decoder_architecture:
+        return 1
+    return getattr(config, "num_key_value_heads", None) or sizes["num_heads"]
+
+
+def _sliding(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    """Layers whose cache slides, as transformers makes it, and their window."""
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True):
+        return {}
+    kinds = getattr(config, "layer_types", None)
+    number = sizes["num_layers"] if kinds is None else list(kinds).count("sliding_attention")
+    return {"num_sliding_layers": number, "sliding_window": window}
 
 
 def _generic_experts(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
     """Experts in every layer, where a config names their number."""
-    found = [getattr(config, name, None) for name in ("num_local_experts", "num_experts")]
+    found = [
+        getattr(config, name, None)
+        for name in ("num_local_experts", "num_experts", "n_routed_experts")
+    ]
     number = next((value for value in found if isinstance(value, int) and value > 1), None)
     if number is None:
         return {}
@@ -239,8 +275,8 @@ def _generic_experts(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _count(config: Any, shape: "ModelShape") -> int:
-    """Parameters of the real class, built without memory; the shape's own where none can be built."""
+def _counted(config: Any, shape: ModelShape) -> ModelShape:
+    """The shape with the counts of the real class, built without memory; as it is where none can be built."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -248,11 +284,26 @@ def _count(config: Any, shape: "ModelShape") -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError):
-        return shape.num_parameters
-    return sum(parameter.numel() for parameter in model.parameters())
+        return shape
+    number = sum(parameter.numel() for parameter in model.parameters())
+    looked_up = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    left_out = {
+        id(module.weight) for module in [*looked_up, model.get_output_embeddings()] if module
+    }
+    active = 0
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and id(weight) not in left_out and not name.endswith("bias"):
+            expert = weight.ndim == 3 and weight.shape[0] == shape.num_experts
+            rows = shape.experts_per_token if expert else weight.shape[0]
+            active += rows * weight[0].numel()
+    return replace(
+        shape,
+        other_parameters=number - shape.num_parameters,
+        other_active_weights=active - shape.active_weights,
+    )
 
 
-def _expert_sizes(config: Any) -> dict[str, int]:
+def _expert_sizes(config: Any) -> dict[str, Any]:
     routed = [
         layer
         for layer in range(config.num_hidden_layers)
