@@ -104,5 +104,5 @@ def test_a_best_metric_that_no_evaluation_gives_ends_the_run_with_its_steps_save
 
 
 def test_an_evaluation_before_the_first_step_needs_prompts(tmp_path):
-    with pytest.raises(ConfigError, match="eval_on_start=True.* pass eval_dataset"):
+    with pytest.raises(ConfigError, match=r"eval_on_start=True.* pass eval_dataset"):
         make_trainer(tmp_path, eval_on_start=True)
