@@ -74,7 +74,7 @@ def test_a_run_without_a_limit_of_tokens_is_refused(tmp_path):
         ({"lr_scheduler_type": "warmup_stable_decay"}, "^lr_scheduler_type='warm.*num_decay_steps"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "^lr_scheduler_type='cosine_.*min_lr"),
         (
-            {"lr_scheduler_kwargs": {"foo": 1}},
+            {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"foo": 1}},
             "^lr_scheduler_.*lr_scheduler_kwargs={'foo': 1}.*'foo'",
         ),
     ],
