@@ -91,9 +91,13 @@ class Hub:
 
     def __init__(self):
         self.asked: list[Path] = []
+        self.taken: set[Path] = set()
 
-    def upload_folder(self, *, folder_path, **_):
+    def upload_folder(self, *, folder_path, ignore_patterns=(), **_):
         self.asked.append(Path(folder_path))
+        names = {path for path in Path(folder_path).iterdir() if path.is_file()}
+        ignored = {path for each in ignore_patterns for path in Path(folder_path).glob(each)}
+        self.taken |= names - ignored
         return SimpleNamespace(is_done=lambda: True, done=lambda: True, result=lambda: None)
 
 
@@ -103,12 +107,19 @@ def test_checkpoints_are_uploaded_from_where_they_stay(micro_lab, tmp_path, monk
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, *_, **__: None)
     monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     pushed = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "hub_always_push": True}
+    pushed["hub_token"] = "hf_secret"
     saved = {"save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(micro_lab, tmp_path, max_steps=2, **pushed, **saved)
     trainer.push_in_progress = None
     trainer.train()
     run = tmp_path / "run"
     assert hub.asked == [run, run / "checkpoint-1", run, run / "checkpoint-2"]
+    # Not the settings as transformers pickles them, with the token; nor are they left behind.
+    assert run / "model.safetensors" in hub.taken
+    assert not [path for path in hub.taken if path.suffix == ".bin"]
+    assert not [
+        path for path in run.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()
+    ]
     (found,) = read_folders([run]).runs
     assert found.config["max_steps"] == 2 and "hidden_size" not in found.config
 

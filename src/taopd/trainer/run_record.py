@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers.trainer
 from transformers import Trainer, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
@@ -249,7 +250,14 @@ class RecordedRuns(Trainer):
             return
         if self.is_world_process_zero():
             make_room_for_model(Path(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)
+        # transformers pickles the settings, hub_token too. No upload takes a name that begins with "_".
+        name, hidden = transformers.trainer.TRAINING_ARGS_NAME, "_training_args.bin"
+        transformers.trainer.TRAINING_ARGS_NAME = hidden
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            transformers.trainer.TRAINING_ARGS_NAME = name
+            (Path(self.args.output_dir) / hidden).unlink(missing_ok=True)
 
     def create_model_card(self, *args, **kwargs) -> None:
         # With every checkpoint TRL writes one that nobody asked for.
