@@ -8,9 +8,12 @@ import pytest
 
 from taopd import cli
 from taopd.preflight import rollout_checks as preflight
+from taopd.report import charts
 from taopd.report.charts import Series, areas
+from taopd.report.folders import read_folders
 from taopd.report.page import write_report
 from taopd.report.sections import warnings
+from taopd.report.sections.tables import table
 from tests.browser import make_pages, synthetic
 
 
@@ -165,3 +168,25 @@ def test_stacked_shares_fill_the_height_and_name_their_end():
     corners = [part.split('"')[1] for part in chart.split("<polygon ")[1:]]
     heights = {float(pair.split(",")[1]) for path in corners for pair in path.split()}
     assert (min(heights), max(heights)) == (10.0, 160.0)
+
+
+def test_a_chart_of_the_first_runs_shows_the_first_seed_of_every_arm(tmp_path):
+    """Runs stood by name: of five arms with four seeds the charts showed two arms."""
+    for seed in (0, 1, 10):
+        for arm in ("b", "a"):
+            folder = tmp_path / "study" / "arms" / f"{arm}-seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "arm.json").write_text(
+                json.dumps({"name": arm, "seed": seed}), encoding="utf-8"
+            )
+            (folder / "metrics.jsonl").write_text('{"step": 1}\n', encoding="utf-8")
+    names = [run.path.name for run in read_folders([tmp_path / "study"]).runs]
+    assert names == [f"{arm}-seed{seed}" for seed in (0, 1, 10) for arm in "ab"]
+
+
+def test_a_long_name_wraps_so_that_its_numbers_stay_in_sight():
+    """Claims of a diagnostic pushed the column "cannot be told" out of the page: the row said 0, 0, 0."""
+    made = table(["claim", "holds"], [["order " + "x" * 60, "4"], ["short", "0"]], numeric=(1,))
+    assert made.count('<td class="long">') == 1 and "<td>short</td>" in made
+    style = (Path(charts.__file__).parent / "assets" / "page.css").read_text(encoding="utf-8")
+    assert style.index("td.long { white-space: normal") > style.index("td:first-child, .n {")

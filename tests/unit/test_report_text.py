@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taopd.report.text import embed, escape, readable, token_class, tokenizer_kind, visible
+from taopd.report.text import (
+    embed,
+    escape,
+    readable,
+    shortened,
+    token_class,
+    tokenizer_kind,
+    visible,
+)
 
 ANY_TEXT = st.text(st.characters(), max_size=60)
 
@@ -94,3 +102,12 @@ def test_classes_of_tokens():
         "white space",
     ]
     assert found == [*expected, "mixed"]
+
+
+def test_names_that_differ_at_their_end_stay_apart_when_they_are_cut():
+    """Two arms of one selector had the same label in the pictures of a study."""
+    names = [f"soft_or(entropy, dial(beta=0.5)), budget 0.05, {m}" for m in ("reach", "published")]
+    for most in (17, 22, 25, 38):
+        cut = [shortened(name, most) for name in names]
+        assert len(set(cut)) == 2 and all(len(name) == most for name in cut)
+    assert shortened("teachability", 12) == "teachability"

@@ -1,6 +1,7 @@
 """What tables, verdict and warnings say of a study: the right metric, control, seeds and steps."""
 
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from taopd.experiments.arm_observers import StopRule
 from taopd.experiments.study.analysis import METRICS, Question, analyse
 from taopd.report.figures.study import _mean, draw
 from taopd.report.folders import Sources, Study
-from taopd.report.sections.accuracy import estimates_of
+from taopd.report.sections.accuracy import body, estimates_of
 from taopd.report.sections.headline import headline
 from taopd.report.sections.warnings import warnings
 from taopd.report.study_table import markdown, table
@@ -137,3 +138,24 @@ def test_a_long_name_of_an_arm_takes_no_room_from_the_numbers():
     heads = next(line.split() for line in shown.splitlines() if line.startswith(" arm"))
     assert heads == ["arm", "mean", "med.", "coll.", "to", "full", "p", "to", "random", "p"]
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown and "75.5" in shown and "-14.5" in shown
+
+
+def test_two_seeds_that_tell_nothing_are_said_to_in_words_and_within_what_is_possible():
+    """The verdict said -561 to +664 points, and "it is above 100 points" of nothing that was named."""
+    ends = {"full": (0.1, 0.9), "teachability@10%": (0.9, 0.9), "random@10%": (0.0, 0.95)}
+    rows = [
+        outcome(name, name.partition("@")[0], 1.0 if name == "full" else 0.1, seed, value)
+        for name, values in ends.items()
+        for seed, value in enumerate(values)
+    ]
+    found = analyse(rows)
+    floor = found["noise_floor"]["words"]
+    assert floor.startswith("No two accuracies can be told apart") and "100 points" not in floor
+    assert "(-100 to +100), which decides nothing" in said(found).replace("\u2212", "-")
+    page = body([Study(name="s", path=Path("s"), results=found)]).replace("\u2212", "-")
+    ends = {
+        float(number)
+        for pair in re.findall(r"([-+][\d.]+) to ([-+][\d.]+)", page)
+        for number in pair
+    }
+    assert {-100.0, 100.0} <= ends and max(map(abs, ends)) == 100.0

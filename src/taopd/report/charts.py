@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from taopd.report.text import escape
+from taopd.report.text import escape, shortened
 
 NUM_COLORS = 8
 """Of `page.css`. Series beyond take them again, with dots for a line."""
@@ -210,8 +210,7 @@ def _last_values(
                 parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="f{one.color % NUM_COLORS}"/>')
             shown = number(value)
             shown = f"{value:.{digits}f}" if len(shown.partition(".")[2]) < digits else shown
-            label = one.label if len(one.label) <= 22 else f"{one.label[:21]}…"
-            text = f"{escape(label)} {shown}" if names else shown
+            text = f"{escape(shortened(one.label, 22))} {shown}" if names else shown
             parts.append(f'<text x="{x + 7}" y="{y + 4}" class="ink">{text}</text>')
     return parts
 

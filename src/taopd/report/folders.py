@@ -134,7 +134,7 @@ def _add(path: Path, found: Sources) -> bool:
         env = read_json(path / "env.json", ENV)
         found.studies.append(Study(name=name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
-        for folder in sorted((path / "arms").glob("*/")):
+        for folder in _arms(path):
             if _is_run(folder):
                 found.runs.append(_run(folder, f"{name}/{folder.name}", found.runs))
     elif (evaluation := read_evaluation(path)) is not None:
@@ -143,6 +143,15 @@ def _add(path: Path, found: Sources) -> bool:
     elif _is_run(path):
         found.runs.append(_run(path, path.name, found.runs))
     return sum(map(len, _lists(found))) > before
+
+
+def _arms(study: Path) -> list[Path]:
+    """The folders of a study's arms, the first seed of each before the second: few show most arms."""
+    seeds = {
+        folder: read_json(folder / "arm.json", ARM).get("seed") or 0
+        for folder in (study / "arms").glob("*/")
+    }
+    return sorted(seeds, key=lambda folder: (seeds[folder], folder.name))
 
 
 def _unique(name: str, others: Sequence[Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from taopd.report.charts import NUM_COLORS, Scale, number, svg
-from taopd.report.text import escape
+from taopd.report.text import escape, shortened
 
 
 def intervals(
@@ -37,9 +37,8 @@ def intervals(
     for index, (label, value, start, end) in enumerate(rows):
         y = 20 + 30 * index
         color = colors[index] % NUM_COLORS if colors else 0
-        short = label if len(label) <= 25 else f"{label[:24]}…"
         parts.append(
-            f'<text x="168" y="{y + 4}" text-anchor="end" class="ink">{escape(short)}'
+            f'<text x="168" y="{y + 4}" text-anchor="end" class="ink">{escape(shortened(label, 25))}'
             f"<title>{escape(label)}</title></text>"
         )
         if start is not None and end is not None:
@@ -81,7 +80,7 @@ def bars(
     for index, (label, value, words) in enumerate(rows):
         y = 4 + 24 * index
         color = colors[index] % NUM_COLORS if colors else 0
-        short = label if len(label) <= labels // 7 else f"{label[: labels // 7 - 1]}…"
+        short = shortened(label, labels // 7)
         parts.append(
             f'<text x="{labels - 8}" y="{y + 13}" text-anchor="end" class="ink">{escape(short)}</text>'
         )

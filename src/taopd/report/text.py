@@ -110,6 +110,19 @@ def readable(token: str | None, kind: str) -> str:
     return shown or "⟨empty⟩"
 
 
+def shortened(name: str, most: int) -> str:
+    """A name in at most so many characters, cut in its middle: names of arms often differ at their end.
+
+    Example:
+        >>> shortened("my_package.scores:sharp, budget 0.05", 20)
+        'my_packag…udget 0.05'
+    """
+    if len(name) <= most:
+        return name
+    tail = most // 2
+    return f"{name[: most - 1 - tail]}…{name[-tail:]}"
+
+
 def plain(tokens: Iterable[str | None], kind: str) -> str:
     """The text of a completion as its tokenizer decodes it: what is graded, not what is shown.
 

@@ -61,6 +61,7 @@ def _words(
         known = any(row.get("over_problems") for row in comparisons)
         also = "The intervals are over held-out problems alone. " if known else ""
         return f"{also}With one seed nobody can say what another seed would give: run more seeds."
+    least = numbers["all"] if numbers["stable"] is None else numbers["stable"]
     basis = f"{100 * POWER:.0f} % power, two-sided 5 %"
     if numbers["stable"] is None:
         parts = [
@@ -70,8 +71,9 @@ def _words(
         parts = [f"{_floor(numbers['stable'], seeds)} ({basis})"]
         if len(stable) < len(comparisons):
             parts[0] += ", between arms in which no seed collapsed"
-            parts.append(f"over all comparisons the floor is {_points(numbers['all'])}")
-    if numbers["num_tests"] > 1:
+            if least < 1:
+                parts.append(f"over all comparisons the floor is {_points(numbers['all'])}")
+    if numbers["num_tests"] > 1 and least < 1:
         corrected = _points(numbers["corrected"])
         parts.append(f"after correction for {numbers['num_tests']} tests it is {corrected}")
     return "; ".join(parts) + "."

@@ -11,6 +11,7 @@ import numpy as np
 
 from taopd.report.figures.style import COLORS, headed, save
 from taopd.report.study_table import seeds_words
+from taopd.report.text import shortened
 
 _COLUMNS = 4
 _MAX_TITLE = 38
@@ -49,7 +50,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
             panel.plot(*curve.T, color="#BBBBBB", linewidth=0.8)
         panel.plot(*_mean(seeds), color=COLORS[0], linewidth=1.8)
         panel.axhline(100 * results["arms"][0]["base_accuracy"], color="#999999", linewidth=0.6)
-        panel.set_title(_short(name), fontsize=9, loc="left", parse_math=False)
+        panel.set_title(shortened(name, _MAX_TITLE), fontsize=9, loc="left", parse_math=False)
         panel.set_ylim(-2, 102)
     for index, panel in enumerate(axes.flatten()):
         panel.set_visible(index < len(curves))
@@ -68,7 +69,3 @@ def _mean(curves: list[np.ndarray]) -> np.ndarray:
     at = [dict(curve.tolist()) for curve in curves]
     steps = sorted(set.intersection(*map(set, at)))
     return np.array([steps, [np.mean([curve[step] for curve in at]) for step in steps]])
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _MAX_TITLE else name[: _MAX_TITLE - 3] + "..."

@@ -177,11 +177,10 @@ def _comparisons(study: Study) -> str:
 
 
 def _span(bounds: Mapping[str, Any]) -> str:
-    return (
-        "–"
-        if bounds.get("low") is None
-        else f"{_points(bounds['low'])} to {_points(bounds['high'])}"
-    )
+    """An interval of a difference in points, cut at what is possible."""
+    if bounds.get("low") is None:
+        return "–"
+    return f"{_points(max(bounds['low'], -1.0))} to {_points(min(bounds['high'], 1.0))}"
 
 
 def _points(value: Any) -> str:

@@ -63,7 +63,8 @@ def _against(study: Study, arm: str, controls: Sequence[str], ends: dict[str, An
             low, high = bounds(row)
             found, interval = row["difference"], ""
             if low is not None and high is not None:
-                interval = f" ({100 * low:+.0f} to {100 * high:+.0f})".replace("-", "−")
+                ends_at = 100 * max(low, -1.0), 100 * min(high, 1.0)
+                interval = " ({:+.0f} to {:+.0f})".format(*ends_at).replace("-", "−")
                 if low <= 0 <= high:
                     interval += ", which decides nothing"
             return f"{_points(found)} random tokens at the same budget{interval}"

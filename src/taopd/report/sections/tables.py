@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from taopd.report.text import escape
 
+LONG = 40
+"""Characters of a row's name that stay on one line: longer ones would push the numbers out of sight."""
+
 
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()
@@ -17,8 +20,9 @@ def table(
 
     def cell(tag: str, index: int, text: str) -> str:
         scope = ' scope="col"' if tag == "th" else ""
-        number = ' class="n"' if index in numeric else ""
-        return f"<{tag}{scope}{number}>{escape(text)}</{tag}>"
+        kind = "n" if index in numeric else "long" if index == 0 and len(text) > LONG else ""
+        style = f' class="{kind}"' if kind else ""
+        return f"<{tag}{scope}{style}>{escape(text)}</{tag}>"
 
     head = "".join(cell("th", index, text) for index, text in enumerate(heads))
     body = "".join(
