@@ -91,6 +91,13 @@ def test_local_folders(tmp_path):
         ),
         ("x.jsonl", b'{"prompt": "a"}\n', "no 'answer' column, only prompt"),
         ("x.csv", b"prompt,answer\n", "no rows|cannot read"),
+        # Was a traceback of `taopd evaluate` and `diagnose`; `train` said that settings do not fit together.
+        (
+            "x.jsonl",
+            b'{"prompt": "K\xf6ln", "answer": "b"}\n',
+            r"x\.jsonl holds text that is not UTF-8",
+        ),
+        ("x.jsonl", b'{"question": "K\xf6ln"}\n', r"x\.jsonl holds text that is not UTF-8"),
     ],
 )
 def test_unreadable_datasets(tmp_path, name, content, message):

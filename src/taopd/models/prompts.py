@@ -75,6 +75,13 @@ def load_prompts(
         rows = _pick_split(name, _load_from_hub(name, config), split)
     if not len(rows):
         raise DataError(f"{name} has no rows" + (f" in split {split!r}" if split else ""))
+    try:  # The reader of JSON lines takes bytes as they are; they would fail where a row is read.
+        rows.data.table.validate(full=True)
+    except pyarrow.ArrowException as error:
+        where = str(error).rpartition("Invalid: ")[2]
+        raise DataError(
+            f"{name} holds text that is not UTF-8 ({where}); save it as UTF-8"
+        ) from error
     rows = _with_prompts(rows, name, with_answer=require_answer)
     for column in ("prompt", "answer") if require_answer else ("prompt",):
         if column not in rows.column_names:
