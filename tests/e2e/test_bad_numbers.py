@@ -140,6 +140,23 @@ def test_stop_leaves_the_weights_saves_the_batch_and_can_be_resumed(
     assert_same_weights(resumed, clean)
 
 
+class Spoiled(TrainerCallback):
+    """An update after which a weight is infinite, as with a learning rate of 1e30."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == BAD:
+            model.model.layers[1].mlp.up_proj.weight.data.fill_(math.inf)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(micro_lab, tmp_path):
+    """A generation batch is used for two steps: the second one finds the weights, without sampling."""
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS, num_iterations=STEPS)
+    trainer.add_callback(Spoiled())
+    with pytest.raises(NumericsError, match=r"are not saved\. There is no checkpoint yet"):
+        trainer.train()
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize("division", [{}, FOUR], ids=["one micro-batch", "four"])
 @pytest.mark.parametrize("place", PLACES)
 def test_skip_makes_no_update_counts_and_goes_on(micro_lab, tmp_path, place, division, caplog):

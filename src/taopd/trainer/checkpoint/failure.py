@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError, NumericsError, ResourceError, TaopdError
 from taopd.runs.checkpoints import newest_complete, step_of
 from taopd.runs.disk import cannot_write, first_line
@@ -99,6 +100,9 @@ def _save(trainer: Any, *, together: bool) -> str:
     alone = trainer.args.world_size == 1
     if step == 0 or trainer.rank_state.updating or not (together or alone):
         return _newest(trainer)
+    if not _weights_are_finite(trainer.model):
+        # A run that goes on from them ends at once.
+        return f"Its weights are NaN or infinite and are not saved. {_newest(trainer)}"
     try:
         trainer.model_wrapped.zero_grad()
         trainer._save_checkpoint(trainer.model, trial=None)
@@ -109,6 +113,12 @@ def _save(trainer: Any, *, together: bool) -> str:
         return _newest(trainer)
     path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
     return f"{step} steps are saved in {path}: go on with --resume"
+
+
+def _weights_are_finite(model: torch.nn.Module) -> bool:
+    """Whether what trains is; the same answer in all processes, which ask together."""
+    weights = [p.detach() for p in model.parameters() if p.requires_grad]
+    return bool(full_tensor(torch.nn.utils.get_total_norm(weights)).isfinite())
 
 
 def _newest(trainer: Any) -> str:
