@@ -187,6 +187,10 @@ def test_one_step_writes_its_tables(micro_lab, tmp_path, capsys):
     works(*replaced(argv, *of_lora))
     steps = pq.read_table(tmp_path / "lora-steps" / "steps.parquet").to_pandas()
     assert len(steps) == 2 * 2 * 2
+    capsys.readouterr()
+    far = replaced(argv, "--output", tmp_path / "far", "--learning-rate", 1e30)
+    works(*far)
+    assert "gains are NaN or infinite and are left out of all means" in capsys.readouterr().err
     line = fails(capsys, *replaced(argv, "--output", tmp_path / "more", "--batches", 9))
     assert "9 batches of 4 frozen and as many fresh contexts need 72" in line
 

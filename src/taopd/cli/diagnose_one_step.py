@@ -1,6 +1,7 @@
 """`taopd diagnose one-step`: one optimizer step per selector from the same batch, and its gain."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
             vocab_size=vocab_size,
             progress=lambda done, total: advance("steps", done, total),
         )
+    _tell_excluded(rows, options)
     summary = summarize_one_step(rows)
     with written_whole(path, ONE_STEP_FORMAT, overwrite=options.overwrite) as folder:
         for name, table in (("steps", rows), ("summary", summary)):
@@ -109,6 +111,25 @@ def _parser() -> Parser:
     add("--output FOLDER", "steps.parquet, summary.parquet, manifest", type=Path, required=True)
     add("--overwrite", "replace what it holds")
     return parser
+
+
+def _tell_excluded(rows: "pd.DataFrame", options: argparse.Namespace) -> None:
+    """Say how many gains are no numbers, as after a step that is too large.
+
+    Raises:
+        DataError: all of them.
+    """
+    excluded = int(rows["num_excluded"].sum())
+    measured = int((rows["num_tokens"] + rows["num_fresh"]).sum())
+    cause = f"--learning-rate {options.learning_rate:g} is too large for these models: lower it"
+    if excluded == measured:
+        raise DataError(f"after the step the student's divergences are NaN or infinite; {cause}")
+    if excluded:
+        print(
+            f"taopd: {excluded:,} of {measured:,} gains are NaN or infinite and are left out of all means "
+            f"(num_excluded in steps.parquet); perhaps {cause}",
+            file=sys.stderr,
+        )
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
