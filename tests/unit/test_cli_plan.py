@@ -119,6 +119,8 @@ def test_an_adapter_is_counted_where_it_lies(capsys):
         ((*PAIR, "--bugdet", "1"), "'--bugdet'"),
         ((*PAIR, "--sharding", "fsdp1"), "sharding='fsdp1': must be ddp or fsdp2 or zero3"),
         ((*PAIR, "--budget", "7"), "budget=7.0: must be in (0, 1]"),
+        ((*PAIR, "--sharding", "fsdp2"), "--sharding fsdp2 does nothing with one process"),
+        ((*PAIR, "--recompute-prefix"), "drop it or add --window N"),
         ((*PAIR, "--batch", "x"), "invalid int value"),
         (("--student", "nothing", "--teacher", "Qwen3-4B"), "built-in table"),
         (("--config", "no.yaml"), "cannot read the config file"),

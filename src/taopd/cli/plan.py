@@ -60,12 +60,30 @@ def run(argv: Sequence[str]) -> int:
         student = student or config_student
     if teacher is not None:
         shape = load_shape(teacher)
+    _check_used(settings, given)
     result = plan(load_shape(student), shape, settings)
     if options.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
         _print(result)
     return 0
+
+
+def _check_used(settings: "PlanSettings", given: dict[str, Any]) -> None:
+    """Refuse flags that would change nothing.
+
+    Raises:
+        ConfigError: names the flag that is missing beside it.
+    """
+    if "keep_prefix" in given and settings.window is None:
+        raise ConfigError(
+            "--recompute-prefix is about the prefix of a gradient window, and there is none: drop it or add "
+            "--window N"
+        )
+    if given.get("sharding", "ddp") != "ddp" and settings.num_ranks == 1:
+        raise ConfigError(
+            f"--sharding {settings.sharding} does nothing with one process: drop it or add --num-ranks N"
+        )
 
 
 def _parser() -> Parser:
