@@ -8,6 +8,7 @@ from statsmodels.stats.power import TTestPower
 
 from taopd.errors import ConfigError
 from taopd.experiments.study.statistics import (
+    accuracy_estimate,
     holm,
     minimum_detectable_difference,
     pooled_deviation,
@@ -39,8 +40,18 @@ def test_equal_differences_are_not_certainty():
     """Three seeds that differ by one problem of 500 each: p must not be 0."""
     assert t_estimate([0.0, 0.0, 0.0]).p == 1.0
     assert t_estimate([0.002] * 3).p is None
+    assert t_estimate([0.1] * 3).p is None  # Their mean is not 0.1 by a rounding.
     resolved = t_estimate([0.002] * 3, resolution=2**0.5 / 500)
     assert resolved.p is not None and resolved.p > 0.01
+
+
+@pytest.mark.parametrize(("paired", "least"), [(False, 0.0), (True, -1.0)])
+def test_an_interval_of_accuracies_stays_among_accuracies(paired, least):
+    values = [0.9, 1.0, 1.0]
+    assert t_estimate(values).high > 1 > accuracy_estimate(values, 100, paired=paired).low
+    assert accuracy_estimate(values, 100, paired=paired).high == 1.0
+    low = accuracy_estimate([least, least, least + 0.1], 100, paired=paired)
+    assert low.low == least and low.mean > least
 
 
 @pytest.mark.parametrize("seed", range(5))

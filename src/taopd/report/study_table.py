@@ -8,7 +8,7 @@ from rich.table import Table
 
 from taopd.report import rates_table
 
-Bracket = Callable[[float | None, float | None, float], str]
+Bracket = Callable[[float | None, float, float | None], str]
 _EQUAL_WORDS = {
     "steps": "equal optimizer steps ({:g})",
     "update_norm": "equal steps, every update of L2 norm {:g}",
@@ -79,7 +79,7 @@ def table(results: dict[str, Any]) -> Table:
 def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[list[str]]:
     """Cells of every arm: name, mean, median, collapsed, sampled, to full, p, to random, p, kept.
 
-    bracket: writes an interval [low, high] in %; default [low,high], cut at what is possible.
+    bracket: writes low, mean and high of an interval in %; default [low,high].
     """
     bracket = bracket or _brackets
     metric = results["question"]["metric"]
@@ -88,7 +88,10 @@ def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[lis
     out = []
     for arm in results["arms"]:
         main = arm[metric]
-        cells = [arm["name"], _percent(main["mean"]) + bracket(main["low"], main["high"], 0.0)]
+        cells = [
+            arm["name"],
+            _percent(main["mean"]) + bracket(main["low"], main["mean"], main["high"]),
+        ]
         cells.append(_percent(main["median"]))
         cells.append(f"{len(arm['collapsed_seeds'])}/{arm['num_seeds']}")
         cells.append(_percent(arm[other]["mean"]) if other in arm else "-")
@@ -144,18 +147,18 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _brackets(low: float | None, high: float | None, least: float) -> str:
-    if low is None or high is None:
-        return ""
-    return f" [{100 * max(low, least):.0f},{100 * min(high, 1.0):.0f}]"
+def _brackets(low: float | None, mean: float, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{100 * low:.0f},{100 * high:.0f}]"
 
 
-def _plus_minus(low: float | None, high: float | None, least: float) -> str:
-    return "" if low is None or high is None else f"+-{50 * (high - low):.0f}"
+def _plus_minus(low: float | None, mean: float, high: float | None) -> str:
+    # One end may be cut at what is possible: the other has the whole width.
+    return "" if low is None or high is None else f"+-{100 * max(high - mean, mean - low):.0f}"
 
 
 def _signed(row: dict[str, Any], bracket: Bracket) -> str:
-    return f"{100 * row['difference']:+.1f}" + bracket(*bounds(row), -1.0)
+    low, high = bounds(row)
+    return f"{100 * row['difference']:+.1f}" + bracket(low, row["difference"], high)
 
 
 def p_words(p: float) -> str:

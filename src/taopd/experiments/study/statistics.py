@@ -19,7 +19,7 @@ error rates: docs/math.md, "Studies"; test: tests/unit/test_study_statistics.py.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +30,8 @@ from taopd.errors import ConfigError
 LEVEL = 0.95
 POWER = 0.8
 """Chance of a significant test at the minimum detectable difference; the usual choice."""
+_ROUNDING = 1e-12
+"""Of equal values the deviation, as a share of their mean, is rounding below this."""
 _QUADRATURE = 4096
 """Equally likely values of the chi-square; power is right to 1e-5."""
 
@@ -74,6 +76,8 @@ def t_estimate(
     if n == 1:
         return Estimate(mean=mean, low=None, high=None, standard_deviation=None, n=1, p=None)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    if spread <= _ROUNDING * abs(mean):
+        spread = 0.0  # 0.1 three times has a mean of 0.1 + 1e-17.
     spread = max(spread, resolution / math.sqrt(12.0))
     error = spread / math.sqrt(n)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
@@ -91,13 +95,22 @@ def t_estimate(
 def accuracy_estimate(
     values: Sequence[float], num_problems: int | None, *, paired: bool = False
 ) -> Estimate:
-    """`t_estimate` of accuracies over some problems, or of `paired` differences of two: with its rounding.
+    """`t_estimate` of accuracies over some problems, or of `paired` differences of two: with its rounding,
+    and its interval cut at what an accuracy, or a difference of two, can be.
 
     Args:
         num_problems: None: not known, and no rounding.
     """
     step = math.sqrt(2.0) if paired else 1.0
-    return t_estimate(values, resolution=step / num_problems if num_problems else 0.0)
+    estimate = t_estimate(values, resolution=step / num_problems if num_problems else 0.0)
+    return within(estimate, -1.0 if paired else 0.0, 1.0)
+
+
+def within(estimate: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with its interval cut at what is possible."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(least, estimate.low), high=min(most, estimate.high))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
