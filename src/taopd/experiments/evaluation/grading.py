@@ -45,6 +45,9 @@ _PARTS = re.compile(r"(?<!\d)(?:\d+(?::\d+)+|\d+([-./])\d+(?:\1\d+)+)")
 _MIXED = re.compile(r"(?<![\w.,/+*^-])(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/])")
 _POWER_OF_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\^)")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.]*\w)")
+_FULL_STOP = re.compile(r"(?<=\d)\.(?=\s|$)")
+_THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
+_NO_ZERO = re.compile(r"(?<![\w.])\.(?=\d)")
 _RAISED = re.compile(r"(?<=[\d)])[⁰¹²³⁴-⁹]+")
 _SIGNS = str.maketrans("\N{MINUS SIGN}\N{MULTIPLICATION SIGN}÷", "-*/")
 _RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
@@ -214,10 +217,12 @@ def _grade_math(completion: str, answer: str) -> Verdict:
 def _plainly(text: str) -> str:
     """Numbers written as math-verify reads them.
 
-    It takes 2e3, 2 1/2 and 10² for other numbers, and knows no minus sign but the hyphen.
+    It takes 2e3, 2 1/2, 10² and 53/5 before a full stop for other numbers, and knows no minus sign but
+    the hyphen.
     """
     text = _RAISED.sub(lambda m: f"^{m.group().translate(_RAISED_DIGITS)}", text.translate(_SIGNS))
-    text = _POWER_OF_TEN.sub("*", text)
+    text = _FULL_STOP.sub("", _THIN_SPACE.sub("", _POWER_OF_TEN.sub("*", text)))
+    text = _NO_ZERO.sub("0.", text)
     text = _SCIENTIFIC.sub(lambda m: f"{Decimal(m.group()):f}", text)
     return _MIXED.sub(_improper, text)
 
