@@ -103,6 +103,19 @@ def test_a_best_metric_that_no_evaluation_gives_ends_the_run_with_its_steps_save
         trainer.train(check=False)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True.* text"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics: .*compute_metrics"),
+    ],
+)
+def test_a_setting_that_no_batch_of_prompts_can_meet_is_refused(settings, told, tmp_path):
+    """Both were a TypeError, the second after the first evaluation."""
+    with pytest.raises(ConfigError, match=told):
+        make_trainer(tmp_path, **settings)
+
+
 def test_an_evaluation_before_the_first_step_needs_prompts(tmp_path):
     with pytest.raises(ConfigError, match=r"eval_on_start=True.* pass eval_dataset"):
         make_trainer(tmp_path, eval_on_start=True)

@@ -98,6 +98,14 @@ def test_a_learning_rate_of_zero_is_said(caplog):
     assert "learning_rate=0: nothing trains" in caplog.text
 
 
+def test_a_setting_that_trls_trainer_passes_over_is_said(caplog):
+    config()
+    assert "has no effect" not in caplog.text
+    config(train_sampling_strategy="sequential", label_smoothing_factor=0.1)
+    assert "train_sampling_strategy=sequential has no effect: TRL's sampler" in caplog.text
+    assert "label_smoothing_factor=0.1 has no effect: the loss" in caplog.text
+
+
 def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
     for what in ("logging", "save", "eval"):
         name, steps = f"{what}_steps", {f"{what}_strategy": "steps"}

@@ -61,6 +61,16 @@ class PromptTrainer(DistillationTrainer):
             shown = self._template | {"stop_ids": self.eos_token_ids}
             both = rows, self.eval_dataset
             check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
+        if args.accelerator_config.dispatch_batches:
+            raise ConfigError(
+                "accelerator_config: dispatch_batches=True sends batches of tensors to the other processes, "
+                "and prompts are text: leave it out"
+            )
+        if "inputs" in args.include_for_metrics:
+            raise ConfigError(
+                "include_for_metrics: inputs are for a compute_metrics, which this trainer has not: leave it "
+                "out"
+            )
         if args.eval_on_start and self.eval_dataset is None:
             raise ConfigError(
                 "eval_on_start=True evaluates before the first step: pass eval_dataset"

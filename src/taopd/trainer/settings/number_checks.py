@@ -80,6 +80,17 @@ LORA: dict[str, Range] = {
 """By setting of `ModelConfig`."""
 INTERVALS = {"logging": "logs nothing", "save": "saves nothing", "eval": "evaluates nothing"}
 """What happens every so many steps, and what the strategy "no" does instead."""
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "train_sampling_strategy": (
+        "random",
+        "TRL's sampler orders the prompts; shuffle_dataset=False keeps the order of the dataset",
+    ),
+    "label_smoothing_factor": (
+        0.0,
+        "the loss is a divergence from the teacher and reads no labels",
+    ),
+}
+"""Settings of transformers that TRL's trainer passes over: their default, and why."""
 OTHERS = ("num_train_epochs", "beta", *(f"{what}_steps" for what in INTERVALS))
 """Numbers whose range depends on another setting."""
 
@@ -99,6 +110,9 @@ def check_numbers(config: Any) -> None:
     if config.learning_rate == 0:
         # Of use where only the numbers of a step are looked at.
         logger.warning("learning_rate=0: nothing trains, the student stays as it is")
+    for name, (default, why) in WITHOUT_EFFECT.items():
+        if (value := getattr(config, name)) != default:
+            logger.warning("%s=%s has no effect: %s", name, value, why)
     steps, epochs = config.max_steps, config.num_train_epochs
     require(steps > 0 or epochs > 0, "num_train_epochs", epochs, "above 0, or max_steps is set")
     for what, instead in INTERVALS.items():
