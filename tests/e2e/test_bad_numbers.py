@@ -173,6 +173,28 @@ def test_skip_makes_no_update_counts_and_goes_on(micro_lab, tmp_path, place, div
     assert all(value.isfinite().all() for value in weights_of(trainer).values())
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_a_gradient_that_no_loss_scale_mends_ends_a_run_in_fp16(micro_lab, tmp_path, optim):
+    """A scaler halves its factor at every skipped step, and would go on to the end of the run."""
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS | {"optim": optim, "max_steps": 9})
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    before = weights_of(trainer)
+    bad_gradient(trainer, set(range(9)))
+    with pytest.raises(NumericsError, match=r"step 2: the gradient is NaN .*no update was made"):
+        trainer.train()
+    assert_same_weights(trainer, before)
+
+
+def test_a_gradient_that_a_loss_scale_mends_is_the_scalers(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS | {"max_steps": 3})
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    bad_gradient(trainer, {0})
+    trainer.train()
+    assert trainer.accelerator.scaler.get_scale() == 1.0
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["update/norm"] > 0 for log in logs] == [False, True, True]
+
+
 def test_too_many_in_a_row_stop_anyway(micro_lab, tmp_path):
     settings = SETTINGS | {"on_bad_numbers": "skip", "max_skipped_steps": 2, "max_steps": 9}
     trainer = make_trainer(micro_lab, tmp_path, **settings)

@@ -96,7 +96,8 @@ METRICS: dict[str, str] = {
     "bank/gain_reverse_share/*": "The same for KL(student || teacher).",
     "bank/excluded_fraction": "Share of the bank's tokens whose gain is not finite; in no mean.",
     "perf/bank_s": "Seconds spent on the bank's measurement.",
-    "numerics/skipped": "Share of the steps that made no update: bad numbers, or no token to train on.",
+    "numerics/skipped": "Share of the steps that made no update: bad numbers, or no token to train on. "
+    "Not those that the scaler of fp16 leaves out, of which update/norm is 0.",
     "rollout/empty_completions": "Share of completions in which nothing was sampled, this process.",
     "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; neither they nor what "
     "follows them in the completion trains.",

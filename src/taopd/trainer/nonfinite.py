@@ -7,7 +7,8 @@
 All processes decide together: one that stopped alone would leave the others waiting. A step is skipped by
 taking the gradients away, which every torch optimizer reads as "leave this parameter as it is": no momentum,
 no weight decay. Schedule, data and step count go on. The same happens to a batch in which no token trains:
-it is data, not an error. Not here: fp16 overflow, which the gradient scaler treats by itself.
+it is data, not an error. Not here: fp16 overflow, which the gradient scaler treats by itself; a gradient that
+is still bad at a scale below 1 is no overflow.
 """
 
 import logging
@@ -144,7 +145,9 @@ class NonFiniteGuard(TrainerCallback):
         self._skips = self._void
         problem, self._problem = self._problem, None
         if not self._deepspeed and not self._void:
-            if self._accelerator.scaler is None:
+            scaler = self._accelerator.scaler
+            # Overflow is the scaler's to mend, as long as it multiplies.
+            if scaler is None or scaler.get_scale() < 1.0:
                 # On every process, whatever its loss: norms of sharded gradients need all of them.
                 found = _gradient_problem(model, step)
                 problem = problem or found
