@@ -118,7 +118,8 @@ def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
         assert getattr(config(**{name: 0.25} | steps), name) == 0.25
     with pytest.raises(ConfigError, match=r"^adam_beta1=1.0: must be"):
         config(adam_beta1=1.0)
-    assert config(max_grad_norm=None).max_grad_norm is None
+    # Nothing is clipped; transformers 5.23 compares the number with 0.
+    assert config(max_grad_norm=None).max_grad_norm == 0.0
 
 
 @pytest.mark.parametrize(

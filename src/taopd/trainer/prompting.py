@@ -66,7 +66,7 @@ class PromptTrainer(DistillationTrainer):
                 "accelerator_config: dispatch_batches=True sends batches of tensors to the other processes, "
                 "and prompts are text: leave it out"
             )
-        if "inputs" in args.include_for_metrics:
+        if "inputs" in (args.include_for_metrics or ()):
             raise ConfigError(
                 "include_for_metrics: inputs are for a compute_metrics, which this trainer has not: leave it "
                 "out"

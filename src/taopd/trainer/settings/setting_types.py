@@ -37,8 +37,8 @@ _REWRITTEN = ("fsdp",)
 """Settings that transformers writes as another type than it declares."""
 _FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 """Mappings that may stand in a JSON file."""
-_OR_NONE = ("max_grad_norm",)
-"""Numbers for which transformers takes None, whatever it declares."""
+_NONE_IS_ZERO = ("max_grad_norm",)
+"""Numbers for which older versions of transformers took None, whatever they declare."""
 
 
 def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
@@ -54,8 +54,10 @@ def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
     choices = {**enums, **choices}
     for name in names:
         value, hint = getattr(config, name), hints[name]
+        if value is None and name in _NONE_IS_ZERO:
+            value = 0.0
         # Left out: it is filled in later, whatever the type says.
-        if value is None and (name in _OR_NONE or getattr(type(config), name, None) is None):
+        if value is None and getattr(type(config), name, None) is None:
             continue
         if value is False and name in choices:
             # What YAML reads where somebody wrote no, or off.
