@@ -187,12 +187,21 @@ def test_labels_at_the_ends_carry_names_and_do_not_touch():
 
 
 @pytest.mark.parametrize(
-    ("values", "begins"), [((0.97, 0.99), 0.97), ((0.2, 0.9), 0.0), ((0.9, 0.9), 0.0)]
+    ("values", "begins"),
+    [
+        ((0.97, 0.99), 0.97),
+        ((0.2, 0.9), 0.0),
+        ((0.9, 0.9), 0.0),
+        # 10.3 stood at five ticks, 0.942721 likewise: the second pair differs by rounding alone.
+        ((10.290, 10.332), 10.29),
+        ((0.9427205, 0.9427211), 0.0),
+    ],
 )
 def test_the_axis_fits_values_that_hardly_differ(values, begins):
     chart = lines("C", [Series(label="a", points=list(enumerate(values)))])
     ticks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', chart)]
     assert min(ticks) == pytest.approx(begins, abs=0.01)
+    assert len(set(ticks)) == len(ticks)
 
 
 @pytest.mark.parametrize(

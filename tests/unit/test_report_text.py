@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taopd.report.pack import _described
+from taopd.report.rollouts import Rollout
 from taopd.report.text import (
     embed,
     escape,
@@ -111,3 +113,15 @@ def test_names_that_differ_at_their_end_stay_apart_when_they_are_cut():
         cut = [shortened(name, most) for name in names]
         assert len(set(cut)) == 2 and all(len(name) == most for name in cut)
     assert shortened("teachability", 12) == "teachability"
+
+
+def test_what_a_rollout_lacks_is_unknown_and_not_zero():
+    """A bank selects nothing: its page said "0.0 % kept, Dᴵ 0" of every completion."""
+    line = {"disagreement": [0.2, 0.4]}
+    common = {"run": "a", "step": 0, "pieces": ["x", "y"], "correct": None, "kind": "words"}
+    facts = _described(Rollout(line=line, **common), 0)
+    assert (facts["kept"], facts["meanD"], facts["meanI"]) == (None, 0.3, None)
+    facts = _described(
+        Rollout(line=line | {"kept": [False, False], "incompatible": [0, 0]}, **common), 0
+    )
+    assert (facts["kept"], facts["meanI"]) == (0.0, 0.0)

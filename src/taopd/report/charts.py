@@ -122,7 +122,7 @@ def lines(
 ) -> str:
     """Lines over a common x axis, the last value of each written at its end where there are few.
 
-    The y axis begins at 0 unless the values differ by less than a sixth of the largest: then it fits them.
+    The y axis begins at 0 unless the values differ, by less than a sixth of the largest: then it fits them.
 
     Args:
         to: the y axis reaches at least this far.
@@ -134,7 +134,8 @@ def lines(
     ys = [y for one in series for _, y in [*one.points, *one.low, *one.high]]
     width, height = size
     low, high = min(ys), max(ys)
-    flat = to is None and limit is None and 0 < high - low < high / 6
+    # Less apart than a float32 tells: a level line, and not its last digit as a curve.
+    flat = to is None and limit is None and 1e-5 * high < high - low < high / 6
     if from_zero and low >= 0 and not flat:
         low = 0.0
     high = high if to is None else max(high, to)
@@ -268,10 +269,11 @@ def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -
     parts = []
     ticks = y_scale.ticks()
     digits = decimals(ticks)
+    alike = len({number(tick) for tick in ticks}) < len(ticks)
     for tick in ticks:
         y, shown = y_scale(tick), number(tick)
         # Below 1e-4 six places would be zeros.
-        if digits > 2 and tick and (digits < 6 or max(map(abs, ticks)) >= 1e-4):
+        if (digits > 2 or alike) and tick and (digits < 6 or max(map(abs, ticks)) >= 1e-4):
             shown = f"{tick:.{digits}f}".replace("-", "−")
         parts.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" class="axis"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{shown}</text>')

@@ -276,13 +276,14 @@ def _described(rollout: Rollout, start: int) -> dict[str, Any]:
         "toolResults": [[after, visible(text)] for after, text in line.get("tool_results", [])],
         "numValid": line.get("num_valid"),
         "cut": line.get("cut"),
-        "kept": sum(map(bool, line.get("kept") or [])) / size,
+        # Null where nothing was selected, as in a bank, or not measured: a 0 would be a number.
+        "kept": sum(map(bool, line["kept"])) / size if line.get("kept") else None,
         "meanD": _mean(line.get("disagreement")),
         "meanI": _mean(line.get("incompatible")),
         "label": visible(line["label"]) if "label" in line else None,
     }
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Any) -> float | None:
     numbers = [value for value in values or [] if value is not None]
-    return round(sum(numbers) / len(numbers), 5) if numbers else 0.0
+    return round(sum(numbers) / len(numbers), 5) if numbers else None

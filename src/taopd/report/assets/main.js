@@ -32,8 +32,11 @@ T.fillList = function () {
       const marks = [rollout.correct === false ? "wrong" : "", rollout.truncated ? "cut" : ""];
       head.append(T.element("span", "", T.title(rollout)), T.element("span", "", marks.filter(Boolean).join(" ")));
       button.append(head, T.element("span", "sub", rollout.prompt.slice(0, 80)));
-      const kept = `${(100 * rollout.kept).toFixed(0)} % kept`;
-      button.append(T.element("span", "sub", `${kept}, ${T.signals.disagreement.short} ${T.format(rollout.meanD)}, ${T.signals.incompatible.short} ${T.format(rollout.meanI)}`));
+      const facts = rollout.kept === null ? [] : [`${(100 * rollout.kept).toFixed(0)} % kept`];
+      for (const [name, mean] of [["disagreement", rollout.meanD], ["incompatible", rollout.meanI]]) {
+        if (mean !== null) facts.push(`${T.signals[name].short} ${T.format(mean)}`);
+      }
+      button.append(T.element("span", "sub", facts.join(", ")));
       button.addEventListener("click", () => T.show(rollout, null));
       button.rollout = rollout;
       return button;

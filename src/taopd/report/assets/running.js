@@ -4,7 +4,8 @@ T.CHUNK = 3000; // Tokens put on the page at once; a button shows the next ones.
 T.side = function (rollout, place) {
   const side = T.element("div", "side");
   side.append(T.element("h4", "", T.title(rollout)));
-  const facts = [`${T.whole(rollout.n)} tokens`, `${(100 * rollout.kept).toFixed(1)} % kept`];
+  const facts = [`${T.whole(rollout.n)} tokens`];
+  if (rollout.kept !== null) facts.push(`${(100 * rollout.kept).toFixed(1)} % kept`);
   if (rollout.teacher) facts.push(`teacher ${rollout.teacher}`);
   if (rollout.answer !== null) facts.push(`answer ${rollout.answer}`);
   if (rollout.correct !== null) facts.push(rollout.correct ? "right" : "wrong");
