@@ -38,7 +38,7 @@ def intervals(
         y = 20 + 30 * index
         color = colors[index] % NUM_COLORS if colors else 0
         parts.append(
-            f'<text x="168" y="{y + 4}" text-anchor="end" class="ink">{escape(shortened(label, 25))}'
+            f'<text x="168" y="{y + 4}" text-anchor="end" class="ink">{escape(shortened(label, 22))}'
             f"<title>{escape(label)}</title></text>"
         )
         if start is not None and end is not None:
