@@ -56,3 +56,9 @@ def test_the_databases_answer_is_read():
     assert problems == ["a 1.0: PYSEC-1, mended in ['2.0']"] and count == 2
     accepted = [{"package": "a", "fixed": None, "id": "CVE-1", "accepted": "not used"}]
     assert database_verdict(document, accepted) == ([], 2)
+
+
+def test_the_page_counts_the_pins_and_the_advisories():
+    """It said 125 pins, of which there were 128."""
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    assert f"Every one of {len(PINS)} pins" in page and f"the {len(ADVISORIES)} advisories" in page
