@@ -157,6 +157,18 @@ def test_weights_that_are_no_numbers_are_not_saved(micro_lab, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_the_last_good_checkpoint_stays(micro_lab, tmp_path):
+    trainer = make_trainer(
+        micro_lab, tmp_path, **SETTINGS | {"save_strategy": "steps", "save_total_limit": 1}
+    )
+    trainer.add_callback(Spoiled())
+    with pytest.raises(
+        NumericsError, match=r"step 2: the update made weights NaN .*newest .*checkpoint-1"
+    ):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize("division", [{}, FOUR], ids=["one micro-batch", "four"])
 @pytest.mark.parametrize("place", PLACES)
 def test_skip_makes_no_update_counts_and_goes_on(micro_lab, tmp_path, place, division, caplog):

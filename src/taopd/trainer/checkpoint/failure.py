@@ -100,9 +100,9 @@ def _save(trainer: Any, *, together: bool) -> str:
     alone = trainer.args.world_size == 1
     if step == 0 or trainer.rank_state.updating or not (together or alone):
         return _newest(trainer)
-    if not _weights_are_finite(trainer.model):
+    if not weights_are_finite(trainer.model):
         # A run that goes on from them ends at once.
-        return f"Its weights are NaN or infinite and are not saved. {_newest(trainer)}"
+        return f"The weights are NaN or infinite and are not saved. {_newest(trainer)}"
     try:
         trainer.model_wrapped.zero_grad()
         trainer._save_checkpoint(trainer.model, trial=None)
@@ -115,7 +115,7 @@ def _save(trainer: Any, *, together: bool) -> str:
     return f"{step} steps are saved in {path}: go on with --resume"
 
 
-def _weights_are_finite(model: torch.nn.Module) -> bool:
+def weights_are_finite(model: torch.nn.Module) -> bool:
     """Whether what trains is; the same answer in all processes, which ask together."""
     weights = [p.detach() for p in model.parameters() if p.requires_grad]
     return bool(full_tensor(torch.nn.utils.get_total_norm(weights)).isfinite())

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from taopd.errors import DataError
+from taopd.errors import DataError, NumericsError
 from taopd.runs.checkpoints import (
     OPTIMIZER,
     PARTIAL,
@@ -36,7 +36,7 @@ from taopd.runs.checkpoints import (
 from taopd.runs.lock import hold
 from taopd.runs.paths import replace_folder
 from taopd.trainer.build.given_student import GivenStudent
-from taopd.trainer.checkpoint.failure import interrupted, stopped
+from taopd.trainer.checkpoint.failure import interrupted, stopped, weights_are_finite
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
     load_optimizer,
@@ -145,6 +145,12 @@ class AtomicCheckpoints(Trainer):
         return self._partial or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # It would take the place of a good one.
+        if not weights_are_finite(self.model):
+            step = self.state.global_step
+            raise NumericsError(
+                f"step {step}: the update made weights NaN or infinite; lower learning_rate"
+            )
         run, name = super()._get_output_dir(trial), f"{PREFIX}{self.state.global_step}"
         self._partial = os.path.join(run, PARTIAL)
         try:
