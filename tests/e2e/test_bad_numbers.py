@@ -207,6 +207,25 @@ def test_a_gradient_that_a_loss_scale_mends_is_the_scalers(micro_lab, tmp_path):
     assert [log["update/norm"] > 0 for log in logs] == [False, True, True]
 
 
+@pytest.mark.parametrize("optim", ["lomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_what_needs_the_gradient_before_the_update_is_refused_where_layers_update(
+    micro_lab, tmp_path, optim
+):
+    """Their weights move within the backward: update/norm was 0 at every step, and max_update_norm did
+    nothing."""
+    for settings in (
+        {"max_update_norm": 0.1},
+        {"match_update_norm": 0.1},
+        {"on_bad_numbers": "skip"},
+    ):
+        with pytest.raises(ConfigError, match=f"optim={optim}.* updates within the backward"):
+            make_trainer(micro_lab, tmp_path, **SETTINGS | {"optim": optim}, **settings)
+    for name, measured in ((optim, False), ("adafactor", True)):
+        trainer = make_trainer(micro_lab, tmp_path, **SETTINGS | {"optim": name})
+        kinds = {type(each).__name__ for each in trainer.callback_handler.callbacks}
+        assert ("UpdateNorm" in kinds) == measured
+
+
 def test_too_many_in_a_row_stop_anyway(micro_lab, tmp_path):
     settings = SETTINGS | {"on_bad_numbers": "skip", "max_skipped_steps": 2, "max_steps": 9}
     trainer = make_trainer(micro_lab, tmp_path, **settings)

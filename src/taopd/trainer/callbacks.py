@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from taopd.distributed.sharding import full_tensor
 from taopd.runs.bounded_log import BoundedLog
+from taopd.trainer.checkpoint.fsdp import within_backward
 
 KEPT_LOGS = 500
 """Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
@@ -103,7 +104,7 @@ class UpdateNorm(TrainerCallback):
 
     A mean over selected tokens multiplies the gradient by 1/budget and Adam hides it again; arms are only
     comparable when the step they really took is known. Holds one copy of the trainable weights between the
-    clipping and the end of the optimizer step. Not for DeepSpeed, which updates within the backward.
+    clipping and the end of the optimizer step. Not for what updates within the backward (`within_backward`).
     """
 
     def __init__(self, record, target: float | None = None, largest: float | None = None):
@@ -113,12 +114,13 @@ class UpdateNorm(TrainerCallback):
         self._before: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
-    def of(cls, args, layout, record):
+    def of(cls, args, accelerator, record):
         """The callback that the settings ask for, None where there is nothing to measure."""
         norms = args.match_update_norm, args.max_update_norm
-        # DeepSpeed updates within the backward, where no update can be measured.
-        asked = (args.log_update_norm or norms != (None, None)) and layout != "deepspeed"
-        return cls(record, *norms) if asked else None
+        # No update can be measured within the backward.
+        measured = not within_backward(args, accelerator)
+        asked = args.log_update_norm or norms != (None, None)
+        return cls(record, *norms) if asked and measured else None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self._before = [

@@ -27,7 +27,7 @@ from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
 from taopd.models.batch import SEQUENCE, TEACHER_PROMPT
 from taopd.runs.jsonl import write_json
-from taopd.trainer.checkpoint.fsdp import layout_of
+from taopd.trainer.checkpoint.fsdp import within_backward
 from taopd.trainer.checkpoint.state_file import save_tree
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.step_metrics import Recorder
@@ -46,7 +46,7 @@ class NonFiniteGuard(TrainerCallback):
         tokenizer: writes the rollouts out.
 
     Raises:
-        ConfigError: steps cannot be skipped under DeepSpeed, which updates within the backward.
+        ConfigError: steps cannot be skipped by what updates within the backward, as DeepSpeed.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class NonFiniteGuard(TrainerCallback):
     ) -> None:
         self._args, self._accelerator = args, accelerator
         self._tokenizer, self._recorder = tokenizer, recorder
-        self._deepspeed = layout_of(accelerator) == "deepspeed"
-        if self._deepspeed and args.on_bad_numbers == "skip":
+        self._within_backward = within_backward(args, accelerator)
+        if self._within_backward and args.on_bad_numbers == "skip":
             raise ConfigError(
-                "on_bad_numbers='skip' does not work under DeepSpeed, which updates within the backward"
+                f"on_bad_numbers='skip' does not work with {self._within_backward}, which updates within the "
+                "backward"
             )
         # TRL puts an end token into an empty completion, so that the mask does not tell.
         self._empty: list[bool] | None = None
@@ -127,9 +128,9 @@ class NonFiniteGuard(TrainerCallback):
             0, with a graph through the whole student, so that the backward meets the other processes'.
 
         Raises:
-            NumericsError: the problem itself, in an evaluation and under DeepSpeed.
+            NumericsError: the problem itself, in an evaluation and where weights move within the backward.
         """
-        if self._deepspeed or not torch.is_grad_enabled():
+        if self._within_backward or not torch.is_grad_enabled():
             raise problem
         self._problem = self._problem or problem
         parts = [hidden, head.weight] + ([] if head.bias is None else [head.bias])
@@ -144,7 +145,7 @@ class NonFiniteGuard(TrainerCallback):
         """
         self._skips = self._void
         problem, self._problem = self._problem, None
-        if not self._deepspeed and not self._void:
+        if not self._within_backward and not self._void:
             scaler = self._accelerator.scaler
             # Overflow is the scaler's to mend, as long as it multiplies.
             if scaler is None or scaler.get_scale() < 1.0:

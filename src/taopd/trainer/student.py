@@ -32,7 +32,7 @@ from taopd.models.gradient_window import (
 )
 from taopd.models.output_head import head_dtype
 from taopd.models.scoring import Reuse
-from taopd.trainer.checkpoint.fsdp import layout_of
+from taopd.trainer.checkpoint.fsdp import layout_of, within_backward
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs
 from taopd.trainer.step_metrics import Recorder
@@ -57,9 +57,10 @@ class StudentForward:
         self, student: Any, accelerator: Accelerator, recorder: Recorder, args: TeachabilityConfig
     ) -> None:
         layout = layout_of(accelerator)
-        if layout == "deepspeed" and (args.match_update_norm or args.max_update_norm):
+        updater = within_backward(args, accelerator)
+        if updater and (args.match_update_norm or args.max_update_norm):
             raise ConfigError(
-                "match_update_norm and max_update_norm: DeepSpeed updates within the backward, where no "
+                f"match_update_norm and max_update_norm: {updater} updates within the backward, where no "
                 "update can be scaled"
             )
         if args.gradient_window is not None:

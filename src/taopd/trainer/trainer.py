@@ -142,7 +142,7 @@ class TeachabilityTrainer(BaseTrainer):
             if callback is not None:
                 self.add_callback(callback)
         # The average follows the update as it was rescaled.
-        for callback in (UpdateNorm.of(args, self.layout, self.record), self.average):
+        for callback in (UpdateNorm.of(args, self.accelerator, self.record), self.average):
             if callback is not None:
                 self.add_callback(callback)
         attach_step_lines(self)

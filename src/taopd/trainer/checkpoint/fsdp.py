@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import TrainingArguments
 
 from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import Layout, process_file
@@ -50,6 +51,15 @@ def layout_of(accelerator: Accelerator) -> Layout:
     if plugin is not None and plugin.fsdp_version == 1:
         raise ConfigError("FSDP version 1 is not supported: set fsdp_version: 2")
     return _LAYOUTS.get(accelerator.distributed_type, "replicated")
+
+
+def within_backward(args: TrainingArguments, accelerator: Accelerator) -> str:
+    """Whose weights move within the backward, before anybody sees the gradient: DeepSpeed's, or those of an
+    optimizer that updates layer by layer. Empty: they move after it."""
+    if layout_of(accelerator) == "deepspeed":
+        return "DeepSpeed"
+    name = str(getattr(args.optim, "value", args.optim))
+    return f"optim={name}" if name.endswith(("lomo", "_layerwise")) else ""
 
 
 def save_weights(folder: Path, model: nn.Module, process: int, *, trained_only: bool) -> None:
