@@ -200,6 +200,12 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
         return rows
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
+    if split is not None and split not in names:
+        held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise DataError(
+            f"{path} has no split {split!r}: its column 'split' holds {held}; name one of these as the split, "
+            "or rename the column if it means something else"
+        )
     chosen = _choose(str(path), names, split)
     return rows.select([row for row, name in enumerate(rows["split"][:]) if str(name) == chosen])
 
