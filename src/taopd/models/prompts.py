@@ -203,7 +203,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     if split is not None and split not in names:
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise DataError(
-            f"{path} has no split {split!r}: its column 'split' holds {held}; name one of these as the split, "
+            f"{path} has no split {split!r}: its column 'split' holds {held}; name one of them as the split, "
             "or rename the column if it means something else"
         )
     chosen = _choose(str(path), names, split)
