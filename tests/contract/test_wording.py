@@ -13,7 +13,7 @@ OF_COMMANDS = {
     # flags of evaluate and diagnose, and the arguments of the same names in Python
     *("batch_size", "max_new_tokens", "max_tokens", "num_samples", "num_completions", "num_draws"),
     *("num_resamples", "head_dim", "build_lab", "teacher_model", "processing_class", "peft_config"),
-    "train_dataset",
+    *("train_dataset", "eval_dataset"),
     # columns of a prompt set and of a token table
     *("teacher_prompt", "disagreement_k"),
 }
@@ -24,7 +24,7 @@ OF_SETTINGS = {  # values
 OF_FILES = {  # keys of a model's or tokenizer's JSON, and of settings that are mappings
     *("attention_dropout", "base_model", "chat_template", "eos_token", "pad_token", "vocab_size"),
     *("gguf_file", "fsdp_version", "num_beams", "prompt_lookup_num_tokens", "use_reentrant"),
-    *("quantization_config", "num_processes"),
+    *("quantization_config", "num_processes", "dispatch_batches"),
 }
 OF_LIBRARIES = {
     *("merge_and_unload", "name_or_path", "requires_grad", "attn_pdrop"),

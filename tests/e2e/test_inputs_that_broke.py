@@ -1,8 +1,11 @@
 """Inputs that once ended in an error from the libraries below, or in a check that broke."""
 
+import logging
+
 import pytest
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from test_trainer import CPU
 
 from taopd.errors import ConfigError
@@ -107,13 +110,20 @@ def test_a_best_metric_that_no_evaluation_gives_ends_the_run_with_its_steps_save
     ("settings", "told"),
     [
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True.* text"),
-        ({"include_for_metrics": ["inputs"]}, "include_for_metrics: .*compute_metrics"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics: .*metric of your own"),
     ],
 )
 def test_a_setting_that_no_batch_of_prompts_can_meet_is_refused(settings, told, tmp_path):
     """Both were a TypeError, the second after the first evaluation."""
     with pytest.raises(ConfigError, match=told):
         make_trainer(tmp_path, **settings)
+
+
+def test_an_adapter_of_a_model_without_a_name_is_not_one_of_none(tmp_path, caplog):
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    with caplog.at_level(logging.WARNING, logger="taopd"):
+        make_trainer(tmp_path, get_peft_model(make_model(seed=0), config))
+    assert "the student is an adapter of an unnamed model: this adapter" in caplog.text
 
 
 def test_an_evaluation_before_the_first_step_needs_prompts(tmp_path):

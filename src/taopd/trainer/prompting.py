@@ -68,8 +68,8 @@ class PromptTrainer(DistillationTrainer):
             )
         if "inputs" in (args.include_for_metrics or ()):
             raise ConfigError(
-                "include_for_metrics: inputs are for a compute_metrics, which this trainer has not: leave it "
-                "out"
+                "include_for_metrics: inputs are for a metric of your own, which this trainer does not take: "
+                "leave it out"
             )
         if args.eval_on_start and self.eval_dataset is None:
             raise ConfigError(

@@ -123,7 +123,8 @@ def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]
 
     model = as_peft_model(model)
     check_runs(model, trains=peft_config is None)
-    base = model.peft_config[model.active_adapters[0]].base_model_name_or_path
+    # A model that was made in Python has none.
+    base = model.peft_config[model.active_adapters[0]].base_model_name_or_path or "an unnamed model"
     if peft_config is None:
         logger.warning("the student is an adapter of %s: this adapter goes on training", base)
         return model, None
