@@ -240,3 +240,20 @@ def test_paths_are_taken_for_names(micro_lab, tmp_path):
     trainer = TeachabilityTrainer(micro_lab.student, micro_lab.teacher, args, train_dataset=rows)
     assert trainer.model.config._name_or_path == str(micro_lab.student)
     assert not isinstance(micro_lab.student, str)
+
+
+def test_what_train_does_not_read_and_what_leaves_the_machine_are_said(
+    micro_lab, tmp_path, monkeypatch
+):
+    said: list[str] = []
+    log = logging.getLogger("taopd.trainer.run_record")
+    monkeypatch.setattr(log, "warning", lambda text, *values: said.append(text % values))
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1, resume_from_checkpoint="x")
+    # What an upload would send is said before it is sent.
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(type(trainer), "_push_from_checkpoint", lambda *_: None)
+    monkeypatch.setattr(type(trainer), "push_to_hub", lambda *_, **__: None)
+    trainer.train(check=False)
+    told = " ".join(said)
+    assert "resume_from_checkpoint='x'" in told and "begins anew" in told
+    assert "completions in rollouts.jsonl" in told

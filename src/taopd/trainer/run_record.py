@@ -203,6 +203,17 @@ class RecordedRuns(Trainer):
             raise DataError("there are no prompts to train on: pass train_dataset")
         if self.writes_record and self.is_world_process_zero():
             _refuse_foreign(Path(self.args.output_dir))
+        if self.args.resume_from_checkpoint and not resume_from_checkpoint:
+            logger.warning(
+                "resume_from_checkpoint=%r of the settings is not read by train(): the run begins anew; to go "
+                "on, call train(resume_from_checkpoint=...)",
+                self.args.resume_from_checkpoint,
+            )
+        if self.args.push_to_hub and self.args.log_rollouts:
+            logger.warning(
+                "push_to_hub uploads the run folder, with prompts and completions in rollouts.jsonl; "
+                "log_rollouts=0 leaves them out"
+            )
         looked = look_first(self) if check and not resume_from_checkpoint else None
         if not self.writes_record:
             return train()

@@ -84,7 +84,7 @@ class RankState(TrainerCallback):
                 logger.warning("%s has no state of %s: it starts anew", folder / STATE, name)
         if state["num_processes"] != trainer.args.world_size:
             logger.warning(
-                "%s is of %d processes, this run has %d: it goes on with other random draws",
+                "%s was saved by %d process(es), this run has %d: it goes on with other random draws",
                 folder,
                 state["num_processes"],
                 trainer.args.world_size,
