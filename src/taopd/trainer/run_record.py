@@ -205,8 +205,8 @@ class RecordedRuns(Trainer):
             _refuse_foreign(Path(self.args.output_dir))
         if self.args.resume_from_checkpoint and not resume_from_checkpoint:
             logger.warning(
-                "resume_from_checkpoint=%r of the settings is not read by train(): the run begins anew; to go "
-                "on, call train(resume_from_checkpoint=...)",
+                "resume_from_checkpoint=%r of the settings is not read by train(): the run begins anew; to "
+                "go on, call train(resume_from_checkpoint=...)",
                 self.args.resume_from_checkpoint,
             )
         if self.args.push_to_hub and self.args.log_rollouts:
