@@ -130,12 +130,26 @@ def test_every_arm_is_compared_at_its_own_best_and_at_the_shared_rate():
             for name in ("tip", "full")
         ]
         test = stats.ttest_rel(*right)
-        assert shared[unit]["low"] == pytest.approx(test.confidence_interval().low)
+        assert shared[unit]["low"] == pytest.approx(max(-1, test.confidence_interval().low))
         assert shared[unit]["p"] == pytest.approx(test.pvalue)
         assert own[unit]["p_holm"] >= own[unit]["p"]
     named = analysed(shared_rate=1e-5)["rates"]
     assert (named["shared_rate"], named["shared_by"]) == (1e-5, "config")
     assert "rates" not in analyse(results_of_arms())
+
+
+def test_intervals_at_the_own_best_rate_end_where_accuracies_do():
+    """Of three seeds or eight problems an interval is wider than what an accuracy, or a spread, can be."""
+    found = analysed()["rates"]
+    own = [arm[unit] for arm in found["arms"] for unit in ("over_seeds", "over_problems")]
+    assert all(0 <= each["low"] <= each["high"] <= 1 for each in own)
+    assert min(each["low"] for each in own) == 0 and max(each["high"] for each in own) == 1
+    tip = next(arm for arm in found["arms"] if arm["name"] == "tip")
+    assert tip["spread"]["over_seeds"] == {"low": 0.0, "high": 100.0}
+    rows = [arm for arm in results_of_arms() if arm["seed"] < 2]
+    compared = analyse(rows, question=Question(rates=RATES))["rates"]["comparisons"]
+    seeds = [row["own_best"]["over_seeds"] for row in compared]
+    assert min(each["low"] for each in seeds) == -1 and max(each["high"] for each in seeds) == 1
 
 
 def test_rates_without_answers_by_problem_or_with_broken_ones():

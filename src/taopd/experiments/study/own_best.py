@@ -177,7 +177,13 @@ def _rounding(outcome: Mapping[str, Any], paired: bool) -> float:
 
 
 def _as_dict(bounds: Bounds) -> dict[str, float | None]:
-    return {"low": bounds.low, "high": bounds.high, "p": bounds.p}
+    """A difference of two accuracies, cut at what one can be."""
+    return _cut(bounds, -1.0) | {"p": bounds.p}
+
+
+def _cut(bounds: Bounds, least: float) -> dict[str, float | None]:
+    ends = {"low": bounds.low, "high": bounds.high}
+    return {name: None if end is None else min(1.0, max(least, end)) for name, end in ends.items()}
 
 
 def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:
@@ -206,10 +212,10 @@ def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:
             else by_problem.least_deviation(rows.shape[1], len(seeds))
         )
         bounds = between_best(rows, np.zeros((1, rows.shape[1])), least=least)
-        described[unit] = {"low": bounds.low, "high": bounds.high}
+        described[unit] = _cut(bounds, 0.0)
         least = _rounding(outcome, True) if seeds_are_units else least
         _, low, high = spread(rows, least=least)
-        ends = [None if end is None else 100 * end for end in (low, high)]
+        ends = [None if end is None else 100 * min(1.0, end) for end in (low, high)]
         described["spread"][unit] = dict(zip(("low", "high"), ends, strict=True))
     return described
 
