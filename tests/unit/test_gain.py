@@ -99,6 +99,30 @@ def test_the_student_itself_gains_nothing_and_the_teacher_everything(bank, micro
     assert all_of_it.summary()["gain_reverse_share/mean"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_a_share_of_a_tiny_divergence_is_no_rounding(tmp_path):
+    """Of models that agree and are sure of nearly every token: no KL below 0, no gain above all of it."""
+
+    def moved(share):
+        model = make_model(seed=1)
+        with torch.no_grad():
+            head = model.lm_head.weight
+            noise = torch.randn(head.shape, generator=torch.Generator().manual_seed(2))
+            head.mul_(300.0).add_(noise, alpha=0.01 * share)
+        return model
+
+    rollouts = sample_rollouts(
+        moved(0), make_tokenizer(), PROMPTS, num_completions=16, max_tokens=8
+    )
+    models = moved(1), moved(0), make_tokenizer()
+    bank = FixedContextBank.freeze(*models, rollouts, tmp_path / "bank", k=(2,))
+    found = model_gain(bank, moved(0.5), list(teacher_states(bank, models[1])), label="x").tokens
+    for direction in ("forward", "reverse"):
+        kl, share = found[f"{direction}_kl"], found[f"gain_{direction}_share"]
+        assert 0 < (kl < 1e-7).mean() < 1 and kl.max() > 1e-6, "vacuous"
+        assert kl.min() > -1e-12 and found[f"{direction}_kl_after"].min() > -1e-12
+        assert share[kl > 1e-9].between(0.5, 1).all()
+
+
 def test_an_adapter_folder_is_measured_as_the_merged_model(bank, micro_lab, teacher, tmp_path):
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)

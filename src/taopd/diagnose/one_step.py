@@ -12,8 +12,8 @@ every update rescaled to one common L2 norm, because a mean over few tokens has 
 common norm is that of an AdamW step in which every parameter moves
 by the learning rate; descent's raw rate is set so that full distillation takes a step of that norm.
 
-A gain is a difference of two float32 sums: below about 1e-6 nats per token it is rounding error, and so is a
-rank correlation of such gains. Choose a learning rate whose gains are well above that.
+A gain is a difference of two divergences of float32 logits: below about 1e-6 nats per token it is rounding
+error, and so is a rank correlation of such gains. Choose a learning rate whose gains are well above that.
 
 Source: docs/math.md, "The diagnostic".
 """
