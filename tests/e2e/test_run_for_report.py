@@ -105,6 +105,20 @@ def test_live_tables_of_a_step(trained):
     assert logged[0]["taopd/budget_plot"][0] == "line"
 
 
+def test_the_budget_curve_counts_tokens_that_may_train_alone():
+    """Oracle: by hand. Two of six are excluded stop tokens, one of them with a D^L of its own."""
+    learnable = torch.tensor([0.4, 0.9, 0.3, 0.2, 0.1, 0.0])
+    valid = torch.tensor([True, False, True, True, True, False])
+    scored = types.SimpleNamespace(
+        choice=types.SimpleNamespace(selection=types.SimpleNamespace(learnable=learnable)),
+        table=types.SimpleNamespace(valid=valid),
+    )
+    assert dict(map(tuple, live.budget_rows(scored))) == {
+        **dict.fromkeys((0.01, 0.02, 0.05, 0.1, 0.2, 0.3), pytest.approx(0.4)),
+        **{0.5: pytest.approx(0.7), 0.75: pytest.approx(0.9), 1.0: pytest.approx(1.0)},
+    }
+
+
 def test_the_page_of_a_real_run(trained, tmp_path):
     folder, *_ = trained
     report = write_report([folder], tmp_path / "x.html")

@@ -70,8 +70,9 @@ def token_rows(scored: ScoredBatch) -> list[list[Any]]:
 
 
 def budget_rows(scored: ScoredBatch) -> list[list[float]]:
-    """Share of all D^L that the best tokens by D^L hold, at each of `BUDGETS`; the whole batch."""
-    values = scored.choice.selection.learnable.sort(descending=True).values.double()
+    """Share of all D^L that the best tokens by D^L hold, at each of `BUDGETS`; of all that may train."""
+    learnable = scored.choice.selection.learnable[scored.table.valid]
+    values = learnable.sort(descending=True).values.double()
     total = float(values.sum())
     # At least one token: a budget of 1 % of a short batch rounds to none.
     counts = [max(1, round(budget * len(values))) for budget in BUDGETS]
