@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_demo import MICRO
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from taopd.errors import ConfigError
-from taopd.experiments.arm_student import load_student, split_settings
+from taopd.experiments.arm_student import load_student, number_format, split_settings
 from taopd.experiments.lab.build import build_lab
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
@@ -53,6 +55,8 @@ def test_weights_of_an_arm_are_loaded_as_its_settings_say(tmp_path):
     training, weights = split_settings(settings)
     student = load_student(str(lab.student), weights)
     assert student.dtype is torch.bfloat16 and student.config._attn_implementation == "eager"
+    # What the results of the arm say.
+    assert number_format(student, TrainingArguments(use_cpu=True, bf16=False)) == "bfloat16"
     # The teacher is loaded likewise, unless its own keywords say otherwise.
     shared = {"dtype": "bfloat16", "attn_implementation": "eager"}
     assert training == {"budget": 0.5, "teacher_model_init_kwargs": shared}
@@ -68,9 +72,37 @@ def test_weights_of_an_arm_are_loaded_as_its_settings_say(tmp_path):
         ({"use_peft": "yes"}, "use_peft='yes': must be true or false"),
         ({"lora_alpha": [8]}, "lora_alpha=.*must be a whole number"),
         ({"lora_rank": 4}, "unknown key 'lora_rank'"),
+        (
+            {"dtype": "bfloat17"},
+            "dtype='bfloat17': must be one of auto, bfloat16, float16, float32",
+        ),
         ({"trust_remote_code": True}, "trust_remote_code: code from a model"),
     ],
 )
 def test_a_wrong_setting_of_the_adapter_is_refused_by_name(setting, words):
     with pytest.raises(ConfigError, match=words):
         plan_study(parse_study_file(STUDY | {"config": TRAINING | LORA | setting}))
+
+
+@pytest.mark.parametrize("setting", [{"use_dora": True}, {"lora_modules_to_save": ["lm_head"]}])
+def test_an_adapter_that_the_students_own_cannot_be_saved_with_is_refused_before_any_arm(
+    setting, tmp_path
+):
+    lab = build_lab("dialect", **MICRO)
+    plain = AutoModelForCausalLM.from_pretrained(lab.student)
+    get_peft_model(plain, LoraConfig(r=2)).save_pretrained(tmp_path / "adapter")
+    for file in lab.student.glob("tokenizer*"):
+        (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    own = {
+        "num_test_prompts": 8,
+        "student": str(tmp_path / "adapter"),
+        "teacher": str(lab.teacher),
+        "prompts": str(lab.prompts),
+    }
+    study = {key: value for key, value in STUDY.items() if key not in ("lab", "lab_sizes")} | own
+    config = TRAINING | {"max_completion_length": 9}
+    arms = [{"name": "on"}, {"name": "new", "use_peft": True, **setting}]
+    with pytest.raises(ConfigError, match="arm 'new': the student is an adapter"):
+        plan_study(parse_study_file(study | {"config": config, "arms": arms}))
+    del arms[1][next(iter(setting))]
+    assert len(plan_study(parse_study_file(study | {"config": config, "arms": arms})).arms) == 2

@@ -21,7 +21,7 @@ import torch
 
 from taopd.experiments.arm_observers import AccuracyCurve, ArmCheckpoints, KeptTokens, StopRule
 from taopd.experiments.arm_settings import Arm
-from taopd.experiments.arm_student import adapter_of, load_student, split_settings
+from taopd.experiments.arm_student import adapter_of, load_student, number_format, split_settings
 from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.pool import STOP_WITH_PARENT
 from taopd.models.prompts import load_prompts, load_tokenizer
@@ -104,7 +104,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         "kept_fraction": tokens.share,
         "selected_share_by_kind": shares(by_kind),
         "selected_by_kind_curve": tokens.by_kind_curve,
-        "dtype": "bfloat16" if args.bf16 else "float32",
+        "dtype": number_format(student, args),
         "train_seconds": seconds,
         "train_seconds_curve": curve.curve("train_seconds"),
         "steps": trainer.state.global_step,

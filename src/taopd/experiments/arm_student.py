@@ -11,6 +11,7 @@ from typing import Any
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from taopd.errors import ConfigError
+from taopd.models.adapter_folder import adapter_config
 from taopd.models.prompts import load_model
 from taopd.trainer.settings.number_checks import LORA, check_ranges
 from taopd.trainer.settings.yaml_types import fits, type_words
@@ -19,6 +20,12 @@ _NOT_OF_AN_ARM = {"model_name_or_path", "model_revision", "trust_remote_code"}
 """The study names the student, and code of a model repository is never run."""
 _SHARED = ("dtype", "attn_implementation")
 """Where they are given, the teacher is loaded likewise."""
+
+_CHOICES: dict[str, list[str]] = {
+    entry.name: entry.metadata["choices"]
+    for entry in fields(ModelConfig)
+    if "choices" in entry.metadata
+}
 
 
 def weight_hints() -> dict[str, Any]:
@@ -40,6 +47,9 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ModelCo
         # Text becomes a number where the study is read.
         if not fits(value, hints[name]) or (hints[name] is bool and isinstance(value, str)):
             raise ConfigError(f"{name}={value!r}: must be {type_words(hints[name])}")
+        choices = _CHOICES.get(name)
+        if choices and value is not None and value not in choices:
+            raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}")
     weights = ModelConfig(**own)
     check_ranges(weights, LORA)
     training = {name: value for name, value in settings.items() if name not in hints}
@@ -62,3 +72,28 @@ def load_student(path: str, weights: ModelConfig) -> Any:
 def adapter_of(weights: ModelConfig) -> Any:
     """The adapter that trains, as the trainer takes it; None: all weights train."""
     return get_peft_config(weights)
+
+
+def check_adapter(student: str, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a new adapter that cannot be saved with the student's own one, before any arm runs.
+
+    Raises:
+        ConfigError: names the arm.
+    """
+    _, weights = split_settings(settings)
+    if not weights.use_peft or adapter_config(student, {}) is None:
+        return
+    # peft loads a network library.
+    from taopd.models.adapters import check_plain
+
+    try:
+        check_plain(adapter_of(weights))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def number_format(student: Any, args: Any) -> str:
+    """The format in which an arm trains: autocast's, or else that of the student's weights."""
+    if args.bf16:
+        return "bfloat16"
+    return "float16" if args.fp16 else str(student.dtype).removeprefix("torch.")

@@ -18,6 +18,7 @@ import torch
 
 from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.arm_settings import Arm, load_problems
+from taopd.experiments.arm_student import check_adapter
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
@@ -115,6 +116,8 @@ def plan_study(
     lab = build_lab(study.lab, progress=progress, **study.lab_sizes) if study.lab else None
     runs = [_run_of(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
     _check_inputs(runs[0])
+    for run in runs[: len(arms)]:
+        check_adapter(run.student, run.config, f"arm {run.name!r}")
     return StudyPlan(study=study, arms=arms, runs=runs)
 
 
