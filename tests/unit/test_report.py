@@ -18,7 +18,7 @@ from taopd.report.arms import color_of, named
 from taopd.report.folders import read_folders
 from taopd.report.generated_part import write_generated
 from taopd.report.page import write_report
-from taopd.report.sections import budget_and_cost, training
+from taopd.report.sections import accuracy, budget_and_cost, training
 from tests.browser import make_pages, synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -302,6 +302,19 @@ def budget_section(folder: Path, arms: list[dict]) -> str:
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps({"arms": arms}))
     return budget_and_cost.budget_curve(read_folders([folder]).studies)
+
+
+def test_a_curve_ends_with_the_number_of_the_table(tmp_path):
+    # 99.65 as a number is just below: 99.6, and 99.7 if the seeds are turned into per cent one by one.
+    (tmp_path / "study").mkdir()
+    arms = [
+        {"name": "tip", "selector": "tip", "seed": seed, "num_test_prompts": 1000}
+        | {"accuracy_greedy": end, "accuracy_curve": [[0, 0.1], [9, end]]}
+        for seed, end in enumerate([1.0, 0.993])
+    ]
+    (tmp_path / "study" / "results.json").write_text(json.dumps({"arms": arms}))
+    section = accuracy.body(read_folders([tmp_path / "study"]).studies)
+    assert "99.6<" in section and "99.7" not in section
 
 
 def test_more_arms_than_colors_differ_in_their_lines(tmp_path):

@@ -1,5 +1,6 @@
 """Accuracy of the arms: at the end, against the controls, over the training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def estimates_of(study: Study) -> Estimates:
             values = [o[f"accuracy_{metric}"] for o in outcomes if f"accuracy_{metric}" in o]
             if values:
                 known = interval(values, outcomes[0].get("num_test_prompts"))
-                mean = sum(values) / len(values)
+                mean = math.fsum(values) / len(values)
                 found.setdefault(name, {})[metric] = known or (mean, None, None)
     for arm in study.results.get("arms", []):
         for metric in ("greedy", "sampled"):
@@ -221,12 +222,13 @@ def _over_steps(name: str, outcomes: list[Outcome], color: int) -> Series | None
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not steps:
         return None
-    at = [[100 * curve[step] for curve in curves] for step in steps]
+    at = [[curve[step] for curve in curves] for step in steps]
     several = len(curves) > 1
     return Series(
         label=name,
-        points=[(s, sum(v) / len(v)) for s, v in zip(steps, at, strict=True)],
+        # Computed as the number of the table, which could else be rounded another way.
+        points=[(s, 100 * (math.fsum(v) / len(v))) for s, v in zip(steps, at, strict=True)],
         color=color,
-        low=[(s, min(v)) for s, v in zip(steps, at, strict=True)] if several else [],
-        high=[(s, max(v)) for s, v in zip(steps, at, strict=True)] if several else [],
+        low=[(s, 100 * min(v)) for s, v in zip(steps, at, strict=True)] if several else [],
+        high=[(s, 100 * max(v)) for s, v in zip(steps, at, strict=True)] if several else [],
     )
