@@ -14,6 +14,7 @@ from taopd.experiments.arm_student import load_student, number_format, split_set
 from taopd.experiments.lab.build import build_lab
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
+from taopd.trainer.settings_file import parse_settings
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 TRAINING = {"max_steps": 2, "budget": 0.25, "learning_rate": 1e-3, "method": "reach"}
@@ -65,6 +66,17 @@ def test_weights_of_an_arm_are_loaded_as_its_settings_say(tmp_path):
     assert split_settings({"budget": 0.5})[0] == {"budget": 0.5}
 
 
+def test_an_adapter_that_nobody_asked_for_is_no_silent_run_of_all_weights(tmp_path):
+    words = "lora_r: without use_peft: true no adapter trains, but all weights"
+    with pytest.raises(ConfigError, match=words):
+        split_settings({"budget": 0.5, "lora_r": 4})
+    assert split_settings({"use_peft": False, "lora_r": 4})[1].use_peft is False
+    path = tmp_path / "run.yaml"
+    path.write_text("lab: dialect\noutput_dir: runs/x\nuse_cpu: true\nbf16: false\nlora_r: 4\n")
+    with pytest.raises(ConfigError, match=words):
+        parse_settings(str(path), [], lab=lambda variant: {})
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -72,6 +84,7 @@ def test_weights_of_an_arm_are_loaded_as_its_settings_say(tmp_path):
         ({"use_peft": "yes"}, "use_peft='yes': must be true or false"),
         ({"lora_alpha": [8]}, "lora_alpha=.*must be a whole number"),
         ({"lora_rank": 4}, "unknown key 'lora_rank'"),
+        ({"use_peft": None}, "use_peft=None: must be true or false"),
         (
             {"dtype": "bfloat17"},
             "dtype='bfloat17': must be one of auto, bfloat16, float16, float32",

@@ -101,7 +101,9 @@ def test_version_and_unknown_command(capsys):
 
 def test_yaml_and_flags_reach_the_dataclasses(config):
     path, _ = config
-    settings = parse_settings(str(path), ["--budget", "0.25", "--lora_r=8", "--selector", "random"])
+    settings = parse_settings(
+        str(path), ["--budget", "0.25", "--use_peft", "--lora_r=8", "--selector", "random"]
+    )
     assert (settings.training.budget, settings.model.lora_r) == (0.25, 8)
     assert settings.training.max_steps == 2 and settings.training.selector == "random"
     assert settings.resolved()["dataset_train_split"] == "train"

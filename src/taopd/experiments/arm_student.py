@@ -13,7 +13,11 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from taopd.errors import ConfigError
 from taopd.models.adapter_folder import adapter_config
 from taopd.models.prompts import load_model
-from taopd.trainer.settings.number_checks import LORA, check_ranges
+from taopd.trainer.settings.number_checks import (
+    LORA,
+    check_adapter_is_asked_for,
+    check_ranges,
+)
 from taopd.trainer.settings.yaml_types import fits, type_words
 
 _NOT_OF_AN_ARM = {"model_name_or_path", "model_revision", "trust_remote_code"}
@@ -50,6 +54,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ModelCo
         choices = _CHOICES.get(name)
         if choices and value is not None and value not in choices:
             raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+    check_adapter_is_asked_for(own)
     weights = ModelConfig(**own)
     check_ranges(weights, LORA)
     training = {name: value for name, value in settings.items() if name not in hints}

@@ -200,7 +200,8 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
         return rows
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
-    if split is not None and split not in names:
+    unlike = split is not None and not suggest(split, names).startswith(" Did")
+    if unlike and split not in names:
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise DataError(
             f"{path} has no split {split!r}: its column 'split' holds {held}; name one of them as the split, "

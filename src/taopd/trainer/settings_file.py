@@ -21,7 +21,11 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.config_checks import refuse_removed
-from taopd.trainer.settings.number_checks import LORA, check_ranges
+from taopd.trainer.settings.number_checks import (
+    LORA,
+    check_adapter_is_asked_for,
+    check_ranges,
+)
 from taopd.trainer.settings.teacher_entries import settings_of
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 from taopd.trainer.settings.usual_names import suggest_setting
@@ -294,6 +298,7 @@ def _check_supported(settings: TrainSettings) -> None:
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{name}={value!r}: must be a mapping (key: value)")
     check_ranges(settings.model, LORA)
+    check_adapter_is_asked_for(settings.given)
     for name, instead in _REFUSED.items():
         holders = (settings.script, settings.training, settings.model)
         if any(getattr(holder, name, False) for holder in holders):

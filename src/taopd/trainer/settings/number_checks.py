@@ -5,7 +5,7 @@ step for `max_steps=0`, and saves nothing for `save_steps=0`.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,6 +145,24 @@ def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
     for name, (words, fits) in ranges.items():
         value = getattr(settings, name, None)
         require(value is None or isinstance(value, str) or fits(value), name, value, words)
+
+
+def check_adapter_is_asked_for(given: Collection[str]) -> None:
+    """Refuse settings of an adapter where nobody says whether one trains: all weights would.
+
+    Args:
+        given: names of the settings that somebody gave.
+
+    Raises:
+        ConfigError: names the settings.
+    """
+    of_adapter = ("lora_", "use_rslora", "use_dora")
+    names = sorted(name for name in given if name.startswith(of_adapter))
+    if names and "use_peft" not in given:
+        raise ConfigError(
+            f"{', '.join(names)}: without use_peft: true no adapter trains, but all weights; set it, or "
+            "leave these out"
+        )
 
 
 _WORDED = {
