@@ -51,7 +51,7 @@ TRAIN: dict[str, Any] = {
     "shadow_selectors": ["random", "entropy"],
     "model_init_kwargs": {"attn_implementation": "eager"},
     "chat_template_kwargs": {"enable_thinking": False},
-    "lora_target_modules": ["q_proj", "v_proj"],
+    "stop_token_ids": [1, 2],
     "env": {"TAOPD_FUZZ": "1"},
 }
 STUDY: dict[str, Any] = {

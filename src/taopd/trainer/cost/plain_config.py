@@ -265,6 +265,8 @@ def _given(
         tests |= _OF_SEVERAL
     if not all(name in tests and tests[name](value) for name, value in given.items()):
         return None
+    if "lora_r" in given and "use_peft" not in given:  # which the parser refuses
+        return None
     if variant is not None and lab is not None:  # once the rest is plain: it may have to be built
         given |= lab(variant)
     several = given.get("teachers")
