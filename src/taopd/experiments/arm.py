@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl import get_peft_config
 
 from taopd.experiments.arm_observers import AccuracyCurve, ArmCheckpoints, KeptTokens, StopRule
 from taopd.experiments.arm_settings import Arm
-from taopd.experiments.arm_student import adapter_of, load_student, number_format, split_settings
+from taopd.experiments.arm_student import load_student, number_format, split_settings
 from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.pool import STOP_WITH_PARENT
 from taopd.models.prompts import load_prompts, load_tokenizer
@@ -84,7 +85,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
         args=args,
         train_dataset=load_prompts(arm.prompts, split="train"),
         processing_class=tokenizer,
-        peft_config=adapter_of(weights),
+        peft_config=get_peft_config(weights),
         callbacks=[curve, stop, *([ArmCheckpoints(folder, curve)] if own_checkpoints else [])],
     )
     # Several arms share a terminal; the comparison says how far they are, and writes the arm's files.

@@ -74,11 +74,6 @@ def load_student(path: str, weights: ModelConfig) -> Any:
     return load_model(path, **options)
 
 
-def adapter_of(weights: ModelConfig) -> Any:
-    """The adapter that trains, as the trainer takes it; None: all weights train."""
-    return get_peft_config(weights)
-
-
 def check_adapter(student: str, settings: Mapping[str, Any], where: str) -> None:
     """Refuse a new adapter that cannot be saved with the student's own one, before any arm runs.
 
@@ -92,7 +87,7 @@ def check_adapter(student: str, settings: Mapping[str, Any], where: str) -> None
     from taopd.models.adapters import check_plain
 
     try:
-        check_plain(adapter_of(weights))
+        check_plain(get_peft_config(weights))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

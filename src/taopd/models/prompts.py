@@ -200,8 +200,10 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
         return rows
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
-    unlike = split is not None and not suggest(split, names).startswith(" Did")
-    if unlike and split not in names:
+    missing = split is not None and split not in names
+    if missing and not suggest(split, names).startswith(
+        " Did"
+    ):  # a name that is not nearly one of them
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise DataError(
             f"{path} has no split {split!r}: its column 'split' holds {held}; name one of them as the split, "

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from taopd.experiments.study.statistics import Estimate, t_estimate, within
+from taopd.experiments.study.statistics import Estimate, cut, t_estimate
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.schemas import EVALUATION, TRANSCRIPT
 from taopd.runs.validation import is_there, read_document
@@ -116,6 +116,6 @@ def differences(evaluations: Sequence[Evaluation]) -> list[Difference]:
         signed = apart if pair[0] is one else [-value for value in apart]
         # No interval is shorter than with one sample that differs: without any a t interval has no width.
         step = math.sqrt(12.0 / len(common)) / max(1, one.results.get("num_samples", 1))
-        estimate = within(t_estimate(signed, resolution=step), -1.0, 1.0)
+        estimate = cut(t_estimate(signed, resolution=step), -1.0)
         found.append(Difference(one=pair[0], other=pair[1], estimate=estimate))
     return found

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taopd.errors import DataError
-from taopd.experiments.study.statistics import Estimate, t_estimate, within
+from taopd.experiments.study.statistics import Estimate, cut, t_estimate
 
 Outcome = Mapping[str, Any]
 
@@ -74,4 +74,4 @@ def difference(
     if mine is None or theirs is None or len(mine) != len(theirs):
         return None
     least = least_deviation(len(mine), len(seeds))
-    return within(t_estimate(list(mine - theirs), resolution=math.sqrt(12.0) * least), -1.0, 1.0)
+    return cut(t_estimate(list(mine - theirs), resolution=math.sqrt(12.0) * least), -1.0)

@@ -14,7 +14,7 @@ import numpy as np
 from taopd.errors import DataError
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.best_of import Bounds, between_best, spread
-from taopd.experiments.study.statistics import holm
+from taopd.experiments.study.statistics import cut_end, holm
 
 UNITS = ("over_seeds", "over_problems")
 BASES = ("own_best", "shared")
@@ -182,8 +182,7 @@ def _as_dict(bounds: Bounds) -> dict[str, float | None]:
 
 
 def _cut(bounds: Bounds, least: float) -> dict[str, float | None]:
-    ends = {"low": bounds.low, "high": bounds.high}
-    return {name: None if end is None else min(1.0, max(least, end)) for name, end in ends.items()}
+    return {"low": cut_end(bounds.low, least), "high": cut_end(bounds.high, least)}
 
 
 def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:

@@ -103,14 +103,17 @@ def accuracy_estimate(
     """
     step = math.sqrt(2.0) if paired else 1.0
     estimate = t_estimate(values, resolution=step / num_problems if num_problems else 0.0)
-    return within(estimate, -1.0 if paired else 0.0, 1.0)
+    return cut(estimate, -1.0 if paired else 0.0)
 
 
-def within(estimate: Estimate, least: float, most: float) -> Estimate:
-    """The estimate with its interval cut at what is possible."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    return replace(estimate, low=max(least, estimate.low), high=min(most, estimate.high))
+def cut(estimate: Estimate, least: float) -> Estimate:
+    """The estimate with its interval cut at what is possible, `least` to 1."""
+    return replace(estimate, low=cut_end(estimate.low, least), high=cut_end(estimate.high, least))
+
+
+def cut_end(end: float | None, least: float) -> float | None:
+    """One end of an interval likewise; None stays."""
+    return None if end is None else min(1.0, max(least, end))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
