@@ -16,7 +16,7 @@ from taopd.experiments.study.analysis import (
 from taopd.experiments.study.best_of import between_best, spread
 from taopd.experiments.study.expand import expand
 from taopd.experiments.study.file import load_study_file, parse_study_file
-from taopd.experiments.study.finished import read_outcomes, read_question
+from taopd.experiments.study.finished import analyse_finished
 from taopd.experiments.study.run import base_config
 from taopd.report.figures.rates import draw
 from taopd.report.page import write_report
@@ -215,9 +215,7 @@ def test_a_folder_is_analysed_with_the_rates_of_its_config(tmp_path):
     question = {"equal": "steps", "amount": 10, "metric": "greedy", "collapse_points": 20.0}
     config = {"question": question | {"rates": list(RATES)}, "controls": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    asked, _ = read_question(tmp_path)
-    assert asked.rates == RATES
-    assert analyse(read_outcomes(tmp_path), question=asked)["rates"]["rates"] == list(RATES)
+    assert analyse_finished(tmp_path)[0]["rates"]["rates"] == list(RATES)
 
 
 def test_every_arm_and_control_runs_at_every_rate(tmp_path):

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from selector_tables import budgets, random_table, table_of, tables
 from torch.testing import assert_close
 
+from taopd.distributed.collectives import quantiles
 from taopd.errors import ConfigError
 from taopd.selectors import REFERENCE_NAMES, SELECTORS, Selector, normalized_view, select
 from taopd.selectors.formulas import entropy
-from taopd.selectors.normalize import interpolated_quantile, normalize
+from taopd.selectors.normalize import normalize
 
 Q3_NAMES = tuple(name for name in SELECTORS if name.startswith("q3"))
 
@@ -62,7 +63,7 @@ def test_r8_a_spread_below_the_limit_is_zero():
 
 def test_r9_quantiles_interpolate_linearly():
     values = torch.arange(5, dtype=torch.float64)
-    assert interpolated_quantile(values, 0.05) == pytest.approx(0.2)
+    assert quantiles(values, (0.05,)) == pytest.approx([0.2])
     ours = normalize(values, torch.ones(5, dtype=torch.bool), rules="reference")
     assert_close(ours, torch.tensor([0, 2 / 9, 0.5, 7 / 9, 1], dtype=torch.float64))
 

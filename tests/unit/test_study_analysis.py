@@ -13,7 +13,7 @@ from taopd.experiments.study.analysis import (
     analyse,
     timings,
 )
-from taopd.experiments.study.finished import read_outcomes, read_question
+from taopd.experiments.study.finished import analyse_finished, read_outcomes
 from taopd.report.figures.study import draw
 from taopd.report.folders import read_folders
 from taopd.report.study_table import markdown, table
@@ -134,10 +134,11 @@ def test_reading_folders(tmp_path):
         place.mkdir(parents=True)
         (place / "results.json").write_text(json.dumps(row))
     assert len(read_outcomes(tmp_path)) == 9
-    assert read_question(tmp_path) == (Question(), None)
+    by_default = analyse(read_outcomes(tmp_path), question=Question())
+    assert analyse_finished(tmp_path)[0]["arms"] == by_default["arms"]
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="not that of a study"):
-        read_question(tmp_path)
+        analyse_finished(tmp_path)
     (place / "results.json").write_text('{"name": "x"}')
     with pytest.raises(DataError, match="it has no selector"):
         read_outcomes(tmp_path)

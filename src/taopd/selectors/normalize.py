@@ -95,20 +95,6 @@ class NormalizedView:
         return draws.to(self.h.device)
 
 
-def interpolated_quantile(
-    ascending: Float[Tensor, " M"], q: float, *, rules: str = "paper", ranks: Ranks = ALONE
-) -> float:
-    """Quantile of sorted values of all ranks: linear interpolation at place q (M - 1). [R9]
-
-    Example:
-        >>> interpolated_quantile(torch.arange(5.0), 0.05)
-        0.2
-    """
-    values = quantiles(ascending, (q,), snap=rules == "paper", ranks=ranks)
-    assert values is not None
-    return values[0]
-
-
 def scale_of(
     values: Float[Tensor, " N"],
     population: Bool[Tensor, " N"],

@@ -32,11 +32,6 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def read_question(folder: Path) -> tuple[Question, Controls | None]:
-    """The question and the controls that a study left in its `config.json`; defaults without one."""
-    return _question(folder, _config(folder))
-
-
 def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     return read_document(path, OBJECT) if is_there(path) else None
