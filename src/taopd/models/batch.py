@@ -114,6 +114,12 @@ def teacher_columns(
     return dict(zip(TEACHER_PROMPT, left_padded(rows, pad_id, device), strict=True))
 
 
+def unpadded(batch: Mapping[str, Any], name: str, row: int) -> list[int]:
+    """Ids of a row without its padding; `name`: prompt, completion or teacher_prompt."""
+    ids: list[int] = batch[f"{name}_ids"][row][batch[f"{name}_mask"][row].bool()].tolist()
+    return ids
+
+
 def first_used(prompt_mask: Int[Tensor, "B P"]) -> int:
     """The first prompt column that is not padding in every row."""
     used = prompt_mask.any(0).nonzero()
@@ -257,8 +263,7 @@ class Rollouts:
         """The inverse of `batch`."""
 
         def rows(name: str) -> list[list[int]]:
-            pairs = zip(batch[f"{name}_ids"], batch[f"{name}_mask"], strict=True)
-            return [ids[mask.bool()].tolist() for ids, mask in pairs]
+            return [unpadded(batch, name, row) for row in range(len(batch["prompt_ids"]))]
 
         return Rollouts(
             prompt_ids=rows("prompt"),

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from taopd.models.batch import left_padded
+
 _RESHAPES: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "bad_words_ids": ([],),
@@ -145,13 +147,8 @@ def generate_ids(
     model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig
 ) -> Tensor:
     """Completion ids [batch, new tokens], padded on the right after the end of sequence."""
-    width = max(len(ids) for ids in prompts)
-    pad = config.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor(
-        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
-    )
+    ids, mask = left_padded(prompts, config.pad_token_id, model.device)
     with without_router_logits(model):
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     # `generate` returns the prompt too.
-    return output[:, width:]
+    return output[:, ids.shape[1] :]

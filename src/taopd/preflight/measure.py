@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.kernels import probabilities_at
-from taopd.models.batch import Forward, Positions, teacher_side
+from taopd.models.batch import Forward, Positions, teacher_side, unpadded
 from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import Given, Reuse, check_readable
@@ -175,11 +175,10 @@ def _remote_masses(
     Exact where the teacher scores wanted ids; else what its list holds, and no more than the list's last
     probability for each id that is missing there.
     """
-    sequences = []
-    for row in ends.row.tolist():
-        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-        completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
-        sequences.append([*prompt.tolist(), *completion.tolist()])
+    sequences = [
+        [*unpadded(batch, "prompt", row), *unpadded(batch, "completion", row)]
+        for row in ends.row.tolist()
+    ]
     if not sequences:
         return torch.zeros(0, len(wanted)), 0.0
     starts, parts, unknown = [len(tokens) - 1 for tokens in sequences], [], 0.0

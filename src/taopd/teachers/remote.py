@@ -17,13 +17,21 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head, TopKScores, topk_score
-from taopd.models.batch import SEQUENCE, Forward, Positions, micro_batches, teacher_side
+from taopd.models.batch import (
+    SEQUENCE,
+    Forward,
+    Positions,
+    micro_batches,
+    teacher_side,
+    unpadded,
+)
 from taopd.models.scoring import Reuse, Scored
 from taopd.signals import (
     TokenSignals,
     concatenate,
     lists_from_exact,
     signals_from_answer,
+    taken,
     topk_lists_signals,
 )
 from taopd.teachers.protocol import Teacher, TeacherScores
@@ -132,11 +140,11 @@ def _question(
     """
     tokens, starts, masks = [], [], []
     for row in mask.any(1).nonzero().flatten().tolist():
-        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        prompt = unpadded(batch, "prompt", row)
         length = int(mask[row].nonzero().max()) + 1
         inside = batch["completion_mask"][row, :length].bool()
         completion = batch["completion_ids"][row, :length][inside]
-        tokens.append([*prompt.tolist(), *completion.tolist()])
+        tokens.append([*prompt, *completion.tolist()])
         starts.append(len(prompt))
         masks.append(mask[row, :length][inside])
     if not tokens:
@@ -153,13 +161,7 @@ def _question(
 
     def ask() -> TeacherScores:
         scores = teacher.score(tokens, starts, wanted, k)
-        rows = chosen.to(scores.logprobs.device)
-        return TeacherScores(
-            logprobs=scores.logprobs[rows],
-            topk_ids=scores.topk_ids[rows],
-            topk_logprobs=scores.topk_logprobs[rows],
-            want_logprobs=None if scores.want_logprobs is None else scores.want_logprobs[rows],
-        )
+        return taken(scores, chosen.to(scores.logprobs.device))
 
     return ask
 

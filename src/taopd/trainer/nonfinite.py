@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from taopd.distributed.sharding import full_tensor
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.kernels import Head
-from taopd.models.batch import SEQUENCE, TEACHER_PROMPT
+from taopd.models.batch import SEQUENCE, TEACHER_PROMPT, unpadded
 from taopd.runs.jsonl import write_json
 from taopd.trainer.checkpoint.fsdp import within_backward
 from taopd.trainer.checkpoint.state_file import save_tree
@@ -196,11 +196,7 @@ class NonFiniteGuard(TrainerCallback):
         return folder / f"{name}.json"
 
     def _rollout(self, row: int) -> dict[str, Any]:
-        prompt_ids, prompt_mask, completion_ids, completion_mask = (
-            self._batch[name][row] for name in SEQUENCE
-        )
-        prompt = prompt_ids[prompt_mask.bool()].tolist()
-        completion = completion_ids[completion_mask.bool()].tolist()
+        prompt, completion = (unpadded(self._batch, name, row) for name in ("prompt", "completion"))
         return {
             "completion_index": row,
             "prompt": self._tokenizer.decode(prompt),

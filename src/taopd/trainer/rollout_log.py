@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from taopd.models.batch import TEACHER_PROMPT
+from taopd.models.batch import TEACHER_PROMPT, unpadded
 from taopd.runs.bounded_log import BoundedLog
 from taopd.runs.limits import LIST_FLOOR
 from taopd.runs.signal_names import SELECTED_BY
@@ -120,8 +120,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     """One completion: its prompt, its tokens, per token the signals and fate, and both top-K lists."""
     here = [index for index, completion in enumerate(columns["completion"]) if completion == row]
     batch, tokenizer, selection = scored.batch, scored.tokenizer, scored.choice.selection
-    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
-    sampled = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+    sampled = unpadded(batch, "completion", row)
     token_ids = [columns["token_id"][index] for index in here]
     student, teacher = _lists(scored.signals, here)
     listed = {token for ids in (*student["ids"], *teacher["ids"]) for token in ids}
@@ -130,7 +129,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "step": scored.number,
         "completion": row,
         **_teacher(row, scored),
-        "prompt": tokenizer.decode(prompt),
+        "prompt": tokenizer.decode(unpadded(batch, "prompt", row)),
         **_of_teacher(scored, row),
         "answer": batch.get("answers", {row: None})[row],
         "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
@@ -159,8 +158,8 @@ def _of_teacher(scored: ScoredBatch, row: int) -> dict[str, str]:
     """The teacher's prompt, where it reads one of its own."""
     if TEACHER_PROMPT[0] not in scored.batch:
         return {}
-    ids, mask = (scored.batch[name][row] for name in TEACHER_PROMPT)
-    return {"teacher_prompt": scored.tokenizer.decode(ids[mask.bool()].tolist())}
+    ids = unpadded(scored.batch, "teacher_prompt", row)
+    return {"teacher_prompt": scored.tokenizer.decode(ids)}
 
 
 def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:

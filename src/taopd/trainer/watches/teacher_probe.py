@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taopd.errors import TeacherError
-from taopd.models.batch import Positions
+from taopd.models.batch import Positions, unpadded
 from taopd.signals import TokenSignals
 from taopd.teachers import ServerTeacher, Teacher, TeacherPool
 from taopd.teachers.honesty import Answer, agreement, changed
@@ -64,9 +64,8 @@ class TeacherProbe:
             if not len(positions):
                 return
             row = int(positions.row[0])
-            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
-            completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
-            self._question = [*prompt, *completion], len(prompt)
+            prompt = unpadded(batch, "prompt", row)
+            self._question = [*prompt, *unpadded(batch, "completion", row)], len(prompt)
         answer = self._answer_to(*self._question)
         self._answer = self._answer or answer
         if difference := changed(self._answer, answer):
