@@ -116,8 +116,7 @@ def teacher_columns(
 
 def unpadded(batch: Mapping[str, Any], name: str, row: int) -> list[int]:
     """Ids of a row without its padding; `name`: prompt, completion or teacher_prompt."""
-    ids: list[int] = batch[f"{name}_ids"][row][batch[f"{name}_mask"][row].bool()].tolist()
-    return ids
+    return batch[f"{name}_ids"][row][batch[f"{name}_mask"][row].bool()].tolist()
 
 
 def first_used(prompt_mask: Int[Tensor, "B P"]) -> int:

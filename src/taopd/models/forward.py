@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -27,7 +26,7 @@ from taopd.models.batch import (
     positions_of,
     trim,
 )
-from taopd.models.output_head import read_head
+from taopd.models.output_head import inside_peft, read_head
 
 State = tuple[Float[Tensor, "n D"], Head]
 """States that predict n tokens, and the head that reads them."""
@@ -39,7 +38,7 @@ def backbone_forward(vocab_size: int) -> Forward:
 
 
 def bare(model: Any) -> PreTrainedModel:
-    """The transformers model inside a PEFT model, adapters in place.
+    """`inside_peft` of a model that is whole.
 
     Raises:
         ConfigError: if the weights are sharded over ranks.
@@ -49,14 +48,14 @@ def bare(model: Any) -> PreTrainedModel:
             "the model's weights are sharded over ranks; measure its checkpoints with "
             "`taopd diagnose gain` instead"
         )
-    return model.base_model.model if is_peft_model(model) else model
+    return inside_peft(model)
 
 
 def backbone_states(
     model: Any, input_ids: Tensor, attention_mask: Tensor, num_completion: int
 ) -> Float[Tensor, "b n D"]:
     """States of a model, or of the model inside a PEFT wrapper, that predict the last n tokens."""
-    backbone = (model.base_model.model if is_peft_model(model) else model).base_model
+    backbone = inside_peft(model).base_model
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "position_ids" in inspect.signature(backbone.forward).parameters:
         inputs["position_ids"] = positions_of(attention_mask)

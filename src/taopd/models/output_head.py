@@ -1,5 +1,7 @@
 """The output head of a model as plain tensors, as the model's own forward applies it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -10,6 +12,12 @@ from taopd.kernels import Head
 
 _SOFTCAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
 """Gemma and its relatives, RecurrentGemma, xLSTM."""
+
+
+def inside_peft(model: Any) -> Any:
+    """The transformers model inside peft's wrapper, adapters in place; any other model as it is."""
+    # peft's own `base_model` is a wrapper too.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
@@ -62,7 +70,7 @@ def require_backbone(name: str, model: PreTrainedModel) -> None:
     Raises:
         ConfigError: names the model.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inside_peft(model)
     require_decoder(name, inner.config)
     if inner.base_model is inner:
         raise ConfigError(

@@ -18,6 +18,7 @@ from taopd.errors import DataError
 from taopd.kernels import topk_score
 from taopd.models.batch import SEQUENCE, Forward, Trimmed, trim
 from taopd.models.forward import states_of
+from taopd.models.output_head import inside_peft
 
 BOUND = 1e-2
 """Nats between the two in float32, the largest at the sampled tokens and the likeliest ids."""
@@ -191,11 +192,10 @@ def _own_logprobs(
 ) -> Float[Tensor, "b n V"]:
     """Log-probs of the completion tokens' positions from the model's forward, cut to the shared ids."""
     kept = part.num_completion + 1
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Logits of a long prompt would take as much memory as a training step.
     options = (
         {"logits_to_keep": kept}
-        if "logits_to_keep" in inspect.signature(inner.forward).parameters
+        if "logits_to_keep" in inspect.signature(inside_peft(model).forward).parameters
         else {}
     )
     out = wrapped(input_ids=part.input_ids, attention_mask=part.attention_mask, **options)

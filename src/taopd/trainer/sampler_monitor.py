@@ -23,6 +23,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TrainerCallback
 
 from taopd.losses import needs_own_samples
 from taopd.models.generation import effective, sampling_changes, without_router_logits
+from taopd.models.output_head import inside_peft
 from taopd.models.sampler_drift import drift
 from taopd.models.stop_tokens import merged_ids
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
@@ -61,7 +62,7 @@ class SamplerMonitor(TrainerCallback):
         trainer, args = self._trainer, self._trainer.args
         if trainer.use_vllm:
             return [args.generation_kwargs or {}, vars(args)]
-        return [vars(trainer.generation_config), vars(_bare(trainer).generation_config)]
+        return [vars(trainer.generation_config), vars(inside_peft(trainer.model).generation_config)]
 
     @property
     def suspects(self) -> list[str]:
@@ -69,7 +70,7 @@ class SamplerMonitor(TrainerCallback):
         trainer = self._trainer
         # vLLM's log-probs are those that it sampled from; the processor here comes before the cuts.
         found = sampling_changes(self._sources, trainer.temperature, cuts=trainer.use_vllm)
-        takes = inspect.signature(_bare(trainer).base_model.forward).parameters
+        takes = inspect.signature(inside_peft(trainer.model).base_model.forward).parameters
         if (
             not found
             and "position_ids" not in takes
@@ -142,7 +143,7 @@ class SamplerMonitor(TrainerCallback):
         check_returned(sources[1], _FILE)
         # The sampler's own temperature: generation_kwargs may set another than the one that is scored at.
         tap = LogprobRecorder(effective("temperature", sources) or 1.0)
-        with without_router_logits(_bare(self._trainer)):
+        with without_router_logits(inside_peft(self._trainer.model)):
             result = self._sample(*args, logits_processor=LogitsProcessorList([tap]), **kwargs)
         self.logprobs = tap.finish(result)
         if self.logprobs is None:
@@ -248,11 +249,6 @@ class LogprobRecorder(LogitsProcessor):
             return
         self._tokens.append(ids[:, -1:])
         self._columns.append(self._last.gather(1, ids[:, -1:]).squeeze(1))
-
-
-def _bare(trainer: Any) -> Any:
-    model = trainer.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _number(value: float | None) -> float:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from taopd.errors import ConfigError
 from taopd.models.batch import positions_of
+from taopd.models.output_head import inside_peft
 
 SUPPORTED_LAYERS = ("full_attention", "sliding_attention")
 
@@ -113,9 +114,7 @@ class _StoredLayer(DynamicLayer):
 
 def backbone_of(model: Any) -> Any:
     """The module below the head: of a model, or of the model inside a PEFT wrapper."""
-    # PEFT's `base_model` is its own wrapper class, not the backbone.
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    model = inside_peft(model)
     return model.model if model.base_model is model else model.base_model
 
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from taopd.errors import ConfigError
+from taopd.models.output_head import inside_peft
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -90,7 +91,7 @@ def check_made(
             `check_optimizer` and `_check_float16`.
     """
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
-        kind = type(getattr(model, "get_base_model", lambda: model)()).__name__
+        kind = type(inside_peft(model)).__name__
         raise ConfigError(
             f"gradient_checkpointing=True (the default): {kind} does not support it; set it to False"
         )
