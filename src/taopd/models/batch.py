@@ -36,8 +36,13 @@ class Positions:
     def __len__(self) -> int:
         return self.row.shape[0]
 
-    def at(self, chosen: Bool[Tensor, " N"]) -> "Positions":
-        """The chosen positions of the same batch."""
+    @property
+    def mask(self) -> Bool[Tensor, "B T"]:
+        """True at the positions: the inverse of `of`."""
+        return self.spread(torch.ones_like(self.row, dtype=torch.bool))
+
+    def at(self, chosen: Bool[Tensor, " N"] | Int[Tensor, " n"]) -> "Positions":
+        """The chosen positions of the same batch, by a mask or by their indices."""
         return Positions(row=self.row[chosen], column=self.column[chosen], shape=self.shape)
 
     def place(self, index: int, *, first_row: int = 0) -> tuple[int, int]:
@@ -172,7 +177,7 @@ def micro_batches(
     Args:
         skip_empty: leave out slices without a position, but for the first where all are without one.
     """
-    mask = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
+    mask = positions.mask
     used = mask.any(1)
     for start in range(0, len(mask), size):
         rows = slice(start, start + size)

@@ -128,9 +128,7 @@ class Scored:
         found: list[Tensor] = [self.parts[0][1][:0]] * positions.shape[0]
         for index, hidden in self.parts:
             # A row has one teacher: its positions are those of one part.
-            own = Positions(
-                row=positions.row[index], column=positions.column[index], shape=positions.shape
-            )
+            own = positions.at(index)
             by_row = own.by_row(hidden, chosen[index])
             for row in own.row.unique().tolist():
                 found[row] = by_row[row]

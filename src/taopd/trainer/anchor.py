@@ -122,9 +122,8 @@ class Anchor:
         args, signals = self._args, scored.signals
         found: dict[str, Any] = {}
         with self._recorder.timed("perf/anchor_s"):
-            everywhere = positions.spread(torch.ones_like(positions.row, dtype=torch.bool))
             size = args.per_device_train_batch_size
-            self._states = self._reference.states(forward, student, batch, everywhere, size)
+            self._states = self._reference.states(forward, student, batch, positions, size)
             head = self._reference.head(self._head_of, student)
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
@@ -208,8 +207,8 @@ class Anchor:
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
             if everywhere is None:
-                mask = positions.spread(tokens.float()) != 0
-                hidden = self._reference.states(forward, student, scored.batch, mask, size)
+                here = positions.at(tokens)
+                hidden = self._reference.states(forward, student, scored.batch, here, size)
             else:
                 hidden = everywhere[tokens]
         if self._guard is not None and guard_is_due(scored.step, self._args):

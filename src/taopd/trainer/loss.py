@@ -89,8 +89,7 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
         for name, column in values.items()
         if column is not None
     }
-    everywhere = torch.ones_like(positions.row, dtype=torch.bool)
-    columns["scored"] = positions.spread(everywhere)
+    columns["scored"] = positions.mask
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
     reach, held = selected.choice.divided(args.loss, here)
@@ -104,6 +103,7 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     if scored.student_hidden is not None:
         # Selection runs without gradient; these states carry the graph of the scoring pass.
         with torch.enable_grad():
+            everywhere = torch.ones_like(positions.row, dtype=torch.bool)
             columns["student_hidden"] = positions.by_row(scored.student_hidden, everywhere)
     return columns
 

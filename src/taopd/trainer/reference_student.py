@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -69,11 +69,10 @@ class ReferenceStudent:
         forward: Forward,
         student: Any,
         batch: Mapping[str, Tensor],
-        mask: Bool[Tensor, "B T"],
+        positions: Positions,
         micro_batch_size: int,
     ) -> Float[Tensor, "n D"]:
-        """Hidden states that predict the tokens in the mask, row by row."""
-        positions = Positions.of(mask)
+        """Hidden states that predict the tokens at the positions."""
         with self.weights(student) as reference:
             parts = list(states_at(forward, reference, batch, positions, micro_batch_size))
         return torch.cat([states for states, _ in parts])

@@ -222,15 +222,12 @@ class TeacherRoutes:
         problem: NumericsError | None = None
         parts, bounded = self._parts(of_teacher)
         for name, index in parts:
-            own = Positions(
-                row=positions.row[index], column=positions.column[index], shape=positions.shape
-            )
             try:
                 scored = self.sources[name].score(
                     forward,
                     student,
                     batch,
-                    own,
+                    positions.at(index),
                     stop_ids=stop_ids,
                     temperature=temperature,
                     when=when,
