@@ -172,20 +172,11 @@ class LayerOffload:
         slot, buffer = self._slots[number % SLOTS], self._packed[number].buffer
         slot.layer = number
         self.copied_bytes += buffer.numel()
-        with _on(self._stream):
+        with torch.cuda.stream(self._stream):  # None: on a CPU, where this does nothing
             if self._stream is not None and slot.left is not None:
                 self._stream.wait_event(slot.left)
             slot.room[: buffer.numel()].copy_(buffer, non_blocking=True)
             slot.ready = None if self._stream is None else self._stream.record_event()
-
-
-@contextmanager
-def _on(stream: Any) -> Iterator[None]:
-    if stream is None:
-        yield
-        return
-    with torch.cuda.stream(stream):
-        yield
 
 
 def _weights_outside(model: nn.Module, layers: list[nn.Module]) -> list[nn.Parameter]:

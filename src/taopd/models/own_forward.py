@@ -100,7 +100,7 @@ def compare_with_own_forward(
         active = mask[row, : part.num_completion]
         own = _own_logprobs(wrapped, model, part, vocab_size)[0][active]
         targets = chosen["completion_ids"][row, : part.num_completion][active]
-        want = torch.cat([targets[:, None], own.topk(_num_ids(vocab_size)).indices], dim=1)
+        want = torch.cat([targets[:, None], own.topk(min(MOST_IDS, vocab_size)).indices], dim=1)
         scores = topk_score(found, head, targets, k=1, want_ids=want)
         assert scores.want_logprobs is not None
         errors.append((scores.want_logprobs - own.gather(1, want)).abs().flatten())
@@ -157,10 +157,6 @@ def require_agreement(name: str, found: Agreement) -> None:
     """
     if found.problem:
         raise DataError(f"the {name} {found.problem}")
-
-
-def _num_ids(vocab_size: int) -> int:
-    return min(MOST_IDS, vocab_size)
 
 
 def _rows(

@@ -16,6 +16,11 @@ def declared_ids(value: int | Sequence[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
+def ends_of(model: Any) -> list[int]:
+    """The ids at which a model's generation config stops; none where it has no such config."""
+    return declared_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+
+
 def check_declared(folder: Path) -> None:
     """Refuse a generation config in which an end is no id.
 
@@ -40,9 +45,7 @@ def sampler_stop_ids(tokenizer: Any, model: Any) -> list[int]:
 
     `trl.DistillationTrainer` comes to the same list and names it `eos_token_ids`.
     """
-    declared = declared_ids(
-        getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    )
+    declared = ends_of(model)
     # The two files of a checkpoint often disagree; sampling stops at the ids of both.
     end = declared_ids(tokenizer.eos_token_id)
     return [*(index for index in end if index not in declared), *declared]
@@ -96,8 +99,7 @@ def foreign_ends(
     Known are the ids of the teachers' generation configs, and those given. Not those that `stop_tokens`
     merges into one with the sampler's: that one does end a completion.
     """
-    configs = [getattr(teacher, "generation_config", None) for teacher in teachers]
-    ids = {i for config in configs for i in declared_ids(getattr(config, "eos_token_id", None))}
+    ids = {index for teacher in teachers for index in ends_of(teacher)}
     if stop_tokens == "merge":
         # Without a choice of the user's all of them are merged, and else those given alone.
         merged = ids if stop_token_ids is None else set(stop_token_ids)

@@ -13,7 +13,7 @@ from typing import Any
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.models.scoring import Given
-from taopd.models.stop_tokens import declared_ids, possible_stop_ids
+from taopd.models.stop_tokens import ends_of, possible_stop_ids
 from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
@@ -134,10 +134,8 @@ def _unreported(args: Any) -> Iterator[None]:
 
 def _candidates(trainer: Any, model: Any) -> list[int]:
     """Ids that may end a text: of the sampler, the teacher, the settings, and every special token."""
-    declared = getattr(model, "generation_config", None)
-    teacher = declared_ids(getattr(declared, "eos_token_id", None))
     given = trainer.args.stop_token_ids or []
-    return possible_stop_ids(trainer.text_tokenizer, trainer.eos_token_ids, teacher, given)
+    return possible_stop_ids(trainer.text_tokenizer, trainer.eos_token_ids, ends_of(model), given)
 
 
 def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:
