@@ -6,7 +6,7 @@ started the run. While it trains, `callbacks.MetricsWriter` and `rollout_log` wr
 
 import logging
 import time
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 from taopd.runs.versions import installed_version
 from taopd.trainer.environment import environment
-from taopd.trainer.settings.filled import is_filled
+from taopd.trainer.settings.filled import given_otherwise, is_filled
 from taopd.trainer.settings.methods import running
 
 if TYPE_CHECKING:
@@ -92,17 +92,8 @@ def changed_by_caller(args: "TeachabilityConfig") -> dict[str, Any] | None:
     # `dataclasses.replace` and parsers name every setting that this version of transformers has.
     if given >= _RESOLVED & {entry.name for entry in fields(args)}:
         given -= _RESOLVED
-    found = {}
-    for entry in fields(args):
-        made = entry.default_factory
-        default = entry.default if made is MISSING else made()
-        value = getattr(args, entry.name)
-        # Others differ because they follow from a setting, the clock or the machine.
-        named = entry.name in given - {"output_dir"} and not is_filled(value)
-        if named and value != default:
-            found[entry.name] = value
-    resolved = redact_document(args.to_dict())
-    return {name: resolved.get(name, value) for name, value in found.items()}
+    found, resolved = given_otherwise(args, given), redact_document(args.to_dict())
+    return {name: resolved.get(name, each) for name, each in found.items() if not is_filled(each)}
 
 
 def write_results(

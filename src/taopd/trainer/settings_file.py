@@ -11,7 +11,7 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -21,6 +21,7 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.config_checks import refuse_removed
+from taopd.trainer.settings.filled import given_otherwise
 from taopd.trainer.settings.number_checks import (
     LORA,
     check_adapter_is_asked_for,
@@ -28,6 +29,7 @@ from taopd.trainer.settings.number_checks import (
 )
 from taopd.trainer.settings.teacher_entries import settings_of
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.teacher_settings import option
 from taopd.trainer.settings.usual_names import suggest_setting
 from taopd.trainer.settings.yaml_types import fits, type_words
 
@@ -36,12 +38,10 @@ from taopd.trainer.settings.yaml_types import fits, type_words
 class LabArguments:
     """The setting that stands for models and prompts."""
 
-    lab: str | None = field(
-        default=None,
-        metadata={
-            "help": "Variant of the bundled tiny lab (dialect, bilingual, ...), in place of student, teacher "
-            "and prompts; built on first use. Two joined by '+': a teacher from each, for its own prompts."
-        },
+    lab: str | None = option(
+        None,
+        "Variant of the bundled tiny lab (dialect, bilingual, ...), in place of student, teacher and "
+        "prompts; built on first use. Two joined by '+': a teacher from each, for its own prompts.",
     )
 
 
@@ -98,15 +98,9 @@ class TrainSettings:
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that somebody set to another value than the default, for the report."""
-        found = {}
+        found: dict[str, Any] = {}
         for part in (self.script, self.training, self.model):
-            for entry in fields(part):
-                made = entry.default_factory
-                default = entry.default if made is MISSING else made()
-                value = getattr(part, entry.name)
-                # Others differ because they follow from a setting, the clock or the machine.
-                if entry.name in self.given - {"output_dir"} and value != default:
-                    found[entry.name] = value
+            found |= given_otherwise(part, self.given)
         resolved = self.resolved()
         named = {} if self.lab is None else {"lab": self.lab}
         return named | {name: resolved.get(name, value) for name, value in found.items()}
@@ -148,10 +142,11 @@ def parse_settings(
     _check_types(config, config_file)
     # As defaults, so that a flag wins over the file.
     parser.set_defaults_with_config(**config)
-    for name, times in Counter(_flag_names(flags)).items():
+    named = _flag_names(flags)
+    for name, times in Counter(named).items():
         if times > 1:  # argparse would take the last one
             raise ConfigError(f"--{name} is given twice: give it once")
-    unknown = parser.parse_known_args(list(flags))[1]
+    values, unknown = parser.parse_known_args(list(flags))
     _check_names(_flag_names(unknown), "flag", own)
     if unknown:
         a_file = config_file is None and unknown[0].endswith((".yaml", ".yml"))
@@ -160,8 +155,8 @@ def parse_settings(
             f"unexpected argument {unknown[0]!r}: {'a file is' if a_file else 'settings are'} given as {how}"
         )
     # Before the dataclasses are made: their own complaints would hide these.
-    values = parser.parse_known_args(list(flags))[0]
-    _check_given(values, {*config, *_flag_names(flags)})
+    given = frozenset({*config, *named})
+    _check_given(values, given)
     if values.lab is not None:
         check_lab(values.lab)
     try:
@@ -177,7 +172,7 @@ def parse_settings(
         training=parsed[1],
         model=parsed[2],
         lab=parsed[3].lab,
-        given=frozenset({*config, *_flag_names(flags)}),
+        given=given,
     )
     if settings.lab is not None:
         _fill_from_lab(settings, lab)
@@ -266,7 +261,7 @@ def _fill_from_lab(settings: TrainSettings, lab: Callable[[str], Mapping[str, An
                 setattr(part, name, value)
 
 
-def _check_given(values: argparse.Namespace, given: set[str]) -> None:
+def _check_given(values: argparse.Namespace, given: frozenset[str]) -> None:
     """Refuse settings without the required ones."""
     required = ("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir")
     # null in a file says no more than nothing.

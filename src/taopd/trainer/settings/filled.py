@@ -5,6 +5,8 @@ else. Unmarked, what was filled in for the old selector would pass for the user'
 The mark survives copies and pickles. `to_dict` gives plain values: a file holds a run as it was.
 """
 
+from collections.abc import Collection
+from dataclasses import MISSING, fields
 from typing import Any
 
 
@@ -33,6 +35,19 @@ def filled(value: str | float) -> str | float:
 def is_filled(value: Any) -> bool:
     """Whether nobody gave this value."""
     return isinstance(value, FilledText | FilledNumber)
+
+
+def given_otherwise(settings: Any, given: Collection[str]) -> dict[str, Any]:
+    """The settings of a dataclass that somebody gave another value than the default, but the run folder."""
+    found = {}
+    for entry in fields(settings):
+        made = entry.default_factory
+        default = entry.default if made is MISSING else made()
+        value = getattr(settings, entry.name)
+        # Others differ because they follow from a setting, the clock or the machine.
+        if entry.name in given and entry.name != "output_dir" and value != default:
+            found[entry.name] = value
+    return found
 
 
 def take_back(config: Any) -> None:
