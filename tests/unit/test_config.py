@@ -100,13 +100,13 @@ def test_defaults_are_the_published_budget_and_loss_with_the_rule_of_reach():
     assert (made.selector, made.budget, made.score_top_k) == ("teachability", 0.1, 16)
     assert (made.signals, made.loss, made.reduction) == ("exact", "reverse_kl", "token_mean")
     assert (made.min_keep, made.num_generations) == (0, 1)
-    assert (made.method, made.coef, made.collapse_guard) == ("reach", 3.0, "warn")
+    assert (made.method, made.anchor_coef, made.collapse_guard) == ("reach", 3.0, "warn")
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
     assert made.compatibility == "reach"
     made = config(method="anchored")
-    assert (made.coef, made.anchor_fraction, made.anchor_responses) == (1.0, 0.05, 0.25)
-    assert config(method="published").coef == 0.0
-    assert config(method="published", anchor_coef=0.5).coef == 0.5
+    assert (made.anchor_coef, made.anchor_fraction, made.anchor_responses) == (1.0, 0.05, 0.25)
+    assert config(method="published").anchor_coef == 0.0
+    assert config(method="published", anchor_coef=0.5).anchor_coef == 0.5
     assert (made.gradient_window, made.gradient_check_every) == (None, 0)
 
 
@@ -118,7 +118,7 @@ def test_defaults_are_the_published_budget_and_loss_with_the_rule_of_reach():
 def test_what_reach_is_no_rule_for_is_anchored(settings):
     """No token is taken from a selector that the user names, and no default is refused."""
     made = config(**settings)
-    assert (made.method, made.coef, made.compatibility) == ("anchored", 1.0, "mass")
+    assert (made.method, made.anchor_coef, made.compatibility) == ("anchored", 1.0, "mass")
 
 
 @pytest.mark.parametrize("name", REMOVED)

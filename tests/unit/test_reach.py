@@ -377,7 +377,7 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            to_teacher[i], to_start[i] = weight * (1.0 - h[i]), args.coef * h[i] * weight
+            to_teacher[i], to_start[i] = weight * (1.0 - h[i]), args.anchor_coef * h[i] * weight
     return kept, to_teacher, to_start
 
 
@@ -642,7 +642,7 @@ def test_ranks_that_hold_parts_choose_as_one(floor):
 
 def test_what_the_method_stands_for_and_what_wins_over_it():
     made = config(method="reach")
-    assert (made.compatibility, made.coef) == ("reach", 3.0)
+    assert (made.compatibility, made.anchor_coef) == ("reach", 3.0)
     assert (made.anchor_fraction, made.anchor_responses) == (0.1, 1.0)
     assert reads_initial(made) and gather_options(made)["columns"] == (
         "reach",
@@ -653,7 +653,7 @@ def test_what_the_method_stands_for_and_what_wins_over_it():
         "teacher",
     )
     other = config(method="reach", compatibility="mass", anchor_coef=1.0, anchor_fraction=0.3)
-    assert (other.compatibility, other.coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
+    assert (other.compatibility, other.anchor_coef, other.anchor_fraction) == ("mass", 1.0, 0.3)
     assert reads_initial(other) and reads_initial(config(compatibility="reach"))
     anchored = config(method="anchored")
     assert not reads_initial(anchored) and anchored.compatibility == "mass"

@@ -25,6 +25,7 @@ from taopd.trainer.prompting import PromptTrainer
 from taopd.trainer.run_record import RecordedRuns
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
+from taopd.trainer.settings.config_checks import check_generation_batch
 from taopd.trainer.settings.number_checks import about
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.student import StudentForward
@@ -79,7 +80,7 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
             # prompts would be left out, others taken twice.
             settings.per_device_train_batch_size = batch_size // max(1, settings.n_gpu)
             streaming = isinstance(self.train_dataset, IterableDataset)
-            settings.check_generation_batch(self._generation_batch_size(), streaming=streaming)
+            check_generation_batch(settings, self._generation_batch_size(), streaming=streaming)
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     # -- sampling ---------------------------------------------------------------------------------
@@ -192,9 +193,8 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
 
     def _run_inside(self, wrapped, backbone, part: Trimmed) -> tuple[Tensor, Head]:
         model = self.accelerator.unwrap_model(wrapped)
-        sequences = part.input_ids, part.attention_mask, part.num_completion
         run = self._states_and_head, backbone, model
-        return self._forward_redirection(wrapped, model, *run, *sequences)
+        return self._forward_redirection(wrapped, model, *run, *part.sequences)
 
     def _states_and_head(self, backbone, model, *sequences) -> tuple[Tensor, Head]:
         hidden = backbone(model, *sequences)

@@ -19,7 +19,8 @@ from taopd.trainer.settings.filled import filled, is_filled, plain, take_back
 from taopd.trainer.settings.generation_checks import check_generation_kwargs
 from taopd.trainer.settings.methods import fill_in
 from taopd.trainer.settings.number_checks import check_numbers, worded
-from taopd.trainer.settings.teacher_entries import SeveralTeachers, read_teachers, resolve_teachers
+from taopd.trainer.settings.setting_types import check_types
+from taopd.trainer.settings.teacher_entries import SeveralTeachers, check_teachers, read_teachers
 from taopd.trainer.settings.teacher_settings import TeacherSettings, option
 
 
@@ -258,7 +259,7 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
 
     def _resolve(self) -> None:
         take_back(self)
-        config_checks.check_all_types(self)
+        check_types(self, choices=config_checks.CHOICES)
         # Before the others: what the loss is decides which of them fit.
         if self.loss is None:
             self.loss = filled(config_checks.loss_of_beta(self.beta))
@@ -267,7 +268,9 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         config_checks.check_config(self)
         check_fit(self)
         check_numbers(self)
-        resolve_teachers(self)
+        # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
+        if isinstance(self.teachers, dict):
+            check_teachers(self, self.teachers)
         self.beta = config_checks.beta_of(self)
 
     @classmethod
@@ -300,20 +303,6 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         check_generation_kwargs(config)
         return config
 
-    @property
-    def coef(self) -> float:
-        """The anchor's weight, whichever setting it came from."""
-        return float(self.anchor_coef or 0.0)
-
     def to_dict(self) -> dict[str, Any]:
         """Every setting as JSON has it, secrets masked: what trackers and run folders are given."""
         return redact_document(plain(super().to_dict()))
-
-    def check_generation_batch(self, size: int, *, streaming: bool) -> None:
-        """Refuse a generation batch that cannot be divided; see `config_checks.check_generation_batch`."""
-        config_checks.check_generation_batch(self, size, streaming=streaming)
-
-    def check_teacher(self, remote: bool) -> None:
-        """Refuse what a teacher at a URL or through `Teacher` (`remote`) cannot do."""
-        if remote:
-            config_checks.check_remote_teacher(self)

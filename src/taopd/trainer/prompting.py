@@ -24,6 +24,7 @@ from taopd.trainer.build.training_set import (
 )
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import check_size
+from taopd.trainer.settings.config_checks import check_generation_batch
 
 
 class PromptTrainer(DistillationTrainer):
@@ -46,7 +47,7 @@ class PromptTrainer(DistillationTrainer):
         args = self.args
         rows: Any = self.train_dataset
         size = self._generation_batch_size()
-        args.check_generation_batch(size, streaming=isinstance(rows, IterableDataset))
+        check_generation_batch(args, size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
         if rows is not None:
             require_rows(rows, "the training set")

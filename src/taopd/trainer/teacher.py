@@ -28,6 +28,7 @@ from taopd.trainer.build.own_teacher import OwnTeacher
 from taopd.trainer.build.teacher_connection import connect_teacher, own_vocabulary, vocabularies
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.selection import reads_initial, signal_needs, signal_options
+from taopd.trainer.settings.config_checks import check_remote_teacher
 from taopd.trainer.teacher_column import OneTeacher
 from taopd.trainer.watches.teacher_probe import TeacherProbe
 from taopd.trainer.watches.teacher_watch import TeacherWatch
@@ -87,7 +88,7 @@ class TeacherSource(OneTeacher):
         if isinstance(teacher, torch.nn.Module) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
         if args.teacher_url or isinstance(teacher, Teacher):
-            args.check_teacher(remote=True)
+            check_remote_teacher(args)
             self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
             self.tokens = None if args.cut_renamed_control_tokens else self.vocab_size
             self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)

@@ -225,7 +225,6 @@ def plain_config(
     given.setdefault("teacher_model_name_or_path", *teachers[:1])
     args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | given))
     fill_in(args)
-    args.coef = args.anchor_coef
     device = _device(args)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if device is None or rows % args.num_generations:

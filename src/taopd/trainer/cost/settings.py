@@ -272,7 +272,7 @@ def settings_of(
         prompt_length=DEFAULT_LENGTHS["prompt_length"],
         completion_length=args.max_completion_length or DEFAULT_LENGTHS["completion_length"],
         budget=1.0 if args.selector == "full" else args.budget,
-        window=getattr(args, "gradient_window", None),
+        window=args.gradient_window,
         top_k=args.score_top_k,
         gather_limit=args.gather_limit,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
@@ -286,7 +286,9 @@ def settings_of(
         teacher_offload=args.teacher_offload is not None,
         gradient_checkpointing=args.gradient_checkpointing,
         needs_teacher_distribution=needs_teacher_distribution,
-        anchor_fraction=args.anchor_fraction if args.coef > 0 or args.method == "reach" else 0.0,
+        anchor_fraction=args.anchor_fraction
+        if args.anchor_coef > 0 or args.method == "reach"
+        else 0.0,
         anchor_responses=args.anchor_responses,
         reach=reads_initial,
         guard=args.collapse_guard != "off",

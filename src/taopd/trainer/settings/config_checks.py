@@ -26,7 +26,6 @@ from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.settings.filled import FilledNumber, is_filled
 from taopd.trainer.settings.methods import METHODS, check_method
-from taopd.trainer.settings.setting_types import check_types
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -90,15 +89,6 @@ def refuse_removed(names: Iterable[str]) -> None:
     for name in names:
         if name in REMOVED:
             raise ConfigError(f"{name} was removed from taopd: {REMOVED[name]}")
-
-
-def check_all_types(config: "TeachabilityConfig") -> None:
-    """Refuse a value of a wrong type, or a name that is none of the known ones.
-
-    Raises:
-        ConfigError: names the setting, the value and what is allowed.
-    """
-    check_types(config, choices=CHOICES)
 
 
 def check_config(config: "TeachabilityConfig") -> None:

@@ -14,15 +14,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
 from taopd.teachers import Teacher
-from taopd.trainer.settings.config_checks import OWN_TEACHERS, check_all_types, check_config
+from taopd.trainer.settings.config_checks import CHOICES, OWN_TEACHERS, check_config
 from taopd.trainer.settings.config_fit import check_fit
+from taopd.trainer.settings.setting_types import check_types
+from taopd.trainer.settings.teacher_settings import option
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -55,25 +57,18 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 class SeveralTeachers:
     """The fields of `TeachabilityConfig` about several teachers."""
 
-    teachers: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Several teachers by name, in place of teacher_model_name_or_path and teacher_url: "
-            "{math: {model: ...}, code: {url: ...}}. A dataset column says which one a prompt has."
-        },
+    teachers: dict[str, Any] | str | None = option(
+        None,
+        "Several teachers by name, in place of teacher_model_name_or_path and teacher_url: "
+        "{math: {model: ...}, code: {url: ...}}. A dataset column says which one a prompt has.",
     )
-    teacher_column: str = field(
-        default="teacher",
-        metadata={
-            "help": "Several teachers: the dataset's column with the name of a prompt's teacher."
-        },
+    teacher_column: str = option(
+        "teacher", "Several teachers: the dataset's column with the name of a prompt's teacher."
     )
-    teacher_weights: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Several teachers: factors on the loss of the rows of each, {code: 0.5}; 1 where a name "
-            "is left out. The denominator stays as it is."
-        },
+    teacher_weights: dict[str, Any] | str | None = option(
+        None,
+        "Several teachers: factors on the loss of the rows of each, {code: 0.5}; 1 where a name is left out. "
+        "The denominator stays as it is.",
     )
 
 
@@ -92,17 +87,6 @@ def read_teachers(config: "TeachabilityConfig") -> None:
     given = [name for name in ALONE if getattr(config, name) is not None]
     if config.teachers is not None and given:
         raise ConfigError(f"teachers and {given[0]}: one of them says who teaches; drop the other")
-
-
-def resolve_teachers(config: "TeachabilityConfig") -> None:
-    """Refuse teachers that do not fit.
-
-    Raises:
-        ConfigError: no teacher, an unknown setting of a teacher, or one whose settings do not fit the run's.
-    """
-    # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
-    if isinstance(config.teachers, dict):
-        check_teachers(config, config.teachers)
 
 
 def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) -> None:
@@ -153,7 +137,7 @@ def settings_of(
     for key, value in entry.items():
         setattr(own, OF_ONE[key], value)
     with naming(name):
-        check_all_types(own)
+        check_types(own, choices=CHOICES)
         check_config(own)
         check_fit(own)
     return own
