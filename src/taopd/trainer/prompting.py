@@ -17,6 +17,7 @@ from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.trainer.build.tools import check_rows
 from taopd.trainer.build.training_set import (
     check_teacher_prompts,
+    evaluation_sets,
     filled,
     first_rows,
     require_rows,
@@ -46,6 +47,7 @@ class PromptTrainer(DistillationTrainer):
         """
         args = self.args
         rows: Any = self.train_dataset
+        evaluation = evaluation_sets(self.eval_dataset)
         size = self._generation_batch_size()
         check_generation_batch(args, size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
@@ -60,8 +62,8 @@ class PromptTrainer(DistillationTrainer):
             self.train_dataset = rows
             named = args.teacher_model_name_or_path if teacher is None else teacher
             shown = self._template | {"stop_ids": self.eos_token_ids}
-            both = rows, self.eval_dataset
-            check_teacher_prompts(self._teacher_prompts, both, named, self._tokenizer, **shown)
+            sets = rows, evaluation
+            check_teacher_prompts(self._teacher_prompts, *sets, named, self._tokenizer, **shown)
         if args.accelerator_config.dispatch_batches:
             raise ConfigError(
                 "accelerator_config: dispatch_batches=True sends batches of tensors to the other processes, "
@@ -76,12 +78,10 @@ class PromptTrainer(DistillationTrainer):
             raise ConfigError(
                 "eval_on_start=True evaluates before the first step: pass eval_dataset"
             )
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for name, rows in sets.items():
-            if rows is not None:
-                require_rows(rows, f"the evaluation set {name}".rstrip())
+        for where, rows in evaluation.items():
+            require_rows(rows, where)
             if hasattr(rows, "__len__") and not len(rows):
-                raise DataError(f"the evaluation set {name} has no prompts".replace("  ", " "))
+                raise DataError(f"{where} has no prompts")
 
     def _check_routes(self) -> None:
         """Every row has a teacher that there is."""
@@ -126,13 +126,9 @@ class PromptTrainer(DistillationTrainer):
 
     def _sets(self) -> Iterator[tuple[str, Any]]:
         """The sets of prompts that there are, each after its name."""
-        evaluation = (
-            self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        )
-        named = {f"the evaluation set {name}".strip(): rows for name, rows in evaluation.items()}
-        for where, rows in ({"the training set": self._unrepeated} | named).items():
-            if rows is not None:
-                yield where, rows
+        if self._unrepeated is not None:
+            yield "the training set", self._unrepeated
+        yield from evaluation_sets(self.eval_dataset).items()
 
     @property
     def _template(self) -> dict[str, Any]:

@@ -25,6 +25,17 @@ def first_rows(dataset: Any, count: int) -> list[Any]:
     return [dataset[row] for row in range(min(count, len(dataset)))]
 
 
+def evaluation_sets(given: Any) -> dict[str, Any]:
+    """The evaluation sets that there are, by what a message calls them.
+
+    Args:
+        given: one, several by name, or None.
+    """
+    several = given if isinstance(given, dict) else {"": given}
+    named = {f"the evaluation set {name}".rstrip(): rows for name, rows in several.items()}
+    return {where: rows for where, rows in named.items() if rows is not None}
+
+
 def require_rows(dataset: Any, where: str) -> None:
     """Refuse what is no set of rows, each a mapping, where the first of them is read.
 
@@ -98,7 +109,8 @@ TEACHER_BEGUN = "the teacher would score the completion as what comes after it"
 
 def check_teacher_prompts(
     prompts: TeacherPrompts,
-    sets: tuple[Any, Any],
+    dataset: Any,
+    evaluation: Mapping[str, Any],
     teacher: Any,
     tokenizer: Any,
     **shown: Any,
@@ -106,7 +118,7 @@ def check_teacher_prompts(
     """Refuse rows without what the teacher's prompts are made of; log what is wrong with the others.
 
     Args:
-        sets: the training set; the evaluation set, several by name, or None.
+        evaluation: see `evaluation_sets`.
         teacher: as the settings name it.
         shown: see `faults_of_ends`.
 
@@ -114,7 +126,6 @@ def check_teacher_prompts(
         DataError: a column that is missing or a row that lacks it.
         ConfigError: a student as its own teacher that reads nothing else.
     """
-    dataset, evaluation = sets
     rows = first_rows(dataset, LOOKED_AT)
     columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     if not prompts.used(columns):
@@ -126,16 +137,15 @@ def check_teacher_prompts(
             )
         return
     prompts.check(columns, "the training set")
-    several = evaluation if isinstance(evaluation, dict) else {"": evaluation}
-    for name, others in several.items():
-        some = first_rows(others, 1) if others is not None else []
+    for where, others in evaluation.items():
+        some = first_rows(others, 1)
         if some and isinstance(some[0], dict):
-            prompts.check(list(some[0]), f"the evaluation set {name}".rstrip())
+            prompts.check(list(some[0]), where)
     found = prompts.of_rows(rows) or []
     # One gap far behind would end the run at a step that nobody can foresee.
     prompts.check_rows(dataset, "the training set")
-    for name, others in several.items():
-        prompts.check_rows(others, f"the evaluation set {name}".rstrip())
+    for where, others in evaluation.items():
+        prompts.check_rows(others, where)
     faults = faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown)
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
     look = {name: shown[name] for name in ("template", "stop_ids") if name in shown}
