@@ -128,7 +128,7 @@ def vars_of(settings):
 def test_on_a_cpu_it_is_accepted_and_said_to_have_no_effect(micro_lab, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="taopd")
     trainer = make_trainer(micro_lab, tmp_path, teacher_offload="cpu")
-    assert trainer.offload is None
+    assert trainer.teacher_source().offload is None
     trainer.train()
     assert caplog.text.count("teacher_offload has no effect") == 1
 

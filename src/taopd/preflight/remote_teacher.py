@@ -123,7 +123,7 @@ def check_tokens(
 ) -> Verdict:
     """The server's own tokenizer and the student's on the first prompts."""
     item = "server tokens"
-    for text in texts[:TEXTS]:
+    for text in texts:
         theirs = tokenize(text)
         if theirs is None:
             problem = (
@@ -142,4 +142,4 @@ def check_tokens(
                 "teacher of the student's family."
             )
             return judge(item, "they differ", [("fail", advice)])
-    return judge(item, f"the same ids for {len(texts[:TEXTS])} prompts", [])
+    return judge(item, f"the same ids for {len(texts)} prompts", [])

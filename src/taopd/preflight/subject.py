@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from taopd.models import prompts as data
 from taopd.models.gguf import generation_config, gguf_file
@@ -101,12 +101,12 @@ class Subject:
     @cached_property
     def student_config(self) -> Any:
         """Of the model if it loads, else from the files: a mismatch must not hide the next one."""
-        return self._read("student", "config", AutoConfig)
+        return self._read("student", "config")
 
     @cached_property
     def configs(self) -> tuple[Any, Any]:
         """Of student and teacher, likewise."""
-        return self.student_config, self._read("teacher", "config", AutoConfig)
+        return self.student_config, self._read("teacher", "config")
 
     @cached_property
     def known_configs(self) -> dict[str, Any]:
@@ -117,13 +117,13 @@ class Subject:
     @cached_property
     def generation_configs(self) -> tuple[Any, Any]:
         """Likewise."""
-        teacher = self._read("teacher", "generation_config", GenerationConfig)
+        teacher = self._read("teacher", "generation_config")
         return self.student_generation_config, teacher
 
     @cached_property
     def student_generation_config(self) -> Any:
         """Of the student alone."""
-        return self._read("student", "generation_config", GenerationConfig)
+        return self._read("student", "generation_config")
 
     @cached_property
     def inputs(self) -> Any:
@@ -193,16 +193,16 @@ class Subject:
     def _errors(self) -> dict[str, Exception]:
         return {}
 
-    def _read(self, owner: str, attribute: str, kind: Any) -> Any:
+    def _read(self, owner: str, attribute: str) -> Any:
         model = getattr(self.inputs, owner) if self.has("inputs") else None
         if model is not None:
             return getattr(model, attribute)
         name = self.settings.model.model_name_or_path if owner == "student" else self.teacher_name
-        if kind is AutoConfig:
+        if attribute == "config":
             return load_config(str(name))
         if file := gguf_file(str(name)):
             return generation_config(load_config(str(name)), file)
-        return kind.from_pretrained(name)
+        return GenerationConfig.from_pretrained(name)
 
     @cached_property
     def longest_prompt(self) -> int:

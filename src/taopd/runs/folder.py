@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taopd.errors import ConfigError, DataError, TaopdError
-from taopd.runs.checkpoints import PARTIAL, Layout, newest_complete
+from taopd.runs.checkpoints import PARTIAL, newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import HOLDER, LOCK, refuse_if_held
 from taopd.runs.paths import expanded
@@ -169,9 +169,9 @@ class RunFolder:
             write_json(folder / MARKER, {"taopd": installed_version("taopd")})
         return cls(path=folder)
 
-    def newest_checkpoint(self, layout: Layout = "replicated") -> Path | None:
+    def newest_checkpoint(self) -> Path | None:
         """Return the whole checkpoint with the highest step, or None; newer ones are named in the log."""
-        found, passed_over = newest_complete(self.path, layout)
+        found, passed_over = newest_complete(self.path)
         for line in passed_over:
             logger.warning("%s: %s", self.path, line)
         return found

@@ -1,7 +1,7 @@
 """What the trainer needs of TRL around its own step: any batches, sampling, forwards in wrappers."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from trl.trainer.utils import RepeatSampler
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
 from taopd.models.forward import backbone_states
-from taopd.models.offload import LayerOffload
 from taopd.models.output_head import head_dtype, read_head
-from taopd.models.own_forward import Agreement
 from taopd.trainer.build.own_teacher import AdapterTeacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
 from taopd.trainer.loss import with_value
@@ -141,11 +139,6 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         """The teacher of this name among several, or the only one."""
         return self._teacher.source(name)
 
-    @property
-    def offload(self) -> LayerOffload | None:
-        """What moves the teacher's layers, if they stay in host memory."""
-        return self._teacher.offload
-
     def _get_train_sampler(self, dataset=None):
         args = self.args
         sampler = RepeatSampler(
@@ -199,11 +192,6 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     def _states_and_head(self, backbone, model, *sequences) -> tuple[Tensor, Head]:
         hidden = backbone(model, *sequences)
         return hidden, read_head(model, self.vocab_size)
-
-    @torch.no_grad()
-    def compare_with_own_forward(self, batch: Mapping[str, Tensor]) -> dict[str, Agreement]:
-        """The scoring path of each model in this process against its own forward, on a few rows."""
-        return self._teacher.compare(self.forward_states, self.model_wrapped, batch)
 
     @torch.no_grad()
     def _head(self, model) -> Head:

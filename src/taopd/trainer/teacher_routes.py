@@ -23,12 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.models.batch import Forward, Positions, used_rows
-from taopd.models.offload import LayerOffload
 from taopd.models.own_forward import Agreement
 from taopd.models.scoring import Given, Reuse, Scored
 from taopd.runs.jsonl import write_json
 from taopd.signals import TokenSignals, concatenate, taken
-from taopd.teachers import Teacher, as_bound
+from taopd.teachers import as_bound
 from taopd.trainer.build.loaded_teacher import LoadedTeachers
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.teacher_entries import (
@@ -84,11 +83,8 @@ class TeacherRoutes:
         ConfigError, DataError, TeacherError: see `TeacherSource`; names the teacher.
     """
 
-    remote: Teacher | None = None
-    """The one teacher elsewhere of a trainer with one."""
-    plain: PreTrainedModel | None = None
     model: Any = None
-    offload: LayerOffload | None = None
+    """There is no single one."""
 
     def __init__(
         self,

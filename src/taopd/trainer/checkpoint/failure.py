@@ -64,10 +64,8 @@ def interrupted(trainer: Any, *, together: bool = False) -> None:
     Args:
         together: all processes are here, at the end of the same step.
     """
-    step, newest = (
-        trainer.state.global_step,
-        newest_complete(Path(trainer.args.output_dir), trainer.layout)[0],
-    )
+    step = trainer.state.global_step
+    newest = newest_complete(Path(trainer.args.output_dir), trainer.layout)[0]
     # A scheduler gives seconds: what is on disk is not written again. All processes save or none: the first
     # one may see a folder that others do not see yet.
     if not together and newest is not None and step_of(newest) == step:

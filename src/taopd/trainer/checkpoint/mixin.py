@@ -192,11 +192,8 @@ class AtomicCheckpoints(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             # A pickle of the settings that nothing reads; config.json of the run has them.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            inner, within_checkpoint = (
-                self.accelerator.unwrap_model(self.model),
-                self._partial is not None,
-            )
-            self._given.finish_saving(folder, inner, checkpoint=within_checkpoint)
+            inner = self.accelerator.unwrap_model(self.model)
+            self._given.finish_saving(folder, inner, checkpoint=self._partial is not None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the full student; under FSDP2 it is gathered first.
