@@ -35,14 +35,8 @@ QUICK_TOKENS = 256
 
 _RESOLVED = frozenset(
     {
-        *(
-            "accelerator_config",
-            "activation_checkpointing",
-            "bf16",
-            "dataloader_pin_memory",
-            "debug",
-        ),
-        *("disable_tqdm", "pad_to_multiple_of", "report_to"),
+        *("accelerator_config", "activation_checkpointing", "bf16", "dataloader_pin_memory"),
+        *("debug", "disable_tqdm", "pad_to_multiple_of", "report_to"),
     }
 )
 """Settings to which TRL and transformers give another value than the default, by the machine."""

@@ -27,55 +27,23 @@ if TYPE_CHECKING:
 _DIVISION = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 """Divide a batch; their product is the method's."""
 _OF_A_START = {
-    "output_dir",
-    "run_name",
-    "logging_dir",
-    "resume_from_checkpoint",
-    "local_rank",
-    "debug",
+    *("output_dir", "run_name", "logging_dir", "resume_from_checkpoint", "local_rank", "debug"),
 }
 """Of one start of a run, or of the machine."""
 _FREE = {
     *("max_steps", "num_train_epochs", "save_strategy", "save_steps", "save_total_limit"),
-    *(
-        "save_on_each_node",
-        "save_only_model",
-        "report_to",
-        "project",
-        "trackio_space_id",
-        "log_level",
-    ),
-    *("logging_steps", "logging_strategy", "logging_first_step", "log_rollouts", "log_selection"),
-    *("log_completions", "num_completions_to_print", "log_update_norm", "disable_tqdm"),
+    *("save_on_each_node", "save_only_model", "hub_model_id", "report_to", "project"),
+    *("trackio_space_id", "log_level", "log_level_replica", "logging_steps", "logging_strategy"),
+    *("logging_first_step", "log_rollouts", "log_selection", "log_completions"),
+    *("num_completions_to_print", "log_update_norm", "disable_tqdm", "skip_memory_metrics"),
     *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
-    *(
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_timeout",
-    ),
-    *("dataloader_persistent_workers", "ddp_backend", "ddp_bucket_cap_mb", "skip_memory_metrics"),
-    *(
-        "teacher_url",
-        "teacher_server",
-        "teacher_concurrency",
-        "teacher_timeout_s",
-        "teacher_patience_s",
-    ),
-    *(
-        "on_bad_numbers",
-        "max_skipped_steps",
-        "collapse_guard",
-        "guard_every",
-        "gradient_check_every",
-    ),
-    *("gather_limit", "prefix_memory_mib", "torch_empty_cache_steps", "hub_model_id", "use_cpu"),
-    *(
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "shadow_selectors",
-        "log_level_replica",
-    ),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("dataloader_persistent_workers", "ddp_backend", "ddp_bucket_cap_mb", "ddp_timeout"),
+    *("teacher_url", "teacher_server", "teacher_concurrency", "teacher_timeout_s"),
+    *("teacher_patience_s", "on_bad_numbers", "max_skipped_steps", "collapse_guard", "guard_every"),
+    *("gather_limit", "prefix_memory_mib", "torch_empty_cache_steps", "use_cpu"),
+    *("gradient_check_every", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    "shadow_selectors",
 }
 """Settings that change what is written, how fast, how long or where, and not what is trained."""
 
