@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from taopd.signals import taken
-from taopd.teachers.protocol import Teacher, TeacherScores, join
+from taopd.teachers.protocol import Teacher, TeacherScores, by_sequence, join
 
 MOST_TOKENS = 1 << 16
 """Completion tokens whose answers are kept, the latest; some 300 bytes each at K = 16."""
@@ -49,10 +49,7 @@ class AskedOnce:
         top_k: int,
     ) -> TeacherScores:
         """See `Teacher.score`."""
-        lengths = [len(ids) - at for ids, at in zip(token_ids, completion_start, strict=True)]
-        wants: Sequence[Tensor | None] = [None] * len(lengths)
-        if want_ids is not None:
-            wants = want_ids.cpu().split(lengths)
+        wants = by_sequence(token_ids, completion_start, want_ids)
         keys = [
             _Key(tuple(ids), at, b"" if want is None else want.numpy().tobytes(), top_k)
             for ids, at, want in zip(token_ids, completion_start, wants, strict=True)
@@ -74,7 +71,8 @@ class AskedOnce:
                 torch.cat(asked) if asked else None,
                 top_k,
             )
-            found |= dict(zip(new, _split(answer, [lengths[at] for at in places]), strict=True))
+            lengths = [len(token_ids[place]) - completion_start[place] for place in places]
+            found |= dict(zip(new, _split(answer, lengths), strict=True))
             self._keep({key: found[key] for key in new})
         return join([found[key] for key in keys])
 

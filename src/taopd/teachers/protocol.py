@@ -79,6 +79,16 @@ def room(teacher: Any) -> int | None:
     return None if limit is None else limit - 1
 
 
+def by_sequence(
+    token_ids: Sequence[Sequence[int]],
+    completion_start: Sequence[int],
+    want_ids: Int[Tensor, "N W"] | None,
+) -> list[Tensor | None]:
+    """The wanted ids of each sequence, on the CPU; None where none are wanted."""
+    lengths = [len(ids) - at for ids, at in zip(token_ids, completion_start, strict=True)]
+    return [None] * len(lengths) if want_ids is None else list(want_ids.cpu().split(lengths))
+
+
 def join(parts: Sequence[TeacherScores]) -> TeacherScores:
     """Concatenated scores; exact if all parts are."""
     return concatenate(parts)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from taopd.errors import TeacherError
-from taopd.teachers.protocol import TeacherScores, check_scores, join
+from taopd.teachers.protocol import TeacherScores, by_sequence, check_scores, join
 from taopd.teachers.transport import Transport, message, refusal
 
 MOST_REST, MOST_ENTRY = 4 << 20, 400
@@ -76,12 +76,10 @@ class ServerTeacher(ABC):
         top_k: int,
     ) -> TeacherScores:
         """See `Teacher.score`. Wanted ids are scored for all sequences or for none."""
-        lengths = [len(ids) - at for ids, at in zip(token_ids, completion_start, strict=True)]
-        wanted: list[Any] = [None] * len(lengths)
-        if want_ids is not None:
-            rows = [part.tolist() for part in want_ids.cpu().split(lengths)]
-            if self._can_score(rows):
-                wanted = rows
+        parts = by_sequence(token_ids, completion_start, want_ids)
+        wanted: list[Any] = [None if part is None else part.tolist() for part in parts]
+        if want_ids is not None and not self._can_score(wanted):
+            wanted = [None] * len(wanted)
         jobs = zip(token_ids, completion_start, wanted, strict=True)
         futures = [
             self._submit(Question(list(tokens), start, want, top_k)) for tokens, start, want in jobs

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from taopd.errors import TeacherError, TeacherUnavailable
-from taopd.teachers.protocol import TeacherScores, join
+from taopd.teachers.protocol import TeacherScores, by_sequence, join
 from taopd.teachers.server import ServerTeacher
 
 logger = logging.getLogger(__name__)
@@ -114,12 +114,9 @@ class TeacherPool:
         top_k: int,
     ) -> TeacherScores:
         """See `Teacher.score`. Wanted ids are scored for all sequences or for none."""
-        lengths = [len(ids) - at for ids, at in zip(token_ids, completion_start, strict=True)]
-        exact = want_ids is not None and self.describe()["exact"]
-        wants: Sequence[Tensor | None] = [None] * len(lengths)
-        if exact:
-            assert want_ids is not None
-            wants = want_ids.cpu().split(lengths)
+        if want_ids is not None and not self.describe()["exact"]:
+            want_ids = None
+        wants = by_sequence(token_ids, completion_start, want_ids)
         questions = list(zip(token_ids, completion_start, wants, strict=True))
         waiting = {place: self._ask(question, top_k) for place, question in enumerate(questions)}
         found: dict[int, TeacherScores] = {}
