@@ -117,10 +117,10 @@ def _budget_picture(columns: list[str], rows: list[list[Any]]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def attach(trainer: Any, *, every: int = 50) -> None:
+def attach(trainer: Any) -> None:
     """Give a `TeachabilityTrainer` the tables, if it reports to a tracker that can show them."""
     trackers = [name for name in TRACKERS if name in trainer.args.report_to]
     if trackers:
-        tables = LiveTables(trackers, every=every)
+        tables = LiveTables(trackers)
         trainer.observers.append(tables)
         trainer.add_callback(tables)
