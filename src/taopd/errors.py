@@ -98,16 +98,19 @@ def require_known(name: str, value: object, known: Iterable[str]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown.{suggest(str(value), known)}")
 
 
-def suggest(word: object, known: Iterable[object]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest known word, or the list of known words.
+def nearest(word: object, known: Iterable[object]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest known word, "" where none is near.
 
     Example:
-        >>> suggest("teachabilty", ["teachability", "random"])
+        >>> nearest("teachabilty", ["teachability", "random"])
         " Did you mean 'teachability'?"
     """
     # Keys of a YAML file may be numbers, null or true.
+    close = difflib.get_close_matches(str(word), sorted(map(str, known)), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def suggest(word: object, known: Iterable[object]) -> str:
+    """Return the nearest known word as `nearest` does, or the list of known words."""
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(word), known, n=1)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(known)}."
+    return nearest(word, known) or f" Known: {', '.join(known)}."

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
-from taopd.errors import DataError, suggest
+from taopd.errors import DataError, nearest, suggest
 from taopd.models.context import context_length
 from taopd.models.loading import (
     DATASET_READERS,
@@ -201,9 +201,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     # A single file may carry its splits in a column: one file is easier to move than a folder.
     names = sorted(str(name) for name in rows.unique("split"))
     missing = split is not None and split not in names
-    if missing and not suggest(split, names).startswith(
-        " Did"
-    ):  # a name that is not nearly one of them
+    if missing and not nearest(split, names):
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise DataError(
             f"{path} has no split {split!r}: its column 'split' holds {held}; name one of them as the split, "

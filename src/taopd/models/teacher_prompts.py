@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import ConfigError, DataError, nearest
 from taopd.models.prompt_rows import (
     COLUMNS,
     MEDIA,
@@ -96,7 +96,7 @@ class TeacherPrompts:
             named = f"{_SETTING} names" if self.template is not None else "other rows have"
             raise DataError(
                 f"{where} has no column {missing[0]!r}, which {named}; it has "
-                f"{', '.join(columns)}.{_near(missing[0], columns)}"
+                f"{', '.join(columns)}.{nearest(missing[0], columns)}"
             )
 
     def of(self, row: Any, prompt: Prompt, where: str) -> Prompt | None:
@@ -210,7 +210,7 @@ def _parts(template: str) -> Iterator[tuple[str, str | None]]:
 def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
     if name not in columns:
         raise DataError(
-            f"{where} has no column {name!r}, which {_SETTING} names.{_near(name, columns)}"
+            f"{where} has no column {name!r}, which {_SETTING} names.{nearest(name, columns)}"
         )
     value = columns[name]
     # A list would be put in as Python prints it, and cannot be compared with itself where it is an array.
@@ -228,8 +228,3 @@ def _value(columns: Mapping[str, Any], name: str, where: str) -> str:
         )
     check_text(str(value), f"the column {name!r} of {where}")
     return str(value)
-
-
-def _near(name: str, columns: Collection[str]) -> str:
-    hint = suggest(name, columns)
-    return hint if hint.startswith(" Did") else ""

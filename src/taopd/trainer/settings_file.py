@@ -30,7 +30,7 @@ from taopd.trainer.settings.number_checks import (
 from taopd.trainer.settings.teacher_entries import settings_of
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 from taopd.trainer.settings.teacher_settings import option
-from taopd.trainer.settings.usual_names import suggest_setting
+from taopd.trainer.settings.usual_names import nearest_setting
 from taopd.trainer.settings.yaml_types import fits, type_words
 
 
@@ -212,10 +212,8 @@ def _check_names(names: Sequence[str], what: str, own: Sequence[str] = ()) -> No
     known = [*known_names(), *(name.lstrip("-") for name in own)]
     for name in names:
         if name not in known:
-            hint = suggest_setting(name, known)
-            # `suggest` names all known ones where none is near: here they are some two hundred.
-            near = hint if hint.startswith(" Did") else " `taopd train --help-all` lists them all."
-            raise ConfigError(f"unknown {what}: {name!r}.{near}")
+            hint = nearest_setting(name, known) or " `taopd train --help-all` lists them all."
+            raise ConfigError(f"unknown {what}: {name!r}.{hint}")
 
 
 def _flag_names(arguments: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taopd.errors import ConfigError, DataError, suggest
+from taopd.errors import ConfigError, DataError, nearest
 from taopd.models.prompts import load_tokenizer
 
 PREFIX = "lm-eval:"
@@ -139,10 +139,9 @@ def check_tasks(tasks: Sequence[str], known: Sequence[str], path: Path | None) -
     """
     for task in tasks:
         if task not in known:
-            hint = suggest(task, known)
             where = "" if path is None else f" nor in {path}"
-            if not hint.startswith(" Did"):
-                hint = " `lm-eval ls tasks` lists them; --suite-path FOLDER adds your own."
+            listed = " `lm-eval ls tasks` lists them; --suite-path FOLDER adds your own."
+            hint = nearest(task, known) or listed
             raise ConfigError(f"lm-evaluation-harness has no task {task!r}{where}.{hint}")
 
 

@@ -22,7 +22,7 @@ from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.config_checks import refuse_removed
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
-from taopd.trainer.settings.usual_names import suggest_setting
+from taopd.trainer.settings.usual_names import nearest_setting
 
 EQUAL = ("steps", "update_norm", "selected_tokens", "seconds")
 """What all arms have in common; docs/guide.md, "Comparing", says what each answers."""
@@ -169,7 +169,8 @@ def check_names(settings: Mapping[str, Any], where: str) -> None:
         if key in _SET_BY_STUDY:
             raise ConfigError(f"{where}: {key} is not for here ({_SET_BY_STUDY[key]})")
         if key not in known and not (key == "name" and where.startswith("arms")):
-            raise ConfigError(f"{where}: unknown key {key!r}.{suggest_setting(str(key), known)}")
+            hint = nearest_setting(str(key), known) or suggest(key, known)
+            raise ConfigError(f"{where}: unknown key {key!r}.{hint}")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from taopd.errors import suggest
+from taopd.errors import nearest
 
 MEANT = {
     "student": "model_name_or_path",
@@ -28,12 +28,12 @@ MEANT = {
 }
 
 
-def suggest_setting(name: str, known: Collection[str]) -> str:
-    """As `suggest`, with the setting that a usual name means where it is a known one.
+def nearest_setting(name: str, known: Collection[str]) -> str:
+    """As `nearest`, with the setting that a usual name means where it is a known one.
 
     Example:
-        >>> suggest_setting("lr", ["learning_rate", "loss"])
+        >>> nearest_setting("lr", ["learning_rate", "loss"])
         " Did you mean 'learning_rate'?"
     """
     meant = MEANT.get(name.replace("-", "_"))
-    return f" Did you mean {meant!r}?" if meant in known else suggest(name, known)
+    return f" Did you mean {meant!r}?" if meant in known else nearest(name, known)
