@@ -8,6 +8,7 @@ DeepSpeed can write and read them, and they are pickles.
 """
 
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -51,12 +52,11 @@ _NUM_THREADS = 4
 
 def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "replicated") -> None:
     """Flush every file of a finished checkpoint to disk and write its seal."""
-    files = {}
     names = sorted(_names(folder))
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        digests = pool.map(lambda name: file_sha256(folder / name, flush=True), names)
-        for name, digest in zip(names, digests, strict=True):
-            files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, _digests(folder, names, flush=True), strict=True)
+    }
     about = {"format": 1, "step": step, "num_processes": num_processes, "layout": layout}
     write_json(folder / SEAL, about | {"files": files})
 
@@ -69,8 +69,7 @@ def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
         about = read_document(folder / SEAL, _SEAL)
     except DataError as error:
         return f"its {SEAL} cannot be read: {error}"
-    files = {name: (f["bytes"], f["sha256"]) for name, f in about["files"].items()}
-    present = _names(folder)
+    files, present = about["files"], _names(folder)
     if about["layout"] != layout:
         return (
             f"it is of a {shown(about['layout'])} run, this one is {layout} (DDP, FSDP2, DeepSpeed)"
@@ -82,17 +81,20 @@ def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
         return f"{missing[0]} is missing"
     if STATE not in files or any(name not in files for name in _NEEDED[layout]):
         return "it holds the model alone (save_only_model)"
-    for name, (size, _) in files.items():
-        actual = (folder / name).stat().st_size
-        if actual != size:
-            return f"{name} has {actual} bytes instead of {size}"
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        digests = pool.map(lambda name: file_sha256(folder / name), files)
-        for (name, (_, expected)), digest in zip(files.items(), digests, strict=True):
-            if digest != expected:
-                return f"{name} is damaged: its bytes are not those that were saved"
+    for name, sealed in files.items():
+        size = (folder / name).stat().st_size
+        if size != sealed["bytes"]:
+            return f"{name} has {size} bytes instead of {sealed['bytes']}"
+    for name, digest in zip(files, _digests(folder, files), strict=True):
+        if digest != files[name]["sha256"]:
+            return f"{name} is damaged: its bytes are not those that were saved"
     same = about["step"] == step_of(folder)
     return None if same else f"it is step {about['step']} under another name"
+
+
+def _digests(folder: Path, names: Iterable[str], *, flush: bool = False) -> list[str]:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(lambda name: file_sha256(folder / name, flush=flush), names))
 
 
 def num_processes_of(folder: Path) -> int:
