@@ -140,14 +140,9 @@ def before_training(
     subject = Subject(settings=settings, max_tokens=QUICK_TOKENS, thorough=False)
     subject.inputs, subject.trainer = inputs, trainer
     found = Verdicts(verdicts(subject))
-    failed = [verdict for verdict in found if verdict.level == "fail"]
-    if settings.training.process_index == 0:
-        for verdict in failed if quiet else [v for v in found if v.level != "pass"]:
+    shown = ("fail",) if quiet else ("warn", "fail")
+    for verdict in found if settings.training.process_index == 0 else ():
+        if verdict.level in shown:
             print(f"check {verdict.line}", file=sys.stderr)
-    if failed:
-        names = ", ".join(verdict.item for verdict in failed)
-        raise ConfigError(
-            f"the check before training failed ({names}): {failed[0].advice} `taopd check` shows all items, "
-            "--skip-check starts without the check"
-        )
+    found.refuse_fail("`taopd check` shows all items, --skip-check starts without the check")
     return found.as_dict()

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from taopd.errors import ConfigError
+
 Level = Literal["pass", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("pass", "warn", "fail")
 """Ascending."""
@@ -61,6 +63,22 @@ class Verdicts(list[Verdict]):
 
     def __str__(self) -> str:
         return "\n".join(verdict.line for verdict in self)
+
+    def refuse_fail(self, then: str) -> None:
+        """Refuse to begin a run whose check failed.
+
+        Args:
+            then: how to see all items, and how to begin all the same.
+
+        Raises:
+            ConfigError: names the items, with the advice of the first.
+        """
+        failed = [verdict for verdict in self if verdict.level == "fail"]
+        if failed:
+            names = ", ".join(verdict.item for verdict in failed)
+            raise ConfigError(
+                f"the check before training failed ({names}): {failed[0].advice} {then}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """What `taopd check --json` prints and `check.json` holds."""

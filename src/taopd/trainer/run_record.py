@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 import taopd
-from taopd.errors import ConfigError, DataError
+from taopd.errors import DataError
 from taopd.runs.checkpoints import PREFIX
 from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, is_model_card
 from taopd.runs.jsonl import write_json
@@ -132,13 +132,9 @@ def look_first(trainer: Trainer) -> dict[str, Any]:
     for verdict in found if trainer.is_world_process_zero() else ():
         if verdict.level != "pass":
             logger.warning("check: %s", verdict.line)
-    failed = [each for each in found if each.level == "fail"]
-    if failed:
-        names = ", ".join(each.item for each in failed)
-        raise ConfigError(
-            f"the check before training failed ({names}): {failed[0].advice} `print(trainer.check())` shows "
-            "all items, `train(check=False)` starts without it"
-        )
+    found.refuse_fail(
+        "`print(trainer.check())` shows all items, `train(check=False)` starts without it"
+    )
     return found.as_dict()
 
 
