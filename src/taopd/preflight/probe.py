@@ -13,13 +13,12 @@ from typing import Any
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.models.scoring import Given
-from taopd.models.stop_tokens import ends_of, possible_stop_ids
+from taopd.models.stop_tokens import ends_of, merged_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
 from taopd.preflight.tokenizer_checks import token_name
 from taopd.signals import TokenSignals, reach_from_states
 from taopd.trainer.build.training_set import first_rows
-from taopd.trainer.selection import signal_options
 
 MOST_COMPLETIONS = 32
 LEAST_COMPLETIONS = 4
@@ -77,7 +76,7 @@ def measure_micro_batch(
             sampling_logprobs=trainer.sampler_monitor.logprobs,
             stops=_named(tokenizer, trainer.eos_token_ids),
             candidates=_named(tokenizer, _candidates(trainer, source.model)),
-            merged_ids=signal_options(args, trainer.stop_ids)["stop_ids"],
+            merged_ids=merged_ids(args.stop_tokens, trainer.stop_ids),
             micro_batch_size=size,
             vocab_size=trainer.vocab_size,
             k=args.score_top_k,
@@ -102,7 +101,7 @@ def _with_reach(trainer: Any, measured: Measured, passes: Mapping[str, Given]) -
         ids[positions.row, positions.column],
         threshold=trainer.args.reach_threshold,
         temperature=trainer.temperature,
-        stop_ids=signal_options(trainer.args, trainer.stop_ids)["stop_ids"],
+        stop_ids=merged_ids(trainer.args.stop_tokens, trainer.stop_ids),
         foreign_ends=trainer.foreign_ends,
     )
     return replace(measured.signals, reach=reach)

@@ -31,7 +31,7 @@ from taopd.signals import TokenSignals, exact_signals, lists_from_exact
 from taopd.signals.situation import own_reach
 from taopd.trainer.build.place_teacher import NO_EFFECT
 from taopd.trainer.cost import ModelShape
-from taopd.trainer.selection import choose, local_table, reads_initial, signal_needs, signal_options
+from taopd.trainer.selection import choose, local_table, reads_initial, signal_options
 
 ITEM = "teacher error"
 LARGE = 0.1
@@ -196,9 +196,9 @@ def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Te
     """What the run would keep of a micro-batch in its first step, bool [N]."""
     args, place = trainer.args, (positions.row, positions.column)
     # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
-    one, needs = torch.zeros_like(positions.row), signal_needs(args)
+    one = torch.zeros_like(positions.row)
     signals = _with_initial(trainer, signals)
-    table = local_table(signals, args, *place, trainer.stop_ids, needs=needs, teacher=one)
+    table = local_table(signals, args, *place, trainer.stop_ids, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
 
 

@@ -120,9 +120,9 @@ def reads_initial(args: TeachabilityConfig) -> bool:
     return not (INITIAL_GIVES | OF_THE_START).isdisjoint(signal_needs(args).signals)
 
 
-def gather_options(args: TeachabilityConfig, *, needs: SignalNeeds | None = None) -> dict[str, Any]:
+def gather_options(args: TeachabilityConfig) -> dict[str, Any]:
     """Keyword arguments of `gather.gather_table`: the limit, and the further signals that selection reads."""
-    needs = needs or signal_needs(args)
+    needs = signal_needs(args)
     # A function that did not promise `local` may read any column of the table.
     of_sampled = INITIAL, "student_logprobs", "teacher_logprobs"
     also = (FOREIGN, *of_sampled) if "reach" in needs.signals else ()
@@ -148,14 +148,11 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
         check_spread(Rules(), resolve_selector(name))
 
 
-def signal_options(
-    args: TeachabilityConfig, stop_ids: Sequence[int] = (), *, needs: SignalNeeds | None = None
-) -> dict[str, Any]:
+def signal_options(args: TeachabilityConfig, stop_ids: Sequence[int] = ()) -> dict[str, Any]:
     """What the settings ask of scoring, as keyword arguments of `signals.exact_signals`."""
-    needs = needs or signal_needs(args)
     return {
         "k": args.score_top_k,
-        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(needs.signals),
+        "full_kl": not {"forward_kl", "reverse_kl"}.isdisjoint(signal_needs(args).signals),
         "stop_ids": merged_ids(args.stop_tokens, stop_ids),
     }
 

@@ -169,7 +169,7 @@ class TeacherSource(OneTeacher):
             return self._score_remote(forward, student, batch, positions, size, when, reuse)
         # The same for every batch of a run.
         if self._options is None:
-            self._options = signal_options(args, stop_ids, needs=self._needs)
+            self._options = signal_options(args, stop_ids)
         scored = score_positions(
             forward,
             student,

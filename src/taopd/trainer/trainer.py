@@ -118,7 +118,7 @@ class TeachabilityTrainer(BaseTrainer):
         self._loss_function = loss_of_run(args, self.stop_ids, self.foreign_ends)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
-        self._gather_options = gather_options(args, needs=self._needs)
+        self._gather_options = gather_options(args)
         self._recorder = Recorder()
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
