@@ -140,7 +140,7 @@ def _context(subject: Subject) -> Verdict:
         limits.pop("teacher", None)
     if args.use_vllm:
         limits["vllm_max_model_length"] = args.vllm_max_model_length
-    return machine.check_context(subject.longest_prompt, args.max_completion_length or 1, limits)
+    return machine.check_context(subject.longest_prompt, args.max_completion_length, limits)
 
 
 def _memory(subject: Subject) -> Verdict:

@@ -22,9 +22,7 @@ ONE_MODEL = 1e-4
 
 
 def _server(subject: Any) -> Verdict:
-    longest = subject.longest_teacher_prompt + (
-        subject.settings.training.max_completion_length or 1
-    )
+    longest = subject.longest_teacher_prompt + subject.settings.training.max_completion_length
     server = subject.server
     return check_server(server.describe(), longest=longest, context=server.context_length)
 

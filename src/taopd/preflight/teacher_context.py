@@ -209,7 +209,7 @@ def _prompt(subject: Any) -> Verdict:
         stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
         tools=subject.tools,
         longest=subject.longest_teacher_prompt,
-        max_completion_length=training.max_completion_length or 1,
+        max_completion_length=training.max_completion_length,
         limit=limit,
     )
 

@@ -117,7 +117,7 @@ class PromptTrainer(DistillationTrainer):
                     rows,
                     self._tokenizer,
                     context_length=limit,
-                    max_completion_length=args.max_completion_length or 1,
+                    max_completion_length=args.max_completion_length,
                     teacher_prompts=prompts,
                     also=[args.teacher_column] if teacher.names else [],
                     where=where,

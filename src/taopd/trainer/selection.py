@@ -140,7 +140,7 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
         ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
     """
     # At full length: a run that may fail must do so before it starts, not at the first long batch.
-    if num_ranks == 1 or num_rows * (args.max_completion_length or 0) <= args.gather_limit:
+    if num_ranks == 1 or num_rows * args.max_completion_length <= args.gather_limit:
         return
     rules = Rules(draw=args.draw, weighting=args.weighting)
     check_spread(rules, resolve_selector(args.selector))

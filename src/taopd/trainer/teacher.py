@@ -87,16 +87,17 @@ class TeacherSource(OneTeacher):
         """The scoring path was compared with both models' own forward."""
         if isinstance(teacher, torch.nn.Module) and args.teacher_url:
             raise ConfigError("teacher_url and a teacher_model: one of them is the teacher")
-        if args.teacher_url or isinstance(teacher, Teacher):
+        # An object of the user's may answer otherwise by design, and is asked as often as it was.
+        own = isinstance(teacher, Teacher)
+        if args.teacher_url or own:
             check_remote_teacher(args)
             self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
             self.tokens = None if args.cut_renamed_control_tokens else self.vocab_size
-            self.remote = teacher if isinstance(teacher, Teacher) else connect_teacher(args, known)
+            remote = teacher if own else connect_teacher(args, known)
+            self.remote = remote
             self.check_signals(self.offers_exact)
-            # An object of the user's may answer otherwise by design, and is asked as often as it was.
-            own = isinstance(teacher, Teacher)
-            self._asked: Teacher = self.remote if own else AskedOnce(self.remote)
-            self.probe = TeacherProbe(self.remote, self.vocab_size, args.score_top_k)
+            self._asked: Teacher = remote if own else AskedOnce(remote)
+            self.probe = TeacherProbe(remote, self.vocab_size, args.score_top_k)
             # A process that waits for the server holds up a collective of all the others.
             if accelerator.num_processes > 1 and args.teacher_patience_s >= args.ddp_timeout:
                 raise ConfigError(
@@ -166,25 +167,26 @@ class TeacherSource(OneTeacher):
         if not self._agreed:
             self._require_agreement(self.compare(forward, student, used))
         if self.remote is not None:
-            return self._score_remote(forward, student, batch, positions, size, when, reuse)
-        # The same for every batch of a run.
-        if self._options is None:
-            self._options = signal_options(args, stop_ids)
-        scored = score_positions(
-            forward,
-            student,
-            self.model,
-            batch,
-            positions,
-            micro_batch_size=size,
-            temperature=temperature,
-            keep_teacher_hidden=self._reads_hidden,
-            when=when,
-            reuse=reuse,
-            skip_empty=isinstance(reuse, Given) and not self._in_parts,
-            **self._options,
-        )
-        if args.signals == "topk_lists":
+            scored = self._score_remote(forward, student, batch, positions, size, when, reuse)
+        else:
+            # The same for every batch of a run.
+            if self._options is None:
+                self._options = signal_options(args, stop_ids)
+            scored = score_positions(
+                forward,
+                student,
+                self.model,
+                batch,
+                positions,
+                micro_batch_size=size,
+                temperature=temperature,
+                keep_teacher_hidden=self._reads_hidden,
+                when=when,
+                reuse=reuse,
+                skip_empty=isinstance(reuse, Given) and not self._in_parts,
+                **self._options,
+            )
+        if args.signals == "topk_lists" and scored.signals.compatibility_is_exact:
             scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
 
@@ -269,8 +271,6 @@ class TeacherSource(OneTeacher):
             # This process got exact values, another did not: one selection must not mix the two.
             if scored.signals.compatibility_is_exact:
                 scored = replace(scored, signals=as_bound(scored.signals))
-        elif self.args.signals == "topk_lists":
-            scored = replace(scored, signals=lists_from_exact(scored.signals))
         return scored
 
     def _say(self, exact: bool) -> None:

@@ -270,7 +270,7 @@ def settings_of(
         batch=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
         prompt_length=DEFAULT_LENGTHS["prompt_length"],
-        completion_length=args.max_completion_length or DEFAULT_LENGTHS["completion_length"],
+        completion_length=args.max_completion_length,
         budget=1.0 if args.selector == "full" else args.budget,
         window=args.gradient_window,
         top_k=args.score_top_k,
