@@ -92,6 +92,7 @@ KINDS = [
     ({"model": "T"}, {"model": "T/"}, 1),
     ({"model": "T"}, {"model": "T", "init_kwargs": {"dtype": "float32"}}, 1),
     ({"model": "T"}, {"model": "T", "init_kwargs": {"dtype": "bfloat16"}}, 2),
+    ({"model": "T"}, {"model": "T", "init_kwargs": '{"dtype": "bfloat16"}'}, 2),
     ({"model": "T"}, {"model": "T", "offload": "cpu"}, 2),
     ({"model": "T"}, {"model": "S"}, 2),
 ]

@@ -138,6 +138,9 @@ def settings_of(
         setattr(own, OF_ONE[key], value)
     with naming(name):
         check_types(own, choices=CHOICES)
+        # TRL reads JSON text only where it makes a config.
+        options = own.teacher_model_init_kwargs
+        own.teacher_model_init_kwargs = _mapping("init_kwargs", options)
         check_config(own)
         check_fit(own)
     return own
