@@ -283,11 +283,6 @@ def _check_given(values: argparse.Namespace, given: frozenset[str]) -> None:
 
 def _check_supported(settings: TrainSettings) -> None:
     """Refuse settings of TRL that this command does not follow."""
-    mappings = ("model_init_kwargs", "teacher_model_init_kwargs", "chat_template_kwargs")
-    for name in (*mappings, "generation_kwargs"):
-        value = getattr(settings.training, name)
-        if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"{name}={value!r}: must be a mapping (key: value)")
     check_ranges(settings.model, LORA)
     check_adapter_is_asked_for(settings.given)
     for name, instead in _REFUSED.items():

@@ -56,7 +56,7 @@ def load_inputs(settings: "TrainSettings", train_dataset: Any = None) -> Inputs:
     student_path = str(chosen.model_name_or_path)
     common = shared_options(settings)
     # The student's own keywords win over what both models share.
-    own = common | {"revision": chosen.model_revision} | _keywords(args.model_init_kwargs)
+    own = common | {"revision": chosen.model_revision} | current_names(args.model_init_kwargs)
     tokenizer = data.load_tokenizer(student_path, revision=own["revision"])
     if train_dataset is None:
         train_dataset = load_training_set(settings)
@@ -96,7 +96,7 @@ def _load_teacher(args: Any, student: Any, tokenizer: Any, common: dict[str, Any
         student,
         tokenizer,
         revision=args.teacher_model_revision,
-        init_kwargs=common | _keywords(args.teacher_model_init_kwargs),
+        init_kwargs=common | current_names(args.teacher_model_init_kwargs),
         quantization=args.teacher_quantization,
         cut_renamed_control_tokens=args.cut_renamed_control_tokens,
     )[0]
@@ -167,7 +167,3 @@ def make_trainer(
         raise ConfigError(f"report_to={settings.training.report_to!r}: {error}") from error
     except ValueError as error:  # how TRL and peft refuse settings
         raise ConfigError(f"these settings do not fit together: {error}") from error
-
-
-def _keywords(value: Any) -> dict[str, Any]:
-    return current_names(value) if isinstance(value, dict) else {}

@@ -36,9 +36,8 @@ def weights_of(args: TeachabilityConfig, shared: Mapping[str, Any] | None = None
         return None
     # As `load_teacher` completes them.
     options = {"dtype": "float32", "revision": args.teacher_model_revision or "main"}
-    own = args.teacher_model_init_kwargs
     options |= {key: value for key, value in (shared or {}).items() if value is not None}
-    options |= current_names(own) if isinstance(own, dict) else {}
+    options |= current_names(args.teacher_model_init_kwargs)
     options["dtype"] = str(options["dtype"]).removeprefix("torch.")
     text = json.dumps(options, sort_keys=True, default=repr)
     return one_place(name), text, args.teacher_quantization, args.teacher_offload
