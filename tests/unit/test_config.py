@@ -70,6 +70,21 @@ def config(**settings):
             },
             "reentrant checkpointing",
         ),
+        (
+            {
+                "gradient_window": 4,
+                "gradient_check_every": 5,
+                "gradient_checkpointing_kwargs": '{"use_reentrant": true}',
+            },
+            "reentrant checkpointing",
+        ),
+        (
+            {
+                "teacher_quantization": "8bit",
+                "teacher_model_init_kwargs": '{"quantization_config": {"load_in_4bit": true}}',
+            },
+            "teacher_quantization and a quantization_config",
+        ),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
         ({"loss": "jsd", "beta": 1.0}, "strictly between 0 and 1"),
         ({"loss": "reverse_kl", "beta": 0.5}, "choose loss='reverse_kl'"),

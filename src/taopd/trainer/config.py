@@ -254,7 +254,9 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
                 super().__post_init__()
             except (ValueError, TypeError) as error:
                 raise worded(error) from error
-        # Only now a dict: TRL takes its JSON text too.
+        # Once more: only now JSON text of a mapping, as flags have it, is one.
+        config_checks.check_config(self)
+        check_fit(self)
         check_generation_kwargs(self)
 
     def _resolve(self) -> None:

@@ -217,7 +217,8 @@ def _check_gradient_window(config: "TeachabilityConfig") -> None:
             "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"
         )
     # The comparison calls torch.autograd.grad, which reentrant checkpointing does not allow.
-    if every and (config.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    given = config.gradient_checkpointing_kwargs
+    if every and isinstance(given, dict) and given.get("use_reentrant"):
         raise ConfigError(
             "gradient_check_every does not work with reentrant checkpointing: set "
             "gradient_checkpointing_kwargs={'use_reentrant': False}"
