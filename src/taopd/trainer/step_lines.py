@@ -63,16 +63,13 @@ class StepLines(TrainerCallback):
             explained = self._shown > self._first or COLUMNS[2][0] not in logs
             if not explained:
                 words = compatibility_words(args.compatibility)
-                self._stream.write(LEGEND.format(compatibility=words) + "\n")
-            self._stream.write(line + "\n")
-            self._stream.flush()
+                print(LEGEND.format(compatibility=words), file=self._stream)
+            print(line, file=self._stream, flush=True)
             self._shown = state.global_step
             heartbeat.current().touch()
         elif state.is_world_process_zero and isinstance(logs.get("eval_loss"), int | float):
-            self._stream.write(
-                f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4g}\n"
-            )
-            self._stream.flush()
+            line = f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4g}"
+            print(line, file=self._stream, flush=True)
 
     def _words(self, state) -> str:
         """Of a step that takes long, or of steps between two logs."""
