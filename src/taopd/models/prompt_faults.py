@@ -122,9 +122,7 @@ def faults_of_ends(
         options, tools, template, stop_ids: see `prompt_faults`.
         begun: what a prompt that ends inside the assistant's turn leads to.
     """
-    ids = encode_prompts(
-        tokenizer, prompts, chat_template_kwargs=options, tools=tools, template=template
-    )
+    ids = encode_prompts(tokenizer, prompts, options=options, tools=tools, template=template)
     turns = Turns.of(tokenizer, template, {*stop_ids, tokenizer.eos_token_id} - {None})
     found = _at_the_start(tokenizer, ids)
     return found + _at_the_end(tokenizer, prompts, ids, turns, begun)

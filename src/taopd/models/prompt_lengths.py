@@ -1,6 +1,6 @@
 """Whether prompts fit the context, before a run starts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,12 +23,10 @@ def check_prompt_lengths(
     *,
     context_length: int | Callable[[Any], int | None] | None,
     max_completion_length: int,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
     teacher_prompts: TeacherPrompts | None = None,
-    tools: Sequence[Any] = (),
-    template: str | None = None,
     also: Sequence[str] = (),
     where: str = "",
+    **shown: Any,
 ) -> None:
     """Check that every prompt and its completion fit the context. Lengths are in tokens.
 
@@ -39,21 +37,16 @@ def check_prompt_lengths(
         rows: see `columns.batches`.
         context_length: `max_position_embeddings`, the smaller of both models; None (no limit)
             checks only that prompts are well formed. Or that of a row.
-        chat_template_kwargs, tools, template: see `prompt_rows.render`.
         teacher_prompts: look at these in place of the student's; `context_length` is then the teacher's.
         also: columns that the context of a row depends on.
         where: names the rows, as "the training set".
+        shown: options, tools and template, see `encode_prompts`.
 
     Raises:
         DataError: names the first row that does not fit, and the lengths.
     """
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
     overhead, start = 0, 0
-    shown: dict[str, Any] = {
-        "chat_template_kwargs": chat_template_kwargs,
-        "tools": tools,
-        "template": template,
-    }
     of = f" of {where}" if where else ""
     whose = "prompt" if teacher_prompts is None else "teacher's prompt"
     needed = [*COLUMNS, *MEDIA, *(teacher_prompts.columns if teacher_prompts else ())]

@@ -136,7 +136,7 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Any],
     *,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     tools: Sequence[Any] = (),
     template: str | None = None,
 ) -> list[list[int]]:
@@ -148,7 +148,7 @@ def encode_prompts(
     Args:
         prompts: rows of a dataset, of which the columns `prompt`, `tools` and `chat_template_kwargs`
             count; or bare prompts.
-        chat_template_kwargs, tools, template: see `prompt_rows.render`.
+        options, tools, template: see `prompt_rows.render`.
 
     Raises:
         DataError: an empty prompt, one of which the tokenizer keeps nothing, or one that is neither text nor
@@ -159,7 +159,7 @@ def encode_prompts(
         for row, prompt in enumerate(prompts)
     ]
     texts = [
-        render(tokenizer, prompt, options=chat_template_kwargs, tools=tools, template=template)
+        render(tokenizer, prompt, options=options, tools=tools, template=template)
         for prompt in read
     ]
     ids: list[list[int]] = [[] for _ in read]

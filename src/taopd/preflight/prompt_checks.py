@@ -34,7 +34,7 @@ def check_prompts(
     Raises:
         DataError: a row that is no prompt, or messages and no chat template.
     """
-    ids = encode_prompts(student, rows, chat_template_kwargs=options, tools=tools)
+    ids = encode_prompts(student, rows, options=options, tools=tools)
     problems = Problems()
     for fault in prompt_faults(student, rows, options=options, stop_ids=stop_ids, tools=tools):
         problems.append(("fail" if fault.certain else "warn", fault.text))

@@ -217,7 +217,7 @@ class Subject:
         return self._longest(self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS)) or [])
 
     def _longest(self, rows: list[Any]) -> int:
-        shown: dict[str, Any] = {"tools": self.tools, "chat_template_kwargs": self.template_options}
+        shown: dict[str, Any] = {"tools": self.tools, "options": self.template_options}
         return max(map(len, data.encode_prompts(self.tokenizer, rows, **shown)))
 
     @property

@@ -164,9 +164,8 @@ def check_prompts_of_teacher(
     found = prompts.of_rows(rows) or []
     problems = Problems()
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
-    faults = faults_of_ends(
-        tokenizer, found, options=options, tools=tools, stop_ids=stop_ids, begun=TEACHER_BEGUN
-    )
+    shown: dict[str, Any] = {"options": options, "tools": tools}
+    faults = faults_of_ends(tokenizer, found, stop_ids=stop_ids, begun=TEACHER_BEGUN, **shown)
     faults += faults_of_kinds(tokenizer, students, found, stop_ids=stop_ids)
     for fault in faults:
         problems.append(("fail" if fault.certain else "warn", fault.text))
@@ -177,8 +176,7 @@ def check_prompts_of_teacher(
             f"the teacher's context of {limit}: shorten the prompts, or lower max_completion_length."
         )
     first: list[Prompt] = [students[0], found[0]]
-    texts = [render(tokenizer, prompt, options=options, tools=tools) for prompt in first]
-    shown: dict[str, Any] = {"chat_template_kwargs": options, "tools": tools}
+    texts = [render(tokenizer, prompt, **shown) for prompt in first]
     lengths = [len(ids) for ids in encode_prompts(tokenizer, first, **shown)]
     if texts[0] == texts[1]:
         problems.warn(

@@ -121,7 +121,7 @@ class PromptTrainer(DistillationTrainer):
                     teacher_prompts=prompts,
                     also=[args.teacher_column] if teacher.names else [],
                     where=where,
-                    **self._rendering,
+                    **self._template,
                 )
 
     def _sets(self) -> Iterator[tuple[str, Any]]:
@@ -139,12 +139,6 @@ class PromptTrainer(DistillationTrainer):
             # TRL's own one for tools, where the tokenizer's cannot be continued.
             "template": self.chat_template,
         }
-
-    @property
-    def _rendering(self) -> dict[str, Any]:
-        """The same under the names that `encode_prompts` has."""
-        known = self._template
-        return {"chat_template_kwargs": known.pop("options")} | known
 
     def _generate_and_score_completions(self, inputs):
         # Read once: TRL hands on the bare prompts, and would drop what else a row says of them.
@@ -166,7 +160,7 @@ class PromptTrainer(DistillationTrainer):
         return self._encode(self._rows if known else prompts), None, {}
 
     def _encode(self, rows: Sequence[Any]) -> list[list[int]]:
-        return encode_prompts(self._tokenizer, rows, **self._rendering)
+        return encode_prompts(self._tokenizer, rows, **self._template)
 
     @property
     def _teacher_prompts(self) -> TeacherPrompts:
