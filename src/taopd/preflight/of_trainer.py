@@ -52,7 +52,7 @@ class TrainerSubject(Subject):
     """What is checked, of a trainer that is there already."""
 
     def __init__(self, trainer: Any, max_tokens: int | None, teacher: str = "") -> None:
-        whole = trainer.has_several_teachers and not teacher
+        whole = bool(trainer.teacher_names) and not teacher
         source = None if whole else trainer.teacher_source(teacher)
         args = trainer.args if source is None else source.args
         settings = TrainSettings.of_python(args)
@@ -82,10 +82,11 @@ class TrainerSubject(Subject):
     @cached_property
     def parts(self) -> dict[str, Subject]:
         """Of each of several teachers, by name."""
-        if not self.trainer.has_several_teachers:
-            return {"": self}
-        names = self.trainer.teacher_names
-        return {name: TrainerSubject(self.trainer, self.max_tokens, name) for name in names}
+        parts: dict[str, Subject] = {
+            name: TrainerSubject(self.trainer, self.max_tokens, name)
+            for name in self.trainer.teacher_names
+        }
+        return parts or {"": self}
 
     @property
     def packing(self) -> str | None:

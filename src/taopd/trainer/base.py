@@ -130,11 +130,6 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         """Of several teachers; one has none."""
         return self._teacher.names
 
-    @property
-    def has_several_teachers(self) -> bool:
-        """Rows have teachers of their own, by name."""
-        return bool(self.teacher_names)
-
     def teacher_source(self, name: str = "") -> TeacherSource:
         """The teacher of this name among several, or the only one."""
         return self._teacher.source(name)
