@@ -183,18 +183,19 @@ def term_loss(
     """
     # The term's own tokens: those of the anchor and of the distillation do not overlap.
     chosen = term.weights != 0
-    sampling = inputs.sampling_logprobs
+
+    def at(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[chosen]
+
     targets = Targets(
         token_ids=inputs.completion_ids[chosen],
         teacher_hidden=None if term.hidden is None else torch.cat(term.hidden),
         teacher_head=None if term.hidden is None else term.head,
-        teacher_logprobs=None
-        if inputs.teacher_logprobs is None
-        else inputs.teacher_logprobs[chosen],
-        sampling_logprobs=None if sampling is None else sampling[chosen],
+        teacher_logprobs=at(inputs.teacher_logprobs),
+        sampling_logprobs=at(inputs.sampling_logprobs),
         temperature=temperature,
-        reach=None if inputs.reach is None else inputs.reach[chosen],
-        held=None if inputs.held is None else inputs.held[chosen],
+        reach=at(inputs.reach),
+        held=at(inputs.held),
     )
     states = hidden[chosen[part.rows, : part.num_completion]]
     try:

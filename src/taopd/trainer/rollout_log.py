@@ -121,7 +121,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     here = [index for index, completion in enumerate(columns["completion"]) if completion == row]
     batch, tokenizer, selection = scored.batch, scored.tokenizer, scored.choice.selection
     sampled = unpadded(batch, "completion", row)
-    token_ids = [columns["token_id"][index] for index in here]
+    own = {name: [values[index] for index in here] for name, values in columns.items()}
     student, teacher = _lists(scored.signals, here)
     listed = {token for ids in (*student["ids"], *teacher["ids"]) for token in ids}
     names = ("rank", "kept", "anchored", "quadrant")
@@ -135,12 +135,12 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
         "num_valid": selection.num_valid,
         "cut": selection.num_valid if selection.kept_fraction == 1.0 else selection.num_budget,
-        "tokens": tokenizer.convert_ids_to_tokens(token_ids),
-        "token_ids": token_ids,
-        **{name: [_short(columns[name][index]) for index in here] for name in _SIGNALS},
-        **{name: [columns[name][index] for index in here] for name in names},
+        "tokens": tokenizer.convert_ids_to_tokens(own["token_id"]),
+        "token_ids": own["token_id"],
+        **{name: [_short(value) for value in own[name]] for name in _SIGNALS},
+        **{name: own[name] for name in names},
         **_parts(scored, here),
-        **_tool_results(row, scored, [columns["position"][index] for index in here]),
+        **_tool_results(row, scored, own["position"]),
         "student_top": student,
         "teacher_top": teacher,
         "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
