@@ -109,7 +109,8 @@ def check_memory(
     )
     problems = Problems()
     if share > 1.0:
-        problems.append(("warn" if sharded else "fail", f"It will not fit. {advice}"))
+        tell = problems.warn if sharded else problems.fail
+        tell(f"It will not fit. {advice}")
     elif share > TIGHT:
         problems.warn(f"It may not fit: work space of the libraries is not counted. {advice}")
     measured = f"planned peak {peak_mib:,.0f} MiB, {phase}; the machine has {machine_mib:,.0f} MiB ({device})"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from taopd.preflight.measure import Measured
-from taopd.preflight.verdict import Level, Problems, Verdict, judge
+from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.runs.limits import (
     DRIFT_FAIL,
     DRIFT_WARN,
@@ -61,13 +61,8 @@ def check_drift(
         )
         return judge(item, "not measured", problems)
     if found.mean > DRIFT_WARN:
-        level: Level = "fail" if found.mean > DRIFT_FAIL else "warn"
-        problems.append(
-            (
-                level,
-                f"They should differ by less than {DRIFT_WARN} nats: {drift_cause(sampler, suspects)}",
-            )
-        )
+        tell = problems.fail if found.mean > DRIFT_FAIL else problems.warn
+        tell(f"They should differ by less than {DRIFT_WARN} nats: {drift_cause(sampler, suspects)}")
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = (
         f"log-probs of sampler and scoring pass differ by {found.mean:.2g} nats a token in the mean, "
@@ -128,7 +123,8 @@ def check_stops(
             f"The teacher ends with {measured.candidates[best]} ({best}), where the sampler does not stop: "
             f"the student would unlearn its own end. Set stop_tokens: {cure}."
         )
-        problems.append(("fail" if num_ends >= FEW_ENDS else "warn", advice))
+        tell = problems.fail if num_ends >= FEW_ENDS else problems.warn
+        tell(advice)
     elif on_all + measured.teacher_stops_unknown < GOES_ON:
         problems.warn(
             "The teacher would go on where the student ends: read a completion (chat template, length), "

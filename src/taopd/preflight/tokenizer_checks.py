@@ -139,14 +139,12 @@ def check_generation_config(
             )
         if stops and tokenizer.eos_token_id not in stops and not merged:
             names = ", ".join(token_name(tokenizer, index) for index in stops)
-            problems.append(
-                (
-                    "fail" if owner == "student" else "warn",
-                    f"The {owner}'s generation config stops at {names}, its tokenizer ends with "
-                    f"{token_name(tokenizer, tokenizer.eos_token_id)}: one of the two files is of another "
-                    f"model. Mend eos_token_id in generation_config.json, or, if both are ends, "
-                    f"{cure[0].lower()}{cure[1:]}.",
-                )
+            tell = problems.fail if owner == "student" else problems.warn
+            tell(
+                f"The {owner}'s generation config stops at {names}, its tokenizer ends with "
+                f"{token_name(tokenizer, tokenizer.eos_token_id)}: one of the two files is of another "
+                f"model. Mend eos_token_id in generation_config.json, or, if both are ends, "
+                f"{cure[0].lower()}{cure[1:]}."
             )
     shown = [
         ", ".join(token_name(tokenizer, index) for index in stops) or "no token"

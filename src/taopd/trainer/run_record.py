@@ -33,12 +33,10 @@ if TYPE_CHECKING:
 QUICK_TOKENS = 256
 """Tokens of a completion in the look before training."""
 
-_RESOLVED = frozenset(
-    {
-        *("accelerator_config", "activation_checkpointing", "bf16", "dataloader_pin_memory"),
-        *("debug", "disable_tqdm", "pad_to_multiple_of", "report_to"),
-    }
-)
+_RESOLVED = {
+    *("accelerator_config", "activation_checkpointing", "bf16", "dataloader_pin_memory"),
+    *("debug", "disable_tqdm", "pad_to_multiple_of", "report_to"),
+}
 """Settings to which TRL and transformers give another value than the default, by the machine."""
 
 logger = logging.getLogger(__name__)
