@@ -26,6 +26,7 @@ from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
 from taopd.trainer.settings.filled import FilledNumber, is_filled
 from taopd.trainer.settings.methods import METHODS, check_method
+from taopd.trainer.settings.number_checks import Range, check_ranges, ranges
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -46,25 +47,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "collapse_guard": ("off", "warn", "stop", "restore"),
     "teacher_server": ("auto", *KINDS),
 }
-AT_LEAST: dict[str, float] = {
-    "score_top_k": 1,
-    "budget_steps": 1,
-    "gather_limit": 0,
-    "ppo_clip_high": 0,
-    "anchor_coef": 0,
-    "guard_every": 1,
-    "num_generations": 1,
-    "num_iterations": 1,
-    "gradient_check_every": 0,
-    "prefix_memory_mib": 0,
-    "teacher_concurrency": 1,
-    "teacher_timeout_s": 1e-3,
-    "teacher_patience_s": 0,
-    "max_skipped_steps": 1,
-    "log_rollouts": 0,
+_RANGES: dict[str, Range] = {
+    **ranges(
+        "at least 1",
+        lambda value: value >= 1,
+        *("score_top_k", "budget_steps", "guard_every", "num_generations", "num_iterations"),
+        *("teacher_concurrency", "max_skipped_steps"),
+    ),
+    **ranges(
+        "at least 0",
+        lambda value: value >= 0,
+        *("gather_limit", "ppo_clip_high", "anchor_coef", "gradient_check_every"),
+        *("prefix_memory_mib", "teacher_patience_s", "log_rollouts"),
+    ),
+    **ranges("above 0", lambda value: value > 0, "match_update_norm", "max_update_norm"),
+    **ranges("in [0, 1)", lambda value: 0 <= value < 1, "ppo_clip_low", "teacher_ema_decay"),
+    "teacher_timeout_s": ("at least 0.001", lambda value: value >= 1e-3),
 }
-"""Smallest value of a setting; None is always allowed."""
-ABOVE_ZERO = ("match_update_norm", "max_update_norm")
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
@@ -103,14 +102,8 @@ def check_config(config: "TeachabilityConfig") -> None:
         )
     for name, choices in CHOICES.items():
         require_known(name, getattr(config, name), choices)
-    for name, least in AT_LEAST.items():
-        value = getattr(config, name)
-        require(value is None or value >= least, name, value, f"at least {least:g}")
-    for name in ABOVE_ZERO:
-        value = getattr(config, name)
-        require(value is None or value > 0.0, name, value, "above 0")
-    low, bad = config.ppo_clip_low, config.on_bad_numbers
-    require(0.0 <= low < 1.0, "ppo_clip_low", low, "in [0, 1)")
+    check_ranges(config, _RANGES)
+    bad = config.on_bad_numbers
     require(bad in ON_BAD_NUMBERS, "on_bad_numbers", bad, f"one of {', '.join(ON_BAD_NUMBERS)}")
     check_budget(config.budget)
     check_share(config.split_gamma, "split_gamma")
@@ -129,12 +122,6 @@ def check_config(config: "TeachabilityConfig") -> None:
 
 def _check_own_teacher(config: "TeachabilityConfig") -> None:
     TeacherPrompts(config.teacher_prompt_template)  # refuses a template that cannot be read
-    require(
-        0.0 <= config.teacher_ema_decay < 1.0,
-        "teacher_ema_decay",
-        config.teacher_ema_decay,
-        "in [0, 1)",
-    )
     name = config.teacher_model_name_or_path
     if name not in OWN_TEACHERS:
         return

@@ -17,12 +17,13 @@ Range = tuple[str, Callable[[float], bool]]
 """In words, and as a test."""
 
 
-def _ranges(words: str, fits: Callable[[float], bool], *names: str) -> dict[str, Range]:
+def ranges(words: str, fits: Callable[[float], bool], *names: str) -> dict[str, Range]:
+    """The same range of several settings."""
     return dict.fromkeys(names, (words, fits))
 
 
 RANGES: dict[str, Range] = {
-    **_ranges(
+    **ranges(
         "at least 1",
         lambda value: value >= 1,
         *("per_device_train_batch_size", "per_device_eval_batch_size"),
@@ -31,30 +32,30 @@ RANGES: dict[str, Range] = {
         *("ddp_bucket_cap_mb", "ddp_timeout", "vllm_max_model_length"),
         "vllm_tensor_parallel_size",
     ),
-    **_ranges(
+    **ranges(
         "at least 0",
         lambda value: value >= 0,
         *("weight_decay", "adam_epsilon", "warmup_steps", "neftune_noise_alpha", "eval_delay"),
         *("dataloader_num_workers", "max_tool_calling_iterations", "num_completions_to_print"),
     ),
-    **_ranges("above 0", lambda value: value > 0, "temperature", "vllm_server_timeout"),
-    **_ranges(
+    **ranges("above 0", lambda value: value > 0, "temperature", "vllm_server_timeout"),
+    **ranges(
         "from 0 to less than 1",
         lambda value: 0 <= value < 1,
         *("adam_beta1", "adam_beta2", "label_smoothing_factor"),
     ),
-    **_ranges(
+    **ranges(
         "above 0, at most 1",
         lambda value: 0 < value <= 1,
         *("top_p", "vllm_gpu_memory_utilization"),
     ),
     # NumPy takes no larger seed.
-    **_ranges(
+    **ranges(
         "a whole number from 0 to 2**32 - 1",
         lambda value: 0 <= value < 2**32,
         *("seed", "data_seed"),
     ),
-    **_ranges(
+    **ranges(
         "a port from 1 to 65535",
         lambda value: 1 <= value < 2**16,
         *("vllm_server_port", "vllm_group_port"),
@@ -136,13 +137,13 @@ def _read_padding(config: Any) -> None:
         config.pad_to_multiple_of = int(value)
 
 
-def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+def check_ranges(settings: Any, known: Mapping[str, Range]) -> None:
     """Refuse a setting outside its range.
 
     Raises:
         ConfigError: names the setting and the range.
     """
-    for name, (words, fits) in ranges.items():
+    for name, (words, fits) in known.items():
         value = getattr(settings, name, None)
         require(value is None or isinstance(value, str) or fits(value), name, value, words)
 
