@@ -1,15 +1,18 @@
 """The trainer's arguments given as another kind: refused by name before anything is loaded or trained."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from test_trainer import CPU
 
-from taopd.errors import ConfigError, TaopdError
+from taopd.errors import ConfigError, TaopdError, TeacherError
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model, make_rows, make_tokenizer
+from tests.scripted_server import ScriptedServer
 
 ROWS = Dataset.from_list(make_rows(16, "train"))
 KINDLESS = [3, "x", True, object(), ["x"], [3], {"a": 1}, b"x"]
@@ -132,3 +135,55 @@ def test_optimizers_that_are_no_pair_or_not_the_students_are_refused(tmp_path):
 def test_a_model_that_is_nowhere_is_named(name, value, told, tmp_path):
     with pytest.raises(TaopdError, match=told):
         trainer(tmp_path, **{name: value})
+
+
+def by_name(micro_lab, folder, teacher, args=None, **settings):
+    """A trainer, and what its log warns of; the teacher is an argument."""
+    where = str(folder / "run")
+    args = args or TeachabilityConfig(where, **CPU | {"max_steps": 1, "score_top_k": 4} | settings)
+    return TeachabilityTrainer(str(micro_lab.student), teacher, args, train_dataset=ROWS)
+
+
+@pytest.mark.parametrize("named", [None, "student"])
+def test_the_run_folder_names_the_teacher_that_was_given_and_the_next_trainer_may_have_another(
+    micro_lab, tmp_path, named, caplog
+):
+    other = named and str(micro_lab.student)
+    made = by_name(micro_lab, tmp_path, str(micro_lab.teacher), teacher_model_name_or_path=other)
+    made.train(check=False)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert settings["teacher_model_name_or_path"] == str(micro_lab.teacher)
+    assert ("is not read" in caplog.text) == bool(other)
+    # The settings are the caller's: a name that was filled in is nobody's with another teacher.
+    by_name(micro_lab, tmp_path, make_model(seed=1, hidden_size=16), made.args)
+    assert made.args.teacher_model_name_or_path is None
+
+
+def test_a_served_teacher_that_is_named_as_an_argument_is_compared_with_the_server(
+    micro_lab, tmp_path
+):
+    asked = {"loss": "sampled_reverse_kl"}
+    with (
+        ScriptedServer(make_model(seed=1, hidden_size=16)) as server,
+        pytest.raises(TeacherError, match=r"serves 'tiny-teacher', and .*'.*/teacher'"),
+    ):
+        by_name(micro_lab, tmp_path, micro_lab.teacher, teacher_url=server.url, **asked)
+
+
+@pytest.mark.parametrize("where", ["argument", "setting"])
+def test_an_address_in_place_of_the_teachers_name_is_told_where_it_belongs(
+    micro_lab, tmp_path, where
+):
+    address = "http://localhost:8000"
+    with pytest.raises(ConfigError, match=r"is an address.*teacher_url"):
+        if where == "argument":
+            by_name(micro_lab, tmp_path, address)
+        by_name(micro_lab, tmp_path, None, teacher_model_name_or_path=address)
+
+
+def test_the_student_as_its_own_teacher_beside_another_is_refused(micro_lab, tmp_path):
+    own = {"teacher_model_name_or_path": "self"}
+    with pytest.raises(ConfigError, match=r"'self' and a teacher_model: one of them"):
+        by_name(micro_lab, tmp_path, make_model(seed=1, hidden_size=16), **own)
+    with pytest.raises(ConfigError, match=r"teacher_url beside .*'self'"):
+        by_name(micro_lab, tmp_path, "self", teacher_url="http://localhost:9", loss="sampled_tv")

@@ -21,7 +21,7 @@ from taopd.models.stop_tokens import foreign_ends, merged_ids, stop_ids
 from taopd.signals.merge_stops import scan_width
 from taopd.trainer.anchor import Anchor
 from taopd.trainer.base import BaseTrainer, Batch
-from taopd.trainer.build.given_arguments import check_given, check_made, given_models
+from taopd.trainer.build.given_arguments import check_given, check_made, given_models, name_teacher
 from taopd.trainer.build.given_student import given_student
 from taopd.trainer.build.own_teacher import OwnTeacher
 from taopd.trainer.build.tools import given_tools
@@ -92,6 +92,7 @@ class TeachabilityTrainer(BaseTrainer):
     ):
         model, teacher_model = given_models(model, teacher_model)
         args = TeachabilityConfig.of(args, model)
+        name_teacher(args, teacher_model)
         check_given(args, model, callbacks, optimizers, quantization_config, tools)
         self._given = given = given_student(model, args, processing_class, peft_config)
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.

@@ -1,5 +1,6 @@
 """The trainer's arguments as they are given: each of a kind that it can take, or refused by name."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from taopd.errors import ConfigError
 from taopd.models.output_head import inside_peft
+from taopd.trainer.settings.config_checks import check_config
+from taopd.trainer.settings.config_fit import check_fit
+from taopd.trainer.settings.filled import FilledText
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
+
+logger = logging.getLogger(__name__)
 
 
 def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
@@ -36,6 +43,31 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
             f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
         )
     return model, teacher
+
+
+def name_teacher(args: "TeachabilityConfig", teacher: Any) -> None:
+    """Write a teacher that is given by its name into the settings, where server, check and folder read it.
+
+    Raises:
+        ConfigError: settings that do not fit this teacher.
+    """
+    named = args.teacher_model_name_or_path
+    if named in OWN_TEACHERS and not isinstance(teacher, str | None):
+        raise ConfigError(
+            f"teacher_model_name_or_path={named!r} and a teacher_model: one of them is the teacher"
+        )
+    if not isinstance(teacher, str) or teacher == named:
+        return
+    if named is not None:
+        logger.warning(
+            "teacher_model=%r is the teacher; teacher_model_name_or_path=%r of the settings is not read",
+            teacher,
+            named,
+        )
+    # Filled in: the next trainer with these settings may be given another one.
+    args.teacher_model_name_or_path = FilledText(teacher)
+    check_config(args)
+    check_fit(args)
 
 
 def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:

@@ -123,6 +123,10 @@ def check_config(config: "TeachabilityConfig") -> None:
 def _check_own_teacher(config: "TeachabilityConfig") -> None:
     TeacherPrompts(config.teacher_prompt_template)  # refuses a template that cannot be read
     name = config.teacher_model_name_or_path
+    if name is not None and name.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"the teacher {name!r} is an address: name a folder or hub id; a server's goes into teacher_url"
+        )
     if name not in OWN_TEACHERS:
         return
     for other in ("teacher_url", "teacher_model_init_kwargs", "teacher_model_revision"):
