@@ -252,6 +252,7 @@ def test_a_plain_config_of_trl_gets_our_defaults(lab, tmp_path):
     assert type(trainer.args) is TeachabilityConfig
     assert (trainer.args.loss, trainer.args.beta, trainer.args.save_steps) == ("jsd", 0.25, 7)
     loading = {"model_init_kwargs": trainer.args.model_init_kwargs}
+    loading["teacher_model_name_or_path"] = str(lab.teacher)
     assert trainer.args.to_dict() == ours.to_dict() | loading
     trainer.train()
     assert is_trained(trainer)

@@ -1,13 +1,16 @@
 """Students that are adapters, frozen, in training mode or with a processor. Oracle: peft's own loading."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_trainer import CPU, OURS, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
 from taopd.models.loading import load_model, load_tokenizer
 from taopd.trainer.build.from_settings import load_inputs
 from taopd.trainer.build.given_student import given_student
@@ -313,3 +316,41 @@ def test_a_revision_in_the_options_is_that_of_the_tokenizer_too(micro_lab, tmp_p
     config = write_config(micro_lab, tmp_path, gradient_checkpointing=False, **options)
     load_inputs(parse_settings(str(config), []))
     assert asked == ["v2"]
+
+
+def without(folder, name, kept=0):
+    """Drop a tensor of a saved model, or keep so many of its rows."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    cut = weights.pop(name)[:kept].clone()
+    save_file(weights | ({name: cut} if kept else {}), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"), [(0, "incomplete: 1 tensors are missing"), (3, "do not fit its config")]
+)
+def test_a_named_student_without_all_its_weights_is_refused(micro_lab, tmp_path, kept, told):
+    folder = tmp_path / "student"
+    shutil.copytree(micro_lab.student, folder)
+    without(folder, "model.layers.1.mlp.down_proj.weight", kept)
+    args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU)
+    with pytest.raises(DataError, match=told):
+        TeachabilityTrainer(str(folder), str(micro_lab.teacher), args)
+
+
+def test_a_named_student_that_writes_no_text_is_refused(micro_lab, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=40, intermediate_size=16, **sizes)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU)
+    with pytest.raises(ConfigError, match="model is a BertForMaskedLM: pass a folder"):
+        TeachabilityTrainer(str(tmp_path / "bert"), str(micro_lab.teacher), args)
+
+
+def test_a_quantization_that_is_given_twice_is_refused(micro_lab, tmp_path):
+    packed = {"load_in_4bit": True}
+    args = TeachabilityConfig(
+        str(tmp_path / "run"), model_init_kwargs={"quantization_config": packed}, **CPU
+    )
+    with pytest.raises(ConfigError, match="keep one of them"):
+        given_student(str(micro_lab.student), args, make_tokenizer(), None, packed)

@@ -9,6 +9,7 @@ Remote code is never run, and weights are read from safetensors and GGUF only: n
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,14 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     return tokenizer
 
 
-def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load_model(
+    name_or_path: str | Path, *, make: Callable[..., Any] | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """Load a causal language model; keyword arguments go to `from_pretrained`.
 
     Args:
-        name_or_path: a folder, a hub id, or a GGUF file (or a folder with one and no config.json), whose
-            weights are unpacked.
+        make: takes the place of `AutoModelForCausalLM.from_pretrained` where there is a plain model.
+        name_or_path: a folder, a hub id, or a GGUF file (or a folder with one and no config.json).
 
     Raises:
         DataError: no such folder, no config.json, no or incomplete or unreadable weights, unknown
@@ -151,8 +154,8 @@ def load_model(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     fits = "ignore_mismatched_sizes" in options
     try:
         if file is not None:
-            options["config"] = load_config(file)
-        model, report = AutoModelForCausalLM.from_pretrained(
+            make, options["config"] = None, load_config(file)
+        model, report = (make or AutoModelForCausalLM.from_pretrained)(
             where, output_loading_info=True, **({"ignore_mismatched_sizes": True} | options)
         )
     except Exception as error:  # a config's own checks raise nothing narrower

@@ -94,11 +94,14 @@ class TeachabilityTrainer(BaseTrainer):
         args = TeachabilityConfig.of(args, model)
         name_teacher(args, teacher_model)
         check_given(args, model, callbacks, optimizers, quantization_config, tools)
-        self._given = given = given_student(model, args, processing_class, peft_config)
+        self._given = given = given_student(
+            model, args, processing_class, peft_config, quantization_config
+        )
+        quantization = None if isinstance(model, str) else quantization_config
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
             *(given.model, None, args, train_dataset, eval_dataset, given.processing_class),
-            *(callbacks, optimizers, quantization_config, peft_config, given_tools(args, tools)),
+            *(callbacks, optimizers, quantization, peft_config, given_tools(args, tools)),
         )
         args.model_init_kwargs = given.options
         given.require_savable(self.model)

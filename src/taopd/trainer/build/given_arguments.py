@@ -38,11 +38,21 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     for name, value in (("model", model), ("teacher_model", teacher)):
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name}={value!r}: must be text that is not empty")
-    if not isinstance(model, str) and not hasattr(model, "generation_config"):
+    if not isinstance(model, str):
+        require_generation(model)
+    return model, teacher
+
+
+def require_generation(model: Any) -> None:
+    """Refuse a student that generates no text.
+
+    Raises:
+        ConfigError: names its class.
+    """
+    if not hasattr(model, "generation_config"):
         raise ConfigError(
             f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
         )
-    return model, teacher
 
 
 def name_teacher(args: "TeachabilityConfig", teacher: Any) -> None:

@@ -2,24 +2,18 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import DistributedType
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from trl.trainer.utils import create_model_from_path
 
 from taopd.errors import ConfigError
-from taopd.models.adapter_folder import adapter_config
-from taopd.models.gguf import gguf_file
 from taopd.models.load_options import safe_options
-from taopd.models.loading import (
-    check_model_folder,
-    has_adapter,
-    load_model,
-    load_tokenizer,
-    looks_local,
-)
+from taopd.models.loading import has_adapter, load_model, load_tokenizer
+from taopd.trainer.build.given_arguments import require_generation
 
 # peft is imported where there is an adapter: it loads a network library.
 if TYPE_CHECKING:
@@ -27,6 +21,9 @@ if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
 
 logger = logging.getLogger(__name__)
+
+_ON_ITS_OWN_DEVICE = (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+"""Where TRL leaves out `device_map`: every process has a device of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +62,19 @@ class GivenStudent:
 
 
 def given_student(
-    model: Any, args: "TeachabilityConfig", processing_class: Any, peft_config: Any
+    model: Any,
+    args: "TeachabilityConfig",
+    processing_class: Any,
+    peft_config: Any,
+    quantization_config: Any = None,
 ) -> GivenStudent:
-    """Load what TRL would load unsafely or wrongly, and turn adapters into what trains.
+    """Load what is named, and turn adapters into what trains.
 
     Args:
         model: path, hub id, model or `PeftModel`. One with an adapter goes on training it, or, with a
             `peft_config`, has it merged first.
         processing_class: a processor stands for its tokenizer.
+        quantization_config: of a student that is named.
 
     Raises:
         ConfigError: nothing of the student would train, or adapters that cannot be saved together.
@@ -81,14 +83,8 @@ def given_student(
     options = args.model_init_kwargs
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
     if isinstance(model, str):
-        # TRL loads the model of a path itself: the options must be made safe before.
-        args.model_init_kwargs = options = safe_options(options)
-        if not gguf_file(model):
-            check_model_folder(model)
-        # TRL reads folders only.
-        if _is_adapter(model, options) or gguf_file(model):
-            args.model_init_kwargs = None
-            model = load_model(model, **{"dtype": "float32"} | options)
+        model, options = _loaded(model, args, quantization_config)
+        args.model_init_kwargs = None
     if isinstance(processing_class, ProcessorMixin):
         logger.warning(
             "only text is distilled: the processor's tokenizer is used, no images are read"
@@ -105,13 +101,12 @@ def given_student(
         revision = (options or {}).get("revision") or "main"
         processing_class = load_tokenizer(str(name), revision=revision)
     merged = None
-    if not isinstance(model, str):
-        if has_adapter(model):
-            model, merged = _adapter(model, peft_config)
-        if peft_config is None and not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(
-                "no weight of the student trains: set requires_grad on those that shall, or pass peft_config"
-            )
+    if has_adapter(model):
+        model, merged = _adapter(model, peft_config)
+    if peft_config is None and not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(
+            "no weight of the student trains: set requires_grad on those that shall, or pass peft_config"
+        )
     return GivenStudent(
         model=model, processing_class=processing_class, merged=merged, options=options
     )
@@ -138,7 +133,22 @@ def _adapter(model: Any, peft_config: Any) -> tuple[Any, "MergedAdapter | None"]
     return plain, merged
 
 
-def _is_adapter(name: str, options: Mapping[str, Any]) -> bool:
-    # What was meant as a path is not asked for at the hub.
-    there = os.path.exists(name) or not looks_local(name)
-    return there and adapter_config(name, options) is not None
+def _loaded(
+    name: str, args: "TeachabilityConfig", quantization_config: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The student as TRL loads it from its name, but checked as every model is, and `model_init_kwargs`."""
+    options = safe_options(args.model_init_kwargs)
+    if quantization_config is not None and options.get("quantization_config") is not None:
+        raise ConfigError("quantization_config and one in model_init_kwargs: keep one of them")
+
+    def as_trl(name: str, **options: Any) -> Any:
+        if args.distributed_state.distributed_type in _ON_ITS_OWN_DEVICE:
+            options["device_map"] = None
+        return create_model_from_path(name, **options)
+
+    given = {"dtype": "float32"} | options
+    if quantization_config is not None:
+        given["quantization_config"] = quantization_config
+    model = load_model(name, make=as_trl, **given)
+    require_generation(model)
+    return model, options
