@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_or_read_only(micro_lab, tmp_path, clean, kind):
             trainer.train()
         assert_whole(disk / "run")
         done = len(checkpoints(disk / "run"))
-        assert 1 <= done <= 2 and f"checkpoint-{done}: go on with --resume" in str(caught.value)
+        assert 1 <= done <= 2 and f"checkpoint-{done}: go on with trainer" in str(caught.value)
         subprocess.run(["mount", "-o", "remount,rw,size=8m", str(disk)], check=True)
         finish(micro_lab, disk, clean)
     finally:

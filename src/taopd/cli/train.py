@@ -134,6 +134,7 @@ def _train(
         raise
     _attach(trainer, quiet)
     trainer.accepts_changes = changes
+    trainer.go_on, trainer.begin_anew = "go on with --resume", "start anew (--overwrite)"
     looked: dict[str, Any] | None = None
     if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
         from taopd.cli.check import before_training

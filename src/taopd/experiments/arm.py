@@ -91,6 +91,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     # Several arms share a terminal; the comparison says how far they are, and writes the arm's files.
     trainer.remove_callback(StepLines)
     trainer.writes_record = False
+    trainer.go_on = "the study goes on with --resume"
     trainer.begin_anew = "the study runs this arm again with --resume"
     trainer.observers.append(tokens)
     # Verified here, and not once more by the trainer.

@@ -52,7 +52,8 @@ def stopped(trainer: Any, error: Exception) -> TaopdError | None:
             f"take {' or '.join(losses)}. {_save(trainer, together=True)}"
         )
     if isinstance(error, NumericsError) or (isinstance(error, TaopdError) and error.together):
-        return type(error)(f"{error}. {_save(trainer, together=error.together)}")
+        end = "" if str(error).endswith("?") else "."
+        return type(error)(f"{error}{end} {_save(trainer, together=error.together)}")
     return None
 
 
@@ -110,7 +111,7 @@ def _save(trainer: Any, *, together: bool) -> str:
         logger.warning("the state could not be saved: %s", first_line(problem))
         return _newest(trainer)
     path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    return f"{step} steps are saved in {path}: go on with --resume"
+    return f"{step} steps are saved in {path}: {trainer.go_on}"
 
 
 def weights_are_finite(model: torch.nn.Module) -> bool:
@@ -125,7 +126,7 @@ def _newest(trainer: Any) -> str:
         logger.warning("%s", line)
     if newest is None:
         return f"There is no checkpoint yet: {trainer.begin_anew}"
-    return f"The newest checkpoint is {newest}: go on with --resume"
+    return f"The newest checkpoint is {newest}: {trainer.go_on}"
 
 
 def _is_loss(name: str) -> bool:

@@ -62,8 +62,10 @@ class AtomicCheckpoints(Trainer):
     """A checkpoint whose files are already verified; `train` does not verify it again."""
     accepts_changes: bool = True
     """Other teachers or prompts in a resumed run are a warning; `taopd train` refuses them."""
-    begin_anew: str = "start anew (--overwrite)"
-    """What to do after a failure where no checkpoint is left; the arm of a study says otherwise."""
+    go_on: str = "go on with trainer.train(resume_from_checkpoint=True)"
+    """What to do after a failure where there is a checkpoint; a command names its flag."""
+    begin_anew: str = "start again"
+    """What to do where there is none."""
     _sampler: Any = None
     """TRL's, of the training prompts; None for a stream."""
     _partial: str | None = None
