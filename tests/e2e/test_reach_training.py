@@ -61,6 +61,12 @@ def at(scored, logprobs):
     return logprobs[scored.positions.row, scored.positions.column]
 
 
+def start_and_teacher(scored, initial, teacher, temperature=TEMPERATURE):
+    """What reach reads: the start at temperature 1, the teacher at that of sampling."""
+    kinds = (initial, 1.0), (teacher, temperature)
+    return [at(scored, full_logprobs(model, scored.batch, t)) for model, t in kinds]
+
+
 def reach_of(initial, teacher, threshold=THRESHOLD, foreign_ends=()):
     return torch.tensor(
         [
@@ -103,7 +109,7 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
     for (scored, weights), loss, early in zip(seen, logged, (1.0, 0.99, 0.98), strict=True):
         models = models_of(micro_lab, weights)
         initial, teacher, student = (at(scored, full_logprobs(m, scored.batch)) for m in models)
-        r = reach_of(initial, teacher)
+        r = reach_of(*start_and_teacher(scored, *models[:2]))
         assert 0.03 < r.mean() < 0.97
         torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
         choice = scored.choice
@@ -201,7 +207,7 @@ def test_with_lora_the_start_is_the_base_model(micro_lab, tmp_path):
     assert any(
         bool(value.abs().max() > 1e-3) for name, value in weights.items() if "lora_B" in name
     )
-    both = (at(scored, full_logprobs(model, scored.batch)) for model in (initial, teacher))
+    both = start_and_teacher(scored, initial, teacher)
     torch.testing.assert_close(scored.signals.reach.double(), reach_of(*both), atol=1e-4, rtol=0)
 
 
@@ -217,7 +223,7 @@ def test_the_teachers_own_end_is_never_within_reach(micro_lab, tmp_path):
     assert trainer.foreign_ends == (5,) and 5 not in trainer.eos_token_ids
     scored, _ = watched(trainer)[0]
     initial, teacher, _ = models_of(lab, {})
-    both = [at(scored, full_logprobs(model, scored.batch)) for model in (initial, teacher)]
+    both = start_and_teacher(scored, initial, teacher)
     r = reach_of(*both, foreign_ends=(5,))
     torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
     assert float((reach_of(*both) - r).max()) > 0.1, "vacuous"
@@ -234,7 +240,7 @@ def test_a_teacher_elsewhere_gives_a_lower_bound_of_reach(micro_lab, tmp_path, e
     trainer = remote_trainer(micro_lab, tmp_path, asked, **settings)
     for scored, _ in watched(trainer):
         initial, teacher, _ = models_of(micro_lab, {})
-        both = [at(scored, full_logprobs(model, scored.batch, 1.0)) for model in (initial, teacher)]
+        both = start_and_teacher(scored, initial, teacher, 1.0)
         truth, bound = reach_of(*both, 0.025), scored.signals.reach.double()
         assert bool((bound <= truth + 1e-5).all()) and bool((bound > 0).any())
         assert scored.signals.compatibility_is_exact == exact

@@ -144,12 +144,11 @@ def test_reach_from_states_is_that_of_the_log_probs(num_rows, monkeypatch):
     models, options = (model(4), model(6)), {"threshold": 0.02, "stop_ids": (1, 3)}
     tokens = torch.arange(num_rows) % VOCAB
     found, sampled = reach_from_states(*models, tokens, temperature=0.7, **options)
-    full = [
-        (5.0 * torch.tanh(hidden @ head.weight.T / 5.0) / 0.7).log_softmax(-1)
-        for hidden, head in models
-    ]
+    raw = [5.0 * torch.tanh(hidden @ head.weight.T / 5.0) for hidden, head in models]
+    # Of the start at temperature 1, of what is sampled and taught at that of sampling.
+    full = raw[0].log_softmax(-1), (raw[1] / 0.7).log_softmax(-1)
     torch.testing.assert_close(found, reach_from_logprobs(*full, **options))
-    stops, p = {1, 3}, full[0].exp().tolist()
+    stops, p = {1, 3}, (raw[0] / 0.7).softmax(-1).tolist()
     expected = [
         sum(p[row][v] for v in (stops if y in stops else {y}))
         for row, y in enumerate(tokens.tolist())

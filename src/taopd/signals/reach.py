@@ -7,6 +7,10 @@ contexts. s is one half at the threshold, 0.01 at a hundredth of it and 0.99 at 
 same of the present student, and by rank: under a flat student many ids beyond the K best are as likely as
 they are, and under a sharp one the K-th is hardly ever said.
 
+p_S0 is that at temperature 1, whatever the temperature of sampling: what a student could have said lies in
+its weights. At 0.7 a probability of 4e-6 would be 2e-8, too far away to be selected, and be taught by the
+hold alone once the start is let go: the student is lost then (docs/results/settings.md).
+
 Why smooth: a teacher's words may have any probability under the student, with no gap for a threshold to lie
 in. What is further away is taught later, and held the more at the start, but it is not given up.
 
@@ -77,6 +81,11 @@ def reach_from_logprobs(
     return (1.0 - beyond).clamp(0.0, 1.0)
 
 
+def at_temperature_1(logprobs: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:
+    """Log-probs of full rows whose logits another temperature divided."""
+    return logprobs if temperature == 1.0 else (temperature * logprobs).log_softmax(-1)
+
+
 @torch.no_grad()
 def reach_from_states(
     initial: tuple[Float[Tensor, "N D"], Head],
@@ -92,7 +101,8 @@ def reach_from_states(
     memory.
 
     Args:
-        temperature: divides the logits of both.
+        temperature: of sampling. It divides the teacher's logits, and the initial student's for the sampled
+            tokens; r takes the initial student's probabilities at temperature 1.
     """
     (hidden, head), (teacher_hidden, teacher_head) = initial, teacher
     # One copy of each head in the states' dtype, and not one per chunk.
@@ -105,7 +115,7 @@ def reach_from_states(
         sampled.append(sampled_logprobs(logprobs, token_ids[rows], merged_ids=stop_ids))
         reaches.append(
             reach_from_logprobs(
-                logprobs,
+                at_temperature_1(logprobs, temperature),
                 teacher_head.logprobs(teacher_hidden[rows], temperature),
                 threshold=threshold,
                 stop_ids=stop_ids,
@@ -148,7 +158,8 @@ def reach_bound(
         sum of p_T(v) s(p_S0(v)) over the teacher's list, and over the student's if it was scored
 
     Args:
-        at_students: the initial student's log-probs at `student_topk_ids`; likewise at the teacher's.
+        at_students: the initial student's log-probs at `student_topk_ids`; likewise at the teacher's. A
+            server scores at temperature 1.
     """
     ends = signals.teacher_topk_ids.new_tensor(list(foreign_ends))
 

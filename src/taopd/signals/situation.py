@@ -61,7 +61,10 @@ def situation(
 def own_reach(
     signals: TokenSignals, *, threshold: float, foreign_ends: Sequence[int]
 ) -> Float[Tensor, " N"]:
-    """Lower bound of r if the student that was scored is the initial one."""
+    """Lower bound of r if the student that was scored is the initial one.
+
+    Of the lists' own temperature: above 1 they call words likelier than `signals.reach` does.
+    """
     at_teachers = signals.student_at_teacher_ids
     if at_teachers is None:
         at_teachers = at_ids(
