@@ -176,7 +176,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(settings) :]:
         axes.axis("off")
-    panels.flat[0].legend(frameon=False, fontsize=7, loc="lower right")
+    # The last panel is empty: nothing is hidden.
+    known = panels.flat[0].get_legend_handles_labels()
+    panels.flat[-1].legend(*known, frameon=False, fontsize=9, loc="center")
     figure.supylabel("greedy accuracy, %", fontsize=9)
     figure.supxlabel("step", fontsize=9)
     figure.tight_layout()
