@@ -183,7 +183,7 @@ def test_a_server_that_stays_away_leaves_a_checkpoint_that_resumes_to_the_same_r
         server.script.extend([None] * 20)
         server.always = status(503)
         with pytest.raises(
-            TeacherUnavailable, match=r"2 steps are saved in .*checkpoint-2.*--resume"
+            TeacherUnavailable, match=r"2 steps are saved in .*checkpoint-2.*resume_from_checkpoint"
         ):
             trainer.train()
         server.always = None
