@@ -184,9 +184,7 @@ def _run_or_say_where(
         return code
     except KeyboardInterrupt as error:
         newest = folder.newest_checkpoint()
-        where = (
-            f"the newest checkpoint is {newest}; go on with --resume" if newest else "no checkpoint"
-        )
+        where = f"the newest checkpoint is {newest}; {trainer.go_on}" if newest else "no checkpoint"
         if trainer.is_world_process_zero():
             print(f"taopd train: interrupted in {folder.path}; {where}", file=sys.stderr)
         return exit_code(error)

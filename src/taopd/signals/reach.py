@@ -113,9 +113,11 @@ def reach_from_states(
         rows = slice(start, start + size)
         logprobs = head.logprobs(hidden[rows], temperature)
         sampled.append(sampled_logprobs(logprobs, token_ids[rows], merged_ids=stop_ids))
+        # Under the same name: those of another temperature are freed before the teacher's are made.
+        logprobs = at_temperature_1(logprobs, temperature)
         reaches.append(
             reach_from_logprobs(
-                at_temperature_1(logprobs, temperature),
+                logprobs,
                 teacher_head.logprobs(teacher_hidden[rows], temperature),
                 threshold=threshold,
                 stop_ids=stop_ids,
