@@ -111,7 +111,7 @@ def test_ranks_equal_one_process(runs, case, way, world):
     for name, gradient in truth.items():
         scale = max(float(gradient.norm()), 1e-3 * largest)
         assert float((gradients[name] - gradient).norm()) / scale < 1e-5, name
-    logged = ("select/", "signal/", "shadow/", "update/", "guard/", "teacher/")
+    logged = ("select/", "signal/", "shadow/", "update/", "guard/", "teacher/", "loss/")
     for mine, theirs in zip(ranks[0]["log"], one[0]["log"], strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         for key, value in theirs.items():

@@ -25,7 +25,7 @@ from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.settings.config_checks import check_generation_batch
 from taopd.trainer.settings.number_checks import about
-from taopd.trainer.step_metrics import Recorder
+from taopd.trainer.step_metrics import Recorder, over_processes
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
 from taopd.trainer.teacher_routes import TeacherRoutes
@@ -234,7 +234,8 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         # The last micro-batch of a step: all gradients are there, and none is clipped yet.
         if self._step % self.current_gradient_accumulation_steps == 0:
             self.nonfinite.end_of_backward(model, self.state.global_step)
-            for name, value in self._recorder.flush().items():
+            values = over_processes(self.accelerator, self._recorder.flush())
+            for name, value in values.items():
                 self.record(name, value)
         return loss
 

@@ -65,7 +65,7 @@ METRICS: dict[str, str] = {
     "with the drawn tokens' pull towards the teacher.",
     "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
     "sparse/gradient_share": "gradient_window: positions that carry gradient over those up to the last kept "
-    "one, prompts included; mean over micro-batches.",
+    "one, prompts included; mean over micro-batches, this rank.",
     "sparse/gradient_cosine": "Cosine of the windowed with the exact gradient; every gradient_check_every "
     "steps, first micro-batch, this rank.",
     "sparse/gradient_norm_ratio": "Norm of the windowed over that of the exact gradient, likewise.",
@@ -99,13 +99,14 @@ METRICS: dict[str, str] = {
     "numerics/skipped": "Share of the steps that made no update: bad numbers, or no token to train on. "
     "Not those that the scaler of fp16 leaves out, of which update/norm is 0.",
     "rollout/empty_completions": "Share of completions in which nothing was sampled, this process.",
-    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows; neither they nor what "
-    "follows them in the completion trains.",
+    "rollout/outside_vocabulary": "Share of sampled tokens that only one model knows, this process; neither "
+    "they nor what follows them in the completion trains.",
     "rollout/drift_nats/*": "|log p of the sampler - log p of the scoring pass| of sampled tokens, main "
     "process: mean, max.",
     "completions/clipped_ratio": "TRL's: share of completions truncated at max_completion_length.",
     "completions/mean_length": "TRL's: mean completion length in tokens; also min_, max_, *_terminated_.",
-    "entropy": "TRL's key: mean entropy of the student over completion tokens, nats.",
+    "entropy": "TRL's key: mean entropy of the student over completion tokens, nats; the mean of the means "
+    "of micro-batches (signal/entropy_nats/mean is over all tokens alike).",
     "num_tokens": "TRL's: prompt and completion tokens seen so far.",
     "step_time": "TRL's: seconds of the whole optimizer step.",
 }

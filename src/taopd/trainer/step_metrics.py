@@ -5,6 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+from accelerate import Accelerator
+
+LOSS_PARTS = "loss/selected_nats", "loss/anchor_nats"
+"""Their denominators are those of all processes: each process has a part of the sum."""
+
 
 class Recorder:
     """Sums values by name until `flush`; micro-batches of one step add to the same entry.
@@ -44,3 +50,15 @@ class Recorder:
         values = dict(self._values)
         self._values.clear()
         return values
+
+
+def over_processes(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a step with `LOSS_PARTS` summed over processes, each of which must call this."""
+    if accelerator.num_processes == 1:
+        return dict(values)
+    # Of one length everywhere: a process whose loss was bad has no part.
+    own = [values.get(name, 0.0) for name in LOSS_PARTS]
+    parts = torch.tensor(own, dtype=torch.float64, device=accelerator.device)
+    sums = accelerator.reduce(parts, reduction="sum").tolist()
+    summed = zip(LOSS_PARTS, sums, strict=True)
+    return dict(values) | {name: value for name, value in summed if name in values}
