@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from test_trainer import CPU
@@ -125,6 +126,94 @@ def test_optimizers_that_are_no_pair_or_not_the_students_are_refused(tmp_path):
     for pair in ((mine, schedules[0]), [mine, None], (None, None)):
         made = trainer(tmp_path, model=model, optimizers=pair)
         assert (made.optimizer, made.lr_scheduler) == tuple(pair)
+
+
+def trainer_with(folder, **settings):
+    return trainer(folder, args=TeachabilityConfig(output_dir=str(folder), **(CPU | settings)))
+
+
+def test_a_named_optimizer_that_cannot_be_made_is_told_before_the_run_folder(tmp_path, monkeypatch):
+    with pytest.raises(ImportError, match="lomo"):
+        trainer_with(tmp_path / "run", optim="lomo")
+    with pytest.raises(ConfigError, match=r"^optim='sgd', optim_args='momentum'"):
+        trainer_with(tmp_path / "run", optim="sgd", optim_args="momentum")
+    # As if the package were there.
+    adam = (torch.optim.AdamW, {"lr": 1.0})
+    monkeypatch.setattr(transformers.Trainer, "get_optimizer_cls_and_kwargs", lambda *_: adam)
+    with pytest.raises(ConfigError, match=r"^optim='grokadamw' keeps its state where"):
+        trainer_with(tmp_path / "run", optim="grokadamw", save_strategy="epoch")
+    trainer_with(tmp_path / "run", optim="grokadamw", save_strategy="no")
+
+
+@pytest.mark.parametrize(
+    ("optim", "read", "unread"),
+    [
+        ("adamw_torch", "", "amsgrad=True"),
+        ("adafactor", "", "scale_parameter=True"),
+        ("sgd", "momentum=0.9, nesterov=true", "momentun=0.9"),
+        ("adagrad", "lr_decay=0", "momentum=0.9"),
+        ("rmsprop", "alpha=0.9,centered=no,eps=1e-8", "centred=yes"),
+    ],
+)
+def test_an_optimizers_argument_that_it_does_not_read_is_refused(optim, read, unread, tmp_path):
+    """transformers drops it: the run would be that of the default."""
+    trainer_with(tmp_path, optim=optim, optim_args=read)
+    told = rf"{optim} does not read '{unread.partition('=')[0]}'"
+    with pytest.raises(ConfigError, match=told):
+        trainer_with(tmp_path, optim=optim, optim_args=f"{read},{unread}".strip(","))
+
+
+class Keyed(torch.optim.SGD):
+    """Keeps something by the parameter itself, as grokadamw does."""
+
+    def step(self, closure=None):
+        self.param_groups[0]["own"] = {self.param_groups[0]["params"][0]: 1}
+        return super().step(closure)
+
+
+def test_a_schedule_that_cannot_be_made_is_told_before_the_run_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"^lr_scheduler_type='cosine_with_min_lr'"):
+        trainer_with(tmp_path, lr_scheduler_type="cosine_with_min_lr")
+    trainer_with(
+        tmp_path, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-5}
+    )
+
+
+def test_names_of_an_adapter_that_no_module_has_are_told(tmp_path, caplog):
+    """peft passes over them as long as another one fits."""
+    config = LoraConfig(
+        target_modules=["q_proj", "k_project"],
+        modules_to_save=["lm_head", "lm_haed"],
+        task_type="CAUSAL_LM",
+    )
+    trainer(tmp_path, peft_config=config)
+    told = [line for line in caplog.messages if "no module of the model is called" in line]
+    assert [line.rpartition(" ")[2] for line in told] == ["'k_project'", "'lm_haed'"]
+
+
+def test_an_optimizer_whose_state_no_checkpoint_holds_is_told_after_one_step(tmp_path):
+    for saving in ("steps", "no"):
+        model = make_model(seed=0, hidden_size=16)
+        args = {"max_steps": 2, "save_strategy": saving, "save_steps": 50}
+        args = TeachabilityConfig(output_dir=str(tmp_path / saving), **(CPU | args))
+        pair = Keyed(model.parameters(), lr=0.1), None
+        made = trainer(tmp_path, model=model, args=args, optimizers=pair)
+        if saving == "no":
+            made.train(check=False)
+        else:
+            with pytest.raises(ConfigError, match=r"no checkpoint .* optimizer Keyed .*pickle"):
+                made.train(check=False)
+        assert made.state.global_step == (1 if saving == "steps" else 2)
+
+
+def test_a_checkpoint_of_another_optimizer_is_told_as_such(tmp_path):
+    trainer_with(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train(check=False)
+    model = make_model(seed=0, hidden_size=16)
+    pair = torch.optim.SGD([{"params": [each]} for each in model.parameters()], lr=0.1), None
+    args = TeachabilityConfig(output_dir=str(tmp_path), **(CPU | {"max_steps": 2}))
+    made = trainer(tmp_path, model=model, args=args, optimizers=pair)
+    with pytest.raises(ConfigError, match=r"checkpoint-1 is of another optimizer, or of other"):
+        made.train(resume_from_checkpoint=True, check=False)
 
 
 @pytest.mark.parametrize("name", ["model", "teacher_model"])

@@ -185,6 +185,23 @@ def test_an_adapter_that_would_not_train_as_it_is_is_refused(micro_lab, tmp_path
     trainer_of(micro_lab, tmp_path, student, max_steps=1).train()
 
 
+@pytest.mark.parametrize("kind", ["peft", "transformers"])
+def test_several_active_adapters_are_refused_by_name(micro_lab, tmp_path, kind):
+    """Their checkpoint was not resumed, and what was saved was loaded with one of them."""
+    student, configs = base_of(micro_lab), [LoraConfig(**NEW), LoraConfig(**NEW)]
+    if kind == "peft":
+        student = get_peft_model(student, configs[0], adapter_name="a")
+        student.add_adapter("b", configs[1])
+        student.base_model.set_adapter(["a", "b"])
+    else:
+        for name, config in zip("ab", configs, strict=True):
+            student.add_adapter(config, adapter_name=name)
+        student.set_adapter(["a", "b"])
+    for new in (None, LoraConfig(**NEW)):
+        with pytest.raises(ConfigError, match=r"several active adapters \(a, b\)"):
+            trainer_of(micro_lab, tmp_path, student, new)
+
+
 def test_an_adapter_that_is_merged_already_has_a_new_one_on_top(micro_lab, tmp_path, adapter):
     expected = PeftModel.from_pretrained(base_of(micro_lab), adapter)
     student = PeftModel.from_pretrained(base_of(micro_lab), adapter)

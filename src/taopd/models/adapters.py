@@ -4,6 +4,7 @@ transformers loads a folder with `adapter_config.json` as its base model with th
 frozen; peft has a class around such a model, `PeftModel`, whose adapter trains and is saved.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from transformers import PreTrainedModel
 
 from taopd.errors import ConfigError, DataError
 from taopd.models.adapter_folder import CONFIG, WEIGHTS
+
+logger = logging.getLogger(__name__)
 
 NEW = "new_adapter"
 """Subfolder of a checkpoint: the adapter that trains, without the one that was merged before."""
@@ -71,7 +74,19 @@ def check_runs(model: Any, *, trains: bool) -> None:
 
 
 def as_peft_model(model: Any) -> PeftModel:
-    """The model with its active adapter in peft's own class, ready to train that adapter."""
+    """The model with its active adapter in peft's own class, ready to train that adapter.
+
+    Raises:
+        ConfigError: several are active.
+    """
+    active = model.active_adapters
+    active = list(active() if callable(active) else active)
+    if len(active) > 1:
+        # A folder is loaded with one adapter: neither checkpoint nor result would be what was trained.
+        raise ConfigError(
+            f"the student has several active adapters ({', '.join(active)}), and what is saved is loaded "
+            "with one of them: activate the one that shall train, or merge_and_unload() them first"
+        )
     if not isinstance(model, PeftModel):
         name = model.active_adapters()[0]
         config, weights = model.peft_config[name], model.get_adapter_state_dict(name)
@@ -109,10 +124,6 @@ class MergedAdapter:
         """
         name = model.active_adapters[0]
         config: Any = model.peft_config[name]
-        if len(model.active_adapters) > 1:
-            raise ConfigError(
-                "the student has several active adapters: merge them and save it first"
-            )
         check_plain(config)
         if getattr(model, "is_quantized", False):
             raise ConfigError(
@@ -169,6 +180,20 @@ class MergedAdapter:
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
+
+
+def say_unmatched(model: Any) -> None:
+    """Warn of names in an adapter's config that no module of the model has: peft passes over them."""
+    config = model.peft_config[model.active_adapters[0]]
+    modules = [name for name, _ in model.get_base_model().named_modules()]
+    for setting in ("target_modules", "modules_to_save"):
+        named = getattr(config, setting, None) or ()
+        # A pattern, or all-linear, is refused by peft where it matches nothing.
+        for name in [] if isinstance(named, str) else sorted(named):
+            if not any(f".{each}".endswith(f".{name}") for each in modules):
+                logger.warning(
+                    "the adapter's %s: no module of the model is called %r", setting, name
+                )
 
 
 def check_plain(config: Any) -> None:

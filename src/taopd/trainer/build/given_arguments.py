@@ -14,7 +14,9 @@ from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from taopd.errors import ConfigError
+from taopd.models.loading import has_adapter
 from taopd.models.output_head import inside_peft
+from taopd.trainer.build.named_optimizer import check_optim, check_schedule
 from taopd.trainer.settings.config_checks import check_config
 from taopd.trainer.settings.config_fit import check_fit
 from taopd.trainer.settings.filled import FilledText
@@ -130,7 +132,8 @@ def check_made(
 
     Raises:
         ConfigError: activation checkpointing, the default, of an architecture that cannot do it; or see
-            `check_optimizer` and `_check_float16`.
+            `check_optimizer`, `check_schedule`, `check_optim` and `_check_float16`.
+        ImportError: a package that `optim` needs is missing.
     """
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
         kind = type(inside_peft(model)).__name__
@@ -139,6 +142,14 @@ def check_made(
         )
     # Of the model as it is now: an adapter that TRL made has parameters of its own.
     check_optimizer(optimizer, (each for each in model.parameters() if each.requires_grad))
+    if optimizer is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        check_schedule(args)
+        check_optim(args, model)
+    if has_adapter(model):
+        # peft loads a network library.
+        from taopd.models.adapters import say_unmatched
+
+        say_unmatched(model)
     # DeepSpeed updates float32 copies, FSDP2 makes them under mixed precision.
     kind, mixed = accelerator.distributed_type, accelerator.mixed_precision != "no"
     if kind != DistributedType.DEEPSPEED and not (kind == DistributedType.FSDP and mixed):

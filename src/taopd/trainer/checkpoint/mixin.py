@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from taopd.errors import DataError, NumericsError
+from taopd.errors import ConfigError, DataError, NumericsError
 from taopd.runs.checkpoints import (
     OPTIMIZER,
     PARTIAL,
@@ -250,7 +250,12 @@ class AtomicCheckpoints(Trainer):
             state = load_optimizer(Path(checkpoint), self.optimizer, *self._processes(checkpoint))
         else:
             state = load_tree(Path(checkpoint) / OPTIMIZER)
-            self.optimizer.load_state_dict(state["optimizer"])
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except (KeyError, ValueError) as error:
+                raise ConfigError(
+                    f"{checkpoint} is of another optimizer, or of other weights that trained: {error}"
+                ) from error
         self.lr_scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -18,10 +18,10 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import STATE, process_file
 from taopd.trainer.checkpoint.deferred_signals import DeferredSignals
-from taopd.trainer.checkpoint.state_file import load_tree, save_tree
+from taopd.trainer.checkpoint.state_file import check_tree, load_tree, save_tree
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class RankState(TrainerCallback):
         self.updating = False
         """The optimizer is updating the weights, which are of no step."""
         self.signals = DeferredSignals()
+        self._savable = False
+        """The optimizer has a state, and it was looked at."""
 
     def save(self, folder: Path) -> None:
         """Write this process's file of a checkpoint; inside a step, the state at the step's start."""
@@ -144,7 +146,7 @@ class RankState(TrainerCallback):
     # -- callback ---------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._at_step_start, self.updating = None, False
+        self._at_step_start, self.updating, self._savable = None, False, False
         # An earlier call of `train` may have ended in the middle of a step or of a generation batch. What a
         # checkpoint holds is restored later.
         trainer = self._trainer
@@ -171,6 +173,29 @@ class RankState(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._at_step_start, self.updating = None, False
+        if (
+            not self._savable
+            and args.save_strategy != "no"
+            and self._trainer.layout == "replicated"
+        ):
+            _refuse_unsavable(self._trainer.optimizer)
+        self._savable = True
+
+
+def _refuse_unsavable(optimizer: Any) -> None:
+    """Refuse an optimizer whose state no checkpoint can hold, after one step and not at the first checkpoint.
+
+    Raises:
+        ConfigError: names it.
+    """
+    try:
+        check_tree(optimizer.state_dict())
+    except DataError as error:
+        kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
+        raise ConfigError(
+            f"no checkpoint can be written: the state of the optimizer {kind} {error}; take another "
+            "optimizer, or save_strategy='no' for a run that cannot be resumed"
+        ) from error
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

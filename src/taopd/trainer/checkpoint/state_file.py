@@ -51,6 +51,15 @@ def save_tree(path: str | Path, tree: Any) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
+def check_tree(tree: Any) -> None:
+    """Refuse what `save_tree` would refuse, without a copy of any tensor.
+
+    Raises:
+        DataError: see `save_tree`.
+    """
+    _pack(tree, None, "")
+
+
 def load_tree(path: str | Path, *, shard_values: bool = True) -> Any:
     """Read what `save_tree` wrote; tensors are on the CPU.
 
@@ -69,8 +78,11 @@ def load_tree(path: str | Path, *, shard_values: bool = True) -> Any:
         raise DataError(f"{path} is not a state file that taopd wrote: {error}") from error
 
 
-def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+def _pack(value: Any, tensors: dict[str, Tensor] | None, where: str) -> Any:
+    if isinstance(value, Tensor | Shard) and tensors is None:
+        return None
     if isinstance(value, Tensor):
+        assert tensors is not None
         name = str(len(tensors))
         tensors[name] = _own(value, tensors)
         return {"tensor": name}
