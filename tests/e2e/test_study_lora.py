@@ -119,3 +119,33 @@ def test_an_adapter_that_the_students_own_cannot_be_saved_with_is_refused_before
         plan_study(parse_study_file(study | {"config": config, "arms": arms}))
     del arms[1][next(iter(setting))]
     assert len(plan_study(parse_study_file(study | {"config": config, "arms": arms})).arms) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({**LORA, "lora_target_modules": ["nope"]}, "Target modules .*nope.* not found"),
+        ({"attn_implementation": "fast"}, 'attn_implementation="fast"'),
+        ({"attn_implementation": "flash_attention_2"}, "FlashAttention2"),
+        ({"load_in_4bit": True, **LORA}, "load_in_4bit needs the package bitsandbytes"),
+        ({"teacher_quantization": "8bit"}, "teacher_quantization needs the package bitsandbytes"),
+        ({"teacher_model_init_kwargs": {"dtype": "float99"}}, "teacher: .*float99"),
+        ({"model_init_kwargs": {"dtype": "float99"}}, "student: .*float99"),
+        ({"optim": "lomo"}, "lomo"),
+        ({"optim_args": "amsgrad=1"}, "does not read 'amsgrad'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'"),
+        ({"num_generations": 3}, "num_generations=3 does not divide"),
+    ],
+)
+def test_what_an_arm_would_stumble_over_is_refused_before_the_first_one(setting, words):
+    """Its models are made from their configs alone; it was told after hours of the arms before it."""
+    arms = [{"selector": "full"}, {"name": "late", "selector": "full", **setting}]
+    with pytest.raises(ConfigError, match=f"^arm 'late': .*{words}"):
+        plan_study(parse_study_file(STUDY | {"config": TRAINING, "arms": arms}))
+
+
+def test_an_arms_own_options_of_loading_reach_its_student():
+    lab = build_lab("dialect", **MICRO)
+    weights = split_settings({"dtype": "float32"})[1]
+    assert load_student(str(lab.student), weights).dtype == torch.float32
+    assert load_student(str(lab.student), weights, {"dtype": "bfloat16"}).dtype == torch.bfloat16

@@ -63,7 +63,7 @@ def shares(counts: Mapping[str, int]) -> dict[str, float]:
 def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     """Train and evaluate one arm, from its newest checkpoint on; write and return its results."""
     training, weights = split_settings(arm.config)
-    student = load_student(arm.student, weights)
+    student = load_student(arm.student, weights, training.pop("model_init_kwargs", None))
     size = student.num_parameters()
     torch.set_num_threads(num_threads(size))
     defaults: dict[str, Any] = {

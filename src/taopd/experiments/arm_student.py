@@ -8,16 +8,27 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from taopd.errors import ConfigError
-from taopd.models.adapter_folder import adapter_config
+from taopd.errors import ConfigError, TaopdError
+from taopd.experiments.arm_settings import Arm
+from taopd.models.adapter_folder import adapter_config, adapter_folder, base_of
+from taopd.models.gguf import gguf_file
+from taopd.models.load_options import current_names, safe_options
+from taopd.models.loading import load_config
 from taopd.models.prompts import load_model
+from taopd.models.quantization import require_package
+from taopd.trainer.build.named_optimizer import check_optim, check_schedule
+from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.settings.config_checks import check_generation_batch
 from taopd.trainer.settings.number_checks import (
     LORA,
     check_adapter_is_asked_for,
     check_ranges,
 )
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 from taopd.trainer.settings.yaml_types import fits, type_words
 
 _NOT_OF_AN_ARM = {"model_name_or_path", "model_revision", "trust_remote_code"}
@@ -65,31 +76,85 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ModelCo
     return training, weights
 
 
-def load_student(path: str, weights: ModelConfig) -> Any:
+def student_options(weights: ModelConfig, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How the student is loaded; its own keywords, `model_init_kwargs`, win over the settings."""
+    shared = {"dtype": weights.dtype, "attn_implementation": weights.attn_implementation}
+    return shared | current_names(own)
+
+
+def load_student(path: str, weights: ModelConfig, own: Mapping[str, Any] | None = None) -> Any:
     """The student in the precision of the settings, float32 by default."""
-    options = {"dtype": weights.dtype, "attn_implementation": weights.attn_implementation}
+    options = student_options(weights, own)
     quantization = get_quantization_config(weights)
     if quantization is not None:
         options["quantization_config"] = quantization
     return load_model(path, **options)
 
 
-def check_adapter(student: str, settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a new adapter that cannot be saved with the student's own one, before any arm runs.
+def check_arm(run: Arm) -> None:
+    """Refuse, before any arm runs, what the settings and the configs of both models tell of an arm.
+
+    The models are made without memory for their weights, and the adapter is put into the student.
 
     Raises:
         ConfigError: names the arm.
     """
-    _, weights = split_settings(settings)
-    if not weights.use_peft or adapter_config(student, {}) is None:
-        return
-    # peft loads a network library.
-    from taopd.models.adapters import check_plain
-
     try:
-        check_plain(get_peft_config(weights))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        training, weights = split_settings(run.config)
+        args = TeachabilityConfig(
+            output_dir="unused", **{**training, "use_cpu": True, "report_to": "none"}
+        )
+        check_generation_batch(
+            args,
+            args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            streaming=False,
+        )
+        if weights.load_in_4bit or weights.load_in_8bit:
+            require_package(f"load_in_{'4bit' if weights.load_in_4bit else '8bit'}")
+        if args.teacher_quantization:
+            require_package("teacher_quantization")
+        model = _skeleton(run.student, student_options(weights, args.model_init_kwargs))
+        if run.teacher not in OWN_TEACHERS:
+            _skeleton(run.teacher, current_names(args.teacher_model_init_kwargs))
+        if weights.use_peft:
+            model = _with_adapter(model, run.student, weights)
+        check_schedule(args)
+        check_optim(args, model)
+    except TaopdError as error:
+        raise ConfigError(f"arm {run.name!r}: {error}") from error
+    except (ImportError, ValueError) as error:  # how transformers and peft refuse settings
+        raise ConfigError(f"arm {run.name!r}: {' '.join(str(error).split())}") from error
+
+
+def _with_adapter(model: Any, student: str, weights: ModelConfig) -> Any:
+    """The student with the adapter that is asked for."""
+    # peft loads a network library.
+    from peft import get_peft_model
+
+    from taopd.models.adapters import check_plain, say_unmatched
+
+    config = get_peft_config(weights)
+    if adapter_config(student, {}) is not None:
+        check_plain(config)
+    model = get_peft_model(model, config)
+    say_unmatched(model)
+    return model
+
+
+def _skeleton(name: str, options: Mapping[str, Any]) -> Any:
+    """A model as it is loaded with these options, without its weights."""
+    options = safe_options(options)
+    wanted = {key: options[key] for key in ("attn_implementation", "dtype") if options.get(key)}
+    if wanted.get("dtype") == "auto":
+        del wanted["dtype"]
+    adapter = None if gguf_file(name) else adapter_folder(name, options)
+    config = load_config(name if adapter is None else base_of(adapter))
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **wanted)
+    except AttributeError as error:
+        # Of torch, which has no such dtype.
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def number_format(student: Any, args: Any) -> str:

@@ -40,11 +40,7 @@ def quantization_config(kind: str, dtype: Any) -> BitsAndBytesConfig:
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise ConfigError(
-            f"teacher_quantization={kind!r} needs the package {PACKAGE}, which is not installed: pip install "
-            f"{PACKAGE}"
-        )
+    require_package(f"teacher_quantization={kind!r}")
     _import_without_hub()
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -52,6 +48,18 @@ def quantization_config(kind: str, dtype: Any) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
     )
+
+
+def require_package(setting: str) -> None:
+    """Refuse a setting that needs bitsandbytes where it is not installed.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ConfigError(
+            f"{setting} needs the package {PACKAGE}, which is not installed: pip install {PACKAGE}"
+        )
 
 
 def _import_without_hub() -> None:

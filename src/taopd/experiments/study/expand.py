@@ -26,7 +26,7 @@ MOST_BYTES = 200
 _NAME = re.compile(r"[\w.@%+,=-]+")
 _SELECTOR_KEYS = {"selector", "compatibility", "normalization", "split_gamma"}
 """Settings that change which tokens are kept and nothing else; without effect on random and full."""
-_SELECTION_KEYS = _SELECTOR_KEYS | {
+SELECTION_KEYS = _SELECTOR_KEYS | {
     *("budget", "min_keep", "gradient_window", "gradient_check_every"),
     *("anchor_coef", "anchor_fraction", "anchor_responses", "anchor_loss"),
     *("method", "reach_threshold"),
@@ -70,9 +70,7 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
             check_budget(settings.get("budget", 1.0))
         settings = {"selector": base.get("selector", TeachabilityConfig.selector)} | settings
         if settings["selector"] == "full":
-            settings = {
-                k: v for k, v in settings.items() if k not in _SELECTION_KEYS - {"selector"}
-            }
+            settings = {k: v for k, v in settings.items() if k not in SELECTION_KEYS - {"selector"}}
         name = str(entry.get("name") or _derived_name(settings, base))
         _check_name(name)
         if name in named:
@@ -185,7 +183,7 @@ def _controls(
         needless = kind == "random" and settings["selector"] in ("full", "random")
         control = None if needless else _find(settings, kind, named, base)
         if control is None and wanted and not needless:
-            dropped = _SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
+            dropped = SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
             more = {k: v for k, v in settings.items() if k not in dropped}
             added = {"selector": kind} | more
             control = _derived_name(added, base)
@@ -204,7 +202,7 @@ def _find(
     settings: Mapping[str, Any], kind: str, named: Mapping[str, Any], base: Mapping[str, Any]
 ) -> str | None:
     """The arm of this kind that differs in nothing but what the kind makes void."""
-    dropped = _SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
+    dropped = SELECTION_KEYS if kind == "full" else _SELECTOR_KEYS
 
     def rest(of: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in {**base, **of}.items() if k not in dropped}

@@ -18,14 +18,14 @@ import torch
 
 from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.arm_settings import Arm, load_problems
-from taopd.experiments.arm_student import check_adapter
+from taopd.experiments.arm_student import check_arm
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
-from taopd.experiments.study.expand import StudyArm, expand
+from taopd.experiments.study.expand import SELECTION_KEYS, StudyArm, expand
 from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.experiments.study.finished import SO_FAR, WRITTEN
 from taopd.models.prompt_rows import read_prompt
@@ -116,8 +116,13 @@ def plan_study(
     lab = build_lab(study.lab, progress=progress, **study.lab_sizes) if study.lab else None
     runs = [_run_of(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
     _check_inputs(runs[0])
-    for run in runs[: len(arms)]:
-        check_adapter(run.student, run.config, f"arm {run.name!r}")
+    seen = []
+    # Those of the file first: a fault of theirs is in their controls too.
+    for _, run in sorted(zip(arms, runs, strict=False), key=lambda pair: pair[0].added):
+        same = {k: v for k, v in run.config.items() if k not in SELECTION_KEYS}
+        if same not in seen:
+            check_arm(run)
+            seen.append(same)
     return StudyPlan(study=study, arms=arms, runs=runs)
 
 
