@@ -145,3 +145,35 @@ def test_a_degenerate_completion_is_graded_soon(text):
     began = time.monotonic()
     assert not Grader("auto")(text, "1,2,3").correct
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        ("The answer is 10^{-3}.", "0.001", True),
+        ("The answer is 10^{-3}.", "10", False),
+        ("0.001", "10^{-3}", True),
+        ("10", "10^{-3}", False),
+        (r"The mass is 2 \times 10^{-3} kg.", "0.002", True),
+        (r"The mass is 2 \times 10^{-3} kg.", "2", False),
+        ("2 x 10^{-3}", "0.002", True),
+        (r"It is 2\sqrt{3}.", r"2\sqrt{3}", True),
+        (r"It is 2\sqrt{3}.", "2", False),
+        (r"It is 2\sqrt{3}.", r"3\sqrt{2}", False),
+        (r"3\pi", r"$3\pi$", True),
+        (r"3\pi", "3", False),
+        ("1{,}000", "1000", True),
+        ("1{,}000", "1", False),
+        (r"It costs \$5.", "5", True),
+        (r"It costs \$5.", "$5", True),
+        (r"It costs \$5.", "6", False),
+        (r"It costs \$5 and \$6, that is \$11.", "11", True),
+        (r"It costs \$5 and \$6, that is \$11.", "5", False),
+        # What comes after the formula is the answer.
+        (r"With 2\sqrt{3} apples there are 5.", "5", True),
+    ],
+)
+def test_latex_without_dollars_is_read_as_a_whole(completion, answer, correct):
+    r"""math-verify reads 10^{-3} as 10, 2\sqrt{3} as 2, 1{,}000 as 1; and nothing from \$5."""
+    for match in ("auto", "math"):
+        assert Grader(match)(completion, answer).correct is correct

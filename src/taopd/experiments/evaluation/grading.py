@@ -29,7 +29,7 @@ from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 
 _TIMEOUT_SECONDS = 5
-_LATEX = re.compile(r"\\|\$")
+_LATEX = re.compile(r"\\|\$|\^\{")
 _DOLLARS = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 """What math-verify finds LaTeX by; the dollar of a price (\\$10) is none."""
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
@@ -46,11 +46,18 @@ _MIXED = re.compile(r"(?<![\w.,/+*^-])(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/])
 _POWER_OF_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\^)")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.]*\w)")
 _FULL_STOP = re.compile(r"(?<=\d)\.(?=\s|$)")
-_THIN_SPACE = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
+_THIN_SPACE = re.compile(r"(?<=\d)(?:\\,|\{,\})(?=\d{3}(?!\d))")
 _NO_ZERO = re.compile(r"(?<![\w.])\.(?=\d)")
 _RAISED = re.compile(r"(?<=[\d)])[⁰¹²³⁴-⁹]+")
 _SIGNS = str.maketrans("\N{MINUS SIGN}\N{MULTIPLICATION SIGN}÷", "-*/")
 _RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_BARE = re.compile(
+    r"(?<![\w\\}.^])-?(?:(?:\d+(?:,\d{3})*(?:\.\d+)?|\\[dt]?frac\{[^{}]*\}\{[^{}]*\}"
+    r"|\\sqrt(?:\[\d+\])?\{[^{}]*\}|\\(?:pi|times|cdot)(?![a-zA-Z])|\^(?:\{[^{}]*\}|-?\d+)"
+    r"|[-+*/](?=[ ]?[\d\\])) ?)++(?=\D*\Z)"
+)
+"""The last numbers of a text with LaTeX between them; of 2\\sqrt{3} math-verify would read the 2."""
+_PRICE = re.compile(r"\\\$(?= ?\.?\d)")
 _SMALL = re.compile(r"[-+]?0*\.(0{4,})\d")
 """A number that six decimals, to which math-verify rounds, would change."""
 _ENCLOSED = re.compile(r"(?<![\w)])[\"'(\[+]{1,3}(?=[-.\d])")
@@ -199,7 +206,7 @@ def _grade_math(completion: str, answer: str) -> Verdict:
     timeout = _timeout()
     gold = _parse_answer(answer, timeout)
     try:
-        found = _parse_completion(_plainly(completion), answer, timeout)
+        found = _parse_completion(_bare_latex(_plainly(completion)), answer, timeout)
         if not found or not gold:
             return Verdict(False, bool(found))
         small = _SMALL.match(_plainly(answer.strip()))
@@ -225,6 +232,22 @@ def _plainly(text: str) -> str:
     text = _NO_ZERO.sub("0.", text)
     text = _SCIENTIFIC.sub(lambda m: f"{Decimal(m.group()):f}", text)
     return _MIXED.sub(_improper, text)
+
+
+def _bare_latex(text: str) -> str:
+    r"""LaTeX without dollars at the end of a text, and prices (\$5), as math-verify reads them.
+
+    Example:
+        >>> _bare_latex(r"It is 2 \times 10^{-3}."), _bare_latex(r"It costs \$5.")
+        ('It is $2 \\times 10^{-3}$.', 'It costs 5.')
+    """
+    if _DOLLARS.search(text):
+        return text
+    text = _PRICE.sub("", text)
+    found = _BARE.search(text)
+    if found is None or not _LATEX.search(found.group()):
+        return text
+    return f"{text[: found.start()]}${found.group().rstrip()}${text[found.end() :]}"
 
 
 def _improper(mixed: re.Match[str]) -> str:
