@@ -98,6 +98,9 @@ def test_a_pair_is_made_once_and_another_one_is_refused(tmp_path, base):
         make_pair(tmp_path / "pair", spec=dataclasses.replace(SPEC, seed=1), base=base)
     with pytest.raises(DataError, match="holds no pair"):
         make_pair(tmp_path, spec=SPEC, base=base)
+    (tmp_path / "pair.json").write_text("[]")
+    with pytest.raises(DataError, match="holds no pair"):
+        make_pair(tmp_path, spec=SPEC, base=base)
     train, test = (load_prompts(pair.prompts, split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (16, 8)
 

@@ -58,3 +58,13 @@ def test_another_value_is_refused_by_name(tmp_path, name, before, now, words):
     with pytest.raises(ConfigError) as error:
         changed_settings(tmp_path, checkpoint, {name: now}, allowed=False)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", "null", "3", '"x"', '{"changes": 3}', "\x00\N{BULLET}"]
+)
+def test_settings_that_are_no_document_of_ours_are_told_and_not_compared(tmp_path, text, caplog):
+    checkpoint = begun(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    assert changed_settings(tmp_path, checkpoint, {"budget": 0.1}, allowed=False) == []
+    assert "no settings of the run so far" in caplog.text

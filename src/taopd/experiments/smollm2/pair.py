@@ -31,6 +31,8 @@ from taopd.models.prompts import load_prompts
 from taopd.runs.folder import cannot_write_to
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import cache_folder
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document
 
 MANIFEST = "pair.json"
 Progress = Callable[[str, int, int], None]
@@ -132,8 +134,8 @@ def make_pair(
 
 def _check(folder: Path, about: dict[str, Any]) -> None:
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_document(folder / MANIFEST, {"spec?": OBJECT})
+    except DataError:
         raise DataError(
             f"{folder} exists and holds no pair ({MANIFEST}); name another folder"
         ) from None

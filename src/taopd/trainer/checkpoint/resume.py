@@ -14,7 +14,8 @@ from taopd.runs.disk import cannot_write
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
 from taopd.runs.jsonl import plain
 from taopd.runs.paths import replace_folder
-from taopd.runs.validation import shown
+from taopd.runs.schemas import OBJECT
+from taopd.runs.validation import read_document, shown
 from taopd.trainer.checkpoint.mixin import agreed
 from taopd.trainer.checkpoint.steps_done import refuse_fewer, steps_done
 from taopd.trainer.settings.teacher_entries import same_teachers
@@ -108,8 +109,8 @@ def changed_settings(
         ConfigError: settings that change the method differ; lists all that differ.
     """
     try:
-        before = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = read_document(path / "config.json", {"changes?": [OBJECT]})
+    except DataError:
         logger.warning("%s: no settings of the run so far: what changed cannot be said", path)
         return []
     # As the file has them: tuples and paths would differ from what JSON made of them.
