@@ -35,7 +35,9 @@ def arm_of(folder, name="a", seed=0, **config):
 
 
 def finish(place):
-    (place / "results.json").write_text("{}")
+    curve = {"accuracy_curve": [[0, 0.5]], "accuracy_greedy": 0.5}
+    about = {"name": place.name, "seed": 0, "selector": "full", "budget": 1.0} | curve
+    (place / "results.json").write_text(json.dumps(about))
 
 
 def files(folder):
@@ -71,6 +73,17 @@ def test_a_finished_arm_of_other_settings_is_refused_by_name_and_nothing_is_chan
         with pytest.raises(DataError, match=rf"arm a-seed0 finished with other .* \({words}\)"):
             prepare([begun, (other, place)])
         assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"seed": "x"}', "{"])
+def test_a_finished_arm_whose_results_are_damaged_is_told_before_the_others_run(
+    finished, tmp_path, text
+):
+    (finished[0][1] / "results.json").write_text(text)
+    before = files(tmp_path)
+    with pytest.raises(DataError, match=r"a/results\.json"):
+        prepare(finished)
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["student/model.safetensors", "prompts.jsonl"])

@@ -17,6 +17,7 @@ from typing import Any
 from taopd.errors import DataError
 from taopd.experiments.arm_settings import Arm, write_arm
 from taopd.runs.checkpoints import newest_complete
+from taopd.experiments.study.finished import read_outcome
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded
 from taopd.runs.schemas import OBJECT
@@ -35,7 +36,8 @@ def prepare(arms: Iterable[tuple[Arm, Path]]) -> None:
     others are cleared.
 
     Raises:
-        DataError: an arm has finished with other settings or inputs than these; nothing is changed then.
+        DataError: an arm has finished with other settings or inputs than these, or its results are damaged;
+            nothing is changed then.
     """
     seen: dict[str, str | None] = {}
     unfinished = []
@@ -70,6 +72,8 @@ def _as_written(arm: Arm) -> dict[str, Any]:
 
 
 def _check(arm: Arm, place: Path, inputs: Mapping[str, str | None]) -> None:
+    # A table is made of it, after the last arm.
+    read_outcome(place / "results.json")
     before, now = read_document(place / "arm.json", OBJECT), _as_written(arm)
     changed = list(_differing(before, now))
     # Arms of earlier versions have not noted what they read.

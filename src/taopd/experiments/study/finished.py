@@ -23,7 +23,7 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
         DataError: no arm has finished there, or a file is not an arm's results.
     """
     root = folder / "arms" if (folder / "arms").is_dir() else folder
-    found = [_read(path) for path in sorted(root.glob("*/results.json"))]
+    found = [read_outcome(path) for path in sorted(root.glob("*/results.json"))]
     if not found:
         raise DataError(
             f"no arm has finished in {folder}: there is no */results.json below it; a study's folder is "
@@ -110,7 +110,12 @@ def _key(outcome: dict[str, Any]) -> tuple[Any, Any]:
     return outcome.get("name"), outcome.get("seed")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_outcome(path: Path) -> dict[str, Any]:
+    """`results.json` of an arm.
+
+    Raises:
+        DataError: it is not an arm's.
+    """
     outcome = read_document(path, OUTCOME)
     missing = [key for key in NEEDED if outcome.get(key) is None]
     if missing:
