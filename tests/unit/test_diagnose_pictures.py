@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from taopd.diagnose import (
 )
 from taopd.errors import DataError
 from taopd.report.figures import diagnose as diagnostic
+from taopd.report.figures import style
 from tests.unit.diagnose_simulation import simulate_bank
 
 FAST = AnalysisSettings(num_resamples=50)
@@ -70,3 +72,19 @@ def test_shares_single_group_and_non_finite_gains_draw(bank, tmp_path):
     diagnostic.draw_q3_gap(table, tmp_path)
     few = pd.DataFrame(tokens.iloc[:3])
     diagnostic.draw_gain_against_disagreement(few, tmp_path)
+
+
+def test_letters_that_no_font_has_are_told_once_and_others_are_drawn_by_a_font_that_has_them(
+    tmp_path, caplog
+):
+    """matplotlib draws boxes, and warns of every glyph in every file."""
+    style._say_boxes.cache_clear()
+    for _ in range(2):
+        figure, axes = plt.subplots()
+        # The second letter is in STIX, which comes along; its "last resort" has boxes for all.
+        title = axes.set_title("arm \N{EGYPTIAN HIEROGLYPH A001} \N{COMBINING ENCLOSING CIRCLE}")
+        style.save(figure, tmp_path, "x")
+        assert title.get_fontfamily()[0] == "DejaVu Sans"
+        assert not set(title.get_fontfamily()) <= {"DejaVu Sans", "Last Resort High-Efficiency"}
+    (told,) = caplog.messages
+    assert told.startswith("no font of this machine has \N{EGYPTIAN HIEROGLYPH A001}: pictures")

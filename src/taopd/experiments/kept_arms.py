@@ -16,8 +16,8 @@ from typing import Any
 
 from taopd.errors import DataError
 from taopd.experiments.arm_settings import Arm, write_arm
-from taopd.runs.checkpoints import newest_complete
 from taopd.experiments.study.finished import read_outcome
+from taopd.runs.checkpoints import newest_complete
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded
 from taopd.runs.schemas import OBJECT

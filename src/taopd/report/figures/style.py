@@ -4,7 +4,10 @@ Series differ in marker, line style or hatch as well as in color. SVG ids are sa
 so that the same table gives the same file.
 """
 
+import logging
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import patheffects
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 
 from taopd.errors import DataError
 
+logger = logging.getLogger(__name__)
+
+_FONT = "DejaVu Sans"
+"""matplotlib's own."""
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe-Ito, told apart by color-blind readers."""
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -103,13 +112,51 @@ def headed(figure: Any, words: str) -> None:
     figure.suptitle(words, fontsize=9, x=0.01, ha="left", parse_math=False)
 
 
+def readable(figure: Any) -> None:
+    """Show the texts of a figure in fonts that have their characters; of what is left it is warned once.
+
+    matplotlib's own font has neither Chinese nor emoji, and draws a box for each of them.
+    """
+    words = figure.findobj(Text)
+    lacking = set("".join(text.get_text() for text in words))
+    # matplotlib's last resort has a box for every letter.
+    found = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    fonts, names = sorted({(font.name, font.fname) for font in found}), []
+    for name, file in [(_FONT, findfont(_FONT)), *fonts]:
+        lacking = {letter for letter in lacking if letter.isprintable() and letter != " "}
+        if not lacking:
+            break
+        try:
+            known = {chr(code) for code in get_font(file).get_charmap()}
+        except (OSError, RuntimeError):  # Of emoji in colors; matplotlib draws none.
+            continue
+        if lacking & known:
+            names.append(name)
+        lacking -= known
+    if lacking:
+        _say_boxes(" ".join(sorted(lacking)[:10]))
+    for text in words if len(names) > 1 else ():
+        text.set_fontfamily(names)
+
+
+@cache
+def _say_boxes(letters: str) -> None:
+    logger.warning(
+        "no font of this machine has %s: pictures show boxes in their place. Install one (as Noto Sans "
+        "CJK), or name arms and studies in other letters",
+        letters,
+    )
+
+
 def save(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg, close the figure, return both paths."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+    readable(figure)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with plt.rc_context({"svg.hashsalt": "taopd"}):
+    with plt.rc_context({"svg.hashsalt": "taopd"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `readable` has told.
         for path in paths:
             date = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=150, metadata=date)
