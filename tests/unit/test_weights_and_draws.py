@@ -184,3 +184,29 @@ def test_settings_that_have_no_meaning_are_refused(setting):
 def test_scopes_and_draws_of_an_empty_table():
     for setting in ({"scope": "response"}, {"draw": "proportional"}):
         assert not select(table_of([]), **setting).kept.any()
+
+
+@pytest.mark.parametrize("normalization", ["none", "minmax"])
+@pytest.mark.parametrize("lowest", [-50.0, -1.0, 0.0])
+def test_negative_scores_weigh_and_draw_in_their_order(normalization, lowest):
+    """With `none` all of them had weight 0, so that nothing trained, and were drawn evenly."""
+    table = random_table()
+
+    def score(view):
+        return lowest + view.table.position.double()
+
+    how = {"selector": score, "budget": 0.3, "normalization": normalization}
+    weighted = select(table, weighting="score", **how)
+    order = weighted.scores[weighted.kept].argsort()
+    weights = weighted.weights[weighted.kept][order]
+    assert bool((weights.diff() >= 0).all()) and 0 < float(weights.max()) <= 1
+    drawn = select(table, draw="proportional", draw_floor=0.1, **how).probability[table.valid]
+    order = weighted.scores[table.valid].argsort()
+    assert bool((drawn[order].diff() >= -1e-12).all()) and len(drawn.unique()) > 10
+
+
+def test_the_prefix_weighs_by_its_score_without_normalization():
+    kept = select(
+        random_table(), selector="prefix", budget=0.3, normalization="none", weighting="score"
+    )
+    assert float(kept.weights.max()) == 1.0

@@ -4,12 +4,14 @@ A weight is not a selection: any selector can decide who trains and any score ho
 (`taopd.losses`) divides by the sum of the weights or by a count of tokens afterwards.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError, NumericsError
-from taopd.selectors.normalize import NormalizedView
+from taopd.selectors.normalize import NormalizedView, scale_of
 from taopd.selectors.registry import Selector, called, checked
 from taopd.selectors.resolve import resolve_selector
 
@@ -39,7 +41,14 @@ def resolve_weighting(weighting: str) -> Selector | None:
 def unit_scores(
     selector: Selector, scores: Float[Tensor, " N"], view: NormalizedView
 ) -> Float[Tensor, " N"]:
-    """Scores in [0, 1], more meaning keep: as they are if bounded, else normalized."""
+    """Scores in [0, 1], more meaning keep: as they are if bounded, else normalized.
+
+    With normalization "none" negative scores are moved up to 0 first: below it all of them would be 0.
+    """
+    if view.normalization == "none" and not selector.bounded:
+        how: dict[str, Any] = {"rules": view.rules, "ranks": view.table.ranks}
+        ends = scale_of(scores, view.table.valid, normalization="minmax", **how)
+        scores = scores if ends is None else scores - min(0.0, ends[0])
     scaled = scores if selector.bounded else view.normalized(scores)
     return 1.0 - scaled if selector.ascending else scaled
 
