@@ -97,6 +97,16 @@ def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "runs"}
 
 
+def test_a_page_that_is_a_link_stays_one_to_the_new_page(run, tmp_path):
+    """The page that it leads to, as on a web server, was left as it was."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "page.html").write_text("old")
+    link = tmp_path / "link.html"
+    link.symlink_to(Path("served") / "page.html")
+    write_report([run], link)
+    assert link.is_symlink() and "<html" in (tmp_path / "served" / "page.html").read_text()
+
+
 def test_a_killed_and_an_empty_run_are_shown_with_a_warning(run, tmp_path):
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         text = (run / name).read_text()

@@ -366,3 +366,13 @@ def test_processes_that_only_look_do_not_take_each_other_for_the_holder(tmp_path
         looker.stdin.flush()
     told = [looker.communicate()[1] for looker in lookers]
     assert [looker.returncode for looker in lookers] == [0, 0], told
+
+
+def test_a_name_that_is_no_text_in_this_locale_is_written_and_read_again(tmp_path):
+    """Python gives such bytes of a command line as halves of surrogate pairs, which UTF-8 does not have."""
+    name = os.fsdecode(b"l\xe4uf")
+    write_json(tmp_path / "config.json", {"output_dir": name})
+    assert json.loads((tmp_path / "config.json").read_text())["output_dir"] == name
+    # A model card of transformers would fail at the first checkpoint.
+    with pytest.raises(DataError, match=r"no text in this locale.*LC_ALL=C\.UTF-8"):
+        RunFolder.check(tmp_path / name)

@@ -81,8 +81,9 @@ def write_report(
     text = _page(_title(sources), shown, *heads, rollouts)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        there = path.resolve()  # a link stays one, to the new page
+        there.parent.mkdir(parents=True, exist_ok=True)
+        write_text(there, text)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror or error}") from error
     return Report(

@@ -111,6 +111,12 @@ class RunFolder:
                 "resume and overwrite exclude each other: go on with the run, or start it anew"
             )
         folder = expanded(path).absolute()
+        # How Python reads bytes of a command line that are no text.
+        if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):
+            raise DataError(
+                f"cannot use {shown(str(path))}: its name is no text in this locale, and libraries write it "
+                "into files: set LC_ALL=C.UTF-8 (PYTHONUTF8=1), or take another name"
+            )
         try:
             ours = (folder / MARKER).exists()
             # A run replaces all that it writes: what is there already must be its own.

@@ -25,6 +25,10 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_ODD = "backslashreplace"
+"""Half a surrogate pair, as in the name of a folder that is no text in this locale: JSON reads it again."""
+
+
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or in pieces, atomically: all of it or nothing."""
     path = Path(path)
@@ -43,7 +47,7 @@ def _name(error: OSError, path: str | Path) -> None:
 def _replace_text(path: Path, parts: Iterable[str]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with os.fdopen(handle, "w", encoding="utf-8", errors=_ODD) as stream:
             stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
