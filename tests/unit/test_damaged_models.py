@@ -5,6 +5,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from taopd import cli
@@ -193,3 +195,12 @@ def test_a_tokenizer_may_be_its_vocabulary_alone(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert load_tokenizer(tmp_path).convert_tokens_to_ids(["one", "plus"]) == [6, 5]
+
+
+def test_a_model_that_reads_images_is_told_with_what_to_do(tmp_path):
+    """transformers lists some two hundred classes that it would take."""
+    about = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"Qwen2_5_VL is no causal language model .*teacher_url\)$"):
+        load_model(tmp_path)

@@ -15,6 +15,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from taopd.errors import ConfigError, TaopdError
 from taopd.experiments.arm_settings import Arm
 from taopd.models.adapter_folder import adapter_config, adapter_folder, base_of
+from taopd.models.damage import other_kind
 from taopd.models.gguf import gguf_file
 from taopd.models.load_options import current_names, safe_options
 from taopd.models.loading import load_config
@@ -155,6 +156,10 @@ def _skeleton(name: str, options: Mapping[str, Any]) -> Any:
     except AttributeError as error:
         # Of torch, which has no such dtype.
         raise ConfigError(f"{name}: {error}") from error
+    except ValueError as error:
+        if words := other_kind(error):
+            raise ConfigError(f"cannot load the model {name}: {words}") from error
+        raise
 
 
 def number_format(student: Any, args: Any) -> str:

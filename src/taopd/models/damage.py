@@ -4,6 +4,7 @@ The libraries below say what a parser met, and neither which file it was nor tha
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def damage(model: Path) -> str:
             words = " ".join(str(error).split())
             return f"{file} ({size} bytes) is cut short or damaged ({words}): {AGAIN}"
     return ""
+
+
+def other_kind(error: Exception) -> str:
+    """What transformers' refusal of an architecture means; "" for another error."""
+    found = re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", str(error))
+    if found is None:
+        return ""
+    return (
+        f"{found[1]} is no causal language model to transformers (AutoModelForCausalLM), as models that read "
+        "images, or text alone to encode it, are none: take a language model of that family; a teacher that "
+        "reads images too can be served by vLLM or SGLang (teacher_url)"
+    )
 
 
 def _read_json(file: Path) -> None:

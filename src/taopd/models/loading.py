@@ -32,7 +32,7 @@ from transformers import (
 from taopd.errors import DataError
 from taopd.models import gguf
 from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
-from taopd.models.damage import damage
+from taopd.models.damage import damage, other_kind
 from taopd.models.load_options import NO_PICKLES, safe_options
 from taopd.models.output_head import require_decoder
 from taopd.models.stop_tokens import check_declared
@@ -274,7 +274,7 @@ def _why(name: str, error: Exception) -> str:
             f"there is no such folder here (looked in {Path.cwd()}), and HF_HUB_OFFLINE keeps the hub from "
             "being asked for what its cache lacks"
         )
-    return damage(Path(name)) or root_cause(error)
+    return damage(Path(name)) or other_kind(error) or root_cause(error)
 
 
 def _check_weights(folder: Path) -> None:
