@@ -171,6 +171,15 @@ class Keyed(torch.optim.SGD):
         return super().step(closure)
 
 
+def test_a_compiled_student_is_saved_as_what_it_is(tmp_path, caplog):
+    """Its weights were saved under other names, in checkpoints too: no folder was loaded again."""
+    model, teacher = (make_model(seed=seed, hidden_size=16) for seed in (0, 1))
+    compiled = [torch.compile(each, backend="eager") for each in (model, teacher)]
+    made = trainer(tmp_path, model=compiled[0], teacher_model=compiled[1])
+    assert made.model is model and made.teacher_model is teacher
+    assert "torch.compile has no effect" in caplog.text
+
+
 def test_a_schedule_that_cannot_be_made_is_told_before_the_run_folder(tmp_path):
     with pytest.raises(ConfigError, match=r"^lr_scheduler_type='cosine_with_min_lr'"):
         trainer_with(tmp_path, lr_scheduler_type="cosine_with_min_lr")

@@ -40,6 +40,14 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     for name, value in (("model", model), ("teacher_model", teacher)):
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name}={value!r}: must be text that is not empty")
+    # A folder saved from torch.compile's wrapper has other names, and is not loaded again. The step calls
+    # backbone and head by themselves, past the compiled forward.
+    inner = [getattr(each, "_orig_mod", None) for each in (model, teacher)]
+    if any(each is not None for each in inner):
+        logger.warning("torch.compile has no effect: the model inside is taken")
+    model, teacher = (
+        given if each is None else each for given, each in zip((model, teacher), inner, strict=True)
+    )
     if not isinstance(model, str):
         require_generation(model)
     return model, teacher
