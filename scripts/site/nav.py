@@ -80,6 +80,7 @@ NAV: Tree = {
         "The guard": "results/guard.md",
         "The choice of the default": "results/default.md",
         "Learning rates in the lab": "results/lab_rates.md",
+        "Labs made again": "results/labs_again.md",
         "Other settings in the lab": "results/settings.md",
         "Forms of reach": "results/reach_forms.md",
         "Diagnostic": "results/diagnostic.md",

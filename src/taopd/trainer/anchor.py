@@ -171,7 +171,8 @@ class Anchor:
                 stop_ids=self._merged,
             )
             if foreign is not None:
-                foreign[index] = foreign_mass(*teacher, ends, temperature=temperature)
+                mass = foreign_mass(*teacher, ends, temperature=temperature)
+                foreign[index] = mass.to(foreign.dtype)
         return {"reach": reach, "foreign": foreign, INITIAL: initial}
 
     def _of_the_start(

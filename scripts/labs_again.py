@@ -1,0 +1,207 @@
+"""The default on labs that are made again with other seeds. Writes docs/results/labs_again.json.
+
+    python -m scripts.labs_again --runs runs/labs-again                  # all labs, resumable
+    python -m scripts.labs_again --runs runs/labs-again --only slip --parts reach --workers 1
+    python -m scripts.labs_again --runs runs/labs-again --gather         # the page of what has finished
+
+A lab is one pair of models, and `scripts.default_method` runs every arm on the same one. Its seed decides the
+models' first weights, what they are trained on, and the order of the prompts. Settings are those of
+`scripts.default_method`; every arm is run once on each pair. Writes the page beside the data too.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from scripts import unseen_labs
+from scripts.arguments import Arguments
+from scripts.collapse import BASE
+from scripts.default_method import ARMS, STEPS
+from taopd.cli import positive
+from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.lab.demo import lab_arm
+from taopd.experiments.lab.stacked.jobs import Job, run_jobs
+from taopd.report.figures.style import COLORS
+from taopd.report.generated_part import write_generated
+from taopd.runs.jsonl import write_text
+from taopd.trainer.environment import environment
+
+MEASURED = Path("docs/results/default.json")
+LAB_SEEDS = (1, 2)
+"""`scripts.default_method` has 0."""
+RIVALS = ("full", "published@0.1")
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "reach": ("reverse_kl", ("reach@0.1",)),
+    "reach_sampled": ("sampled_reverse_kl", ("reach@0.1",)),
+    "rivals": ("reverse_kl", RIVALS),
+    "rivals_sampled": ("sampled_reverse_kl", RIVALS),
+}
+"""Loss and arms."""
+LOSS_NAMES = {"reverse_kl": "exact", "sampled_reverse_kl": "sampled"}
+ARM, COLUMNS = "reach@0.1", 5
+
+
+def make_job(folder: Path, part: str, variant: str, lab_seed: int) -> Job:
+    """The arms of a part on one pair of models, which is made where it is missing."""
+    loss, names = PARTS[part]
+    # In this process: another one would not know the labs that are registered here.
+    lab = build_lab(variant, seed=lab_seed, parallel=False)
+    arms = [
+        replace(
+            lab_arm(lab, name, BASE | ARMS[name] | {"loss": loss}, seed=lab_seed, steps=STEPS),
+            evaluate_every=20,
+            num_test_prompts=200,
+        )
+        for name in names
+    ]
+    path = folder / f"{part}__{variant}__{lab_seed}.json"
+    seeds = {"variant": variant, "loss": loss, "lab_seed": lab_seed}
+    about = seeds | {"models": lab.manifest["accuracy"]}
+    return Job(path=path, arms=arms, about=about)
+
+
+def gathered(folder: Path) -> list[dict[str, Any]]:
+    """One row an arm and lab, with its curves."""
+    rows = []
+    for path in sorted(folder.glob("*__*__*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for arm in document["arms"]:
+            rows.append(
+                {key: document[key] for key in ("variant", "loss", "lab_seed", "models")}
+                | {"arm": arm["name"], "steps": [step for step, _ in arm["accuracy_curve"]]}
+                | {"greedy": [value for _, value in arm["accuracy_curve"]]}
+                | {"sampled": [value for _, value in arm["accuracy_sampled_curve"]]}
+            )
+    return rows
+
+
+def first_ends() -> dict[tuple[str, str, str], float]:
+    """Mean end of every (lab, loss, arm) of `scripts.default_method`, over its seeds."""
+    parts = json.loads(MEASURED.read_text(encoding="utf-8"))["parts"]
+    return {
+        (part["variant"], part["loss"], name): mean(curve[-1] for curve in arm["greedy"])
+        for part in parts
+        for name, arm in part["arms"].items()
+    }
+
+
+def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) -> str:
+    """A row a lab and loss: the default's ends on the first pair and on the others, and the rivals' best."""
+    lines = [
+        "| lab | loss | teacher | reach, first pair | reach | sampled | full, best | published, best "
+        "| reach, least from step 500 |",
+        f"|---|---|{'---:|' * 7}",
+    ]
+    for variant, loss in sorted({(row["variant"], row["loss"]) for row in rows}):
+        own = [row for row in rows if (row["variant"], row["loss"]) == (variant, loss)]
+        reach = [row for row in own if row["arm"] == ARM]
+        rivals = [
+            percent([max(row["greedy"]) for row in own if row["arm"] == rival]) for rival in RIVALS
+        ]
+        settled = [
+            min(
+                v for step, v in zip(row["steps"], row["greedy"], strict=True) if step >= STEPS // 2
+            )
+            for row in reach
+        ]
+        known = first.get((variant, loss, ARM))
+        cells = [
+            variant,
+            LOSS_NAMES[loss],
+            percent(list({row["lab_seed"]: row["models"]["teacher"] for row in own}.values())),
+            percent([] if known is None else [known]),
+            percent([row["greedy"][-1] for row in reach]),
+            percent([row["sampled"][-1] for row in reach]),
+            *rivals,
+            percent(settled),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def percent(values: list[float]) -> str:
+    """Shares as whole per cents; a dash where there is none."""
+    return ", ".join(f"{100 * value:.0f}" for value in values) or "-"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Greedy accuracy of the default over steps: a panel a lab, a line a pair and loss."""
+    labs = sorted({row["variant"] for row in rows})
+    height = -(-len(labs) // COLUMNS)
+    size = (2.3 * COLUMNS, 1.6 * height + 0.4)
+    figure, panels = plt.subplots(height, COLUMNS, figsize=size, sharey=True, squeeze=False)
+    for axes, lab in zip(panels.flat, labs, strict=False):
+        for (loss, name), color in zip(LOSS_NAMES.items(), COLORS, strict=False):
+            own = [row for row in rows if (row["variant"], row["loss"]) == (lab, loss)]
+            for number, row in enumerate(one for one in own if one["arm"] == ARM):
+                values = [100 * value for value in row["greedy"]]
+                label = None if number else name
+                axes.plot(row["steps"], values, color=color, lw=1.2, label=label)
+        axes.set_title(lab, fontsize=8)
+        axes.set_ylim(-4, 104)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(labs) :]:
+        axes.axis("off")
+    known = panels.flat[0].get_legend_handles_labels()
+    figure.legend(*known, frameon=False, fontsize=9, loc="upper right", ncols=2)
+    figure.supylabel("greedy accuracy, %", fontsize=9)
+    figure.supxlabel("step", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / size[1]))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing and gather everything in one file."""
+    unseen_labs.register()
+    parser = Arguments(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/labs-again"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/labs_again.json"))
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--lab-seeds", nargs="*", type=positive, default=list(LAB_SEEDS))
+    parser.add_argument("--workers", type=positive, help="processes; default one a core")
+    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
+    args = parser.parse_args()
+    if not args.gather:
+        jobs = [
+            make_job(args.runs, part, variant, lab_seed)
+            for part in args.parts
+            for lab_seed in args.lab_seeds
+            for variant in args.only or VARIANTS
+        ]
+        run_jobs(
+            jobs,
+            num_workers=args.workers,
+            progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+        )
+    rows, machine = gathered(args.runs), environment()
+    if not rows:
+        raise SystemExit(f"{args.runs}: no finished job")
+    head = json.dumps({"settings": BASE, "versions": machine["versions"]})
+    body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_text(args.output, f'{head[:-1]}, "rows": [\n{body}\n]}}\n')
+    draw(rows, args.output.with_suffix(".png"))
+    about = (
+        "Greedy accuracy, %, one number a pair of models; sampled where it says so.\n"
+        f"{machine['devices'][0]}."
+    )
+    picture = f"![Accuracy of the default over steps by lab]({args.output.stem}.png)"
+    parts = [about, picture, table(rows, first_ends())]
+    write_generated(
+        args.output.with_suffix(".md"),
+        "\n\n".join(parts) + "\n",
+        title="The default on labs made again",
+    )
+
+
+if __name__ == "__main__":
+    main()
