@@ -93,9 +93,9 @@ def first_ends() -> dict[tuple[str, str, str], float]:
 
 
 def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) -> str:
-    """A row a lab and loss: the default's ends on the first pair and on the others, and the rivals' best."""
+    """A row a lab and loss: the default's ends on the first pair and on the others, and the rivals'."""
     lines = [
-        "| lab | loss | teacher | reach, first pair | reach | sampled | full, best | published, best "
+        "| lab | loss | teacher | reach, first pair | reach | sampled | full (best) | published (best) "
         "| reach, least from step 500 |",
         f"|---|---|{'---:|' * 7}",
     ]
@@ -103,7 +103,13 @@ def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) 
         own = [row for row in rows if (row["variant"], row["loss"]) == (variant, loss)]
         reach = [row for row in own if row["arm"] == ARM]
         rivals = [
-            percent([max(row["greedy"]) for row in own if row["arm"] == rival]) for rival in RIVALS
+            ", ".join(
+                f"{100 * row['greedy'][-1]:.0f} ({100 * max(row['greedy']):.0f})"
+                for row in own
+                if row["arm"] == rival
+            )
+            or "-"
+            for rival in RIVALS
         ]
         settled = [
             min(
