@@ -15,20 +15,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import ARMS, STEPS
+from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report.figures.style import COLORS
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
@@ -45,7 +40,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Loss and arms."""
 LOSS_NAMES = {"reverse_kl": "exact", "sampled_reverse_kl": "sampled"}
-ARM, COLUMNS = "reach@0.1", 5
+ARM = "reach@0.1"
 
 
 def make_job(folder: Path, part: str, variant: str, lab_seed: int) -> Job:
@@ -137,32 +132,13 @@ def percent(values: list[float]) -> str:
     return ", ".join(f"{100 * value:.0f}" for value in values) or "-"
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def panels(rows: list[dict[str, Any]]) -> dict[str, list[Line]]:
     """Greedy accuracy of the default over steps: a panel a lab, a line a pair and loss."""
-    labs = sorted({row["variant"] for row in rows})
-    height = -(-len(labs) // COLUMNS)
-    size = (2.3 * COLUMNS, 1.6 * height + 0.4)
-    figure, panels = plt.subplots(height, COLUMNS, figsize=size, sharey=True, squeeze=False)
-    for axes, lab in zip(panels.flat, labs, strict=False):
-        for (loss, name), color in zip(LOSS_NAMES.items(), COLORS, strict=False):
-            own = [row for row in rows if (row["variant"], row["loss"]) == (lab, loss)]
-            for number, row in enumerate(one for one in own if one["arm"] == ARM):
-                values = [100 * value for value in row["greedy"]]
-                label = None if number else name
-                axes.plot(row["steps"], values, color=color, lw=1.2, label=label)
-        axes.set_title(lab, fontsize=8)
-        axes.set_ylim(-4, 104)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels.flat[len(labs) :]:
-        axes.axis("off")
-    known = panels.flat[0].get_legend_handles_labels()
-    figure.legend(*known, frameon=False, fontsize=9, loc="upper right", ncols=2)
-    figure.supylabel("greedy accuracy, %", fontsize=9)
-    figure.supxlabel("step", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / size[1]))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    found: dict[str, list[Line]] = {lab: [] for lab in sorted({row["variant"] for row in rows})}
+    for row in sorted(rows, key=lambda row: list(LOSS_NAMES).index(row["loss"])):
+        if row["arm"] == ARM:
+            found[row["variant"]].append((LOSS_NAMES[row["loss"]], row["steps"], row["greedy"]))
+    return found
 
 
 def main() -> None:
@@ -195,7 +171,7 @@ def main() -> None:
     head = json.dumps({"settings": BASE, "versions": machine["versions"]})
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     write_text(args.output, f'{head[:-1]}, "rows": [\n{body}\n]}}\n')
-    draw(rows, args.output.with_suffix(".png"))
+    draw_panels(panels(rows), args.output.with_suffix(".png"))
     about = (
         "Greedy accuracy, %, one number a pair of models; sampled where it says so.\n"
         f"{machine['devices'][0]}."

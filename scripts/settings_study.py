@@ -8,20 +8,14 @@ row of the table changes what its name says. Writes docs/results/settings.json a
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from scripts.arguments import Arguments
+from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
-from taopd.report.figures.style import COLORS
 from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
@@ -60,7 +54,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "temperature: 0.7, 1,000 steps": {"temperature": 0.7, "max_steps": 1000},
     "8 rollouts a step, 1,000 steps": {"per_device_train_batch_size": 8, "max_steps": 1000},
 }
-COLUMNS = 5
 """Panels side by side in a picture."""
 OF_THE_SELECTOR = {"gradient_window", "budget"}
 """Full distillation has none of these: its row is the first."""
@@ -155,35 +148,13 @@ def numbers(curves: dict[str, list[list[list[float]]]]) -> list[str]:
     return [", ".join(f"{100 * value:.0f}" for value in values) for values in found]
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Greedy accuracy over steps on one lab: a panel a setting, a line a seed."""
-    settings = [name for name in SETTINGS if any(row["setting"] == name for row in rows)]
-    height = math.ceil(len(settings) / COLUMNS)
-    size = (2.3 * COLUMNS, 1.6 * height)
-    figure, panels = plt.subplots(height, COLUMNS, figsize=size, sharey=True, squeeze=False)
-    for axes, setting in zip(panels.flat, settings, strict=False):
-        for method, color in zip(METHODS, COLORS, strict=False):
-            for row in rows:
-                if (row["setting"], row["method"]) != (setting, method):
-                    continue
-                for number, curve in enumerate(row["curves"][""]):
-                    steps, values = zip(*curve, strict=True)
-                    label = None if number else method
-                    axes.plot(steps, [100 * v for v in values], color=color, lw=1.2, label=label)
-        axes.set_title(setting, fontsize=8)
-        axes.set_ylim(-4, 104)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels.flat[len(settings) :]:
-        axes.axis("off")
-    # The last panel is empty: nothing is hidden.
-    known = panels.flat[0].get_legend_handles_labels()
-    panels.flat[-1].legend(*known, frameon=False, fontsize=9, loc="center")
-    figure.supylabel("greedy accuracy, %", fontsize=9)
-    figure.supxlabel("step", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def panels(rows: list[dict[str, Any]]) -> dict[str, list[Line]]:
+    """Greedy accuracy over steps on one lab: a panel a setting, a line a method and seed."""
+    found: dict[str, list[Line]] = {}
+    for row in rows:
+        lines = [(row["method"], *zip(*curve, strict=True)) for curve in row["curves"][""]]
+        found.setdefault(row["setting"], []).extend(lines)
+    return found
 
 
 def main() -> None:
@@ -202,7 +173,7 @@ def main() -> None:
     found = gather(folders)
     write_text(args.data, json.dumps(found) + "\n")
     for lab, rows in found["labs"].items():
-        draw(rows, args.data.with_name(f"settings-{lab}.png"))
+        draw_panels(panels(rows), args.data.with_name(f"settings-{lab}.png"))
     title = "The default with other settings"
     about = f"Greedy accuracy, %, one number a seed; sampled where it says so. {found['device']}."
     write_generated(
