@@ -89,6 +89,8 @@ class Form:
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
     everywhere: bool = True
     """The initial student is the judge in contexts that are new to it, too."""
+    ends_held: bool = True
+    """The teacher's own ends are held to the start; else they teach the student's own end."""
     slips: bool = False
     """A context is also new after a token that the student alone says more often, not the teacher."""
     drawn: bool = True
@@ -158,7 +160,8 @@ FORMS["order D r (1 - h)"] = replace(BY_DR, order=lambda r, taught: r * taught)
 BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
 FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
-FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False))
+FORMS |= around("ends held", replace(BY_NOT_HELD, everywhere=False))
+FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False, ends_held=False))
 RULE = "the rule, half 0.0001, hold 3"
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
@@ -178,7 +181,9 @@ class FormStack(Stack):
         for arm, form in enumerate(self._forms):
             if not form.ends:
                 # Judged like any token it is taught like any token, too.
-                self._losses[arm] = by_reach(self._anchor, self._anchor)
+                self._losses[arm] = by_reach(self._anchor)
+            elif form.ends_held:
+                self._losses[arm] = by_reach(self._anchor, foreign_ends=self._foreign_ends[arm])
 
     def _with_initial(self, signals, initial, teacher, rows):
         found, self._foreign = [], []
@@ -205,8 +210,9 @@ class FormStack(Stack):
         num_steps = round(2 * form.release * self._num_steps)
         schedule = start_share(step, num_steps)
         start = start_shares(table, new, step=step, num_steps=num_steps) if form.kept else schedule
-        at_start = held_share(judged, foreign, start=start)
-        order = form.order(table.compatibility, (1.0 - at_start).to(table.compatibility.dtype))
+        held = held_share(judged, foreign, start=start)
+        taught = (1.0 - foreign - held).to(table.compatibility.dtype)
+        order = form.order(table.compatibility, taught)
         # Decided already: no context is new to `choose`.
         decided = {"reach": worth.double(), INITIAL: table.extra["student_logprobs"]}
         made = choose(
@@ -221,7 +227,7 @@ class FormStack(Stack):
             self._thresholds[arm], self._idle[arm] = self._thresholds[arm] * form.anneal, 0
         # The hold of what was drawn, by the form's own r.
         drawn = made.reference_mask.double() / (args.anchor_fraction * int(table.valid.sum()))
-        share = at_start if form.hold else foreign
+        share = held * form.hold + foreign * form.ends_held
         selected = torch.where(made.reference_mask, 0.0, made.loss_weights)
         factor = float(form.drawn)
         weights = {

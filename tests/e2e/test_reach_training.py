@@ -80,6 +80,28 @@ def reach_of(initial, teacher, threshold=THRESHOLD, foreign_ends=()):
     ).double()
 
 
+def ends_otherwise(micro_lab, folder):
+    """The lab with a teacher whose files declare one more end, id 5."""
+    student, teacher = (Path(each) for each in (micro_lab.student, micro_lab.teacher))
+    shutil.copytree(teacher, folder / "teacher")
+    config = GenerationConfig.from_pretrained(student)
+    config.eos_token_id = [5, *declared_ids(config.eos_token_id)]
+    config.save_pretrained(folder / "teacher")
+    return SimpleNamespace(student=student, teacher=folder / "teacher", prompts=micro_lab.prompts)
+
+
+def ends_as_one(student, teacher, own, foreign):
+    """The reverse KL with all ends as one token, and what says which of them the student gives."""
+    ends = [*own, *foreign]
+    others = [v for v in range(teacher.shape[1]) if v not in ends]
+    merged = [
+        torch.cat([m[:, others], m[:, ends].logsumexp(1, True)], 1) for m in (student, teacher)
+    ]
+    p, q = merged
+    share = (student[:, own].logsumexp(1) - p[:, -1]).neg()
+    return (p.exp() * (p - q)).sum(1) + q[:, -1].exp() * share
+
+
 def after_new(row, is_new):
     """Positions after a new token of the same row."""
     return torch.tensor([bool(is_new[:i][row[:i] == row[i]].any()) for i in range(len(row))])
@@ -94,13 +116,16 @@ def later(early, after, within):
     return max(early, min(1.0, max(0.0, worse) / 0.2) * min(1.0, max(0.0, 4.0 * known - 1.0)))
 
 
+@pytest.mark.parametrize("ends", [(), (5,)])
 @pytest.mark.parametrize("loss_name", ["reverse_kl", "sampled_reverse_kl"])
-def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
+def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name, ends):
     """r from the student as it was given, also after it moved; the loss is the written sum.
 
-    The hold is exact whatever the loss of the selected tokens.
+    The hold is exact whatever the loss of the selected tokens. `ends`: of the teacher alone.
     """
-    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS, **SGD, loss=loss_name)
+    lab = ends_otherwise(micro_lab, tmp_path) if ends else micro_lab
+    trainer = make_trainer(lab, tmp_path, **SETTINGS, **SGD, loss=loss_name)
+    own_ends = trainer.eos_token_ids
     seen = watched(trainer)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     moved = max((seen[2][1][name] - p).abs().max() for name, p in seen[0][1].items())
@@ -109,7 +134,9 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
     for (scored, weights), loss, early in zip(seen, logged, (1.0, 0.99, 0.98), strict=True):
         models = models_of(micro_lab, weights)
         initial, teacher, student = (at(scored, full_logprobs(m, scored.batch)) for m in models)
-        r = reach_of(*start_and_teacher(scored, *models[:2]))
+        r = reach_of(*start_and_teacher(scored, *models[:2]), foreign_ends=ends)
+        foreign = teacher[:, list(ends)].exp().sum(1)
+        others = [v for v in range(teacher.shape[1]) if v not in ends]
         assert 0.03 < r.mean() < 0.97
         torch.testing.assert_close(scored.signals.reach.double(), r, atol=1e-4, rtol=0)
         choice = scored.choice
@@ -117,14 +144,16 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
         assert bool(kept.any()) and bool(drawn.any())
         n, num = math.ceil(0.2 * len(r)), len(r)
         p = student.exp()
-        to_teacher = (p * (student - teacher)).sum(-1)
+        disagreement = (p * (student - teacher)).sum(-1)
+        to_teacher = ends_as_one(student, teacher, own_ends, ends) if ends else disagreement
         to_start = (p * (student - initial)).sum(-1)
-        within = to_teacher
+        within = disagreement
         sampled = scored.token_ids.unsqueeze(1)
         if loss_name == "sampled_reverse_kl":
             within = (student - teacher).gather(1, sampled).squeeze(1)
-        forward = (teacher.exp() * (teacher - student)).sum(-1)
-        taught = r * within + (1.0 - r) * forward
+        rest = teacher[:, others] - (1.0 - foreign).log()[:, None]
+        forward = (rest.exp() * (rest - student[:, others])).sum(-1)
+        taught = r * within + (1.0 - r - foreign).clamp_min(0.0) * forward
         expected = taught[kept].sum() / n
         first, own, wanted = (
             each.gather(1, sampled).squeeze(1) for each in (initial, student, teacher)
@@ -137,9 +166,10 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name):
         )
         both = torch.minimum(own, wanted)
         new = after_new(scored.positions.row, first < both + math.log(0.1))
-        reachable = later(early, new, to_teacher * (r >= 0.5))
+        reachable = later(early, new, disagreement * (r >= 0.5))
         # The start is no judge in a context that is new to it.
-        at_start = torch.where(r < 0.01, early, reachable) * (1.0 - r) * ~new
+        let_go = torch.where(r < 0.01, early, reachable)
+        at_start = let_go * (1.0 - r - foreign) * ~new
         hold = (1.0 - at_start) * to_teacher + 3.0 * at_start * to_start
         expected = expected + hold[drawn].sum() / (0.4 * num)
         assert loss == pytest.approx(float(expected), rel=1e-4)
@@ -213,12 +243,7 @@ def test_with_lora_the_start_is_the_base_model(micro_lab, tmp_path):
 
 def test_the_teachers_own_end_is_never_within_reach(micro_lab, tmp_path):
     """An id that the teacher's files declare, and at which the sampler goes on."""
-    student, teacher = (Path(each) for each in (micro_lab.student, micro_lab.teacher))
-    shutil.copytree(teacher, tmp_path / "teacher")
-    config = GenerationConfig.from_pretrained(student)
-    config.eos_token_id = [5, *declared_ids(config.eos_token_id)]
-    config.save_pretrained(tmp_path / "teacher")
-    lab = SimpleNamespace(student=student, teacher=tmp_path / "teacher", prompts=micro_lab.prompts)
+    lab = ends_otherwise(micro_lab, tmp_path)
     trainer = make_trainer(lab, tmp_path, **SETTINGS, **SGD)
     assert trainer.foreign_ends == (5,) and 5 not in trainer.eos_token_ids
     scored, _ = watched(trainer)[0]

@@ -26,6 +26,7 @@ from taopd.signals import (
     signals_from_logprobs,
 )
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.loss import loss_of_run
 from taopd.trainer.metrics import selection_metrics
 from taopd.trainer.selection import choose, gather_options, reads_initial
 from tests.unit.simulated_ranks import World, split
@@ -226,9 +227,10 @@ def test_the_loss_by_reach_is_its_definition(name, elsewhere, ends):
         teacher_head=Head(weight=hidden),
         teacher_logprobs=teacher.gather(1, tokens[:, None]).squeeze(1),
         reach=r,
-        held=held if name in ("sampled_reverse_kl", "fixed_advantage") else None,
+        held=held,
     )
-    exact = resolve_loss("reverse_kl")
+    of_sampled = name in ("sampled_reverse_kl", "fixed_advantage")
+    exact = resolve_loss("reverse_kl") if of_sampled else None
     found = by_reach(resolve_loss(name), exact, foreign_ends=ends)(student, targets)
     for i in range(12):
         p, q = student[i].exp(), teacher[i].exp()
@@ -244,7 +246,7 @@ def test_the_loss_by_reach_is_its_definition(name, elsewhere, ends):
         sampled = float(student[i, tokens[i]] - teacher[i, tokens[i]])
         values = {"reverse_kl": reverse, "jsd": jsd, "sampled_reverse_kl": sampled}
         own = (values | {"fixed_advantage": 1.0})[name]
-        if held[i] and targets.held is not None and not elsewhere:
+        if held[i] and of_sampled and not elsewhere:
             own = reverse
         rest = 0.0 if elsewhere else forward
         beyond = max(0.0, 1 - float(r[i]) - foreign)
@@ -263,9 +265,67 @@ def test_a_foreign_end_is_not_raised_where_something_else_is_selected():
             reach=torch.zeros(1, dtype=torch.float64),
         )
         exact = resolve_loss("reverse_kl")
-        loss = by_reach(exact, exact, foreign_ends=ends)(student.log_softmax(-1), targets)
+        loss = by_reach(exact, foreign_ends=ends)(student.log_softmax(-1), targets)
         slopes = torch.autograd.grad(loss.sum(), student)[0][0]
         assert float(slopes[0]) * sign > 0.01 and float(slopes[1]) < -0.01
+
+
+def rows_for(rule, student, teacher, held):
+    """The loss of every row, where all are held or all selected at r = 1."""
+    tokens = torch.zeros(len(student)).long()
+    targets = Targets(
+        token_ids=tokens,
+        teacher_hidden=teacher,
+        teacher_head=Head(weight=torch.eye(VOCAB, dtype=torch.float64)),
+        teacher_logprobs=teacher.gather(1, tokens[:, None]).squeeze(1),
+        reach=torch.ones(len(student), dtype=torch.float64),
+        held=torch.full((len(student),), held),
+    )
+    return rule(student, targets)
+
+
+@pytest.mark.parametrize("own", [[1, 2, VOCAB + 2], [VOCAB + 2]])
+@pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "sampled_reverse_kl"])
+def test_what_is_held_ends_as_the_student_does(loss, own):
+    """l with all ends as one token, and p_T(ends) log(p_S(ends) / p_S(own ends)), by sums in float64.
+
+    Some ends of either model lie beyond what both have. Without an own end there it is l given that the
+    teacher's does not come.
+    """
+    student, teacher = logprobs(6, 0), logprobs(6, 1)
+    rule = loss_of_run(config(method="reach", loss=loss), (), (4, VOCAB + 1), own, VOCAB)
+    found = rows_for(rule, student, teacher, held=True)
+    for row in range(6):
+        p, q = student[row].exp().tolist(), teacher[row].exp().tolist()
+        which = 0.0
+        groups = [[v] for v in range(VOCAB) if v != 4]
+        if len(own) > 1:
+            groups = [[v] for v in range(VOCAB) if v not in (1, 2, 4)] + [[1, 2, 4]]
+            which = (q[1] + q[2] + q[4]) * math.log((p[1] + p[2] + p[4]) / (p[1] + p[2]))
+        p, q = ([sum(each[v] for v in group) for group in groups] for each in (p, q))
+        p, q = ([value / sum(each) for value in each] for each in (p, q))
+        if loss == "forward_kl":
+            p, q = q, p
+        divergence = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        assert float(found[row]) == pytest.approx(divergence + which, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl", "jsd", "sampled_reverse_kl"])
+def test_a_student_that_is_held_comes_to_end_where_the_teacher_does(loss):
+    """Whatever it says at first: the teacher's mass on its own end comes to be on the student's."""
+    teacher = logprobs(5, 1)
+    logits = logprobs(5, 0).clone().requires_grad_()
+    args = config(method="reach", loss=loss)
+    rule = loss_of_run(args, (), (4,), [1], VOCAB)
+    adam = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(2000):
+        adam.zero_grad()
+        rows_for(rule, logits.log_softmax(1), teacher, held=True).sum().backward()
+        adam.step()
+    expected = teacher.exp()
+    expected[:, 1] += expected[:, 4]
+    expected[:, 4] = 0.0
+    torch.testing.assert_close(logits.softmax(1).detach(), expected, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("merged", [(), (1, 4)])
@@ -368,15 +428,17 @@ def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
     worth = [i for i in valid if D[i] >= 0.05 and judged[i] >= 0.01]
     late = lambda_by_definition(table, schedule)
     lam = [late if r[i] >= 0.01 else schedule for i in range(len(table))]
-    h = [f[i] + lam[i] * (1.0 - judged[i] - f[i]) for i in range(len(table))]
-    kept = set(sorted(worth, key=lambda i: -d[i] * (1.0 - h[i]) ** 2)[:n])
+    g = [lam[i] * max(0.0, 1.0 - (judged[i] + f[i])) for i in range(len(table))]
+    kept = set(sorted(worth, key=lambda i: -d[i] * (1.0 - f[i] - g[i]) ** 2)[:n])
     to_teacher, to_start = [0.0] * len(table), [0.0] * len(table)
     for i in valid:
         if i in kept:
             to_teacher[i] = 1.0 / divisor
         elif drawn[i]:
             weight = 1.0 / (args.anchor_fraction * len(valid))
-            to_teacher[i], to_start[i] = weight * (1.0 - h[i]), args.anchor_coef * h[i] * weight
+            # Where the teacher's distribution is here, its ends are taught as the student's.
+            left = g[i] + f[i] if elsewhere else g[i]
+            to_teacher[i], to_start[i] = weight * (1.0 - left), args.anchor_coef * left * weight
     return kept, to_teacher, to_start
 
 
@@ -393,6 +455,8 @@ def reach_table(seed=0, floor=False):
     initial = student - torch.where(draws < 0.04, 2.4, 2.2)
     teacher = student - torch.where((draws > 0.02) & (draws < 0.04), 0.2, 0.0)
     table.extra.update(student_logprobs=student, initial_logprobs=initial, teacher_logprobs=teacher)
+    # r + f is at most 1.
+    table.extra["foreign"] = table.extra["foreign"] * (1.0 - table.extra["reach"])
     if floor:
         disagreement = disagreement * (0.05 / disagreement.sort(descending=True).values[40])
     return replace(table, disagreement=disagreement, compatibility=table.extra["reach"])
@@ -439,8 +503,8 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
 def test_the_start_is_let_go_where_new_contexts_are_learned(
     step, num_steps, schedule, worse, share
 ):
-    """Over the first half of the run; foreign ends never; what may be selected later, while contexts that
-    are new to the start are worse than the others, and as long as there are others.
+    """Over the first half of the run; what may be selected later, while contexts that are new to the start
+    are worse than the others, and as long as there are others.
 
     `worse`: D of the new ones less that of the others, nats; `share`: of the positions in such a context.
     """
@@ -464,8 +528,8 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
     _, to_teacher, to_start = rule_by_definition(table, args, drawn, schedule)
     assert choice.loss_weights.tolist() == pytest.approx(to_teacher, rel=1e-9)
     assert choice.anchor_weights.tolist() == pytest.approx(to_start, rel=1e-9, abs=1e-15)
-    assert bool(choice.anchor_weights[foreign > 0].any())
     held = choice.anchor_weights > 0
+    assert bool(held[foreign > 0].any()) == bool(held.any()), "what is beyond both"
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
     kept_back = worse > 0 and share in ("few", "more")
     assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (schedule > 0 or kept_back)
@@ -473,9 +537,11 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
 
 @pytest.mark.parametrize("distribution", [True, False])
 def test_the_start_is_no_judge_in_a_context_that_is_new_to_it(distribution):
-    """What it would never have said there is selected and held to the teacher as if it were within reach;
-    an end at which the sampler goes on is held to the start all the same. A token that the student alone says
-    more often than the start did is a slip: after it the start judges, as before it.
+    """What it would never have said there is selected and held to the teacher as if it were within reach.
+
+    So is an end at which the sampler goes on, if the teacher's distribution is here, where the student's own
+    end takes its place; else it is held to the start. A token that the student alone says more often than
+    the start did is a slip: after it the start judges, as before it.
     """
     table = reach_table()
     half = torch.arange(len(table)) % 2 == 0
@@ -493,8 +559,10 @@ def test_the_start_is_no_judge_in_a_context_that_is_new_to_it(distribution):
     kept, drawn = choice.selection.kept, choice.reference_mask
     assert bool(kept[half & new].any()) and not bool(kept[half & ~new].any())
     to_start = choice.anchor_weights > 0
-    assert torch.equal(to_start[drawn & new], (foreign > 0)[drawn & new])
-    assert bool(to_start[drawn & half & ~new].all()) and bool(to_start[new].any())
+    expected = new & (foreign > 0) & (not distribution)
+    assert torch.equal(to_start[drawn & new], expected[drawn & new])
+    assert bool(to_start[drawn & half & ~new].all())
+    assert bool((drawn & new & (foreign > 0)).any()), "vacuous"
     # A teacher that gives its distribution teaches by r itself: the rest has the forward KL.
     expected = r if distribution else torch.where(new, 1.0 - foreign, r)
     torch.testing.assert_close(choice.reach, expected)
@@ -525,7 +593,8 @@ def test_all_within_reach_is_distillation_everywhere_and_a_hold_that_does_nothin
     """threshold 0: r = 1, so that D alone ranks and the drawn tokens are all taught."""
     table = all_known(reach_table())
     ones = torch.ones_like(table.disagreement)
-    table = replace(table, extra=table.extra | {"reach": ones}, compatibility=ones)
+    extra = table.extra | {"reach": ones, "foreign": 0.0 * ones}
+    table = replace(table, extra=extra, compatibility=ones)
     choice = choose(table, config(method="reach"), step=1, training=True)
     assert not bool(choice.anchor_weights.any())
     drawn = choice.reference_mask
@@ -544,9 +613,8 @@ def test_an_r_that_hardly_varies_drops_no_large_disagreement(lowest):
     r[best] = lowest
     disagreement = table.disagreement.clone()
     disagreement[best] *= 2.0
-    table = replace(
-        table, disagreement=disagreement, compatibility=r, extra=table.extra | {"reach": r}
-    )
+    extra = table.extra | {"reach": r, "foreign": 0.0 * r}
+    table = replace(table, disagreement=disagreement, compatibility=r, extra=extra)
     budget = n / int(table.valid.sum())
     # The largest 5 % have one D~, so that the scale must not saturate here.
     args = config(method="reach", budget=budget, normalization="minmax")

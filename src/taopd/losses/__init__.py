@@ -1,6 +1,6 @@
 """Losses: divergences per position, the chunked loss at selected positions, and the reduction."""
 
-from taopd.losses.by_reach import by_reach
+from taopd.losses.by_reach import by_reach, ended_alike
 from taopd.losses.divergences import (
     LOSSES,
     forward_kl,
@@ -27,6 +27,7 @@ __all__ = [
     "Targets",
     "anchor_weights",
     "by_reach",
+    "ended_alike",
     "entropy_direction",
     "forward_kl",
     "head_loss",

@@ -235,7 +235,11 @@ def resolve_loss(
                 loss = gradient(own, None, sampling_logprobs=before, advantage=gap.sign())
                 # The value, which is logged, is the distance.
                 return loss - loss.detach() + sampled_tv(gap)
-            return gradient(own, teacher, sampling_logprobs=before, baseline=targets.baseline)
+            baseline = None
+            if targets.distribution is not None:
+                rows = student.detach(), targets.distribution
+                baseline = least_noise_baseline(*(merge_columns(row, merged_ids) for row in rows))
+            return gradient(own, teacher, sampling_logprobs=before, baseline=baseline)
 
         return sampled
     if name == "sampled_tail_kl":

@@ -46,11 +46,9 @@ class Targets:
     reach: Float[Tensor, " N"] | None = None
     """r of a selected token, 1 of a held one, under `method: reach`."""
     held: Bool[Tensor, " N"] | None = None
-    """Which are held to the teacher; None: it makes no difference to the loss."""
+    """Which are held to the teacher under `method: reach`."""
     distribution: Float[Tensor, "N V"] | None = None
-    """The teacher's full log-probs, where they are at hand."""
-    baseline: Float[Tensor, " N"] | None = None
-    """Constant of the position by which a loss on the sampled token shifts its advantage, nats."""
+    """The teacher's full log-probs, where they are at hand: the sampled reverse KL then has a baseline."""
 
     def __getitem__(self, rows: slice | Tensor) -> "Targets":
         def cut(value: Tensor | None) -> Tensor | None:
@@ -66,7 +64,6 @@ class Targets:
             reach=cut(self.reach),
             held=cut(self.held),
             distribution=cut(self.distribution),
-            baseline=cut(self.baseline),
         )
 
     def teacher_distribution(self) -> Float[Tensor, "N V"]:

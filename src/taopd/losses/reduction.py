@@ -103,20 +103,20 @@ def held_share(
     *,
     start: Float[Tensor, " N"] | float = 1.0,
 ) -> Float[Tensor, " N"]:
-    """The share h of a token that the hold of `method: reach` leaves at the initial student, in [0, 1]:
+    """The share g of a token that the hold of `method: reach` leaves at the initial student, in [0, 1]:
 
-        h_i = f_i + lambda (1 - r_i - f_i)
+        g_i = lambda (1 - r_i - f_i)
 
-    A drawn token of weight w is kept at the teacher by w (1 - h), as far as that is within reach, and at the
-    student's start by w h: what is out of reach for the time being, foreign ends always. The second is later
-    multiplied by `anchor_coef`. What is selected is ordered by it too (`formulas.not_held_back`). Source:
-    ours, docs/results/reach_forms.md.
+    what is out of reach for the time being, foreign ends aside. A drawn token of weight w is held to the
+    student's start by w g, and to the teacher by w (1 - g). The first is later multiplied by `anchor_coef`.
+    Source: ours, docs/results/reach_forms.md.
 
     Args:
         reach: r in [0, 1], of `trainer.reach_sums.judged_reach`; foreign: f, with r + f <= 1.
         start: lambda: `start_share`, or more in `trainer.reach_sums.start_shares`.
     """
-    return foreign + start * (1.0 - reach - foreign)
+    # In this order it is exactly 0 where r is 1 - f.
+    return start * (1.0 - (reach + foreign)).clamp_min(0.0)
 
 
 def start_share(step: int, num_steps: int) -> float:

@@ -99,13 +99,13 @@ def worth_reaching(
     return (disagreement >= REACH_FLOOR) & (reach >= LEAST_REACH)
 
 
-def not_held_back(d: Float[Tensor, " N"], at_start: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """D~ (1 - h)^2: the order of what `method: reach` selects; h of `losses.held_share`.
+def not_held_back(d: Float[Tensor, " N"], held_back: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """D~ (1 - h)^2: the order of what `method: reach` selects; h = f + g, g of `losses.held_share`.
 
     While the start is held, D~ r^2: a token that the hold takes back is taught in vain, and would keep the
     budget from what can be learned. Once it is let go, D~. Source: ours, docs/results/reach_forms.md.
     """
-    return d * (1.0 - at_start).square()
+    return d * (1.0 - held_back).square()
 
 
 def in_q3(view: NormalizedView) -> Bool[Tensor, " N"]:

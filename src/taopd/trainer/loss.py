@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from taopd.errors import NumericsError
 from taopd.kernels import Head
-from taopd.losses import LossFunction, Targets, by_reach, head_loss, resolve_loss
+from taopd.losses import (
+    LossFunction,
+    Targets,
+    by_reach,
+    ended_alike,
+    head_loss,
+    needs_teacher_distribution,
+    resolve_loss,
+)
 from taopd.models.batch import Positions, Trimmed
 from taopd.models.scoring import Scored
 from taopd.models.stop_tokens import merged_ids
@@ -92,7 +101,7 @@ def loss_columns(scored: Scored, selected: ScoredBatch, args: TeachabilityConfig
     columns["scored"] = positions.mask
     # Completions are shuffled before they are split: each carries where it came from.
     columns["batch_row"] = torch.arange(positions.shape[0], device=positions.row.device)
-    reach, held = selected.choice.divided(args.loss, here)
+    reach, held = selected.choice.divided(here)
     columns |= {
         name: positions.spread(column.to(device))
         for name, column in (("reach", reach), ("held", held))
@@ -122,20 +131,36 @@ class Term:
 
 
 def loss_of_run(
-    args: TeachabilityConfig, stop_ids: Sequence[int], foreign_ends: Sequence[int]
+    args: TeachabilityConfig,
+    stop_ids: Sequence[int],
+    foreign_ends: Sequence[int],
+    own_ends: Sequence[int],
+    vocab_size: int,
 ) -> LossFunction:
-    """The loss at one token that the settings name; under `method: reach` divided by reach."""
+    """The loss at one token that the settings name; under `method: reach` divided by reach.
+
+    Args:
+        own_ends: ids at which the student's sampler stops.
+        vocab_size: of what both models have; a teacher may end with an id beyond it.
+    """
     merged = merged_ids(args.stop_tokens, stop_ids)
-    loss = resolve_loss(
-        args.loss,
+    resolve = partial(
+        resolve_loss,
         beta=float(args.beta or 0.0),
         k=args.score_top_k,
         clip_low=args.ppo_clip_low,
         clip_high=args.ppo_clip_high,
-        merged_ids=merged,
     )
-    exact = resolve_loss(args.anchor_loss, merged_ids=merged)
-    return by_reach(loss, exact, merged_ids=merged, foreign_ends=foreign_ends)
+    loss = resolve(args.loss, merged_ids=merged)
+    is_exact = needs_teacher_distribution(args.loss)
+    exact = partial(resolve, args.loss if is_exact else args.anchor_loss)
+    own, foreign = ([i for i in ids if i < vocab_size] for ids in (own_ends, foreign_ends))
+    at_held = None
+    if foreign:
+        at_held = ended_alike(exact, foreign, own, merged_ids=merged)
+    elif not is_exact:
+        at_held = exact(merged_ids=merged)
+    return by_reach(loss, at_held, merged_ids=merged, foreign_ends=foreign)
 
 
 def distillation_terms(

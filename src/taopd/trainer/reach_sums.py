@@ -3,7 +3,7 @@ and what it divides by.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,7 +44,7 @@ def used_share(selection: Selection, loss: str, distribution: bool) -> float:
     return min(1.0, selection.num_kept / max(1, whole))
 
 
-def ordering(config: "TeachabilityConfig", at_start: Float[Tensor, " N"] | None) -> str | Selector:
+def ordering(config: "TeachabilityConfig", held_back: Float[Tensor, " N"] | None) -> str | Selector:
     """The selector whose score orders the tokens: under the rule of `reach` D~ (1 - h)^2, h as it is.
 
     h is a share of mass and needs no scale. Where the student could say nearly everything (the SmolLM2-135M
@@ -52,13 +52,13 @@ def ordering(config: "TeachabilityConfig", at_start: Float[Tensor, " N"] | None)
     r of 0.999.
 
     Args:
-        at_start: h, of `losses.held_share`; None where the rule does not judge.
+        held_back: h, of `judge`; None where the rule does not judge.
     """
-    if at_start is None or not orders(config):
+    if held_back is None or not orders(config):
         return str(config.selector)
     return Selector(
         name="reach",
-        scores=lambda view: not_held_back(view.d, at_start),
+        scores=lambda view: not_held_back(view.d, held_back),
         bounded=True,
         local=True,
     )
@@ -82,18 +82,36 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     return before > before[first]
 
 
-def judge(
-    table: SignalTable, *, step: int, num_steps: int
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """r' and h of every token: `judged_reach`, and `losses.held_share` of it at the lambda of `start_shares`.
+class Judged(NamedTuple):
+    """What `method: reach` decides by at every token."""
+
+    reach: Float[Tensor, " N"]
+    """r' of `judged_reach`: what may be selected."""
+    held_back: Float[Tensor, " N"]
+    """h = f + g, which orders what is selected; g of `losses.held_share`, by r' and the lambda of
+    `start_shares`."""
+    at_start: Float[Tensor, " N"]
+    """Share of the hold at the initial student: g. Of a teacher elsewhere h: without its distribution nothing
+    teaches the student's own end where the teacher ends (`losses.ended_alike`)."""
+    divides: Float[Tensor, " N"]
+    """r by which the loss is divided; r' without a distribution, which the forward KL beyond r needs."""
+
+
+def judge(table: SignalTable, *, step: int, num_steps: int, distribution: bool) -> Judged:
+    """Judge every token.
 
     Args:
         num_steps: of the whole run; 0: not known.
+        distribution: the teacher's full distribution is at hand.
     """
     new = in_new_context(table)
     reach = judged_reach(table, new)
     start = start_shares(table, new, step=step, num_steps=num_steps)
-    return reach, held_share(reach, table.extra.get(FOREIGN, 0.0), start=start)
+    foreign = table.extra.get(FOREIGN, torch.zeros_like(reach))
+    held = held_share(reach, foreign, start=start)
+    if not distribution:
+        return Judged(reach, foreign + held, at_start=foreign + held, divides=reach)
+    return Judged(reach, foreign + held, at_start=held, divides=table.extra["reach"])
 
 
 def judged_reach(table: SignalTable, new: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:

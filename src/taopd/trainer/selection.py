@@ -16,7 +16,6 @@ from torch import Tensor
 
 from taopd.losses import (
     anchor_weights,
-    needs_teacher_distribution,
     reduction_weights,
 )
 from taopd.models.stop_tokens import merged_ids
@@ -80,13 +79,12 @@ class Choice:
         """Tokens that `method: reach` holds to the teacher, as far as that is within reach."""
         return self.reference_mask & ~self.selection.kept & (self.loss_weights != 0)
 
-    def divided(self, loss: str, here: slice = slice(None)) -> tuple[Tensor | None, Tensor | None]:
+    def divided(self, here: slice = slice(None)) -> tuple[Tensor | None, Tensor | None]:
         """`reach` and `held` of `losses.Targets` at the n positions in `here`."""
         if self.reach is None:
             return None, None
-        held, exact = self.held[here], needs_teacher_distribution(loss)
-        # An exact loss is that of the hold already.
-        return self.reach[here].float().masked_fill(held, 1.0), None if exact else held
+        held = self.held[here]
+        return self.reach[here].float().masked_fill(held, 1.0), held
 
 
 class SignalNeeds(NamedTuple):
@@ -220,14 +218,14 @@ def choose(
         "step": step,
         "rules": "reference" if args.signals == "topk_lists" else "paper",
     }
-    at_start = judged = None
+    judged = None
     if training and judges(args):
-        judged, at_start = judge(table, step=step, num_steps=num_steps)
+        judged = judge(table, step=step, num_steps=num_steps, distribution=distribution)
     if training:
         selection = select(
             table,
-            allowed=None if judged is None else worth_reaching(table.disagreement, judged),
-            selector=ordering(args, at_start),
+            allowed=None if judged is None else worth_reaching(table.disagreement, judged.reach),
+            selector=ordering(args, None if judged is None else judged.held_back),
             scope=args.budget_scope,
             draw=args.draw,
             draw_floor=args.draw_floor,
@@ -243,15 +241,15 @@ def choose(
         table.valid,
         reduction=args.reduction,
         denominator=args.denominator,
-        used=1.0 if at_start is None else used_share(selection, args.loss, distribution),
+        used=1.0 if judged is None else used_share(selection, args.loss, distribution),
         ranks=table.ranks,
     )
     drawn = watched = torch.zeros_like(weights)
     if training:
         drawn, watched = _anchor_draws(table, selection, args, step)
     held = drawn
-    if at_start is not None:
-        weights, held = weights + drawn * (1.0 - at_start), drawn * at_start
+    if judged is not None:
+        weights, held = weights + drawn * (1.0 - judged.at_start), drawn * judged.at_start
     # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
     if teacher_weights:
         weights = weights * weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
@@ -262,8 +260,7 @@ def choose(
         loss_weights=weights,
         anchor_weights=held * (args.anchor_coef or 0.0),
         reference_mask=watched != 0,
-        # Without a distribution there is no forward KL for what is beyond r.
-        reach=table.extra["reach"] if distribution and judged is not None else judged,
+        reach=None if judged is None else judged.divides,
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )

@@ -109,7 +109,7 @@ class TeachabilityTrainer(BaseTrainer):
         self._check_training_set(teacher_model)
         whole = self.model, self.accelerator, lambda: self.model_wrapped
         itself = OwnTeacher.of(teacher_model, args, *whole)
-        self.average = itself and itself.average
+        self.average, start = (itself.average, itself.start) if itself else (None, None)
         self._teacher = teachers_of(itself or teacher_model, args, *whole[:2], self._tokenizer)
         self._check_routes()
         self._check_lengths()
@@ -119,7 +119,8 @@ class TeachabilityTrainer(BaseTrainer):
         # The first batch would be refused otherwise, after it was sampled.
         scan_width(args.score_top_k, merged_ids(stops[0], self.stop_ids), self.vocab_size)
         self.foreign_ends = foreign_ends(*stops, self.eos_token_ids, *self._teacher.plains)
-        self._loss_function = loss_of_run(args, self.stop_ids, self.foreign_ends)
+        ends = self.stop_ids, self.foreign_ends
+        self._loss_function = loss_of_run(args, *ends, self.eos_token_ids, self.vocab_size)
         # Resolved once a run: names, expressions and dotted paths do not change between steps.
         self._needs = signal_needs(args)
         self._gather_options = gather_options(args)
@@ -130,8 +131,7 @@ class TeachabilityTrainer(BaseTrainer):
         sinks = self.record, found.add, self._load_from_checkpoint
         guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
-        ends = self.stop_ids, self.foreign_ends, None if itself is None else itself.start
-        self._anchor = Anchor(args, *parts, *ends, trains=self.trains)
+        self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
         asked = args.log_rollouts, args.log_selection

@@ -30,11 +30,12 @@ from taopd.experiments.lab.stacked.settings import stack_settings
 from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_initial
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
-from taopd.losses import Targets, by_reach, needs_teacher_distribution, resolve_loss
+from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
 from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
+from taopd.trainer.loss import loss_of_run
 from taopd.trainer.selection import Choice, choose, reads_initial, signal_needs
 
 
@@ -106,11 +107,7 @@ class Stack:
         self._reads_initial = any(map(reads_initial, self.settings))
         self._anchor = resolve_loss(first.anchor_loss)
         self._losses = [
-            by_reach(
-                resolve_loss(args.loss, beta=float(args.beta or 0.0), k=args.score_top_k),
-                self._anchor,
-                foreign_ends=ends,
-            )
+            loss_of_run(args, (), ends, [EOS_ID], teacher.config.vocab_size)
             for args, ends in zip(self.settings, self._foreign_ends, strict=True)
         ]
         self._prompts = read_problems(arms[0], "train")[0]
@@ -249,7 +246,7 @@ class Stack:
             chosen = choice.loss_weights != 0
             at = torch.arange(own.start, own.stop)[chosen]
             exact = needs_teacher_distribution(args.loss) or choice.reach is not None
-            reach, held = choice.divided(args.loss)
+            reach, held = choice.divided()
             values = function(
                 student[at],
                 Targets(
