@@ -174,3 +174,5 @@ def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):
     assert not torch.allclose(by_dr[0], rule[0], rtol=1e-3)
     slips = choices(FormStack, "slips are new, half 0.0001, hold 3")
     assert not torch.allclose(slips[0], rule[0], rtol=1e-3)
+    held = choices(FormStack, "ends held, half 0.0001, hold 3")
+    assert not torch.allclose(held[1], rule[1], rtol=1e-3)
