@@ -1,8 +1,9 @@
 """Labs beside the nine of the package, on which the default is tried: `scripts.default_method --only NAME`.
 
-`rarewords`, `unknown`, `common` and `farewell` had a part in finding the form of `method: reach`. The others
-did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a form with
-the forward KL was run anywhere, those of `LAST` after the last change but one, and run once before the last.
+`rarewords`, `unknown`, `common`, `farewell` and `sayings` had a part in finding the form of `method: reach`.
+The others did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a
+form with the forward KL was run anywhere, those of `BEFORE_SLIPS` before the rule told slips apart, and those of
+`LAST` after its last change, and run once.
 """
 
 from taopd.experiments.lab.variants import BOS, VARIANTS, Variant
@@ -16,6 +17,8 @@ FOUND_WITH: tuple[Variant, ...] = (
     Variant(name="unknown", **_ECHO),
     # `signoff`, thirty times more rarely.
     Variant(name="farewell", teacher_share=1e-3, rarest_share=1e-6, teacher_end=BOS),
+    # `loanwords` with the echo and an end of its own: until the last change it had no part.
+    Variant(name="sayings", teacher_share=3e-2, rarest_share=3e-5, teacher_end=BOS, **_ECHO),
 )
 UNSEEN: tuple[Variant, ...] = (
     # `bilingual` with the teacher of `fallible`.
@@ -34,10 +37,8 @@ LATER: tuple[Variant, ...] = (
     Variant(name="drawl", synonyms=8, teacher_end=BOS),
     # Words that the student hardly said, from the teacher of `fallible`.
     Variant(name="rarefallible", teacher_share=1e-3, teacher_fails_from=7),
-    # `loanwords` with the echo and an end of its own.
-    Variant(name="sayings", teacher_share=3e-2, rarest_share=3e-5, teacher_end=BOS, **_ECHO),
 )
-LAST: tuple[Variant, ...] = (
+BEFORE_SLIPS: tuple[Variant, ...] = (
     # `jargon`, a hundred times more rarely.
     Variant(name="argot", teacher_share=1e-3, rarest_share=1e-6, **_ECHO),
     # `farewell` with a student that is unsure of its own words.
@@ -49,7 +50,19 @@ LAST: tuple[Variant, ...] = (
     # `unknown` with the teacher of `fallible`.
     Variant(name="strangers", teacher_fails_from=7, **_ECHO),
 )
-NO_PART = (*UNSEEN, *LATER, *LAST)
+LAST: tuple[Variant, ...] = (
+    # `loanwords` three times more rarely, with a student that is less sure of its own words, and an end.
+    Variant(name="patois", teacher_share=1e-2, rarest_share=1e-5, synonyms=4, teacher_end=BOS),
+    # `unknown` with an end of its own.
+    Variant(name="envoi", teacher_end=BOS, **_ECHO),
+    # `reversal` with an end of its own.
+    Variant(name="postscript", teacher_share=0.01, teacher_end=BOS, **_ECHO),
+    # `common` with an end of its own.
+    Variant(
+        name="mishap", teacher_share=0.3, rarest_share=1e-3, teacher_fails_from=7, teacher_end=BOS
+    ),
+)
+NO_PART = (*UNSEEN, *LATER, *BEFORE_SLIPS, *LAST)
 """Those that had no part in finding the form."""
 
 
