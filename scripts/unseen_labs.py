@@ -2,8 +2,8 @@
 
 `rarewords`, `unknown`, `common`, `farewell` and `sayings` had a part in finding the form of `method: reach`.
 The others did not: those of `UNSEEN` had been run with an earlier form, those of `LATER` were made before a
-form with the forward KL was run anywhere, those of `BEFORE_SLIPS` before the rule told slips apart, and those of
-`LAST` after its last change, and run once.
+form with the forward KL was run anywhere, those of `BEFORE_SLIPS` before the rule told slips apart, and those
+of `LAST` after its last change, and run once.
 """
 
 from taopd.experiments.lab.variants import BOS, VARIANTS, Variant

@@ -112,7 +112,7 @@ def check_stops(
     if elsewhere and best in untaught:
         note = (
             f"; the teacher ends with {measured.candidates[best]} ({best}), where the sampler does not "
-            "stop: method reach never teaches that end, the student keeps its own"
+            "stop: method reach never teaches that token, the student ends in its own way"
         )
     elif elsewhere and best not in handled:
         both = sorted({*measured.stops, best})
