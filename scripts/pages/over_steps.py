@@ -6,15 +6,17 @@
     python -m scripts.pages.over_steps runs/smollm2-long --study smollm2-long
 
 Arms are shown as far as they have come, and compared at the last checkpoint that all have reached. Those that
-have not come to their first one are left out, and named. An arm of a form that is gone is in its folder only.
+have not come to their first one are left out, and named. Arms of the file that lie in no folder stay in it.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages import forward_kl
+from taopd.errors import ConfigError
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
 
@@ -42,16 +44,31 @@ def generated(document: dict[str, Any], name: str) -> str:
     return "\n".join(lines)
 
 
-def gathered(runs: list[Path]) -> dict[str, Any]:
-    """What the page shows of the arms of a study, which may lie in several folders."""
+def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
+    """What the page shows of the arms of a study, which may lie in several folders.
+
+    Args:
+        saved: the page's file; an arm of it that is in no folder stays.
+
+    Raises:
+        ConfigError: if what the file holds of such an arm is of another checkpoint than what is compared now.
+    """
+    known = json.loads(saved.read_text()) if saved and saved.exists() else {"arms": []}
     arms = []
     for path in (found for run in runs for found in sorted(run.glob("arms/*/accuracy.jsonl"))):
         points = [json.loads(line) for line in path.read_text().splitlines()]
         about = json.loads((path.parent / "arm.json").read_text())
         if len(points) > 1:
             arms.append((name_of(about["name"], about["seed"]), points))
+    names = {name for name, _ in arms}
+    kept = [arm for arm in known["arms"] if arm["name"] not in names]
     # What is compared are the answers at the last checkpoint that all have reached.
-    common = min(len(points) for _, points in arms)
+    common = min(len(each) for each in [*(points for _, points in arms), *map(curve_of, kept)])
+    if kept and common != min(map(len, map(curve_of, known["arms"]))):
+        raise ConfigError(
+            f"{saved}: the answers of {kept[0]['name']} are of another checkpoint than the one that all arms "
+            "have reached now. Give its folder too."
+        )
     rows = [
         {
             "name": name,
@@ -64,7 +81,12 @@ def gathered(runs: list[Path]) -> dict[str, Any]:
         }
         for name, points in arms
     ]
-    return forward_kl.made_with(runs[0]) | {"arms": rows}
+    return forward_kl.made_with(runs[0]) | known | {"arms": kept + rows}
+
+
+def curve_of(arm: dict[str, Any]) -> list[Any]:
+    """Greedy accuracy of an arm of the file: a row a checkpoint."""
+    return arm["accuracy_curve"]
 
 
 def name_of(arm: str, seed: int) -> str:
@@ -79,7 +101,7 @@ def main() -> None:
     parser.add_argument("--study", choices=STUDIES, default=STUDIES[0])
     args = parser.parse_args()
     saved = Path(f"docs/results/{args.study}.json")
-    document = forward_kl.saved_document(saved, args.runs, gathered)
+    document = forward_kl.saved_document(saved, args.runs, partial(gathered, saved=saved))
     write_generated(saved.with_suffix(".md"), generated(document, args.study))
     print(saved.with_suffix(".md"))
 
