@@ -52,7 +52,7 @@ def made_with(run: Path) -> dict[str, Any]:
     environment = json.loads((run / "env.json").read_text())
     versions = {name: environment["versions"][name] for name in ("torch", "transformers", "trl")}
     return {
-        "commit": environment["git_commit"][:7],
+        "commit": (environment["git_commit"] or "unknown")[:7],
         "device": environment["devices"][0],
         "versions": versions,
     }

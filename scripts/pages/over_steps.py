@@ -81,7 +81,8 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
         }
         for name, points in arms
     ]
-    return forward_kl.made_with(runs[0]) | known | {"arms": kept + rows}
+    head = known if kept else forward_kl.made_with(runs[0])
+    return head | {"arms": kept + rows}
 
 
 def curve_of(arm: dict[str, Any]) -> list[Any]:

@@ -100,7 +100,7 @@ def gathered(
             )
         arms[arm["name"], arm["seed"]] = {name: arm[name] for name in KEPT} | {
             "right_greedy_curve": arm["right_greedy_curve"][-1:],
-            "commit": environment["git_commit"][:7],
+            "commit": (environment["git_commit"] or "unknown")[:7],
             **more(folder, arm),
         }
     names = ("torch", "transformers", "trl")
