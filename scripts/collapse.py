@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments
+from scripts.lab_results import print_jobs, write_rows
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
 BASE = {"per_device_train_batch_size": 32, "learning_rate": 3e-4, "loss": "reverse_kl"}
@@ -124,15 +124,10 @@ def main() -> None:
     args = parser.parse_args()
     jobs = make_jobs(args.runs)
     if not args.gather:
-        run_jobs(jobs, progress=lambda done, total: print(f"{done} of {total} jobs", flush=True))
-    parts = [
-        json.dumps(shorten(json.loads(job.path.read_text()), job), allow_nan=False)
-        for job in jobs
-        if job.path.exists()
-    ]
-    head = json.dumps({"settings": BASE, "versions": environment()["versions"]})
-    body = ",\n".join(parts)
-    write_text(args.output, f'{head[:-1]}, "parts": [\n{body}\n]}}\n')
+        run_jobs(jobs, progress=print_jobs)
+    parts = [shorten(json.loads(job.path.read_text()), job) for job in jobs if job.path.exists()]
+    about = {"settings": BASE, "versions": environment()["versions"]}
+    write_rows(args.output, about, "parts", parts)
 
 
 if __name__ == "__main__":

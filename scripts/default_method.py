@@ -19,11 +19,11 @@ from typing import Any
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
+from scripts.lab_results import print_jobs, write_rows
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
 MEASURED = Path("docs/results/collapse.json")
@@ -167,7 +167,7 @@ def main() -> None:
         run_jobs(
             make_jobs(args.runs, args.only, args.parts, {} if args.again else known, args.seeds),
             num_workers=args.workers,
-            progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+            progress=print_jobs,
         )
     # Labs without a run of their own have the arms that were measured before.
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {lab: [] for lab in known}
@@ -180,9 +180,8 @@ def main() -> None:
         part_of(own, {"variant": lab[0], "loss": lab[1]}, known.get(lab))
         for lab, own in rows.items()
     ]
-    head = json.dumps({"settings": BASE, "versions": environment()["versions"]})
-    body = ",\n".join(json.dumps(part, allow_nan=False) for part in parts)
-    write_text(args.output, f'{head[:-1]}, "parts": [\n{body}\n]}}\n')
+    about = {"settings": BASE, "versions": environment()["versions"]}
+    write_rows(args.output, about, "parts", parts)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.arguments import Arguments
+from scripts.lab_results import print_jobs
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -141,7 +142,7 @@ def main() -> None:
     run_jobs(
         jobs,
         num_workers=args.workers,
-        progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+        progress=print_jobs,
     )
     found = gather(jobs)
     write_text(args.data, json.dumps(found) + "\n")

@@ -19,13 +19,13 @@ from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import ARMS, STEPS
+from scripts.lab_results import print_jobs, write_rows
 from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report.generated_part import write_generated
-from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
 MEASURED = Path("docs/results/default.json")
@@ -163,14 +163,12 @@ def main() -> None:
         run_jobs(
             jobs,
             num_workers=args.workers,
-            progress=lambda done, total: print(f"{done} of {total} jobs", flush=True),
+            progress=print_jobs,
         )
     rows, machine = gathered(args.runs), environment()
     if not rows:
         raise SystemExit(f"{args.runs}: no finished job")
-    head = json.dumps({"settings": BASE, "versions": machine["versions"]})
-    body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    write_text(args.output, f'{head[:-1]}, "rows": [\n{body}\n]}}\n')
+    write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
     draw_panels(panels(rows), args.output.with_suffix(".png"))
     about = (
         "Greedy accuracy, %, one number a pair of models; sampled where it says so.\n"

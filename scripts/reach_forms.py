@@ -28,13 +28,14 @@ from torch import Tensor
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
+from scripts.lab_results import write_rows
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import write_generated
-from taopd.runs.jsonl import write_json, write_text
+from taopd.runs.jsonl import write_json
 from taopd.signals import FOREIGN, INITIAL
 from taopd.trainer.reach_sums import in_new_context, judged_reach, start_shares
 from taopd.trainer.selection import choose
@@ -331,8 +332,7 @@ def main() -> None:
     # A run that was made again replaces the one that was saved.
     keys = "form", "variant", "steps", "seed"
     rows = list({tuple(row[key] for key in keys): row for row in known}.values())
-    body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    write_text(args.output, f'{{"settings": {json.dumps(BASE)}, "forms": [\n{body}\n]}}\n')
+    write_rows(args.output, {"settings": BASE}, "forms", rows)
     write_generated(args.output.with_suffix(".md"), table(rows))
 
 

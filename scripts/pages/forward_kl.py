@@ -44,18 +44,7 @@ def gathered(runs: list[Path]) -> dict[str, Any]:
     for path in (found for run in runs for found in sorted(run.glob("arms/*/results.json"))):
         row = json.loads(path.read_text())
         arms.append({key: row[key] for key in KEPT} | {"right": row["right_greedy_curve"][-1][1]})
-    return made_with(runs[0]) | {"arms": arms}
-
-
-def made_with(run: Path) -> dict[str, Any]:
-    """Commit, machine and versions of a study's folder."""
-    environment = json.loads((run / "env.json").read_text())
-    versions = {name: environment["versions"][name] for name in ("torch", "transformers", "trl")}
-    return {
-        "commit": (environment["git_commit"] or "unknown")[:7],
-        "device": environment["devices"][0],
-        "versions": versions,
-    }
+    return smollm2_cpu.made_with(runs[0]) | {"arms": arms}
 
 
 def page(document: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments, existing_folder
-from scripts.pages import forward_kl
+from scripts.pages import forward_kl, smollm2_cpu
 from taopd.errors import ConfigError
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
@@ -63,8 +63,9 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
     names = {name for name, _ in arms}
     kept = [arm for arm in known["arms"] if arm["name"] not in names]
     # What is compared are the answers at the last checkpoint that all have reached.
-    common = min(len(each) for each in [*(points for _, points in arms), *map(curve_of, kept)])
-    if kept and common != min(map(len, map(curve_of, known["arms"]))):
+    reached = [len(points) for _, points in arms] + [len(arm["accuracy_curve"]) for arm in kept]
+    common = min(reached)
+    if kept and common != min(len(arm["accuracy_curve"]) for arm in known["arms"]):
         raise ConfigError(
             f"{saved}: the answers of {kept[0]['name']} are of another checkpoint than the one that all arms "
             "have reached now. Give its folder too."
@@ -81,13 +82,8 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
         }
         for name, points in arms
     ]
-    head = known if kept else forward_kl.made_with(runs[0])
+    head = known if kept else smollm2_cpu.made_with(runs[0])
     return head | {"arms": kept + rows}
-
-
-def curve_of(arm: dict[str, Any]) -> list[Any]:
-    """Greedy accuracy of an arm of the file: a row a checkpoint."""
-    return arm["accuracy_curve"]
 
 
 def name_of(arm: str, seed: int) -> str:

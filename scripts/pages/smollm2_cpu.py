@@ -89,7 +89,7 @@ def gathered(
         raise SystemExit(
             f"{run} and the saved file differ in {', '.join(different)}: no table of both"
         )
-    environment = json.loads((run / "env.json").read_text())
+    made = made_with(run)
     arms = {(arm["name"], arm["seed"]): arm for arm in saved["arms"]}
     starts = {arm["base_accuracy"] for arm in saved["arms"]}
     for folder, arm in finished(run).items():
@@ -100,15 +100,25 @@ def gathered(
             )
         arms[arm["name"], arm["seed"]] = {name: arm[name] for name in KEPT} | {
             "right_greedy_curve": arm["right_greedy_curve"][-1:],
-            "commit": (environment["git_commit"] or "unknown")[:7],
+            "commit": made["commit"],
             **more(folder, arm),
         }
-    names = ("torch", "transformers", "trl")
     return {
         "question": question,
-        "device": environment["devices"][0],
-        "versions": {name: environment["versions"][name] for name in names},
+        "device": made["device"],
+        "versions": made["versions"],
         "arms": list(arms.values()),
+    }
+
+
+def made_with(run: Path) -> dict[str, Any]:
+    """Commit, machine and versions of a study's folder."""
+    environment = json.loads((run / "env.json").read_text())
+    versions = {name: environment["versions"][name] for name in ("torch", "transformers", "trl")}
+    return {
+        "commit": (environment["git_commit"] or "unknown")[:7],
+        "device": environment["devices"][0],
+        "versions": versions,
     }
 
 

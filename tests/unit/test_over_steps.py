@@ -27,8 +27,8 @@ def arm(folder, name, curve):
     folder.joinpath("accuracy.jsonl").write_text(lines)
 
 
-def run_of(folder, **curves):
-    """A study's folder with these arms."""
+def run_of(folder, curves):
+    """A study's folder with these arms: name -> curve."""
     versions = {"torch": "2", "transformers": "5", "trl": "1"}
     about = {"git_commit": "abcdefghi", "devices": ["cpu"], "versions": versions}
     for name, curve in curves.items():
@@ -38,25 +38,26 @@ def run_of(folder, **curves):
 
 
 def test_arms_are_compared_where_all_have_come_and_shown_to_their_end(tmp_path):
-    run = run_of(
-        tmp_path,
-        reach_10=[(0, "0000"), (40, "1000"), (80, "1111")],
-        anchored_10=[(0, "0000"), (40, "0111")],
-        full=[(0, "0000")],
-    )
-    text = generated(gathered([run]), "smollm2-long")
-    assert "| reach_10, seed 0 | 0 | 25 | 100 | 50 | 9 |" in text
-    assert "| anchored_10, seed 0 | 0 | 75 |  | 50 | 9 |" in text
+    curves = {
+        "reach-10": [(0, "0000"), (40, "1000"), (80, "1111")],
+        "anchored-10": [(0, "0000"), (40, "0111")],
+        "full": [(0, "0000")],
+    }
+    text = generated(gathered([run_of(tmp_path, curves)]), "smollm2-long")
+    assert "| reach-10, seed 0 | 0 | 25 | 100 | 50 | 9 |" in text
+    assert "| anchored-10, seed 0 | 0 | 75 |  | 50 | 9 |" in text
     assert "80 of 200 steps" in text and "After 40 steps:" in text
-    assert "| anchored_10, seed 0 - reach_10, seed 0 | +50.0 |" in text
-    assert "Not run: " in text and "full, seed 0" in text
+    assert "| reach-10, seed 0 - anchored-10, seed 0 | -50.0 |" in text
+    assert "Not run: full, seed 0" in text
 
 
 def test_arms_of_the_file_stay_where_their_answers_are_those_that_are_compared(tmp_path):
     saved = tmp_path / "saved.json"
     whole, half = [(0, "0000"), (40, "1110"), (80, "1111")], [(0, "0000"), (40, "1000")]
-    saved.write_text(json.dumps(gathered([run_of(tmp_path / "a", reach=whole, anchored=half)])))
-    both = gathered([run_of(tmp_path / "b", full=whole)], saved)
+    saved.write_text(
+        json.dumps(gathered([run_of(tmp_path / "a", {"reach": whole, "anchored": half})]))
+    )
+    both = gathered([run_of(tmp_path / "b", {"full": whole})], saved)
     assert {row["name"]: row["right"] for row in both["arms"]} == {
         "reach, seed 0": "1110",
         "anchored, seed 0": "1000",
@@ -64,4 +65,4 @@ def test_arms_of_the_file_stay_where_their_answers_are_those_that_are_compared(t
     }
     # All have come to step 80 now, where the file has no answers of `reach`.
     with pytest.raises(ConfigError, match="reach, seed 0 are of another checkpoint"):
-        gathered([run_of(tmp_path / "c", anchored=whole)], saved)
+        gathered([run_of(tmp_path / "c", {"anchored": whole})], saved)

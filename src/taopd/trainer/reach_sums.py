@@ -109,9 +109,10 @@ def judge(table: SignalTable, *, step: int, num_steps: int, distribution: bool) 
     start = start_shares(table, new, step=step, num_steps=num_steps)
     foreign = table.extra.get(FOREIGN, torch.zeros_like(reach))
     held = held_share(reach, foreign, start=start)
+    held_back = foreign + held
     if not distribution:
-        return Judged(reach, foreign + held, at_start=foreign + held, divides=reach)
-    return Judged(reach, foreign + held, at_start=held, divides=table.extra["reach"])
+        return Judged(reach, held_back, at_start=held_back, divides=reach)
+    return Judged(reach, held_back, at_start=held, divides=table.extra["reach"])
 
 
 def judged_reach(table: SignalTable, new: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:

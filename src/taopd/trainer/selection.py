@@ -14,10 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.losses import (
-    anchor_weights,
-    reduction_weights,
-)
+from taopd.losses import anchor_weights, reduction_weights
 from taopd.models.stop_tokens import merged_ids
 from taopd.selectors import (
     Rules,
