@@ -9,6 +9,7 @@ arms take turns, one step each, so that a busy machine disturbs all of them alik
   full            taopd, selector full: all tokens
   5 %             taopd, teachability as published, the exact gradient
   5 %, window 8   taopd, through a gradient window
+  default, 10 %   taopd with its default method, reach
 The learning rate is so small that the weights stay as they are, and every step begins with the same seed on
 the same 4 prompts in the same order: all arms sample the same completions in every step, which is checked.
 
@@ -56,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
     "5 %": {"selector": "teachability", "budget": 0.05},
     "5 %, window 8": {"selector": "teachability", "budget": 0.05, "gradient_window": 8},
+    "default, 10 %": {"method": "reach", "budget": 0.1},
 }
 THREADS = 2
 NO_RATE = 1e-30

@@ -162,7 +162,14 @@ BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
 FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
 FORMS |= around("ends held", replace(BY_NOT_HELD, everywhere=False))
-FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False, ends_held=False))
+THE_RULE = replace(BY_NOT_HELD, everywhere=False, ends_held=False)
+FORMS |= around("the rule", THE_RULE)
+FORMS |= {
+    "the rule, order D r": replace(THE_RULE, order=lambda r, _: r),
+    "the rule, judged everywhere": replace(THE_RULE, everywhere=True),
+    "the rule, slips are new": replace(THE_RULE, slips=True),
+    "the rule, ends held": replace(THE_RULE, ends_held=True),
+}
 RULE = "the rule, half 0.0001, hold 3"
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 

@@ -33,8 +33,10 @@ def test_the_real_models_benchmark_runs_on_micro_models():
         "trl, autocast",
         "full",
         "5 %, window 8",
+        "default, 10 %",
     ]
-    assert document["gradient_error"] < 1e-3 and "window 8" in table[-2]
+    assert document["gradient_error"] < 1e-3
+    assert "window 8" in table[-3] and "default, 10 %" in table[-2]
     for row in document["rows"]:
         parts = row["sample_s"] + row["update_s"]
         assert 0 < parts <= row["step_s"] * 1.5 and row["peak_mib"] > 100

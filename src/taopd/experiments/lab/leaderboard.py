@@ -43,6 +43,7 @@ WITH_METHOD: dict[str, dict[str, Any]] = {
     "teachability, reach": {"selector": "teachability", "method": "reach"},
     "full, IDA-OPD": {"selector": "full", "loss": "sampled_ida"},
     "full, TV-OPD": {"selector": "full", "loss": "sampled_tv"},
+    "full, sampled tail": {"selector": "full", "loss": "sampled_tail_kl"},
 }
 """Entries that are more than a selector; one with a loss of its own is a kind of sampled reverse KL."""
 LEFT_OUT = ("q3_", "reverse_kl")
