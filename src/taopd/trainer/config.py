@@ -14,7 +14,7 @@ from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.signals import THRESHOLD
 from taopd.trainer.settings import config_checks
-from taopd.trainer.settings.config_fit import FitSettings, check_fit
+from taopd.trainer.settings.config_fit import FitSettings
 from taopd.trainer.settings.filled import filled, is_filled, plain, take_back
 from taopd.trainer.settings.generation_checks import check_generation_kwargs
 from taopd.trainer.settings.methods import fill_in
@@ -256,7 +256,6 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
                 raise worded(error) from error
         # Once more: only now JSON text of a mapping, as flags have it, is one.
         config_checks.check_config(self)
-        check_fit(self)
         check_generation_kwargs(self)
 
     def _resolve(self) -> None:
@@ -268,7 +267,6 @@ class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, Distilla
         fill_in(self)
         read_teachers(self)
         config_checks.check_config(self)
-        check_fit(self)
         check_numbers(self)
         # Teachers given to the trainer are not known yet: `TeacherRoutes` checks with their names.
         if isinstance(self.teachers, dict):

@@ -18,7 +18,6 @@ from taopd.models.loading import has_adapter
 from taopd.models.output_head import inside_peft
 from taopd.trainer.build.named_optimizer import check_optim, check_schedule
 from taopd.trainer.settings.config_checks import check_config
-from taopd.trainer.settings.config_fit import check_fit
 from taopd.trainer.settings.filled import FilledText
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
@@ -87,7 +86,6 @@ def name_teacher(args: "TeachabilityConfig", teacher: Any) -> None:
     # Filled in: the next trainer with these settings may be given another one.
     args.teacher_model_name_or_path = FilledText(teacher)
     check_config(args)
-    check_fit(args)
 
 
 def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:

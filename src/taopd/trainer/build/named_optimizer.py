@@ -30,7 +30,7 @@ def check_optim(args: "TeachabilityConfig", model: nn.Module) -> None:
     asked.optim = type(args.optim)(name.removesuffix("_layerwise"))
     with about(args, "optim", "optim_args", "optim_target_modules"):
         _keywords(asked, model)
-    if name in _UNSAVABLE and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
+    if name in _UNSAVABLE and args.save_strategy != "no":
         raise ConfigError(
             f"optim={name!r} keeps its state where no checkpoint can hold it: take another optimizer, or "
             "save_strategy='no' for a run that cannot be resumed"

@@ -24,6 +24,7 @@ from taopd.selectors import (
 from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, KNOWN_SIGNALS, LISTS_GIVE
 from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
+from taopd.trainer.settings.config_fit import check_fit
 from taopd.trainer.settings.filled import FilledNumber, is_filled
 from taopd.trainer.settings.methods import METHODS, check_method
 from taopd.trainer.settings.number_checks import Range, check_ranges, ranges
@@ -118,6 +119,7 @@ def check_config(config: "TeachabilityConfig") -> None:
     if config.teacher_url is not None:
         check_remote_teacher(config)
     _check_own_teacher(config)
+    check_fit(config)
 
 
 def _check_own_teacher(config: "TeachabilityConfig") -> None:
@@ -193,9 +195,7 @@ def _check_anchor(config: "TeachabilityConfig") -> None:
     shown = f"anchor_fraction={fraction}"
     least = f"{fraction} (anchor_fraction unless it is set)" if is_filled(fraction) else shown
     require(inside, "anchor_responses", responses, f"at most 1 and at least {least}")
-    # TRL takes its enum as well as the enum's text.
-    saves = str(config.save_strategy) not in ("no", "SaveStrategy.NO")
-    if config.collapse_guard == "restore" and not saves:
+    if config.collapse_guard == "restore" and config.save_strategy == "no":
         raise ConfigError("collapse_guard='restore' needs checkpoints: set save_strategy='steps'")
 
 

@@ -73,8 +73,7 @@ def check_returned(settings: Mapping[str, Any], where: str) -> None:
 def at_once(config: "TeachabilityConfig") -> int:
     """Completions of one process that are sampled together: of a generation batch, or of an evaluation."""
     size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    evaluates = str(config.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    return max(size, config.per_device_eval_batch_size) if evaluates else size
+    return size if config.eval_strategy == "no" else max(size, config.per_device_eval_batch_size)
 
 
 def check_decoding(settings: Mapping[str, Any], num_completions: int, where: str) -> None:

@@ -117,11 +117,11 @@ def check_numbers(config: Any) -> None:
     steps, epochs = config.max_steps, config.num_train_epochs
     require(steps > 0 or epochs > 0, "num_train_epochs", epochs, "above 0, or max_steps is set")
     for what, instead in INTERVALS.items():
-        name, strategy = f"{what}_steps", str(getattr(config, f"{what}_strategy"))
+        name = f"{what}_steps"
         value = getattr(config, name)
         if value is None:
             continue
-        if strategy.rpartition(".")[2].lower() != "steps":
+        if getattr(config, f"{what}_strategy") != "steps":
             require(value >= 0, name, value, "at least 0")
             continue
         words = "a whole number from 1 on, or a share of the run below 1"

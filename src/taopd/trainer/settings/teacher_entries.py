@@ -22,7 +22,6 @@ import torch
 from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
 from taopd.teachers import Teacher
 from taopd.trainer.settings.config_checks import CHOICES, OWN_TEACHERS, check_config
-from taopd.trainer.settings.config_fit import check_fit
 from taopd.trainer.settings.setting_types import check_types
 from taopd.trainer.settings.teacher_settings import option
 
@@ -142,7 +141,6 @@ def settings_of(
         options = own.teacher_model_init_kwargs
         own.teacher_model_init_kwargs = _mapping("init_kwargs", options)
         check_config(own)
-        check_fit(own)
     return own
 
 
