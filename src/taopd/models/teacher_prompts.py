@@ -16,12 +16,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset
-
 from taopd.errors import ConfigError, DataError, nearest
 from taopd.models.prompt_rows import (
-    COLUMNS,
-    MEDIA,
     Messages,
     Prompt,
     check_text,
@@ -138,24 +134,6 @@ class TeacherPrompts:
             return None
         # One tensor for the batch: a row without a prompt of the teacher's fills its place with its own.
         return [own or prompt for own, prompt in zip(found, prompts, strict=True)]
-
-    def check_rows(self, rows: Any, where: str) -> None:
-        """Look at every row of a table: a gap must be found before hours of training.
-
-        Args:
-            rows: a `datasets.Dataset`; anything else, such as a stream, is passed over.
-            where: names the dataset.
-
-        Raises:
-            DataError: see `of`; names the row.
-        """
-        if not isinstance(rows, Dataset):
-            return
-        needed = {*COLUMNS, *MEDIA, *self.columns}
-        columns = [name for name in rows.column_names if name in needed]
-        for number, row in enumerate(rows.select_columns(columns)):
-            named = f"row {number} of {where}"
-            self.of(row, read_prompt(row, named), named)
 
     def _filled(
         self, columns: Mapping[str, Any], content: str | Messages, where: str

@@ -39,12 +39,8 @@ class PromptTrainer(DistillationTrainer):
     _rows: Sequence[Prompt] = ()
     """Of the batch that is being sampled."""
 
-    def _check_training_set(self, teacher: Any) -> None:
-        """Enough prompts for a generation batch that can be divided; see `training_set`.
-
-        Args:
-            teacher: as it was given to the trainer.
-        """
+    def _check_training_set(self) -> None:
+        """Enough prompts for a generation batch that can be divided; see `training_set`."""
         args = self.args
         rows: Any = self.train_dataset
         evaluation = evaluation_sets(self.eval_dataset)
@@ -60,10 +56,9 @@ class PromptTrainer(DistillationTrainer):
             check_rows(some, args)
             warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
             self.train_dataset = rows
-            named = args.teacher_model_name_or_path if teacher is None else teacher
-            shown = self._template | {"stop_ids": self.eos_token_ids}
-            sets = rows, evaluation
-            check_teacher_prompts(self._teacher_prompts, *sets, named, self._tokenizer, **shown)
+            others = self._teacher_prompts, rows, evaluation, self._tokenizer
+            named = args.teacher_model_name_or_path
+            check_teacher_prompts(*others, named, stop_ids=self.eos_token_ids, **self._template)
         if args.accelerator_config.dispatch_batches:
             raise ConfigError(
                 "accelerator_config: dispatch_batches=True sends batches of tensors to the other processes, "
@@ -89,7 +84,7 @@ class PromptTrainer(DistillationTrainer):
             self._teacher.check_dataset(rows, where)
 
     def _check_lengths(self) -> None:
-        """Every prompt and its completion fit the contexts of the student and of the row's teacher.
+        """Every row has what both models read, and with its completion fits the contexts of both.
 
         Raises:
             DataError: names the first row that does not.
@@ -105,7 +100,8 @@ class PromptTrainer(DistillationTrainer):
             return min((each for each in (own, of_teacher(row)) if each), default=None)
 
         for where, rows in self._sets():
-            # Of a stream the beginning; one prompt too long would end the run at a step nobody can foresee.
+            # Of a stream the beginning. One prompt too long, or a gap in what the teacher reads, would end
+            # the run at a step that nobody can foresee.
             if isinstance(rows, IterableDataset):
                 rows = first_rows(rows, LOOKED_AT)
             first = first_rows(rows, 1)

@@ -106,9 +106,9 @@ class TeachabilityTrainer(BaseTrainer):
         args.model_init_kwargs = given.options
         given.require_savable(self.model)
         check_made(args, self.model, optimizers[0], self.accelerator)
-        self._check_training_set(teacher_model)
+        self._check_training_set()
         whole = self.model, self.accelerator, lambda: self.model_wrapped
-        itself = OwnTeacher.of(teacher_model, args, *whole)
+        itself = OwnTeacher.of(args, *whole)
         self.average, start = (itself.average, itself.start) if itself else (None, None)
         self._teacher = teachers_of(itself or teacher_model, args, *whole[:2], self._tokenizer)
         self._check_routes()

@@ -126,7 +126,7 @@ class OwnTeacher:
     """What a trainer holds of a student that is its own teacher.
 
     Args:
-        kind: one of `OWN_TEACHERS`.
+        args: name one of `OWN_TEACHERS`.
         student: before training; `wrapped` gives it as it runs.
 
     Raises:
@@ -135,13 +135,12 @@ class OwnTeacher:
 
     def __init__(
         self,
-        kind: str,
         args: TeachabilityConfig,
         student: PreTrainedModel,
         accelerator: Accelerator,
         wrapped: Callable[[], Any],
     ) -> None:
-        reference = ReferenceStudent(student, accelerator)
+        kind, reference = args.teacher_model_name_or_path, ReferenceStudent(student, accelerator)
         self.start: ReferenceStudent | None = reference if kind == "self" else None
         """The student before training, if this teacher is that."""
         self.plain: PreTrainedModel | None = None
@@ -162,8 +161,6 @@ class OwnTeacher:
             self.average = MovingAverage(reference, student, accelerator, args.teacher_ema_decay)
 
     @classmethod
-    def of(cls, teacher: Any, args: TeachabilityConfig, *parts: Any) -> "OwnTeacher | None":
-        """The student as its own teacher, None where the settings or the argument name another one."""
-        named = args.teacher_model_name_or_path if teacher is None else teacher
-        is_own = isinstance(named, str) and named in OWN_TEACHERS and not args.teacher_url
-        return cls(named, args, *parts) if is_own else None
+    def of(cls, args: TeachabilityConfig, *parts: Any) -> "OwnTeacher | None":
+        """The student as its own teacher, None where the settings name another one."""
+        return cls(args, *parts) if args.teacher_model_name_or_path in OWN_TEACHERS else None

@@ -111,11 +111,11 @@ def check_teacher_prompts(
     prompts: TeacherPrompts,
     dataset: Any,
     evaluation: Mapping[str, Any],
-    teacher: Any,
     tokenizer: Any,
+    teacher: str | None,
     **shown: Any,
 ) -> None:
-    """Refuse rows without what the teacher's prompts are made of; log what is wrong with the others.
+    """Refuse sets without what the teacher's prompts are made of; log what is wrong with the first rows.
 
     Args:
         evaluation: see `evaluation_sets`.
@@ -123,13 +123,13 @@ def check_teacher_prompts(
         shown: see `faults_of_ends`.
 
     Raises:
-        DataError: a column that is missing or a row that lacks it.
+        DataError: a column that is missing, or one of the first rows that lacks it.
         ConfigError: a student as its own teacher that reads nothing else.
     """
     rows = first_rows(dataset, LOOKED_AT)
     columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
     if not prompts.used(columns):
-        if isinstance(teacher, str) and teacher in OWN_TEACHERS:
+        if teacher in OWN_TEACHERS:
             raise ConfigError(
                 f"teacher_model_name_or_path={teacher!r} without a prompt of the teacher's own: it would be "
                 "the student itself, and nothing could be learned. Set teacher_prompt_template, or add a "
@@ -142,10 +142,6 @@ def check_teacher_prompts(
         if some and isinstance(some[0], dict):
             prompts.check(list(some[0]), where)
     found = prompts.of_rows(rows) or []
-    # One gap far behind would end the run at a step that nobody can foresee.
-    prompts.check_rows(dataset, "the training set")
-    for where, others in evaluation.items():
-        prompts.check_rows(others, where)
     faults = faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown)
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
     look = {name: shown[name] for name in ("template", "stop_ids") if name in shown}
