@@ -1,7 +1,6 @@
 """Forward and backward at selected positions: the gradient window."""
 
 from taopd.models.gradient_window.fidelity import (
-    Fidelity,
     compare_gradients,
     gradient_fidelity,
     gradients_of,
@@ -14,12 +13,10 @@ from taopd.models.gradient_window.prefix import (
     check_backbone,
     gather_prefix,
 )
-from taopd.models.gradient_window.sparse_forward import SparseStates, sparse_states
+from taopd.models.gradient_window.sparse_forward import sparse_states
 
 __all__ = [
-    "Fidelity",
     "KeyValuePrefix",
-    "SparseStates",
     "backbone_of",
     "capture_prefix",
     "check_backbone",

@@ -149,43 +149,6 @@ class _WindowAttention(torch.autograd.Function):
         )
 
 
-def window_attention(
-    query: Float[Tensor, "H M d"],
-    key: Float[Tensor, "Hkv M d"],
-    value: Float[Tensor, "Hkv M dv"],
-    constant_keys: Float[Tensor, "b Hkv L d"],
-    constant_values: Float[Tensor, "b Hkv L dv"],
-    layout: Layout,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-) -> Float[Tensor, "H M dv"]:
-    """Attention output at the active positions; gradients to `query`, `key` and `value`.
-
-    Args:
-        softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
-        sliding_window: a position sees itself and the `sliding_window - 1` columns before it.
-    """
-    # Under autocast sdpa would cast its inputs; a custom function has to do so itself, once.
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
-    with torch.autocast(device, enabled=False):
-        return _WindowAttention.apply(
-            query,
-            key,
-            value,
-            constant_keys,
-            constant_values,
-            layout,
-            scale,
-            softcap,
-            sliding_window,
-        )
-
-
 # Tensors that layers pass on but whose effect is in the rotated queries and keys already.
 _READ_ELSEWHERE = {"position_ids", "cache_position"}
 
@@ -204,6 +167,10 @@ def window_attention_forward(
     **others: Any,
 ) -> tuple[Float[Tensor, "1 M H dv"], None]:
     """What a transformers attention layer calls in place of sdpa or eager during a sparse forward.
+
+    Args:
+        sliding_window: a position sees itself and the `sliding_window - 1` columns before it.
+        softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
 
     Raises:
         ConfigError: for attention that this file does not compute.
@@ -229,25 +196,25 @@ def window_attention_forward(
                 f"gradient_window: {layer} adds {name!r} to its attention, which is not supported: set "
                 "gradient_window to none"
             )
-    # The batch dimension is 1: all sequences lie packed in one row.
     index = module.layer_idx
-    stored, fresh = state.keys[index], key[0]
-    if (stored.shape[1], stored.shape[3]) != (fresh.shape[0], fresh.shape[2]):
+    constant = state.keys[index], state.values[index]
+    if (constant[0].shape[1], constant[0].shape[3]) != (key.shape[1], key.shape[3]):
         raise ConfigError(
             f"gradient_window: {layer} attends to other keys than it hands to a cache, which is not "
             "supported: set gradient_window to none"
         )
-    out = window_attention(
-        query[0],
-        key[0],
-        value[0],
-        state.keys[index],
-        state.values[index],
-        state.layout,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=softcap,
-        sliding_window=sliding_window,
-    )
+    # The batch dimension is 1: all sequences lie packed in one row.
+    fresh = query[0], key[0], value[0]
+    # Under autocast sdpa would cast its inputs; a custom function has to do so itself, once.
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        fresh = fresh[0].to(dtype), fresh[1].to(dtype), fresh[2].to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.autocast(device, enabled=False):
+        out = _WindowAttention.apply(
+            *fresh, *constant, state.layout, scale, softcap, sliding_window
+        )
     return out.transpose(0, 1).contiguous()[None], None
 
 

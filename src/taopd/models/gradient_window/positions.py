@@ -176,14 +176,6 @@ class Layout:
         num_valid = int(seen_host.sum())
         return Layout(sequences=sequences, row=row, column=column, num_valid=num_valid)
 
-    def __len__(self) -> int:
-        return self.row.shape[0]
-
-    @property
-    def share(self) -> float:
-        """Share of the micro-batch's valid positions that carry gradient."""
-        return len(self) / max(1, self.num_valid)
-
     def blocks(
         self, sliding_window: int | None, num_heads: int
     ) -> Iterator[tuple[Sequence, list[Block]]]:

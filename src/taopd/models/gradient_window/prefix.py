@@ -75,27 +75,24 @@ def gather_prefix(
     if len(used) == 1 and columns.stop <= longest:
         return prefixes[used[0]].part(rows, columns)
 
-    def gathered(tensors: Mapping[int, Tensor], dim: int) -> Tensor:
-        shape = [len(rows), *tensors[used[0]].shape[1:]]
+    def gathered(dim: int, *tensors: Tensor) -> Tensor:
+        """The rows, from one tensor of each used prefix."""
+        shape = [len(rows), *tensors[0].shape[1:]]
         shape[dim] = columns.stop - columns.start
-        out = tensors[used[0]].new_zeros(shape)
-        for index in used:
+        out = tensors[0].new_zeros(shape)
+        for index, tensor in zip(used, tensors, strict=True):
             mine = source == index
-            length = min(columns.stop, tensors[index].shape[dim]) - columns.start
-            cut = tensors[index].index_select(0, rows[mine]).narrow(dim, columns.start, length)
+            length = min(columns.stop, tensor.shape[dim]) - columns.start
+            cut = tensor.index_select(0, rows[mine]).narrow(dim, columns.start, length)
             out.narrow(dim, 0, length)[mine] = cut
         return out
 
-    num_layers = len(prefixes[used[0]].keys)
+    parts = [prefixes[index] for index in used]
     return KeyValuePrefix(
-        keys=tuple(
-            gathered({i: prefixes[i].keys[layer] for i in used}, 2) for layer in range(num_layers)
-        ),
-        values=tuple(
-            gathered({i: prefixes[i].values[layer] for i in used}, 2) for layer in range(num_layers)
-        ),
-        hidden=gathered({i: prefixes[i].hidden for i in used}, 1),
-        positions=gathered({i: prefixes[i].positions for i in used}, 1),
+        keys=tuple(gathered(2, *layer) for layer in zip(*(p.keys for p in parts), strict=True)),
+        values=tuple(gathered(2, *layer) for layer in zip(*(p.values for p in parts), strict=True)),
+        hidden=gathered(1, *(part.hidden for part in parts)),
+        positions=gathered(1, *(part.positions for part in parts)),
     )
 
 

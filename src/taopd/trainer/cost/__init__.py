@@ -30,13 +30,9 @@ from taopd.trainer.cost.shapes import ModelShape
 
 __all__ = [
     "SHAPES",
-    "Communication",
-    "Memory",
     "ModelShape",
     "Plan",
     "PlanSettings",
-    "StepCost",
-    "WindowRatio",
     "check_unpacked",
     "gradient_share",
     "load_shape",
