@@ -91,7 +91,7 @@ class TeacherSource(OneTeacher):
         own = isinstance(teacher, Teacher)
         if args.teacher_url or own:
             check_remote_teacher(args)
-            self.vocab_size, known = vocabularies(teacher, args, student, tokenizer)
+            self.vocab_size, known = vocabularies(args, student, tokenizer)
             self.tokens = None if args.cut_renamed_control_tokens else self.vocab_size
             remote = teacher if own else connect_teacher(args, known)
             self.remote = remote
@@ -148,7 +148,6 @@ class TeacherSource(OneTeacher):
         positions: Positions,
         *,
         stop_ids: Sequence[int],
-        temperature: float,
         when: str,
         reuse: Reuse,
     ) -> Scored:
@@ -159,7 +158,6 @@ class TeacherSource(OneTeacher):
                 scored otherwise than its own forward computes.
         """
         args = self.args
-        size = args.per_device_train_batch_size
         if self.plain is not None:
             self.plain.eval()  # A callback may have put it into training mode.
         used = used_rows(batch, positions) if len(positions) else batch
@@ -167,7 +165,7 @@ class TeacherSource(OneTeacher):
         if not self._agreed:
             self._require_agreement(self.compare(forward, student, used))
         if self.remote is not None:
-            scored = self._score_remote(forward, student, batch, positions, size, when, reuse)
+            scored = self._score_remote(forward, student, batch, positions, when, reuse)
         else:
             # The same for every batch of a run.
             if self._options is None:
@@ -178,8 +176,8 @@ class TeacherSource(OneTeacher):
                 self.model,
                 batch,
                 positions,
-                micro_batch_size=size,
-                temperature=temperature,
+                micro_batch_size=args.per_device_train_batch_size,
+                temperature=args.temperature,
                 keep_teacher_hidden=self._reads_hidden,
                 when=when,
                 reuse=reuse,
@@ -232,7 +230,6 @@ class TeacherSource(OneTeacher):
         student: Any,
         batch: Mapping[str, Tensor],
         positions: Positions,
-        size: int,
         when: str,
         reuse: Reuse,
     ) -> Scored:
@@ -245,7 +242,7 @@ class TeacherSource(OneTeacher):
                 self._asked,
                 batch,
                 positions,
-                micro_batch_size=size,
+                micro_batch_size=self.args.per_device_train_batch_size,
                 vocab_size=self.vocab_size,
                 k=self.args.score_top_k,
                 when=when,

@@ -202,7 +202,6 @@ class TeacherRoutes:
         positions: Positions,
         *,
         stop_ids: Sequence[int],
-        temperature: float,
         when: str,
         reuse: Reuse,
     ) -> Scored:
@@ -225,7 +224,6 @@ class TeacherRoutes:
                     batch,
                     positions.at(index),
                     stop_ids=stop_ids,
-                    temperature=temperature,
                     when=when,
                     reuse=given,
                 )

@@ -207,7 +207,6 @@ class TeachabilityTrainer(BaseTrainer):
                 batch,
                 positions,
                 stop_ids=self.stop_ids,
-                temperature=self.temperature,
                 when=f"step {step}",
                 reuse=reuse,
             )

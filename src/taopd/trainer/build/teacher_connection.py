@@ -36,14 +36,11 @@ def own_vocabulary(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def vocabularies(
-    teacher: Any,
-    args: TeachabilityConfig,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    args: TeachabilityConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, int]:
     """(ids that both share, ids that the teacher knows)."""
     own = student.config.get_text_config().vocab_size
-    name = teacher if isinstance(teacher, str) else args.teacher_model_name_or_path
+    name = args.teacher_model_name_or_path
     if name is None:
         logger.warning(
             "the tokenizers are not compared: teacher_model_name_or_path could name the teacher's"
