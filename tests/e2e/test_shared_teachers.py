@@ -14,7 +14,7 @@ from taopd.errors import ConfigError
 from taopd.preflight.items import _weights
 from taopd.preflight.subject import Subject
 from taopd.trainer.build.from_settings import load_inputs
-from taopd.trainer.build.place_teacher import LayerOffload
+from taopd.trainer.build.loaded_teacher import LayerOffload
 from taopd.trainer.settings_file import parse_settings
 from tests.e2e.test_trainer import weights_of
 from tests.e2e.test_two_teachers import NAMES, make_trainer, rows_of, trained

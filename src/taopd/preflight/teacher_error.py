@@ -29,7 +29,7 @@ from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.runs.host_memory import free_bytes
 from taopd.signals import TokenSignals, exact_signals, lists_from_exact
 from taopd.signals.situation import own_reach
-from taopd.trainer.build.place_teacher import NO_EFFECT
+from taopd.trainer.build.loaded_teacher import NO_EFFECT
 from taopd.trainer.cost import ModelShape
 from taopd.trainer.selection import choose, local_table, reads_initial, signal_options
 

@@ -5,7 +5,7 @@ gradient hook, so a check in the middle of gradient accumulation changes nothing
 backward, one windowed, and two copies of the trainable parameters' gradients.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,14 +23,12 @@ class Fidelity(NamedTuple):
 
 
 def gradient_fidelity(
-    model: nn.Module | Iterable[nn.Parameter],
-    loss_exact: Callable[[], Tensor],
-    loss_sparse: Callable[[], Tensor],
+    model: nn.Module, loss_exact: Callable[[], Tensor], loss_sparse: Callable[[], Tensor]
 ) -> Fidelity:
     """Cosine and norm ratio of the gradient of `loss_sparse` against that of `loss_exact`.
 
     Args:
-        model: whose trainable parameters are meant, or these parameters.
+        model: whose trainable parameters are meant.
         loss_exact: computes a scalar loss from the model as it is; called once.
         loss_sparse: likewise.
     """
@@ -39,12 +37,9 @@ def gradient_fidelity(
         return compare_gradients(exact, gradients_of(loss_sparse(), model))
 
 
-def gradients_of(
-    loss: Float[Tensor, ""], model: nn.Module | Iterable[nn.Parameter]
-) -> list[Tensor | None]:
+def gradients_of(loss: Float[Tensor, ""], model: nn.Module) -> list[Tensor | None]:
     """Gradient of a loss by every trainable parameter, taken aside: no `.grad` changes, no hook runs."""
-    every = model.parameters() if isinstance(model, nn.Module) else model
-    parameters = [parameter for parameter in every if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Not `backward`: gradients that the step has gathered so far must stay as they are.
     return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
