@@ -53,11 +53,7 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
 
 
 def require_generation(model: Any) -> None:
-    """Refuse a student that generates no text.
-
-    Raises:
-        ConfigError: names its class.
-    """
+    """Refuse a student that generates no text."""
     if not hasattr(model, "generation_config"):
         raise ConfigError(
             f"model is a {type(model).__name__}: pass a folder, a hub id or a causal language model"
@@ -94,9 +90,6 @@ def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:
     Args:
         model: the student as it was given.
         given: arguments of the trainer, in the order of `_KINDS`; None: left out.
-
-    Raises:
-        ConfigError: names the argument, what it is and what it must be.
     """
     if os.path.isfile(args.output_dir):
         raise ConfigError(f"output_dir={args.output_dir!r} is a file; the output must be a folder")
@@ -114,11 +107,7 @@ def check_given(args: "TeachabilityConfig", model: Any, *given: Any) -> None:
 
 
 def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
-    """Refuse an optimizer that holds none of the parameters.
-
-    Raises:
-        ConfigError: says so.
-    """
+    """Refuse an optimizer that holds none of the parameters."""
     own = {id(each) for each in parameters}
     held = (
         [] if optimizer is None else [each for g in optimizer.param_groups for each in g["params"]]
@@ -167,9 +156,6 @@ def _check_float16(args: "TeachabilityConfig", model: Any, optimizer: Optimizer 
 
     These optimizers keep squared gradients in the dtype of the weights. Below 6e-8 they are 0 in float16, and
     `adam_epsilon` is too: an update is thousands of times too large, or infinite.
-
-    Raises:
-        ConfigError: names the dtype to take.
     """
     if not any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
         return

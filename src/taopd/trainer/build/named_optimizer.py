@@ -47,11 +47,7 @@ def check_optim(args: "TeachabilityConfig", model: nn.Module) -> None:
 
 
 def check_schedule(args: "TeachabilityConfig") -> None:
-    """Refuse a schedule that cannot be made.
-
-    Raises:
-        ConfigError: names the settings.
-    """
+    """Refuse a schedule that cannot be made."""
     # With epochs their number is not known yet, and no schedule is refused for it.
     steps = args.max_steps if args.max_steps > 0 else 1000
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)

@@ -1,7 +1,4 @@
-"""The checks of `TeachabilityConfig`: known names, ranges, and settings that fit each other.
-
-Every function takes the config and raises a `ConfigError` that names the setting.
-"""
+"""The checks of `TeachabilityConfig`: known names, ranges, and settings that fit each other."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -81,22 +78,14 @@ REMOVED = {
 
 
 def refuse_removed(names: Iterable[str]) -> None:
-    """Refuse an option that taopd no longer has, from a file, a flag or Python.
-
-    Raises:
-        ConfigError: names the option and what to use instead.
-    """
+    """Refuse an option that taopd no longer has, from a file, a flag or Python."""
     for name in names:
         if name in REMOVED:
             raise ConfigError(f"{name} was removed from taopd: {REMOVED[name]}")
 
 
 def check_config(config: "TeachabilityConfig") -> None:
-    """Refuse unknown names, values out of range, and settings that do not fit each other.
-
-    Raises:
-        ConfigError: names the setting, with the nearest known name or the range.
-    """
+    """Refuse unknown names, values out of range, and settings that do not fit each other."""
     if config.trust_remote_code:
         raise ConfigError(
             "trust_remote_code: code from a model repository is never run; leave it out"
@@ -249,11 +238,7 @@ def beta_of(config: "TeachabilityConfig") -> float:
 
 
 def check_remote_teacher(config: "TeachabilityConfig") -> None:
-    """Refuse what only a teacher in this process can do.
-
-    Raises:
-        ConfigError: names the setting and the alternatives.
-    """
+    """Refuse what only a teacher in this process can do."""
     if config.teacher_url is not None:
         check_addresses(config.teacher_url)
     # vLLM and SGLang answer with log-probs of single ids, at temperature 1.

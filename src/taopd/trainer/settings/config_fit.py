@@ -38,11 +38,7 @@ class FitSettings:
 
 
 def check_fit(config: "TeachabilityConfig") -> None:
-    """Refuse what does not go together.
-
-    Raises:
-        ConfigError: names the setting.
-    """
+    """Refuse what does not go together."""
     quantization, offload = config.teacher_quantization, config.teacher_offload
     if quantization is not None:
         require_known("teacher_quantization", quantization, QUANTIZATIONS)

@@ -27,11 +27,7 @@ DECODING = (*ONE_AT_A_TIME, *(name for names in ON_A_HUB.values() for name in na
 
 
 def check_generation_kwargs(config: "TeachabilityConfig") -> None:
-    """Refuse settings of sampling that transformers ignores or refuses, or answers otherwise than TRL reads.
-
-    Raises:
-        ConfigError: names the setting.
-    """
+    """Refuse settings of sampling that transformers ignores, refuses, or answers otherwise than TRL reads."""
     given = config.generation_kwargs
     # vLLM has names of its own, which it checks.
     if config.use_vllm or not isinstance(given, dict):
@@ -53,9 +49,6 @@ def check_returned(settings: Mapping[str, Any], where: str) -> None:
 
     Args:
         settings, where: as in `check_decoding`.
-
-    Raises:
-        ConfigError: names the setting.
     """
     for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
         if settings.get(name) not in (None, usual):
@@ -82,9 +75,6 @@ def check_decoding(settings: Mapping[str, Any], num_completions: int, where: str
     Args:
         settings: of a `GenerationConfig`; those that are left out have their defaults.
         where: what holds them, in words.
-
-    Raises:
-        ConfigError: names the setting.
     """
     # TRL samples unless it is told otherwise.
     mode = str(GenerationConfig(**{"do_sample": True, **settings}).get_generation_mode().value)

@@ -65,11 +65,7 @@ def orders(config: Any) -> bool:
 
 
 def check_method(config: "TeachabilityConfig") -> None:
-    """Refuse what has no meaning under the method.
-
-    Raises:
-        ConfigError: names the setting.
-    """
+    """Refuse what has no meaning under the method."""
     if judges(config) and config.reduction != "token_mean":
         raise ConfigError(
             f"method: reach divides by the budget of the whole batch, which reduction={config.reduction!r} "

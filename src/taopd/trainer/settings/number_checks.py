@@ -97,11 +97,7 @@ OTHERS = ("num_train_epochs", "beta", *(f"{what}_steps" for what in INTERVALS))
 
 
 def check_numbers(config: Any) -> None:
-    """Refuse numbers of TRL's and transformers' that are outside their range; their types are known.
-
-    Raises:
-        ConfigError: names the setting and the range.
-    """
+    """Refuse numbers of TRL's and transformers' that are outside their range; their types are known."""
     if config.max_completion_length is None:
         raise ConfigError(
             "max_completion_length=None: without a limit transformers samples 20 tokens: give a number"
@@ -138,11 +134,7 @@ def _read_padding(config: Any) -> None:
 
 
 def check_ranges(settings: Any, known: Mapping[str, Range]) -> None:
-    """Refuse a setting outside its range.
-
-    Raises:
-        ConfigError: names the setting and the range.
-    """
+    """Refuse a setting outside its range."""
     for name, (words, fits) in known.items():
         value = getattr(settings, name, None)
         require(value is None or isinstance(value, str) or fits(value), name, value, words)
@@ -153,9 +145,6 @@ def check_adapter_is_asked_for(given: Collection[str]) -> None:
 
     Args:
         given: names of the settings that somebody gave.
-
-    Raises:
-        ConfigError: names the settings.
     """
     of_adapter = ("lora_", "use_rslora", "use_dora")
     names = sorted(name for name in given if name.startswith(of_adapter))

@@ -46,9 +46,6 @@ def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
 
     Args:
         choices: the allowed values of some settings, to be named.
-
-    Raises:
-        ConfigError: names the setting, the value and what is allowed.
     """
     hints, names, enums = _declared(config.__class__)
     choices = {**enums, **choices}

@@ -93,9 +93,6 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
 
     Args:
         teachers: by name an entry of `teachers`, or a teacher as `TeachabilityTrainer` takes one.
-
-    Raises:
-        ConfigError: names the teacher and the setting.
     """
     if not teachers:
         raise ConfigError("teachers is empty: name at least one, {math: {model: ...}}")
