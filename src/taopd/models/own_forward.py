@@ -126,29 +126,6 @@ def compare_with_own_forward(
     )
 
 
-def compare_models(
-    forward: Forward,
-    models: Mapping[str, tuple[Any, Any, Mapping[str, Tensor], bool]],
-    vocab_size: int,
-) -> dict[str, Agreement]:
-    """`compare_with_own_forward` for each model, the student in evaluation mode and left as it was.
-
-    Args:
-        models: by name the model as it runs here, the model inside its wrapper, what it reads, and whether it
-            reads several rows at a time; one is the "student".
-    """
-    student = models["student"][1]
-    training = student.training
-    student.eval()
-    try:
-        return {
-            name: compare_with_own_forward(forward, wrapped, model, read, vocab_size, padded=padded)
-            for name, (wrapped, model, read, padded) in models.items()
-        }
-    finally:
-        student.train(training)
-
-
 def require_agreement(name: str, found: Agreement) -> None:
     """Refuse a model that is scored otherwise than it computes.
 

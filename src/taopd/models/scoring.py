@@ -214,14 +214,7 @@ def score_positions(
 
 
 def check_readable(batch: Mapping[str, Tensor], teacher: Any) -> None:
-    """Refuse prompts with an id that the teacher has no row for.
-
-    Args:
-        teacher: may be wrapped for several processes.
-
-    Raises:
-        DataError: names the id and the largest that the teacher knows.
-    """
+    """`check_prompt_ids` by the rows of the teacher's embedding; it may be wrapped for several processes."""
     # A wrapper may have a `config` of its own: DeepSpeed's is a dict of its settings.
     inner = getattr(teacher, "module", teacher)
     check_prompt_ids(batch, inner.config.get_text_config().vocab_size)

@@ -256,7 +256,6 @@ class NonFiniteGuard(TrainerCallback):
         return counts | {"void": self._void, "why": self._why}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`."""
         self._in_a_row, self._skipped = state["in_a_row"], state["skipped"]
         self._void, self._why = state["void"], state["why"]
 

@@ -171,7 +171,6 @@ class SamplerMonitor(TrainerCallback):
         return {"warned": sorted(self._warned), "began_truncated": self._began_truncated}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`."""
         self._warned = set(state["warned"])
         self._began_truncated = state["began_truncated"]
 

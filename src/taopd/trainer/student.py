@@ -189,16 +189,10 @@ class StudentForward:
             return backbone(student, *part.sequences)
         prefix = self._prefix_of(part, inputs)
         self._recorder.add("perf/reused_tokens", 0 if prefix is None else part.input_ids.numel())
-        hidden, share = self._windowed(student, part, inputs, prefix)
+        hidden, share = self.windowed_states(student, part, inputs, prefix)
         num_micro_batches = self._args.gradient_accumulation_steps
         self._recorder.add("sparse/gradient_share", share / num_micro_batches)
         return hidden
-
-    def windowed_states(
-        self, student: Any, part: Trimmed, inputs: LossInputs
-    ) -> Float[Tensor, "b n D"]:
-        """Those of the sparse forward alone, whatever the scoring pass has left."""
-        return self._windowed(student, part, inputs, None)[0]
 
     def is_check_due(self, step: int, micro_step: int) -> bool:
         """Whether `gradient_check_every` asks for a check of the gradient: in a step's first micro-batch."""
@@ -232,10 +226,14 @@ class StudentForward:
         self._recorder.add("perf/reused_tokens", tokens)
         return _padded(hidden, active[part.rows, : part.num_completion])
 
-    def _windowed(
+    def windowed_states(
         self, student: Any, part: Trimmed, inputs: LossInputs, prefix: KeyValuePrefix | None
     ) -> tuple[Float[Tensor, "b n D"], float]:
-        """States, and the share of all positions that carry gradient."""
+        """Those of the sparse forward, and the share of all positions that carry gradient.
+
+        Args:
+            prefix: what the scoring pass has left; None: computed here.
+        """
         active = inputs.active[part.rows, : part.num_completion]
         wanted = torch.zeros_like(part.input_ids, dtype=torch.bool)
         # The state at a position predicts the token after it.

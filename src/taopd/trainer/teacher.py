@@ -16,7 +16,7 @@ from taopd.losses import needs_teacher_distribution
 from taopd.models.batch import Forward, Positions, teacher_side, used_rows
 from taopd.models.offload import LayerOffload
 from taopd.models.output_head import require_backbone
-from taopd.models.own_forward import Agreement, compare_models, require_agreement
+from taopd.models.own_forward import Agreement, compare_with_own_forward, require_agreement
 from taopd.models.scoring import Given, Reuse, Scored, check_readable, score_positions
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS
@@ -195,7 +195,7 @@ class TeacherSource(OneTeacher):
         student: Any,
         batch: Mapping[str, Tensor],
     ) -> dict[str, Agreement]:
-        """The scoring path of each model here against its own forward; see `compare_models`."""
+        """The scoring path of each model here against its own forward; the student is left as it was."""
         inner, side = self._accelerator.unwrap_model(student), teacher_side(batch)
         args, padded = self.args, self.args.per_device_train_batch_size > 1
         # The prompts of a whole generation batch are sampled from at once.
@@ -206,7 +206,17 @@ class TeacherSource(OneTeacher):
             check_readable(side, self.plain)
             own = self._accelerator.unwrap_model(self.model)
             models["teacher"] = self.model, own, side, padded
-        return compare_models(forward, models, self.vocab_size)
+        training = inner.training
+        inner.eval()
+        try:
+            return {
+                name: compare_with_own_forward(
+                    forward, wrapped, model, read, self.vocab_size, padded=several
+                )
+                for name, (wrapped, model, read, several) in models.items()
+            }
+        finally:
+            inner.train(training)
 
     def _require_agreement(self, found: Mapping[str, Agreement]) -> None:
         self._agreed = True

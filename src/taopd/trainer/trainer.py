@@ -313,7 +313,7 @@ class TeachabilityTrainer(BaseTrainer):
                 if exact:
                     hidden = self._get_last_hidden_state(student, *part.sequences)
                 else:
-                    hidden = self._student.windowed_states(student, part, read)
+                    hidden, _ = self._student.windowed_states(student, part, read, None)
                 head = read_head(student, self.vocab_size)
                 losses = self._terms(student, hidden, head, part, read)
                 gradients.append(gradients_of(torch.stack(losses).sum(), student))

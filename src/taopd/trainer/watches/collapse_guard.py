@@ -124,5 +124,4 @@ class CollapseGuard(TrainerCallback):
         return self.watch.state()
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`."""
         self.watch.load(state)

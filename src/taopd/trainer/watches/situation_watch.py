@@ -78,5 +78,4 @@ class SituationWatch(TrainerCallback):
         return {"sums": list(self._sums), "told": self._told}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`."""
         self._sums, self._told = Situation(*state["sums"]), state["told"]

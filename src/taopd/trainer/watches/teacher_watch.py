@@ -173,7 +173,6 @@ class TeacherWatch(TrainerCallback):
         }
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on from `checkpoint_state()`."""
         self._entropies, self._disagreements = state["entropies"], state["disagreements"]
         self._suspicion, self._told = state["suspicion"], state["told"]
 
