@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from taopd.errors import DataError
 from taopd.kernels import Head
@@ -103,11 +104,7 @@ def left_padded(
     rows: Sequence[list[int]], pad_id: int, device: Any = "cpu"
 ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P"]]:
     """Ids of prompts padded on the left, and their mask."""
-    width = max(map(len, rows))
-    ids = [[pad_id] * (width - len(row)) + row for row in rows]
-    # Masks come from the lengths and not from the ids: the padding id may be a token of a text.
-    mask = torch.arange(width) >= width - _lengths(rows)
-    return torch.tensor(ids, device=device), mask.long().to(device)
+    return _padded(rows, pad_id, device, side="left")
 
 
 def teacher_columns(
@@ -250,16 +247,9 @@ class Rollouts:
 
         With those of `TEACHER_PROMPT` where the teacher has prompts of its own.
         """
-        prompt_ids, prompt_mask = left_padded(self.prompt_ids, pad_id, device)
-        width = max(map(len, self.completion_ids))
-        completions = [ids + [pad_id] * (width - len(ids)) for ids in self.completion_ids]
-        completion_mask = torch.arange(width) < _lengths(self.completion_ids)
-        batch = {
-            "prompt_ids": prompt_ids,
-            "prompt_mask": prompt_mask,
-            "completion_ids": torch.tensor(completions, device=device),
-            "completion_mask": completion_mask.long().to(device),
-        }
+        prompts = left_padded(self.prompt_ids, pad_id, device)
+        completions = _padded(self.completion_ids, pad_id, device, side="right")
+        batch = dict(zip(SEQUENCE, (*prompts, *completions), strict=True))
         return batch | teacher_columns(self.teacher_prompt_ids, pad_id, device)
 
     @staticmethod
@@ -277,5 +267,11 @@ class Rollouts:
         )
 
 
-def _lengths(rows: Sequence[list[int]]) -> Tensor:
-    return torch.tensor([len(ids) for ids in rows]).unsqueeze(1)
+def _padded(
+    rows: Sequence[list[int]], pad_id: int, device: Any, *, side: str
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    padded = pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side)
+    # The mask comes from the lengths and not from the ids: the padding id may be a token of a text.
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
+    return padded.to(device), mask.to(device)
