@@ -14,18 +14,17 @@ from taopd.errors import ConfigError
 from taopd.runs.redaction import redact_document
 from taopd.signals import THRESHOLD
 from taopd.trainer.settings import config_checks
-from taopd.trainer.settings.config_fit import FitSettings
 from taopd.trainer.settings.filled import filled, is_filled, plain, take_back
 from taopd.trainer.settings.generation_checks import check_generation_kwargs
 from taopd.trainer.settings.methods import fill_in
 from taopd.trainer.settings.number_checks import check_numbers, worded
 from taopd.trainer.settings.setting_types import check_types
-from taopd.trainer.settings.teacher_entries import SeveralTeachers, check_teachers, read_teachers
+from taopd.trainer.settings.teacher_entries import check_teachers, read_teachers
 from taopd.trainer.settings.teacher_settings import TeacherSettings, option
 
 
 @dataclass
-class TeachabilityConfig(SeveralTeachers, FitSettings, TeacherSettings, DistillationConfig):
+class TeachabilityConfig(TeacherSettings, DistillationConfig):
     """Settings of `TeachabilityTrainer`: all of `trl.DistillationConfig` and the fields below.
 
     Raises:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.losses import LOSSES, needs_teacher_distribution
+from taopd.models.quantization import QUANTIZATIONS
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.selectors import (
     NORMALIZATIONS,
@@ -21,7 +22,6 @@ from taopd.selectors import (
 from taopd.signals import COMPATIBILITIES, INITIAL_GIVES, KNOWN_SIGNALS, LISTS_GIVE
 from taopd.teachers.addresses import check_addresses
 from taopd.teachers.connect import KINDS
-from taopd.trainer.settings.config_fit import check_fit
 from taopd.trainer.settings.filled import FilledNumber, is_filled
 from taopd.trainer.settings.methods import METHODS, check_method
 from taopd.trainer.settings.number_checks import Range, check_ranges, ranges
@@ -62,6 +62,7 @@ _RANGES: dict[str, Range] = {
     **ranges("in [0, 1)", lambda value: 0 <= value < 1, "ppo_clip_low", "teacher_ema_decay"),
     "teacher_timeout_s": ("at least 0.001", lambda value: value >= 1e-3),
 }
+OFFLOADS = ("cpu",)
 ON_BAD_NUMBERS = ("stop", "skip")
 BETA_OF_LOSS = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.5}
 
@@ -108,7 +109,7 @@ def check_config(config: "TeachabilityConfig") -> None:
     if config.teacher_url is not None:
         check_remote_teacher(config)
     _check_own_teacher(config)
-    check_fit(config)
+    _check_fit(config)
 
 
 def _check_own_teacher(config: "TeachabilityConfig") -> None:
@@ -124,6 +125,35 @@ def _check_own_teacher(config: "TeachabilityConfig") -> None:
         if getattr(config, other):
             raise ConfigError(
                 f"{other} beside teacher_model_name_or_path={name!r}: the teacher is the student"
+            )
+
+
+def _check_fit(config: "TeachabilityConfig") -> None:
+    """Refuse what does not go together."""
+    quantization, offload = config.teacher_quantization, config.teacher_offload
+    if quantization is not None:
+        require_known("teacher_quantization", quantization, QUANTIZATIONS)
+    if offload is not None:
+        require_known("teacher_offload", offload, OFFLOADS)
+    if quantization and offload:
+        raise ConfigError(
+            "teacher_quantization and teacher_offload: one of them; packed weights are not moved layer by "
+            "layer"
+        )
+    given = config.teacher_model_init_kwargs
+    if quantization and isinstance(given, dict) and "quantization_config" in given:
+        raise ConfigError(
+            "teacher_quantization and a quantization_config in teacher_model_init_kwargs: keep one of them"
+        )
+    for name, value in (("quantization", quantization), ("offload", offload)):
+        if value and config.teacher_model_name_or_path in OWN_TEACHERS:
+            raise ConfigError(
+                f"teacher_{name} is about another model: the student is its own teacher; leave it out"
+            )
+        if value and config.teacher_url is not None:
+            raise ConfigError(
+                f"teacher_{name} is about a teacher in this process: with teacher_url it is the server's to "
+                "set; leave it out"
             )
 
 

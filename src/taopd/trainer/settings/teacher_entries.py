@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,6 @@ from taopd.errors import ConfigError, TaopdError, require, require_known, sugges
 from taopd.teachers import Teacher
 from taopd.trainer.settings.config_checks import CHOICES, OWN_TEACHERS, check_config
 from taopd.trainer.settings.setting_types import check_types
-from taopd.trainer.settings.teacher_settings import option
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -50,25 +48,6 @@ ALONE = (
 """Settings that say who a single teacher is."""
 _SMALLEST = 1e-30
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
-@dataclass
-class SeveralTeachers:
-    """The fields of `TeachabilityConfig` about several teachers."""
-
-    teachers: dict[str, Any] | str | None = option(
-        None,
-        "Several teachers by name, in place of teacher_model_name_or_path and teacher_url: "
-        "{math: {model: ...}, code: {url: ...}}. A dataset column says which one a prompt has.",
-    )
-    teacher_column: str = option(
-        "teacher", "Several teachers: the dataset's column with the name of a prompt's teacher."
-    )
-    teacher_weights: dict[str, Any] | str | None = option(
-        None,
-        "Several teachers: factors on the loss of the rows of each, {code: 0.5}; 1 where a name is left out. "
-        "The denominator stays as it is.",
-    )
 
 
 def read_teachers(config: "TeachabilityConfig") -> None:

@@ -49,3 +49,37 @@ class TeacherSettings:
         "Accept tokenizers that differ only in the names of control tokens (R1-Distill and Qwen2.5): the "
         "ids from the first of them on are not shared and never train.",
     )
+
+    # A teacher that does not fit as it is, and tools
+
+    teacher_quantization: str | None = option(
+        None,
+        "Hold the teacher's linear layers in 8bit or 4bit (needs bitsandbytes). `taopd check` measures what "
+        "it changes. TRL's load_in_4bit is about the student.",
+    )
+    teacher_offload: str | None = option(
+        None,
+        "cpu: the teacher's layers stay in host memory and are copied to the device while each computes; "
+        "same numbers. Embedding and head stay on the device.",
+    )
+    tools: str | None = option(
+        None,
+        "Dotted path of a list of functions that the student may call while it samples, "
+        "package.module:TOOLS; as the trainer's argument `tools`.",
+    )
+
+    # Several teachers
+
+    teachers: dict[str, Any] | str | None = option(
+        None,
+        "Several teachers by name, in place of teacher_model_name_or_path and teacher_url: "
+        "{math: {model: ...}, code: {url: ...}}. A dataset column says which one a prompt has.",
+    )
+    teacher_column: str = option(
+        "teacher", "Several teachers: the dataset's column with the name of a prompt's teacher."
+    )
+    teacher_weights: dict[str, Any] | str | None = option(
+        None,
+        "Several teachers: factors on the loss of the rows of each, {code: 0.5}; 1 where a name is left out. "
+        "The denominator stays as it is.",
+    )
