@@ -29,8 +29,8 @@ from taopd.trainer.settings.number_checks import (
     check_adapter_is_asked_for,
     check_ranges,
 )
+from taopd.trainer.settings.setting_types import fits, type_words
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
-from taopd.trainer.settings.yaml_types import fits, type_words
 
 _NOT_OF_AN_ARM = {"model_name_or_path", "model_revision", "trust_remote_code"}
 """The study names the student, and code of a model repository is never run."""

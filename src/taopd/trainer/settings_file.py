@@ -27,11 +27,11 @@ from taopd.trainer.settings.number_checks import (
     check_adapter_is_asked_for,
     check_ranges,
 )
+from taopd.trainer.settings.setting_types import fits, type_words
 from taopd.trainer.settings.teacher_entries import settings_of
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 from taopd.trainer.settings.teacher_settings import option
 from taopd.trainer.settings.usual_names import nearest_setting
-from taopd.trainer.settings.yaml_types import fits, type_words
 
 
 @dataclass

@@ -29,7 +29,7 @@ _WORDS: dict[Any, str] = {
     dict: "a mapping",
     type(None): "None",
 }
-
+_IN_YAML = _WORDS | {float: "a number", dict: "a mapping (key: value)", type(None): "null"}
 
 _LARGEST = 2**63
 """Beyond it there is no count and no measurement, and 64 bits overflow."""
@@ -174,3 +174,34 @@ def _words(hint: Any) -> str:
     if kind is list and inside:
         return f"a list of {({str: 'texts', int: 'whole numbers'}).get(inside[0], 'values')}"
     return _WORDS.get(kind, "another type")
+
+
+# -- what YAML has read, before a parser has seen it --------------------------------------------------
+
+
+def type_words(hint: Any) -> str:
+    """A field's type for somebody who writes YAML."""
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(type_words, arguments)))
+    return _IN_YAML.get(kind, "text")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can become a field of this type; argparse converts text itself."""
+    kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    # First, because True is an int in Python.
+    if isinstance(value, bool):
+        return kind in (bool, str, Any)
+    # argparse converts text to the field's type, and reports what it cannot convert.
+    if isinstance(value, str):
+        return kind not in (dict, type(None))
+    if not isinstance(kind, type):
+        return True
+    if kind is bool:
+        return value in (0, 1)
+    if kind in (list, dict, int, float, type(None)):
+        return isinstance(value, (int, float) if kind is float else kind)
+    return not isinstance(value, (list, dict, type(None)))
