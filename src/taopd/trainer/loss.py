@@ -67,7 +67,7 @@ class LossInputs:
 
     @staticmethod
     def of(batch: Mapping[str, Any]) -> "LossInputs":
-        """Those of a micro-batch, as `columns` put them into the generation batch."""
+        """Those of a micro-batch, as `loss_columns` puts them into the generation batch."""
         names = [field.name for field in fields(LossInputs)]
         return LossInputs(**{name: batch[name] for name in names if name in batch})
 

@@ -16,7 +16,7 @@ from taopd.signals import TEACHER, SignalTable
 
 
 class Chosen(Protocol):
-    """What the metrics read of a choice, be it the trainer's `choose.Choice` or another engine's."""
+    """What the metrics read of a choice, be it the trainer's `selection.Choice` or another engine's."""
 
     @property
     def selection(self) -> Selection: ...

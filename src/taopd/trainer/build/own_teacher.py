@@ -9,7 +9,7 @@ model, every loss is 0, and an optimizer would scale up the rounding errors of i
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,9 @@ class AdapterTeacher:
         """Of the student as it runs: a pass of this teacher computes with as many."""
         return iter(self._student().parameters())
 
-    @contextmanager
-    def weights(self) -> Iterator[Any]:
+    def weights(self) -> AbstractContextManager[Any]:
         """Context of the model to run, in its wrapper."""
-        with self._reference.weights(self._student()) as model:
-            yield model
+        return self._reference.weights(self._student())
 
     def head(self, head_of: Callable[[Any], Head]) -> Head:
         """The teacher's head; see `ReferenceStudent.head`."""
