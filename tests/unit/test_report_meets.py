@@ -19,7 +19,7 @@ from taopd.report.charts import Series, lines
 from taopd.report.evaluations import differences, read_evaluation
 from taopd.report.folders import read_folders
 from taopd.report.page import write_report
-from taopd.report.prompt_texts import bare
+from taopd.report.rollouts import bare
 from tests.browser import synthetic
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"

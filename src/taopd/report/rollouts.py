@@ -4,18 +4,19 @@ Where there are more than fit, whole generation batches are dropped evenly over 
 the last one kept, so that what is left still shows how a run went.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from taopd.errors import TaopdError
 from taopd.report.folders import Run, read_lines
-from taopd.report.prompt_texts import bare
-from taopd.report.text import plain, readable, tokenizer_kind
+from taopd.report.text import plain, readable, shared, tokenizer_kind
 from taopd.runs.schemas import check_rollout
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
+LEAST_TEMPLATE = 12
+"""Characters; a shorter beginning or end in common is no template, unless it holds a control token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,31 @@ def shown(
             for line, prompt in zip(chosen, prompts, strict=True)
         ]
     return rollouts
+
+
+def bare(prompts: Sequence[str]) -> tuple[list[str], str, str]:
+    """Prompts without the words of the chat template that begin and end all of them, and these two.
+
+    Both are cut at the end of a line or of a control token, so that no word of a prompt goes with them; with
+    fewer than three different prompts nobody can say what is shared.
+
+    Example:
+        >>> bare(["<u>1 + 1<end>", "<u>1 + 2<end>", "<u>2<end>"])
+        (['1 + 1', '1 + 2', '2'], '<u>', '<end>')
+    """
+    if len(set(prompts)) < 3:
+        return list(prompts), "", ""
+    start = shared(prompts)
+    start = start[: max(start.rfind("\n"), start.rfind(">")) + 1]
+    # A shared beginning leaves each prompt something of its own, and so must a shared end.
+    rest = [prompt[len(start) :] for prompt in prompts]
+    end = shared([prompt[::-1] for prompt in rest])[::-1]
+    cuts = [place for place in (end.find("\n"), end.find("<")) if place >= 0]
+    end = end[min(cuts) :] if cuts else ""
+    start, end = (
+        part if len(part) >= LEAST_TEMPLATE or "<" in part else "" for part in (start, end)
+    )
+    return [prompt[len(start) : len(prompt) - len(end)] for prompt in prompts], start, end
 
 
 def _fitting(lines: list[dict[str, Any]], limit: int, room: int) -> list[dict[str, Any]]:

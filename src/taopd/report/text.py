@@ -10,7 +10,7 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -121,6 +121,14 @@ def shortened(name: str, most: int) -> str:
         return name
     tail = most // 2
     return f"{name[: most - 1 - tail]}…{name[-tail:]}"
+
+
+def shared(texts: Collection[str]) -> str:
+    """The longest beginning that all have."""
+    # What the first and the last in order share, all between them share too.
+    low, high = min(texts), max(texts)
+    pairs = enumerate(zip(low, high, strict=False))
+    return low[: next((at for at, (a, b) in pairs if a != b), len(low))]
 
 
 def plain(tokens: Iterable[str | None], kind: str) -> str:

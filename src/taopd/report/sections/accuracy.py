@@ -1,16 +1,16 @@
 """Accuracy of the arms: at the end, against the controls, over the training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from taopd.experiments.study.own_best import at_rate
-from taopd.experiments.study.statistics import accuracy_estimate, wilson
+from taopd.experiments.study.statistics import accuracy_estimate, cut_end, wilson
 from taopd.report.arms import color_of
 from taopd.report.charts import NUM_COLORS, Series, figure, lines, number
 from taopd.report.folders import Study
 from taopd.report.row_charts import intervals
-from taopd.report.sections.tables import first_of, percent, span, table
+from taopd.report.sections.tables import first_of, percent, points, points_span, span, table
 from taopd.report.text import escape
 
 LEAD = "Held-out accuracy of every arm, in per cent."
@@ -54,7 +54,7 @@ def interval(values: Sequence[float], num_prompts: int | None) -> tuple[float, f
     """
     found = accuracy_estimate(values, num_prompts)
     if found.low is not None and found.high is not None:
-        return found.mean, max(0.0, found.low), min(1.0, found.high)
+        return found.mean, found.low, found.high
     return (found.mean, *wilson(found.mean, num_prompts)) if num_prompts else None
 
 
@@ -73,14 +73,9 @@ def estimates_of(study: Study) -> Estimates:
             own = arm.get(metric)
             # One seed has no interval over seeds: the one over prompts stands.
             if isinstance(own, dict) and isinstance(own.get("low"), int | float):
-                estimate = (own["mean"], *(_inside(own.get(end)) for end in ("low", "high")))
+                estimate = (own["mean"], *(cut_end(own.get(end), 0.0) for end in ("low", "high")))
                 found.setdefault(str(arm.get("name", "?")), {})[metric] = estimate
     return found
-
-
-def _inside(value: float | None) -> float | None:
-    """An end of an interval, cut to what an accuracy can be."""
-    return None if value is None else min(1.0, max(0.0, value))
 
 
 def interval_words(study: Study) -> str:
@@ -153,17 +148,19 @@ def _study(study: Study) -> str:
 
 def _comparisons(study: Study) -> str:
     """Paired differences to the controls, as the study's analysis gives them."""
-    found = [row for row in study.results.get("comparisons", []) if "difference" in row]
     rows = [
         [
             str(row.get("arm", "")),
             str(row.get("reference", "")),
-            _points(row.get("difference")),
-            _span(row),
-            _span(row.get("over_problems") or {}),
+            points(row["difference"]),
+            *(
+                points_span(ends.get("low"), ends.get("high"))
+                for ends in (row, row.get("over_problems") or {})
+            ),
             "–" if row.get("p_holm") is None else number(row["p_holm"]),
         ]
-        for row in found
+        for row in study.results.get("comparisons", [])
+        if "difference" in row
     ]
     if not rows:
         return ""
@@ -175,17 +172,6 @@ def _comparisons(study: Study) -> str:
     numeric = range(2, len(heads))
     head = f"Against the controls, same seeds, {judged_by(study)} accuracy"
     return f"<h3>{head}</h3>{table(heads, rows, numeric=numeric)}"
-
-
-def _span(bounds: Mapping[str, Any]) -> str:
-    """An interval of a difference in points, cut at what is possible."""
-    if bounds.get("low") is None:
-        return "–"
-    return f"{_points(max(bounds['low'], -1.0))} to {_points(min(bounds['high'], 1.0))}"
-
-
-def _points(value: Any) -> str:
-    return "–" if not isinstance(value, int | float) else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _curves(study: Study, groups: Groups) -> str:

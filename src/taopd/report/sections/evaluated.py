@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from taopd.report.charts import figure
 from taopd.report.evaluations import Difference, Evaluation, differences
 from taopd.report.row_charts import intervals
-from taopd.report.sections.tables import first_of, percent, span, table
+from taopd.report.sections.tables import first_of, percent, points, points_span, span, table
 
 MOST_PAIRS = 12
 
@@ -42,13 +42,9 @@ def _differences(pairs: Sequence[Difference]) -> str:
     rows = []
     for pair in pairs[:MOST_PAIRS]:
         found = pair.estimate
-        interval = "–"
-        if found.low is not None and found.high is not None:
-            interval = f"{_points(found.low)} to {_points(found.high)}"
-        decided = found.low is not None and found.low > 0
-        verdict = "higher" if decided else "not decided"
-        cells = [pair.one.name, pair.other.name, _points(found.mean), interval, f"{found.n:,}"]
-        rows.append([*cells, verdict])
+        verdict = "higher" if found.low is not None and found.low > 0 else "not decided"
+        cells = [points(found.mean), points_span(found.low, found.high), f"{found.n:,}", verdict]
+        rows.append([pair.one.name, pair.other.name, *cells])
     heads = ["evaluation", "less", "difference, points", "95 %", "same problems", "verdict"]
     note = (
         '<p class="note">Differences problem by problem (paired t interval over the problems). They say '
@@ -57,7 +53,3 @@ def _differences(pairs: Sequence[Difference]) -> str:
     )
     note += first_of(len(rows), len(pairs), "pairs; taopd compare shows all")
     return f"<h3>On the same problems</h3>{note}{table(heads, rows, numeric=(2, 3, 4))}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")

@@ -6,6 +6,7 @@ from typing import Any
 from taopd.report.evaluations import Evaluation, differences
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.accuracy import at_shared_rate, estimates_of, judged_by
+from taopd.report.sections.tables import points_span
 from taopd.report.study_table import bounds
 from taopd.report.text import escape
 
@@ -93,8 +94,7 @@ def _of_evaluations(evaluations: Sequence[Evaluation]) -> str:
     if low is None or high is None:
         return f"{apart}."
     doubt = "" if low > 0 else ", which does not decide between them"
-    span = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
-    return f"{apart} (95 % interval {span}{doubt})."
+    return f"{apart} (95 % interval {points_span(low, high)}{doubt})."
 
 
 def _of_runs(runs: list[Run]) -> str:

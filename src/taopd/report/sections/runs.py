@@ -10,7 +10,7 @@ from typing import Any
 
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.tables import table
-from taopd.report.text import escape
+from taopd.report.text import escape, shared
 
 LEAD = "Settings that differ from the defaults, and the version, commit and machine of each run."
 _MAIN = ("selector", "budget", "loss", "score_top_k", "anchor_coef", "gradient_window", "max_steps")
@@ -107,8 +107,7 @@ def _show_apart(values: Sequence[Any]) -> list[str]:
 
 def _rest(text: str, others: set[str]) -> str:
     """A text from a little before the place where it and the others differ."""
-    pairs = zip(min(others), max(others), strict=False)
-    start = next((at for at, (a, b) in enumerate(pairs) if a != b), len(min(others)))
+    start = len(shared(others))
     return text if len(text) <= 80 else f"…{_show(text[max(0, start - 20) :])}"
 
 

@@ -47,6 +47,18 @@ def span(low: float | None, high: float | None, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
 
 
+def points(difference: float) -> str:
+    """A difference of two shares in points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def points_span(low: float | None, high: float | None) -> str:
+    """An interval of such a difference, cut at what is possible; a dash where it is unknown."""
+    if low is None or high is None:
+        return "–"
+    return f"{points(max(low, -1.0))} to {points(min(high, 1.0))}"
+
+
 def first_of(shown: int, total: int, what: str) -> str:
     """A note that a part of the page shows the first of many alone; empty if it shows them all."""
     return f'<p class="note">The first {shown} of {total} {what}.</p>' if shown < total else ""

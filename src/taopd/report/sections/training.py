@@ -100,11 +100,8 @@ def _chart(
     runs: Sequence[Run], title: str, name: str, unit: str, *, limit: float | None = None
 ) -> str:
     """One metric of all runs; nothing where none logged it, or a watched one hardly moved."""
-    factor = 100.0 if unit == "%" else 1.0
     series = [
-        Series(label=run.name, points=[(x, factor * y) for x, y in points], color=run.color)
-        for run in runs
-        if (points := run.curve(name))
+        _series(run.name, points, run.color, unit) for run in runs if (points := run.curve(name))
     ]
     largest = max((abs(y) for one in series for _, y in one.points), default=0.0)
     # A chart of a metric that stays far below its limit, or at 0, shows nothing.
@@ -112,6 +109,11 @@ def _chart(
     if not series or (name in watched and largest <= 0.01 * (limit or 0.0)):
         return ""
     return figure(title, lines(title, series, limit=limit), unit)
+
+
+def _series(label: str, points: Sequence[tuple[float, float]], color: int, unit: str) -> Series:
+    factor = 100.0 if unit == "%" else 1.0
+    return Series(label=label, points=[(x, factor * y) for x, y in points], color=color)
 
 
 def _by_teacher(run: Run) -> list[str]:
@@ -122,20 +124,13 @@ def _by_teacher(run: Run) -> list[str]:
     )
     charts = []
     for title, name, unit in TEACHER_CHARTS:
-        factor = 100.0 if unit == "%" else 1.0
-        curves = {teacher: run.curve(f"{name}/{teacher}") for teacher in names[:MAX_RUNS]}
-        known = [(teacher, points) for teacher, points in curves.items() if points]
-        series = [
-            Series(label=teacher, points=[(x, factor * y) for x, y in points], color=index)
-            for index, (teacher, points) in enumerate(known)
-        ]
+        curves = [(teacher, run.curve(f"{name}/{teacher}")) for teacher in names[:MAX_RUNS]]
+        known = [(teacher, points) for teacher, points in curves if points]
+        series = [_series(*one, index, unit) for index, one in enumerate(known)]
         if series:
             words = f"{title}, {run.name}"
-            charts.append(
-                figure(
-                    words, key([(s.label, s.color) for s in series]) + lines(words, series), unit
-                )
-            )
+            legend = key([(one.label, one.color) for one in series])
+            charts.append(figure(words, legend + lines(words, series), unit))
     return charts
 
 

@@ -113,14 +113,11 @@ def _unfinished(run: Run) -> list[str]:
     ]
     if not run.metrics:
         return [*found, "no step was logged yet"]
-    wanted, done = run.config.get("max_steps"), max(step for step, _ in _steps(run))
+    wanted = run.config.get("max_steps")
+    done = max((step for step, _ in run.curve("step")), default=0)
     if isinstance(wanted, int) and 0 < done < wanted and not run.results:
         found.append(f"{done:,} of {wanted:,} steps are done; there are no results yet")
     return found
-
-
-def _steps(run: Run) -> list[tuple[float, float]]:
-    return run.curve("step") or [(0, 0)]
 
 
 def _finite(value: Any) -> bool:
