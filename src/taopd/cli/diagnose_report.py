@@ -1,7 +1,6 @@
 """`taopd diagnose report`: every analysis of a folder of gains, as tables, pictures and sentences."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,15 +94,11 @@ def _draw(analysis: "Analysis", tokens: "pd.DataFrame", folder: Path) -> list[Pa
 
 
 def _markdown(analysis: "Analysis") -> str:
-    lines = [
-        f"# What was learnable: {analysis.checkpoint}, K = {analysis.k}",
-        "",
-        "| KL | unit | verdict | in words |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {v.direction} | {v.unit} | **{v.verdict}** | {v.sentence} |" for v in analysis.verdicts
-    ]
+    from taopd.report.generated_part import markdown_table
+
+    lines = [f"# What was learnable: {analysis.checkpoint}, K = {analysis.k}", ""]
+    rows = [(v.direction, v.unit, f"**{v.verdict}**", v.sentence) for v in analysis.verdicts]
+    lines += markdown_table(("KL", "unit", "verdict", "in words"), rows, texts=4)
     names = ("gain_vs_disagreement", "coefficients", "matched_top_n", "q3_gap", "gain_curve")
     lines += ["", *(f"![{name}]({name}.png)" for name in names), ""]
     return "\n".join(lines)
@@ -113,17 +108,15 @@ def _print(analysis: "Analysis") -> None:
     from rich.table import Table
 
     from taopd.report.console import plain_console
+    from taopd.report.sections.learnable import CLAIM_HEADS, claim_rows
 
-    counts: dict[str, Counter[str]] = {}
-    for verdict in analysis.verdicts:
-        counts.setdefault(verdict.claim, Counter())[verdict.verdict] += 1
     table = Table(
         title=f"{analysis.checkpoint}: claims over forward and reverse KL, nats and share"
     )
-    table.add_column("claim", overflow="fold")
-    names = ("holds", "undecided here", "does not hold", "cannot be told")
-    for name in names:
+    claim, *numbers = CLAIM_HEADS
+    table.add_column(claim, overflow="fold")
+    for name in numbers:
         table.add_column(name, justify="right")
-    for claim, found in counts.items():
-        table.add_row(claim, *(str(found[name]) for name in names))
+    for cells in claim_rows([asdict(verdict) for verdict in analysis.verdicts]):
+        table.add_row(*cells)
     plain_console().print(table)

@@ -19,6 +19,7 @@ from taopd.experiments.study.statistics import holm
 from taopd.report.arms import is_arm, owner_of
 from taopd.report.evaluations import Difference, Evaluation, differences, unlike
 from taopd.report.folders import Run, Sources
+from taopd.report.generated_part import markdown_table
 from taopd.report.study_table import p_words
 
 UNIT = (
@@ -77,12 +78,10 @@ def tables(compared: dict[str, Any]) -> list[Table]:
 def markdown(compared: dict[str, Any]) -> str:
     """The same tables as a page."""
     heads = ("arm (evaluation)", "settings", "decoding", "accuracy, %", "95 %", "problems")
-    lines = ["# Arms compared", ""]
-    lines += _lines(heads, arm_rows(compared))
+    lines = ["# Arms compared", "", *markdown_table(heads, arm_rows(compared), texts=6)]
+    heads = ("arm", "less", "difference, points", "95 %", "p", "problems")
     lines += ["", "## On the same problems", ""]
-    lines += _lines(
-        ("arm", "less", "difference, points", "95 %", "p", "problems"), difference_rows(compared)
-    )
+    lines += markdown_table(heads, difference_rows(compared), texts=6)
     return "\n".join([*lines, "", f"{UNIT}. p: two-sided, Holm-corrected over these rows.", ""])
 
 
@@ -221,8 +220,3 @@ def _empty(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
             name, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
     return made
-
-
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruled = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return ruled + ["| " + " | ".join(row) + " |" for row in rows]

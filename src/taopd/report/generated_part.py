@@ -1,11 +1,20 @@
-"""The part of a page that a command writes, between two markers; a person writes the rest."""
+"""Markdown pages: tables, and the part of a page that a command writes, between two markers."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from taopd.errors import DataError
 from taopd.runs.jsonl import write_text
 
 BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1
+) -> list[str]:
+    """The lines of a table whose first `texts` columns are text, and the others numbers."""
+    rule = "|".join(["---"] * texts + ["---:"] * (len(heads) - texts))
+    return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def write_generated(path: Path, body: str, *, title: str = "") -> None:

@@ -5,8 +5,10 @@ From `results.json` alone, whose "rates" `taopd.experiments.study.own_best` wrot
 
 from typing import Any
 
-from rich import box
 from rich.table import Table
+
+from taopd.report.console import arms_table
+from taopd.report.generated_part import markdown_table
 
 METHOD = (
     "Own best: each arm at the rate at which it is best. The interval holds for any choice of rates: with "
@@ -81,18 +83,13 @@ def bounds(found: dict[str, Any] | None, digits: int) -> str:
 
 def table(results: dict[str, Any]) -> Table:
     """Every arm at its own best rate, then at the shared one."""
-    shown = Table(
+    shown = arms_table(
+        HEADS[1:],
         title=f"{len(results['rates']['rates'])} learning rates: each arm at its own best, then at the "
         "shared one",
         caption="95 % intervals in points, corrected for the choice of a best rate; over problems: of these "
         "trained models; over seeds: of other training runs. spread: best minus worst rate.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
     )
-    shown.add_column("arm", overflow="fold")  # a long name must not take the numbers' room
-    for name in HEADS[1:]:
-        shown.add_column(name, justify="right", no_wrap=True)
     for basis in BASES:
         for cells in rows(results, basis, digits=0):
             shown.add_row(*cells)
@@ -117,14 +114,9 @@ def markdown(results: dict[str, Any]) -> list[str]:
     """Lines of the section of a study's page."""
     heads = ["arm", *(f"{rate:g}" for rate in results["rates"]["rates"])]
     lines = ["## Learning rates", "", "Accuracy in % by learning rate, an arm's best in bold:", ""]
-    lines += _lines(heads, curve_rows(results, "**"))
+    lines += markdown_table(heads, curve_rows(results, "**"))
     for basis, words in BASES.items():
         rest = f" ({results['rates']['shared_rate']:g})" if basis == "shared" else ""
         lines += ["", f"At the {words} rate{rest}, differences in points with 95 % intervals:", ""]
-        lines += _lines(HEADS, rows(results, basis))
+        lines += markdown_table(HEADS, rows(results, basis))
     return [*lines, "", METHOD, "", shared_words(results), ""]
-
-
-def _lines(heads: Any, cells: list[list[str]]) -> list[str]:
-    rule = "|".join(["---", *["---:"] * (len(heads) - 1)])
-    return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells)]

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from taopd.report import rates_table
+from taopd.report.console import arms_table
+from taopd.report.generated_part import markdown_table
 
 Bracket = Callable[[float | None, float, float | None], str]
 _EQUAL_WORDS = {
@@ -59,18 +60,13 @@ def notes(results: dict[str, Any]) -> list[str]:
 def table(results: dict[str, Any]) -> Table:
     """One row per arm, accuracies and differences in points."""
     question = results["question"]
-    shown = Table(
+    shown = arms_table(
+        ("mean", "med.", "coll.", "to full", "p", "to random", "p"),
         title=f"{results['title']}: held-out {question['metric']} accuracy in %, "
         f"{seeds_words(results)}, {equal_words(results)}",
         caption=f"+-: 95 % t intervals {units_words(results)}; med.: median; coll.: collapsed seeds; "
         + ". ".join(["p: Holm-corrected over all tests", *notes(results), ""]).rstrip(),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
     )
-    shown.add_column("arm", overflow="fold")  # a long name must not take the numbers' room
-    for name in ("mean", "med.", "coll.", "to full", "p", "to random", "p"):
-        shown.add_column(name, justify="right", no_wrap=True)
     for name, mean, middle, fallen, _, *differences, _ in rows(results, bracket=_plus_minus):
         shown.add_row(name, mean, middle, fallen, *differences)
     return shown
@@ -113,16 +109,11 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     for entry in timings:
         if "train_seconds" in entry:
             seconds.setdefault(entry["name"], []).append(entry["train_seconds"])
-    lines = [
-        f"# {results['title']}",
-        "",
-        f"| arm | {metric} | median | collapsed | {other} | to full | p | to random | p | kept % | s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows(results):
-        spent = seconds.get(row[0])
-        cell = f"{sum(spent) / len(spent):.0f}" if spent else "-"
-        lines.append(f"| {' | '.join([*row, cell])} |")
+    means = {name: f"{sum(spent) / len(spent):.0f}" for name, spent in seconds.items()}
+    against = ("to full", "p", "to random", "p")
+    heads = ("arm", metric, "median", "collapsed", other, *against, "kept %", "s")
+    cells = [[*row, means.get(row[0], "-")] for row in rows(results)]
+    lines = [f"# {results['title']}", "", *markdown_table(heads, cells)]
     base = results["arms"][0]["base_accuracy"]
     lines += [
         "",

@@ -11,6 +11,7 @@ from rich.table import Table
 from taopd.experiments.study.statistics import wilson
 from taopd.report.figures import style as drawing
 from taopd.report.figures.style import MARKERS
+from taopd.report.generated_part import markdown_table
 
 GREY = "#6B6B6B"
 COLORS = (*drawing.COLORS[:3], GREY, *drawing.COLORS[3:])
@@ -65,17 +66,18 @@ def table(results: dict[str, Any]) -> Table:
     for name in ("best @step", "end, greedy", "sampled", "kept", "digits"):
         shown.add_column(name, justify="right", no_wrap=True)
     for name, outcomes in by_arm(results).items():
-        prompts = outcomes[0]["num_test_prompts"]
         best, step = best_point(outcomes)
-        shown.add_row(
-            name,
-            f"{100 * best:.1f} @{step}",
-            _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
-            _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
-            f"{100 * _mean(outcomes, 'kept_fraction'):.0f}",
-            f"{100 * _share(outcomes, 'digit'):.0f}",
-        )
+        shown.add_row(name, f"{100 * best:.1f} @{step}", *_at_the_end(outcomes))
     return shown
+
+
+def _at_the_end(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Cells of an arm: greedy and sampled accuracy, what it kept, and the digits of it, in %."""
+    prompts = outcomes[0]["num_test_prompts"]
+    names = ("accuracy_greedy", "accuracy_sampled")
+    ends = [interval((outcome[name] for outcome in outcomes), prompts) for name in names]
+    shares = _mean(outcomes, "kept_fraction"), _share(outcomes, "digit")
+    return [*map(_percent, ends), *(f"{100 * share:.0f}" for share in shares)]
 
 
 def best_point(outcomes: list[dict[str, Any]]) -> tuple[float, int]:
@@ -216,24 +218,15 @@ def _share(outcomes: list[dict[str, Any]], kind: str) -> float:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table of `table`, with the interval at the best step too, as Markdown."""
-    lines = [
-        "| arm | best step | accuracy there | end, greedy | end, sampled | kept | of it digits |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = ("arm", "best step", "accuracy there", "end, greedy", "end, sampled")
+    rows = []
     for name, outcomes in by_arm(results).items():
-        prompts = outcomes[0]["num_test_prompts"]
         _, step = best_point(outcomes)
         peak = [dict(map(tuple, outcome["accuracy_curve"]))[step] for outcome in outcomes]
-        cells = [
-            name,
-            str(step),
-            _percent(interval(peak, prompts)),
-            _percent(interval((outcome["accuracy_greedy"] for outcome in outcomes), prompts)),
-            _percent(interval((outcome["accuracy_sampled"] for outcome in outcomes), prompts)),
-            f"{100 * _mean(outcomes, 'kept_fraction'):.0f} %",
-            f"{100 * _share(outcomes, 'digit'):.0f} %",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        best = _percent(interval(peak, outcomes[0]["num_test_prompts"]))
+        *ends, kept, digits = _at_the_end(outcomes)
+        rows.append([name, str(step), best, *ends, f"{kept} %", f"{digits} %"])
+    lines = markdown_table((*heads, "kept", "of it digits"), rows)
     note = (
         f"{results['task']}, {results['arms'][0]['steps']} steps, accuracy in %, student before "
         f"{100 * results['base_accuracy']:.1f}. In brackets: {interval_words(results)}."

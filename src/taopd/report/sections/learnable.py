@@ -2,6 +2,7 @@
 
 import base64
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PICTURES = {
 }
 MAX_PICTURE = 400_000
 """Bytes; a larger file is named and not shown."""
+CLAIM_HEADS = ("claim", "holds", "undecided here", "does not hold", "cannot be told")
 CLASSES = {"holds": "holds", "does not hold": "fails"}
 
 
@@ -36,13 +38,16 @@ def body(sources: Sources) -> str:
     return "".join(parts)
 
 
-def _report(path: Path) -> str:
-    verdicts = read_document(path / "verdicts.json", VERDICTS)
+def claim_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells of every claim, as `CLAIM_HEADS` names them: how often it was judged so."""
     counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         counts.setdefault(str(verdict.get("claim")), Counter())[str(verdict.get("verdict"))] += 1
-    names = ("holds", "undecided here", "does not hold", "cannot be told")
-    rows = [[claim, *(str(found[name]) for name in names)] for claim, found in counts.items()]
+    return [[claim, *(str(own[name]) for name in CLAIM_HEADS[1:])] for claim, own in counts.items()]
+
+
+def _report(path: Path) -> str:
+    verdicts = read_document(path / "verdicts.json", VERDICTS)
     sentences = "".join(
         f'<li><strong class="{CLASSES.get(str(v.get("verdict")), "")}">'
         f"{escape(v.get('verdict', ''))}</strong> ({escape(v.get('direction', ''))} KL, "
@@ -51,7 +56,7 @@ def _report(path: Path) -> str:
     )
     return (
         f"<h3>{escape(path.name)}</h3>"
-        + table(["claim", *names], rows, numeric=(1, 2, 3, 4))
+        + table(CLAIM_HEADS, claim_rows(verdicts), numeric=(1, 2, 3, 4))
         + f"<details><summary>All {len(verdicts)} verdicts in words</summary><ul>{sentences}</ul></details>"
         + _pictures(path)
     )
