@@ -18,6 +18,7 @@ import signal
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -249,6 +250,8 @@ def _run(arguments: Sequence[str]) -> int:
         )
         return 2
     _log_to_stderr()
+    # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     before = _terminate_as_interrupt()
     try:
         if any(argument.startswith("lab:") or "=lab:" in argument for argument in rest):

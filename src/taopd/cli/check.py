@@ -7,7 +7,6 @@ silent, and a fail stops the run.
 import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ def run(argv: Sequence[str]) -> int:
     options, flags = _parser().parse_known_args(rest)
     if config is None:
         raise ConfigError("name the config file: taopd check CONFIG")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     with while_loading():
         from taopd.cli.lab_paths import check_lab, lab_settings
         from taopd.preflight.items import Subject, verdicts

@@ -1,7 +1,6 @@
 """`taopd demo`: the tiny lab, trains teacher and student, distills, draws a table and a picture."""
 
 import shlex
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,6 @@ def run(argv: Sequence[str]) -> int:
 
 def _run_real(options: Any) -> int:
     """Make the pair if there is none, then run the four arms as `taopd compare` runs a study."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.cli.compare import run_plan
     from taopd.experiments.smollm2 import make_pair
     from taopd.experiments.smollm2.real import arms_that_fit, real_study

@@ -27,7 +27,8 @@ def refuse_given_twice(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     for flag in typed:
         if flag in found and times[found[flag].dest] > 1:
             several = found[flag].nargs in ("+", "*")
-            parser.error(given_twice(flag, several=several))
+            values = ", with all of its values after it" if several else ""
+            parser.error(f"{flag} is given twice: give it once{values}")
 
 
 def refuse_values_twice(parser: argparse.ArgumentParser, found: Any) -> None:
@@ -37,9 +38,3 @@ def refuse_values_twice(parser: argparse.ArgumentParser, found: Any) -> None:
         if isinstance(values, list) and values is not action.default:
             flag = action.option_strings[-1:]
             refuse_twice([str(value) for value in values], *(f"{name} " for name in flag))
-
-
-def given_twice(flag: str, *, several: bool = False) -> str:
-    """What to say of it."""
-    values = ", with all of its values after it" if several else ""
-    return f"{flag} is given twice: give it once{values}"

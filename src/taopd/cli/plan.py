@@ -163,9 +163,6 @@ def _from_plain_config(
 
 def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, "ModelShape"]:
     """Plan settings of a training config, its student and its teacher, of several the largest."""
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     from taopd.trainer.build.from_settings import shared_options
     from taopd.trainer.build.loaded_teacher import weights_of
     from taopd.trainer.cost import load_shape

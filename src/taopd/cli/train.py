@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +46,6 @@ def run(argv: Sequence[str]) -> int:
     options, flags = _parser().parse_known_args(argv)
     if options.config == "":
         raise ConfigError("--config needs a file")
-    # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\b")
     with while_loading():
         from taopd.cli.lab_paths import check_lab, lab_settings
         from taopd.trainer import settings_file as train_config
