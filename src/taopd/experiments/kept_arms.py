@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def prepare(arms: Iterable[tuple[Arm, Path]]) -> None:
         DataError: an arm has finished with other settings or inputs than these, or its results are damaged;
             nothing is changed then.
     """
-    seen: dict[str, str | None] = {}
+    known = cache(lambda name: None if name is None else content(expanded(name)))
     unfinished = []
     for arm, place in arms:
-        inputs = {name: _known(getattr(arm, name), seen) for name in READ}
+        inputs = {name: known(getattr(arm, name)) for name in READ}
         if (place / "results.json").exists():
             _check(arm, place, inputs)
         else:
@@ -115,14 +116,6 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[st
             yield from (f"{name}.{k}" for k in sorted({*old, *new}) if old.get(k) != new.get(k))
         else:
             yield name
-
-
-def _known(name: str | None, seen: dict[str, str | None]) -> str | None:
-    if name is None:
-        return None
-    if name not in seen:
-        seen[name] = content(expanded(name))
-    return seen[name]
 
 
 def content(path: Path) -> str | None:

@@ -3,7 +3,6 @@
 The task is addition: the learnable and the incompatible disagreement are known by construction.
 Why not a downloaded model: nothing to license, and every position's kind is known.
 The rest of the package sees a lab as folders and a parquet file, like any user's.
-Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
 """
 
 from importlib import import_module

@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], object]
 """Called as `progress(role, step, total_steps)` for role "teacher" and "student"."""
 
 TOP_K = 4
-"""Support size of the lab's scores; 16 of 48 tokens would select nothing. Source: the prototype."""
+"""Support size of the lab's scores; 16 of 48 tokens would select nothing."""
 MANIFEST = LAB_FILE
 PROMPTS = "prompts.parquet"
 ROLES: tuple[Role, ...] = ("teacher", "student")

@@ -36,7 +36,6 @@ VARIANT_CONFIG: dict[str, dict[str, Any]] = {
     "jargon": {"loss": "reverse_kl"},
 }
 LAB_CONFIG: dict[str, Any] = {
-    # The settings of the first prototype: 64 rollouts a step, constant learning rate.
     "per_device_train_batch_size": 64,
     "learning_rate": 3e-4,
     "lr_scheduler_type": "constant",
@@ -114,50 +113,39 @@ def run_demo(
             overwrite=overwrite,
             also_owns=("arms", "best-student", "*.png", "*.svg"),
         ).path
-        return _run(lab, folder, variant, all_arms, steps, num_workers, progress)
+        settings = ARMS | MORE_ARMS if all_arms else ARMS
+        seeds = (0, 1, 2) if all_arms else (0,)
+        arms = [
+            lab_arm(lab, name, settings[name], seed=seed, steps=steps, save_model=True)
+            for seed in seeds
+            for name in settings
+        ]
+        folders = [folder / "arms" / arm.folder_name for arm in arms]
+        prepare(zip(arms, folders, strict=True))
+        write_json(
+            folder / "config.json",
+            {"command": "demo", "variant": variant, "steps": steps, "arms": settings},
+        )
+        write_json(folder / "env.json", environment(seed=seeds[0]))
 
+        def count(_folder: Path, _step: int) -> None:
+            done = sum(map(logged_steps, folders))
+            progress("steps of all arms", min(done, steps * len(arms)), steps * len(arms))
 
-def _run(
-    lab: Lab,
-    folder: Path,
-    variant: str,
-    all_arms: bool,
-    steps: int,
-    num_workers: int | None,
-    progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:
-    """Train the arms that have not finished; returns what `results.json` holds."""
-    settings = ARMS | MORE_ARMS if all_arms else ARMS
-    seeds = (0, 1, 2) if all_arms else (0,)
-    arms = [
-        lab_arm(lab, name, settings[name], seed=seed, steps=steps, save_model=True)
-        for seed in seeds
-        for name in settings
-    ]
-    folders = [folder / "arms" / arm.folder_name for arm in arms]
-    prepare(zip(arms, folders, strict=True))
-    write_json(
-        folder / "config.json",
-        {"command": "demo", "variant": variant, "steps": steps, "arms": settings},
-    )
-    write_json(folder / "env.json", environment(seed=seeds[0]))
-
-    def count(_folder: Path, _step: int) -> None:
-        done = sum(map(logged_steps, folders))
-        progress("steps of all arms", min(done, steps * len(arms)), steps * len(arms))
-
-    run_pool(folders, num_workers=num_workers, progress=count)
-    outcomes = [json.loads((each / "results.json").read_text(encoding="utf-8")) for each in folders]
-    best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
-    shutil.rmtree(folder / "best-student", ignore_errors=True)
-    shutil.copytree(best[1] / "model", folder / "best-student")
-    results = {
-        "task": f"tinylab/{variant}",
-        "base_accuracy": outcomes[0]["base_accuracy"],
-        "teacher_accuracy": lab.manifest["accuracy"]["teacher"],
-        "best_student": best[0]["name"],
-        "arms": outcomes,
-        "versions": environment()["versions"],
-    }
-    write_json(folder / "results.json", results)
-    return results
+        run_pool(folders, num_workers=num_workers, progress=count)
+        outcomes = [
+            json.loads((each / "results.json").read_text(encoding="utf-8")) for each in folders
+        ]
+        best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
+        shutil.rmtree(folder / "best-student", ignore_errors=True)
+        shutil.copytree(best[1] / "model", folder / "best-student")
+        results = {
+            "task": f"tinylab/{variant}",
+            "base_accuracy": outcomes[0]["base_accuracy"],
+            "teacher_accuracy": lab.manifest["accuracy"]["teacher"],
+            "best_student": best[0]["name"],
+            "arms": outcomes,
+            "versions": environment()["versions"],
+        }
+        write_json(folder / "results.json", results)
+        return results

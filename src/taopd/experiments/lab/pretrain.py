@@ -8,7 +8,6 @@ Why a command and not a function of `build` alone: teacher and student then trai
 in a process of its own with one thread, whatever threads the caller uses. The same numbers come out
 either way, bit for bit, since both run on one thread with generators of their own.
 Not here: the folder's life (see `build`). Progress leaves as one JSON object a line on stdout.
-Source: the prototype of design A (AdamW 3e-3, one cycle).
 """
 
 import json
@@ -106,7 +105,7 @@ def _train(
     total = spec.steps(role)
     generator = torch.Generator().manual_seed(_stream(spec, role, "data"))
     # torch's default moments: a second moment of 0.95 drives words that are never written to
-    # exp(-20), 0.999 leaves them near exp(-12) as in the prototype.
+    # exp(-20), 0.999 leaves them near exp(-12).
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     model.train()
     for step in range(total):

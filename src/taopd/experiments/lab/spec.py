@@ -5,9 +5,7 @@ are hashed into the folder's name, so a changed setting is another lab and never
 Why not hash the source: a comment would then throw away every built lab. Whoever changes what is
 trained raises `CODE_VERSION`. Not in the hash: torch and transformers versions; they are in
 `lab.json`.
-Source for sizes and shares: the prototype of design A. Its 128 x 5,000 (teacher) and 128 x 3,500
-(student) sequences were more than these models need: with the numbers below the teacher gets all of
-500 held-out sums right.
+With the sizes below the teacher gets all of 500 held-out sums right.
 """
 
 import hashlib

@@ -14,7 +14,6 @@ and three of almost none.
 
 Why not text from a real corpus: there the right next token, and which disagreement is learnable, is
 an opinion; here it is arithmetic. Not here: models, files (see `pretrain`, `build`).
-Source: design A ("carry and dialect addition") of this project's survey of synthetic tasks.
 """
 
 import re

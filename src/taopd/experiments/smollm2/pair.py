@@ -124,7 +124,9 @@ def make_pair(
             progress("weights", 1, 1)
         else:
             shutil.copytree(base, pair.instruct)
-        _write(pair, spec, progress)
+        drawn = _problems(spec)
+        word_problems.write_prompts(pair.prompts, drawn)
+        _fine_tune(pair, drawn["sft"], spec, progress)
         write_json(workshop / MANIFEST, about | {"teacher": _grade(pair, progress)})
         workshop.rename(folder)
     finally:
@@ -167,12 +169,6 @@ def _grade(pair: Pair, progress: Progress) -> dict[str, Any]:
         "standard_error": result.standard_error,
         "right_greedy": "".join("01"[t["correct"]] for t in result.transcripts),
     }
-
-
-def _write(pair: Pair, spec: PairSpec, progress: Progress) -> None:
-    drawn = _problems(spec)
-    word_problems.write_prompts(pair.prompts, drawn)
-    _fine_tune(pair, drawn["sft"], spec, progress)
 
 
 def _problems(spec: PairSpec) -> dict[str, list[word_problems.Problem]]:

@@ -81,7 +81,15 @@ def analyse(
     arms = [_describe(name, group, question) for name, group in groups.items()]
     _note_formats(arms, groups)
     comparisons = _compare(groups, controls, question)
-    several = {} if not question.rates else {"rates": _at_rates(groups, controls, question)}
+    several: dict[str, Any] = {}
+    if question.rates:
+        several["rates"] = own_best.compare(
+            groups,
+            controls,
+            rates=question.rates,
+            shared_rate=question.shared_rate,
+            metric=question.metric,
+        )
     return {
         "question": asdict(question),
         "seeds": sorted({outcome["seed"] for outcome in outcomes}),
@@ -93,16 +101,6 @@ def analyse(
             {key: outcome[key] for key in _KEPT_KEYS if key in outcome} for outcome in _flat(groups)
         ],
     } | several
-
-
-def _at_rates(groups: "Groups", controls: Controls, question: Question) -> dict[str, Any]:
-    return own_best.compare(
-        groups,
-        controls,
-        rates=question.rates,
-        shared_rate=question.shared_rate,
-        metric=question.metric,
-    )
 
 
 def timings(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

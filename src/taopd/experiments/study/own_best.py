@@ -112,6 +112,13 @@ class _Reader:
         """[rate, seed] accuracies."""
         return np.array([[group[seed][self._accuracy] for seed in seeds] for group in own.values()])
 
+    def means(self, own: Rated) -> dict[float, float]:
+        """Mean accuracy at every rate, over all of its seeds."""
+        return {
+            rate: float(self.seeds({rate: group}, sorted(group)).mean())
+            for rate, group in own.items()
+        }
+
     def problems(self, own: Rated, seeds: Sequence[int]) -> np.ndarray | None:
         """[rate, problem] shares of seeds that are right; None if that was not recorded."""
         found = [
@@ -188,10 +195,7 @@ def _cut(bounds: Bounds, least: float) -> dict[str, float | None]:
 def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:
     seeds = _seeds_of(own)
     described: dict[str, Any] = {"name": arm, "num_seeds": len(seeds)}
-    means = {
-        rate: float(reader.seeds({rate: group}, sorted(group)).mean())
-        for rate, group in own.items()
-    }
+    means = reader.means(own)
     described["curve"] = [[rate, mean] for rate, mean in means.items()]
     described["best_rate"] = max(means, key=means.__getitem__)
     described["best"] = max(means.values())
@@ -233,8 +237,6 @@ def _common_best(arms: Mapping[str, Rated], reader: _Reader) -> float:
     full = _full(arms)
     means: dict[float, list[float]] = {}
     for own in [arms[full]] if full is not None else arms.values():
-        for rate, group in own.items():
-            means.setdefault(rate, []).append(
-                float(reader.seeds({rate: group}, sorted(group)).mean())
-            )
+        for rate, mean in reader.means(own).items():
+            means.setdefault(rate, []).append(mean)
     return max(means, key=lambda rate: sum(means[rate]) / len(means[rate]))
