@@ -247,7 +247,12 @@ def test_an_evaluation_set_without_answers(micro_lab, tmp_path):
         (
             "hole.jsonl",
             ['{"prompt": "1 +", "answer": "2"}', '{"prompt": "2 +", "answer": null}'],
-            "no answer in row 1",
+            "row 1 of the evaluation set has null as its answer",
+        ),
+        (
+            "several.jsonl",
+            ['{"prompt": "1 +", "answer": ["2", "two"]}'] * 2,
+            "row 0 of the evaluation set has .* as its answer, which is neither text nor a number",
         ),
         ("few.jsonl", ['{"prompt": "1 +", "answer": "2"}'], "has 1 test problems"),
     ):

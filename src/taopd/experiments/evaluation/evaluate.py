@@ -62,7 +62,9 @@ def evaluate(
         max_new_tokens=max_new_tokens,
     )
     rows = list(dataset)
-    _check_rows(rows)
+    if not rows:
+        raise DataError("the evaluation set has no rows")
+    check_rows(rows)
     prompt_ids = encode_prompts(tokenizer, rows)
     _check_context(prompt_ids, context_length(model), max_new_tokens)
     eos_ids = sampler_stop_ids(tokenizer, model)
@@ -160,9 +162,12 @@ def check_settings(
     return Grader(match)
 
 
-def _check_rows(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        raise DataError("the evaluation set has no rows")
+def check_rows(rows: Iterable[dict[str, Any]]) -> None:
+    """Refuse problems that cannot be graded.
+
+    Raises:
+        DataError: a row without a prompt or the one answer that is right.
+    """
     for index, row in enumerate(rows):
         for column in ("prompt", "answer"):
             if column in row and row[column] is None:

@@ -19,6 +19,7 @@ import torch
 from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.arm_settings import Arm, load_problems
 from taopd.experiments.arm_student import check_arm
+from taopd.experiments.evaluation.evaluate import check_rows
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
@@ -225,9 +226,7 @@ def _a_tenth(config: dict[str, Any]) -> int:
 
 def _check_inputs(run: Arm) -> None:
     """Everything an arm would stumble over in its first minute."""
-    for row, problem in enumerate(load_problems(run)):
-        if problem["answer"] is None or not str(problem["answer"]).strip():
-            raise DataError(f"the evaluation set has no answer in row {row}; fill it in or drop it")
+    check_rows(load_problems(run))
     rows = load_prompts(run.prompts, split="train")
     own = TeacherPrompts(run.config.get("teacher_prompt_template"))
     if own.used(rows.column_names):
