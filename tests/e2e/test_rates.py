@@ -50,6 +50,9 @@ def test_a_study_with_rates_from_file_to_page(micro_lab, tmp_path, capsys, forke
     assert main(["compare", str(output), "--output", str(tmp_path / "so-far")]) == 0
     partial = json.loads((tmp_path / "so-far" / "results.json").read_text())
     assert partial["rates"]["comparisons"][0]["seeds"] == [0]
+    capsys.readouterr()
+    assert main(["compare", str(output), str(tmp_path / "so-far")]) == 0
+    assert capsys.readouterr().out.count("Shared learning rate: ") == 2
     assert main(["compare", str(path), "--resume"]) == 0
     assert (output / "results.json").read_bytes() == whole
     assert kept.stat().st_mtime_ns == before

@@ -167,7 +167,6 @@ def _side_by_side(folders: Sequence[Path], output: Path | None, *, overwrite: bo
     from taopd.report import comparison
     from taopd.report.console import plain_console
     from taopd.report.folders import read_folders
-    from taopd.report.study_table import table
     from taopd.runs.folder import RunFolder
     from taopd.runs.jsonl import write_json, write_text
     from taopd.runs.schemas import check_study
@@ -187,8 +186,7 @@ def _side_by_side(folders: Sequence[Path], output: Path | None, *, overwrite: bo
         )
     for study in whole:
         check_study(study.results, str(study.path / "results.json"))
-        console.print(table(study.results))
-        console.print(study.results["noise_floor"]["words"], highlight=False)
+        _print_tables(study.results)
     if compared is not None:
         for each in comparison.tables(compared):
             console.print(each)
