@@ -76,11 +76,14 @@ class ServerTeacher(ABC):
         top_k: int,
     ) -> TeacherScores:
         """See `Teacher.score`. Wanted ids are scored for all sequences or for none."""
-        wanted = by_sequence(token_ids, completion_start, want_ids)
-        if not self._can_score([want.tolist() for want in wanted if want is not None]):
+        parts = by_sequence(token_ids, completion_start, want_ids)
+        wanted: list[Any] = [None if part is None else part.tolist() for part in parts]
+        if want_ids is not None and not self._can_score(wanted):
             wanted = [None] * len(wanted)
         jobs = zip(token_ids, completion_start, wanted, strict=True)
-        futures = [self.submit(tokens, start, want, top_k) for tokens, start, want in jobs]
+        futures = [
+            self._submit(Question(list(tokens), start, want, top_k)) for tokens, start, want in jobs
+        ]
         try:
             return join([future.result() for future in futures])
         finally:
@@ -98,7 +101,9 @@ class ServerTeacher(ABC):
         want = None if want_ids is None else want_ids.tolist()
         if want is not None and not self._can_score([want]):
             want = None
-        asked = Question(list(tokens), start, want, top_k)
+        return self._submit(Question(list(tokens), start, want, top_k))
+
+    def _submit(self, asked: Question) -> Future[TeacherScores]:
         if not 1 <= asked.start < len(asked.tokens):
             raise TeacherError(
                 f"a sequence of {len(asked.tokens)} tokens, completion from {asked.start} on: both parts "
