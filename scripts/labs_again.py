@@ -25,7 +25,7 @@ from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.trainer.environment import environment
 
 MEASURED = Path("docs/results/default.json")
@@ -89,11 +89,9 @@ def first_ends() -> dict[tuple[str, str, str], float]:
 
 def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) -> str:
     """A row a lab and loss: the default's ends on the first pair and on the others, and the rivals'."""
-    lines = [
-        "| lab | loss | teacher | reach, first pair | reach | sampled | full (best) | published (best) "
-        "| reach, least from step 500 |",
-        f"|---|---|{'---:|' * 7}",
-    ]
+    heads = ["lab", "loss", "teacher", "reach, first pair", "reach", "sampled"]
+    heads += ["full (best)", "published (best)", "reach, least from step 500"]
+    lines = []
     for variant, loss in sorted({(row["variant"], row["loss"]) for row in rows}):
         own = [row for row in rows if (row["variant"], row["loss"]) == (variant, loss)]
         reach = [row for row in own if row["arm"] == ARM]
@@ -113,18 +111,19 @@ def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) 
             for row in reach
         ]
         known = first.get((variant, loss, ARM))
-        cells = [
-            variant,
-            LOSS_NAMES[loss],
-            percent(list({row["lab_seed"]: row["models"]["teacher"] for row in own}.values())),
-            percent([] if known is None else [known]),
-            percent([row["greedy"][-1] for row in reach]),
-            percent([row["sampled"][-1] for row in reach]),
-            *rivals,
-            percent(settled),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                variant,
+                LOSS_NAMES[loss],
+                percent(list({row["lab_seed"]: row["models"]["teacher"] for row in own}.values())),
+                percent([] if known is None else [known]),
+                percent([row["greedy"][-1] for row in reach]),
+                percent([row["sampled"][-1] for row in reach]),
+                *rivals,
+                percent(settled),
+            ]
+        )
+    return "\n".join(markdown_table(heads, lines, texts=2))
 
 
 def percent(values: list[float]) -> str:

@@ -34,7 +34,7 @@ from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.losses import by_reach, held_share, start_share
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_json
 from taopd.signals import FOREIGN, INITIAL
 from taopd.trainer.reach_sums import in_new_context, judged_reach, start_shares
@@ -162,15 +162,14 @@ BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
 FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
 FORMS |= around("ends held", replace(BY_NOT_HELD, everywhere=False))
-THE_RULE = replace(BY_NOT_HELD, everywhere=False, ends_held=False)
-FORMS |= around("the rule", THE_RULE)
-FORMS |= {
-    "the rule, order D r": replace(THE_RULE, order=lambda r, _: r),
-    "the rule, judged everywhere": replace(THE_RULE, everywhere=True),
-    "the rule, slips are new": replace(THE_RULE, slips=True),
-    "the rule, ends held": replace(THE_RULE, ends_held=True),
-}
+FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False, ends_held=False))
 RULE = "the rule, half 0.0001, hold 3"
+FORMS |= {
+    "the rule, order D r": replace(FORMS[RULE], order=lambda r, _: r),
+    "the rule, judged everywhere": replace(FORMS[RULE], everywhere=True),
+    "the rule, slips are new": replace(FORMS[RULE], slips=True),
+    "the rule, ends held": replace(FORMS[RULE], ends_held=True),
+}
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
 
@@ -279,7 +278,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Greedy end, lowest of the second half, sampled end: means over the seeds, one column a lab."""
     more = {row["variant"] for row in rows}.difference(LABS)
     labs = [*LABS, *sorted(more)]
-    lines = [f"| form | steps | {' | '.join(labs)} |", f"|---|---:|{'---:|' * len(labs)}"]
+    lines = []
     for name in FORMS:
         for steps in sorted({row["steps"] for row in rows if row["form"] == name}):
             cells = []
@@ -290,8 +289,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                     if (row["form"], row["variant"], row["steps"]) == (name, lab, steps)
                 ]
                 cells.append(cell(own) if own else "")
-            lines.append(f"| {name} | {steps} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([name, str(steps), *cells])
+    return "\n".join(markdown_table(["form", "steps", *labs], lines))
 
 
 def cell(rows: list[dict[str, Any]]) -> str:
