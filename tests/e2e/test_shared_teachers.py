@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from taopd import cli
 from taopd.errors import ConfigError
-from taopd.preflight.items import _weights
+from taopd.preflight.machine import _weights
 from taopd.preflight.subject import Subject
 from taopd.trainer.build.from_settings import load_inputs
 from taopd.trainer.build.loaded_teacher import LayerOffload

@@ -8,14 +8,17 @@ import yaml
 from taopd import cli
 from taopd.errors import ConfigError
 from taopd.models.prompts import load_prompts
+from taopd.preflight import items
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.e2e.test_trainer import CPU, OURS
 
 BROKE = "not looked at: the check itself broke"
 PLACES = {
-    "an item": "taopd.preflight.machine.check_precision",
-    "what several items read": "taopd.preflight.subject.measure_micro_batch",
+    "an item": lambda patch: patch.setitem(items._ITEMS, "precision", break_down),
+    "what several items read": lambda patch: patch.setattr(
+        "taopd.preflight.subject.measure_micro_batch", break_down
+    ),
 }
 
 
@@ -61,12 +64,12 @@ def break_down(*args, **kwargs):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_run_goes_on_and_says_so(path, python, tmp_path, monkeypatch, capsys, caplog, place):
-    monkeypatch.setattr(PLACES[place], break_down)
+    PLACES[place](monkeypatch)
     assert cli.main(["train", "--config", path]) == 0
     printed = capsys.readouterr().err
-    items = json.loads((tmp_path / "run/check.json").read_text())["items"]
-    broke = {each["item"] for each in items if each["measured"] == BROKE}
-    assert broke and {each["level"] for each in items if each["item"] in broke} == {"warn"}
+    found = json.loads((tmp_path / "run/check.json").read_text())["items"]
+    broke = {each["item"] for each in found if each["measured"] == BROKE}
+    assert broke and {each["level"] for each in found if each["item"] in broke} == {"warn"}
     for item in broke:
         assert f"check warn: {item}: {BROKE}" in printed
     assert "AttributeError: a fault of the check." in printed
@@ -80,7 +83,7 @@ def test_a_verdict_against_the_run_stops_it_all_the_same(
     path, python, tmp_path, monkeypatch, capsys
 ):
     """A context that is too short beside an item that broke."""
-    monkeypatch.setattr(PLACES["an item"], break_down)
+    PLACES["an item"](monkeypatch)
     monkeypatch.setattr(
         "taopd.preflight.subject.Subject.longest_prompt", property(lambda self: 10_000)
     )

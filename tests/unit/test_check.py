@@ -170,12 +170,12 @@ def test_what_is_measured_equals_the_definitions(capsys, config, monkeypatch):
 
 
 def test_a_broken_check_is_a_note_of_that_item(capsys, config, monkeypatch):
-    from taopd.preflight import tokenizer_checks as tokens
+    from taopd.preflight import items
 
     def broken(*_, **__):
         raise ZeroDivisionError("no such luck")
 
-    monkeypatch.setattr(tokens, "check_special_tokens", broken)
+    monkeypatch.setitem(items._ITEMS, "special tokens", broken)
     status, found = run_json(capsys, config())
     assert status == 0
     assert not_passed(found["items"]) == {"special tokens": "warn"}

@@ -56,7 +56,8 @@ def test_a_large_pair_on_a_cpu_is_measured_on_fewer_completions(
 )
 def test_a_single_cut_completion_of_few_is_no_warning(ended, level):
     measured = SimpleNamespace(ended=torch.tensor(ended), max_tokens=9)
-    assert check_truncation(measured, max_completion_length=9).level == level
+    subject = SimpleNamespace(trainer=SimpleNamespace(max_completion_length=9))
+    assert check_truncation(subject, measured).level == level
 
 
 def test_json_is_json_whatever_was_measured(micro_lab, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from taopd.errors import ConfigError
 from taopd.experiments.smollm2 import real
-from taopd.preflight import items
+from taopd.preflight import machine
 from taopd.runs import host_memory
 from taopd.runs.host_memory import free_bytes, host_bytes
 
@@ -42,8 +42,8 @@ def test_a_limit_of_the_group_counts(tmp_path, cgroup, files, expected):
 
 
 def test_the_check_goes_by_it(monkeypatch):
-    monkeypatch.setattr(items, "host_bytes", lambda: 7)
-    assert items._machine_bytes(on_gpu=False) == 7
+    monkeypatch.setattr(machine, "host_bytes", lambda: 7)
+    assert machine._machine_bytes(on_gpu=False) == 7
 
 
 @pytest.mark.parametrize(("available", "limit", "left"), [(50, 200, 50), (50, 40, 39), (50, 1, 0)])

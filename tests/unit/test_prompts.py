@@ -5,6 +5,7 @@ Oracles: the tokens written down by hand, and transformers' own chat template.
 
 import json
 import logging
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -297,8 +298,23 @@ def test_faults_that_show_in_the_tokens(tokenizer, change, rows, certain, messag
     assert message in text
     assert found == certain
     rows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
-    verdict = check_prompts(tokenizer, None, rows, options={}, stop_ids=[])
+    verdict = checked(tokenizer, None, rows)
     assert verdict.level == ("fail" if certain else "warn")
+
+
+def checked(student, teacher, rows):
+    """The item of the check; None: the teacher's files are not named."""
+    return check_prompts(
+        SimpleNamespace(
+            tokenizer=student,
+            tokenizers=(student, teacher),
+            names_teacher=teacher is not None,
+            some_rows=lambda count: rows,
+            template_options={},
+            student_generation_config=SimpleNamespace(eos_token_id=None),
+            tools=(),
+        )
+    )
 
 
 def test_tools_that_the_template_shows_are_no_fault(tokenizer):
@@ -308,12 +324,12 @@ def test_tools_that_the_template_shows_are_no_fault(tokenizer):
 
 def test_plain_text_is_named_where_both_models_chat(tokenizer):
     rows = [{"prompt": "1 + 1 ="}, {"prompt": "2 + 2 ="}]
-    verdict = check_prompts(tokenizer, tokenizer, rows, options={}, stop_ids=[])
+    verdict = checked(tokenizer, tokenizer, rows)
     assert (verdict.level, verdict.figures["end"]) == ("warn", "1 + 1 =")
     assert "2 of 2 prompts are plain text without turns" in verdict.advice
     base = make_tokenizer()
-    assert check_prompts(tokenizer, base, rows, options={}, stop_ids=[]).level == "pass"
-    assert check_prompts(base, tokenizer, rows, options={}, stop_ids=[]).level == "pass"
+    assert checked(tokenizer, base, rows).level == "pass"
+    assert checked(base, tokenizer, rows).level == "pass"
 
 
 def test_a_prompt_of_which_the_tokenizer_keeps_nothing_is_refused():

@@ -5,6 +5,7 @@ Oracles: KL from both models' own forwards, and the selections of two runs.
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -136,7 +137,7 @@ def test_without_memory_it_says_so(micro_lab, tmp_path, file, batch, monkeypatch
     monkeypatch.setattr(teacher_error, "free_bytes", lambda: 0)
     found = error_of(trainer, "gguf", batch)
     assert "GiB of memory and 0.0 are free" in found
-    assert check_teacher_error(found).level == "warn"
+    assert verdict_of(found).level == "warn"
 
 
 @pytest.mark.skipif(
@@ -152,6 +153,10 @@ def test_a_packed_teacher_is_compared_with_its_own_files(micro_lab, tmp_path, te
     assert 0 < found.forward_nats < 0.3 * found.student_nats
 
 
+def verdict_of(found):
+    return check_teacher_error(SimpleNamespace(), SimpleNamespace(teacher_error=found))
+
+
 @pytest.mark.parametrize(("nats", "level"), [(0.05, "pass"), (0.2, "warn")])
 def test_an_error_that_is_a_part_of_the_lesson_is_a_warning(nats, level):
     found = TeacherError(
@@ -163,7 +168,7 @@ def test_an_error_that_is_a_part_of_the_lesson_is_a_warning(nats, level):
         changed=3,
         tokens=100,
     )
-    verdict = check_teacher_error(found)
+    verdict = verdict_of(found)
     assert verdict.level == level and "3 of 10 kept tokens (30%)" in verdict.measured
     assert verdict.figures["changed_share"] == 0.3
 

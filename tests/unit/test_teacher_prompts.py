@@ -3,10 +3,13 @@
 Oracles: the texts written out by hand; each row alone, unpadded, through the model's own forward.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
 from taopd.errors import ConfigError, DataError
 from taopd.models.batch import Positions, Rollouts
@@ -17,7 +20,7 @@ from taopd.models.prompt_rows import Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.scoring import score_positions
 from taopd.models.teacher_prompts import TeacherPrompts
-from taopd.preflight.teacher_context import check_effect, check_prompts_of_teacher, measure_context
+from taopd.preflight.teacher_context import check_effect, check_prompt, measure_context
 from tests.conftest import WORDS, make_model, make_tokenizer
 from tests.unit.test_prompts import tokenizer  # noqa: F401 (a fixture)
 
@@ -112,7 +115,7 @@ def test_the_effect_of_the_context_is_a_divergence_of_the_teacher_from_itself():
     assert (found.gap, found.shift) == pytest.approx(
         (float(change.abs().mean()), float(change.mean())), abs=1e-5
     )
-    assert check_effect(found, 5).level == "pass"
+    assert verdict_of(found).level == "pass"
     same = Rollouts(
         prompt_ids=pairs.prompt_ids,
         completion_ids=pairs.completion_ids,
@@ -120,7 +123,11 @@ def test_the_effect_of_the_context_is_a_divergence_of_the_teacher_from_itself():
     )
     with torch.no_grad():
         nothing = measure_context(*place, same.batch(), positions, **common)
-    assert check_effect(nothing, 5).level == "warn"
+    assert verdict_of(nothing).level == "warn"
+
+
+def verdict_of(effect):
+    return check_effect(SimpleNamespace(), SimpleNamespace(context=effect, signals=range(5)))
 
 
 CHAT = [
@@ -223,11 +230,21 @@ def test_text_that_ends_inside_the_assistants_turn_is_found(tokenizer):  # noqa:
     assert fault.certain and "'w7': the teacher fails" in fault.text
 
 
-def looked_at(tokenizer, rows, **more):  # noqa: F811
-    common = {"options": {}, "stop_ids": [], "longest": 9, "max_completion_length": 1}
-    return check_prompts_of_teacher(
-        tokenizer, rows, TeacherPrompts(), limit=None, **(common | more)
+def looked_at(tokenizer, rows, tools=()):  # noqa: F811
+    subject = SimpleNamespace(
+        remote=False,
+        known_configs={},
+        student_config=PretrainedConfig(),
+        tokenizer=tokenizer,
+        some_rows=lambda count: rows,
+        student_generation_config=SimpleNamespace(eos_token_id=None),
+        template_options={},
+        tools=tools,
+        longest_teacher_prompt=9,
+        teacher_prompts=TeacherPrompts(),
+        settings=SimpleNamespace(training=SimpleNamespace(max_completion_length=1)),
     )
+    return check_prompt(subject)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from taopd.trainer.cost import ModelShape, Plan, PlanSettings
     from taopd.trainer.settings_file import TrainSettings
 
-_OVERRIDES = (
-    *("batch", "micro_batches", "prompt_length", "teacher_prompt_length", "completion_length"),
-    *("budget", "window", "top_k"),
-    *("dtype", "student_dtype", "teacher_dtype", "device", "anchor_fraction", "lora_rank"),
-    *("gradient_checkpointing", "keep_prefix", "padded", "num_ranks", "sharding"),
-)
-
 _NOTES = """one, several: micro-batches in a generation batch.
 update: all but sampling and the teacher's backbone.
 FLOPs of matmuls, not seconds: sampling takes more time than its FLOPs.
@@ -42,8 +35,8 @@ def run(argv: Sequence[str]) -> int:
             f"unknown argument {rest[0]!r}: `taopd plan --help` lists them; settings of `taopd train` go "
             "with --config FILE"
         )
-    given = {name: getattr(options, name) for name in _OVERRIDES}
-    given = {name: value for name, value in given.items() if value is not None}
+    others = ("config", "student", "teacher", "json")
+    given = {n: v for n, v in vars(options).items() if n not in others and v is not None}
 
     from taopd.trainer.cost import PlanSettings, load_shape, plan
     from taopd.trainer.cost.settings import DEFAULT_LENGTHS

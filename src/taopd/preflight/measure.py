@@ -1,7 +1,7 @@
 """Figures of one real micro-batch, which both models score once; `rollout_checks` judges them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,11 @@ from taopd.models.batch import Forward, Positions, teacher_side, unpadded
 from taopd.models.own_forward import Agreement
 from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import Given, Reuse, check_readable
+from taopd.models.stop_tokens import ends_of, merged_ids, possible_stop_ids
 from taopd.preflight.teacher_context import ContextEffect, measure_context
 from taopd.preflight.teacher_error import TeacherError
-from taopd.signals import TokenSignals, exact_signals
+from taopd.preflight.tokenizer_checks import token_name
+from taopd.signals import TokenSignals, exact_signals, reach_from_states
 from taopd.teachers import Teacher, score_remote
 
 
@@ -80,56 +82,47 @@ def run_passes(
 
 @torch.no_grad()
 def measure(
-    forward: Forward,
-    student,
-    teacher,
+    trainer: Any,
+    source: Any,
     batch: Mapping[str, Tensor],
     passes: Mapping[str, Given],
     *,
-    remote: bool,
-    sampling_logprobs: Float[Tensor, "B S"] | None,
-    stops: dict[int, str],
-    candidates: dict[int, str],
-    merged_ids: Sequence[int],
     micro_batch_size: int,
-    vocab_size: int,
-    k: int,
-    temperature: float,
     max_tokens: int,
-    agreement: Mapping[str, Agreement],
 ) -> Measured:
     """Figures of sampled completions under both models; see `Measured`.
 
     Args:
+        source: the `TeacherSource` whose teacher is measured. Of one elsewhere the divergence over the full
+            vocabulary is not sent, and its mass on stop ids is exact only where it scores wanted ids.
         passes: see `run_passes`.
-        remote: the teacher is a `Teacher` elsewhere. Its divergence over the full vocabulary is not
-            sent, and its mass on stop ids is exact only where it scores wanted ids.
+        max_tokens: at which sampling was cut.
 
     Raises:
         NumericsError: on NaN or infinite logits. TeacherError: see `Teacher.score`.
     """
+    args, tokenizer, remote = trainer.args, trainer.text_tokenizer, source.remote is not None
+    both = trainer.forward_states, trainer.model_wrapped
+    teacher = source.remote if remote else source.model
+    temperature, vocab_size, k = trainer.temperature, trainer.vocab_size, args.score_top_k
+    agreement = source.compare(*both, batch)
     ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
     positions = Positions.of(mask & (ids < vocab_size))
-    models = forward, student, teacher, batch, positions
+    models = *both, teacher, batch, positions
     common: dict[str, Any] = {"micro_batch_size": micro_batch_size, "k": k, "when": "taopd check"}
     reuse = passes["student" if remote else "teacher"]
     if remote:
         signals = score_remote(*models, vocab_size=vocab_size, reuse=reuse, **common).signals
     else:
-        signals = exact_signals(
-            *passes["student"].at(positions),
-            *passes["teacher"].at(positions),
-            ids[positions.row, positions.column],
-            k=k,
-            temperature=temperature,
-            full_kl=True,
-            stop_ids=merged_ids,
-            locate=partial(positions.describe, when="taopd check"),
-        )
+        signals = _signals(trainer, passes, positions, ids)
+    stops = _named(tokenizer, trainer.eos_token_ids)
     rows, lengths = torch.arange(len(ids), device=ids.device), mask.sum(1)
     last = ids[rows, lengths - 1]
     ended = torch.isin(last, last.new_tensor(list(stops)))
     ends = Positions(row=rows[ended], column=lengths[ended] - 1, shape=(len(ids), ids.shape[1]))
+    # Ids that may end a text: of the sampler, the teacher, the settings, and every special token.
+    possible = trainer.eos_token_ids, ends_of(source.model), args.stop_token_ids or []
+    candidates = possible_stop_ids(tokenizer, *possible)
     wanted = [token for token in candidates if token < vocab_size]
     own, unknown = stop_masses(passes["student"], ends, wanted, temperature), 0.0
     if remote:
@@ -138,10 +131,11 @@ def measure(
         teachers = stop_masses(passes["teacher"], ends, wanted, temperature)
     settings = common | {"vocab_size": vocab_size, "temperature": temperature}
     context = measure_context(*models, remote=remote, reuse=reuse, **settings)
-    compared = None
+    compared, sampling_logprobs = None, trainer.sampler_monitor.logprobs
     if sampling_logprobs is not None and signals.student_logprobs is not None:
         recomputed = signals.student_logprobs
-        compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged_ids)
+        merged = merged_ids(args.stop_tokens, trainer.stop_ids)
+        compared = drift(sampling_logprobs, ids, positions, recomputed, merged_ids=merged)
     return Measured(
         signals=signals,
         positions=positions,
@@ -150,7 +144,7 @@ def measure(
         ended=ended,
         drift=compared,
         stops=stops,
-        candidates={token: candidates[token] for token in wanted},
+        candidates=_named(tokenizer, wanted),
         student_stops=own,
         teacher_stops=teachers,
         agreement=agreement,
@@ -158,6 +152,40 @@ def measure(
         teacher_stops_unknown=unknown,
         max_tokens=max_tokens,
     )
+
+
+def _signals(
+    trainer: Any, passes: Mapping[str, Given], positions: Positions, ids: Tensor
+) -> TokenSignals:
+    """Of both models here; with reach, as before training the student is the initial one."""
+    args, targets = trainer.args, ids[positions.row, positions.column]
+    student, teacher = (passes[name].at(positions) for name in ("student", "teacher"))
+    common: dict[str, Any] = {
+        "temperature": trainer.temperature,
+        "stop_ids": merged_ids(args.stop_tokens, trainer.stop_ids),
+    }
+    signals = exact_signals(
+        *student,
+        *teacher,
+        targets,
+        k=args.score_top_k,
+        full_kl=True,
+        locate=partial(positions.describe, when="taopd check"),
+        **common,
+    )
+    reach, _ = reach_from_states(
+        student,
+        teacher,
+        targets,
+        threshold=args.reach_threshold,
+        foreign_ends=trainer.foreign_ends,
+        **common,
+    )
+    return replace(signals, reach=reach)
+
+
+def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:
+    return {index: token_name(tokenizer, index).rpartition(" (")[0] for index in ids}
 
 
 def stop_masses(

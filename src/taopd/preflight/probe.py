@@ -4,7 +4,7 @@ Uses the trainer's own sampler and forward, so that what is measured is what wil
 adapters, the inference engine. The random stream and the models' modes are as before afterwards.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
@@ -12,12 +12,8 @@ from typing import Any
 
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
-from taopd.models.scoring import Given
-from taopd.models.stop_tokens import ends_of, merged_ids, possible_stop_ids
 from taopd.preflight.measure import Measured, measure, run_passes
 from taopd.preflight.teacher_error import measure_error
-from taopd.preflight.tokenizer_checks import token_name
-from taopd.signals import TokenSignals, reach_from_states
 from taopd.trainer.build.training_set import first_rows
 
 MOST_COMPLETIONS = 32
@@ -65,46 +61,14 @@ def measure_micro_batch(
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         source.check_prompts(batch)
-        both = trainer.forward_states, trainer.model_wrapped
-        passes = run_passes(*both, source.model, batch, size)
-        measured = measure(
-            *both,
-            source.model if source.remote is None else source.remote,
-            batch,
-            passes,
-            remote=source.remote is not None,
-            sampling_logprobs=trainer.sampler_monitor.logprobs,
-            stops=_named(tokenizer, trainer.eos_token_ids),
-            candidates=_named(tokenizer, _candidates(trainer, source.model)),
-            merged_ids=merged_ids(args.stop_tokens, trainer.stop_ids),
-            micro_batch_size=size,
-            vocab_size=trainer.vocab_size,
-            k=args.score_top_k,
-            temperature=trainer.temperature,
-            max_tokens=tokens,
-            agreement=source.compare(*both, batch),
+        passes = run_passes(
+            trainer.forward_states, trainer.model_wrapped, source.model, batch, size
         )
-        if source.remote is None:
-            measured = replace(measured, signals=_with_reach(trainer, measured, passes))
+        measured = measure(trainer, source, batch, passes, micro_batch_size=size, max_tokens=tokens)
         if compare is None:
             return measured
         error = measure_error(trainer, compare, batch, measured.positions, passes, teacher=teacher)
         return replace(measured, teacher_error=error)
-
-
-def _with_reach(trainer: Any, measured: Measured, passes: Mapping[str, Given]) -> TokenSignals:
-    """The signals with reach by both whole distributions: before training the student is the initial one."""
-    positions, ids = measured.positions, measured.batch["completion_ids"]
-    reach, _ = reach_from_states(
-        passes["student"].at(positions),
-        passes["teacher"].at(positions),
-        ids[positions.row, positions.column],
-        threshold=trainer.args.reach_threshold,
-        temperature=trainer.temperature,
-        stop_ids=merged_ids(trainer.args.stop_tokens, trainer.stop_ids),
-        foreign_ends=trainer.foreign_ends,
-    )
-    return replace(measured.signals, reach=reach)
 
 
 def _num_completions(models: list[Any], tokens: int, batch: int, accelerator: Any) -> int:
@@ -129,13 +93,3 @@ def _unreported(args: Any) -> Iterator[None]:
         yield
     finally:
         args.report_to = trackers
-
-
-def _candidates(trainer: Any, model: Any) -> list[int]:
-    """Ids that may end a text: of the sampler, the teacher, the settings, and every special token."""
-    given = trainer.args.stop_token_ids or []
-    return possible_stop_ids(trainer.text_tokenizer, trainer.eos_token_ids, ends_of(model), given)
-
-
-def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:
-    return {index: token_name(tokenizer, index).rpartition(" (")[0] for index in ids}

@@ -1,39 +1,32 @@
 """The item of `taopd check` about prompts: a few rows as the tokens that the student will read."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from taopd.models.prompt_faults import Turns, prompt_faults
+from taopd.models.prompt_faults import LOOKED_AT, Turns, prompt_faults
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import encode_prompts
+from taopd.models.stop_tokens import declared_ids
 from taopd.preflight.verdict import Problems, Verdict, judge
+
+if TYPE_CHECKING:
+    from taopd.preflight.subject import Subject
 
 _SHOWN = 60
 """Characters of the end of a prompt that are shown."""
 
 
-def check_prompts(
-    student: Tokenizer,
-    teacher: Tokenizer | None,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    options: Mapping[str, Any],
-    stop_ids: Sequence[int],
-    tools: Sequence[Any] = (),
-) -> Verdict:
+def check_prompts(subject: "Subject") -> Verdict:
     """Both ends of the prompts, answers within them, and what the template leaves out.
-
-    Args:
-        teacher: None where its files are not named.
-        options: `chat_template_kwargs`.
-        stop_ids: of the student's generation config.
-        tools: that every prompt is shown.
 
     Raises:
         DataError: a row that is no prompt, or messages and no chat template.
     """
+    student = subject.tokenizer
+    # None where its files are not named.
+    teacher = subject.tokenizers[1] if subject.names_teacher else None
+    rows, options = subject.some_rows(LOOKED_AT), subject.template_options
+    stop_ids = declared_ids(subject.student_generation_config.eos_token_id)
+    tools = subject.tools
     ids = encode_prompts(student, rows, options=options, tools=tools)
     problems = Problems()
     for fault in prompt_faults(student, rows, options=options, stop_ids=stop_ids, tools=tools):

@@ -5,15 +5,16 @@ tokens.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from taopd.models.prompt_rows import read_prompt, render
 from taopd.preflight.measure import Measured
-from taopd.preflight.rollout_checks import check_divergence
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.teachers.honesty import agreement
+
+if TYPE_CHECKING:
+    from taopd.preflight.subject import Subject
 
 TEXTS = 8
 """Prompts whose tokens are compared."""
@@ -21,38 +22,11 @@ ONE_MODEL = 1e-4
 """Nats between the log-probs of one model here and on a server."""
 
 
-def _server(subject: Any) -> Verdict:
-    longest = subject.longest_teacher_prompt + subject.settings.training.max_completion_length
-    server = subject.server
-    return check_server(server.describe(), longest=longest, context=server.context_length)
-
-
-def _tokens(subject: Any) -> Verdict:
-    tokenizer, options = subject.tokenizer, subject.template_options
-    rows = list(subject.prompts.select(range(min(TEXTS, len(subject.prompts)))))
-    prompts = subject.teacher_prompts.of_rows(rows) or [
-        read_prompt(row, f"row {number}") for number, row in enumerate(rows)
-    ]
-    texts = [render(tokenizer, prompt, options=options) for prompt in prompts]
-    return check_tokens(subject.server.tokenize, tokenizer, texts)
-
-
-ITEMS: dict[str, Callable[[Any], Verdict]] = {"teacher server": _server, "server tokens": _tokens}
-"""Names and calls, each on a `subject.Subject`."""
-
-
-def divergence(subject: Any, measured: Measured) -> Verdict:
-    """KL to the teacher, or its estimate where the teacher sends no distribution."""
-    if measured.signals.reverse_kl is None:
-        return check_sampled_divergence(measured, vocab_size=subject.trainer.vocab_size)
-    return check_divergence(measured)
-
-
-def check_answers(measured: Measured, *, vocab_size: int, k: int) -> Verdict:
+def check_answers(subject: "Subject", measured: Measured) -> Verdict:
     """Whether the teacher's lists are of the token they are said to be of, at temperature 1."""
     found = agreement(measured.signals, measured.positions)
-    problems = Problems()
-    if (fault := found.fault(vocab_size, k)) is not None:
+    problems, k = Problems(), subject.settings.training.score_top_k
+    if (fault := found.fault(subject.trainer.vocab_size, k)) is not None:
         tell = problems.warn if fault.kind == "model" else problems.fail
         tell(f"{fault.text[0].upper()}{fault.text[1:]}.")
     shares = " / ".join(f"{found.overlap[offset]:.2f}" for offset in (-1, 0, 1))
@@ -60,7 +34,7 @@ def check_answers(measured: Measured, *, vocab_size: int, k: int) -> Verdict:
     return judge("server answers", text, problems, figures=asdict(found))
 
 
-def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:
+def check_sampled_divergence(subject: "Subject", measured: Measured) -> Verdict:
     """KL(student || teacher) in nats per token, an estimate from the sampled tokens and its error."""
     signals = measured.signals
     assert signals.student_logprobs is not None and signals.teacher_logprobs is not None
@@ -73,7 +47,7 @@ def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:
             "Teacher and student give the same probabilities, so they are one model: check what the "
             "server serves."
         )
-    elif surprise > math.log(vocab_size):
+    elif surprise > math.log(subject.trainer.vocab_size):
         problems.warn(
             "The teacher does worse on the rollouts than guessing would: another tokenizer or chat "
             "template, another model on the server, or two models with little in common."
@@ -92,13 +66,10 @@ def check_sampled_divergence(measured: Measured, *, vocab_size: int) -> Verdict:
     return judge("teacher KL", text, problems, figures=figures)
 
 
-def check_server(about: Mapping[str, object], *, longest: int, context: int | None) -> Verdict:
-    """Who answers at `teacher_url`, and whether C is exact or a lower bound.
-
-    Args:
-        about: `Teacher.describe()`.
-        longest: tokens of the longest sequence that will be scored; context: what the server takes.
-    """
+def check_server(subject: "Subject") -> Verdict:
+    """Who answers at `teacher_url`, and whether C is exact or a lower bound."""
+    longest = subject.longest_teacher_prompt + subject.settings.training.max_completion_length
+    about, context = subject.server.describe(), subject.server.context_length
     problems = Problems()
     if not about["exact"]:
         problems.warn(
@@ -116,13 +87,16 @@ def check_server(about: Mapping[str, object], *, longest: int, context: int | No
     return judge("teacher server", measured, problems, figures=dict(about))
 
 
-def check_tokens(
-    tokenize: Callable[[str], list[int] | None], student, texts: Sequence[str]
-) -> Verdict:
+def check_tokens(subject: "Subject") -> Verdict:
     """The server's own tokenizer and the student's on the first prompts."""
-    item = "server tokens"
+    item, student, options = "server tokens", subject.tokenizer, subject.template_options
+    rows = list(subject.prompts.select(range(min(TEXTS, len(subject.prompts)))))
+    prompts = subject.teacher_prompts.of_rows(rows) or [
+        read_prompt(row, f"row {number}") for number, row in enumerate(rows)
+    ]
+    texts = [render(student, prompt, options=options) for prompt in prompts]
     for text in texts:
-        theirs = tokenize(text)
+        theirs = subject.server.tokenize(text)
         if theirs is None:
             problem = (
                 "Compare them by hand: a teacher with other ids gives numbers without meaning."

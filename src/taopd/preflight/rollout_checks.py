@@ -5,12 +5,13 @@ breaks runs, not for what is good. On the tiny lab in float32 a right sampler dr
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from taopd.preflight.measure import Measured
+from taopd.preflight.remote_teacher import check_sampled_divergence
+from taopd.preflight.teacher_error import kept_tokens
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.runs.limits import (
     DRIFT_FAIL,
@@ -23,6 +24,11 @@ from taopd.runs.limits import (
     truncation_cause,
 )
 from taopd.signals import situation
+from taopd.trainer.selection import scales_compatibility
+from taopd.trainer.settings.methods import judges, running
+
+if TYPE_CHECKING:
+    from taopd.preflight.subject import Subject
 
 SAME_MODEL = 1e-6
 """Nats of KL below which teacher and student are one model."""
@@ -40,20 +46,12 @@ GOES_ON = 0.1
 """Teacher mass on all stop ids below which it would write on."""
 
 
-def check_drift(
-    measured: Measured, *, sampler: str, suspects: Sequence[str] = (), bias: str | None = None
-) -> Verdict:
-    """Sampling log-probs against recomputed ones.
-
-    Args:
-        sampler: "transformers" or "vLLM", for the advice.
-        suspects: settings that change what is sampled, likewise.
-        bias: what is wrong with a loss on sampled tokens, a problem of its own.
-    """
-    item, found = "drift", measured.drift
+def check_drift(subject: "Subject", measured: Measured) -> Verdict:
+    """Sampling log-probs against recomputed ones."""
+    item, found, monitor = "drift", measured.drift, subject.trainer.sampler_monitor
     problems = Problems()
-    if bias:
-        problems.warn(f"The {bias}")
+    if monitor.bias:
+        problems.warn(f"The {monitor.bias}")
     if found is None:
         problems.warn(
             "The sampler gave no log-prob for each token: it cannot be followed (num_beams, "
@@ -62,7 +60,8 @@ def check_drift(
         return judge(item, "not measured", problems)
     if found.mean > DRIFT_WARN:
         tell = problems.fail if found.mean > DRIFT_FAIL else problems.warn
-        tell(f"They should differ by less than {DRIFT_WARN} nats: {drift_cause(sampler, suspects)}")
+        cause = drift_cause(monitor.sampler, monitor.suspects)
+        tell(f"They should differ by less than {DRIFT_WARN} nats: {cause}")
     figures = {"mean_nats": found.mean, "max_nats": found.largest, "tokens": found.num_tokens}
     text = (
         f"log-probs of sampler and scoring pass differ by {found.mean:.2g} nats a token in the mean, "
@@ -71,7 +70,7 @@ def check_drift(
     return judge(item, text, problems, figures=figures)
 
 
-def check_scoring_path(measured: Measured) -> Verdict:
+def check_scoring_path(_subject: "Subject", measured: Measured) -> Verdict:
     """Each model's scoring path against its own forward."""
     problems, found = Problems(), measured.agreement
     for name, agreement in found.items():
@@ -85,15 +84,8 @@ def check_scoring_path(measured: Measured) -> Verdict:
     return judge("scoring path", text, problems, figures=figures)
 
 
-def check_stops(
-    measured: Measured, *, handled: Sequence[int] = (), untaught: Sequence[int] = ()
-) -> Verdict:
-    """Both models' mass on every stop id where real rollouts ended.
-
-    Args:
-        handled: ids that `stop_tokens` merges into one or excludes.
-        untaught: ends of the teacher's that the method never teaches.
-    """
+def check_stops(subject: "Subject", measured: Measured) -> Verdict:
+    """Both models' mass on every stop id where real rollouts ended."""
     item, num_ends = "stop audit", len(measured.teacher_stops)
     if num_ends == 0:
         problem = (
@@ -109,12 +101,13 @@ def check_stops(
     best = ids[int(teacher.masked_fill(own, -1.0).argmax())]
     elsewhere = on_all >= GOES_ON and 1.0 - on_own / on_all > STOPS_ELSEWHERE
     note = ""
-    if elsewhere and best in untaught:
+    untaught = judges(subject.settings.training) and best in subject.trainer.foreign_ends
+    if elsewhere and untaught:
         note = (
             f"; the teacher ends with {measured.candidates[best]} ({best}), where the sampler does not "
             "stop: method reach never teaches that token, the student ends in its own way"
         )
-    elif elsewhere and best not in handled:
+    elif elsewhere and best not in subject.trainer.stop_ids:  # which are merged or excluded
         both = sorted({*measured.stops, best})
         cure = f"merge and stop_token_ids: {both} (all of them then count as one end token; not for tool use)"
         if measured.signals.reverse_kl is None:  # a server, which cannot merge
@@ -150,25 +143,27 @@ def check_stops(
     return judge(item, text + note, problems, figures=figures)
 
 
-def check_truncation(measured: Measured, *, max_completion_length: int) -> Verdict:
+def check_truncation(subject: "Subject", measured: Measured) -> Verdict:
     """Share of completions that reached the length limit without an end."""
     item, num_rows = "truncation", len(measured.ended)
     share = 1.0 - float(measured.ended.float().mean())
     cut = round(share * num_rows)
     text = f"{cut} of {num_rows} completions have no end after {measured.max_tokens} tokens"
     figures = {"truncated_share": share, "completions": num_rows, "tokens": measured.max_tokens}
-    problems = Problems()
-    if measured.max_tokens < max_completion_length:
-        text += f"; not judged, a run allows {max_completion_length}"
+    problems, allowed = Problems(), subject.trainer.max_completion_length
+    if measured.max_tokens < allowed:
+        text += f"; not judged, a run allows {allowed}"
     elif share > TRUNCATED and cut >= min(FEW_CUT, num_rows):
         problems.warn(truncation_cause(rising=False))
     return judge(item, text, problems, figures=figures)
 
 
-def check_divergence(measured: Measured) -> Verdict:
-    """KL to the teacher in nats per token, both ways."""
+def check_divergence(subject: "Subject", measured: Measured) -> Verdict:
+    """KL to the teacher in nats per token, both ways; an estimate where it sends no distribution."""
     signals = measured.signals
-    assert signals.forward_kl is not None and signals.reverse_kl is not None
+    if signals.reverse_kl is None:
+        return check_sampled_divergence(subject, measured)
+    assert signals.forward_kl is not None
     forward, reverse = (
         float(kl.double().mean()) for kl in (signals.forward_kl, signals.reverse_kl)
     )
@@ -191,12 +186,9 @@ def check_divergence(measured: Measured) -> Verdict:
     return judge("teacher KL", text, problems, figures=figures)
 
 
-def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdict:
-    """Teacher mass off the student's top-K: what this student cannot take from this teacher yet.
-
-    Args:
-        scaled: the selection reads C, scaled to the batch: it must vary.
-    """
+def check_support(subject: "Subject", measured: Measured) -> Verdict:
+    """Teacher mass off the student's top-K: what this student cannot take from this teacher yet."""
+    args = subject.settings.training
     share = 1.0 - float(measured.signals.compatibility.double().mean())
     at_most = "" if measured.signals.compatibility_is_exact else "at most "
     problems = Problems()
@@ -207,47 +199,42 @@ def check_support(measured: Measured, *, k: int, scaled: bool = False) -> Verdic
         )
     ends = measured.signals.compatibility.double().quantile(torch.tensor([0.1, 0.9]).double())
     low, high = ends.tolist()
-    if scaled and high - low < SPREAD_OF_C:
+    # Where the selection reads C, scaled to the batch, it must vary.
+    if scales_compatibility(args) and high - low < SPREAD_OF_C:
         problems.warn(spread_cause(low, high))
-    figures = {"off_support_mass": share, "k": k, "c_p10": low, "c_p90": high}
-    percent = f"{at_most}{100 * share:.1f} %"
-    text = f"{percent} of the teacher's probability is outside the student's top {k} tokens"
+    figures = {"off_support_mass": share, "k": args.score_top_k, "c_p10": low, "c_p90": high}
+    text = (
+        f"{at_most}{100 * share:.1f} % of the teacher's probability is outside the student's top "
+        f"{args.score_top_k} tokens"
+    )
     return judge("off support", text, problems, figures=figures)
 
 
-def check_situation(
-    measured: Measured, *, threshold: float, foreign_ends: Sequence[int], method: str
-) -> Verdict:
+def check_situation(subject: "Subject", measured: Measured) -> Verdict:
     """On what kind of tokens the disagreement lies; before the first step the student is the initial one."""
-    found = situation(measured.signals, threshold=threshold, foreign_ends=foreign_ends).shares
+    args, ends = subject.settings.training, subject.trainer.foreign_ends
+    found = situation(measured.signals, threshold=args.reach_threshold, foreign_ends=ends).shares
     figures = {f"{name}_share": value for name, value in found._asdict().items()}
-    words = situation_words(*found, method=method, at_most=measured.signals.reach is None)
+    at_most = measured.signals.reach is None
+    words = situation_words(*found, method=running(args), at_most=at_most)
     return judge("situation", words, [], figures=figures)
 
 
-def check_kept(
-    measured: Measured,
-    *,
-    budget: float,
-    min_keep: int,
-    max_completion_length: int,
-    worth: int | None = None,
-) -> Verdict:
-    """Tokens that would train, per completion.
-
-    Args:
-        worth: under `method: reach`, tokens of all completions that it would select, which may be fewer than
-            the budget.
-    """
+def check_kept(subject: "Subject", measured: Measured) -> Verdict:
+    """Tokens that would train, per completion."""
+    args, allowed = subject.settings.training, subject.trainer.max_completion_length
+    budget = 1.0 if args.selector == "full" else args.budget
     mean = float(measured.lengths.double().mean())
-    kept = max(budget * mean, min(min_keep, mean))
+    kept = max(budget * mean, min(args.min_keep, mean))
     problems = Problems()
-    cut = measured.max_tokens < max_completion_length and not bool(measured.ended.all())
+    cut = measured.max_tokens < allowed and not bool(measured.ended.all())
     if kept < FEW_KEPT and not cut:
         problems.warn("Most completions would train nothing: raise budget, or set min_keep: 1.")
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
     text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
-    if worth is not None:
+    if judges(args):
+        # Tokens of all completions that reach would select, which may be fewer than the budget.
+        worth = int(kept_tokens(subject.trainer, measured.positions, measured.signals).sum())
         figures["selected_tokens"] = worth / len(measured.lengths)
         text += f"; reach finds {figures['selected_tokens']:.1f} tokens worth teaching"
         if worth == 0:

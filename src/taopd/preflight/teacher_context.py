@@ -4,9 +4,9 @@ teacher prompt     both prompts of the first row, their lengths, and whether the
 teacher context    what its prompt changes: the teacher with it against the teacher with the student's prompt
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,12 +17,15 @@ from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.prompts import encode_prompts
 from taopd.models.scoring import Given, score_positions
 from taopd.models.stop_tokens import declared_ids
-from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.tokenizer_checks import difference
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.teachers import score_remote
 from taopd.teachers.protocol import room
 from taopd.trainer.build.training_set import TEACHER_BEGUN
+
+if TYPE_CHECKING:
+    from taopd.preflight.measure import Measured
+    from taopd.preflight.subject import Subject
 
 SAME_CONTEXT = 1e-4
 """Nats per token below which a teacher does not read its prompt."""
@@ -110,9 +113,10 @@ def _effect(change: Tensor, forward: float | None, reverse: float | None) -> Con
     )
 
 
-def check_effect(found: ContextEffect, num_tokens: int) -> Verdict:
+def check_effect(_subject: "Subject", measured: "Measured") -> Verdict:
     """Whether the teacher's own prompt changes what it says."""
-    problems = Problems()
+    problems, found = Problems(), measured.context
+    assert found is not None
     size = found.gap if found.forward is None else found.forward
     if size < SAME_CONTEXT:
         problems.warn(
@@ -132,48 +136,40 @@ def check_effect(found: ContextEffect, num_tokens: int) -> Verdict:
         "without_with_nats": found.reverse,
         "change_nats": found.gap,
         "mean_change_nats": found.shift,
-        "tokens": num_tokens,
+        "tokens": len(measured.signals),
     }
     known = {name: value for name, value in figures.items() if value is not None}
     return judge("teacher context", text, problems, figures=known)
 
 
-def check_prompts_of_teacher(
-    tokenizer: Any,
-    rows: Sequence[Any],
-    prompts: TeacherPrompts,
-    *,
-    options: Mapping[str, Any],
-    stop_ids: Sequence[int],
-    tools: Sequence[Any] = (),
-    longest: int,
-    max_completion_length: int,
-    limit: int | None,
-) -> Verdict:
+def check_prompt(subject: "Subject") -> Verdict:
     """Both prompts of the first row, and whether teacher prompt and completion fit.
-
-    Args:
-        rows: a few of the training set.
-        tools: that the template shows in every prompt.
-        longest: tokens of the longest teacher prompt looked at.
-        limit: tokens that the teacher takes; None: unknown.
 
     Raises:
         DataError: a row without what the teacher's prompt is made of.
     """
-    found = prompts.of_rows(rows) or []
+    if subject.remote:
+        limit = room(subject.server)
+    else:
+        # A student that teaches itself has no config beside its own.
+        limit = context_of(subject.known_configs.get("teacher", subject.student_config))
+    tokenizer, rows = subject.tokenizer, subject.some_rows(LOOKED_AT)
+    stop_ids = declared_ids(subject.student_generation_config.eos_token_id)
+    shown: dict[str, Any] = {"options": subject.template_options, "tools": subject.tools}
+    longest = subject.longest_teacher_prompt
+    found = subject.teacher_prompts.of_rows(rows) or []
     problems = Problems()
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
-    shown: dict[str, Any] = {"options": options, "tools": tools}
     faults = faults_of_ends(tokenizer, found, stop_ids=stop_ids, begun=TEACHER_BEGUN, **shown)
     faults += faults_of_kinds(tokenizer, students, found, stop_ids=stop_ids)
     for fault in faults:
         problems.append(("fail" if fault.certain else "warn", fault.text))
-    needed = longest + max_completion_length
+    completion = subject.settings.training.max_completion_length
+    needed = longest + completion
     if limit is not None and needed > limit:
         problems.fail(
-            f"{longest} tokens of a teacher's prompt and {max_completion_length} of a completion do not fit "
-            f"the teacher's context of {limit}: shorten the prompts, or lower max_completion_length."
+            f"{longest} tokens of a teacher's prompt and {completion} of a completion do not fit the "
+            f"teacher's context of {limit}: shorten the prompts, or lower max_completion_length."
         )
     first: list[Prompt] = [students[0], found[0]]
     texts = [render(tokenizer, prompt, **shown) for prompt in first]
@@ -182,35 +178,10 @@ def check_prompts_of_teacher(
         problems.warn(
             "The first row's teacher prompt is the student's prompt: the teacher sees no more."
         )
-    room = "no limit known" if limit is None else f"of the {limit} that it takes"
+    most = "no limit known" if limit is None else f"of the {limit} that it takes"
     text = (
         f"row 0: the teacher reads {lengths[1]} tokens, the student {lengths[0]} tokens; with a completion "
-        f"the longest has {needed} tokens, {room}"
+        f"the longest has {needed} tokens, {most}"
     )
     figures = {"student": texts[0], "teacher": texts[1], "longest_tokens": longest}
     return judge("teacher prompt", text, problems, figures=figures, difference=difference(*texts))
-
-
-def _prompt(subject: Any) -> Verdict:
-    training = subject.settings.training
-    if subject.remote:
-        limit = room(subject.server)
-    else:
-        # A student that teaches itself has no config beside its own.
-        config = subject.known_configs.get("teacher", subject.student_config)
-        limit = context_of(config)
-    return check_prompts_of_teacher(
-        subject.tokenizer,
-        subject.some_rows(LOOKED_AT),
-        subject.teacher_prompts,
-        options=subject.template_options,
-        stop_ids=declared_ids(subject.student_generation_config.eos_token_id),
-        tools=subject.tools,
-        longest=subject.longest_teacher_prompt,
-        max_completion_length=training.max_completion_length,
-        limit=limit,
-    )
-
-
-ITEMS: dict[str, Callable[[Any], Verdict]] = {"teacher prompt": _prompt}
-"""Name and call, on a `subject.Subject`."""

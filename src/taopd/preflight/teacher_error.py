@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from taopd.signals.situation import own_reach
 from taopd.trainer.build.loaded_teacher import NO_EFFECT
 from taopd.trainer.cost import ModelShape
 from taopd.trainer.selection import choose, local_table, reads_initial, signal_options
+
+if TYPE_CHECKING:
+    from taopd.preflight.measure import Measured
+    from taopd.preflight.subject import Subject
 
 ITEM = "teacher error"
 LARGE = 0.1
@@ -133,8 +137,9 @@ def measure_error(
     )
 
 
-def check_teacher_error(found: TeacherError | str | None) -> Verdict:
+def check_teacher_error(_subject: "Subject", measured: "Measured") -> Verdict:
     """How far the teacher of the run is from the full-precision one."""
+    found = measured.teacher_error
     if found is None or isinstance(found, str):
         return judge(ITEM, "not measured", [("warn", found or "The rollouts were not scored.")])
     problems = Problems()

@@ -6,15 +6,18 @@ an oversight and can be meant.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
-from taopd.models.prompt_rows import Prompt, render
+from taopd.models.prompt_rows import Prompt, read_prompt, render
+from taopd.models.stop_tokens import declared_ids
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.preflight.verdict import Problems, Verdict, judge
+
+if TYPE_CHECKING:
+    from taopd.preflight.subject import Subject
 
 THINKING_FLAGS = ("enable_thinking", "thinking", "reasoning_effort")
 """Names under which chat templates take their thinking mode."""
@@ -34,26 +37,16 @@ def token_name(tokenizer: Tokenizer, index: int | None) -> str:
     return f"{token or 'no token'} ({index})"
 
 
-def check_tokenizers(
-    student: Tokenizer,
-    teacher: Tokenizer,
-    *,
-    student_rows: int,
-    teacher_rows: int,
-    cut_renamed_control_tokens: bool = False,
-) -> Verdict:
-    """Every shared id is the same token, and both heads have a row for each.
-
-    Args:
-        student_rows: rows of the student's head, likewise the teacher's.
-    """
-    item = "tokenizers"
+def check_tokenizers(subject: "Subject") -> Verdict:
+    """Every shared id is the same token, and both heads have a row for each."""
+    student_rows, teacher_rows = (config.get_text_config().vocab_size for config in subject.configs)
+    student, teacher = subject.tokenizers
     shared = shared_vocabulary(
         student,
         teacher,
         student_rows,
         teacher_rows,
-        cut_renamed_control_tokens=cut_renamed_control_tokens,
+        cut_renamed_control_tokens=subject.settings.training.cut_renamed_control_tokens,
     )
     problems = Problems()
     for owner, tokenizer, rows in (
@@ -71,25 +64,21 @@ def check_tokenizers(
         f"{shared} token ids in common; output layers of {student_rows} rows (student) and {teacher_rows} "
         "rows (teacher)"
     )
-    return judge(item, measured, problems, figures=sizes)
+    return judge("tokenizers", measured, problems, figures=sizes)
 
 
-def check_special_tokens(
-    student: Tokenizer, teacher: Tokenizer, *, merged: bool, remote: bool = False
-) -> Verdict:
-    """End-of-sequence and padding ids of both tokenizers.
-
-    Args:
-        merged: stop ids already count as one token.
-        remote: the teacher is behind a server.
-    """
+def check_special_tokens(subject: "Subject") -> Verdict:
+    """End-of-sequence and padding ids of both tokenizers."""
+    student, teacher = subject.tokenizers
+    excluded = subject.settings.training.stop_tokens == "exclude"
+    cured = subject.merged or (subject.remote and excluded)
     problems = Problems()
     if student.eos_token_id is None:
         problems.fail("The student has no end-of-sequence token: set eos_token in its tokenizer.")
-    elif teacher.eos_token_id != student.eos_token_id and not merged:
+    elif teacher.eos_token_id != student.eos_token_id and not cured:
         problems.warn(
             f"The student ends with {token_name(student, student.eos_token_id)}, the teacher with "
-            f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if remote else _MERGE}."
+            f"{token_name(teacher, teacher.eos_token_id)}. {_EXCLUDE if subject.remote else _MERGE}."
         )
     if student.pad_token_id == student.eos_token_id:
         problems.warn(
@@ -110,34 +99,19 @@ def check_special_tokens(
     return judge("special tokens", measured, problems, figures=figures)
 
 
-def check_generation_config(
-    student: Tokenizer,
-    student_stops: Sequence[int],
-    teacher: Tokenizer,
-    teacher_stops: Sequence[int],
-    *,
-    merged: bool,
-    remote: bool = False,
-) -> Verdict:
-    """Where a model stops by its generation config, against its tokenizer's end.
-
-    Args:
-        student_stops: ids of `generation_config.eos_token_id`; none where the config names none.
-        merged: stop ids already count as one token.
-        remote: the teacher is behind a server.
-    """
-    cure = _EXCLUDE if remote else _MERGE
+def check_generation_config(subject: "Subject") -> Verdict:
+    """Where a model stops by its generation config, against its tokenizer's end."""
+    tokenizers, configs = subject.tokenizers, subject.generation_configs
+    declared = [declared_ids(config.eos_token_id) for config in configs]
+    cure = _EXCLUDE if subject.remote else _MERGE
     problems = Problems()
-    for owner, tokenizer, stops in (
-        ("student", student, student_stops),
-        ("teacher", teacher, teacher_stops),
-    ):
+    for owner, tokenizer, stops in zip(("student", "teacher"), tokenizers, declared, strict=True):
         outside = [index for index in stops if index >= len(tokenizer)]
         if outside:
             problems.fail(
                 f"The {owner}'s generation config stops at {outside[0]}, which is no token."
             )
-        if stops and tokenizer.eos_token_id not in stops and not merged:
+        if stops and tokenizer.eos_token_id not in stops and not subject.merged:
             names = ", ".join(token_name(tokenizer, index) for index in stops)
             tell = problems.fail if owner == "student" else problems.warn
             tell(
@@ -148,25 +122,25 @@ def check_generation_config(
             )
     shown = [
         ", ".join(token_name(tokenizer, index) for index in stops) or "no token"
-        for tokenizer, stops in ((student, student_stops), (teacher, teacher_stops))
+        for tokenizer, stops in zip(tokenizers, declared, strict=True)
     ]
     measured = f"the student stops at {shown[0]}, the teacher at {shown[1]}"
-    figures = {"student_stop_ids": list(student_stops), "teacher_stop_ids": list(teacher_stops)}
+    figures = {"student_stop_ids": declared[0], "teacher_stop_ids": declared[1]}
     return judge("generation config", measured, problems, figures=figures)
 
 
-def check_chat_template(
-    student: Tokenizer, teacher: Tokenizer, prompt: Prompt, *, options: Mapping[str, Any]
-) -> Verdict:
-    """One prompt rendered by both templates; the teacher will read the student's rendering.
+def _first_prompt(subject: "Subject") -> Prompt:
+    return read_prompt(subject.prompts[0], "row 0")
 
-    Args:
-        options: `chat_template_kwargs`; those of the prompt's row win.
+
+def check_chat_template(subject: "Subject") -> Verdict:
+    """One prompt rendered by both templates; the teacher will read the student's rendering.
 
     Raises:
         DataError: messages, and a student without a template.
     """
-    item = "chat template"
+    item, prompt, options = "chat template", _first_prompt(subject), subject.template_options
+    student, teacher = subject.tokenizers
     if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", [])
     if student.chat_template is None:
@@ -204,11 +178,10 @@ def check_chat_template(
     return judge(item, measured, problems, figures=figures, difference=pieces)
 
 
-def check_thinking(
-    student: Tokenizer, teacher: Tokenizer, prompt: Prompt, *, options: Mapping[str, Any]
-) -> Verdict:
+def check_thinking(subject: "Subject") -> Verdict:
     """Thinking mode: which template takes a flag, and whether the rendered prompts open a thought."""
-    item = "thinking mode"
+    item, prompt, options = "thinking mode", _first_prompt(subject), subject.template_options
+    student, teacher = subject.tokenizers
     if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", [])
     flags = [_flags(tokenizer) for tokenizer in (student, teacher)]
