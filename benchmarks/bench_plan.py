@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -215,9 +216,8 @@ def compare(sizes: dict) -> list[dict]:
         held = ("student_weights", "teacher_weights", "reference_weights", "optimizer_states")
         peak = max(phases["score"], phases["train"]) - sum(parts[part] for part in held)
         # The trainer scores first and runs its training forward after, also for one micro-batch.
-        cost = step_cost(
-            planned.student, planned.teacher, planned.settings, window=None, shared_forward=False
-        )
+        settings = replace(planned.settings, window=None)
+        cost = step_cost(planned.student, planned.teacher, settings, shared_forward=False)
         ratio = (cost.total - cost.sample) / (planned.full_cost.total - planned.full_cost.sample)
         memory = child(sizes, case, memory=True)["peak_mib"]
         seconds = child(sizes, case, memory=False)["cpu_s"]

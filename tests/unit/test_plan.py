@@ -148,7 +148,7 @@ def test_loss_flops_equal_the_counter():
         loss.backward()
     settings = PlanSettings(batch=1, prompt_length=0, completion_length=16, budget=1.0)
     teacher = replace(STUDENT, hidden_size=32)
-    cost = step_cost(STUDENT, teacher, settings, window=None, shared_forward=True)
+    cost = step_cost(STUDENT, teacher, settings, shared_forward=True)
     # The counter has no formula for `addmm_`, the gradient of the weight.
     counted = counter.get_total_flops() + head_flops(STUDENT, 300, 16)
     assert counted == pytest.approx(cost.loss_heads * 1e12, rel=0.02)

@@ -106,11 +106,9 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
     numbers = sorted(value for value in {*WINDOWS, settings.window} if value is not None)
     rows = []
     for window in (None, *numbers):
-        one, several = (
-            step_cost(student, teacher, settings, window=window, shared_forward=shared)
-            for shared in (True, False)
-        )
-        memory = step_memory(student, teacher, replace(settings, window=window))
+        of_window = student, teacher, replace(settings, window=window)
+        one, several = (step_cost(*of_window, shared_forward=shared) for shared in (True, False))
+        memory = step_memory(*of_window)
         rows.append(
             WindowRatio(
                 window=window,
@@ -127,13 +125,7 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
         teacher=teacher,
         settings=settings,
         memory=step_memory(student, teacher, settings),
-        cost=step_cost(
-            student,
-            teacher,
-            settings,
-            window=settings.window,
-            shared_forward=settings.shared_forward,
-        ),
+        cost=step_cost(student, teacher, settings, shared_forward=settings.shared_forward),
         full_cost=full,
         windows=tuple(rows),
         communication=step_communication(student, teacher, settings),

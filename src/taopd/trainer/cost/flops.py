@@ -107,7 +107,6 @@ def step_cost(
     teacher: ModelShape,
     settings: PlanSettings,
     *,
-    window: int | None,
     shared_forward: bool,
 ) -> StepCost:
     """Cost of one step of `TeachabilityTrainer`.
@@ -116,7 +115,7 @@ def step_cost(
         shared_forward: the generation batch is one micro-batch, so the scoring pass of the student is its
             training forward too (without a window) or the key/value prefix (with one).
     """
-    tokens, length = settings.num_tokens, settings.length
+    tokens, length, window = settings.num_tokens, settings.length, settings.window
     read = settings.num_teacher_tokens, settings.teacher_length
     vocab_size = min(student.vocab_size, teacher.vocab_size)
     frozen = settings.lora_rank is not None
