@@ -101,9 +101,10 @@ def test_a_learning_rate_of_zero_is_said(caplog):
 def test_a_setting_that_trls_trainer_passes_over_is_said(caplog):
     config()
     assert "has no effect" not in caplog.text
-    config(train_sampling_strategy="sequential", label_smoothing_factor=0.1)
+    config(train_sampling_strategy="sequential", label_smoothing_factor=0.1, data_seed=3)
     assert "train_sampling_strategy=sequential has no effect: TRL's sampler" in caplog.text
     assert "label_smoothing_factor=0.1 has no effect: the loss" in caplog.text
+    assert "data_seed=3 has no effect: TRL's sampler takes the order of the prompts" in caplog.text
 
 
 def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():

@@ -90,6 +90,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
         0.0,
         "the loss is a divergence from the teacher and reads no labels",
     ),
+    "data_seed": (None, "TRL's sampler takes the order of the prompts from seed"),
 }
 """Settings of transformers that TRL's trainer passes over: their default, and why."""
 OTHERS = ("num_train_epochs", "beta", *(f"{what}_steps" for what in INTERVALS))
