@@ -269,6 +269,17 @@ def test_an_adapter_folder_without_a_tokenizer_has_its_bases(micro_lab, adapter)
     assert load_tokenizer(adapter).get_vocab() == load_tokenizer(micro_lab.student).get_vocab()
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_tokenizer_without_an_end_is_refused_by_name(tmp_path, given):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    make_model(seed=0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **CPU)
+    with pytest.raises(ConfigError, match="tokenizer has no end-of-sequence token: set its eos_"):
+        given_student(str(tmp_path), args, tokenizer if given else None, None)
+
+
 def test_a_processor_stands_for_its_tokenizer(tmp_path, caplog):
     names = {
         "image_token": "<image_soft_token>",

@@ -77,7 +77,8 @@ def given_student(
         quantization_config: of a student that is named.
 
     Raises:
-        ConfigError: nothing of the student would train, or adapters that cannot be saved together.
+        ConfigError: nothing of the student would train, adapters that cannot be saved together, or a
+            tokenizer without an end.
         DataError: see `load_model` and `safe_options`.
     """
     options = args.model_init_kwargs
@@ -100,6 +101,12 @@ def given_student(
             )
         revision = (options or {}).get("revision") or "main"
         processing_class = load_tokenizer(str(name), revision=revision)
+    # TRL looks for this id in every completion.
+    if getattr(processing_class, "eos_token", "") is None:
+        raise ConfigError(
+            "the student's tokenizer has no end-of-sequence token: set its eos_token, and save it again "
+            "where it is read from a folder"
+        )
     merged = None
     if has_adapter(model):
         model, merged = _adapter(model, peft_config)
