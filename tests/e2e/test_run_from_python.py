@@ -222,6 +222,30 @@ def test_a_checkpoint_that_is_not_there_is_no_damaged_one(micro_lab, tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
+def test_a_runs_folder_in_place_of_a_checkpoints_is_told_what_to_name(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    with pytest.raises(
+        DataError, match=r"run: it is a run's folder: name a .* such as checkpoint-2"
+    ):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run"))
+
+
+def test_a_run_that_goes_on_with_other_settings_says_so(micro_lab, tmp_path, caplog):
+    """As `taopd train --resume-with-changes` does: a warning, and each change with its step."""
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    first = make_trainer(micro_lab, tmp_path, **saved, budget=0.5)
+    first.train()
+    second = make_trainer(micro_lab, tmp_path, max_steps=3, budget=0.2)
+    second.train(resume_from_checkpoint=True)
+    config = read(tmp_path / "run" / "config.json")
+    assert config["budget"] == 0.2
+    (change,) = config["changes"]
+    assert change["step"] == 2 and change["settings"]["budget"] == {"before": 0.5, "after": 0.2}
+    assert "settings change at step 2: " in caplog.text and "budget 0.5 -> 0.2" in caplog.text
+    assert read(tmp_path / "run" / "results.json")["resumed_from"] == "checkpoint-2"
+
+
 @pytest.mark.parametrize("model", [None, 3, torch.nn.Linear(2, 2)], ids=["None", "int", "Linear"])
 def test_what_is_no_model_is_named(micro_lab, tmp_path, model):
     args = TeachabilityConfig(output_dir=str(tmp_path / "run"), **(CPU | OURS))

@@ -118,9 +118,8 @@ def _train(
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
     if checkpoint is not None:
-        differ = train_resume.changed_settings(
-            path, checkpoint, settings.resolved(), allowed=changes
-        )
+        step = train_resume.steps_done(checkpoint)
+        differ = train_resume.changed_settings(path, step, settings.resolved(), allowed=changes)
         config |= {"changes": differ} if differ else {}
     inputs = load_inputs(settings)
     existed = path.exists()

@@ -23,6 +23,7 @@ from taopd.runs.redaction import redact_document
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 from taopd.runs.versions import installed_version
+from taopd.trainer.checkpoint.resume import changed_settings
 from taopd.trainer.environment import environment
 from taopd.trainer.settings.filled import given_otherwise, is_filled
 from taopd.trainer.settings.methods import running
@@ -51,6 +52,7 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, check: dict[str, Any] | None = None) -> None:
         self._check = check
+        self.resumed_from: str | None = None
 
     # Not before: a checkpoint that cannot be resumed leaves the folder as it was.
     def on_train_begin(self, args, state, control, **kwargs):
@@ -58,8 +60,15 @@ class RunRecord(TrainerCallback):
             return
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MARKER, {"taopd": installed_version("taopd")})
         resolved = {"command": "train", "changed": changed_by_caller(args)} | args.to_dict()
+        if state.global_step:
+            self.resumed_from = f"{PREFIX}{state.global_step}"
+            # Another folder than before has no settings yet.
+            if (folder / MARKER).exists():
+                now = folder, state.global_step, args.to_dict()
+                differ = changed_settings(*now, allowed=True)
+                resolved |= {"changes": differ} if differ else {}
+        write_json(folder / MARKER, {"taopd": installed_version("taopd")})
         write_json(folder / "config.json", resolved)
         (folder / CONFIG_BESIDE_MODEL).unlink(missing_ok=True)
         about = environment(seed=args.seed, data_seed=args.data_seed)
@@ -203,9 +212,7 @@ class RecordedRuns(Trainer):
         finally:
             self.remove_callback(record)
         if self.is_world_process_zero():
-            seconds, named = time.perf_counter() - started, None
-            if isinstance(resume_from_checkpoint, str | Path):
-                named = Path(resume_from_checkpoint).name
+            seconds, named = time.perf_counter() - started, record.resumed_from
             write_results(self, result.metrics, seconds=seconds, resumed_from=named, model=None)
             if not self._has_own_readme:
                 self.create_model_card()

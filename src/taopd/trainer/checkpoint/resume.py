@@ -97,12 +97,13 @@ def _layout(args: "TeachabilityConfig") -> Layout:
 
 
 def changed_settings(
-    path: Path, checkpoint: Path, now: dict[str, Any], *, allowed: bool
+    path: Path, step: int, now: dict[str, Any], *, allowed: bool
 ) -> list[dict[str, Any]]:
     """What `config.json` keeps under "changes": settings that resumes changed, each with its step.
 
     Args:
-        path: of the run, whose `config.json` says how it began; now: the settings of this start.
+        path: of the run, whose `config.json` says how it began; step: from which it goes on.
+        now: the settings of this start.
         allowed: changes of the method as well (`--resume-with-changes`).
 
     Raises:
@@ -122,7 +123,7 @@ def changed_settings(
     }
     if not found:
         return list(before.get("changes", []))
-    step, free = steps_done(checkpoint), _FREE | (_DIVISION if _same_batch(before, now) else set())
+    free = _FREE | (_DIVISION if _same_batch(before, now) else set())
     words = {n: "; ".join(_differences(n, v["before"], v["after"])) for n, v in found.items()}
     if "teachers" in found and same_teachers(*found["teachers"].values()):
         free |= {"teachers"}
