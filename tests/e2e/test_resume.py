@@ -152,7 +152,7 @@ REASONS = {
     "torn seal": "its taopd.json cannot be read",
     "pickle": "it holds optimizer.pt, a pickle",
     "link": "model.safetensors is missing",
-    "renamed": "checkpoint-9 is passed over: it is step 3 under another name",
+    "renamed": "checkpoint-9 is passed over: it is step 3 under another name: rename it checkpoint-3",
 }
 
 

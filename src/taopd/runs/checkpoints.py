@@ -64,6 +64,8 @@ def seal(folder: Path, *, step: int, num_processes: int, layout: Layout = "repli
 def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
     """The reason why a run of this layout cannot resume from a checkpoint, or None."""
     if not (folder / SEAL).is_file():
+        if inside := checkpoints(folder):
+            return f"it is a run's folder: name a checkpoint in it, such as {inside[0].name}"
         return f"it has no {SEAL}: it was cut short, or another tool wrote it"
     try:
         about = read_document(folder / SEAL, _SEAL)
@@ -88,8 +90,10 @@ def why_incomplete(folder: Path, layout: Layout = "replicated") -> str | None:
     for name, digest in zip(files, _digests(folder, files), strict=True):
         if digest != files[name]["sha256"]:
             return f"{name} is damaged: its bytes are not those that were saved"
-    same = about["step"] == step_of(folder)
-    return None if same else f"it is step {about['step']} under another name"
+    step = about["step"]
+    if step == step_of(folder):
+        return None
+    return f"it is step {step} under another name: rename it {PREFIX}{step}"
 
 
 def _digests(folder: Path, names: Iterable[str], *, flush: bool = False) -> list[str]:
