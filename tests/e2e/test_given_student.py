@@ -1,5 +1,6 @@
 """Students that are adapters, frozen, in training mode or with a processor. Oracle: peft's own loading."""
 
+import json
 import shutil
 
 import pytest
@@ -382,3 +383,31 @@ def test_a_quantization_that_is_given_twice_is_refused(micro_lab, tmp_path):
     )
     with pytest.raises(ConfigError, match="keep one of them"):
         given_student(str(micro_lab.student), args, make_tokenizer(), None, packed)
+
+
+def test_layers_that_are_cut_off_in_the_model_alone_are_told_before_training(micro_lab, tmp_path):
+    """transformers refuses the config when it is saved: at the first checkpoint, or at the end."""
+    model = load_model(micro_lab.student)
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:1], 1
+    with pytest.raises(
+        ConfigError, match=r"config could not be saved .*`num_hidden_layers` \(1\) must"
+    ):
+        trainer_of(micro_lab, tmp_path, model)
+    model.config.layer_types = model.config.layer_types[:1]
+    trainer_of(micro_lab, tmp_path, model)
+
+
+def test_a_generation_config_with_flags_without_effect_is_saved_as_it_came(micro_lab, tmp_path):
+    """As published ones have them; the trainer gives it the tokenizer's padding id."""
+    folder = tmp_path / "student"
+    shutil.copytree(micro_lab.student, folder)
+    path = folder / "generation_config.json"
+    held = json.loads(path.read_text()) | {"temperature": 0.6, "do_sample": False}
+    del held["pad_token_id"]
+    path.write_text(json.dumps(held))
+    trainer = trainer_of(micro_lab, tmp_path, str(folder), save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "end"))
+    for saved in (tmp_path / "run" / "checkpoint-2", tmp_path / "end"):
+        assert json.loads((saved / path.name).read_text())["temperature"] == 0.6
+        assert load_model(saved).generation_config.pad_token_id == 0

@@ -14,6 +14,7 @@ from taopd.errors import ConfigError
 from taopd.models.load_options import safe_options
 from taopd.models.loading import has_adapter, load_model, load_tokenizer
 from taopd.trainer.build.given_arguments import require_generation
+from taopd.trainer.checkpoint.savable import require_savable
 
 # peft is imported where there is an adapter: it loads a network library.
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class GivenStudent:
             self.merged.save_with(folder, scaling_of(model), keep=checkpoint)
 
     def require_savable(self, model: Any) -> None:
-        """Refuse a new adapter that cannot be saved with the old one, before any training."""
+        """Refuse what cannot be saved, before any training: a config, a new adapter on top of the old one."""
+        require_savable(model)
         if self.merged is not None:
             from taopd.models.adapters import scaling_of
 

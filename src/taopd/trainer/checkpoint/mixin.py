@@ -45,6 +45,7 @@ from taopd.trainer.checkpoint.fsdp import (
     save_weights,
 )
 from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.checkpoint.savable import saves_what_came
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 from taopd.trainer.checkpoint.steps_done import named_folder, refuse_fewer
 
@@ -189,7 +190,8 @@ class AtomicCheckpoints(Trainer):
         partial.parent.rmdir()
 
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        with saves_what_came():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             # A pickle of the settings that nothing reads; config.json of the run has them.
