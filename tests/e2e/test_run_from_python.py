@@ -264,6 +264,10 @@ def test_paths_are_taken_for_names(micro_lab, tmp_path):
     trainer = TeachabilityTrainer(micro_lab.student, micro_lab.teacher, args, train_dataset=rows)
     assert trainer.model.config._name_or_path == str(micro_lab.student)
     assert not isinstance(micro_lab.student, str)
+    rows = [{"prompt": "3 + 4 =", "teacher": "one"}] * 8
+    several = {"one": micro_lab.teacher, "other": micro_lab.teacher}
+    trainer = TeachabilityTrainer(micro_lab.student, several, args, train_dataset=rows)
+    assert trainer.teacher_source("one").plain.config._name_or_path == str(micro_lab.teacher)
 
 
 def test_what_train_does_not_read_and_what_leaves_the_machine_are_said(

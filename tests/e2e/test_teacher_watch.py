@@ -142,3 +142,11 @@ def test_one_odd_batch_and_a_student_that_learns_are_no_failure_and_a_resumed_wa
         other.update(step, look(entropy=0.999 * math.log(1000)))
     (found,) = told
     assert found[:2] == (61, "teacher") and "at the start 1.00" in found[2]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "student"])
+def test_the_first_batch_is_compared_with_no_other(kind):
+    told = []
+    watch = TeacherWatch(1000, lambda *found: told.append(found[2]))
+    watch.update(0, replace(look(), **{f"is_{kind}": True}))
+    assert "nan" not in told[0] and "before" not in told[0] and "at the start" not in told[0]

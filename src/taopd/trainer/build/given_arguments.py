@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,9 +33,9 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     Raises:
         ConfigError: a student that is neither text nor a model that generates text, or a name without text.
     """
-    model, teacher = (
-        os.fspath(each) if isinstance(each, os.PathLike) else each for each in (model, teacher)
-    )
+    model, teacher = _as_text(model), _as_text(teacher)
+    if isinstance(teacher, Mapping):
+        teacher = {name: _as_text(each) for name, each in teacher.items()}
     for name, value in (("model", model), ("teacher_model", teacher)):
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name}={value!r}: must be text that is not empty")
@@ -50,6 +50,10 @@ def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
     if not isinstance(model, str):
         require_generation(model)
     return model, teacher
+
+
+def _as_text(given: Any) -> Any:
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
 def require_generation(model: Any) -> None:

@@ -25,16 +25,16 @@ RECENT = 5
 """Generation batches with which the next one is compared: entropy with the first, D with the last ones."""
 CAUSES = {
     "uniform": "the teacher gives every token the same probability (entropy {entropy:.2f} nats, the "
-    "largest possible is {largest:.2f} nats; at the start {before:.2f} nats): its weights are lost. Usual "
+    "largest possible is {largest:.2f} nats{at_start}): its weights are lost. Usual "
     "causes: parameters freed by an offload or sleep mode and not loaded again, a failed weight update of "
     "the server, a teacher that the optimizer or another model overwrites",
     "constant": "the teacher gives the same distribution at every position: it does not read the text. Usual "
     "causes: lost embeddings or layers, a wrong attention mask, a server or proxy that repeats one answer",
     "student": "teacher and student give the same distributions (they differ by {disagreement:.2g} nats a "
-    "token, before by {disagreement_before:.2g} nats): they are one model, and there is nothing to learn. "
+    "token{earlier}): they are one model, and there is nothing to learn. "
     "Usual causes: shared weights, an adapter that is on for both or off for both, a server that was "
     "given the student",
-    "changed": "the disagreement of student and teacher rose from {disagreement_before:.2g} to "
+    "changed": "the disagreement of student and teacher rose from {apart:.2g} to "
     "{disagreement:.2g} nats a token from one batch to the next: "
     "the teacher is another one, or the last update broke the student. Usual causes: lost or reloaded "
     "teacher weights, another model or adapter on the server; see also update/norm and learning_rate",
@@ -127,13 +127,15 @@ class TeacherWatch(TrainerCallback):
         # One odd batch (short completions, one prompt) is not yet a failure of the teacher.
         if (certain or finding == self._suspicion) and finding not in self._told:
             self._told.append(finding)
-            nothing = [math.nan]
+            # The first batch has none before it.
+            before, apart = median(self._entropies or [0.0]), median(self._disagreements or [0.0])
             reason = CAUSES[finding].format(
                 entropy=look.entropy,
                 largest=math.log(self._vocab_size),
-                before=median(self._entropies or nothing),
+                at_start=f"; at the start {before:.2f} nats" if self._entropies else "",
                 disagreement=look.disagreement,
-                disagreement_before=median(self._disagreements or nothing),
+                earlier=f", before by {apart:.2g} nats" if self._disagreements else "",
+                apart=apart,
             )
             of = f"teacher {self.name!r}: " if self.name else ""
             self._warn(step, "teacher", of + reason + ADVICE)
