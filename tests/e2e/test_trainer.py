@@ -374,6 +374,25 @@ def test_evaluation_measures_the_divergence_at_every_token(micro_lab, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(full.evaluate()["eval_loss"])
 
 
+@pytest.mark.parametrize("setting", ["bf16_full_eval", "fp16_full_eval"])
+def test_an_evaluation_in_16_bits_leaves_the_student_as_it_was(micro_lab, tmp_path, setting):
+    """transformers casts it in place: it would train and be saved in 16 bits from then on."""
+    trainer = make_trainer(micro_lab, tmp_path, **{setting: True})
+    trainer.eval_dataset = load_prompts(str(micro_lab.prompts), split="test")
+    model, read = trainer.model, set[torch.dtype]()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    inner = model.model
+    handle = inner.register_forward_hook(lambda *given: read.add(given[2][0].dtype))
+    trainer.evaluate()
+    handle.remove()
+    assert read == {torch.bfloat16 if setting.startswith("bf16") else torch.float16}
+    for name, values in model.state_dict().items():
+        torch.testing.assert_close(values, before[name], rtol=0, atol=0)
+    assert inner.rotary_emb.inv_freq.dtype == torch.float32
+    trainer.train()
+    assert model.dtype == torch.float32
+
+
 def padded_teacher(micro_lab, tmp_path, extra: int):
     model = AutoModelForCausalLM.from_pretrained(micro_lab.teacher, dtype=torch.float32)
     model.resize_token_embeddings(len(WORDS) + extra, mean_resizing=False)

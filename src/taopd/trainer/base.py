@@ -1,13 +1,14 @@
 """What the trainer needs of TRL around its own step: any batches, sampling, forwards in wrappers."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
 from datasets import IterableDataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
@@ -244,9 +245,34 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     def record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
+    def evaluation_loop(self, *args, **kwargs):
+        # Outside of training bf16_full_eval and fp16_full_eval cast the student itself, for good.
+        with _same_weights(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(self, *args, **kwargs):
         loss, *rest = super().prediction_step(*args, **kwargs)
         # An evaluation's figures must not be added to those of the next training step.
         self._recorder.flush()
         # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
         return (self.accelerator.reduce(loss, reduction="mean"), *rest)
+
+
+@contextmanager
+def _same_weights(model: nn.Module) -> Iterator[None]:
+    """Give a model that is cast meanwhile its weights and buffers back, as they were."""
+    weights = [(each, each.data) for each in model.parameters()]
+    buffers = [
+        (module, name, values)
+        for module in model.modules()
+        for name, values in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for parameter, values in weights:
+            if parameter.dtype != values.dtype:
+                parameter.data = values.to(parameter.device)
+        for module, name, values in buffers:
+            if (now := getattr(module, name)).dtype != values.dtype:
+                setattr(module, name, values.to(now.device))
