@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 import taopd
 from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
@@ -220,6 +220,42 @@ def test_a_checkpoint_that_is_not_there_is_no_damaged_one(micro_lab, tmp_path):
     trainer = make_trainer(micro_lab, tmp_path, max_steps=1)
     with pytest.raises(DataError, match=r"nothing to resume from: no such folder: .*nowhere"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_run_that_begins_anew_has_no_results_of_the_one_before(micro_lab, tmp_path):
+    make_trainer(micro_lab, tmp_path, max_steps=1).train()
+    trainer, run = make_trainer(micro_lab, tmp_path, max_steps=1), tmp_path / "run"
+    (run / "check.json").write_text("{}")
+
+    class Looks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.found = {path.name for path in run.iterdir()}
+
+    trainer.add_callback(looks := Looks())
+    trainer.train()
+    assert "metrics.jsonl" in looks.found and not looks.found & {"results.json", "check.json"}
+
+
+def test_checkpoints_of_an_earlier_run_in_the_folder_are_no_newest_ones(
+    micro_lab, tmp_path, caplog
+):
+    """A run that begins anew there, and is resumed, must not go on with another run's student."""
+    saved = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(micro_lab, tmp_path, max_steps=6, **saved).train()
+    make_trainer(micro_lab, tmp_path, max_steps=2, selector="entropy", **saved).train()
+    assert "checkpoints of an earlier run, the newest checkpoint-6" in caplog.text
+    assert read(tmp_path / "run" / "results.json")["steps"] == 2
+    third = make_trainer(micro_lab, tmp_path, max_steps=3, selector="entropy")
+    third.train(resume_from_checkpoint=True)
+    assert read(tmp_path / "run" / "results.json")["resumed_from"] == "checkpoint-2"
+    fourth = make_trainer(micro_lab, tmp_path, max_steps=7)
+    fourth.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    assert fourth.state.global_step == 7
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(
+        DataError, match="nothing to resume from: checkpoint-6 is passed over: it is of"
+    ):
+        third.train(resume_from_checkpoint=True)
 
 
 def test_a_runs_folder_in_place_of_a_checkpoints_is_told_what_to_name(micro_lab, tmp_path):

@@ -22,6 +22,8 @@ SEAL = "taopd.json"
 PREFIX = "checkpoint-"
 PARTIAL = ".checkpoint-partial"
 """Folder beside the checkpoints in which one is written."""
+EARLIER = ".earlier-run"
+"""File in a checkpoint that was in the folder when another run began there."""
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 Layout = Literal["replicated", "sharded", "deepspeed"]
@@ -113,7 +115,23 @@ def step_of(folder: Path) -> int | None:
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, complete or not, newest step first."""
+    """The checkpoint folders of a run, complete or not, newest step first; none of an earlier run there."""
+    return [path for path in _all_checkpoints(run_folder) if not (path / EARLIER).exists()]
+
+
+def set_aside(run_folder: Path) -> list[Path]:
+    """Mark the checkpoints of a run in whose folder another one begins, and return them.
+
+    They stay, and are resumed from by name. Unmarked they would pass for those of the new run.
+    """
+    found = _all_checkpoints(run_folder)
+    # The newest last: `save_total_limit` goes by the time of a folder's change.
+    for path in reversed(found):
+        (path / EARLIER).touch()
+    return found
+
+
+def _all_checkpoints(run_folder: Path) -> list[Path]:
     numbered = [(step_of(path), path) for path in run_folder.glob(f"{PREFIX}*") if path.is_dir()]
     return [path for step, path in sorted(numbered, key=lambda n: n[0] or 0, reverse=True) if step]
 
@@ -128,6 +146,11 @@ def newest_complete(
         if problem is None:
             return path, passed_over
         passed_over.append(f"{path.name} is passed over: {problem}")
+    passed_over += [
+        f"{path.name} is passed over: it is of an earlier run in this folder; name it to go on from it"
+        for path in _all_checkpoints(run_folder)
+        if (path / EARLIER).exists()
+    ]
     return None, passed_over
 
 

@@ -16,7 +16,7 @@ from trl.trainer.utils import get_config_model_id
 
 import taopd
 from taopd.errors import DataError
-from taopd.runs.checkpoints import PREFIX
+from taopd.runs.checkpoints import PREFIX, set_aside
 from taopd.runs.folder import CONFIG_BESIDE_MODEL, MARKER, is_model_card
 from taopd.runs.jsonl import write_json
 from taopd.runs.redaction import redact_document
@@ -68,6 +68,8 @@ class RunRecord(TrainerCallback):
                 now = folder, state.global_step, args.to_dict()
                 differ = changed_settings(*now, allowed=True)
                 resolved |= {"changes": differ} if differ else {}
+        else:
+            _leave_behind(folder)
         write_json(folder / MARKER, {"taopd": installed_version("taopd")})
         write_json(folder / "config.json", resolved)
         (folder / CONFIG_BESIDE_MODEL).unlink(missing_ok=True)
@@ -75,6 +77,18 @@ class RunRecord(TrainerCallback):
         write_json(folder / "env.json", about)
         if self._check is not None:
             write_json(folder / "check.json", self._check)
+
+
+def _leave_behind(folder: Path) -> None:
+    """Keep what an earlier run has left in the folder from passing for that of the run that begins."""
+    for name in ("results.json", "check.json"):
+        (folder / name).unlink(missing_ok=True)
+    if earlier := set_aside(folder):
+        logger.warning(
+            "%s holds checkpoints of an earlier run, the newest %s: they stay, and "
+            "resume_from_checkpoint=True passes over them",
+            *(folder, earlier[0].name),
+        )
 
 
 def make_room_for_model(folder: Path) -> None:
