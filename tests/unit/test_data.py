@@ -51,6 +51,55 @@ def test_every_file_format_gives_the_rows_as_written(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("2020-05-10", "2020-05-11T10:00:00"),  # read as times
+        ("007", "12"),
+        ("1.50", "2"),
+        ("NA", "None"),
+        (str(10**25), "1"),
+    ],
+)
+def test_an_answer_of_digits_is_the_text_of_the_file(tmp_path, suffix, answers):
+    rows = [{"prompt": f"{i}", "answer": answer} for i, answer in enumerate(answers)]
+    read = load_prompts(write(tmp_path / f"x{suffix}", rows), require_answer=True)
+    assert [(row["prompt"], row["answer"]) for row in read] == [
+        (row["prompt"], row["answer"]) for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    "written", ['{"answer": 1}\n{"answer": 2.50}\n', '[{"answer": 1},\r\n {"answer": "2.50"}]']
+)
+def test_a_number_in_json_is_the_text_of_the_file(tmp_path, written):
+    text = written.replace("{", '{"prompt": "a", ')
+    (tmp_path / "x.json").write_text(text, encoding="utf-8-sig")
+    read = load_prompts(tmp_path / "x.json", require_answer=True)
+    assert read["answer"][:] == ["1", "2.50"]
+
+
+def test_a_csv_whose_answers_change_in_kind_after_many_rows_is_read(tmp_path):
+    rows = [{"prompt": "a", "answer": "1"}] * 10_001 + [{"prompt": "a", "answer": "yes"}]
+    read = load_prompts(write(tmp_path / "x.csv", rows), require_answer=True)
+    assert (len(read), read[-1]["answer"]) == (10_002, "yes")
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.csv", [{"prompt": "a", "answer": "007"}])
+    assert load_prompts(tmp_path / "folder")["answer"][:] == ["007"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_file_with_a_pattern_in_its_name_is_that_file(tmp_path, suffix):
+    write(tmp_path / f"x1{suffix}", [{"prompt": "other", "answer": "1"}])
+    path = write(tmp_path / f"x[1]{suffix}", [{"prompt": "named", "answer": "1"}])
+    assert load_prompts(path)["prompt"][:] == ["named"]
+    (tmp_path / "[1]").mkdir()
+    write(tmp_path / "[1]" / "train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"\[1\] has one of \*, \? and \[ in its path"):
+        load_prompts(tmp_path / "[1]")
+
+
 def test_split_column_filters_and_lists(micro_lab):
     train, test = load_prompts(micro_lab.prompts), load_prompts(micro_lab.prompts, split="test")
     assert (len(train), len(test)) == (24, 8)
@@ -91,7 +140,17 @@ def test_local_folders(tmp_path):
             "no 'prompt' column, only question, answer; rename",
         ),
         ("x.jsonl", b'{"prompt": "a"}\n', "no 'answer' column, only prompt"),
-        ("x.csv", b"prompt,answer\n", "no rows|cannot read"),
+        ("x.csv", b"prompt,answer\n", r"x\.csv has no rows"),
+        (
+            "x.csv",
+            b"prompt;answer\na;1\n",
+            "has semicolons between its columns: save it with commas",
+        ),
+        (
+            "x.csv",
+            b"prompt,answer\na, b,1\n",
+            r"more cells in a row than names in its header \(prompt",
+        ),
         # Was a traceback of `taopd evaluate` and `diagnose`; `train` said that settings do not fit together.
         (
             "x.jsonl",

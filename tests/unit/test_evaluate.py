@@ -249,6 +249,7 @@ def test_bad_rows(student):
         ),
         ([{"prompt": "1", "answer": {"value": "2"}}], "row 0 .* neither text nor a number"),
         ([{"prompt": "1", "answer": math.nan}], "row 0 .* has nan as its answer, which is neither"),
+        ([{"prompt": "1", "answer": b"2"}], "row 0 .* has b'2' as its answer, which is neither"),
         ([{"prompt": "1", "answer": " "}], "row 0 of the evaluation set has an empty answer"),
         ([{"prompt": "1 " * 60, "answer": "1"}], "row 0 has 60 tokens.*exceeds the context of 64"),
     ):

@@ -28,6 +28,7 @@ from taopd.models.loading import (
     looks_local,
     root_cause,
 )
+from taopd.models.prompt_files import check_columns, folder_options, read_file
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
 from taopd.runs.paths import expanded
 
@@ -189,9 +190,12 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     if _has_no_rows(path):  # which the reader below answers with an error about batch sizes
         raise DataError(f"{path} has no rows")
     try:
-        rows = datasets.load_dataset(reader, data_files=str(path), split="train")
+        rows = read_file(path)
     except _UNREADABLE as error:
+        if "corresponds to no data" in str(error):  # a header alone
+            raise DataError(f"{path} has no rows") from error
         raise DataError(f"cannot read {path} as {reader}: {root_cause(error)}") from error
+    check_columns(path, rows.column_names)
     if "split" not in rows.column_names:
         if split not in (None, "train"):
             raise DataError(
@@ -226,11 +230,13 @@ def _load_folder(path: Path) -> Any:
         raise DataError(f"the dataset folder {path} is empty")
     if (files := list(path.rglob("*.parquet"))) and all(map(_has_no_rows, files)):
         raise DataError(f"the dataset folder {path} has no rows")
+    # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    options = {} if saved else folder_options(path)
     try:
-        # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if saved:
             return datasets.load_from_disk(str(path))
-        return datasets.load_dataset(str(path))
+        return datasets.load_dataset(str(path), **options)
     except _UNREADABLE as error:
         raise DataError(f"cannot read the dataset folder {path}: {root_cause(error)}") from error
 

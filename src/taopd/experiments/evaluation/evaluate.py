@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Number
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -178,8 +179,8 @@ def check_rows(rows: Iterable[dict[str, Any]]) -> None:
                 raise DataError(
                     f"row {index} of the evaluation set has no {column!r}; it has {', '.join(row)}"
                 )
-        # The text of either is what no completion says: all would be wrong.
-        if isinstance(row["answer"], list | tuple | dict) or row["answer"] != row["answer"]:
+        # The text of a list, a time or of bytes is what no completion says: all would be wrong.
+        if not isinstance(row["answer"], str | Number) or row["answer"] != row["answer"]:
             raise DataError(
                 f"row {index} of the evaluation set has {row['answer']!r:.60} as its answer, which is "
                 "neither text nor a number: make it the one answer that is right, or drop the row"

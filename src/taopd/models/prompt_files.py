@@ -1,0 +1,109 @@
+"""One dataset file, read so that prompts and answers are the text that the file holds.
+
+What: `read_file` gives the rows of a .parquet, .jsonl, .json or .csv file; `folder_options` says how
+those of a folder are read.
+
+Why not the readers of `datasets` alone: they take the answer 007 of a CSV for 7, a date in JSON lines for a
+time (2020-05-10 00:00:00, which no completion says), 25! for 1.55e+25, and the [1] in a file's name for a
+pattern, which may match another file.
+"""
+
+import glob
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from taopd.errors import DataError
+from taopd.models.loading import DATASET_READERS
+
+_AS_WRITTEN = ("prompt", "answer")
+# An empty cell is null; NA, None and nan are words.
+_CSV_AS_TEXT: dict[str, Any] = {
+    "converters": dict.fromkeys(_AS_WRITTEN, str),
+    "keep_default_na": False,
+    "na_values": [""],
+}
+_UNNAMED = "__index_level_0__"
+"""What pandas calls a first column that the header does not name."""
+_ONE_VALUE = tuple(getattr(datasets, kind) for kind in ("Value", "Json") if hasattr(datasets, kind))
+"""Kinds of columns; older versions of the library lack the second, of rows that differ in kind."""
+_SPACE = re.compile(r"\s*")
+
+
+def read_file(path: Path) -> datasets.Dataset:
+    """The rows of a file; its reader's errors pass through."""
+    reader = DATASET_READERS[path.suffix.lower()]
+    options = _CSV_AS_TEXT if reader == "csv" else {}
+    rows = datasets.load_dataset(
+        reader, data_files=glob.escape(str(path)), split="train", **options
+    )
+    return _as_written(path, rows) if reader == "json" else rows
+
+
+def folder_options(path: Path) -> dict[str, Any]:
+    """How the loose files of a folder are read.
+
+    Raises:
+        DataError: the reader would take the folder's name for a pattern.
+    """
+    if glob.has_magic(str(path.resolve())):
+        raise DataError(
+            f"the dataset folder {path} has one of *, ? and [ in its path, which is a pattern to its reader: "
+            "rename the folder, or name a file in it"
+        )
+    kinds = {DATASET_READERS.get(file.suffix.lower()) for file in path.rglob("*")} - {None}
+    return _CSV_AS_TEXT if kinds == {"csv"} else {}
+
+
+def check_columns(path: Path, names: list[str]) -> None:
+    """Refuse a table whose columns were not told apart as they are meant.
+
+    Raises:
+        DataError: says how to write it.
+    """
+    if _UNNAMED in names:
+        raise DataError(
+            f"{path} has more cells in a row than names in its header ({', '.join(names[:-1])}): put a text "
+            "that holds a comma between double quotes"
+        )
+    for separator, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(f"{path} has {called} between its columns: save it with commas")
+
+
+def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
+    """With prompts and answers, and all that was taken for a time, as text where they are no text yet."""
+    changed = [
+        name
+        for name, kind in rows.features.items()
+        if isinstance(kind, _ONE_VALUE)
+        and "string" not in (held := str(getattr(kind, "dtype", "")))
+        and (name in _AS_WRITTEN or "timestamp" in held)
+    ]
+    if not changed:
+        return rows
+    # What is no UTF-8 is named later, with its row.
+    written = _objects(path.read_text(encoding="utf-8-sig", errors="replace"))
+    for name in changed if len(written) == len(rows) else ():
+        # NaN is null here: neither is an answer.
+        values = [None if (v := one.get(name)) != v else v for one in written]
+        if any(isinstance(value, list | dict) for value in values):
+            continue
+        texts = [None if value is None else str(value) for value in values]
+        rows = rows.remove_columns(name).add_column(name, texts)
+    return rows
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The rows of a JSON file, one a line or all in a list, with numbers as they are written."""
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+    found: list[Any] = []
+    place = _SPACE.match(text, 0).end()  # type: ignore[union-attr]
+    while place < len(text):
+        value, place = decoder.raw_decode(text, place)
+        found += value if isinstance(value, list) else [value]
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+    return found
