@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from taopd.cli.evaluate import _print_table
+from taopd.experiments.evaluation.accuracy import summarize
 from taopd.experiments.evaluation.grading import Grader, is_mathematical
 
 
@@ -177,3 +179,48 @@ def test_latex_without_dollars_is_read_as_a_whole(completion, answer, correct):
     r"""math-verify reads 10^{-3} as 10, 2\sqrt{3} as 2, 1{,}000 as 1; and nothing from \$5."""
     for match in ("auto", "math"):
         assert Grader(match)(completion, answer).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "correct"),
+    [
+        ("<think>5 + 7 = 12</think>\n<answer>13</answer>", "12", False),
+        ("<think>5 + 7 = 12</think>\n<answer>13</answer>", "13", True),
+        ("<think>yes or no</think>\n<Answer>\nyes\n</Answer>", "yes", True),
+        ("<think>5 + 7 = 13, no</think>12", "12", True),
+        ("<answer>It is $5$.</answer> not <answer>7", "5", True),
+        ("5 and 7 make <b>12</b>", "12", True),
+        ("5 and 7 make 12<|im_end|>", "12", True),
+        *((f"5 and 7 make {text}", "12", True) for text in ("`12`", "*12*", "“12”", "≈12", "->12")),
+        ("5 and 7:\nAnswer:12", "12", True),
+        ("5 *3", "15", True),
+        ("12 1\N{NARROW NO-BREAK SPACE}000", "1000", True),
+        ("1 and 2½", "2.5", True),
+        (r"it is -\frac12", "-1/2", True),
+        ("at 3:30", "3:30", False),  # text, and not the whole completion
+    ],
+)
+def test_a_number_is_seen_behind_tags_quotes_and_arrows(completion, answer, correct):
+    """The last number with a space before it was taken: 12 was right for <answer>13</answer>."""
+    assert Grader("auto")(completion, answer).correct is correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "correct"),
+    [("The point is (1, 2).", True), ("$(1, 2)$", True), ("1, 2", False), ("[1, 2]", False)],
+)
+def test_a_tuple_is_compared_as_mathematics(completion, correct):
+    for match in ("auto", "math"):
+        assert Grader(match)(completion, "(1,2)").correct is correct
+
+
+def test_evaluate_tells_how_many_answers_are_text(capsys):
+    answers = ["12", "12 km", "3:30", "so 3\n#### 4", "(1, 2)", "50%"]
+    graded = [
+        {"problem": i, "answer": answer, "correct": False, "truncated": False, "parsed": True}
+        for i, answer in enumerate(answers)
+    ]
+    for match, told in (("auto", True), ("exact", False)):
+        settings = {"match": match}
+        _print_table("m", summarize(graded, num_problems=6, num_samples=1, settings=settings))
+        assert ("compared as text   │ 2 of 6 answers" in capsys.readouterr().out) is told

@@ -132,6 +132,7 @@ def _parser() -> Parser:
 def _print_table(model: str, result: "EvaluationResult") -> None:
     from rich.table import Table
 
+    from taopd.experiments.evaluation.grading import count_as_text
     from taopd.report.console import plain_console
 
     table = Table(title=model, show_header=False)
@@ -142,6 +143,10 @@ def _print_table(model: str, result: "EvaluationResult") -> None:
     table.add_row("problems x samples", f"{result.num_problems} x {result.num_samples}")
     table.add_row("truncated", f"{result.num_truncated} of {completions}")
     table.add_row("nothing to grade", f"{result.num_unparsed} of {completions}")
+    if result.settings.get("match") == "auto":
+        answers = {one["problem"]: one["answer"] for one in result.transcripts}
+        if texts := count_as_text(answers.values()):
+            table.add_row("compared as text", f"{texts} of {len(answers)} answers (--match)")
     plain_console().print(table)
 
 

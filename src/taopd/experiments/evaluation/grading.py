@@ -2,8 +2,9 @@ r"""Graders of completions: exact text, a regular expression, or mathematics (ma
 
 `Grader` is made once per evaluation and called per completion. "auto" decides per problem:
 mathematics where the gold answer parses as a number or is written in LaTeX, exact text elsewhere
-("yes", "B", a name), of the whole completion or of its last \boxed{...}. Of a worked solution whose last
-line is "#### 42", as GSM8K has them, both read what stands in that line.
+("yes", "B", a name), of the whole completion or of its last \boxed{...}. Both read what stands in the
+last <answer>...</answer> where there is one, and of a worked solution whose last line is "#### 42", as
+GSM8K has them, what stands in that line.
 
 Patterns are those of the package `regex`, which gives up on a slow one; Python's own would hang.
 
@@ -16,8 +17,8 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,11 @@ from typing import Any
 import regex
 
 from taopd.errors import ConfigError, suggest
+from taopd.experiments.evaluation.written_numbers import DOLLARS, LATEX, apart, bare_latex, plainly
 from taopd.runs.schemas import OBJECT
 from taopd.runs.validation import read_document
 
 _TIMEOUT_SECONDS = 5
-_LATEX = re.compile(r"\\|\$|\^\{")
-_DOLLARS = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
-"""What math-verify finds LaTeX by; the dollar of a price (\\$10) is none."""
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _WORD = re.compile(r"[^\W\d_]{2}")
@@ -40,29 +39,15 @@ _NUMBER = re.compile(r"(?=.*\d)[-+]?(\d{1,3}(,\d{3})+|\d*)([.,]\d*)?(\s*/\s*\d+)
 """One number. Of a date or an address math-verify would read the first two parts and pass over the rest."""
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 _LIST = re.compile(r"(?<![\d.])[-+]?\d[\d.]*(\s*,\s*[-+]?\d[\d.]*)+")
+_TUPLE = re.compile(r"[(\[]\s*[-+]?[\d./]+(?:\s*,\s*[-+]?[\d./]+)+\s*[)\]]")
 _PARTS = re.compile(r"(?<!\d)(?:\d+(?::\d+)+|\d+([-./])\d+(?:\1\d+)+)")
 """A time, a date, a version or an address: text, of which math-verify would read the first number."""
-_MIXED = re.compile(r"(?<![\w.,/+*^-])(-?)(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/])")
-_POWER_OF_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\^)")
-_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.]*\w)")
-_FULL_STOP = re.compile(r"(?<=\d)\.(?=\s|$)")
-_THIN_SPACE = re.compile(r"(?<=\d)(?:\\,|\{,\})(?=\d{3}(?!\d))")
-_NO_ZERO = re.compile(r"(?<![\w.])\.(?=\d)")
-_RAISED = re.compile(r"(?<=[\d)])[⁰¹²³⁴-⁹]+")
-_SIGNS = str.maketrans("\N{MINUS SIGN}\N{MULTIPLICATION SIGN}÷", "-*/")
-_RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
-_BARE = re.compile(
-    r"(?<![\w\\}.^])-?(?:(?:\d+(?:,\d{3})*(?:\.\d+)?|\\[dt]?frac\{[^{}]*\}\{[^{}]*\}"
-    r"|\\sqrt(?:\[\d+\])?\{[^{}]*\}|\\(?:pi|times|cdot)(?![a-zA-Z])|\^(?:\{[^{}]*\}|-?\d+)"
-    r"|[-+*/](?=[ ]?[\d\\])) ?)++(?=\D*\Z)"
-)
-"""The last numbers of a text with LaTeX between them; of 2\\sqrt{3} math-verify would read the 2."""
-_PRICE = re.compile(r"\\\$(?= ?\.?\d)")
 _SMALL = re.compile(r"[-+]?0*\.(0{4,})\d")
 """A number that six decimals, to which math-verify rounds, would change."""
 _ENCLOSED = re.compile(r"(?<![\w)])[\"'(\[+]{1,3}(?=[-.\d])")
 _FINAL = re.compile(r"(?:^|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*$")
 """The last line of a solution in GSM8K's form."""
+_ANSWERED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _REGEX_PREFIX = "regex:"
 LAB_FILE = "lab.json"
 """What a lab of ours holds beside its prompts."""
@@ -126,7 +111,7 @@ class Grader:
             return _grade_regex(self._pattern, completion, answer)
         if self.match == "exact":
             return Verdict(completion.strip() == answer.strip(), True)
-        final = _final(answer)
+        final, completion = _final(answer), _answered(completion)
         if _is_copy(completion, final):
             return Verdict(True, True)
         in_a_box = bool(_BOX.search(completion)) and not _is_text(final)
@@ -140,6 +125,12 @@ def _final(text: str) -> str:
     return found.group(1) if found else text.strip()
 
 
+def _answered(completion: str) -> str:
+    """What stands in the last <answer>...</answer>, as models of reasoning end; else all of it."""
+    found = _ANSWERED.findall(completion)
+    return found[-1] if found else completion
+
+
 def is_mathematical(answer: str) -> bool:
     r"""Whether an answer is a number or LaTeX that math-verify can parse.
 
@@ -147,11 +138,21 @@ def is_mathematical(answer: str) -> bool:
         >>> is_mathematical("34"), is_mathematical(r"\frac{1}{2}"), is_mathematical("yes")
         (True, True, False)
     """
-    answer = _plainly(answer.strip())
+    answer = plainly(answer.strip())
     return bool(
-        (_NUMBER.fullmatch(answer) or _is_list(answer) or _LATEX.search(answer))
+        (
+            _NUMBER.fullmatch(answer)
+            or _is_list(answer)
+            or _TUPLE.fullmatch(answer)
+            or LATEX.search(answer)
+        )
         and _parse_answer(answer, _timeout())
     )
+
+
+def count_as_text(answers: Iterable[str]) -> int:
+    """How many answers "auto" compares as text: a completion has to be such an answer to the letter."""
+    return sum(not is_mathematical(_final(answer)) for answer in answers)
 
 
 def _is_copy(completion: str, answer: str) -> bool:
@@ -166,7 +167,7 @@ def _is_copy(completion: str, answer: str) -> bool:
 def _is_text(answer: str) -> bool:
     """Whether an answer is text to math-verify, which would read "listen" as a product of letters."""
     return bool(_PARTS.fullmatch(answer.strip())) or bool(
-        _WORD.search(answer) and not _LATEX.search(answer)
+        _WORD.search(answer) and not LATEX.search(answer)
     )
 
 
@@ -206,10 +207,10 @@ def _grade_math(completion: str, answer: str) -> Verdict:
     timeout = _timeout()
     gold = _parse_answer(answer, timeout)
     try:
-        found = _parse_completion(_bare_latex(_plainly(completion)), answer, timeout)
+        found = _parse_completion(bare_latex(plainly(apart(completion))), answer, timeout)
         if not found or not gold:
             return Verdict(False, bool(found))
-        small = _SMALL.match(_plainly(answer.strip()))
+        small = _SMALL.match(plainly(answer.strip()))
         decimals = len(small[1]) + 3 if small else 6
         right = math_verify.verify(
             list(gold), found, float_rounding=decimals, timeout_seconds=timeout
@@ -221,50 +222,18 @@ def _grade_math(completion: str, answer: str) -> Verdict:
         return Verdict(False, False)
 
 
-def _plainly(text: str) -> str:
-    """Numbers written as math-verify reads them.
-
-    It takes 2e3, 2 1/2, 10² and 53/5 before a full stop for other numbers, and knows no minus sign but
-    the hyphen.
-    """
-    text = _RAISED.sub(lambda m: f"^{m.group().translate(_RAISED_DIGITS)}", text.translate(_SIGNS))
-    text = _FULL_STOP.sub("", _THIN_SPACE.sub("", _POWER_OF_TEN.sub("*", text)))
-    text = _NO_ZERO.sub("0.", text)
-    text = _SCIENTIFIC.sub(lambda m: f"{Decimal(m.group()):f}", text)
-    return _MIXED.sub(_improper, text)
-
-
-def _bare_latex(text: str) -> str:
-    r"""LaTeX without dollars at the end of a text, and prices (\$5), as math-verify reads them.
-
-    Example:
-        >>> _bare_latex(r"It is 2 \times 10^{-3}."), _bare_latex(r"It costs \$5.")
-        ('It is $2 \\times 10^{-3}$.', 'It costs 5.')
-    """
-    if _DOLLARS.search(text):
-        return text
-    text = _PRICE.sub("", text)
-    found = _BARE.search(text)
-    if found is None or not _LATEX.search(found.group()):
-        return text
-    return f"{text[: found.start()]}${found.group().rstrip()}${text[found.end() :]}"
-
-
-def _improper(mixed: re.Match[str]) -> str:
-    """2 1/2 as 5/2. In "in 2024 3/2" the two are no mixed number."""
-    sign, whole, top, bottom = mixed[1], int(mixed[2]), int(mixed[3]), int(mixed[4])
-    return f"{sign}{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
-
-
 def _parse_completion(completion: str, answer: str, timeout: int | None) -> list[Any]:
     import math_verify
 
     lists = [found.group() for found in _LIST.finditer(completion)]
-    if lists and _is_list(answer.strip()) and not _DOLLARS.search(completion):
+    if lists and _is_list(answer.strip()) and not DOLLARS.search(completion):
         last = lists[-1].rstrip(".")  # As plain text one number of it would be read.
         if last.count(",") != answer.count(","):
             return [last]
         return list(math_verify.parse(f"${last}$", parsing_timeout=timeout))
+    tuples = _TUPLE.findall(completion) if _TUPLE.fullmatch(answer.strip()) else []
+    if tuples and not DOLLARS.search(completion):
+        return list(math_verify.parse(f"${tuples[-1]}$", parsing_timeout=timeout))
     found = math_verify.parse(completion, parsing_timeout=timeout)
     if all(isinstance(one, str) for one in found):
         found = math_verify.parse(_ENCLOSED.sub(" ", completion), parsing_timeout=timeout) or found
@@ -277,12 +246,12 @@ def _parse_answer(answer: str, timeout: int | None) -> tuple[Any, ...]:
     import math_verify
     from math_verify.errors import TimeoutException
 
-    answer = _plainly(answer.strip()).removeprefix("+")
+    answer = plainly(answer.strip()).removeprefix("+")
     as_latex = f"${answer}$"
     number = bool(_NUMBER.fullmatch(answer))
     # As plain text the first number of a formula is read, and the rest is passed over.
     formula = bool(_OPERATOR.search(answer.removeprefix("-"))) and not number
-    if _DOLLARS.search(answer) or _is_text(answer):
+    if DOLLARS.search(answer) or _is_text(answer):
         readings = [answer]
     elif _is_list(answer):
         readings = [answer, as_latex] if number else [as_latex]
