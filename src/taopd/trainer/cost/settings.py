@@ -1,6 +1,5 @@
 """What a plan is made for; mirrors the training settings that decide memory and compute."""
 
-import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -197,11 +196,24 @@ def gradient_share(settings: PlanSettings, window: int | None) -> float:
     """
     if window is None:
         return 1.0
-    first, last = settings.prompt_length - 1, settings.length - 2
-    total = 0.0
-    for column in range(max(0, first - window), last + 1):
-        candidates = min(column + window, last) - max(column, first, 0) + 1
-        total += 1.0 - math.pow(1.0 - settings.wanted_share, candidates)
+    # The first and the last column that predict a completion token; so many of them, and what keeps none.
+    first, last = max(0, settings.prompt_length - 1), settings.length - 2
+    num, kept_out = last - first + 1, 1.0 - settings.wanted_share
+
+    def of_up_to(low: int, high: int) -> float:
+        """Columns that reach `low`, `low` + 1, ..., `high` of those: a sum of powers, at any length."""
+        count = max(0, high - low + 1)
+        if kept_out in (0.0, 1.0) or not count:
+            return 0.0 if kept_out else float(count)
+        return count - (kept_out**low - kept_out ** (high + 1)) / (1.0 - kept_out)
+
+    # Before the first such column a window reaches one more at every column, until it reaches all of them.
+    least = max(1, window - first + 1)
+    total = of_up_to(least, min(window, num))
+    total += max(0, window - max(num, least - 1)) * of_up_to(num, num)
+    # From there on it reaches `window` further ones, and fewer where the row ends.
+    total += max(0, num - window) * of_up_to(window + 1, window + 1)
+    total += of_up_to(1, min(window, num))
     return total / settings.length
 
 
