@@ -1,10 +1,12 @@
 """Files of another kind as a config or a study: one line that names the file, and nothing written."""
 
 import os
+import re
 
 import pytest
 
 from taopd import cli
+from taopd.errors import ConfigError
 from taopd.runs.validation import read_yaml
 
 FILES = {
@@ -39,6 +41,22 @@ def test_a_byte_order_mark_and_lines_of_windows_are_read(tmp_path):
     for content in (b"\xef\xbb\xbfa: 1\nb: x\n", b"a: 1\r\nb: x\r\n"):
         path.write_bytes(content)
         assert read_yaml(path, "the file") == {"a": 1, "b": "x"}
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("max_steps: 012", "line 2: 012 is octal in YAML, 10: write 12 or 10"),
+        ("seeds: [00, 07, 010]", "line 2: 010 is octal in YAML, 8: write 10 or 8"),
+        ("max_steps: 1:30", "line 2: 1:30 is a number to base 60 in YAML, 90: write 90"),
+    ],
+)
+def test_a_number_that_yaml_reads_to_another_base_is_refused(tmp_path, written, told):
+    (tmp_path / "run.yaml").write_text(
+        f"a: [0, 00, 07, -5, 1_000, 0x1F]\n{written}\n", encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        read_yaml(tmp_path / "run.yaml", "the file")
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,25 @@ def parse_json(text: str, place: str) -> Any:
         raise DataError(f"{place}: not JSON ({error})") from error
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: the second would win without a word."""
+class _Strict(yaml.SafeLoader):
+    """Refuses what would be read otherwise than meant, without a word: a key that stands twice in one
+    mapping, of which the second wins; 012, which is 10 in YAML, and 1:30, which is 90.
+    """
+
+    def construct_yaml_int(self, node: Any) -> int:
+        value = int(super().construct_yaml_int(node))
+        digits = node.value.replace("_", "")
+        if digits.lstrip("+-").isdecimal() and int(digits) != value:
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {node.value} is octal in YAML, {value}: write "
+                f"{int(digits)} or {value}"
+            )
+        if ":" in digits:
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {node.value} is a number to base 60 in YAML, {value}: "
+                f"write {value}, or put a text between quotes"
+            )
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, Any] = {}
@@ -203,6 +220,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_yaml_int)
 _VARIABLE = re.compile(r"\$\{[A-Za-z_]\w*\}|\$[A-Za-z_]\w*(?=/|$)")
 
 
@@ -214,7 +232,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     try:
         # A subclass of the safe loader.
-        loaded = _UniqueKeys(Path(path).read_text(encoding="utf-8")).get_single_data()
+        loaded = _Strict(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
