@@ -17,7 +17,13 @@ from taopd.cli import evaluate as cli_evaluate
 from taopd.errors import ConfigError, DataError
 from taopd.experiments.evaluation.accuracy import pass_at_k, summarize
 from taopd.experiments.evaluation.evaluate import evaluate
-from taopd.experiments.evaluation.grading import LAB_FILE, Grader, grading_of, is_mathematical
+from taopd.experiments.evaluation.grading import (
+    LAB_FILE,
+    Grader,
+    answer_text,
+    grading_of,
+    is_mathematical,
+)
 from taopd.experiments.lab.build import MANIFEST
 from taopd.experiments.study.statistics import wilson
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
@@ -255,6 +261,14 @@ def test_bad_rows(student):
     ):
         with pytest.raises(DataError, match=message):
             run(student, bad, max_new_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(3.0, "3"), (-0.5, "-0.5"), (3, "3"), ("3.0", "3.0"), (1e300, "1e+300")]
+)
+def test_a_whole_number_of_a_table_of_floats_is_written_without_a_point(answer, text):
+    """A table has them where an answer was missing; under a pattern every "3" was wrong for 3.0."""
+    assert answer_text(answer) == text
 
 
 def test_progress_reaches_the_total(student, rows):

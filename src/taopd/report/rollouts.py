@@ -141,9 +141,10 @@ def _thin(lines: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 
 def _grader(match: str) -> Any:
-    from taopd.experiments.evaluation.grading import Grader
+    from taopd.experiments.evaluation.grading import Grader, answer_text
 
-    return Grader(match)
+    grade = Grader(match)
+    return lambda completion, answer: grade(completion, answer_text(answer))
 
 
 def _rollout(run: str, line: dict[str, Any], kind: str, grade: Any) -> Rollout:
@@ -153,7 +154,7 @@ def _rollout(run: str, line: dict[str, Any], kind: str, grade: Any) -> Rollout:
         try:
             # As `taopd evaluate` reads it: without the end token, and characters as they are.
             written = line["tokens"][:-1] if line.get("truncated") is False else line["tokens"]
-            verdict = grade(plain(written, kind), str(answer))
+            verdict = grade(plain(written, kind), answer)
             correct = bool(verdict.correct)
         except (TaopdError, ValueError):
             correct = None

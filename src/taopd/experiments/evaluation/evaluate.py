@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from taopd.errors import ConfigError, DataError, require
 from taopd.experiments.evaluation.accuracy import EvaluationResult, summarize
-from taopd.experiments.evaluation.grading import Grader
+from taopd.experiments.evaluation.grading import Grader, answer_text
 from taopd.models.generation import generate_ids, generation_settings, undisturbed
 from taopd.models.prompts import context_length, encode_prompts
 from taopd.models.stop_tokens import sampler_stop_ids
@@ -107,13 +107,14 @@ def _transcript(
     end = next((position for position, token in enumerate(ids) if token in eos_ids), None)
     kept = ids[:end]
     completion = tokenizer.decode(kept, skip_special_tokens=True)
-    verdict = grade(completion, str(row["answer"]))
+    answer = answer_text(row["answer"])
+    verdict = grade(completion, answer)
     return {
         "problem": problem,
         "sample": sample,
         "prompt": row["prompt"],
         "completion": completion,
-        "answer": str(row["answer"]),
+        "answer": answer,
         "correct": verdict.correct,
         "parsed": verdict.parsed,
         "truncated": end is None,

@@ -45,6 +45,8 @@ _PARTS = re.compile(r"(?<!\d)(?:\d+(?::\d+)+|\d+([-./])\d+(?:\1\d+)+)")
 _SMALL = re.compile(r"[-+]?0*\.(0{4,})\d")
 """A number that six decimals, to which math-verify rounds, would change."""
 _ENCLOSED = re.compile(r"(?<![\w)])[\"'(\[+]{1,3}(?=[-.\d])")
+_EXACT = 2**53
+"""From here on a float is no longer one whole number."""
 _FINAL = re.compile(r"(?:^|\n)[ \t]*####[ \t]*(\S[^\n]*?)\s*$")
 """The last line of a solution in GSM8K's form."""
 _ANSWERED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -118,6 +120,12 @@ class Grader:
         if self.match == "math" or in_a_box or is_mathematical(final):
             return _grade_math(completion, final)
         return Verdict(_final(completion) == final, True)
+
+
+def answer_text(answer: object) -> str:
+    """An answer as a completion writes it: 3 of a table that holds it as 3.0."""
+    whole = isinstance(answer, float) and answer.is_integer() and abs(answer) < _EXACT
+    return str(int(answer)) if whole else str(answer)  # type: ignore[call-overload]
 
 
 def _final(text: str) -> str:
