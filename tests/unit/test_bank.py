@@ -380,6 +380,9 @@ def test_completions_from_a_file(tmp_path):
     assert rollouts.completion_ids == [[7, 2], [7, 2], [9, 9]]
     assert rollouts.prompts == [0, 0, 1]
     assert len(read_completions(path, tokenizer, num_completions=1)) == 1
+    # As an editor on Windows saves it.
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig", newline="\r\n")
+    assert len(read_completions(path, tokenizer)) == len(rollouts)
 
 
 @pytest.mark.parametrize(

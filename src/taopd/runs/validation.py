@@ -150,7 +150,7 @@ def is_there(path: Path) -> bool:
 
 
 def read_text(path: Path, *, torn: bool = False) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file, without the byte order mark that Windows writes.
 
     Args:
         torn: the last line may end within a character, as a kill leaves it, and is then left out.
@@ -159,7 +159,7 @@ def read_text(path: Path, *, torn: bool = False) -> str:
         DataError: it cannot be read, or is no text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         # Other bytes that are no text are no trace of a kill.
         if torn and error.reason == "unexpected end of data":
