@@ -118,6 +118,11 @@ def test_local_folders(tmp_path):
     assert len(load_prompts(tmp_path / "f", split=None)) == 1
     with pytest.raises(DataError, match=r"no split 'tset'. Did you mean 'test'"):
         load_prompts(tmp_path / "f", split="tset")
+    (tmp_path / "g").mkdir()
+    write(tmp_path / "g" / "train.jsonl", ROWS)
+    write(tmp_path / "g" / "test.jsonl", [row | {"level": 1} for row in ROWS])
+    with pytest.raises(DataError, match=r"level: int64 .*because column names don't match"):
+        load_prompts(tmp_path / "g")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     assert len(load_prompts(tmp_path / "saved")) == 2
     with pytest.raises(DataError, match="without splits"):

@@ -240,9 +240,6 @@ def root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A cast names the columns, and what is wrong with them, in the lines after its first.
-    if lines[:1] == ["Couldn't cast"]:
-        lines = [" ".join(lines)]
     # A line that ends in a colon announces a list, and says nothing alone.
     while len(lines) > 1 and lines[0].rstrip(".").endswith(":"):
         lines[:2] = [f"{lines[0]} {lines[1]}"]

@@ -238,7 +238,11 @@ def _load_folder(path: Path) -> Any:
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(path), **options)
     except _UNREADABLE as error:
-        raise DataError(f"cannot read the dataset folder {path}: {root_cause(error)}") from error
+        cause = error.__cause__
+        # A cast names the columns that differ in the lines after its first.
+        cast = isinstance(cause, datasets.table.CastError)
+        told = " ".join(str(cause).split()) if cast else root_cause(error)
+        raise DataError(f"cannot read the dataset folder {path}: {told}") from error
 
 
 def _load_from_hub(name: str, config: str | None) -> Any:
