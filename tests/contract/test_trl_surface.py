@@ -40,7 +40,8 @@ OVERRIDES = {
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "prediction_step": "model inputs prediction_loss_only",
     "training_step": "model inputs num_items_in_batch",
-    # Wrapping, and batches that do not fit: transformers'.
+    # transformers' evaluation, wrapping, and batches that do not fit.
+    "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
     "create_accelerator_and_postprocess": "",
     "_inner_training_loop": "batch_size",
     "create_optimizer": "model",
