@@ -87,6 +87,11 @@ def test_a_csv_whose_answers_change_in_kind_after_many_rows_is_read(tmp_path):
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "train.csv", [{"prompt": "a", "answer": "007"}])
     assert load_prompts(tmp_path / "folder")["answer"][:] == ["007"]
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "train.jsonl").write_text('{"prompt": "a", "answer": 2.50}\n')
+    (tmp_path / "lines" / "test.jsonl").write_text('{"prompt": "a", "answer": "2020-05-10"}\n')
+    assert load_prompts(tmp_path / "lines")["answer"][:] == ["2.50"]
+    assert load_prompts(tmp_path / "lines", split="test")["answer"][:] == ["2020-05-10"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -119,8 +124,8 @@ def test_local_folders(tmp_path):
     with pytest.raises(DataError, match=r"no split 'tset'. Did you mean 'test'"):
         load_prompts(tmp_path / "f", split="tset")
     (tmp_path / "g").mkdir()
-    write(tmp_path / "g" / "train.jsonl", ROWS)
-    write(tmp_path / "g" / "test.jsonl", [row | {"level": 1} for row in ROWS])
+    write(tmp_path / "g" / "train.parquet", ROWS)
+    write(tmp_path / "g" / "test.parquet", [row | {"level": 1} for row in ROWS])
     with pytest.raises(DataError, match=r"level: int64 .*because column names don't match"):
         load_prompts(tmp_path / "g")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
@@ -337,3 +342,12 @@ def test_prompt_lengths(micro_lab):
     empty = datasets.Dataset.from_list([{"prompt": "1"}, {"prompt": ""}])
     with pytest.raises(DataError, match="row 1 is empty"):
         check_prompt_lengths(empty, tokenizer, context_length=16, max_completion_length=4)
+
+
+def test_class_labels_are_read_by_their_names(tmp_path):
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "answer": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {"prompt": ["a", "b", "c"], "answer": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    assert load_prompts(tmp_path / "set")["answer"][:] == ["yes", "no", None]

@@ -1,7 +1,6 @@
-"""One dataset file, read so that prompts and answers are the text that the file holds.
+"""Dataset files, read so that prompts and answers are the text that they hold.
 
-What: `read_file` gives the rows of a .parquet, .jsonl, .json or .csv file; `folder_options` says how
-those of a folder are read.
+What: `read_file` gives the rows of a .parquet, .jsonl, .json or .csv file; `read_folder` those of a folder.
 
 Why not the readers of `datasets` alone: they take the answer 007 of a CSV for 7, a date in JSON lines for a
 time (2020-05-10 00:00:00, which no completion says), 25! for 1.55e+25, and the [1] in a file's name for a
@@ -43,8 +42,8 @@ def read_file(path: Path) -> datasets.Dataset:
     return _as_written(path, rows) if reader == "json" else rows
 
 
-def folder_options(path: Path) -> dict[str, Any]:
-    """How the loose files of a folder are read.
+def read_folder(path: Path) -> datasets.DatasetDict:
+    """The splits of a folder of loose files, each file as `read_file` reads it; its errors pass through.
 
     Raises:
         DataError: the reader would take the folder's name for a pattern.
@@ -54,8 +53,16 @@ def folder_options(path: Path) -> dict[str, Any]:
             f"the dataset folder {path} has one of *, ? and [ in its path, which is a pattern to its reader: "
             "rename the folder, or name a file in it"
         )
-    kinds = {DATASET_READERS.get(file.suffix.lower()) for file in path.rglob("*")} - {None}
-    return _CSV_AS_TEXT if kinds == {"csv"} else {}
+    splits: dict[str, list[str]] = datasets.load_dataset_builder(str(path)).config.data_files or {}
+    kinds = {DATASET_READERS.get(Path(file).suffix) for files in splits.values() for file in files}
+    if not kinds <= {"json", "csv"}:
+        return datasets.load_dataset(str(path))
+    return datasets.DatasetDict(
+        {
+            str(split): datasets.concatenate_datasets([read_file(Path(file)) for file in files])
+            for split, files in splits.items()
+        }
+    )
 
 
 def check_columns(path: Path, names: list[str]) -> None:

@@ -28,7 +28,7 @@ from taopd.models.loading import (
     looks_local,
     root_cause,
 )
-from taopd.models.prompt_files import check_columns, folder_options, read_file
+from taopd.models.prompt_files import check_columns, read_file, read_folder
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
 from taopd.runs.paths import expanded
 
@@ -83,13 +83,24 @@ def load_prompts(
         raise DataError(
             f"{name} holds text that is not UTF-8 ({where}); save it as UTF-8"
         ) from error
-    rows = _with_prompts(rows, name, with_answer=require_answer)
+    rows = _with_prompts(_with_names(rows), name, with_answer=require_answer)
     for column in ("prompt", "answer") if require_answer else ("prompt",):
         if column not in rows.column_names:
             raise DataError(
                 f"{name} has no {column!r} column, only {', '.join(rows.column_names) or 'none'}; "
                 f"{_how_to_have(column, rows)}. Whole conversations belong into a column 'messages'"
             )
+    return rows
+
+
+def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
+    """With the names of class labels as text: their numbers are what no completion says."""
+    for column, kind in rows.features.items():
+        if isinstance(kind, datasets.ClassLabel):
+            # -1 stands for a label that is not known.
+            known = [label if label is not None and label >= 0 else None for label in rows[column]]
+            names = [None if label is None else kind.int2str(label) for label in known]
+            rows = rows.remove_columns(column).add_column(column, names)
     return rows
 
 
@@ -232,11 +243,10 @@ def _load_folder(path: Path) -> Any:
         raise DataError(f"the dataset folder {path} has no rows")
     # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    options = {} if saved else folder_options(path)
     try:
         if saved:
             return datasets.load_from_disk(str(path))
-        return datasets.load_dataset(str(path), **options)
+        return read_folder(path)
     except _UNREADABLE as error:
         cause = error.__cause__
         # A cast names the columns that differ in the lines after its first.
