@@ -20,7 +20,7 @@ from taopd.errors import ConfigError
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
 
-STUDIES = ("smollm2-order", "smollm2-long")
+STUDIES = ("smollm2-order", "smollm2-long", "smollm2-long-pair1")
 """In recipes/studies; the page of each has its name."""
 
 

@@ -1,0 +1,43 @@
+"""Labs with models of other sizes: `build_lab` takes the list; the table, on made-up curves."""
+
+import json
+
+from scripts.lab_sizes import LABS, gathered, table
+from scripts.unseen_labs import FOUND_WITH, NO_PART
+from taopd.experiments.lab.spec import LabSpec
+from taopd.experiments.lab.variants import VARIANTS
+
+
+def finished(folder, part, **arms):
+    """A finished job: name -> greedy accuracy over three steps; sampled accuracy is a tenth of it."""
+    curves = {name: list(zip((0, 500, 1000), values, strict=True)) for name, values in arms.items()}
+    document = {
+        "variant": "made, small",
+        "loss": "reverse_kl",
+        "models": {"teacher": 0.98, "student": 0.4},
+        "arms": [
+            {
+                "name": name,
+                "accuracy_curve": curve,
+                "accuracy_sampled_curve": [(step, value / 10) for step, value in curve],
+            }
+            for name, curve in curves.items()
+        ],
+    }
+    (folder / f"{part}__made-small.json").write_text(json.dumps(document))
+
+
+def test_a_row_has_both_models_and_the_ends_of_the_arms(tmp_path):
+    finished(tmp_path, "reach", **{"reach@0.1": (0.0, 0.2, 0.9)})
+    finished(tmp_path, "rivals", full=(0.4, 0.7, 0.1))
+    last = table(gathered(tmp_path)).splitlines()[-1]
+    assert last == "| made, small | exact | 98 | 40 | 90 | 9 | 10 (70) | - |"
+
+
+def test_every_lab_of_the_list_differs_from_the_usual_one_in_what_it_names():
+    known = {*VARIANTS, *(each.name for each in (*FOUND_WITH, *NO_PART))}
+    usual = LabSpec()
+    for name, (variant, sizes) in LABS.items():
+        assert variant in known, name
+        spec = LabSpec.from_sizes("dialect", 0, sizes)
+        assert all(getattr(spec, size) != getattr(usual, size) for size in sizes), name
