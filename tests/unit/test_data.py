@@ -351,3 +351,14 @@ def test_class_labels_are_read_by_their_names(tmp_path):
     rows = {"prompt": ["a", "b", "c"], "answer": [1, 0, -1]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
     assert load_prompts(tmp_path / "set")["answer"][:] == ["yes", "no", None]
+
+
+def test_a_folder_of_two_kinds_of_files_says_which_are_not_read(tmp_path, caplog):
+    (folder := tmp_path / "set").mkdir()
+    write(folder / "a.jsonl", ROWS)
+    (folder / "dataset_infos.json").write_text("{}")
+    load_prompts(folder, split=None)
+    assert not caplog.records
+    write(folder / "b.csv", ROWS)
+    load_prompts(folder, split=None)
+    assert "only its .jsonl files are read, not b.csv" in caplog.text

@@ -9,6 +9,7 @@ pattern, which may match another file.
 
 import glob
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import datasets
 
 from taopd.errors import DataError
 from taopd.models.loading import DATASET_READERS
+
+logger = logging.getLogger(__name__)
 
 _AS_WRITTEN = ("prompt", "answer")
 # An empty cell is null; NA, None and nan are words.
@@ -29,6 +32,7 @@ _UNNAMED = "__index_level_0__"
 """What pandas calls a first column that the header does not name."""
 _ONE_VALUE = tuple(getattr(datasets, kind) for kind in ("Value", "Json") if hasattr(datasets, kind))
 """Kinds of columns; older versions of the library lack the second, of rows that differ in kind."""
+_ROWS = (".parquet", ".jsonl", ".csv")
 _SPACE = re.compile(r"\s*")
 
 
@@ -54,7 +58,19 @@ def read_folder(path: Path) -> datasets.DatasetDict:
             "rename the folder, or name a file in it"
         )
     splits: dict[str, list[str]] = datasets.load_dataset_builder(str(path)).config.data_files or {}
-    kinds = {DATASET_READERS.get(Path(file).suffix) for files in splits.values() for file in files}
+    suffixes = {Path(file).suffix for files in splits.values() for file in files}
+    kinds = {DATASET_READERS.get(suffix) for suffix in suffixes}
+    # Which kind is read is the reader's choice. A .json file beside the data describes it.
+    passed_over = [
+        file.name
+        for file in path.rglob("*")
+        if file.suffix in _ROWS and file.suffix not in suffixes
+    ]
+    if passed_over and suffixes:
+        logger.warning(
+            "dataset folder %s: only its %s files are read, not %s: name a file, or make one kind of them",
+            *(path, " and ".join(sorted(suffixes)), ", ".join(sorted(passed_over)[:3])),
+        )
     if not kinds <= {"json", "csv"}:
         return datasets.load_dataset(str(path))
     return datasets.DatasetDict(
