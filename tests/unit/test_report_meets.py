@@ -16,7 +16,7 @@ import pytest
 from taopd.errors import DataError
 from taopd.report.arms import named
 from taopd.report.charts import Series, lines
-from taopd.report.evaluations import differences, read_evaluation
+from taopd.report.evaluations import differences, read_evaluation, unlike
 from taopd.report.folders import read_folders
 from taopd.report.page import write_report
 from taopd.report.rollouts import bare
@@ -90,6 +90,17 @@ def test_only_the_same_problems_are_compared(tmp_path):
     # a and b share one problem only, b and c likewise.
     assert [(d.one.name, d.other.name, d.estimate.n) for d in found] == [("a", "c", 3)]
     assert found[0].estimate.mean == pytest.approx(1 / 3)
+
+
+def test_an_evaluation_whose_transcripts_were_cut_is_compared_with_none(tmp_path):
+    paths = [evaluation(tmp_path / name, name, [True, False] * 4) for name in "ab"]
+    whole, cut = [read_evaluation(path) for path in paths]
+    assert unlike(whole, cut) == ""
+    lines = (paths[1] / "transcripts.jsonl").read_text().splitlines(keepends=True)
+    (paths[1] / "transcripts.jsonl").write_text("".join(lines[:5]))
+    cut = read_evaluation(paths[1])
+    assert unlike(whole, cut) == "b/transcripts.jsonl lacks 3 completions: it was cut"
+    assert differences([whole, cut]) == []
 
 
 def test_a_damaged_evaluation_is_named(tmp_path):

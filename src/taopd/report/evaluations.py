@@ -31,6 +31,8 @@ class Evaluation:
     results: dict[str, Any]
     shares: Mapping[str, float] = field(default_factory=dict)
     """By prompt and answer; empty without transcripts."""
+    num_missing: int = 0
+    """Completions that the rates count and the transcripts lack."""
     color: int = 0
 
     @property
@@ -70,8 +72,14 @@ def read_evaluation(path: Path) -> Evaluation | None:
         problem = f"{line.get('prompt')}\n{line.get('answer')}"
         right.setdefault(problem, []).append(bool(line.get("correct")))
     shares = {problem: sum(found) / len(found) for problem, found in right.items()}
+    counted = results.get("num_problems", 0) * results.get("num_samples", 1)
     return Evaluation(
-        name=path.name, path=path, model=str(results["model"]), results=results, shares=shares
+        name=path.name,
+        path=path,
+        model=str(results["model"]),
+        results=results,
+        shares=shares,
+        num_missing=max(0, counted - len(lines)),
     )
 
 
@@ -97,6 +105,8 @@ def unlike(one: Evaluation, other: Evaluation) -> str:
             return (
                 f"{each.path.name} has no transcripts.jsonl, which says which problems were right"
             )
+        if each.num_missing:
+            return f"{each.path.name}/transcripts.jsonl lacks {each.num_missing} completions: it was cut"
     common = len(set(one.shares) & set(other.shares))
     if common < LEAST_PROBLEMS:
         counts = f"{len(one.shares)} and {len(other.shares)} problems, {common} in common"
