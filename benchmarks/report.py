@@ -212,6 +212,7 @@ SECTIONS = {
     "sparse": ("Student update: exact and through a gradient window", sparse),
     "sparse_long": ("The same at 8,192 tokens", sparse),
     "rooms": ("Before and after the move into rooms", None),
+    "plan": ("`taopd plan` against measured steps", None),
     "window_lab": ("Gradient windows in the tiny lab: accuracy against seconds", window_lab),
 }
 
