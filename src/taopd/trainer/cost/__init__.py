@@ -3,8 +3,9 @@
 From configs alone; no weights, no device. The ratio compares FLOP of matmuls, with the passes over logits as
 the matmuls that take as long (`flops.py`): it is what time tends to when the hardware is busy, and not a
 promise for small models, where norms and the launch of kernels count. Measured on one CPU thread against TRL
-(`benchmarks/bench_plan.py`): steps within 16 % of the plan, memory within 8 %, with a wide vocabulary
-over a narrow model (width 256, 32,000 ids) and where head and backbone are balanced (width 768, 8,000 ids).
+(`python -m benchmarks plan`, benchmarks/RESULTS.md): the ratio is planned 19 % low to 31 % high, memory 11 %
+low to 8 % high, with a wide vocabulary over a narrow model (width 256, 32,000 ids) and where head and
+backbone are balanced (width 768, 8,000 ids).
 Peak of whole runs on a CPU, libraries included, on 135 M parameters with 49,152 ids: planned 3 to 13 % low
 (`--whole`: one and four micro-batches, a window, checkpointing, no anchor), which the allocator makes up.
 `flops.py` and `memory.py` say what each number leaves out.
