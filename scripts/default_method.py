@@ -21,7 +21,8 @@ from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.lab_results import print_jobs, write_rows
 from taopd.cli import positive
-from taopd.experiments.lab import VARIANTS, build_lab
+from taopd.experiments.arm_settings import Arm
+from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.trainer.environment import environment
@@ -75,6 +76,13 @@ def known_parts(*files: Path) -> dict[tuple[str, str], Part]:
     return found
 
 
+def long_arm(lab: Lab, name: str, loss: str, seed: int) -> Arm:
+    """An arm of this study on a lab."""
+    settings = BASE | ARMS[name] | {"loss": loss}
+    arm = lab_arm(lab, name, settings, seed=seed, steps=STEPS)
+    return replace(arm, evaluate_every=20, num_test_prompts=200)
+
+
 def make_jobs(
     folder: Path, only: list[str], parts: list[str], known: dict[tuple[str, str], Part], seeds: int
 ) -> list[Job]:
@@ -93,14 +101,7 @@ def make_jobs(
                 continue
             # In this process: another one would not know the labs that are registered here.
             lab = build_lab(variant, parallel=False)
-            arms = [
-                replace(
-                    lab_arm(lab, name, BASE | ARMS[name] | {"loss": loss}, seed=seed, steps=STEPS),
-                    evaluate_every=20,
-                    num_test_prompts=200,
-                )
-                for name, seed in missing
-            ]
+            arms = [long_arm(lab, name, loss, seed) for name, seed in missing]
             path = folder / f"{part}__{variant}__{missing[0][1]}_to_{seeds - 1}.json"
             jobs.append(Job(path=path, arms=arms, about={"variant": variant, "loss": loss}))
     return jobs

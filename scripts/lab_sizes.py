@@ -10,20 +10,18 @@ Writes the page beside the data too.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
-from scripts.default_method import ARMS, STEPS
+from scripts.default_method import long_arm
 from scripts.lab_results import print_jobs, write_rows
 from scripts.labs_again import ARM, LOSS_NAMES, PARTS, RIVALS, panels, percent
 from scripts.panels import draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
-from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.trainer.environment import environment
@@ -58,14 +56,7 @@ def make_job(folder: Path, part: str, name: str) -> Job:
     loss, arm_names = PARTS[part]
     variant, sizes = LABS[name]
     lab = build_lab(variant, parallel=False, **sizes)
-    arms = [
-        replace(
-            lab_arm(lab, arm, BASE | ARMS[arm] | {"loss": loss}, seed=SEED, steps=STEPS),
-            evaluate_every=20,
-            num_test_prompts=200,
-        )
-        for arm in arm_names
-    ]
+    arms = [long_arm(lab, arm, loss, SEED) for arm in arm_names]
     about = {"variant": name, "loss": loss, "models": lab.manifest["accuracy"]}
     return Job(path=folder / f"{part}__{name.replace(', ', '-')}.json", arms=arms, about=about)
 

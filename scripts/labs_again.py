@@ -10,7 +10,6 @@ models' first weights, what they are trained on, and the order of the prompts. S
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,12 +17,11 @@ from typing import Any
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
-from scripts.default_method import ARMS, STEPS
+from scripts.default_method import STEPS, long_arm
 from scripts.lab_results import print_jobs, write_rows
 from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
-from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.trainer.environment import environment
@@ -48,14 +46,7 @@ def make_job(folder: Path, part: str, variant: str, lab_seed: int) -> Job:
     loss, names = PARTS[part]
     # In this process: another one would not know the labs that are registered here.
     lab = build_lab(variant, seed=lab_seed, parallel=False)
-    arms = [
-        replace(
-            lab_arm(lab, name, BASE | ARMS[name] | {"loss": loss}, seed=lab_seed, steps=STEPS),
-            evaluate_every=20,
-            num_test_prompts=200,
-        )
-        for name in names
-    ]
+    arms = [long_arm(lab, name, loss, lab_seed) for name in names]
     path = folder / f"{part}__{variant}__{lab_seed}.json"
     seeds = {"variant": variant, "loss": loss, "lab_seed": lab_seed}
     about = seeds | {"models": lab.manifest["accuracy"]}
