@@ -9,7 +9,6 @@ those of `scripts.default_method`; every arm is run once on each pair. The list 
 Writes the page beside the data too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,16 @@ from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import long_arm
 from scripts.lab_results import print_jobs, write_rows
-from scripts.labs_again import ARM, LOSS_NAMES, PARTS, RIVALS, panels, percent
+from scripts.labs_again import (
+    ARM,
+    LOSS_NAMES,
+    PARTS,
+    RIVALS,
+    ends_and_bests,
+    gathered,
+    panels,
+    percent,
+)
 from scripts.panels import draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
@@ -49,6 +57,8 @@ LABS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Variant and sizes, which `build_lab` takes by name."""
 SEED = 1
+ABOUT = ("variant", "loss", "models")
+"""What a job says about its rows."""
 
 
 def make_job(folder: Path, part: str, name: str) -> Job:
@@ -61,53 +71,23 @@ def make_job(folder: Path, part: str, name: str) -> Job:
     return Job(path=folder / f"{part}__{name.replace(', ', '-')}.json", arms=arms, about=about)
 
 
-def gathered(folder: Path) -> list[dict[str, Any]]:
-    """One row an arm and lab, with its curves."""
-    rows = []
-    for path in sorted(folder.glob("*__*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        for arm in document["arms"]:
-            curve, sampled = arm["accuracy_curve"], arm["accuracy_sampled_curve"]
-            rows.append(
-                {key: document[key] for key in ("variant", "loss", "models")}
-                | {"arm": arm["name"], "steps": [step for step, _ in curve]}
-                | {"greedy": [value for _, value in curve]}
-                | {"sampled": [value for _, value in sampled]}
-            )
-    return rows
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """A row a lab and loss: both models, the end of the default, and end and best of the rivals."""
-    heads = [
-        "lab",
-        "loss",
-        "teacher",
-        "student",
-        "reach",
-        "sampled",
-        "full (best)",
-        "published (best)",
-    ]
+    heads = ["lab", "loss", "teacher", "student", "reach", "sampled"]
+    heads += ["full (best)", "published (best)"]
     lines = []
     for name, loss in sorted({(row["variant"], row["loss"]) for row in rows}):
-        own = {row["arm"]: row for row in rows if (row["variant"], row["loss"]) == (name, loss)}
-        models = next(iter(own.values()))["models"]
-        reach = [own[ARM]] if ARM in own else []
+        own = [row for row in rows if (row["variant"], row["loss"]) == (name, loss)]
+        reach = [row for row in own if row["arm"] == ARM]
         lines.append(
             [
                 name,
                 LOSS_NAMES[loss],
-                percent([models["teacher"]]),
-                percent([models["student"]]),
+                percent([own[0]["models"]["teacher"]]),
+                percent([own[0]["models"]["student"]]),
                 percent([row["greedy"][-1] for row in reach]),
                 percent([row["sampled"][-1] for row in reach]),
-                *(
-                    f"{percent(own[rival]['greedy'][-1:])} ({percent([max(own[rival]['greedy'])])})"
-                    if rival in own
-                    else "-"
-                    for rival in RIVALS
-                ),
+                *(ends_and_bests(row for row in own if row["arm"] == rival) for rival in RIVALS),
             ]
         )
     return "\n".join(markdown_table(heads, lines, texts=2))
@@ -128,7 +108,7 @@ def main() -> None:
             print(name, flush=True)
             jobs = [make_job(args.runs, part, name) for part in args.parts]
             run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
-    rows, machine = gathered(args.runs), environment()
+    rows, machine = gathered(args.runs, ABOUT), environment()
     if not rows:
         raise SystemExit(f"{args.runs}: no finished job")
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)

@@ -10,6 +10,7 @@ models' first weights, what they are trained on, and the order of the prompts. S
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,14 +54,16 @@ def make_job(folder: Path, part: str, variant: str, lab_seed: int) -> Job:
     return Job(path=path, arms=arms, about=about)
 
 
-def gathered(folder: Path) -> list[dict[str, Any]]:
-    """One row an arm and lab, with its curves."""
+def gathered(
+    folder: Path, about: Sequence[str] = ("variant", "loss", "lab_seed", "models")
+) -> list[dict[str, Any]]:
+    """One row an arm and lab, with its curves, and what its job says about it."""
     rows = []
-    for path in sorted(folder.glob("*__*__*.json")):
+    for path in sorted(folder.glob("*__*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         for arm in document["arms"]:
             rows.append(
-                {key: document[key] for key in ("variant", "loss", "lab_seed", "models")}
+                {key: document[key] for key in about}
                 | {"arm": arm["name"], "steps": [step for step, _ in arm["accuracy_curve"]]}
                 | {"greedy": [value for _, value in arm["accuracy_curve"]]}
                 | {"sampled": [value for _, value in arm["accuracy_sampled_curve"]]}
@@ -86,15 +89,7 @@ def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) 
     for variant, loss in sorted({(row["variant"], row["loss"]) for row in rows}):
         own = [row for row in rows if (row["variant"], row["loss"]) == (variant, loss)]
         reach = [row for row in own if row["arm"] == ARM]
-        rivals = [
-            ", ".join(
-                f"{100 * row['greedy'][-1]:.0f} ({100 * max(row['greedy']):.0f})"
-                for row in own
-                if row["arm"] == rival
-            )
-            or "-"
-            for rival in RIVALS
-        ]
+        rivals = [ends_and_bests(row for row in own if row["arm"] == rival) for rival in RIVALS]
         settled = [
             min(
                 v for step, v in zip(row["steps"], row["greedy"], strict=True) if step >= STEPS // 2
@@ -120,6 +115,14 @@ def table(rows: list[dict[str, Any]], first: dict[tuple[str, str, str], float]) 
 def percent(values: list[float]) -> str:
     """Shares as whole per cents; a dash where there is none."""
     return ", ".join(f"{100 * value:.0f}" for value in values) or "-"
+
+
+def ends_and_bests(rows: Iterable[dict[str, Any]]) -> str:
+    """End and, in brackets, best of each; a dash where there is none."""
+    return (
+        ", ".join(f"{100 * row['greedy'][-1]:.0f} ({100 * max(row['greedy']):.0f})" for row in rows)
+        or "-"
+    )
 
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, list[Line]]:

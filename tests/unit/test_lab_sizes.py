@@ -2,7 +2,8 @@
 
 import json
 
-from scripts.lab_sizes import LABS, gathered, table
+from scripts.lab_sizes import ABOUT, LABS, table
+from scripts.labs_again import gathered
 from scripts.unseen_labs import FOUND_WITH, NO_PART
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.variants import VARIANTS
@@ -30,7 +31,7 @@ def finished(folder, part, **arms):
 def test_a_row_has_both_models_and_the_ends_of_the_arms(tmp_path):
     finished(tmp_path, "reach", **{"reach@0.1": (0.0, 0.2, 0.9)})
     finished(tmp_path, "rivals", full=(0.4, 0.7, 0.1))
-    last = table(gathered(tmp_path)).splitlines()[-1]
+    last = table(gathered(tmp_path, ABOUT)).splitlines()[-1]
     assert last == "| made, small | exact | 98 | 40 | 90 | 9 | 10 (70) | - |"
 
 

@@ -241,10 +241,9 @@ def _load_folder(path: Path) -> Any:
         raise DataError(f"the dataset folder {path} is empty")
     if (files := list(path.rglob("*.parquet"))) and all(map(_has_no_rows, files)):
         raise DataError(f"the dataset folder {path} has no rows")
-    # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
-    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     try:
-        if saved:
+        # Both layouts are folders: `save_to_disk` of a dataset, or loose data files.
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return datasets.load_from_disk(str(path))
         return read_folder(path)
     except _UNREADABLE as error:
