@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> None:
         write_results(RESULTS, FOLDER)
         return
     if options.save and options.tiny:
-        sys.exit("--save keeps results, and those of --tiny are none: leave one of them out")
+        parser.error("--save keeps results, and those of --tiny are none: leave one of them out")
     if options.save and git("status", "--porcelain"):
-        sys.exit("--save needs a tree without uncommitted changes")
+        parser.error("--save needs a tree without uncommitted changes")
     for name in options.names or names():
         print(f"== {name}")
         if name == "real" and not (options.names or options.tiny or has_pair()):

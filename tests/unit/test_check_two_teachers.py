@@ -171,7 +171,8 @@ def test_plan_counts_the_weights_of_all(lab, capsys):
     [
         (["--teacher_url", "http://127.0.0.1:9"], "drop teacher_url, or lab"),
         (["--teachers", '{"a": {"model": "x"}}'], "no teacher is called 'fallible'. Known: a"),
-        (["--teachers", "{a"], "teachers is no JSON"),
+        (["--teachers", "{a"], "teachers: not JSON"),
+        (["--teachers", '{"a": {}, "a": {}}'], "teachers: the key 'a' stands twice"),
         (["--teacher_weights", '{"falible": 1}'], "Did you mean 'fallible'"),
         (["--teacher_column", "domain"], "names no teacher"),
     ],

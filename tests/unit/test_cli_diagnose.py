@@ -124,6 +124,26 @@ def test_a_bank_behind_a_link_finds_its_teacher(frozen, micro_lab, tmp_path):
     works("diagnose", "gain", bank, "--after", tmp_path / "student")
 
 
+@pytest.mark.parametrize("flag", ["--prompts", "--completions"])
+def test_contexts_are_read_before_a_model_is_loaded(micro_lab, tmp_path, capsys, monkeypatch, flag):
+    def load(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("taopd.models.loading.load_model", load)
+    (tmp_path / "x.jsonl").write_text("x\n")
+    models = ("--student", micro_lab.student, "--teacher", micro_lab.teacher)
+    fails(
+        capsys,
+        "diagnose",
+        "freeze",
+        *models,
+        flag,
+        tmp_path / "x.jsonl",
+        "--output",
+        tmp_path / "bank",
+    )
+
+
 def test_every_line_of_completions_is_read_or_named(micro_lab, tmp_path, capsys):
     path = tmp_path / "completions.jsonl"
     good = '{"prompt": "1 + 2 =", "completion": "3 <eos>"}\n'
@@ -133,6 +153,8 @@ def test_every_line_of_completions_is_read_or_named(micro_lab, tmp_path, capsys)
     assert "completions.jsonl, line 3: not JSON" in fails(capsys, *command)
     path.write_text(f"{good}\n{{}}\n")
     assert "completions.jsonl, line 3: expected an object with a prompt" in fails(capsys, *command)
+    path.write_text(good.replace("{", '{"prompt": "2 + 2 =", '))
+    assert "completions.jsonl, line 1: the key 'prompt' stands twice" in fails(capsys, *command)
     path.write_text(f"{good}\n\u2028\n{good}\n")
     works(*command)
     assert len(FixedContextBank.open(tmp_path / "bank").rollouts) == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from taopd.errors import DataError
+from taopd.errors import DataError, ResourceError
 from taopd.models.loading import root_cause
 from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompts import (
@@ -78,6 +78,32 @@ def test_a_number_in_json_is_the_text_of_the_file(tmp_path, written):
     (tmp_path / "x.json").write_text(text, encoding="utf-8-sig")
     read = load_prompts(tmp_path / "x.json", require_answer=True)
     assert read["answer"][:] == ["1", "2.50"]
+
+
+@pytest.mark.parametrize("last", ["2.50", '"two"'])
+def test_json_lines_whose_answers_change_in_kind_after_many_rows_are_read(tmp_path, last):
+    """The reader takes the kind of a column from the first 10 MB."""
+    lines = [
+        f'{{"prompt": "{"x" * 900}", "answer": {number}, "n": 1.5}}' for number in range(12_000)
+    ]
+    file = tmp_path / "x.jsonl"
+    file.write_text("\n".join([*lines, f'{{"prompt": "y", "answer": {last}, "n": 2}}']))
+    rows = load_prompts(file)
+    assert rows[7]["answer"] == "7" and rows[12_000]["answer"] == last.strip('"')
+    assert rows[12_000]["n"] == 2.0 and len(rows) == 12_001
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_cache_that_cannot_be_written_is_told_as_one(tmp_path, monkeypatch, kind):
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "in a file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.jsonl").write_text('{"prompt": "a", "answer": "1"}\n')
+    path = tmp_path / "folder" / "x.jsonl"
+    with pytest.raises(
+        ResourceError, match=r"copied to the cache .*in a file, which cannot be written"
+    ):
+        load_prompts(path if kind == "file" else path.parent)
 
 
 def test_a_csv_whose_answers_change_in_kind_after_many_rows_is_read(tmp_path):

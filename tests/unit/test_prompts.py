@@ -150,7 +150,11 @@ def test_every_row_has_its_own_tools_and_options(tokenizer, as_text):
         ({"prompt": [user(7)]}, "content of a message is int"),
         ({"prompt": ["1"]}, "a message is str"),
         ({"messages": [{"role": "assistant", "content": "1"}]}, "has no user turn"),
-        ({"prompt": "1", "tools": "{"}, "tools of row 0 cannot be read as JSON"),
+        ({"prompt": "1", "tools": "{"}, "tools of row 0: not JSON"),
+        (
+            {"prompt": "1", "tools": '[{"a": 1, "a": 2}]'},
+            "tools of row 0: the key 'a' stands twice",
+        ),
         ({"prompt": "1", "chat_template_kwargs": [1]}, "must be a mapping"),
     ],
 )

@@ -134,6 +134,10 @@ def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
         ({"use_vllm": 2}, "use_vllm=2: must be true or false"),
         ({"pad_to_multiple_of": "eight"}, "pad_to_multiple_of='eight': must be a whole number"),
         ({"lr_scheduler_kwargs": "x"}, "lr_scheduler_kwargs='x': must be a mapping"),
+        (
+            {"lr_scheduler_kwargs": '{"a": 1, "a": 2}'},
+            "lr_scheduler_kwargs=.*: the key 'a' stands twice",
+        ),
         ({"accelerator_config": 3}, "accelerator_config=3: must be a mapping"),
         ({"accelerator_config": "no.json"}, "accelerator_config='no.json': no such file"),
         ({"deepspeed": __file__}, "deepspeed=.*: must be a mapping; deepspeed: not JSON"),

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +87,14 @@ def freeze(argv: Sequence[str]) -> int:
 
     check_destination(options.output, BANK_FORMAT, overwrite=options.overwrite)
     tokenizer, teacher_tokenizer = (load_tokenizer(m) for m in (options.student, options.teacher))
+    given = _contexts(options, tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student: Any = load_model(options.student, dtype=options.dtype)
     teacher: Any = load_model(options.teacher, dtype=options.dtype)
     vocabulary_and_sizes(student, teacher, tokenizer, teacher_tokenizer, options.k)
     student.to(device), teacher.to(device)
     with CountedProgress() as advance:
-        rollouts = _rollouts(options, student, tokenizer, advance)
+        rollouts = given(student, lambda done, total: advance("completions", done, total))
         own = rollouts.teacher_prompt_ids
         if options.teacher == options.student and own in (None, rollouts.prompt_ids):
             raise ConfigError(
@@ -206,23 +207,25 @@ def _freeze_parser() -> Parser:
     return parser
 
 
-def _rollouts(
-    options: argparse.Namespace, student: Any, tokenizer: Any, advance: Any
-) -> "Rollouts":
+def _contexts(
+    options: argparse.Namespace, tokenizer: Any
+) -> Callable[[Any, Callable[[int, int], None]], "Rollouts"]:
+    """Reads the file of contexts; what it returns samples of a student, if the file holds prompts alone."""
     from taopd.diagnose.bank import NUM_COMPLETIONS, read_completions, sample_rollouts
     from taopd.models.prompts import load_prompts
     from taopd.models.teacher_prompts import TeacherPrompts
 
     if options.completions is not None:
-        return read_completions(
+        rollouts = read_completions(
             options.completions,
             tokenizer,
             num_completions=options.num_completions,
             max_tokens=options.max_tokens,
         )
+        return lambda student, progress: rollouts
     rows = load_prompts(options.prompts, split=options.split)
     number = NUM_COMPLETIONS if options.num_completions is None else options.num_completions
-    return sample_rollouts(
+    return lambda student, progress: sample_rollouts(
         student,
         tokenizer,
         list(rows.select(range(min(max(number, 0), len(rows))))),
@@ -231,7 +234,7 @@ def _rollouts(
         temperature=options.temperature,
         seed=options.seed,
         teacher_prompts=TeacherPrompts(options.teacher_prompt_template),
-        progress=lambda done, total: advance("completions", done, total),
+        progress=progress,
     )
 
 

@@ -10,14 +10,17 @@ pattern, which may match another file.
 import glob
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 
-from taopd.errors import DataError
+from taopd.errors import DataError, ResourceError
 from taopd.models.loading import DATASET_READERS
+from taopd.runs.disk import is_full
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +37,22 @@ _ONE_VALUE = tuple(getattr(datasets, kind) for kind in ("Value", "Json") if hasa
 """Kinds of columns; older versions of the library lack the second, of rows that differ in kind."""
 _ROWS = (".parquet", ".jsonl", ".csv")
 _SPACE = re.compile(r"\s*")
+_NUMBERS_AS_TEXT = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
 def read_file(path: Path) -> datasets.Dataset:
     """The rows of a file; its reader's errors pass through."""
     reader = DATASET_READERS[path.suffix.lower()]
     options = _CSV_AS_TEXT if reader == "csv" else {}
-    rows = datasets.load_dataset(
-        reader, data_files=glob.escape(str(path)), split="train", **options
-    )
+    try:
+        rows = datasets.load_dataset(
+            reader, data_files=glob.escape(str(path)), split="train", **options
+        )
+    except datasets.exceptions.DatasetGenerationError:
+        # The reader decides by the first 10 MB of JSON what a column holds: 1, 2 and later 2.5 or "two".
+        if reader == "json" and (found := _row_by_row(path)) is not None:
+            return found
+        raise
     return _as_written(path, rows) if reader == "json" else rows
 
 
@@ -79,6 +89,25 @@ def read_folder(path: Path) -> datasets.DatasetDict:
             for split, files in splits.items()
         }
     )
+
+
+def refuse_cache(error: BaseException) -> None:
+    """Raise where the system refused a file of the library's cache, which every dataset is copied to.
+
+    Raises:
+        ResourceError: says where the cache is.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if not isinstance(error, OSError):
+        return
+    refused = Path(os.fsdecode(error.filename or "."))
+    if is_full(error) or refused in (cache, *cache.parents) or cache in refused.parents:
+        raise ResourceError(
+            f"datasets are copied to the cache {cache}, which cannot be written ({error.strerror}): make "
+            "room or mend the folder, or name another one with the variable HF_DATASETS_CACHE"
+        ) from error
 
 
 def check_columns(path: Path, names: list[str]) -> None:
@@ -120,9 +149,22 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
     return rows
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The rows of a JSON file, one a line or all in a list, with numbers as they are written."""
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+def _row_by_row(path: Path) -> datasets.Dataset | None:
+    """The rows with prompts and answers as text; None where that is not what cannot be read."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        rows, written = _objects(text, json.JSONDecoder()), _objects(text)
+        for row, texts in zip(rows, written, strict=True):
+            for name in _AS_WRITTEN:
+                if isinstance(value := row.get(name), int | float):
+                    row[name] = str(texts[name]) if value == value else None
+        return datasets.Dataset.from_list(rows)
+    except (ValueError, TypeError, AttributeError, pyarrow.ArrowException):
+        return None
+
+
+def _objects(text: str, decoder: json.JSONDecoder = _NUMBERS_AS_TEXT) -> list[dict[str, Any]]:
+    """The rows of a JSON file, one a line or all in a list."""
     found: list[Any] = []
     place = _SPACE.match(text, 0).end()  # type: ignore[union-attr]
     while place < len(text):

@@ -9,7 +9,6 @@ Why row by row: a set may mix text and messages, and every row may bring its own
 Not here: images, audio and video, which are refused by name. Null columns of them are ignored.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError
 from taopd.models.loading import UNREADABLE, root_cause
+from taopd.runs.validation import parse_json
 
 Messages = list[dict[str, Any]]
 
@@ -266,10 +266,7 @@ def text_of_part(part: Any, where: str) -> str:
 def _decoded(value: Any, what: str) -> Any:
     """A column of JSON values, which some datasets hold as text."""
     if isinstance(value, str) and value:
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(f"{what} cannot be read as JSON: {error}") from error
+        value = parse_json(value, what)
     return _without_nulls(value)
 
 

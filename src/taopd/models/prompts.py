@@ -28,7 +28,7 @@ from taopd.models.loading import (
     looks_local,
     root_cause,
 )
-from taopd.models.prompt_files import check_columns, read_file, read_folder
+from taopd.models.prompt_files import check_columns, read_file, read_folder, refuse_cache
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
 from taopd.runs.paths import expanded
 
@@ -203,6 +203,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
     try:
         rows = read_file(path)
     except _UNREADABLE as error:
+        refuse_cache(error)
         if "corresponds to no data" in str(error):  # a header alone
             raise DataError(f"{path} has no rows") from error
         raise DataError(f"cannot read {path} as {reader}: {root_cause(error)}") from error
@@ -247,6 +248,7 @@ def _load_folder(path: Path) -> Any:
             return datasets.load_from_disk(str(path))
         return read_folder(path)
     except _UNREADABLE as error:
+        refuse_cache(error)
         cause = error.__cause__
         # A cast names the columns that differ in the lines after its first.
         cast = isinstance(cause, datasets.table.CastError)
@@ -261,6 +263,7 @@ def _load_from_hub(name: str, config: str | None) -> Any:
     try:
         return datasets.load_dataset(name, config)
     except _UNREADABLE as error:
+        refuse_cache(error)
         raise DataError(
             f"cannot load the dataset {name!r}: it is no local file or folder, and the hub says: "
             f"{root_cause(error)}"

@@ -45,6 +45,11 @@ def cannot_write(error: BaseException, *, weights: bool = True) -> str | None:
     return f"{error.filename or 'a file'} ({error.strerror or text})"
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what one user may have of it, is full."""
+    return error.errno in _FULL
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -175,10 +175,20 @@ def parse_json(text: str, place: str) -> Any:
     """A JSON text; `place` opens the message.
 
     Raises:
-        DataError: not JSON, or nested too deeply.
+        DataError: not JSON, nested too deeply, or a key that stands twice, of which Python takes the last.
     """
+
+    def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{place}: the key {twice!r} stands twice: remove one")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=keys_once)
+    except DataError:
+        raise
     except RecursionError as error:
         raise DataError(f"{place}: not JSON (nested too deeply)") from error
     except ValueError as error:

@@ -25,8 +25,10 @@ _SIGNS = str.maketrans(
 _FRACTION = re.compile("[¼-¾⅐-⅞]")
 _TAG = re.compile(r"</?[A-Za-z]\w*(?:\s+[\w-]+=[^<>]*)?\s*/?>|<\|[^<>|]*\|>")
 _GLUED = re.compile(
-    r"(?:[-=]>|[→~≈#“„«`\N{EM DASH}]|(?<![\d\s]):|(?<!\w)\*(?=[-+\d.,/]+\*))(?=[-+]?\.?\d)"
+    r"(?:[-=]>|[→~≈#“„«`\N{EM DASH}]|(?<![\d\s]):|(?<!\w)\*(?=[-+\d.,/]+\*)|[A-Z]\$|(?<=[A-Za-z])\."
+    r"|(?<=[A-Za-z:] )\+)(?=[-+]?\.?\d)"
     r"|(?<=\d)[`”“»]"
+    r"|(?:(?<=[:=] )|(?<=\bis ))(?:\((?=[-+]?[\d.,]+\))|\[(?=[-+]?[\d.,]+\])|'(?=[-+]?[\d.,]+'))"
 )
 """What stands at a number without a space, so that math-verify does not see the number."""
 _RAISED_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")

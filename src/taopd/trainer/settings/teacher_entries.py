@@ -10,7 +10,6 @@ the setting of a single teacher says.
 """
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from taopd.errors import ConfigError, TaopdError, require, require_known, suggest
+from taopd.errors import ConfigError, DataError, TaopdError, require, require_known, suggest
+from taopd.runs.validation import parse_json
 from taopd.teachers import Teacher
 from taopd.trainer.settings.config_checks import CHOICES, OWN_TEACHERS, check_config
 from taopd.trainer.settings.setting_types import check_types
@@ -179,9 +179,9 @@ def _without_addresses(teachers: dict[str, Any]) -> dict[str, Any]:
 def _mapping(setting: str, value: Any) -> dict[str, Any] | None:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"{setting} is no JSON: {error}") from error
+            value = parse_json(value, setting)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{setting}={value!r}: must be a mapping from the names of teachers")
     return value
