@@ -184,6 +184,15 @@ def test_plan_and_check_agree_and_read_the_prompts(micro_lab, tmp_path, capsys):
     assert "prompts of 256 tokens are assumed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("setting", [[], ["--adam_beta2", "0.9"]])
+def test_a_prompt_length_that_is_given_is_not_called_assumed(capsys, setting):
+    """With a plain config and with one that is read in full: the length came from the user."""
+    recipe = str(RECIPES / "qwen3-4b-to-1.7b.yaml")
+    assert cli.main(["plan", "--config", recipe, "--prompt-length", "128", *setting]) == 0
+    said = capsys.readouterr()
+    assert "128 + 64 tokens" in said.out and "assumed" not in said.err
+
+
 @pytest.mark.parametrize("family", ["qwen3", "mixtral"])
 def test_files_that_hold_quantized_weights_are_not_planned(micro_lab, tmp_path, capsys, family):
     """They were counted as if they were not: a teacher in 4 bits four times too large."""

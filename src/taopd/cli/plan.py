@@ -48,8 +48,10 @@ def run(argv: Sequence[str]) -> int:
         settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
     else:
         read = _from_plain_config(options.config, rest)
-        known, config_student, shape = read or _from_config(options.config, rest)
+        known, config_student, shape, unread = read or _from_config(options.config, rest)
         settings = replace(known, **given)
+        if unread and "prompt_length" not in given:
+            _say_assumed(settings, unread)
         student = student or config_student
     if teacher is not None:
         shape = load_shape(teacher)
@@ -127,7 +129,7 @@ def _parser() -> Parser:
 
 def _from_plain_config(
     path: str, flags: Sequence[str]
-) -> "tuple[PlanSettings, str, ModelShape] | None":
+) -> "tuple[PlanSettings, str, ModelShape, str] | None":
     """As `_from_config`, in a tenth of its time; None: not a plain config."""
     from taopd.cli.lab_paths import lab_settings
     from taopd.models.plain_prompts import longest_prompt
@@ -139,7 +141,7 @@ def _from_plain_config(
 
     if (config := plain_config(path, flags, lab=lab_settings)) is None:
         return None
-    settings = config.settings
+    settings, unread = config.settings, ""
     if os.path.exists(config.dataset) and os.path.isdir(config.student):
         names = Path(config.student), Path(config.dataset)
         length = longest_prompt(*names, config.split, most=MOST_PROMPTS)
@@ -147,15 +149,17 @@ def _from_plain_config(
             return None
         settings = replace(settings, prompt_length=length)
     else:
-        _say_assumed(settings, config.dataset)
+        unread = config.dataset
     # A plain config has no other setting that tells the weights of one teacher from those of another.
     shapes = [(load_shape(each), settings, one_place(each)) for each in config.teachers]
     teacher, settings = with_teachers(shapes)
-    return settings, config.student, teacher
+    return settings, config.student, teacher, unread
 
 
-def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, "ModelShape"]:
-    """Plan settings of a training config, its student and its teacher, of several the largest."""
+def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, "ModelShape", str]:
+    """Plan settings of a training config, its student, its teacher (of several the largest), and the
+    dataset if its prompts could not be read.
+    """
     from taopd.trainer.build.from_settings import shared_options
     from taopd.trainer.build.loaded_teacher import weights_of
     from taopd.trainer.cost import load_shape
@@ -174,7 +178,7 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
         teachers.append((shape, known, weights_of(one.training, shared_options(parsed))))
     teacher, settings = with_teachers(teachers)
     # As `taopd check` does. What is not on this disk stays where it is: a plan needs no network.
-    dataset = str(parsed.script.dataset_name)
+    dataset, unread = str(parsed.script.dataset_name), ""
     if os.path.exists(dataset) and os.path.isdir(str(student)):
         from taopd.preflight.subject import Subject
 
@@ -184,14 +188,14 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
             longest["teacher_prompt_length"] = subject.longest_teacher_prompt
         settings = replace(settings, **longest)
     else:
-        _say_assumed(settings, dataset)
-    return settings, str(student), teacher
+        unread = dataset
+    return settings, str(student), teacher, unread
 
 
 def _say_assumed(settings: "PlanSettings", dataset: str) -> None:
     print(
-        f"prompts of {settings.prompt_length} tokens are assumed, as {dataset} or the student's tokenizer is "
-        "not on this disk: --prompt-length N",
+        f"prompts of {settings.prompt_length} tokens are assumed, because {dataset} or the student's "
+        "tokenizer is not on this disk; --prompt-length N sets another length",
         file=sys.stderr,
     )
 
