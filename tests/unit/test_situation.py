@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taopd import cli
+from taopd.losses.reduction import LEAST_RELEASE, start_share
 from taopd.runs.limits import situation_words
 from taopd.signals import reach_from_logprobs, signals_from_logprobs, situation
 from taopd.trainer.config import TeachabilityConfig
@@ -60,6 +61,14 @@ def test_the_words_name_the_arm_to_compare_with():
     assert bound.count("at most 41%") == 2 and "at most" not in words
     assert "method: reach" in situation_words(0.5, 0.4, 0.1, method="anchored")
     assert "compare with" not in situation_words(0.9, 0.05, 0.05, method="anchored")
+
+
+@pytest.mark.parametrize("method", ["reach", "published"])
+def test_a_short_run_is_not_told_that_its_second_half_teaches_what_is_out_of_reach(method):
+    """In 100 steps the start is let go only at the end."""
+    words = situation_words(0.5, 0.09, 0.41, method=method)
+    assert start_share(LEAST_RELEASE - 1, LEAST_RELEASE) > 0
+    assert f"not before step {LEAST_RELEASE}:" in words and "second half" not in words
 
 
 @pytest.mark.parametrize("settings", [{}, *({"method": name} for name in METHODS)], ids=str)

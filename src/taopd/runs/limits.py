@@ -16,7 +16,7 @@ LARGE_SHARE = 0.2
 """Share of a pair's disagreement from which on it makes a situation of its own."""
 
 
-_TAUGHT_LAST = "method: reach teaches last, in the second half of a run"
+_TAUGHT_LAST = "method: reach teaches last, after half of the run and not before step 100"
 _OUT_OF_REACH = {
     "reach": _TAUGHT_LAST,
     "anchored": "method: anchored, which holds the student near its start, may keep it from learning",
@@ -42,7 +42,7 @@ def situation_words(
     """
     beyond = f"{'at most ' if at_most else ''}{out_of_reach:.0%}"
     text = (
-        f"of what the teacher would change, {teachable:.0%} is teachable (on tokens where most of the "
+        f"of the disagreement with the teacher, {teachable:.0%} is teachable (on tokens where most of the "
         f"teacher's probability is on the student's own top tokens), {within_reach:.0%} is within reach "
         f"(on words that the student may say, but not among its top tokens), {beyond} is out of "
         "reach (it hardly ever says them)"
