@@ -373,3 +373,11 @@ def test_an_interrupted_run_says_where_its_state_is(monkeypatch, capsys, config,
 def test_settings_errors_are_config_errors():
     with pytest.raises(ConfigError):
         parse_settings(None, [])
+
+
+def test_the_demos_help_has_the_steps_of_both_demos(capsys):
+    from taopd.experiments.lab.demo import STEPS
+    from taopd.experiments.smollm2.real import STEPS as STEPS_OF_REAL
+
+    assert cli.main(["demo", "--help"]) == 0
+    assert f"(default: {STEPS}; with --real {STEPS_OF_REAL})" in capsys.readouterr().out

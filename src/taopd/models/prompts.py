@@ -54,6 +54,9 @@ def load_prompts(
     """Load a dataset of prompts: a local .parquet, .jsonl, .json or .csv file, a local folder, or a
     hub id.
 
+    Without a column `prompt` the prompts are made from `messages` or `conversations`: the turns up to the
+    last user turn.
+
     Args:
         config: configuration of a hub dataset ("main", "en", ...).
         split: name of the split. A single file with a `split` column is filtered by it; a single
@@ -62,8 +65,8 @@ def load_prompts(
         require_answer: demand an `answer` column too.
 
     Raises:
-        DataError: missing, empty or unreadable; no such split; no `prompt` (or `answer`) column, or
-            a row whose prompt is empty.
+        DataError: missing, empty or unreadable; no such split; no column that holds prompts (or answers),
+            or a row whose prompt is empty.
     """
     name, path = str(name_or_path), expanded(name_or_path)
     if os.path.isfile(path):  # false also for a name that no file can have
