@@ -45,7 +45,7 @@ def test_the_real_models_benchmark_runs_on_micro_models():
 
 
 def test_small_sizes_do_not_stand_where_results_are_kept(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         kit.main(["--tiny", "--save", "select"])
     assert "--save keeps results, and those of --tiny are none" in capsys.readouterr().err
     ran = []

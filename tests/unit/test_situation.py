@@ -28,12 +28,12 @@ def test_shares_are_sums_of_d_by_kind():
     initial, student, teacher = rows(300, 12, 0), rows(300, 12, 1), rows(300, 12, 2)
     signals = signals_from_logprobs(student, teacher, torch.zeros(300).long(), k=3)
     signals = replace(signals, reach=reach_from_logprobs(initial, teacher, threshold=0.01))
-    sums = [0.0, 0.0, 0.0]
+    sums = [0.0, 0.0, 0.0, 0.0]
     columns = (signals.disagreement, signals.compatibility, signals.reach)
     for d, c, r in zip(*(column.tolist() for column in columns), strict=True):
         sums[2 if r <= 0.5 else 0 if c > 0.5 else 1] += d
     found = situation(signals, threshold=0.01)
-    assert tuple(found) == pytest.approx(sums) and min(sums) > 0.0
+    assert tuple(found) == pytest.approx(sums) and min(sums[:3]) > 0.0
     assert sum(found.shares) == pytest.approx(1.0)
     assert tuple(found + found) == pytest.approx([2 * each for each in sums])
 
@@ -61,6 +61,23 @@ def test_the_words_name_the_arm_to_compare_with():
     assert bound.count("at most 41%") == 2 and "at most" not in words
     assert "method: reach" in situation_words(0.5, 0.4, 0.1, method="anchored")
     assert "compare with" not in situation_words(0.9, 0.05, 0.05, method="anchored")
+
+
+def test_the_teachers_own_end_is_not_called_a_word_that_is_taught_last():
+    """Of six ids the last ends the teacher's texts alone; the student hardly ever says it."""
+    student, teacher = rows(200, 6, 7), rows(200, 6, 8)
+    student[:, 5] -= 20.0
+    teacher[:100, 5], teacher[100:, 5] = 20.0, -20.0
+    student, teacher = student.log_softmax(1), teacher.log_softmax(1)
+    signals = signals_from_logprobs(student, teacher, torch.zeros(200).long(), k=2)
+    with_ends = situation(signals, threshold=0.02, foreign_ends=[5])
+    ends, plain = signals.disagreement[:100].double().sum(), situation(signals, threshold=0.02)
+    assert with_ends.foreign_ends == pytest.approx(float(ends)) and plain.foreign_ends == 0.0
+    assert sum(with_ends) == pytest.approx(sum(plain))
+    assert with_ends.out_of_reach <= plain.out_of_reach - 0.99 * float(ends)
+    words = situation_words(*with_ends.shares, method="reach")
+    assert "is on the teacher's own end token" in words
+    assert "end token" not in situation_words(*plain.shares, method="reach")
 
 
 @pytest.mark.parametrize("method", ["reach", "published"])
@@ -103,7 +120,7 @@ def test_the_first_steps_are_added_up_and_said_once(caplog):
         for number in range(10, STEPS + 5):
             again(SimpleNamespace(signals=signals, number=number))
         again.on_train_end(None, None, None)
-    assert len(seen) == 3 * STEPS and all(is_documented(name) for name, _ in seen)
+    assert len(seen) == 4 * STEPS and all(is_documented(name) for name, _ in seen)
     shares = situation(signals, threshold=0.01).shares
     assert dict(seen)["situation/out_of_reach"] == pytest.approx(shares.out_of_reach)
     said = [record.message for record in caplog.records if "situation" in record.message]

@@ -29,6 +29,7 @@ def situation_words(
     teachable: float,
     within_reach: float,
     out_of_reach: float,
+    foreign_ends: float = 0.0,
     *,
     method: str,
     at_most: bool = False,
@@ -47,6 +48,8 @@ def situation_words(
         f"(on words that the student may say, but not among its top tokens), {beyond} is out of "
         "reach (it hardly ever says them)"
     )
+    if foreign_ends > 0.0:
+        text += f", {foreign_ends:.0%} is on the teacher's own end token (see the stop audit of taopd check)"
     if out_of_reach >= LARGE_SHARE and method != "full":
         text += (
             f". The {beyond} out of reach is what {_OUT_OF_REACH[method]}: full distillation with "

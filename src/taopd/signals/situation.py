@@ -2,12 +2,14 @@
 
     share of kind = sum of D over the tokens of that kind / sum of D
 
+    foreign ends    f > 1/2                         the teacher ends with a token of its own (`signals.reach`)
     out of reach    r <= 1/2                        the student hardly ever says what the teacher would say
     within reach    r > 1/2 and C <= 1/2            it may say it, but not among its best K
     teachable       r > 1/2 and C > 1/2             it is among the student's best K
 
-D is KL(teacher || student) on both top-K lists: the shares are of what the teacher would change. Source:
-ours; a diagnostic's incompatible tokens, C at most 1/2, are divided by reach.
+A token is of the first kind that it fits. D is KL(teacher || student) on both top-K lists: the shares are of
+what the teacher would change. Source: ours; a diagnostic's incompatible tokens, C at most 1/2, are divided by
+reach.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from taopd.signals.drift import at_ids
-from taopd.signals.reach import reach_bound
+from taopd.signals.reach import foreign_bound, reach_bound
 from taopd.signals.types import TokenSignals
 
 HALF = 0.5
@@ -30,6 +32,7 @@ class Situation(NamedTuple):
     teachable: float
     within_reach: float
     out_of_reach: float
+    foreign_ends: float = 0.0
 
     def __add__(self, other: tuple) -> "Situation":
         return Situation(*(own + more for own, more in zip(self, other, strict=True)))
@@ -53,8 +56,10 @@ def situation(
     reach = signals.reach
     if reach is None:
         reach = own_reach(signals, threshold=threshold, foreign_ends=foreign_ends)
-    said, listed = reach > HALF, signals.compatibility > HALF
-    kinds = (said & listed, said & ~listed, ~said)
+    # More than half of the mass is on the teacher's list, whatever its length, unless there are many ends.
+    goes_on = foreign_bound(signals, foreign_ends) <= HALF
+    said, listed = goes_on & (reach > HALF), signals.compatibility > HALF
+    kinds = (said & listed, said & ~listed, goes_on & ~said, ~goes_on)
     return Situation(*(float(signals.disagreement[kind].double().sum()) for kind in kinds))
 
 

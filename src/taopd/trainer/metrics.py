@@ -53,7 +53,7 @@ METRICS: dict[str, str] = {
     "signal/teachability/*": "D^L = D~ C~ over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "signal/incompatible/*": "D^I = D~ (1 - C~) over valid tokens: mean, p10, p50, p90; in [0, 1].",
     "situation/*": "First 20 steps, main process: share of the sum of D on tokens that are teachable, "
-    "within_reach, out_of_reach (taopd.signals.situation).",
+    "within_reach, out_of_reach, foreign_ends (taopd.signals.situation).",
     "signal/off_support_mass": "Mean teacher mass outside the student's top-K, 1 - C by the mass proxy.",
     "signal/teacher_entropy_nats": "Mean entropy of the teacher over valid tokens (topk_lists: likewise).",
     "signal/sampled_reverse_kl_nats": "Mean of log p_S(y) - log p_T(y) over valid tokens; k1 estimate.",

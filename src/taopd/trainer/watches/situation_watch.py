@@ -1,4 +1,4 @@
-"""Says after the first steps in which situation a run is: teachable, within reach, or out of reach."""
+"""Says after the first steps in which situation a run is: teachable, within or out of reach, or ends."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class SituationWatch(TrainerCallback):
 
     Args:
         record: takes (metric, value).
-        foreign_ends: out of reach, as in `signals.reach`.
+        foreign_ends: ids that end the teacher's texts alone.
         method: of the run, for the words; see `methods.running`.
     """
 
