@@ -218,3 +218,14 @@ def test_files_that_hold_quantized_weights_are_not_planned(micro_lab, tmp_path, 
     cli.main(["check", str(file), "--json"])
     items = {item["item"]: item for item in json.loads(capsys.readouterr().out)["items"]}
     assert items["memory"]["level"] == "pass"
+
+
+def test_the_help_says_that_a_plan_without_a_config_leaves_out_the_initial_student(
+    micro_lab, capsys
+):
+    """Which the default method keeps: with a config it is counted."""
+    models = ("--student", str(micro_lab.student), "--teacher", str(micro_lab.teacher))
+    assert not as_json(capsys, *models)["memory_mib"].get("reference_weights")
+    assert cli.main(["plan", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "without --config also not the initial student" in words

@@ -127,9 +127,9 @@ def gain(argv: Sequence[str]) -> int:
     """Open the bank, measure every checkpoint, write the folder, print the curve."""
     parser = Parser(
         prog="taopd diagnose gain",
-        description="How much nearer students that were trained from the bank's student came to the teacher "
-        "at its tokens: fall of both KL divergences over the full vocabulary, in nats and as a share of "
-        "the initial KL. Several checkpoints make a curve.",
+        description="Measure how much closer to the teacher trained students are than the bank's student, at "
+        "every token of the bank: the decrease of both KL divergences over the full vocabulary, in nats "
+        "and as a share of the initial KL. Several checkpoints make a curve.",
         epilog=f"example:\n  {_EXAMPLES['gain']}",
     )
     add = parser.flag
@@ -172,7 +172,8 @@ def gain(argv: Sequence[str]) -> int:
 def _freeze_parser() -> Parser:
     parser = Parser(
         prog="taopd diagnose freeze",
-        description="Sample completions of the student, score every token with both models, write both.",
+        description="Sample completions of the student, score every token with both models, and write completions "
+        "and scores to a folder, the bank.",
         epilog=f"example:\n  {_EXAMPLES['freeze']}",
     )
     add = parser.flag

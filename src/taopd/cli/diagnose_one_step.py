@@ -86,8 +86,9 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="taopd diagnose one-step",
-        description="Every selector gets one optimizer step at equal budget from the same batch of "
-        "rollouts; then how far both KL divergences fell on its tokens, on the others, and on other prompts.",
+        description="Take one optimizer step per selector, at equal budget, from the same batch of rollouts. "
+        "Then measure how far both KL divergences fall on its tokens, on the other tokens, and on other "
+        "prompts.",
         epilog="example:\n"
         "  taopd diagnose one-step --student S --teacher T --prompts p.parquet --output runs/one-step",
     )

@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
     """Read, analyse, write, draw, print the verdicts."""
     parser = Parser(
         prog="taopd diagnose report",
-        description="Does teachability predict what was learned? Analyses of the gains of the last "
-        "checkpoint. For each claim of the paper: holds, does not hold, undecided, or cannot be told, with "
-        "number, interval, n.",
+        description="Does teachability predict what was learned? Analyze the gains of the last checkpoint. "
+        "Each claim of the paper gets a verdict (holds, does not hold, undecided, cannot be told) with "
+        "number, interval and n.",
         epilog="example:\n  taopd diagnose report runs/bank-gain",
     )
     add = parser.flag

@@ -77,7 +77,7 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     )
     stop_token_ids: list[int] | None = option(
         None,
-        "Which ids stop_tokens means. None: those of student and teacher. reach: more ends of the teacher.",
+        "Token ids that stop_tokens is about. None: those of student and teacher. With method reach also: further ids that end the teacher's texts.",
     )
 
     # How many, and with what weight
@@ -150,7 +150,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
         "anchored with another selector than teachability or another reduction than token_mean.",
     )
     reach_threshold: float = option(
-        THRESHOLD, "reach: the initial student's probability of a token that counts half, [0, 1]."
+        THRESHOLD,
+        "reach: a token to which the initial student gave this probability counts half, [0, 1].",
     )
     anchor_coef: float | None = option(
         None,
@@ -162,8 +163,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     )
     anchor_responses: float = option(
         None,
-        "Random share of the completions that these are drawn from, at least anchor_fraction. Only they "
-        "need the reference's forward. None: 0.25; reach: 1.",
+        "Random share of the completions in which tokens are held, at least anchor_fraction. Only these "
+        "completions need the reference model's forward. None: 0.25; reach: 1.",
     )
     anchor_loss: str = option(
         "reverse_kl",
@@ -200,8 +201,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     )
     match_update_norm: float | None = option(
         None,
-        "Rescale every optimizer update to this L2 norm, so that arms differ in direction alone; the "
-        "learning rate then only decides the direction's mix with weight decay.",
+        "Rescale every optimizer update to this L2 norm, so that arms differ only in direction. The "
+        "learning rate then only decides how the direction mixes with weight decay.",
     )
     max_update_norm: float | None = option(
         None, "Trust region: larger optimizer updates are scaled down to this L2 norm."

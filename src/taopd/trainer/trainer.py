@@ -57,15 +57,17 @@ class TeachabilityTrainer(BaseTrainer):
     """Selective on-policy distillation (arXiv 2605.26844); takes what `trl.DistillationTrainer` takes.
 
     Args:
-        model: student, a path, a hub id, a `PreTrainedModel` or a `PeftModel`. A LoRA folder or a `PeftModel`
-            goes on training its adapter; with `peft_config` it is merged first.
-        teacher_model: teacher, likewise; default `args.teacher_model_name_or_path`. Its vocabulary may be
-            padded to another size; its tokenizer must give every shared id the same token. Or any
-            `taopd.teachers.Teacher`, which is asked for numbers; None with `args.teacher_url`; "self" and
-            "self_ema" are the student, with a prompt of the teacher's own. A mapping from names: several, of
-            which each prompt names one in the column `args.teacher_column`.
-        args: a `TeachabilityConfig`; a `DistillationConfig` gets our defaults, None TRL's and ours.
-        others: as TRL's class takes them, in its order: `train_dataset`, `eval_dataset` and so on.
+        model: the student: a path, a hub id, a `PreTrainedModel` or a `PeftModel`. Of a LoRA folder or a
+            `PeftModel` the adapter is trained further; with `peft_config` it is merged first.
+        teacher_model: the teacher, in one of the same forms; default `args.teacher_model_name_or_path`. Its
+            vocabulary may be padded to another size, but its tokenizer must give every shared id the same
+            token. "self" and "self_ema" are the student, with a prompt of the teacher's own. A
+            `taopd.teachers.Teacher` of your own is asked for log-probs. A mapping from names holds several
+            teachers; each prompt names its own in the column `args.teacher_column`. None with
+            `args.teacher_url`.
+        args: a `TeachabilityConfig`. A `DistillationConfig` gets our defaults for what it lacks; None stands
+            for all defaults.
+        others: the arguments of TRL's class, in its order: `train_dataset`, `eval_dataset` and so on.
 
     Raises:
         ConfigError: settings that do not fit each other.
