@@ -228,4 +228,4 @@ def test_the_help_says_that_a_plan_without_a_config_leaves_out_the_initial_stude
     assert not as_json(capsys, *models)["memory_mib"].get("reference_weights")
     assert cli.main(["plan", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert "without --config also not the initial student" in words
+    assert "and without --config the initial student, which the default method keeps" in words

@@ -172,8 +172,8 @@ def gain(argv: Sequence[str]) -> int:
 def _freeze_parser() -> Parser:
     parser = Parser(
         prog="taopd diagnose freeze",
-        description="Sample completions of the student, score every token with both models, and write completions "
-        "and scores to a folder, the bank.",
+        description="Sample completions of the student, score every token with both models, and write both "
+        "to a folder, the bank.",
         epilog=f"example:\n  {_EXAMPLES['freeze']}",
     )
     add = parser.flag

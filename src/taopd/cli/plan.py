@@ -85,10 +85,9 @@ def _parser() -> Parser:
     parser = Parser(
         prog="taopd plan",
         usage="(--config FILE | --student S --teacher T) [options]",
-        description="What one optimizer step on one device costs, from configs alone: memory by part, FLOPs "
-        "of matmuls by stage, ratio to full distillation in TRL, and what each process sends. Not counted: "
-        "elementwise work, allocator and kernel buffers; without --config also not the initial student, "
-        "which the default method and the guard keep. Sequences have full length.",
+        description="What one optimizer step on one device costs, from configs alone: memory, FLOPs of "
+        "matmuls, ratio to full distillation in TRL, traffic. Not counted: elementwise work, buffers, and "
+        "without --config the initial student, which the default method keeps. Sequences have full length.",
         epilog="example:\n"
         "  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4",
     )
@@ -99,8 +98,8 @@ def _parser() -> Parser:
     for name, words in (
         ("batch", "completions at a time (1)"),
         ("micro-batches", "per optimizer step (1)"),
-        ("prompt-length", "tokens (256; with --config those of its longest prompt)"),
-        ("teacher-prompt-length", "tokens (the same)"),
+        ("prompt-length", "tokens (256); --config: of its longest prompt"),
+        ("teacher-prompt-length", "tokens, if it differs"),
         ("completion-length", "tokens (512)"),
         ("window", "gradient window"),
         ("top-k", "tokens of a list (16)"),
@@ -109,7 +108,7 @@ def _parser() -> Parser:
     ):
         add(f"--{name} N", words, type=int)
     add("--budget B", "share that trains (0.1)", type=float)
-    add("--anchor-fraction F", "share of tokens held (0)", type=float)
+    add("--anchor-fraction F", "share of tokens held", type=float)
     for name, words in (
         ("dtype", "of matmuls (bfloat16)"),
         ("student-dtype", "of weights (float32)"),

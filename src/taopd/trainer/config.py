@@ -77,7 +77,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     )
     stop_token_ids: list[int] | None = option(
         None,
-        "Token ids that stop_tokens is about. None: those of student and teacher. With method reach also: further ids that end the teacher's texts.",
+        "Token ids that stop_tokens is about. None: those of student and teacher. With method reach "
+        "also: further ids that end the teacher's texts.",
     )
 
     # How many, and with what weight
