@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 import taopd
@@ -54,6 +55,16 @@ def test_the_folder_has_what_a_command_leaves(trained):
     assert "generated_from_trainer" in card
     words = f"trained 20 % of the tokens: `method: {trainer.args.method}`, `selector: teachability`"
     assert words in card
+    # TRL's has its own paper, and tells the reader to load a model "None".
+    assert "None" not in card and "2306.13649" not in card
+    citation = yaml.safe_load(
+        (Path(__file__).parents[2] / "CITATION.cff").read_text(encoding="utf-8")
+    )["preferred-citation"]
+    assert f"[{citation['title']}](https://huggingface.co/papers/2605.26844)" in card
+    authors = (f"{each['given-names']} {each['family-names']}" for each in citation["authors"])
+    assert (
+        f"author  = {{{' and '.join(authors)}}}" in card and f"{{{{{citation['title']}}}}}" in card
+    )
     assert RunFolder.check(run, resume=True) == run  # ours: a command goes on with it
 
 

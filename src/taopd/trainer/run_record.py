@@ -25,8 +25,8 @@ from taopd.runs.validation import read_document
 from taopd.runs.versions import installed_version
 from taopd.trainer.checkpoint.resume import changed_settings
 from taopd.trainer.environment import environment
+from taopd.trainer.model_card import PAPER, completed
 from taopd.trainer.settings.filled import given_otherwise, is_filled
-from taopd.trainer.settings.methods import running
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -179,6 +179,7 @@ class RecordedRuns(Trainer):
     """`train` leaves config.json, env.json, results.json and a model card; not where a command does."""
     _partial: str | None
     """Where `AtomicCheckpoints` is writing a checkpoint."""
+    _paper = PAPER  # Of the model card; TRL's class has that of its own method.
 
     def train(self, resume_from_checkpoint=None, *args, check: bool = True, **kwargs):
         """Train as TRL's trainer does, and leave a run folder that `taopd report` reads.
@@ -270,34 +271,16 @@ class RecordedRuns(Trainer):
             transformers.trainer.TRAINING_ARGS_NAME = name
             (Path(self.args.output_dir) / hidden).unlink(missing_ok=True)
 
-    def create_model_card(self, *args, **kwargs) -> None:
+    def create_model_card(self, model_name=None, *args, **kwargs) -> None:
         # With every checkpoint TRL writes one that nobody asked for.
         if self._partial is not None and self._has_own_readme:
             return
-        super().create_model_card(*args, **kwargs)
+        # As TRL names the cards that it writes itself.
+        name = Path(self.hub_model_id or Path(self.args.output_dir).resolve()).name
+        super().create_model_card(model_name or name, *args, **kwargs)
         path = Path(self.args.output_dir) / "README.md"
         if not self.is_world_process_zero() or not path.is_file():
             return
-        # TRL names hub ids alone, and writes None for a folder. Its name is enough: a path is private.
-        name = Path(get_config_model_id(self.model.config) or "").name
-        card = path.read_text(encoding="utf-8")
-        base = f"`{name}`" if name else "a model without a name"
-        card = card.replace("[None](https://huggingface.co/None)", base)
-        line = next((row for row in card.splitlines() if "trained using [TRL]" in row), None)
-        if line is not None:
-            card = card.replace(line, f"{line}\n{_trained_words(self.args)}")
+        base = get_config_model_id(self.model.config) or ""
+        card = completed(path.read_text(encoding="utf-8"), self.args, base)
         path.write_text(card, encoding="utf-8")
-
-
-def _trained_words(args: "TeachabilityConfig") -> str:
-    """Which tokens trained and how, in a sentence for the model card."""
-    with_taopd = f"taopd {installed_version('taopd')} trained"
-    if running(args) == "full":
-        return f"{with_taopd} every token; loss `{args.loss}`."
-    share = f"{100.0 * args.budget:.3g} %"
-    if args.budget_end is not None:
-        share += f" to {100.0 * args.budget_end:.3g} %"
-    return (
-        f"{with_taopd} {share} of the tokens: `method: {args.method}`, `selector: {args.selector}`, loss "
-        f"`{args.loss}`."
-    )

@@ -62,9 +62,8 @@ class TeachabilityTrainer(BaseTrainer):
         teacher_model: the teacher, in one of the same forms; default `args.teacher_model_name_or_path`. Its
             vocabulary may be padded to another size, but its tokenizer must give every shared id the same
             token. "self" and "self_ema" are the student, with a prompt of the teacher's own. A
-            `taopd.teachers.Teacher` of your own is asked for log-probs. A mapping from names holds several
-            teachers; each prompt names its own in the column `args.teacher_column`. None with
-            `args.teacher_url`.
+            `taopd.teachers.Teacher` of your own is asked for log-probs. A mapping holds several teachers by
+            name; each prompt names its own in `args.teacher_column`. None with `args.teacher_url`.
         args: a `TeachabilityConfig`. A `DistillationConfig` gets our defaults for what it lacks; None stands
             for all defaults.
         others: the arguments of TRL's class, in its order: `train_dataset`, `eval_dataset` and so on.
