@@ -81,6 +81,8 @@ PRIVATE = {
     "_load_scaler",
     "_maybe_log_save_evaluate",
     "_metrics",
+    "_name",
+    "_paper",
     "_prepare_inputs",
     "_push_from_checkpoint",
     "_run_epoch",

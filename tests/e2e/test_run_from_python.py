@@ -68,6 +68,14 @@ def test_the_folder_has_what_a_command_leaves(trained):
     assert RunFolder.check(run, resume=True) == run  # ours: a command goes on with it
 
 
+def test_the_card_of_plain_distillation_names_and_cites_trls_method(micro_lab, tmp_path):
+    trainer = make_trainer(micro_lab, tmp_path, max_steps=1, selector="full")
+    trainer.train(check=False)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "Teachability" not in card and "2605.26844" not in card
+    assert "https://huggingface.co/papers/2306.13649" in card and "trained every token" in card
+
+
 def test_a_checkpoint_is_as_readable_as_any_file(micro_lab, tmp_path):
     """safetensors writes its files for the owner alone."""
     make_trainer(micro_lab, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()

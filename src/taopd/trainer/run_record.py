@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers.trainer
 from transformers import Trainer, TrainerCallback
+from trl import DistillationTrainer
 from trl.trainer.utils import get_config_model_id
 
 import taopd
@@ -27,6 +28,7 @@ from taopd.trainer.checkpoint.resume import changed_settings
 from taopd.trainer.environment import environment
 from taopd.trainer.model_card import PAPER, completed
 from taopd.trainer.settings.filled import given_otherwise, is_filled
+from taopd.trainer.settings.methods import running
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -275,6 +277,8 @@ class RecordedRuns(Trainer):
         # With every checkpoint TRL writes one that nobody asked for.
         if self._partial is not None and self._has_own_readme:
             return
+        if running(self.args) == "full":  # TRL's own method, which its card then names and cites
+            self._name, self._paper = DistillationTrainer._name, DistillationTrainer._paper
         # As TRL names the cards that it writes itself.
         name = Path(self.hub_model_id or Path(self.args.output_dir).resolve()).name
         super().create_model_card(model_name or name, *args, **kwargs)
