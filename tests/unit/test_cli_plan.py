@@ -229,3 +229,11 @@ def test_the_help_says_that_a_plan_without_a_config_leaves_out_the_initial_stude
     assert cli.main(["plan", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "and without --config the initial student, which the default method keeps" in words
+
+
+@pytest.mark.parametrize("budget", ["0.1", "1"])
+def test_a_plan_without_a_config_says_that_it_is_of_the_published_method(capsys, budget):
+    """Every token by plain distillation is the same with any method."""
+    models = ("--student", "Qwen3-1.7B", "--teacher", "Qwen3-4B")
+    assert cli.main(["plan", *models, "--budget", budget]) == 0
+    assert ("planned as method: published" in capsys.readouterr().err) == (budget == "0.1")

@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
         if student is None or teacher is None:
             raise ConfigError("name the models with --student and --teacher, or give --config FILE")
         settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
+        if settings.budget < 1.0:
+            _say_published()
     else:
         read = _from_plain_config(options.config, rest)
         known, config_student, shape, unread = read or _from_config(options.config, rest)
@@ -190,6 +192,14 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     else:
         unread = dataset
     return settings, str(student), teacher, unread
+
+
+def _say_published() -> None:
+    print(
+        "planned as method: published. The default, method: reach, also keeps the initial student and runs "
+        "it on every completion: --config FILE counts that",
+        file=sys.stderr,
+    )
 
 
 def _say_assumed(settings: "PlanSettings", dataset: str) -> None:
