@@ -6,9 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from test_trainer import make_trainer
-from transformers import TrainerControl
+from safetensors.torch import load_file
+from test_trainer import CPU, make_trainer
+from transformers import TrainerCallback, TrainerControl
 
+from taopd import TeachabilityConfig, TeachabilityTrainer, load_prompts
+from taopd.experiments.arm import run_arm
+from taopd.experiments.arm_settings import Arm
+from taopd.experiments.kept_arms import prepare
 from taopd.runs.checkpoints import STATE
 from taopd.signals import SignalTable
 from taopd.trainer.watches import collapse_detector as collapse_watch
@@ -72,6 +77,81 @@ def test_restore_loads_the_last_whole_checkpoint_from_before_the_signs(tmp_path)
     guard.on_step_end(None, None, control)
     guard.on_train_end(None, None, control)
     assert control.should_training_stop and loaded == [str(tmp_path / "checkpoint-9")]
+
+
+RESTORE = EVERYWHERE | {
+    "collapse_guard": "restore",
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "max_steps": 8,
+}
+
+
+@pytest.fixture
+def collapses(monkeypatch):
+    """Every run shows a sign of collapse at its fourth step, and was healthy after two."""
+
+    def update(watch, step, values):
+        watch.healthy_step, new = 2, step >= 3 and not watch.fired
+        watch.fired |= {"entropy": step} if new else {}
+        return ["it was made to"] if new else []
+
+    monkeypatch.setattr(collapse_watch.CollapseWatch, "update", update)
+
+
+def test_a_callback_sees_the_restored_weights_at_the_end(micro_lab, tmp_path, collapses):
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            seen.update({name: each.clone() for name, each in model.state_dict().items()})
+
+    trainer = TeachabilityTrainer(
+        model=str(micro_lab.student),
+        teacher_model=str(micro_lab.teacher),
+        args=TeachabilityConfig(
+            output_dir=str(tmp_path), **CPU | RESTORE | {"learning_rate": 1e-2}
+        ),
+        train_dataset=load_prompts(str(micro_lab.prompts), split="train"),
+        callbacks=[Look()],
+    )
+    trainer.train(check=False)
+    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert saved and all(torch.equal(seen[name], value) for name, value in saved.items())
+    assert trainer.state.global_step == 4 and trainer.guard.restored
+
+
+def test_an_arm_is_graded_by_the_student_that_the_guard_leaves(
+    micro_lab, tmp_path, collapses, monkeypatch
+):
+    """Also where an evaluation was due at the step that ended it."""
+    graded = []
+    monkeypatch.setattr(
+        "taopd.experiments.arm_observers.evaluate",
+        lambda model, *_, **__: (
+            graded.append(model.state_dict()["lm_head.weight"].clone())
+            or SimpleNamespace(accuracy=0.5, transcripts=[{"correct": True, "num_tokens": 1}])
+        ),
+    )
+    arm = Arm(
+        name="guarded",
+        seed=0,
+        config=RESTORE | {"max_completion_length": 6, "learning_rate": 1e-2, "score_top_k": 4},
+        student=str(micro_lab.student),
+        teacher=str(micro_lab.teacher),
+        prompts=str(micro_lab.prompts),
+        match="auto",
+        evaluate_every=2,
+        num_test_prompts=8,
+    )
+    folder = tmp_path / "guarded"
+    prepare([(arm, folder)])
+    results = run_arm(arm, folder)
+    assert results["stopped_by"] == "collapse_guard"
+    assert [step for step, _ in results["accuracy_curve"]] == [0, 2, 4, 4]
+    saved = load_file(folder / "checkpoint-2" / "model.safetensors")
+    assert torch.equal(graded[-1], saved["lm_head.weight"])
+    assert not torch.equal(graded[-3], graded[-1])
 
 
 @pytest.mark.parametrize("settings", [{"selector": "full"}, {"budget": 1.0}], ids=str)

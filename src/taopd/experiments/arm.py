@@ -98,6 +98,8 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     trainer.checked = newest_complete(folder)[0]
     trainer.train(trainer.checked, check=False)
     seconds = curve.elapsed()
+    restored = trainer.guard is not None and trainer.guard.restored
+    curve.measure_end(trainer.model, trainer.state.global_step, restored=restored)
     if arm.save_model:
         trainer.save_model(str(folder / "model"))
     by_kind = sum((Counter(counts) for _, counts in tokens.by_kind_curve), Counter())

@@ -135,9 +135,13 @@ class AccuracyCurve(TrainerCallback):
         if state.global_step % self._arm.evaluate_every == 0 or state.global_step == args.max_steps:
             self.measure(model, state.global_step)
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        if self._points[-1]["step"] != state.global_step:  # Stopped between two evaluations.
-            self.measure(model, state.global_step)
+    def measure_end(self, model, step: int, *, restored: bool) -> None:
+        """Add the student that is left, where it has not been measured.
+
+        restored: the collapse guard has put the weights of a checkpoint back.
+        """
+        if restored or self._points[-1]["step"] != step:  # Stopped between two evaluations.
+            self.measure(model, step)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The curve so far, the seconds, and what `KeptTokens` counted."""

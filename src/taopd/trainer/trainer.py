@@ -130,7 +130,8 @@ class TeachabilityTrainer(BaseTrainer):
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         found = RunWarnings(args.output_dir, self.accelerator)
         sinks = self.record, found.add, self._load_from_checkpoint
-        guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *sinks)
+        whom = args.collapse_guard, args.output_dir, self.accelerator
+        self.guard = guard = CollapseGuard.of(*whom, *sinks)
         parts = self.model, self.accelerator, self._recorder, self._head, guard
         self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
@@ -141,15 +142,15 @@ class TeachabilityTrainer(BaseTrainer):
         watchers: list[Any] = [self.sampler_monitor, self._teacher.watch(found.add), situation]
         self.observers: list[Callable[[ScoredBatch], None]] = [log, *watchers]
         """Called on the main process after every selection, in training."""
-        own = (self.rank_state, self.nonfinite, found, guard, MetricsWriter(), SpreadWatch(args))
+        own = (self.rank_state, self.nonfinite, found, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
-        for callback in (*own, *costs, self._anchor.start, SameInputs(self), *watchers):
-            if callback is not None:
-                self.add_callback(callback)
         # The average follows the update as it was rescaled.
-        for callback in (UpdateNorm.of(args, self.accelerator, self.record), self.average):
+        last = UpdateNorm.of(args, self.accelerator, self.record), self.average
+        for callback in (*own, *costs, self._anchor.start, SameInputs(self), *watchers, *last):
             if callback is not None:
                 self.add_callback(callback)
+        # First: what others do at the end of training they do with the weights that it leaves.
+        self.callback_handler.callbacks[:0] = [guard] if guard else []
         attach_step_lines(self)
 
     # -- a generation batch: sample, score, select ------------------------------------------------

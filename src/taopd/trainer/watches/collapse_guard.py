@@ -49,6 +49,8 @@ class CollapseGuard(TrainerCallback):
         self._load_checkpoint = load_checkpoint
         self._layout = layout_of(accelerator)
         self.watch = CollapseWatch()
+        self.restored = False
+        """Whether the weights are those of a checkpoint again."""
 
     @classmethod
     def of(cls, action: str, *sinks: Any) -> "CollapseGuard | None":
@@ -115,9 +117,10 @@ class CollapseGuard(TrainerCallback):
             return
         logger.warning("collapse guard: the weights are those of %s again", healthy)
         self._load_checkpoint(str(healthy))
+        self.restored = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watch = CollapseWatch()
+        self.watch, self.restored = CollapseWatch(), False
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Memory of the watch."""
