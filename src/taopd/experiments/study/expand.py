@@ -34,6 +34,8 @@ SELECTION_KEYS = _SELECTOR_KEYS | {
     *("budget_schedule", "budget_end", "budget_steps", "budget_scope"),
 }
 """Settings of which tokens train and how much: plain full distillation has none of them."""
+_OF_AN_EVALUATION = ("eval_strategy", "eval_on_start", "load_best_model_at_end")
+"""Settings that need an evaluation set of the trainer's, which an arm has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,11 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}: a study writes its settings down, so none may hold a token or a password (set it in "
             "the environment), and nothing is uploaded (push_to_hub)"
+        )
+    if asked := [n for n in _OF_AN_EVALUATION if settings.get(n) not in (None, False, "no")]:
+        raise ConfigError(
+            f"{where}: drop {', '.join(asked)}: a study grades every arm by itself on its test prompts, "
+            "every evaluate_every steps and at the end"
         )
     try:
         training, _ = split_settings(settings)

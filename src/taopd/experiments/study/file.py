@@ -34,6 +34,8 @@ _SET_BY_STUDY = {
     "model_name_or_path": "that is student here",
     "teacher_model_name_or_path": "that is teacher here",
     "dataset_name": "that is prompts here",
+    "num_train_epochs": "an arm's length is max_steps, or what is equal",
+    "resume_from_checkpoint": "--resume goes on with every arm from its own checkpoint",
 }
 _KINDS: dict[Any, tuple[tuple[type, ...], type | None, str]] = {
     str: ((str,), None, "text"),
