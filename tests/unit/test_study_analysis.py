@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from taopd.cli import main
 from taopd.errors import DataError
 from taopd.experiments.study.analysis import (
     Question,
@@ -142,6 +143,23 @@ def test_reading_folders(tmp_path):
     (place / "results.json").write_text('{"name": "x"}')
     with pytest.raises(DataError, match="it has no selector"):
         read_outcomes(tmp_path)
+
+
+def test_an_analysis_beside_the_arms_is_no_arm(tmp_path):
+    """`taopd compare ARMS` leaves one there."""
+    arms = tmp_path / "study" / "arms"
+    for row in results_of_arms():
+        place = arms / f"{row['name']}-seed{row['seed']}"
+        place.mkdir(parents=True)
+        (place / "results.json").write_text(json.dumps(row), encoding="utf-8")
+    tables = []
+    for folder in (arms, arms, arms.parent):
+        assert main(["compare", str(folder)]) == 0
+        found = json.loads((folder / "so-far" / "results.json").read_text(encoding="utf-8"))
+        tables.append(found["arms"])
+    assert tables[0] == tables[1] == tables[2] and len(tables[0]) == 3
+    (study,) = read_folders([arms.parent]).studies
+    assert len(study.outcomes) == 9
 
 
 def test_table_page_and_pictures(tmp_path):

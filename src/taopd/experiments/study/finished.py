@@ -23,7 +23,11 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
         DataError: no arm has finished there, or a file is not an arm's results.
     """
     root = folder / "arms" if (folder / "arms").is_dir() else folder
-    found = [read_outcome(path) for path in sorted(root.glob("*/results.json"))]
+    paths = sorted(root.glob("*/results.json"))
+    # Not the analysis of a call before, which may lie beside the arms.
+    found = [
+        read_outcome(path) for path in paths if "comparisons" not in read_document(path, OBJECT)
+    ]
     if not found:
         raise DataError(
             f"no arm has finished in {folder}: there is no */results.json below it; a study's folder is "
