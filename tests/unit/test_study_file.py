@@ -67,6 +67,11 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
     assert expand(study, base_config(study))[1].settings["learning_rate"] == 1e-5
 
 
+def test_a_title_of_several_lines_is_one_heading(tmp_path):
+    (tmp_path / "s.yaml").write_text('lab: dialect\ntitle: "a\\n# b"\ngrid: {selector: tip}\nseeds: [0]\n')
+    assert load_study_file(tmp_path / "s.yaml").title == "a # b"
+
+
 SLIPS = [
     ({"sedes": [1]}, "unknown key in the study: 'sedes'. Did you mean 'seeds'?"),
     ({"budget": 0.1}, "put it under config, arms or grid"),

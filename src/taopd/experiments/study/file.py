@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
             raise ConfigError(f"unknown key in the study: {key!r}.{hint}")
     hints = typing.get_type_hints(StudyFile)
     study = StudyFile(**{key: _typed(key, value, hints[key]) for key, value in loaded.items()})
+    study = replace(study, title=" ".join(study.title.split()))  # a heading of one line
     _check_data(study)
     _check_seeds(study)
     _check_equal(study)
