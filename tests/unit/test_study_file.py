@@ -68,7 +68,9 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
 
 
 def test_a_title_of_several_lines_is_one_heading(tmp_path):
-    (tmp_path / "s.yaml").write_text('lab: dialect\ntitle: "a\\n# b"\ngrid: {selector: tip}\nseeds: [0]\n')
+    (tmp_path / "s.yaml").write_text(
+        'lab: dialect\ntitle: "a\\n# b"\ngrid: {selector: tip}\nseeds: [0]\n'
+    )
     assert load_study_file(tmp_path / "s.yaml").title == "a # b"
 
 

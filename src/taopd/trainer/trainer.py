@@ -129,10 +129,9 @@ class TeachabilityTrainer(BaseTrainer):
         self.rank_state = RankState(self)
         self.nonfinite = NonFiniteGuard(args, self.accelerator, self._tokenizer, self._recorder)
         found = RunWarnings(args.output_dir, self.accelerator)
-        sinks = self.record, found.add, self._load_from_checkpoint
-        whom = args.collapse_guard, args.output_dir, self.accelerator
-        self.guard = guard = CollapseGuard.of(*whom, *sinks)
-        parts = self.model, self.accelerator, self._recorder, self._head, guard
+        tell = self.record, found.add, self._load_from_checkpoint
+        self.guard = CollapseGuard.of(args.collapse_guard, args.output_dir, self.accelerator, *tell)
+        parts = self.model, self.accelerator, self._recorder, self._head, self.guard
         self._anchor = Anchor(args, *parts, *ends, start, trains=self.trains)
         self._student = StudentForward(self.model, self.accelerator, self._recorder, args)
         self.sampler_monitor = SamplerMonitor(self)
@@ -150,7 +149,7 @@ class TeachabilityTrainer(BaseTrainer):
             if callback is not None:
                 self.add_callback(callback)
         # First: what others do at the end of training they do with the weights that it leaves.
-        self.callback_handler.callbacks[:0] = [guard] if guard else []
+        self.callback_handler.callbacks[:0] = [self.guard] if self.guard else []
         attach_step_lines(self)
 
     # -- a generation batch: sample, score, select ------------------------------------------------
