@@ -266,7 +266,7 @@ def write_pair(results: Path, page: Path) -> None:
                 "(smollm2-forward.md), two CPU cores, one seed). `reach` had an earlier form here ([what "
                 "changed](reach_forms.md)); a later one has 45 % on the second pair after 40 steps, "
                 "this one 29 ([smollm2-order.md](smollm2-order.md), two CPU cores, one seed); the present "
-                "one has 35 there, and 41.5 after 200 ([smollm2-long.md](smollm2-long.md), one seed).",
+                "one has 34 there, and 41 after 200 ([smollm2-long.md](smollm2-long.md), three seeds).",
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "
