@@ -219,50 +219,59 @@ def lab_table(part: Part) -> str:
 
 
 def missing_words(parts: list[Part]) -> str:
-    """Arms that the page does not have."""
-    few = [
-        f"{lab_name(part)}: {', '.join(words(n) for n in PARTS_OF[part['loss']] if n not in part['arms'])}"
-        for part in parts
-        if any(name not in part["arms"] for name in PARTS_OF[part["loss"]])
-    ]
-    arms = "Missing arms: " + ("; ".join(few) if few else "none in the labs shown") + "."
+    """What the page does not have, and what its numbers are not compared with, as a list."""
+    absent = {
+        name: [p for p in parts if name in PARTS_OF[p["loss"]] and name not in p["arms"]]
+        for name in dict.fromkeys(name for part in parts for name in PARTS_OF[part["loss"]])
+    }
+    lines = [f"Not run: {where}." for where in in_labs(absent)]
     for loss, words_of in LOSS_NAMES.items():
         shown = {part["variant"] for part in parts if part["loss"] == loss}
-        absent = [variant for variant in VARIANTS if variant not in shown]
-        arms += f" Labs not run with the {words_of}: {', '.join(absent) or 'none'}."
-    return arms + beyond_words(parts) + other_models_words(parts)
+        if labs := [variant for variant in VARIANTS if variant not in shown]:
+            lines.append(f"No arm was run with the {words_of} in {', '.join(labs)}.")
+    lines += [
+        f"Seeds that a rival lacks are in the ends and in no shortfall: {where}."
+        for where in in_labs({name: more_seeds(parts, name) for name in CANDIDATES})
+    ]
+    lines += [
+        "Trained on a machine that rounds otherwise, and so not from the same models as full: "
+        f"{where}."
+        for where in in_labs(other_models(parts))
+    ]
+    return "\n".join(f"- {line}" for line in lines or ["Every arm was run in every lab."])
 
 
-def beyond_words(parts: list[Part]) -> str:
-    """Seeds of a candidate that no shortfall counts, since its rivals were not run with them."""
-    few = []
-    for name in CANDIDATES:
-        stands = [(part, standing(part, name)) for part in parts]
-        more = [p for p, found in stands if found and len(p["arms"][name]["greedy"]) > found.seeds]
-        if more:
-            few.append(f"{words(name)} ({'; '.join(map(lab_name, more))})")
-    if not few:
-        return ""
-    return f" Seeds that a rival lacks are in the ends and in no shortfall: {', '.join(few)}."
+def in_labs(found: dict[str, list[Part]]) -> list[str]:
+    """Arms and where they are found; those with the same labs stand together."""
+    shared: dict[str, list[str]] = {}
+    for name, labs in found.items():
+        of_loss = {
+            words_of: [part["variant"] for part in labs if part["loss"] == loss]
+            for loss, words_of in LOSS_NAMES.items()
+        }
+        where = "; ".join(f"{', '.join(v)} ({loss})" for loss, v in of_loss.items() if v)
+        if where:
+            shared.setdefault(where, []).append(words(name))
+    return [f"{'; '.join(names)}, in {where}" for where, names in shared.items()]
 
 
-def other_models_words(parts: list[Part]) -> str:
-    """Arms that began at another accuracy than full did with the same seed: before a step only the models
-    tell them apart."""
-    found: dict[str, list[str]] = {}
+def more_seeds(parts: list[Part], name: str) -> list[Part]:
+    """Labs in which a candidate has seeds that no shortfall counts, since its rivals lack them."""
+    stands = [(part, standing(part, name)) for part in parts]
+    return [p for p, found in stands if found and len(p["arms"][name]["greedy"]) > found.seeds]
+
+
+def other_models(parts: list[Part]) -> dict[str, list[Part]]:
+    """Labs in which an arm began at another accuracy than full did with the same seed: before a step only
+    the models tell them apart."""
+    found: dict[str, list[Part]] = {}
     for part in parts:
         starts = {name: [curve[0] for curve in arm["greedy"]] for name, arm in part["arms"].items()}
         full = starts.pop("full", [])
         for name, values in starts.items():
             if any(own != other for own, other in zip(values, full, strict=False)):
-                found.setdefault(name, []).append(lab_name(part))
-    if not found:
-        return ""
-    listed = "; ".join(f"{words(name)}: {', '.join(labs)}" for name, labs in found.items())
-    return (
-        " Arms that did not start from the same models as full, since these were trained on a machine that "
-        f"rounds otherwise: {listed}."
-    )
+                found.setdefault(name, []).append(part)
+    return found
 
 
 def draw_frontier(parts: list[Part], folder: Path) -> None:
