@@ -230,6 +230,33 @@ def rate_tables(found: dict[str, Any], rates: list[float]) -> list[str]:
     ]
 
 
+def introduction(one: Rows, two: Rows) -> list[str]:
+    """What was asked, and what came out; the arms of pair 1 and of pair 2."""
+    return [
+        "Does a tenth of the tokens teach a real language model what all of them teach? With the "
+        "default method it does on both pairs; with the paper's selector it ends below.",
+        "**Where the paper's method loses.** Full distillation ends above the published selector on "
+        f"both pairs ({lead(one, 'full', 'published-10')} and {lead(two, 'full', 'published-10')} "
+        "points over problems; three seeds alone cannot tell them apart). On the second pair, whose "
+        "student does not know the form of an answer, one of its three seeds never answers a problem "
+        "right. A random tenth of the tokens never does there.",
+        "**Where a tenth of the tokens is enough.** The default method, `reach`, is level with full "
+        f"distillation on the first pair ({lead(one, 'reach-10', 'full')} points over problems). On "
+        f"the second it is above it ({lead(two, 'reach-10', 'full')}; three seeds alone cannot tell "
+        "them apart), and learns in a third of the steps.",
+        "- Selection is not the only reason. The default has a forward KL for words that the student "
+        "hardly says, and holds a random tenth of the other tokens. With a forward KL full "
+        "distillation, too, learns the second pair in 40 steps "
+        "([smollm2-forward.md](smollm2-forward.md), two CPU cores, one seed).\n"
+        "- It depends on the learning rate more than any other arm. At 2e-4 it ends below full and "
+        "published.\n"
+        "- `reach` had an earlier form here ([what changed](reach_forms.md)). On the second pair "
+        "this form has 29 % after 40 steps on two CPU cores, and a later one 45 "
+        "([smollm2-order.md](smollm2-order.md), one seed). The present form has 34 there, and 41 "
+        "after 200 steps ([smollm2-long.md](smollm2-long.md), three seeds).",
+    ]
+
+
 def write_pair(results: Path, page: Path) -> None:
     """`smollm2.md` and its picture."""
     document = load("pairs", results)
@@ -250,32 +277,17 @@ def write_pair(results: Path, page: Path) -> None:
                 "# SmolLM2-135M",
                 "Written by `python -m benchmarks.accelerator.page` from "
                 "`benchmarks/results/accelerator-pairs__nvidia-h200.json`.",
-                f"**Where the paper's method loses.** Over problems full distillation ends above the "
-                f"published selector on both pairs ({lead(one, 'full', 'published-10')} and "
-                f"{lead(two, 'full', 'published-10')} points). Three seeds alone cannot tell them apart. On "
-                "the second pair, whose student does not know the form of an answer, one of its three seeds "
-                "never answers a problem right. A random tenth of the tokens never does there.",
-                "**Where a tenth of the tokens is enough.** The default method, `reach`, is level with full "
-                f"distillation on the first pair ({lead(one, 'reach-10', 'full')} points over problems) and "
-                f"above it on the second ({lead(two, 'reach-10', 'full')}; three seeds alone cannot tell "
-                "them apart), and learns the second in a third of the steps. Not by selection alone: "
-                "it has a forward KL for words that the student hardly says, and holds a random tenth of the "
-                "other tokens. Of all arms it moves most with the learning rate, and at 2e-4 it ends below "
-                "full and published. With a forward KL full distillation, too, learns the second pair in "
-                "40 steps ([smollm2-forward.md]"
-                "(smollm2-forward.md), two CPU cores, one seed). `reach` had an earlier form here ([what "
-                "changed](reach_forms.md)); a later one has 45 % on the second pair after 40 steps, "
-                "this one 29 ([smollm2-order.md](smollm2-order.md), two CPU cores, one seed); the present "
-                "one has 34 there, and 41 after 200 ([smollm2-long.md](smollm2-long.md), three seeds).",
+                *introduction(one, two),
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "
                 f"({100 * teacher['accuracy']:.1f} % ± {196 * teacher['standard_error']:.1f} right). Student "
                 f"of pair 1: the same run after 8 steps ({start:.1f} %). Student of pair 2: the untouched "
-                "instruct model (0 %). 16 rollouts a step, learning rate 5e-5 constant, bfloat16 autocast, "
-                "at most 48 tokens; greedy accuracy on 300 held-out problems, %, means over three training "
-                "seeds. The pair is made by `taopd.experiments.smollm2` on the machine that runs it; another "
-                "machine rounds otherwise and makes another pair.",
+                "instruct model (0 %). Training: 16 rollouts a step of at most 48 tokens, a constant "
+                "learning rate of 5e-5, bfloat16 autocast. The tables have the greedy accuracy on 300 "
+                "held-out problems in %, means over three training seeds. `taopd.experiments.smollm2` makes "
+                "a pair on the machine that runs it. Another machine rounds otherwise and makes "
+                "another pair.",
                 about(document),
                 "## Pair 1: a student that knows the form",
                 accuracies(one),
