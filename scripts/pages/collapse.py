@@ -29,13 +29,13 @@ ANCHOR_FRACTION = 0.05
 ORDER = ("dialect", "termination", "bilingual", "fallible", "reversal")
 
 GUARD_WORDS = (
-    "`collapse_guard` watches *idle drift*: KL(student || initial student) at unselected tokens, "
-    "counted only where the overlap with the teacher has not grown by 0.05; the limit is 0.1 nats, "
-    "smoothed over looks that are 5 steps apart. Entropy and length are watched as well, with wide bounds; "
-    "they were never first in a collapse. It looks at what a collapse begins with, not at accuracy. In these "
-    "runs drift alone was a reason, and the C of the selected another one; today drift counts only in a "
-    "student that is less sure than it was ([guard.md](guard.md)). Both losses, all seeds and both budgets "
-    "together:"
+    "`collapse_guard` watches *idle drift*: KL(student || initial student) at unselected tokens. It "
+    "counts drift only where the overlap with the teacher has not grown by 0.05. The limit is 0.1 nats, "
+    "smoothed over looks that are 5 steps apart. The guard also watches entropy and length, with wide "
+    "bounds; they were never the first sign of a collapse. It looks at what a collapse begins with, not "
+    "at accuracy. In these runs drift alone was one sign, and the C of the selected tokens another. "
+    "Today drift counts only in a student that is less sure than it was ([guard.md](guard.md)). Both "
+    "losses, all seeds and both budgets together:"
 )
 
 Part = dict[str, Any]
