@@ -236,4 +236,4 @@ def test_a_plan_without_a_config_says_that_it_is_of_the_published_method(capsys,
     """Every token by plain distillation is the same with any method."""
     models = ("--student", "Qwen3-1.7B", "--teacher", "Qwen3-4B")
     assert cli.main(["plan", *models, "--budget", budget]) == 0
-    assert ("planned as method: published" in capsys.readouterr().err) == (budget == "0.1")
+    assert ("method: published. The default" in capsys.readouterr().out) == (budget == "0.1")

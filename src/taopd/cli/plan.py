@@ -24,6 +24,10 @@ update: all but sampling and the teacher's backbone.
 FLOPs of matmuls, not seconds: sampling takes more time than its FLOPs.
 Random selection; clustered ones cost less."""
 
+_PUBLISHED = """
+method: published. The default, reach, also keeps the initial student and
+runs it on every completion; --config FILE counts that."""
+
 
 def run(argv: Sequence[str]) -> int:
     """Parse, compute, print a table or JSON; the heavy imports come after `--help`."""
@@ -46,8 +50,6 @@ def run(argv: Sequence[str]) -> int:
         if student is None or teacher is None:
             raise ConfigError("name the models with --student and --teacher, or give --config FILE")
         settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
-        if settings.budget < 1.0:
-            _say_published()
     else:
         read = _from_plain_config(options.config, rest)
         known, config_student, shape, unread = read or _from_config(options.config, rest)
@@ -62,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
-        _print(result)
+        _print(result, _PUBLISHED if options.config is None and settings.budget < 1.0 else "")
     return 0
 
 
@@ -194,14 +196,6 @@ def _from_config(path: str, flags: Sequence[str]) -> tuple["PlanSettings", str, 
     return settings, str(student), teacher, unread
 
 
-def _say_published() -> None:
-    print(
-        "planned as method: published. The default, method: reach, also keeps the initial student and runs "
-        "it on every completion: --config FILE counts that",
-        file=sys.stderr,
-    )
-
-
 def _say_assumed(settings: "PlanSettings", dataset: str) -> None:
     print(
         f"prompts of {settings.prompt_length} tokens are assumed, because {dataset} or the student's "
@@ -240,7 +234,7 @@ def _on_cpu(flags: Sequence[str]) -> list[str]:
     return [*rest, name, "true"]
 
 
-def _print(result: "Plan") -> None:
+def _print(result: "Plan", note: str) -> None:
     from rich.table import Table
 
     from taopd.report.console import plain_console
@@ -260,7 +254,7 @@ def _print(result: "Plan") -> None:
     console.print(
         f"{shapes}\n{settings.micro_batches} x {settings.batch} completions of {settings.prompt_length} + "
         f"{settings.completion_length} tokens, budget {settings.budget:g}, window {settings.window}, "
-        f"{settings.dtype}",
+        f"{settings.dtype}{note}",
         highlight=False,
     )
     memory = table("Memory of one device", "part", "MiB")
