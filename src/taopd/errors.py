@@ -72,6 +72,13 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:
         raise out_of_range(name, value, expected)
 
 
+def root_error(error: BaseException) -> BaseException:
+    """The error that began a chain of them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def out_of_range(name: str, value: object, expected: str) -> ConfigError:
     """The error of a setting whose value is not what is expected."""
     return ConfigError(f"{name}={value!r}: must be {expected}")

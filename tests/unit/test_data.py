@@ -93,6 +93,24 @@ def test_json_lines_whose_answers_change_in_kind_after_many_rows_are_read(tmp_pa
     assert rows[12_000]["n"] == 2.0 and len(rows) == 12_001
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}\n', "twice"),
+        (b'{"prompt": "a\xff", "answer": "x"}\n', "UTF-?8"),
+    ],
+)
+def test_json_lines_that_change_in_kind_are_read_no_less_strictly(tmp_path, line, told):
+    """The second value of a key would win, and a byte that is no text become another character."""
+    lines = b"".join(b'{"prompt": "%s", "answer": 1}\n' % (b"x" * 900) for _ in range(12_000))
+    (tmp_path / "x.jsonl").write_bytes(line)
+    with pytest.raises(DataError, match=told):
+        load_prompts(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_bytes(lines + line)
+    with pytest.raises(DataError, match=r"cannot read .*x\.jsonl|UTF-?8"):
+        load_prompts(tmp_path / "x.jsonl")
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_cache_that_cannot_be_written_is_told_as_one(tmp_path, monkeypatch, kind):
     (tmp_path / "cache").touch()

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from taopd.errors import DataError
+from taopd.errors import DataError, root_error
 from taopd.models import gguf
 from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
 from taopd.models.damage import damage, other_kind
@@ -237,8 +237,7 @@ def looks_local(name: str) -> bool:
 
 def root_cause(error: BaseException) -> str:
     """The root cause in one line; wrappers (DatasetGenerationError) say nothing themselves."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = root_error(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A line that ends in a colon announces a list, and says nothing alone.
     while len(lines) > 1 and lines[0].rstrip(".").endswith(":"):

@@ -18,9 +18,10 @@ from typing import Any
 import datasets
 import pyarrow
 
-from taopd.errors import DataError, ResourceError
+from taopd.errors import DataError, ResourceError, root_error
 from taopd.models.loading import DATASET_READERS
 from taopd.runs.disk import is_full
+from taopd.runs.validation import keys_once
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ def refuse_cache(error: BaseException) -> None:
     Raises:
         ResourceError: says where the cache is.
     """
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = root_error(error)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     if not isinstance(error, OSError):
         return
@@ -151,9 +151,10 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
 
 def _row_by_row(path: Path) -> datasets.Dataset | None:
     """The rows with prompts and answers as text; None where that is not what cannot be read."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
-        rows, written = _objects(text, json.JSONDecoder()), _objects(text)
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _objects(text, json.JSONDecoder(object_pairs_hook=keys_once))
+        written = _objects(text)
         for row, texts in zip(rows, written, strict=True):
             for name in _AS_WRITTEN:
                 if isinstance(value := row.get(name), int | float):

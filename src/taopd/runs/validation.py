@@ -177,22 +177,28 @@ def parse_json(text: str, place: str) -> Any:
     Raises:
         DataError: not JSON, nested too deeply, or a key that stands twice, of which Python takes the last.
     """
-
-    def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{place}: the key {twice!r} stands twice: remove one")
-        return found
-
     try:
         return json.loads(text, object_pairs_hook=keys_once)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
     except RecursionError as error:
         raise DataError(f"{place}: not JSON (nested too deeply)") from error
     except ValueError as error:
         raise DataError(f"{place}: not JSON ({error})") from error
+
+
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON from its pairs, for a decoder's `object_pairs_hook`.
+
+    Raises:
+        DataError: a key that stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"the key {twice!r} stands twice: remove one")
+    return found
 
 
 class _Strict(yaml.SafeLoader):

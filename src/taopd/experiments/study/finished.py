@@ -23,11 +23,9 @@ def read_outcomes(folder: Path) -> list[dict[str, Any]]:
         DataError: no arm has finished there, or a file is not an arm's results.
     """
     root = folder / "arms" if (folder / "arms").is_dir() else folder
-    paths = sorted(root.glob("*/results.json"))
+    documents = {path: read_document(path, OBJECT) for path in sorted(root.glob("*/results.json"))}
     # Not the analysis of a call before, which may lie beside the arms.
-    found = [
-        read_outcome(path) for path in paths if "comparisons" not in read_document(path, OBJECT)
-    ]
+    found = [_outcome(p, one) for p, one in documents.items() if "comparisons" not in one]
     if not found:
         raise DataError(
             f"no arm has finished in {folder}: there is no */results.json below it; a study's folder is "
@@ -120,7 +118,11 @@ def read_outcome(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not an arm's.
     """
-    outcome = read_document(path, OUTCOME)
+    return _outcome(path, read_document(path, OBJECT))
+
+
+def _outcome(path: Path, outcome: dict[str, Any]) -> dict[str, Any]:
+    fit(outcome, OUTCOME, str(path))
     missing = [key for key in NEEDED if outcome.get(key) is None]
     if missing:
         raise DataError(f"{path} is not the result of an arm: it has no {', '.join(missing)}")
