@@ -28,6 +28,10 @@ from taopd.runs.jsonl import write_text
 STUDY = Path("recipes/studies/smollm2-forward.yaml")
 SAVED = Path("docs/results/smollm2-forward.json")
 PAGE = SAVED.with_suffix(".md")
+DIFFERENCE_HEAD = (
+    "| difference, paired by problem | points | 95 % over problems |",
+    "|---|---:|---|",
+)
 KEPT = ("name", "seed", "accuracy_curve", "accuracy_sampled_curve", "mean_tokens_greedy_curve")
 LEAD = (
     "**The loss first, then the selection.** With the reverse KL nothing is learned in 40 steps; with a "
@@ -61,7 +65,12 @@ def page(document: dict[str, Any]) -> str:
             LEAD + "\n",
             "The student does not know the form of an answer (pair 2 of [smollm2.md](smollm2.md); the models "
             "here were made on this machine). Arms named forward have a forward KL at all selected tokens.\n",
-            about(document, wanted, f"{study.config['max_steps']} steps of 16 rollouts, one seed"),
+            about(
+                document,
+                wanted,
+                f"{study.config['max_steps']} steps of 16 rollouts, one seed",
+                document["arms"][0]["right"],
+            ),
             f"![Accuracy over steps by arm]({PAGE.with_suffix('.png').name})\n",
             *table(arms, order),
             "",
@@ -71,13 +80,17 @@ def page(document: dict[str, Any]) -> str:
     )
 
 
-def about(document: dict[str, Any], wanted: list[str], settings: str) -> str:
-    """Settings, problems, machine, versions, and which of the wanted arms were not run."""
+def about(document: dict[str, Any], wanted: list[str], settings: str, right: str) -> str:
+    """Settings, problems, machine, versions, and which of the wanted arms were not run.
+
+    Args:
+        right: the answers of any arm, one character a problem.
+    """
     names = [arm["name"] for arm in document["arms"]]
     missing = [name for name in wanted if name not in names]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
-        f"{settings}, greedy accuracy on {len(document['arms'][0]['right'])} problems, %. "
+        f"{settings}, greedy accuracy on {len(right)} problems, %. "
         f"{document['device']}; {versions}; commit {document['commit']}."
         f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''}\n"
     )
@@ -99,17 +112,20 @@ def table(arms: dict[str, Any], order: list[str]) -> list[str]:
 
 
 def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
-    """A row for each pair of arms that do not agree on every problem."""
-    rows = ["| difference, paired by problem | points | 95 % over problems |", "|---|---:|---|"]
-    for one, other in combinations(order, 2):
-        if arms[one]["right"] != arms[other]["right"]:
-            mine, theirs = (
-                {0: {"right_greedy_curve": [(0, arms[a]["right"])]}} for a in (one, other)
-            )
-            found = by_problem.difference(mine, theirs)
-            assert found is not None
-            rows.append(f"| {one} - {other} | {smollm2_cpu.points(found)} |")
-    return rows
+    """The table of all pairs of arms."""
+    pairs = combinations(order, 2)
+    rows = [difference(a, b, arms[a]["right"], arms[b]["right"]) for a, b in pairs]
+    return [*DIFFERENCE_HEAD, *(line for row in rows for line in row)]
+
+
+def difference(one: str, other: str, mine: str, theirs: str) -> list[str]:
+    """The row of two arms, from their answers by problem; none where these are the same."""
+    if mine == theirs:
+        return []
+    first, second = ({0: {"right_greedy_curve": [(0, right)]}} for right in (mine, theirs))
+    found = by_problem.difference(first, second)
+    assert found is not None
+    return [f"| {one} - {other} | {smollm2_cpu.points(found)} |"]
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -5,23 +5,31 @@
     python -m scripts.pages.over_steps                        # the page again from that file
     python -m scripts.pages.over_steps runs/smollm2-long --study smollm2-long
 
-Arms are shown as far as they have come, and compared at the last checkpoint that all have reached. Those that
-have not come to their first one are left out, and named. Arms of the file that lie in no folder stay in it.
+Arms are shown as far as they have come. Two arms of one seed, and two seeds of one arm, are compared at the
+last checkpoint that both have reached. Arms that have not come to their first one are left out, and named.
+Arms of the file that lie in no folder stay in it.
 """
 
 import json
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages import forward_kl, smollm2_cpu
-from taopd.errors import ConfigError
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
 
 STUDIES = ("smollm2-order", "smollm2-long", "smollm2-long-pair1")
 """In recipes/studies; the page of each has its name."""
+CURVES = (
+    ("accuracy_curve", "accuracy_greedy"),
+    ("accuracy_sampled_curve", "accuracy_sampled"),
+    ("mean_tokens_greedy_curve", "mean_tokens_greedy"),
+    ("right_curve", "right_greedy"),
+)
+"""What the file holds of every checkpoint of an arm, and its name in `accuracy.jsonl`."""
 
 
 def generated(document: dict[str, Any], name: str) -> str:
@@ -32,16 +40,33 @@ def generated(document: dict[str, Any], name: str) -> str:
     # An arm of a rule that is gone cannot be run again, and is in no study.
     gone = [each for each in arms if each not in wanted]
     order = [each for each in wanted if each in arms] + gone
-    reached = [arm["accuracy_curve"][-1][0] for arm in document["arms"]]
-    settings = f"{max(reached)} of {study.config['max_steps']} steps of 16 rollouts"
+    reached = max(arm["accuracy_curve"][-1][0] for arm in document["arms"])
+    settings = f"{reached} of {study.config['max_steps']} steps of 16 rollouts"
+    _, right = document["arms"][0]["right_curve"][0]
     lines = [
-        forward_kl.about(document, wanted, settings),
+        forward_kl.about(document, wanted, settings, right),
         f"![Accuracy over steps by arm]({name}.png)\n",
         *forward_kl.table(arms, order),
+        *differences(arms, order),
     ]
-    if len(order) > 1:
-        lines += ["", f"After {min(reached)} steps:", "", *forward_kl.differences(arms, order)]
     return "\n".join(lines)
+
+
+def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
+    """A table for each last checkpoint that two arms have both reached, with a row for each such pair."""
+    tables: dict[int, list[str]] = {}
+    for one, other in combinations(order, 2):
+        mine, theirs = (dict(arms[name]["right_curve"]) for name in (one, other))
+        both = mine.keys() & theirs.keys()
+        if both and set(one.split(", ")) & set(other.split(", ")):
+            step = max(both)
+            rows = tables.setdefault(step, [])
+            rows += forward_kl.difference(one, other, mine[step], theirs[step])
+    return [
+        line
+        for step, rows in sorted(tables.items(), reverse=True)
+        for line in ("", f"After {step} steps:", "", *forward_kl.DIFFERENCE_HEAD, *rows)
+    ]
 
 
 def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
@@ -49,9 +74,6 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
 
     Args:
         saved: the page's file; an arm of it that is in no folder stays.
-
-    Raises:
-        ConfigError: if what the file holds of such an arm is of another checkpoint than what is compared now.
     """
     known = json.loads(saved.read_text()) if saved and saved.exists() else {"arms": []}
     arms = []
@@ -59,31 +81,12 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
         points = [json.loads(line) for line in path.read_text().splitlines()]
         about = json.loads((path.parent / "arm.json").read_text())
         if len(points) > 1:
-            arms.append((name_of(about["name"], about["seed"]), points))
-    names = {name for name, _ in arms}
+            curves = {name: [(point["step"], point[of]) for point in points] for name, of in CURVES}
+            arms.append({"name": name_of(about["name"], about["seed"])} | curves)
+    names = {arm["name"] for arm in arms}
     kept = [arm for arm in known["arms"] if arm["name"] not in names]
-    # What is compared are the answers at the last checkpoint that all have reached.
-    reached = [len(points) for _, points in arms] + [len(arm["accuracy_curve"]) for arm in kept]
-    common = min(reached)
-    if kept and common != min(len(arm["accuracy_curve"]) for arm in known["arms"]):
-        raise ConfigError(
-            f"{saved}: the answers of {kept[0]['name']} are of another checkpoint than the one that all arms "
-            "have reached now. Give its folder too."
-        )
-    rows = [
-        {
-            "name": name,
-            "accuracy_curve": [(each["step"], each["accuracy_greedy"]) for each in points],
-            "accuracy_sampled_curve": [(each["step"], each["accuracy_sampled"]) for each in points],
-            "mean_tokens_greedy_curve": [
-                (each["step"], each["mean_tokens_greedy"]) for each in points
-            ],
-            "right": points[common - 1]["right_greedy"],
-        }
-        for name, points in arms
-    ]
     head = known if kept else smollm2_cpu.made_with(runs[0])
-    return head | {"arms": kept + rows}
+    return head | {"arms": kept + arms}
 
 
 def name_of(arm: str, seed: int) -> str:
