@@ -179,6 +179,15 @@ def test_the_look_moves_nothing(trained, micro_lab, tmp_path):
     assert losses[0] == losses[1] and losses[0][0] is not None
 
 
+@pytest.mark.parametrize("setting", ["bf16_full_eval", "fp16_full_eval"])
+def test_the_look_has_the_student_on_the_runs_device(micro_lab, tmp_path, monkeypatch, setting):
+    """transformers leaves it on the CPU until training begins; the prompts are on the device."""
+    trainer, asked = make_trainer(micro_lab, tmp_path, max_steps=1, **{setting: True}), []
+    monkeypatch.setattr(trainer.model, "to", asked.append)
+    trainer.check()
+    assert asked == [trainer.accelerator.device]
+
+
 @pytest.mark.parametrize("kind", ["a model", "a teacher of the caller's own"])
 def test_a_teacher_without_files_is_looked_at_as_far_as_it_goes(micro_lab, tmp_path, kind):
     """No item breaks; of the tokenizers nothing is said where nobody knows the teacher's."""

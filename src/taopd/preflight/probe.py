@@ -51,6 +51,9 @@ def measure_micro_batch(
     args, tokenizer = trainer.args, trainer.text_tokenizer
     tokens = min(trainer.max_completion_length, max_tokens or trainer.max_completion_length)
     source = trainer.teacher_source(teacher)
+    # With an evaluation in 16 bits transformers moves the student only when training begins.
+    if args.bf16_full_eval or args.fp16_full_eval:
+        trainer.model.to(trainer.accelerator.device)
     models = [trainer.model, *([source.model] if source.remote is None else [])]
     size = _num_completions(models, tokens, args.per_device_train_batch_size, trainer.accelerator)
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
