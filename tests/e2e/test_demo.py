@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,6 +15,7 @@ from taopd.experiments import pool
 from taopd.experiments.lab import build
 from taopd.experiments.lab.demo import ARMS, run_demo
 from taopd.report.figures.demo import draw, interval, table
+from taopd.report.folders import read_folders
 from tests import forked_arms
 
 MICRO = {
@@ -58,6 +61,19 @@ def test_results_have_the_promised_form(finished):
         assert arm["kept_fraction"] == pytest.approx(
             1.0 if arm["name"] == "full" else 0.1, abs=0.01
         )
+
+
+@pytest.mark.slow
+def test_its_page_shows_no_arm_that_a_longer_demo_left_in_the_folder(finished, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    for name, seed in (("full", 1), ("tip", 0)):  # as `taopd demo --all` leaves them
+        place = Path(
+            shutil.copytree(folder / "arms/full-seed0", folder / f"arms/{name}-seed{seed}")
+        )
+        arm = json.loads((place / "arm.json").read_text()) | {"name": name, "seed": seed}
+        (place / "arm.json").write_text(json.dumps(arm))
+    shown = {run.path.name for run in read_folders([folder]).runs}
+    assert shown == {f"{name}-seed0" for name in ARMS}
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def study(folder, *, seeds, finished, arms=ARMS, command="compare"):
         for seed in finished:
             place = folder / "arms" / f"{name}-seed{seed}"
             place.mkdir(parents=True, exist_ok=True)
-            (place / "arm.json").write_text("{}")
+            (place / "arm.json").write_text(json.dumps({"name": name, "seed": seed}))
             row = outcome(name, selector, budget, seed, 0.5 + 0.1 * seed)
             (place / "results.json").write_text(json.dumps(row))
     return folder
@@ -87,6 +87,23 @@ def test_arms_and_seeds_that_a_study_has_no_more_are_left_out(tmp_path):
     results, timings = analyse_finished(folder)
     assert [(arm["name"], arm["num_seeds"]) for arm in results["arms"]] == [("full", 2)]
     assert results["unfinished"] == 0 and len(timings) == 2
+
+
+@pytest.mark.parametrize("finished", [[0, 1, 2], [2]])
+def test_the_page_counts_no_run_of_an_arm_or_a_seed_that_a_study_has_no_more(tmp_path, finished):
+    before = study(tmp_path / "s", seeds=finished, finished=finished)
+    assert main(["compare", str(before)]) == 0
+    (before / "so-far" / "results.json").rename(before / "results.json")
+    for place in (before / "arms").iterdir():
+        (place / "metrics.jsonl").write_text('{"step": 1}\n')
+    folder = study(before, seeds=[0, 1], finished=[], arms=ARMS[:1])
+    kept = [seed for seed in (0, 1) if seed in finished]
+    (folder / "arms" / "full-seed1").mkdir(exist_ok=True)  # the one that is running
+    (folder / "arms" / "full-seed1" / "arm.json").write_text('{"name": "full", "seed": 1}')
+    (folder / "arms" / "full-seed1" / "metrics.jsonl").write_text('{"step": 1}\n')
+    found = read_folders([folder])
+    assert {run.path.name for run in found.runs} == {f"full-seed{seed}" for seed in {*kept, 1}}
+    assert [each.results["seeds"] for each in found.studies] == ([kept] if kept else [])
 
 
 def test_a_stopped_demo_is_shown(tmp_path):

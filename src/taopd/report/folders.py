@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taopd.errors import DataError
-from taopd.experiments.study.finished import analyse_finished, lacks_arms
+from taopd.experiments.study.finished import analyse_finished, has_other_arms, key_of, planned
 from taopd.report.evaluations import Evaluation, read_evaluation
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
@@ -124,9 +124,11 @@ def _add(path: Path, found: Sources) -> bool:
     if is_there(path / "verdicts.json"):
         found.diagnostics.append(path)
     results = read_json(path / "results.json", STUDY)
-    begun = any((path / "arms").glob("*/results.json"))
-    if begun and (not results or lacks_arms(path, results)):
-        # A study that runs or was stopped, perhaps with more seeds than before: the arms that have finished.
+    of_arms = _arms(path)
+    if results and has_other_arms(path, results):
+        results = {}  # of an earlier form of the study
+    if not results and any(is_there(folder / "results.json") for folder in of_arms):
+        # A study that runs or was stopped, perhaps with other seeds than before: the arms that have finished.
         results, _ = analyse_finished(path)
     arms = results.get("arms", [])
     name = _unique(path.name, found.studies)
@@ -134,7 +136,7 @@ def _add(path: Path, found: Sources) -> bool:
         env = read_json(path / "env.json", ENV)
         found.studies.append(Study(name=name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
-        for folder in _arms(path):
+        for folder in of_arms:
             if _is_run(folder):
                 found.runs.append(_run(folder, f"{name}/{folder.name}", found.runs))
     elif (evaluation := read_evaluation(path)) is not None:
@@ -146,10 +148,16 @@ def _add(path: Path, found: Sources) -> bool:
 
 
 def _arms(study: Path) -> list[Path]:
-    """The folders of a study's arms, the first seed of each before the second: few show most arms."""
+    """The folders of a study's arms, the first seed of each before the second: few show most arms.
+
+    Arms of an earlier form of the study, or seeds that it has no more, stay in its folder and are left out.
+    """
+    found = {folder: read_json(folder / "arm.json", ARM) for folder in (study / "arms").glob("*/")}
+    wanted = planned(read_json(study / "config.json")) if found else None
     seeds = {
-        folder: read_json(folder / "arm.json", ARM).get("seed") or 0
-        for folder in (study / "arms").glob("*/")
+        folder: arm.get("seed") or 0
+        for folder, arm in found.items()
+        if wanted is None or "name" not in arm or key_of(arm) in wanted
     }
     return sorted(seeds, key=lambda folder: (seeds[folder], folder.name))
 

@@ -36,7 +36,7 @@ ENV = {
     "git_commit?": Maybe(TEXT),
     "devices?": [ANY],
 }
-ARM = {"seed?": Maybe(whole()), "config?": OBJECT, "match?": TEXT}
+ARM = {"name?": TEXT, "seed?": Maybe(whole()), "config?": OBJECT, "match?": TEXT}
 METRICS = {"step?": WHOLE}
 CHECK = {"items?": [OBJECT]}
 OUTCOME = {

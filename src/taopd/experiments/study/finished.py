@@ -66,10 +66,10 @@ def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         DataError: no arm has finished there, or a file is not what a study writes.
     """
     outcomes, config = read_outcomes(folder), _config(folder)
-    wanted = _planned(config)
+    wanted = planned(config)
     if wanted is not None:
         # Arms of an earlier form of the study, or seeds that it has no more, stay in the folder.
-        outcomes = [outcome for outcome in outcomes if _key(outcome) in wanted]
+        outcomes = [outcome for outcome in outcomes if key_of(outcome) in wanted]
         if not outcomes:
             raise DataError(f"no arm has finished in {folder}, of those that its config.json names")
     question, controls = _question(folder, config)
@@ -81,9 +81,10 @@ def analyse_finished(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     return results | analyse(outcomes, controls=controls, question=question), timings(outcomes)
 
 
-def _planned(config: dict[str, Any] | None) -> set[tuple[str, int]] | None:
-    """Name and seed of every arm of a study; None where its `config.json` does not say."""
-    arms, seeds = (None if config is None else config.get(name) for name in ("controls", "seeds"))
+def planned(config: dict[str, Any] | None) -> set[tuple[str, int]] | None:
+    """Name and seed of every arm of a study or a demo; None where its `config.json` does not say."""
+    config = config or {}
+    arms, seeds = config.get("controls", config.get("arms")), config.get("seeds")
     if not isinstance(arms, dict) or not isinstance(seeds, list):
         return None
     return {(arm, seed) for arm in arms for seed in seeds if isinstance(seed, int)}
@@ -99,17 +100,19 @@ def whole_results(folder: Path) -> dict[str, Any] | None:
     if not is_there(path) or "comparisons" not in (results := read_document(path, OBJECT)):
         return None
     check_study(results, str(path))
-    return None if lacks_arms(folder, results) else results
+    return None if has_other_arms(folder, results) else results
 
 
-def lacks_arms(folder: Path, results: dict[str, Any]) -> bool:
-    """Whether results in a study's folder are of fewer arms and seeds than the study has by now."""
-    wanted = _planned(_config(folder))
-    return bool(wanted and wanted - {_key(row) for row in results.get("outcomes") or ()})
+def has_other_arms(folder: Path, results: dict[str, Any]) -> bool:
+    """Whether results in a study's folder are of other arms and seeds than the study has by now."""
+    wanted = planned(_config(folder))
+    rows = results.get("outcomes") or results.get("arms") or ()
+    return bool(wanted and wanted != {key_of(row) for row in rows})
 
 
-def _key(outcome: dict[str, Any]) -> tuple[Any, Any]:
-    return outcome.get("name"), outcome.get("seed")
+def key_of(arm: dict[str, Any]) -> tuple[Any, Any]:
+    """Name and seed in an arm's `arm.json` or results."""
+    return arm.get("name"), arm.get("seed")
 
 
 def read_outcome(path: Path) -> dict[str, Any]:
