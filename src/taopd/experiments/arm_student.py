@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.integrations import get_reporting_integration_callbacks
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from taopd.errors import ConfigError, TaopdError
@@ -23,6 +22,7 @@ from taopd.models.loading import load_config
 from taopd.models.prompts import load_model
 from taopd.models.quantization import require_package
 from taopd.trainer.build.named_optimizer import check_optim, check_schedule
+from taopd.trainer.build.named_trackers import check_trackers
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.config_checks import check_generation_batch
 from taopd.trainer.settings.number_checks import (
@@ -122,23 +122,11 @@ def check_arm(run: Arm) -> None:
             model = _with_adapter(model, run.student, weights)
         check_schedule(args)
         check_optim(args, model)
-        _check_trackers(training.get("report_to"))
+        check_trackers(training.get("report_to"))
     except TaopdError as error:
         raise ConfigError(f"arm {run.name!r}: {error}") from error
     except (ImportError, ValueError) as error:  # how transformers and peft refuse settings
         raise ConfigError(f"arm {run.name!r}: {' '.join(str(error).split())}") from error
-
-
-def _check_trackers(named: str | list[str] | None) -> None:
-    """Refuse a tracker that is not installed, as the trainer of an arm would when it begins."""
-    names = [named] if isinstance(named, str) else named or []
-    if "all" in names:  # those that are installed
-        return
-    try:
-        for callback in get_reporting_integration_callbacks([n for n in names if n != "none"]):
-            callback()
-    except RuntimeError as error:  # how transformers refuses it
-        raise ConfigError(f"report_to={named!r}: {error}") from error
 
 
 def _with_adapter(model: Any, student: str, weights: ModelConfig) -> Any:

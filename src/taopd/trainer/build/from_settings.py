@@ -140,19 +140,21 @@ def make_trainer(
     """
     from trl import get_peft_config
 
+    from taopd.trainer.build.named_trackers import tracker_errors
     from taopd.trainer.checkpoint import resume as train_resume
     from taopd.trainer.trainer import TeachabilityTrainer
 
     try:
-        return (kind or TeachabilityTrainer)(
-            model=inputs.student,
-            teacher_model=inputs.teacher,
-            args=settings.training,
-            train_dataset=inputs.train_dataset,
-            eval_dataset=inputs.eval_dataset,
-            processing_class=inputs.tokenizer,
-            peft_config=get_peft_config(settings.model),
-        )
+        with tracker_errors(settings.training.report_to):
+            return (kind or TeachabilityTrainer)(
+                model=inputs.student,
+                teacher_model=inputs.teacher,
+                args=settings.training,
+                train_dataset=inputs.train_dataset,
+                eval_dataset=inputs.eval_dataset,
+                processing_class=inputs.tokenizer,
+                peft_config=get_peft_config(settings.model),
+            )
     except TaopdError:
         raise
     except OSError as error:  # transformers makes the output folder
@@ -161,9 +163,5 @@ def make_trainer(
         raise disk or ConfigError(f"cannot use {where}: {error.strerror or error}") from error
     except ImportError as error:  # vLLM, PEFT methods, quantization
         raise ConfigError(f"a package that the settings need is missing: {error}") from error
-    except RuntimeError as error:  # how transformers refuses a tracker that is not installed
-        if "installed" not in str(error):
-            raise
-        raise ConfigError(f"report_to={settings.training.report_to!r}: {error}") from error
     except ValueError as error:  # how TRL and peft refuse settings
         raise ConfigError(f"these settings do not fit together: {error}") from error
