@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from taopd.report.generated_part import markdown_table
+
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
@@ -31,17 +33,19 @@ def head_loss(document: dict[str, Any], folder: Path) -> str:
         title = (
             f"{shape['name']}: {', '.join(f'{key} = {value:,}' for key, value in sizes.items())}"
         )
-        lines = [
-            f"### {title}",
-            "",
-            "| mode | p50 s | min to max | of TRL's time | extra MiB | of TRL's memory |",
-            "|---|---:|---:|---:|---:|---:|",
-        ]
-        for row in case["rows"]:
-            lines.append(
-                f"| {row['mode']} | {row['p50_s']:.2f} | {row['min_s']:.2f} to {row['max_s']:.2f} | "
-                f"{row['time_ratio']:.3f} | {row['peak_mib']:.0f} | {row['memory_ratio']:.3f} |"
+        heads = ("mode", "p50 s", "min to max", "of TRL's time", "extra MiB", "of TRL's memory")
+        rows = [
+            (
+                row["mode"],
+                f"{row['p50_s']:.2f}",
+                f"{row['min_s']:.2f} to {row['max_s']:.2f}",
+                f"{row['time_ratio']:.3f}",
+                f"{row['peak_mib']:.0f}",
+                f"{row['memory_ratio']:.3f}",
             )
+            for row in case["rows"]
+        ]
+        lines = [f"### {title}", "", *markdown_table(heads, rows)]
         for name, reason in case["absent"].items():
             lines.append(f"\n`{name}` was not run: {reason}.")
         parts.append("\n".join(lines))
@@ -67,16 +71,16 @@ def head_loss(document: dict[str, Any], folder: Path) -> str:
 def sparse(document: dict[str, Any], folder: Path) -> str:
     """Table and picture of bench_sparse."""
     result = document["result"]
-    lines = [
-        "| mode | share with gradient | cosine | p50 s | of full's time | of full's memory | of TRL's time |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = (
+        *("mode", "share with gradient", "cosine", "p50 s"),
+        *("of full's time", "of full's memory", "of TRL's time"),
+    )
+    rows = []
     for row in result["rows"]:
         cosine = f"{row['gradient_cosine']:.2f}" if "gradient_cosine" in row else "1 (exact)"
-        lines.append(
-            f"| {row['mode']} | {row['gradient_share']:.2f} | {cosine} | {row['p50_s']:.2f} | "
-            f"{row['time_ratio']:.2f} | {row['memory_ratio']:.2f} | {row['time_of_trl']:.2f} |"
-        )
+        keys = ("p50_s", "time_ratio", "memory_ratio", "time_of_trl")
+        numbers = [f"{row[key]:.2f}" for key in keys]
+        rows.append([row["mode"], f"{row['gradient_share']:.2f}", cosine, *numbers])
     figure, axes = plt.subplots(figsize=(4.6, 3.2))
     windows = [row for row in result["rows"] if "gradient_cosine" in row]
     axes.plot(
@@ -107,8 +111,9 @@ def sparse(document: dict[str, Any], folder: Path) -> str:
     save(figure, folder / name)
     case = result["case"]
     shape = f"{case['prompt']} + {case['completion']} tokens, {case['layers']} layers of {case['hidden']}"
+    table = markdown_table(heads, rows)
     return "\n".join(
-        [f"{shape}; random weights.", "", *lines, "", f"![Cosine against cost](results/{name})"]
+        [f"{shape}; random weights.", "", *table, "", f"![Cosine against cost](results/{name})"]
     )
 
 
@@ -116,10 +121,8 @@ def window_lab(document: dict[str, Any], folder: Path) -> str:
     """Accuracy against seconds in the tiny lab."""
     rows = document["result"]["rows"]
     figure, axes = plt.subplots(figsize=(5.4, 3.4))
-    lines = [
-        "| window | ms a step | greedy at the end | sampled at the end |",
-        "|---|---:|---:|---:|",
-    ]
+    heads = ("window", "ms a step", "greedy at the end", "sampled at the end")
+    cells = []
     for row, color, style in zip(
         rows, (GREY, BLUE, ORANGE, GREEN), ("-", "--", "-.", ":"), strict=True
     ):
@@ -134,55 +137,51 @@ def window_lab(document: dict[str, Any], folder: Path) -> str:
             f"[{100 * min(run[-1] for run in row[name]):.0f}, {100 * max(run[-1] for run in row[name]):.0f}]"
             for name in ("greedy", "sampled")
         ]
-        lines.append(f"| {row['window']} | {pace:.0f} | {ends[0]} | {ends[1]} |")
+        cells.append([str(row["window"]), f"{pace:.0f}", *ends])
     axes.set(xlabel="seconds of training", ylabel="sampled accuracy, %")
     axes.legend(frameon=False)
     save(figure, folder / "window_lab.png")
-    return "\n".join([*lines, "", "![Accuracy against seconds](results/window_lab.png)"])
+    picture = "![Accuracy against seconds](results/window_lab.png)"
+    return "\n".join([*markdown_table(heads, cells), "", picture])
 
 
 def teacher(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_teacher."""
     result = document["result"]
-    lines = ["| call | p50 s |", "|---|---:|"]
-    lines += [f"| {row['call']} | {row['p50_s']:.2f} |" for row in result["rows"]]
+    rows = [(row["call"], f"{row['p50_s']:.2f}") for row in result["rows"]]
     ratios = (
         f"score over raw: {result['score_over_raw']:.2f}. step over student + score: "
         f"{result['step_over_sum']:.2f}."
     )
-    return "\n".join(lines) + f"\n\n{ratios}"
+    return "\n".join(markdown_table(("call", "p50 s"), rows)) + f"\n\n{ratios}"
 
 
 def anchor(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_anchor."""
-    lines = [
-        "| update | published, s | anchored, s | ratio | reach, s | ratio |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    heads = ("update", "published, s", "anchored, s", "ratio", "reach, s", "ratio")
+    rows = []
     for row in document["result"]["rows"]:
         values = [
             row.get(key) for key in ("published_s", "anchored_s", "ratio", "reach_s", "reach_ratio")
         ]
-        cells = ["" if value is None else f"{value:.2f}" for value in values]
-        lines.append(f"| {row['update']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([row["update"], *("" if v is None else f"{v:.2f}" for v in values)])
+    return "\n".join(markdown_table(heads, rows))
 
 
 def real(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_real."""
     result = document["result"]
-    lines = [
-        "| arm | sample s | score s | select s | update s | step s | update, of TRL's | step, of TRL's | "
-        "update, of TRL's in autocast | step, of that | peak MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = (
+        *("arm", "sample s", "score s", "select s", "update s", "step s"),
+        *("update, of TRL's", "step, of TRL's", "update, of TRL's in autocast", "step, of that"),
+        "peak MiB",
+    )
+    rows = []
     for row in result["rows"]:
         stages = (f"{row[f'{s}_s']:.2f}" for s in ("sample", "score", "select", "update", "step"))
         peers = [(stage, peer) for peer in ("trl", "autocast") for stage in ("update", "step")]
         ratios = (f"{row[f'{stage}_of_{peer}']:.2f}" for stage, peer in peers)
-        lines.append(
-            f"| {row['arm']} | {' | '.join(stages)} | {' | '.join(ratios)} | {row['peak_mib']:.0f} |"
-        )
+        rows.append([row["arm"], *stages, *ratios, f"{row['peak_mib']:.0f}"])
     cosine = next(r["cosine_with_exact"] for r in result["rows"] if "cosine_with_exact" in r)
     start = result["start_up"]
     words = (
@@ -201,7 +200,7 @@ def real(document: dict[str, Any], folder: Path) -> str:
         f"step 1 after {start['step_1_s']:.1f} s ({start['first_line_cpu_s']:.1f} s and "
         f"{start['step_1_cpu_s']:.1f} s of its process)."
     )
-    return "\n".join([words, "", *lines, "", started])
+    return "\n".join([words, "", *markdown_table(heads, rows), "", started])
 
 
 SECTIONS = {

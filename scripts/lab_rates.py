@@ -26,7 +26,7 @@ from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.style import COLORS, MARKERS
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
@@ -83,16 +83,13 @@ def tables(parts: list[dict[str, Any]]) -> str:
     """Means over the run and ends, %, and how far the rates move each arm."""
     lines = []
     rates = list(STEPS)
-    head = " | ".join(f"{rate:g}" for rate in rates)
+    heads = ["lab", "arm", *(f"{rate:g}" for rate in rates), "moved by the rate"]
     for title, of in (("Mean over the run", mean_of), ("At the end", lambda curve: curve[-1])):
         lines += [
             f"{title}, greedy accuracy in % by learning rate, three seeds (95 % t interval):",
             "",
         ]
-        lines += [
-            f"| lab | arm | {head} | moved by the rate |",
-            f"|---|---|{'---:|' * (len(rates) + 1)}",
-        ]
+        rows = []
         for lab in LABS:
             of_rate = {part["rate"]: part["greedy"] for part in parts if part["lab"] == lab}
             for arm in ARMS:
@@ -100,11 +97,9 @@ def tables(parts: list[dict[str, Any]]) -> str:
                     t_estimate([100 * of(curve) for curve in of_rate[rate][arm]]) for rate in rates
                 ]
                 means = [cell.mean for cell in cells]
-                shown = " | ".join(
-                    f"{cell.mean:.0f} ± {(cell.high - cell.low) / 2:.0f}" for cell in cells
-                )
-                lines.append(f"| {lab} | {arm} | {shown} | {max(means) - min(means):.0f} |")
-        lines.append("")
+                shown = [f"{cell.mean:.0f} ± {(cell.high - cell.low) / 2:.0f}" for cell in cells]
+                rows.append([lab, arm, *shown, f"{max(means) - min(means):.0f}"])
+        lines += [*markdown_table(heads, rows, texts=2), ""]
     return "\n".join(lines)
 
 

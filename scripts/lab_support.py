@@ -25,7 +25,7 @@ from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
 from taopd.experiments.lab.task import NUM_MARKERS, TEACHER_MARKER_ID, WORDS
 from taopd.experiments.lab.variants import EOS, Variant
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 
 ROLLOUTS = 512
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -81,19 +81,15 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The page's table."""
-    heads = " | ".join(f"{100 * level:g} %" for level in QUANTILES)
-    lines = [
-        f"| lab | teacher | student | share | p: {heads} | C: 5 % | 50 % | 95 % |",
-        f"|---|---:|---:|---:|{'---:|' * (len(QUANTILES) + 3)}",
-    ]
+    first, *others = (f"{100 * level:g} %" for level in QUANTILES)
+    heads = ["lab", "teacher", "student", "share", f"p: {first}", *others, "C: 5 %", "50 %", "95 %"]
+    cells = []
     for name, row in rows.items():
-        accuracy = " | ".join(
-            f"{100 * row['accuracy'][role]:.0f} %" for role in ("teacher", "student")
-        )
-        p = " | ".join(f"{value:.0e}" for value in row["p"])
-        c = " | ".join(f"{row['C'][place]:.3f}" for place in (0, 2, 4))
-        lines.append(f"| {name} | {accuracy} | {100 * row['share']:.0f} % | {p} | {c} |")
-    return "\n".join(lines)
+        accuracy = [f"{100 * row['accuracy'][role]:.0f} %" for role in ("teacher", "student")]
+        p = [f"{value:.0e}" for value in row["p"]]
+        c = [f"{row['C'][place]:.3f}" for place in (0, 2, 4)]
+        cells.append([name, *accuracy, f"{100 * row['share']:.0f} %", *p, *c])
+    return "\n".join(markdown_table(heads, cells))
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from scripts.arguments import Arguments
 from taopd.experiments.arm_settings import Arm
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.pool import run_pool
+from taopd.report.generated_part import markdown_table
 
 NAMES = (
     "Ada",
@@ -303,10 +304,7 @@ def write_table(root: Path, page: Path) -> None:
     for path in sorted((root / "arms").glob("*/results.json")):
         row = json.loads(path.read_text())
         found.setdefault(row["name"], []).append(row)
-    lines = [
-        "| arm | seeds | best greedy | end, greedy | end, sampled |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    table = []
     for name, rows in found.items():
         columns = [
             [max(value for _, value in row["accuracy_curve"]) for row in rows],
@@ -316,9 +314,10 @@ def write_table(root: Path, page: Path) -> None:
         cells = [
             f"{100 * sum(c) / len(c):.1f} [{100 * min(c):.0f}, {100 * max(c):.0f}]" for c in columns
         ]
-        lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} |")
+        table.append([name, str(len(rows)), *cells])
+    heads = ("arm", "seeds", "best greedy", "end, greedy", "end, sampled")
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("# The medium lab\n\n" + "\n".join(lines) + "\n")
+    page.write_text("# The medium lab\n\n" + "\n".join(markdown_table(heads, table)) + "\n")
     print(page)
 
 

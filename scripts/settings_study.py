@@ -16,7 +16,7 @@ from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.run import plan_study, run_study
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment
 
@@ -115,18 +115,11 @@ def gather(folders: dict[str, Path]) -> dict[str, Any]:
 def tables(labs: dict[str, list[dict[str, Any]]]) -> str:
     """A table a lab: greedy accuracy at the end and at its lowest on the way, sampled at the end."""
     cells = ("end", f"least from step {SETTLED}", "sampled, end")
-    head = " | ".join(f"{method}: {cell}" for cell in cells for method in METHODS)
+    heads = ["setting", *(f"{method}: {cell}" for cell in cells for method in METHODS)]
     lines = []
     for lab, rows in labs.items():
         picture = f"![Accuracy over steps by setting, {lab}](settings-{lab}.png)"
-        lines += [
-            f"### {lab}",
-            "",
-            picture,
-            "",
-            f"| setting | {head} |",
-            f"|---|{'---:|' * 2 * len(cells)}",
-        ]
+        table = []
         for setting in SETTINGS:
             own = {row["method"]: row["curves"] for row in rows if row["setting"] == setting}
             if not own:
@@ -134,9 +127,8 @@ def tables(labs: dict[str, list[dict[str, Any]]]) -> str:
             shown = [
                 numbers(own[method]) if method in own else ["-"] * len(cells) for method in METHODS
             ]
-            columns = [cell for pair in zip(*shown, strict=True) for cell in pair]
-            lines.append(f"| {setting} | {' | '.join(columns)} |")
-        lines.append("")
+            table.append([setting, *(cell for pair in zip(*shown, strict=True) for cell in pair)])
+        lines += [f"### {lab}", "", picture, "", *markdown_table(heads, table), ""]
     return "\n".join(lines)
 
 

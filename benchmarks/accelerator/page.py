@@ -13,6 +13,11 @@ from scripts.arguments import Arguments
 
 RESULTS = Path(__file__).parents[1] / "results"
 PAGES = Path(__file__).parents[2] / "docs" / "results"
+SCORING = (
+    *("implementation", "dtype", "p50 ms", "extra MiB"),
+    *("of a matmul's speed", "largest error, nats"),
+)
+"""Heads of the table of stage `kernels`."""
 
 
 def times(document: dict[str, Any]) -> str:
@@ -29,9 +34,17 @@ def times(document: dict[str, Any]) -> str:
             f"{row['memory_of_trl']:.2f}",
             "" if cosine is None else f"{cosine:.2f}",
         ]
-        rows.append(" | ".join(cells))
-    header = "mode | p50 ms | min to max | of TRL's time | extra MiB | of TRL's memory | cosine"
-    return table(header, rows)
+        rows.append(cells)
+    heads = (
+        "mode",
+        "p50 ms",
+        "min to max",
+        "of TRL's time",
+        "extra MiB",
+        "of TRL's memory",
+        "cosine",
+    )
+    return table(heads, rows)
 
 
 def write_speed(results: Path, page: Path) -> None:
@@ -42,8 +55,14 @@ def write_speed(results: Path, page: Path) -> None:
     )
     tests = kernels["result"]["tests"]
     rows = [
-        f"{row['impl']} | {row['dtype']} | {row['p50_ms']:.1f} | {row['peak_mib']:,.0f} | "
-        f"{100 * row['of_matmul_limit']:.0f} % | {max(row['max_error'].values()):.1e}"
+        (
+            row["impl"],
+            row["dtype"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['peak_mib']:,.0f}",
+            f"{100 * row['of_matmul_limit']:.0f} %",
+            f"{max(row['max_error'].values()):.1e}",
+        )
         for row in kernels["result"]["rows"]
     ]
     errors = head["result"]["errors"]
@@ -64,10 +83,7 @@ def write_speed(results: Path, page: Path) -> None:
                 about(kernels)
                 + f" The tests marked `gpu` before it: {len(tests['failed'])} failed, exit status "
                 f"{tests['status']}.",
-                table(
-                    "implementation | dtype | p50 ms | extra MiB | of a matmul's speed | largest error, nats",
-                    rows,
-                ),
+                table(SCORING, rows),
                 "The error is against float64, over log-probs, log-sum-exp and entropy.",
                 "## Heads: score, loss, backward",
                 about(head),

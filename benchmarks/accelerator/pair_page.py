@@ -53,12 +53,12 @@ def accuracies(arms: Rows) -> str:
     """Means over seeds at the steps `SHOWN`, the seeds at the end, and sampled texts."""
     rows = []
     for name, group in arms.items():
-        curve = " | ".join(f"{mean(at(row, step) for row in group):.1f}" for step in SHOWN)
+        curve = [f"{mean(at(row, step) for row in group):.1f}" for step in SHOWN]
         end = ", ".join(f"{at(row, SHOWN[-1]):.0f}" for row in group)
         sampled = 100 * mean(row["accuracy_sampled"] for row in group)
-        rows.append(f"{name} | {curve} | {end} | {sampled:.1f}")
-    heads = " | ".join(f"step {step}" for step in SHOWN)
-    return table(f"arm | {heads} | seeds at the end | sampled, end", rows)
+        rows.append([name, *curve, end, f"{sampled:.1f}"])
+    heads = ("arm", *(f"step {step}" for step in SHOWN), "seeds at the end", "sampled, end")
+    return table(heads, rows)
 
 
 def at_step(rows: list[dict[str, Any]], step: int) -> dict[int, dict[str, Any]]:
@@ -73,37 +73,36 @@ def at_step(rows: list[dict[str, Any]], step: int) -> dict[int, dict[str, Any]]:
     }
 
 
-def difference(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> str:
+def difference(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> list[str]:
     """Points, interval over problems (their mean over common seeds), over training seeds, and each seed."""
     found = by_problem.difference(one, other)
     if found is None or found.low is None or found.high is None:
-        return "- | - | - | -"
+        return ["-"] * 4
     pairs = [(by_problem.right([one[s]]), by_problem.right([other[s]])) for s in one if s in other]
     gaps = [float((a - b).mean()) for a, b in pairs if a is not None and b is not None]
     over = accuracy_estimate(gaps, found.n, paired=True)
     seeds = "-"
     if over.low is not None and over.high is not None:
         seeds = f"[{100 * over.low:+.1f}, {100 * over.high:+.1f}]"
-    return (
-        f"{100 * found.mean:+.1f} | ± {50 * (found.high - found.low):.1f} | {seeds} | "
-        f"{', '.join(f'{100 * gap:+.1f}' for gap in gaps)}"
-    )
+    each = ", ".join(f"{100 * gap:+.1f}" for gap in gaps)
+    return [f"{100 * found.mean:+.1f}", f"± {50 * (found.high - found.low):.1f}", seeds, each]
 
 
 def differences(arms: Rows, step: int) -> str:
     """`PAIRS` at a step."""
     rows = [
-        f"{a} - {b} | {difference(at_step(arms[a], step), at_step(arms[b], step))}"
+        [f"{a} - {b}", *difference(at_step(arms[a], step), at_step(arms[b], step))]
         for a, b in PAIRS
     ]
-    return table("difference, points | mean | over problems | over seeds, 95 % | by seed", rows)
+    heads = ("difference, points", "mean", "over problems", "over seeds, 95 %", "by seed")
+    return table(heads, rows)
 
 
 def lead(arms: Rows, one: str, other: str) -> str:
     """Points of one arm above another at the last step, with the interval over problems."""
     last = arms[one][0]["accuracy_curve"][-1][0]
     between = difference(at_step(arms[one], last), at_step(arms[other], last))
-    mean_points, over_problems, *_ = between.split(" | ")
+    mean_points, over_problems, *_ = between
     return f"{mean_points} {over_problems}"
 
 
@@ -124,11 +123,10 @@ def behaviour(arms: Rows) -> str:
             for which in (0, -1)
         ]
         peak = max(row["peak_mib"] for row in group)
-        rows.append(f"{name} | {' | '.join(cells)} | {peak:,.0f}")
+        rows.append([name, *cells, f"{peak:,.0f}"])
     names = ("cut", "tokens", "entropy", "D", "drift")
-    header = " | ".join(["arm", *(f"{name}, {end}" for name in names for end in ("first", "last"))])
-    header += " | peak, MiB"
-    return table(header, rows)
+    ends = [f"{name}, {end}" for name in names for end in ("first", "last")]
+    return table(("arm", *ends, "peak, MiB"), rows)
 
 
 def seeds_that_learn(arms: Rows) -> str:
@@ -140,8 +138,8 @@ def seeds_that_learn(arms: Rows) -> str:
         for row in group:
             steps = [step for step, share in row["accuracy_curve"] if 100 * share >= goal]
             reached.append(str(steps[0]) if steps else "-")
-        rows.append(f"{name} | {' | '.join(reached)}")
-    return table(f"first step at {goal:.0f} % | seed 0 | seed 1 | seed 2", rows)
+        rows.append([name, *reached])
+    return table((f"first step at {goal:.0f} %", "seed 0", "seed 1", "seed 2"), rows)
 
 
 def kept(arms: Rows) -> list[str]:
@@ -169,13 +167,16 @@ def by_the_rule(pairs: dict[str, Rows]) -> str:
         for name in ("reach@0.1", "published@0.1"):
             found = standing({"arms": curves}, name)
             assert found is not None
-            rows.append(
-                f"{title}, {name} | {found.shortfall:.1f} | [{found.low:.1f}, {found.high:.1f}] | "
-                f"{found.collapsed} of {found.seeds} | {dips(curves[name]).max():.0f} | {found.verdict}"
+            cells = (
+                f"{found.shortfall:.1f}",
+                f"[{found.low:.1f}, {found.high:.1f}]",
+                f"{found.collapsed} of {found.seeds}",
+                f"{dips(curves[name]).max():.0f}",
+                found.verdict,
             )
-    return table(
-        "pair, arm | shortfall | over seeds, 95 % | collapsed | deepest dip | verdict", rows
-    )
+            rows.append([f"{title}, {name}", *cells])
+    heads = ("pair, arm", "shortfall", "over seeds, 95 %", "collapsed", "deepest dip", "verdict")
+    return table(heads, rows)
 
 
 def rated(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float]]:
@@ -207,26 +208,23 @@ def rate_tables(found: dict[str, Any], rates: list[float]) -> list[str]:
         points = dict(map(tuple, arm["curve"]))
         cells = [f"{100 * points[rate]:.1f}" for rate in rates]
         cells += [f"{arm['best_rate']:g}", f"{arm['spread']['points']:.1f}", str(arm["num_seeds"])]
-        curves.append(f"{name} | {' | '.join(cells)}")
-    heads = " | ".join(f"{rate:g}" for rate in rates)
+        curves.append([name, *cells])
     compared = []
     for row in found["comparisons"]:
         cells = []
         for basis in ("shared", "own_best"):
             bounds = row[basis]["over_problems"]
-            cells.append(
-                f"{100 * row[basis]['difference']:+.1f} | "
-                f"[{100 * bounds['low']:+.1f}, {100 * bounds['high']:+.1f}]"
-            )
-        compared.append(
-            f"{row['arm']} - {row['reference']} | {' | '.join(cells)} | {len(row['seeds'])}"
-        )
+            cells += [
+                f"{100 * row[basis]['difference']:+.1f}",
+                f"[{100 * bounds['low']:+.1f}, {100 * bounds['high']:+.1f}]",
+            ]
+        compared.append([f"{row['arm']} - {row['reference']}", *cells, str(len(row["seeds"]))])
+    of_rates = [f"{rate:g}" for rate in rates]
+    at = f"at {SHARED_RATE:g}"
     return [
-        table(f"arm | {heads} | best at | moves by | seeds at all rates", curves),
+        table(("arm", *of_rates, "best at", "moves by", "seeds at all rates"), curves),
         "Differences in points, with intervals over problems that hold after choosing the best rate:",
-        table(
-            f"difference | at {SHARED_RATE:g} | 95 % | at own best | 95 % | common seeds", compared
-        ),
+        table(("difference", at, "95 %", "at own best", "95 %", "common seeds"), compared),
     ]
 
 

@@ -1,8 +1,11 @@
 """Saved documents of the kit's stages, and tables of them."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from taopd.report.generated_part import markdown_table
 
 
 def load(stage: str, results: Path) -> dict[str, Any]:
@@ -24,9 +27,6 @@ def about(document: dict[str, Any]) -> str:
     )
 
 
-def table(header: str, rows: list[str]) -> str:
-    """A markdown table; numbers to the right."""
-    columns = header.count("|") + 1
-    return "\n".join(
-        [f"| {header} |", "|---|" + "---:|" * (columns - 1), *(f"| {r} |" for r in rows)]
-    )
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table as one text; numbers to the right."""
+    return "\n".join(markdown_table(heads, rows))

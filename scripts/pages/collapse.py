@@ -21,7 +21,7 @@ import numpy as np
 from scripts.arguments import Arguments, existing_file
 from scripts.pages import collapse_pictures
 from taopd.report.figures.leaderboard import LOSS_NAMES
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 
 COLLAPSE, FALL = 20.0, 5.0
 """Points below the best so far."""
@@ -94,11 +94,11 @@ def curves_table(part: Part) -> str:
     """Accuracy at 100 and at the end, and the deepest fall, of every arm."""
     steps = part["steps"]
     at_100 = steps.index(100)
-    lines = [
-        "| arm | trained | at 100 | its best | "
-        f"at {steps[-1]:,} | sampled at {steps[-1]:,} | deepest fall | collapsed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = (
+        *("arm", "trained", "at 100", "its best"),
+        *(f"at {steps[-1]:,}", f"sampled at {steps[-1]:,}", "deepest fall", "collapsed"),
+    )
+    rows = []
     for name, arm in part["arms"].items():
         greedy = np.asarray(arm["greedy"])
         below = 100 * (np.maximum.accumulate(greedy, axis=1) - greedy).max()
@@ -115,16 +115,17 @@ def curves_table(part: Part) -> str:
             f"{below:.0f}",
             f"{state.count('collapsed')} of {len(state)}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(markdown_table(heads, rows))
 
 
 def targets_table(parts: list[Part]) -> str:
     """The default against its own best and against the best of full and C-only, variant by variant."""
-    lines = [
-        "| variant | budget | default's end | below own best | best of full, C-only | difference | holds |",
-        "|---|---:|---:|---:|---:|---:|---|",
-    ]
+    heads = (
+        *("variant", "budget", "default's end", "below own best"),
+        *("best of full, C-only", "difference", "holds"),
+    )
+    rows = []
     for part in parts:
         for budget in ("0.1", "0.05"):
             arm = part["arms"][f"anchored@{budget}"]
@@ -135,19 +136,19 @@ def targets_table(parts: list[Part]) -> str:
             lost = sum(100 * (max(row) - row[-1]) > COLLAPSE for row in arm["greedy"])
             holds = own - end <= 3 and gap >= 0 and lost == 0
             words = "yes" if holds else (f"no: {lost} seeds lost" if lost else "no: below the best")
-            lines.append(
-                f"| {part['variant']} | {100 * float(budget):.0f} % | {end:.1f} | {own - end:.1f} | "
-                f"{100 * rival:.1f} ({name.split('@')[0]}, step {step}) | {gap:+.1f} | {words} |"
-            )
-    return "\n".join(lines)
+            best = f"{100 * rival:.1f} ({name.split('@')[0]}, step {step})"
+            share = f"{100 * float(budget):.0f} %"
+            ends = (f"{end:.1f}", f"{own - end:.1f}", best, f"{gap:+.1f}")
+            rows.append([part["variant"], share, *ends, words])
+    return "\n".join(markdown_table(heads, rows, texts=(0, 6)))
 
 
 def guard_table(parts: list[Part]) -> str:
     """When the guard's rules warned, against the fall of the greedy accuracy."""
-    lines = [
-        "| variant | arm | collapsed | warned before the fall | later | never | stable | of these warned |",
-        "|---|---|---:|---|---:|---:|---:|---:|",
-    ]
+    heads = (
+        *("variant", "arm", "collapsed", "warned before the fall", "later", "never"),
+        *("stable", "of these warned"),
+    )
     rows: dict[tuple[str, str], list[Run]] = {}
     for part in parts:
         for name, arm in part["arms"].items():
@@ -157,9 +158,8 @@ def guard_table(parts: list[Part]) -> str:
             ]
             rows.setdefault((part["variant"], name.split("@")[0]), []).extend(runs)
     rows["all", ""] = [run for runs in rows.values() for run in runs]
-    for (variant, name), runs in rows.items():
-        lines.append(f"| {variant} | {name} | {' | '.join(_warnings(runs))} |")
-    return "\n".join(lines)
+    cells = [[variant, name, *_warnings(runs)] for (variant, name), runs in rows.items()]
+    return "\n".join(markdown_table(heads, cells, texts=(0, 1, 3)))
 
 
 def _warnings(runs: list[Run]) -> list[str]:
@@ -180,10 +180,8 @@ def _warnings(runs: list[Run]) -> list[str]:
 
 def causes_table(parts: list[Part]) -> str:
     """Every single change: accuracy at the end, drift and norm of the updates over the second half."""
-    lines = [
-        f"| change | {' | '.join(p['variant'] for p in parts)} | drift, nats | step norm |",
-        f"|---|{'---:|' * len(parts)}---:|---:|",
-    ]
+    heads = ("change", *(part["variant"] for part in parts), "drift, nats", "step norm")
+    rows = []
     for name in parts[0]["arms"]:
         cells = [_points([row[-1] for row in part["arms"][name]["greedy"]]) for part in parts]
         traces = [part["arms"][name]["trace"] for part in parts]
@@ -192,8 +190,8 @@ def causes_table(parts: list[Part]) -> str:
             cells.append(
                 " / ".join(f"{np.mean([x for x in half if x is not None]):.2g}" for half in halves)
             )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return "\n".join(markdown_table(heads, rows))
 
 
 def generated(document: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from scripts.arguments import Arguments, existing_folder
+from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import write_text
 
 PAIRS = {
@@ -105,15 +106,15 @@ def _spread(folder: Path) -> str:
 
 def _verdicts(verdicts: list[dict[str, Any]]) -> str:
     claims = dict.fromkeys(each["claim"] for each in verdicts)
-    rows = ["| claim | " + " | ".join(KINDS) + " |", "|---|" + "---:|" * len(KINDS)]
+    rows = []
     for claim in claims:
         counts = [
             sum(each["claim"] == claim and each["verdict"] == kind for each in verdicts)
             for kind in KINDS
         ]
-        rows.append(f"| {claim} | " + " | ".join(str(count or "") for count in counts) + " |")
+        rows.append([claim, *(str(count or "") for count in counts)])
     head = "Verdicts over forward and reverse KL, in nats and as a share of the initial KL:\n\n"
-    return head + "\n".join(rows) + "\n"
+    return head + "\n".join(markdown_table(("claim", *KINDS), rows)) + "\n"
 
 
 def _one_step(summary: pd.DataFrame) -> str:
@@ -123,7 +124,7 @@ def _one_step(summary: pd.DataFrame) -> str:
         "gain_forward_fresh": "forward KL, fresh",
         "spearman_reverse_batch": "Spearman",
     }
-    rows = ["| selector | " + " | ".join(measures.values()) + " |", "|---|---:|---:|---:|"]
+    rows = []
     for selector in chosen["selector"].unique():
         cells = []
         for measure in measures:
@@ -136,7 +137,7 @@ def _one_step(summary: pd.DataFrame) -> str:
             cells.append(
                 f"{numbers[0]:.2f}" if scale == 1 else "{:.1f} [{:.1f}, {:.1f}]".format(*numbers)
             )
-        rows.append(f"| {selector} | " + " | ".join(cells) + " |")
+        rows.append([selector, *cells])
     batches = int(chosen["num_batches"].max())
     head = (
         "One AdamW step per selector from one frozen batch, at a budget of 10 %, updates scaled to one norm; "
@@ -144,7 +145,7 @@ def _one_step(summary: pd.DataFrame) -> str:
         f"[2.5, 97.5] percentile of {batches} batches. Spearman: score before the step against the gain of "
         "each token of the batch.\n\n"
     )
-    return head + "\n".join(rows) + "\n"
+    return head + "\n".join(markdown_table(("selector", *measures.values()), rows)) + "\n"
 
 
 if __name__ == "__main__":

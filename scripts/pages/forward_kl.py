@@ -8,7 +8,7 @@ Arms that have not finished are left out, and named.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,12 @@ from scripts.pages import smollm2_cpu
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
 from taopd.report.figures.style import COLORS, MARKERS
+from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import write_text
 
 STUDY = Path("recipes/studies/smollm2-forward.yaml")
 SAVED = Path("docs/results/smollm2-forward.json")
 PAGE = SAVED.with_suffix(".md")
-DIFFERENCE_HEAD = (
-    "| difference, paired by problem | points | 95 % over problems |",
-    "|---|---:|---|",
-)
 KEPT = ("name", "seed", "accuracy_curve", "accuracy_sampled_curve", "mean_tokens_greedy_curve")
 LEAD = (
     "**The loss first, then the selection.** With the reverse KL nothing is learned in 40 steps; with a "
@@ -99,33 +96,37 @@ def about(document: dict[str, Any], wanted: list[str], settings: str, right: str
 def table(arms: dict[str, Any], order: list[str]) -> list[str]:
     """A row for each arm; a cell that it has not come to is empty."""
     steps = sorted({step for name in order for step, _ in arms[name]["accuracy_curve"]})
-    heads = " | ".join(f"step {step}" for step in steps)
-    rows = [f"| arm | {heads} | sampled, end | tokens, end |", "|---|" + "---:|" * (len(steps) + 2)]
+    heads = ["arm", *(f"step {step}" for step in steps), "sampled, end", "tokens, end"]
+    rows = []
     for name in order:
         arm = arms[name]
         known = {step: f"{100 * share:.0f}" for step, share in arm["accuracy_curve"]}
-        shares = " | ".join(known.get(step, "") for step in steps)
+        shares = [known.get(step, "") for step in steps]
         sampled = 100 * arm["accuracy_sampled_curve"][-1][1]
         length = arm["mean_tokens_greedy_curve"][-1][1]
-        rows.append(f"| {name} | {shares} | {sampled:.0f} | {length:.0f} |")
-    return rows
+        rows.append([name, *shares, f"{sampled:.0f}", f"{length:.0f}"])
+    return markdown_table(heads, rows)
 
 
 def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
     """The table of all pairs of arms."""
-    pairs = combinations(order, 2)
-    rows = [difference(a, b, arms[a]["right"], arms[b]["right"]) for a, b in pairs]
-    return [*DIFFERENCE_HEAD, *(line for row in rows for line in row)]
+    return difference_table(
+        (one, other, arms[one]["right"], arms[other]["right"])
+        for one, other in combinations(order, 2)
+    )
 
 
-def difference(one: str, other: str, mine: str, theirs: str) -> list[str]:
-    """The row of two arms, from their answers by problem; none where these are the same."""
-    if mine == theirs:
-        return []
-    first, second = ({0: {"right_greedy_curve": [(0, right)]}} for right in (mine, theirs))
-    found = by_problem.difference(first, second)
-    assert found is not None
-    return [f"| {one} - {other} | {smollm2_cpu.points(found)} |"]
+def difference_table(pairs: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """A row for each pair of arms that do not agree on every problem: their names, and their answers."""
+    rows = []
+    for one, other, mine, theirs in pairs:
+        if mine != theirs:
+            first, second = ({0: {"right_greedy_curve": [(0, each)]}} for each in (mine, theirs))
+            found = by_problem.difference(first, second)
+            assert found is not None
+            rows.append([f"{one} - {other}", *smollm2_cpu.points(found)])
+    heads = ("difference, paired by problem", "points", "95 % over problems")
+    return markdown_table(heads, rows, texts=(0, 2))
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages import guard_real
 from scripts.pages.collapse import fell_at
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
 
@@ -150,12 +150,13 @@ def best_limit(runs: list[dict[str, Any]], rule: str) -> float:
     return min(LIMITS, key=cost)
 
 
-HEAD = (
-    "| in time | late or missed | warned of stable | false alarms | notice, steps (median, range) |"
+HEADS = (
+    *("in time", "late or missed", "warned of stable", "false alarms"),
+    "notice, steps (median, range)",
 )
 
 
-def cells(found: Count) -> str:
+def cells(found: Count) -> list[str]:
     """A row's numbers."""
     notice = "-"
     if found.notice:
@@ -163,7 +164,7 @@ def cells(found: Count) -> str:
         notice = f"{median:.0f} ({low} to {high})"
     rates = [f"{100 * rate:.0f} %" for rate in (found.late_rate, found.false_rate)]
     in_time, false = (f"{found.in_time} of {found.collapsed}", f"{found.false} of {found.stable}")
-    return f"{in_time} | {rates[0]} | {false} | {rates[1]} | {notice}"
+    return [in_time, rates[0], false, rates[1], notice]
 
 
 def parts_of(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -177,13 +178,13 @@ def parts_of(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dic
 
 def tables(runs: list[dict[str, Any]]) -> str:
     """The guard on both parts of the runs; rules with limits from the other part."""
-    lines = [f"| rule | limit {HEAD}", f"|---|---|{'---:|' * 5}"]
+    rows = []
     old, others = parts_of(runs)
     for words, own in (("all", runs), ("runs of the guard before", old), ("others", others)):
         name = f"**the guard**, {words} ({len(own)})"
-        lines.append(f"| {name} | {DRIFT_LIMIT} | {cells(guards_count(own))} |")
+        rows.append([name, str(DRIFT_LIMIT), *cells(guards_count(own))])
     for words, rule in BEFORE.items():
-        lines.append(f"| {words} | {DRIFT_LIMIT} | {cells(counts(runs, rule, DRIFT_LIMIT))} |")
+        rows.append([words, str(DRIFT_LIMIT), *cells(counts(runs, rule, DRIFT_LIMIT))])
     for rule in RULES:
         limits = [best_limit(part, rule) for part in (old, others)]
         # Each part is judged by the limit that the other one chose.
@@ -193,17 +194,17 @@ def tables(runs: list[dict[str, Any]]) -> str:
             for run in part
         ]
         chosen = " / ".join(f"{limit:.2g}" for limit in limits)
-        lines.append(f"| {rule} | {chosen} | {cells(count([*old, *others], warned))} |")
-    return "\n".join(lines)
+        rows.append([rule, chosen, *cells(count([*old, *others], warned))])
+    return "\n".join(markdown_table(("rule", "limit", *HEADS), rows, texts=2))
 
 
 def grouped(runs: list[dict[str, Any]], name: str) -> str:
     """The guard by "arm" or "variant" of the runs."""
-    lines = [f"| {'lab' if name == 'variant' else name} {HEAD}", f"|---|{'---:|' * 5}"]
+    rows = []
     for value in sorted({run[name] for run in runs}):
         own = [run for run in runs if run[name] == value]
-        lines.append(f"| {value} | {cells(guards_count(own))} |")
-    return "\n".join(lines)
+        rows.append([value, *cells(guards_count(own))])
+    return "\n".join(markdown_table(("lab" if name == "variant" else name, *HEADS), rows))
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments, existing_folder
+from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import read_jsonl, write_text
 
 SAVED = Path("docs/results/guard_real.json")
@@ -56,10 +57,7 @@ def table(
     runs: list[dict[str, Any]], rules: dict[str, Callable[[dict[str, Any]], int | None]]
 ) -> str:
     """Of how many seeds each rule warns, by pair and arm, and where their accuracy went."""
-    lines = [
-        f"| pair | arm | accuracy at the end, % | {' | '.join(rules)} |",
-        f"|---|---|---|{'---:|' * len(rules)}",
-    ]
+    rows = []
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["pair"], run["arm"]), []).append(run)
@@ -69,8 +67,9 @@ def table(
             f"{sum(first(run) is not None for run in own)} of {len(own)}"
             for first in rules.values()
         ]
-        lines.append(f"| {pair} | {arm} | {ends} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([pair, arm, ends, *cells])
+    heads = ("pair", "arm", "accuracy at the end, %", *rules)
+    return "\n".join(markdown_table(heads, rows, texts=3))
 
 
 if __name__ == "__main__":

@@ -54,18 +54,17 @@ def generated(document: dict[str, Any], name: str) -> str:
 
 def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
     """A table for each last checkpoint that two arms have both reached, with a row for each such pair."""
-    tables: dict[int, list[str]] = {}
+    tables: dict[int, list[tuple[str, str, str, str]]] = {}
     for one, other in combinations(order, 2):
         mine, theirs = (dict(arms[name]["right_curve"]) for name in (one, other))
         both = mine.keys() & theirs.keys()
         if both and set(one.split(", ")) & set(other.split(", ")):
             step = max(both)
-            rows = tables.setdefault(step, [])
-            rows += forward_kl.difference(one, other, mine[step], theirs[step])
+            tables.setdefault(step, []).append((one, other, mine[step], theirs[step]))
     return [
         line
-        for step, rows in sorted(tables.items(), reverse=True)
-        for line in ("", f"After {step} steps:", "", *forward_kl.DIFFERENCE_HEAD, *rows)
+        for step, pairs in sorted(tables.items(), reverse=True)
+        for line in ("", f"After {step} steps:", "", *forward_kl.difference_table(pairs))
     ]
 
 

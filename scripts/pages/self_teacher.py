@@ -24,7 +24,7 @@ from scripts.arguments import Arguments, existing_folder
 from scripts.pages import smollm2_cpu
 from scripts.pages.kinds_of_tokens import WORDS, added, by_kind, counts, texts
 from taopd.experiments.study.statistics import Estimate
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
 SAVED = Path("docs/results/self.json")
@@ -158,7 +158,7 @@ def _sign(estimate: Estimate) -> int:
 
 
 def _points(estimate: Estimate) -> str:
-    return smollm2_cpu.points(estimate).replace(" | ", " ")
+    return " ".join(smollm2_cpu.points(estimate))
 
 
 def _context(saved: Saved) -> str:
@@ -189,24 +189,22 @@ def kinds_table(arms: Arms) -> str:
         for name, same in smollm2_cpu.by_name(arms).items()
         if name != WHOLE
     }
-    rows = [
-        "| token | share, % | D | C | of all D, % | "
-        + " | ".join(f"kept by {name}, %" for name in kept)
-        + " |",
-        "|---|" + "---:|" * (4 + len(kept)),
-    ]
+    heads = ["token", "share, %", "D", "C", "of all D, %"]
+    heads += [f"kept by {name}, %" for name in kept]
+    rows = []
     for kind, found in begin.items():
         shares = [
             f"{100 * of_arm[kind]['kept']:.0f}" if kind in of_arm else ""
             for of_arm in kept.values()
         ]
-        rows.append(
-            f"| {WORDS[kind]} | {100 * found['share']:.1f} | {found['disagreement']:.2f} | "
-            f"{found['compatibility']:.2f} | {100 * found['share_of_disagreement']:.0f} | "
-            + " | ".join(shares)
-            + " |"
+        numbers = (
+            f"{100 * found['share']:.1f}",
+            f"{found['disagreement']:.2f}",
+            f"{found['compatibility']:.2f}",
+            f"{100 * found['share_of_disagreement']:.0f}",
         )
-    return "\n".join(rows) + "\n"
+        rows.append([WORDS[kind], *numbers, *shares])
+    return "\n".join(markdown_table(heads, rows)) + "\n"
 
 
 def found_words(arms: Arms) -> str:
@@ -226,8 +224,8 @@ def found_words(arms: Arms) -> str:
 
 def forms_table(arms: Arms) -> str:
     """By arm: share of rollouts that end, and share with an "Answer: N", at the begin and at the end."""
-    rows = ["| arm | ends, begin, % | end, % | says Answer: N, begin, % | end, % |"]
-    rows.append("|---|" + "---:|" * 4)
+    heads = ("arm", "ends, begin, %", "end, %", "says Answer: N, begin, %", "end, %")
+    rows = []
     for name, same in smollm2_cpu.by_name(arms).items():
         shares = [
             100
@@ -236,8 +234,8 @@ def forms_table(arms: Arms) -> str:
             for what in ("end", "answer")
             for steps in ("begin", "end")
         ]
-        rows.append(f"| {name} | " + " | ".join(f"{share:.0f}" for share in shares) + " |")
-    return "\n".join(rows) + "\n"
+        rows.append([name, *(f"{share:.0f}" for share in shares)])
+    return "\n".join(markdown_table(heads, rows)) + "\n"
 
 
 if __name__ == "__main__":

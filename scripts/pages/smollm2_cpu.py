@@ -26,7 +26,7 @@ from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.statistics import Estimate, t_estimate
 from taopd.report.figures.style import COLORS
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
 STUDIES = ("smollm2-cpu", "smollm2-methods")
@@ -184,31 +184,38 @@ def by_name(arms: Mapping[Any, dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 def table(arms: Mapping[Any, dict[str, Any]]) -> str:
     """A row for each arm: accuracy as a mean and by seed, kept tokens, cost."""
-    rows = [
-        "| arm | before, % | after, % | by seed | sampled, % | kept, % | train, s | CPU, s/step | MiB |",
-        "|---|---:|---:|---|" + "---:|" * 5,
-    ]
+    heads = (
+        *("arm", "before, %", "after, %", "by seed", "sampled, %", "kept, %"),
+        *("train, s", "CPU, s/step", "MiB"),
+    )
+    rows = []
     for name, seeds in by_name(arms).items():
 
         def mean(key: str, seeds: list[Any] = seeds) -> float:
             return float(np.mean([arm[key] for arm in seeds]))
 
         each = ", ".join(f"{arm['seed']}: {100 * arm['accuracy_greedy']:.0f}" for arm in seeds)
-        rows.append(
-            f"| {name} | {100 * mean('base_accuracy'):.0f} | {100 * mean('accuracy_greedy'):.1f} | {each} | "
-            f"{100 * mean('accuracy_sampled'):.1f} | {100 * mean('kept_fraction'):.1f} | "
-            f"{mean('train_seconds'):.0f} | {mean('cpu_s'):.0f} | "
-            f"{max(arm['peak_memory_mib'] for arm in seeds):,.0f} |"
+        cells = (
+            f"{100 * mean('base_accuracy'):.0f}",
+            f"{100 * mean('accuracy_greedy'):.1f}",
+            each,
+            f"{100 * mean('accuracy_sampled'):.1f}",
+            f"{100 * mean('kept_fraction'):.1f}",
+            f"{mean('train_seconds'):.0f}",
+            f"{mean('cpu_s'):.0f}",
+            f"{max(arm['peak_memory_mib'] for arm in seeds):,.0f}",
         )
-    return "\n".join(rows) + "\n"
+        rows.append([name, *cells])
+    return "\n".join(markdown_table(heads, rows, texts=(0, 3))) + "\n"
 
 
 def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
     """A row for each pair of arms."""
-    rows = [
-        "| difference, paired by problem | seeds | points | 95 % over problems | by seed | 95 % over seeds |",
-        "|---|---:|---:|---|---|---|",
-    ]
+    heads = (
+        *("difference, paired by problem", "seeds", "points"),
+        *("95 % over problems", "by seed", "95 % over seeds"),
+    )
+    rows = []
     for (one, other), found in paired(arms).items():
         ends = {
             name: {arm["seed"]: 100 * arm["accuracy_greedy"] for arm in by_name(arms)[name]}
@@ -218,11 +225,9 @@ def differences(arms: Mapping[Any, dict[str, Any]]) -> str:
         # Seeds that agree to the problem are not certain to agree: an accuracy moves in steps of 1 / N.
         over = t_estimate(gaps, resolution=100 * math.sqrt(2) / found.n)
         seeds = "" if over.low is None else f"[{over.low:+.1f}, {over.high:+.1f}]"
-        rows.append(
-            f"| {one} - {other} | {len(gaps)} | {points(found)} | "
-            f"{', '.join(f'{gap:+.0f}' for gap in gaps)} | {seeds} |"
-        )
-    return "\n".join(rows) + "\n"
+        each = ", ".join(f"{gap:+.0f}" for gap in gaps)
+        rows.append([f"{one} - {other}", str(len(gaps)), *points(found), each, seeds])
+    return "\n".join(markdown_table(heads, rows, texts=(0, 3, 4, 5))) + "\n"
 
 
 def draw(arms: Mapping[Any, dict[str, Any]], axes: Axes) -> None:
@@ -272,10 +277,10 @@ def paired(arms: Mapping[Any, dict[str, Any]]) -> dict[tuple[str, str], Estimate
     return {pair: estimate for pair, estimate in found.items() if estimate is not None}
 
 
-def points(found: Estimate) -> str:
+def points(found: Estimate) -> tuple[str, str]:
     """Difference and interval in points; the interval of several problems exists."""
     assert found.low is not None and found.high is not None
-    return f"{100 * found.mean:+.1f} | [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{100 * found.mean:+.1f}", f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def shown(folder: Path, *, step: int) -> list[tuple[str, str]]:

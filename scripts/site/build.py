@@ -13,6 +13,7 @@ from scripts.site import reference
 from scripts.site.links import Links
 from scripts.site.nav import navigation
 from scripts.site.places import NOTEBOOK, PAGES, ROOT, SPLIT, Piece, page_of, pieces
+from taopd.report.generated_part import markdown_table
 
 STYLE = """/* Tables as wide as their text; long code scrolls within itself. */
 .md-grid { max-width: 76rem; }
@@ -105,13 +106,15 @@ def _tests_page() -> Piece:
 
 def _results_page(made: list[Piece]) -> Piece:
     """A list of the pages of results, each with its first sentence."""
-    lines = ["# Results", "", "| page | what it says first |", "|---|---|"]
+    rows = []
     for piece in made:
         if piece.source.startswith("docs/results/") and piece.source not in SPLIT:
             title = piece.text.splitlines()[0].lstrip("# ")
             name = Path(page_of(piece.source)).name
-            lines.append(f"| [{title}]({name}) | {_first_sentence(piece.text)} |")
-    return Piece("docs/results/index.md", "results/index.md", "\n".join(lines) + "\n", frozenset())
+            rows.append((f"[{title}]({name})", _first_sentence(piece.text)))
+    table = markdown_table(("page", "what it says first"), rows, texts=2)
+    text = "\n".join(["# Results", "", *table]) + "\n"
+    return Piece("docs/results/index.md", "results/index.md", text, frozenset())
 
 
 def _first_sentence(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from scripts.site.places import ROOT
 from scripts.site.settings import attribute_texts, cell, default_of, settings_page
 from taopd import cli
+from taopd.report.generated_part import markdown_table
 from taopd.runs import schemas
 from taopd.runs.validation import Leaf, Maybe, Some
 
@@ -108,11 +109,8 @@ def metrics_page() -> str:
 
 
 def _metric_rows(found: dict[str, str]) -> list[str]:
-    return [
-        "| key | meaning |",
-        "|---|---|",
-        *(f"| `{key}` | {cell(text)} |" for key, text in found.items()),
-    ]
+    rows = ((f"`{key}`", cell(text)) for key, text in found.items())
+    return markdown_table(("key", "meaning"), rows, texts=2)
 
 
 def help_page(argv: list[str]) -> str:
@@ -169,7 +167,8 @@ def files_page() -> str:
         if isinstance(shape, list):
             lines += ["", "A list of objects."]
             shape = shape[0]
-        lines += ["", "| key | required | value |", "|---|---|---|", *_shape_rows(shape, "")]
+        heads = ("key", "required", "value")
+        lines += ["", *markdown_table(heads, _shape_rows(shape, ""), texts=3)]
     return "\n".join(lines) + "\n"
 
 
@@ -180,14 +179,14 @@ def shapes() -> list[str]:
     return [name for name in names if name.isupper() and name[0] != "_" and name != "OBJECT"]
 
 
-def _shape_rows(shape: Any, prefix: str) -> Iterator[str]:
+def _shape_rows(shape: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
     for key, inner in shape.items():
         if key is ...:
-            yield f"| {'`' + prefix + 'NAME`' if prefix else 'any'} | no | {words(inner)} |"
+            yield f"`{prefix}NAME`" if prefix else "any", "no", words(inner)
             continue
         name = f"{prefix}{key.removesuffix('?')}"
         required = "no" if key.endswith("?") else "yes"
-        yield f"| `{name}` | {required} | {words(inner)} |"
+        yield f"`{name}`", required, words(inner)
         nested, dots = _nested(inner)
         if nested is not None:
             yield from _shape_rows(nested, f"{name}{dots}.")
@@ -229,7 +228,7 @@ def study_page() -> str:
     source = (ROOT / "src/taopd/experiments/study/file.py").read_text(encoding="utf-8")
     texts = attribute_texts(source, "StudyFile")
     rows = [
-        f"| `{each.name}` | {default_of(each)} | {_type(each.type)} | {cell(texts.get(each.name, ''))} |"
+        (f"`{each.name}`", default_of(each), _type(each.type), cell(texts.get(each.name, "")))
         for each in fields(StudyFile)
     ]
     return "\n".join(
@@ -238,9 +237,7 @@ def study_page() -> str:
             "",
             "Keys of the YAML that `taopd compare` reads ([what they ask](../guides/comparing.md)).",
             "",
-            "| key | default | type | meaning |",
-            "|---|---|---|---|",
-            *rows,
+            *markdown_table(("key", "default", "type", "meaning"), rows, texts=4),
             "",
         ]
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from trl import DistillationConfig, ModelConfig, ScriptArguments
 
+from taopd.report.generated_part import markdown_table
 from taopd.trainer.config import TeachabilityConfig
 
 UNITS = {
@@ -70,8 +71,8 @@ def settings_page() -> str:
     for group in dict.fromkeys([*groups.values(), OTHERS]):
         rows = [_row(each) for each in ours if groups.get(each.name, OTHERS) == group]
         if rows:
-            head = "| setting | default | unit | meaning | source |"
-            lines += ["", f"## {group}", "", head, "|---|---|---|---|---|", *rows]
+            heads = ("setting", "default", "unit", "meaning", "source")
+            lines += ["", f"## {group}", "", *markdown_table(heads, rows, texts=5)]
     lines += _inherited(theirs)
     return "\n".join(lines) + "\n"
 
@@ -123,16 +124,15 @@ def group_of_settings() -> dict[str, str]:
     return found
 
 
-def _row(field: Field) -> str:
+def _row(field: Field) -> tuple[str, ...]:
     source = next((source for source, names in SOURCES.items() if field.name in names), "")
-    cells = (
+    return (
         f"`{field.name}`",
         default_of(field),
         unit_of(field),
         cell(str(field.metadata.get("help", ""))),
         source,
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def cell(text: str) -> str:
@@ -169,10 +169,10 @@ def _inherited(theirs: Iterable[str]) -> list[str]:
 
 def _plain(found: Iterable[Field]) -> list[str]:
     rows = [
-        f"| `{each.name}` | {default_of(each)} | {cell(str(each.metadata.get('help', '')))} |"
+        (f"`{each.name}`", default_of(each), cell(str(each.metadata.get("help", ""))))
         for each in found
     ]
-    return ["| setting | default | meaning |", "|---|---|---|", *rows]
+    return markdown_table(("setting", "default", "meaning"), rows, texts=3)
 
 
 def attribute_texts(source: str, name: str) -> dict[str, str]:

@@ -85,11 +85,11 @@ def test_pairs_are_compared_by_seed_and_never_certain():
         return pair_page.at_step(rows, 60)
 
     one = arm("a", {0: "1100", 2: "1110"})
-    assert pair_page.difference(one, arm("b", {2: "1110", 0: "1000"})).startswith("+12.5 | ")
-    assert pair_page.difference(one, arm("b", {1: "0000", 2: "0110"})).endswith("| - | +25.0")
-    same = pair_page.difference(one, one).split(" | ")
+    assert pair_page.difference(one, arm("b", {2: "1110", 0: "1000"}))[0] == "+12.5"
+    assert pair_page.difference(one, arm("b", {1: "0000", 2: "0110"}))[2:] == ["-", "+25.0"]
+    same = pair_page.difference(one, one)
     assert same[0] == "+0.0" and float(same[1].removeprefix("± ")) > 1 and same[2] != "[+0.0, +0.0]"
-    assert pair_page.difference(one, arm("b", {1: "0000"})) == "- | - | - | -"
+    assert pair_page.difference(one, arm("b", {1: "0000"})) == ["-"] * 4
 
 
 def test_a_batch_unlike_trls_is_named_before_any_time():

@@ -1,6 +1,6 @@
 """Markdown pages: tables, and the part of a page that a command writes, between two markers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from taopd.errors import DataError
@@ -10,10 +10,15 @@ BEGIN, END = "<!-- generated -->", "<!-- end of generated -->"
 
 
 def markdown_table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int | Collection[int] = 1
 ) -> list[str]:
-    """The lines of a table whose first `texts` columns are text, and the others numbers."""
-    rule = "|".join(["---"] * texts + ["---:"] * (len(heads) - texts))
+    """The lines of a table of texts and numbers; numbers stand at the right of their column.
+
+    Args:
+        texts: how many columns from the left are texts, or which ones, counted from 0.
+    """
+    which = range(texts) if isinstance(texts, int) else texts
+    rule = "|".join("---" if column in which else "---:" for column in range(len(heads)))
     return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

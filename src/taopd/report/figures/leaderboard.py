@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from taopd.experiments.study.statistics import holm, t_estimate
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 
 FULL = "full"
 LOSS_NAMES = {"reverse_kl": "exact reverse KL", "sampled_reverse_kl": "sampled reverse KL"}
@@ -123,10 +123,7 @@ def table(board: dict[str, Any], loss: str, budget: float) -> str:
     order = ranking(cells, variants)
     names = [name for _, name in order]
     arrows = {variant: marks(cells, names, variant) for variant in variants}
-    lines = [
-        f"| rank | selector | {' | '.join(variants)} | worst against full |",
-        f"|---:|---|{'---:|' * len(variants)}---:|",
-    ]
+    rows = []
     # Without a variant an entry has no rank; what it has is shown below the others.
     unranked = [(None, name) for name in sorted(set(cells) - set(names))]
     for rank, name in [*order, *unranked]:
@@ -142,8 +139,9 @@ def table(board: dict[str, Any], loss: str, budget: float) -> str:
         gap, where = worst_gap(cells, name, [v for v in variants if v in cells[name]])
         worst = "" if name == FULL else f"{gap:+.0f} ({where})"
         place = "-" if rank is None else f"{rank:.1f}"
-        lines.append(f"| {place} | {name} | {' | '.join(row)} | {worst} |")
-    return "\n".join(lines)
+        rows.append([place, name, *row, worst])
+    heads = ["rank", "selector", *variants, "worst against full"]
+    return "\n".join(markdown_table(heads, rows, texts=(1,)))
 
 
 def verdict(board: dict[str, Any], budget: float) -> str:
