@@ -1,36 +1,22 @@
 """Labs with models of other sizes: `build_lab` takes the list; the table, on made-up curves."""
 
-import json
-
 from scripts.lab_sizes import ABOUT, LABS, table
 from scripts.labs_again import gathered
 from scripts.unseen_labs import FOUND_WITH, NO_PART
 from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.lab.variants import VARIANTS
+from tests.unit.lab_jobs import finished
 
-
-def finished(folder, part, **arms):
-    """A finished job: name -> greedy accuracy over three steps; sampled accuracy is a tenth of it."""
-    curves = {name: list(zip((0, 500, 1000), values, strict=True)) for name, values in arms.items()}
-    document = {
-        "variant": "made, small",
-        "loss": "reverse_kl",
-        "models": {"teacher": 0.98, "student": 0.4},
-        "arms": [
-            {
-                "name": name,
-                "accuracy_curve": curve,
-                "accuracy_sampled_curve": [(step, value / 10) for step, value in curve],
-            }
-            for name, curve in curves.items()
-        ],
-    }
-    (folder / f"{part}__made-small.json").write_text(json.dumps(document))
+STEPS = (0, 500, 1000)
 
 
 def test_a_row_has_both_models_and_the_ends_of_the_arms(tmp_path):
-    finished(tmp_path, "reach", **{"reach@0.1": (0.0, 0.2, 0.9)})
-    finished(tmp_path, "rivals", full=(0.4, 0.7, 0.1))
+    for part, arms in (
+        ("reach", {"reach@0.1": (0.0, 0.2, 0.9)}),
+        ("rivals", {"full": (0.4, 0.7, 0.1)}),
+    ):
+        path = tmp_path / f"{part}__made-small.json"
+        finished(path, "made, small", STEPS, arms, teacher=0.98)
     last = table(gathered(tmp_path, ABOUT)).splitlines()[-1]
     assert last == "| made, small | exact | 98 | 40 | 90 | 9 | 10 (70) | - |"
 
