@@ -155,19 +155,27 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/settings"))
     parser.add_argument("--workers", type=positive, default=1)
     parser.add_argument("--data", type=Path, default=Path("docs/results/settings.json"))
-    parser.add_argument("--gather", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--gather",
+        action="store_true",
+        help="run nothing: the page of the runs that are there, or of --data",
+    )
     args = parser.parse_args()
     folders = {lab: args.runs / lab for lab in LABS}
     for lab, folder in () if args.gather else folders.items():
         plan = plan_study(parse_study_file(study(lab)))
         run_study(plan, output=folder, resume=folder.exists(), num_workers=args.workers)
         print(f"{lab}: {len(plan.runs)} arms", flush=True)
-    found = gather(folders)
-    write_text(args.data, json.dumps(found) + "\n")
+    if args.runs.exists():
+        write_text(args.data, json.dumps(gather(folders)) + "\n")
+    found = json.loads(args.data.read_text())
     for lab, rows in found["labs"].items():
         draw_panels(panels(rows), args.data.with_name(f"settings-{lab}.png"))
     title = "The default with other settings"
-    about = f"Greedy accuracy, %, one number a seed; sampled where it says so. {found['device']}."
+    about = (
+        "Accuracy in %, one number for each seed: of greedy answers at the end, the least of them from step "
+        f"{SETTLED} on, and of sampled answers at the end. {found['device']}."
+    )
     write_generated(
         args.data.with_suffix(".md"), f"{about}\n\n{tables(found['labs'])}", title=title
     )

@@ -70,33 +70,44 @@ def write_speed(results: Path, page: Path) -> None:
         "\n\n".join(
             [
                 "# On a GPU",
-                "Written by `python -m benchmarks.accelerator.page` from `benchmarks/results/`.",
-                "At the shapes of Qwen3-1.7B <- Qwen3-4B the loss of the heads follows the budget only "
-                "after every position was scored, and scoring is most of it: at 5 % score and loss take "
-                f"{heads['ours 0.05']['time_of_trl']:.2f} of the time of TRL's loss on everything. An exact "
-                f"update at 5 % takes {updates['none']['time_of_trl']:.2f} of TRL's, and "
-                f"{updates['one']['time_of_trl']:.2f} with the scoring. Gradient windows save memory "
-                f"({updates['w0']['memory_of_trl']:.2f} and {updates['w8']['memory_of_trl']:.2f} of TRL's at "
-                "windows 0 and 8) and **no time** here: at these sizes the two passes cost more than the "
-                "backward they replace.",
-                "## Scoring one model: V = 151,936, width 2,048, 8,192 positions, K = 16",
+                "Does training on 5 % of the tokens save time on a GPU? Hardly, because every token has to "
+                "be scored first. The shapes are those of Qwen3-1.7B with the teacher Qwen3-4B.",
+                "- **Output heads.** Scoring all positions with both models, and the loss at 5 % of them, "
+                f"takes {heads['ours 0.05']['time_of_trl']:.2f} of the time of TRL's loss at all positions. "
+                "Scoring is most of it.\n"
+                f"- **Exact update.** At 5 % it takes {updates['none']['time_of_trl']:.2f} of TRL's time, "
+                f"{updates['one']['time_of_trl']:.2f} with the scoring, and "
+                f"{updates['two']['time_of_trl']:.2f} with it in two micro-batches.\n"
+                "- **Gradient windows** save memory, and **no time**. With windows 0 and 8 an update takes "
+                f"{updates['w0']['memory_of_trl']:.2f} and {updates['w8']['memory_of_trl']:.2f} of TRL's "
+                "memory. At these sizes the two passes cost more than the backward they replace.",
+                "Written by `python -m benchmarks.accelerator.page` from `benchmarks/results/`. In the "
+                "tables p50 is the median. Extra MiB is the peak memory of a call above what was in use "
+                "before it. The cosine is that of the gradient with the exact one.",
+                "## Scoring all positions with one model",
+                "8,192 positions, hidden states of width 2,048, a vocabulary of 151,936, top 16.",
                 about(kernels)
-                + f" The tests marked `gpu` before it: {len(tests['failed'])} failed, exit status "
+                + f" Before it the tests marked `gpu` were run: {len(tests['failed'])} failed, exit status "
                 f"{tests['status']}.",
                 table(SCORING, rows),
-                "The error is against float64, over log-probs, log-sum-exp and entropy.",
-                "## Heads: score, loss, backward",
+                "The speed is a share of that of a plain matrix product of the same data type. The error is "
+                "the largest one of log-probs, log-sum-exp and entropy against float64.",
+                "## Output heads: scoring, loss and backward",
                 about(head),
                 times(head),
-                f"Relative error of loss and gradient against float64: ours {errors['ours_loss']:.0e} and "
-                f"{errors['ours_gradient']:.1e}, TRL's {errors['trl_loss']:.0e} and "
-                f"{errors['trl_gradient']:.1e}.",
-                "## Student update, 4 x 2,048 tokens",
+                "`trl` is TRL's loss at all positions. `ours 0.05` scores all positions and has the loss at "
+                "5 % of them. `score` only scores. `triton` and `chunked` name the kernel that scores. "
+                "Without a name taopd chooses it.",
+                "Relative errors against float64, with all positions: the loss "
+                f"{errors['ours_loss']:.0e}, the gradient {errors['ours_gradient']:.1e}; TRL's "
+                f"{errors['trl_loss']:.0e} and {errors['trl_gradient']:.1e}.",
+                "## One update of the student on 4 x 2,048 tokens",
                 about(update),
                 times(update),
-                "`trl`: TRL's loss on all tokens; `full`: ours on all; the others train 5 %. `none`: without "
-                "scoring; `one` and `two`: with it, one micro-batch and two; `w0`, `w8`, `w32`: gradient "
-                "windows. Random weights: the cosines are not those of a trained model.",
+                "`trl` is TRL's loss on all tokens, `full` ours on all tokens. The others train 5 % of the "
+                "tokens. `none` does not score. `one` and `two` do, in one micro-batch and in two. `w0`, "
+                "`w8` and `w32` have gradient windows of 0, 8 and 32 tokens. The weights are random, so a "
+                "trained model has other cosines.",
             ]
         )
         + "\n"

@@ -273,9 +273,9 @@ def write_pair(results: Path, page: Path) -> None:
         "\n\n".join(
             [
                 "# SmolLM2-135M",
+                *introduction(one, two),
                 "Written by `python -m benchmarks.accelerator.page` from "
                 "`benchmarks/results/accelerator-pairs__nvidia-h200.json`.",
-                *introduction(one, two),
                 "![Accuracy over steps on both pairs, and over learning rates](smollm2.png)",
                 "## The models",
                 "Teacher: SmolLM2-135M-Instruct after 41 steps of SFT on two-step word problems "
@@ -289,38 +289,46 @@ def write_pair(results: Path, page: Path) -> None:
                 about(document),
                 "## Pair 1: a student that knows the form",
                 accuracies(one),
-                "Paired differences after 200 steps. The interval over problems takes the mean over seeds of "
-                "each problem; that over seeds is Student's t with three.",
+                "Differences after 200 steps, taken problem by problem. *Over problems* is a 95 % interval "
+                "of the problems, each with its mean over the seeds. *Over seeds* is a t interval of the "
+                "three seeds' differences.",
                 differences(one, 200),
                 "After 60 steps:",
                 differences(one, 60),
-                "First and last 20 steps: share of rollouts cut at 48 tokens, their length, the student's "
-                "entropy, the mean D, and how far unselected tokens drifted from the initial student without "
-                "coming nearer to the teacher ([idle drift](../math.md)), nats. Peak memory on the card, "
-                "evaluations included.",
+                "What the rollouts are like in the first and in the last 20 steps. *Cut* is the share of "
+                "rollouts that reach 48 tokens without an end, *tokens* their mean length. *Entropy* is the "
+                "student's, *D* the mean disagreement. *Drift* says how far unselected tokens moved away "
+                "from the initial student without coming nearer to the teacher ([idle drift](../math.md)). "
+                "These three are in nats. *Peak* is the peak memory on the card, evaluations included.",
                 behaviour(one),
-                "What is kept of three rollouts of the first step, in bold:",
+                "Three rollouts of the first step. The tokens that an arm selects are bold:",
                 *kept(one),
                 "## Pair 2: a student that does not know the form",
                 accuracies(two),
+                "When each seed first has half of the accuracy that full distillation ends with; a dash: "
+                "never.",
                 seeds_that_learn(two),
+                "Differences after 200 steps:",
                 differences(two, 200),
                 "After 60 steps:",
                 differences(two, 60),
+                "The rollouts in the first and in the last 20 steps:",
                 behaviour(two),
-                "## By the rule for the default",
-                "[The rule](default.md): the end is at most 1 point below the best of full and published at "
-                "their own best checkpoints, and no seed collapsed.",
+                "## Judged by the rule that chose the default",
+                "[The rule](default.md): a method holds if its end is at most 1 point below the best that "
+                "full or published has at any checkpoint, and if no seed collapsed. *Shortfall* is that "
+                "distance in points. *Deepest dip* is the largest fall below a run's own best on the way.",
                 by_the_rule({"pair 1": one, "pair 2": two}),
                 "## Learning rates, pair 1",
-                "24 steps, three seeds of each arm and rate (random-10: two at 5e-5, 1e-4 and 2e-4). "
-                "`recipes/studies/smollm2-rates.yaml`; how the intervals are made: "
-                "[guide](../guide.md#comparing).",
+                "Each arm was run for 24 steps at five rates, with three seeds (random-10 with two at 5e-5, "
+                "1e-4 and 2e-4). The study is `recipes/studies/smollm2-rates.yaml`. The "
+                "[guide](../guide.md#comparing) says how the intervals are made. Accuracy in %, *moves by* "
+                "in points between the best and the worst rate:",
                 *rate_tables(found, rates),
                 "## Not run",
-                "Budgets of 5 % and the other selectors on a GPU; 5 % on two CPU cores: "
-                "[smollm2-cpu.md](smollm2-cpu.md). The fixed-context "
-                "diagnostic: [smollm2-diagnostic.md](smollm2-diagnostic.md).",
+                "Budgets of 5 % and the other selectors were not run on a GPU. On two CPU cores they were: "
+                "[smollm2-cpu.md](smollm2-cpu.md). The fixed-context diagnostic of both pairs is in "
+                "[smollm2-diagnostic.md](smollm2-diagnostic.md).",
             ]
         )
         + "\n"

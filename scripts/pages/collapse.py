@@ -202,9 +202,10 @@ def generated(document: dict[str, Any]) -> str:
         targets_table(main),
         "![Accuracy against the share of trained tokens, at 100 and at 1,000 steps](collapse/frontier.png)",
         "## Single changes",
-        "Greedy accuracy at step 400 in %, mean and [smallest, largest] of three seeds. Drift (KL to the "
-        "initial student at unselected tokens) and norm of the step that Adam proposes: means of steps 200 "
-        "to 400, " + " / ".join(part["variant"] for part in causes) + ".",
+        "The columns of the labs have the greedy accuracy at step 400 in %: the "
+        "mean and [smallest, largest] of three seeds. *Drift* is the KL to the initial student at unselected "
+        "tokens. *Step norm* is the norm of the step that Adam proposes. Both are means over steps 200 to "
+        "400, for " + " / ".join(part["variant"] for part in causes) + ".",
         causes_table(causes),
         "![What single changes do](collapse/causes.png)",
         "## The guard",

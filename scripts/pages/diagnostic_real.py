@@ -21,6 +21,17 @@ PAIRS = {
 """Folder of `scripts/diagnostic-real.sh`, and what its student is."""
 PAGE = Path("docs/results/smollm2-diagnostic.md")
 FILES = Path("docs/results/diagnostic")
+INTRODUCTION = (
+    "Which disagreement between student and teacher is learned, and do D and C predict it? The "
+    "fixed-context diagnostic asks this on the two pairs of [smollm2.md](smollm2.md).\n\n"
+    "On each pair 150 completions of the student were frozen before training, and both models scored every "
+    "token of them (K = 16). Then the student was trained for 24 steps on all tokens, once. The *gain* of a "
+    "token is how far the KL to the teacher fell there, from the student before to the last checkpoint. "
+    "Intervals are 95 % bootstraps over prompts. The claims are those of [diagnostic.md](diagnostic.md); "
+    "[formulas](../math.md) defines them.\n\n"
+    "Written by `python -m scripts.pages.diagnostic_real` from what `bash scripts/diagnostic-real.sh` leaves "
+    "after `make real`."
+)
 KINDS = ("holds", "does not hold", "undecided here", "cannot be told")
 
 
@@ -28,11 +39,7 @@ def page(folder: Path) -> str:
     """The page in Markdown; verdicts and a picture of each pair are copied beside it."""
     parts = [
         "# What was learnable? The fixed-context diagnostic on SmolLM2-135M\n",
-        "Written by `python -m scripts.pages.diagnostic_real` from what `bash scripts/diagnostic-real.sh` "
-        "leaves after `make real`. Per pair: 150 completions of the student frozen before training, all "
-        "tokens scored by both models (K = 16), 24 steps of full distillation, then the gain of its last "
-        "checkpoint on the frozen contexts. Intervals are 95 % bootstraps over prompts. One training run "
-        "of each pair.\n",
+        INTRODUCTION + "\n",
     ]
     for name, words in PAIRS.items():
         parts += _where_it_loses(folder / name, words)
@@ -54,17 +61,22 @@ def _where_it_loses(folder: Path, words: str) -> list[str]:
     order = ", ".join(f"{name} {1000 * gain:.0f}" for name, gain in gains.sort_values().items())
     ours, chance = gains["teachability"], gains["random"]
     less, more = ("teachability", "random")[:: 1 if ours < chance else -1]
-    verb = "teaches **less than** a random tenth" if ours < chance else "beats a random tenth"
+    verb = "teaches **less** than one" if ours < chance else "teaches more than one"
+    verb += " on a random tenth"
     if found["high"][less] >= found["low"][more]:
-        verb += f", by less than its {batches} batches differ"
+        verb += f", but by less than its {batches} batches differ"
     verdicts = json.loads((folder / "report/verdicts.json").read_text())
     claims = {each["claim"] for each in verdicts}
     held = {each["claim"] for each in verdicts if each["verdict"] == "holds"}
     told = {each["claim"] for each in verdicts if each["verdict"] != "cannot be told"}
-    rest = f"of {len(claims)} claims {len(told)} can be told, and {len(held)} hold in at least one scale"
+    if told:
+        rest = f"{len(told)} can be told here, and {len(held)} hold by at least one measure of the gain"
+    else:
+        rest = "none can be told here"
     return [
-        f"**{words[0].upper()}{words[1:]}**: in one step, teachability {verb} (reverse KL on fresh contexts, "
-        f"1e-3 nats: {order}); {rest}.\n"
+        f"**{words[0].upper()}{words[1:]}.** One step on the tenth with the highest teachability {verb}. On "
+        f"contexts of other prompts the reverse KL falls by, in 1e-3 nats: {order}. Of the {len(claims)} "
+        f"claims {rest}.\n"
     ]
 
 
@@ -99,8 +111,10 @@ def _spread(folder: Path) -> str:
     at = ", ".join(f"{c.quantile(q):.5f}" for q in (0.01, 0.05, 0.5))
     out = (d * (1 - c)).sum() / d.sum()
     return (
-        f"{len(table):,} tokens. C at the 1, 5 and 50 % quantile: {at}. D (1 - C) is {100 * out:.1f} % of D. "
-        f"D: mean {d.mean():.3f} nats, {100 * (d > 0.05).mean():.0f} % of the tokens above 0.05.\n"
+        f"{len(table):,} tokens were frozen. C has the quantiles {at} (1, 5 and 50 %). Where C is the same "
+        "at nearly all tokens, claims about C cannot be told. D has a mean of "
+        f"{d.mean():.3f} nats, and is above 0.05 at {100 * (d > 0.05).mean():.0f} % of the tokens. Its part "
+        f"outside the student's top K, D (1 - C), is {100 * out:.1f} % of all D.\n"
     )
 
 
@@ -113,7 +127,10 @@ def _verdicts(verdicts: list[dict[str, Any]]) -> str:
             for kind in KINDS
         ]
         rows.append([claim, *(str(count or "") for count in counts)])
-    head = "Verdicts over forward and reverse KL, in nats and as a share of the initial KL:\n\n"
+    head = (
+        "Each claim is judged by four measures of the gain: in forward and in reverse KL, each in nats and "
+        "as a share of the KL before training. The table counts the verdicts:\n\n"
+    )
     return head + "\n".join(markdown_table(("claim", *KINDS), rows)) + "\n"
 
 
@@ -140,10 +157,11 @@ def _one_step(summary: pd.DataFrame) -> str:
         rows.append([selector, *cells])
     batches = int(chosen["num_batches"].max())
     head = (
-        "One AdamW step per selector from one frozen batch, at a budget of 10 %, updates scaled to one norm; "
-        "how far the KL fell on fresh contexts of other prompts, in thousandths of a nat per token: mean and "
-        f"[2.5, 97.5] percentile of {batches} batches. Spearman: score before the step against the gain of "
-        "each token of the batch.\n\n"
+        "What one step teaches. For each selector one AdamW step is made from the same frozen batch, on 10 % "
+        "of its tokens (`full`: on all). All updates are scaled to the same norm. The KL columns say how far "
+        "the KL to the teacher falls on contexts of other prompts, in thousandths of a nat per token: the "
+        f"mean of {batches} batches and their [2.5, 97.5] percentiles. Spearman is the rank correlation of a "
+        "token's score before the step with its gain, within the batch.\n\n"
     )
     return head + "\n".join(markdown_table(("selector", *measures.values()), rows)) + "\n"
 

@@ -251,15 +251,17 @@ def main() -> None:
     runs = json.loads(args.data.read_text())["runs"]
     draw(runs, args.page.with_suffix(".png"))
     parts = [
-        f"{len(runs)} runs.",
+        f"How often each rule warns in time, and how often without need, over {len(runs)} runs. *In time*: "
+        "collapses that it warned of before the fall. *Late or missed*: all other collapses, in %. *Warned "
+        "of stable*: runs that stayed stable and were warned of. *False alarms*: their share in %.",
         tables(runs),
         f"![False alarms against late warnings and notice]({args.page.stem}.png)",
-        "The guard by arm:",
+        "The guard's own rule by arm:",
         grouped(runs, "arm"),
         "And by lab:",
         grouped(runs, "variant"),
-        "Of real runs, SmolLM2-135M for 200 steps with a look every 5 (`scripts.pages.guard_real`), the same "
-        f"rules at {DRIFT_LIMIT} nats would have warned of so many seeds:",
+        "Real runs: SmolLM2-135M for 200 steps, looked at every 5 (`scripts.pages.guard_real`). None of them "
+        f"collapsed. Of so many seeds the rules of idle drift, at {DRIFT_LIMIT} nats, would have warned:",
         guard_real.table(
             json.loads(guard_real.SAVED.read_text())["runs"],
             {

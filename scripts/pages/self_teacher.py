@@ -105,21 +105,23 @@ def section(saved: Saved) -> list[str]:
     rollouts = next((arm["rollouts"] for arm in saved["arms"] if arm["rollouts"]), [])
     return [
         verdict(arms),
-        f"{smollm2_cpu.described(saved)} Learning rate {some['learning_rate']:g}, {some['dtype']}. Right is "
-        f"what `{saved['question']['match']}` finds.",
+        f"{smollm2_cpu.described(saved)} Learning rate {some['learning_rate']:g}, {some['dtype']}. The "
+        f"answer is what `{saved['question']['match']}` finds in a completion.",
         _context(saved),
         smollm2_cpu.table(arms),
         smollm2_cpu.differences(arms),
-        "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
-        "seeds' differences.",
+        smollm2_cpu.INTERVALS,
         "### Which tokens does the context teach, and does teachability find them?",
-        f"D in nats and C of the rollouts of the first {FIRST} steps, over all arms; then the share of each "
-        "kind that an arm keeps over its own run.",
+        f"The first columns are about the rollouts of the first {FIRST} steps of all arms: each kind's share "
+        "of the tokens, its mean D in nats and its mean C, and its share of all D. The columns *kept by* "
+        "have the share of that kind which an arm selects over its whole run.",
         kinds_table(arms),
         found_words(arms),
         "### What the student writes",
+        "Rollouts of the first and the last steps: the share that ends before the limit, and the share that "
+        'says "Answer: N".',
         forms_table(arms),
-        f"Three rollouts of the last step of {OWN}; kept tokens in bold.",
+        f"Three rollouts of the last step of {OWN}. The tokens that it selects are bold.",
         *(f"> {prompt}\n>\n> {text}" for prompt, text in rollouts),
     ]
 
@@ -166,8 +168,8 @@ def _context(saved: Saved) -> str:
     parts = []
     if helps := saved["helps"]:
         parts.append(
-            f"The student before training, greedily, on {helps['problems']} test problems: right in "
-            f"{100 * helps['accuracy']['without']:.0f} % without its context and in "
+            f"Before training the student's greedy answers to {helps['problems']} test problems are right in "
+            f"{100 * helps['accuracy']['without']:.0f} % without the context and in "
             f"{100 * helps['accuracy']['with']:.0f} % with it."
         )
     if saved["check"]:
@@ -217,8 +219,8 @@ def found_words(arms: Arms) -> str:
     share = kept[taught]["kept"] if taught in kept else 0.0
     return (
         f"The context moves the teacher most at: {WORDS[taught]} ({begin[taught]['disagreement']:.2f} nats). "
-        f"Teachability keeps {100 * share:.0f} % of them, {share / budget:.1f} times what a random choice of "
-        f"{100 * budget:.0f} % keeps."
+        f"Teachability keeps {100 * share:.0f} % of these tokens, {share / budget:.1f} times as many as a "
+        f"random choice of {100 * budget:.0f} % does."
     )
 
 

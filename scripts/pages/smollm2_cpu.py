@@ -29,6 +29,10 @@ from taopd.report.figures.style import COLORS
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 
+INTERVALS = (
+    "An interval over problems is about these training runs. One over seeds is a t interval of the seeds' "
+    "differences: it is about other training runs too."
+)
 STUDIES = ("smollm2-cpu", "smollm2-methods")
 """In recipes/studies; the page of each has its name."""
 PAIRS = (
@@ -151,10 +155,9 @@ def page(saved: dict[str, Any], study: str) -> str:
         f"![Accuracy at the end by arm and seed]({study}.png)",
         table(arms),
         differences(arms),
-        "An interval over problems holds for these training seeds; one over seeds is a t interval of the "
-        "seeds' differences.",
+        INTERVALS,
         "## What was kept",
-        "Three rollouts of the last step, kept tokens in bold.",
+        "Three rollouts of the last step. The tokens that an arm selects are bold.",
     ]
     for name in SHOWN:
         if rows := arms.get((name, 0), {}).get("rollouts"):

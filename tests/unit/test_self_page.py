@@ -170,7 +170,7 @@ def test_the_page_of_a_study_that_runs_and_of_a_finished_one(micro_lab, tmp_path
     write_json(run / "check.json", {"items": [{"item": "teacher context", "figures": figures}]})
     measured = self_teacher.gathered(run, saved)
     text = self_teacher.page({"form": measured, "system": measured})
-    assert text.count("right in 0 % without its context and in 95 % with it") == 2
+    assert text.count("right in 0 % without the context and in 95 % with it") == 2
     assert "KL(with its context || without) is 0.40 nats a token, the other way round 0.50" in text
     # What was measured once stays when the folder of a later study lacks it.
     (run / "check.json").unlink()
