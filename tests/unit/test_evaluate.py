@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from scipy.stats import binomtest
+from transformers import GenerationConfig
 
 from taopd.cli import evaluate as cli_evaluate
 from taopd.errors import ConfigError, DataError
@@ -26,6 +28,7 @@ from taopd.experiments.evaluation.grading import (
 )
 from taopd.experiments.lab.build import MANIFEST
 from taopd.experiments.study.statistics import wilson
+from taopd.models.output_head import inside_peft
 from taopd.models.prompts import load_model, load_prompts, load_tokenizer
 from taopd.models.stop_tokens import sampler_stop_ids
 from tests.conftest import make_model, make_rows, make_tokenizer
@@ -164,6 +167,31 @@ def test_sampling_ignores_the_checkpoint_generation_config(student, rows):
     pairs = zip(result.transcripts[::2], result.transcripts[1::2], strict=True)
     assert any(a["completion"] != b["completion"] for a, b in pairs)
     assert result.settings["top_k"] == 0 and result.settings["repetition_penalty"] == 1.0
+
+
+@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"suppress_tokens": list(range(4, 30))},
+        {"forced_eos_token_id": 2},
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"stop_strings": ["w3"]},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_nothing_of_a_checkpoints_generation_config_changes_the_completions(micro_lab, own, peft):
+    model, tokenizer = make_model(seed=0), load_tokenizer(micro_lab.student)
+    if peft:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    rows = make_rows(4, "test")
+    expected = evaluate(model, tokenizer, rows, **SETTINGS).transcripts
+    held = inside_peft(model)
+    held.generation_config = found = GenerationConfig(eos_token_id=2, pad_token_id=0, **own)
+    assert evaluate(model, tokenizer, rows, **SETTINGS).transcripts == expected
+    assert held.generation_config is found
 
 
 def test_every_eos_id_stops():

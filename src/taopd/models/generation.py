@@ -1,7 +1,7 @@
 """Completions of a model, the same for everyone who needs them: evaluation and the fixed-context bank.
 
-Why every generation setting is spelled out: transformers fills what is None from the checkpoint's own
-generation config, and a top-k in there would change what is measured. Why a random stream of its own:
+Why the model's own generation config is set aside: transformers fills what is None from there, and a top-k
+or tokens that it suppresses would change what is measured. Why a random stream of its own:
 sampling inside a training run must not change what training samples next.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.models.batch import left_padded
+from taopd.models.output_head import inside_peft
 
 _RESHAPES: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
@@ -121,7 +122,7 @@ def generation_settings(
     temperature: float,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Keyword arguments of a `GenerationConfig` in which nothing is left to the checkpoint."""
+    """Keyword arguments of the `GenerationConfig` that `generate_ids` takes."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos_ids or [0])[0]
     sampling = (
         {}
@@ -143,12 +144,26 @@ def generation_settings(
     }
 
 
+@contextmanager
+def _only(config: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
+    """Take nothing from the model's own generation config; peft's wrapper may hold another one."""
+    held = [each for each in {model, inside_peft(model)} if "generation_config" in vars(each)]
+    own = [each.generation_config for each in held]
+    for each in held:
+        each.generation_config = config
+    try:
+        yield
+    finally:
+        for each, before in zip(held, own, strict=True):
+            each.generation_config = before
+
+
 def generate_ids(
     model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig
 ) -> Tensor:
     """Completion ids [batch, new tokens], padded on the right after the end of sequence."""
     ids, mask = left_padded(prompts, config.pad_token_id, model.device)
-    with without_router_logits(model):
+    with without_router_logits(model), _only(config, model):
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     # `generate` returns the prompt too.
     return output[:, ids.shape[1] :]
