@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from taopd import cli
@@ -17,6 +17,7 @@ from tests.e2e.test_trainer import CPU
 from tests.gguf_files import TOKENS, make_llama, write_gguf
 
 WEIGHTS = "model.safetensors"
+FP8 = torch.float8_e4m3fn
 
 
 def cut(name, length):
@@ -36,6 +37,22 @@ def config(**settings):
         path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
     return damage
+
+
+def tensors(change):
+    def damage(folder):
+        held = change(load_file(folder / WEIGHTS))
+        save_file(held, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return damage
+
+
+def scaled(held):
+    """In FP8 with a scale for each matrix, as other tools write them."""
+    layers = [name for name in held if "_proj." in name]
+    scales = {f"{name}_scale": held[name].float().abs().max() / 448 for name in layers}
+    packed = {name: (held[name] / scales[f"{name}_scale"]).to(FP8) for name in layers}
+    return held | scales | packed
 
 
 # by name: what is done to the folder, what loads it, what the message says
@@ -84,6 +101,21 @@ FOLDERS = {
         load_model,
         r"embed_tokens.weight|lm_head.weight is \[40, 16\] and must be \[50, 16\]",
     ),
+    "a bias for which there is no place": (
+        tensors(lambda held: held | {"lm_head.bias": torch.ones(40)}),
+        load_model,
+        "hold lm_head.bias, which a Qwen3ForCausalLM of its config leaves out",
+    ),
+    "scales that transformers does not read": (
+        tensors(scaled),
+        load_model,
+        r"hold \S+_proj.weight_scale and \d+ like it.* take the model in 16 bits",
+    ),
+    "names of a compiled model": (
+        tensors(lambda held: {f"_orig_mod.{name}": value for name, value in held.items()}),
+        load_model,
+        r"are missing, first lm_head.weight, and \d+ have unknown names, first _orig_mod.lm_head",
+    ),
     "stop ids that cannot be read": (
         cut("generation_config.json", 20),
         load_model,
@@ -112,6 +144,39 @@ def test_what_cannot_be_read_is_named(micro_lab: MicroLab, tmp_path, name):
     with pytest.raises(DataError, match=words) as error:
         load(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_of_a_layer_that_the_model_lacks_are_passed_over(micro_lab: MicroLab, tmp_path):
+    """Extra layers that predict more tokens stand in many checkpoints."""
+    folder = tmp_path / "model"
+    shutil.copytree(micro_lab.student, folder)
+    extra = {"model.layers.2.mlp.up_proj.weight": torch.ones(32, 16), "v_head.bias": torch.ones(1)}
+    tensors(lambda held: held | extra)(folder)
+    assert load_model(folder).config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_in_fp8_are_unpacked_into_the_dtype_of_the_model(
+    micro_lab: MicroLab, tmp_path, dtype
+):
+    """Oracle: the weights before they were packed. The kernels for FP8 itself are for GPUs."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU computes in FP8")
+    folder, ids = tmp_path / "model", torch.tensor([[5, 6, 7, 8]])
+    shutil.copytree(micro_lab.student, folder)
+    expected = load_model(folder, dtype="float32")(ids).logits
+
+    def packed(held):
+        held = scaled({name: value.bfloat16() for name, value in held.items()})
+        scales = [name for name in held if name.endswith("_scale")]
+        return held | {f"{name}_inv": held.pop(name).reshape(1, 1).float() for name in scales}
+
+    tensors(packed)(folder)
+    block = {"activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config(quantization_config={"quant_method": "fp8"} | block)(folder)
+    found = load_model(folder, dtype=dtype)
+    assert {weight.dtype for weight in found.parameters()} == {getattr(torch, dtype)}
+    torch.testing.assert_close(found(ids).logits.float(), expected, atol=0.02, rtol=0.1)
 
 
 def test_shapes_that_the_caller_lets_differ_are_drawn_anew(micro_lab: MicroLab, tmp_path):

@@ -34,6 +34,7 @@ from taopd.models import gguf
 from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
 from taopd.models.damage import damage, other_kind
 from taopd.models.load_options import NO_PICKLES, safe_options
+from taopd.models.loaded_weights import check_weights, in_one_dtype
 from taopd.models.output_head import require_decoder
 from taopd.models.stop_tokens import check_declared
 from taopd.runs.folder import MODEL_FOLDER
@@ -160,21 +161,10 @@ def load_model(
         )
     except Exception as error:  # a config's own checks raise nothing narrower
         raise DataError(f"cannot load the model {name}: {_why(name, error)}") from error
-    if not fits and (others := sorted(report["mismatched_keys"])):
-        weight, held, expected = others[0]
-        raise DataError(
-            f"the weights of {name} do not fit its config: {weight} is {list(held)} and must be "
-            f"{list(expected)}{f', as are {len(others) - 1} others' if others[1:] else ''}; take config and "
-            "weights of one model"
-        )
-    missing = sorted(report["missing_keys"])
-    # transformers fills what is missing with random numbers and a warning that scrolls by.
-    if missing:
+    if report["missing_keys"]:
         require_decoder(f"model {name}", load_config(name))
-        raise DataError(
-            f"the weights of {name} are incomplete: {len(missing)} tensors are missing, first "
-            f"{missing[0]}; save or download the checkpoint again"
-        )
+    check_weights(name, model, report, any_shape=fits)
+    in_one_dtype(model)
     if file is not None:
         gguf.check_positions(model, file)
         gguf.as_plain(model, file)
