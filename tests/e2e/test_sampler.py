@@ -10,7 +10,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
+from taopd.preflight.probe import measure_micro_batch
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import WORDS, make_model, make_rows, make_tokenizer
@@ -259,6 +260,19 @@ def test_ids_that_only_the_student_has_are_not_scored_by_the_check(tmp_path):
     trainer = make_trainer(tmp_path, student, max_steps=1)
     found = trainer.check()
     assert not [each for each in found if "broke" in each.measured]
+
+
+@pytest.mark.parametrize("ids", [[[39, 5], [41, 5], [4, 40, 6]], [[41, 5], [40], [41, 6]]])
+def test_the_check_leaves_out_completions_that_begin_outside_the_shared_ids(tmp_path, ids):
+    student = make_model(seed=0, vocab_size=len(make_tokenizer()) + 40)
+    trainer = make_trainer(tmp_path, student, max_steps=1)
+    trainer.vocab_size = 40
+    trainer.sample = lambda rows, tokens: ([[1, 2]] * 3, ids)
+    if ids[0][0] < 40:
+        assert len(measure_micro_batch(trainer).positions) == 3
+    else:
+        with pytest.raises(DataError, match="every completion begins with an id that one of the"):
+            measure_micro_batch(trainer)
 
 
 def test_the_logged_entropy_is_of_scored_tokens_alone(tmp_path):

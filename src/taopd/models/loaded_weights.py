@@ -63,7 +63,7 @@ def _left_out(model: PreTrainedModel, unknown: Iterable[str]) -> list[str]:
 
 
 def in_one_dtype(model: PreTrainedModel) -> None:
-    """Cast what was unpacked into another 16-bit dtype than the model's (FP8 and MXFP4 on a CPU)."""
+    """Cast what was unpacked into another 16-bit dtype than the model's (FP8 on a CPU)."""
     wanted = model.config.dtype
     if getattr(model, "is_quantized", False) or not isinstance(wanted, torch.dtype):
         return

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+from taopd.errors import DataError
 from taopd.models.batch import Rollouts
 from taopd.models.generation import undisturbed
 from taopd.preflight.measure import Measured, measure, run_passes
@@ -44,7 +45,8 @@ def measure_micro_batch(
         teacher: of several; rows: its prompts; default those of the training set.
 
     Raises:
-        DataError: every completion is empty, or a prompt has a token that the teacher lacks.
+        DataError: no completion has a token that both models have, or a prompt has one that the teacher
+            lacks.
         NumericsError: NaN or infinite logits.
         TeacherError: a remote teacher does not answer.
     """
@@ -59,8 +61,16 @@ def measure_micro_batch(
     with undisturbed(trainer.model, tokenizer, args.seed), _unreported(args):
         rows = first_rows(trainer.train_dataset if rows is None else rows, size)
         prompts, sampled = trainer.sample(rows, tokens)
-        completions = [_shared(ids, trainer.vocab_size) for ids in sampled]
+        shared = [_shared(ids, trainer.vocab_size) for ids in sampled]
+        used = [number for number, ids in enumerate(shared) if ids]
+        if not used:
+            raise DataError(
+                f"every completion begins with an id that one of the models lacks (both have 0 to "
+                f"{trainer.vocab_size - 1}): the student samples rows of its head that no text has trained"
+            )
+        completions, prompts = ([ids[number] for number in used] for ids in (shared, prompts))
         own = trainer.encode_for_teacher(rows)
+        own = own and [own[number] for number in used]
         pairs = Rollouts(prompt_ids=prompts, completion_ids=completions, teacher_prompt_ids=own)
         batch = pairs.batch(pad_id=tokenizer.pad_token_id, device=trainer.accelerator.device)
         source.check_prompts(batch)
