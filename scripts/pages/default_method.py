@@ -24,12 +24,13 @@ from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import LOSS_NAMES
 from taopd.report.figures.style import COLORS, MARKERS
-from taopd.report.generated_part import write_generated
+from taopd.report.generated_part import markdown_table, write_generated
 
 ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200
 """Points below the best that a default may be; points below its own best that count as a collapse."""
 CANDIDATES = ("anchored@0.1", "reach@0.1", "reach@0.05", "raw C@0.1", "published@0.1")
 RIVALS = ("full", "published@0.1")
+VERDICTS = ("holds", "cannot tell", "loses")
 PARTS_OF = {
     loss: [n for part in PARTS.values() if part[0] == loss for n in part[1]] for loss in LOSS_NAMES
 }
@@ -115,23 +116,22 @@ def passes(known: list[tuple[str, Standing]]) -> bool:
 
 def choice_table(parts: list[Part]) -> str:
     """Every candidate against the rule, in the labs that have it."""
-    lines = [
-        "| candidate | labs | holds | cannot tell | loses | collapsed seeds | worst shortfall | passes |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    heads = ("candidate", "labs", *VERDICTS, "collapsed seeds", "worst shortfall", "passes")
+    rows = []
     for name in CANDIDATES:
         known = judged(parts, name)
         if not known:
             continue
         verdicts = [each.verdict for _, each in known]
         lab, worst = max(known, key=lambda pair: pair[1].shortfall)
-        lines.append(
-            f"| {words(name)} | {len(known)} | {verdicts.count('holds')} | "
-            f"{verdicts.count('cannot tell')} | {verdicts.count('loses')} | "
-            f"{sum(each.collapsed for _, each in known)} | "
-            f"{worst.shortfall:.1f} ({lab}) | {'yes' if passes(known) else 'no'} |"
-        )
-    return "\n".join(lines)
+        counts = [
+            len(known),
+            *map(verdicts.count, VERDICTS),
+            sum(each.collapsed for _, each in known),
+        ]
+        found = f"{worst.shortfall:.1f} ({lab})", "yes" if passes(known) else "no"
+        rows.append([words(name), *map(str, counts), *found])
+    return "\n".join(markdown_table(heads, rows, texts=(0, len(heads) - 1)))
 
 
 def dip_table(parts: list[Part]) -> str:
@@ -143,20 +143,16 @@ def dip_table(parts: list[Part]) -> str:
     common = [part for part in parts if all(name in part["arms"] for name in names)]
     if not common:
         return "Deepest dip on the way: no lab has all arms."
-    lines = [
-        "Deepest dip on the way, points below the best so far:",
-        "",
-        "| arm | labs | greedy, mean | worst | sampled, mean | worst |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for name in names:
         cells = [words(name), str(len(common))]
         for texts in ("greedy", "sampled"):
             found = [dips(part["arms"][name], texts) for part in common]
             cells.append(f"{np.mean([each.mean() for each in found]):.0f}")
             cells.append(f"{max(each.max() for each in found):.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    table = markdown_table(("arm", "labs", "greedy, mean", "worst", "sampled, mean", "worst"), rows)
+    return "\n".join(["Deepest dip on the way, points below the best so far:", "", *table])
 
 
 def choice(parts: list[Part]) -> str:
@@ -195,10 +191,9 @@ def points(values: np.ndarray) -> str:
 
 def lab_table(part: Part) -> str:
     """Every arm of a lab."""
-    lines = [
-        "| arm | selected | seeds | at 100 | its best | dip | end | sampled, end | shortfall | verdict |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    curves = ("at 100", "its best", "dip", "end", "sampled, end")
+    heads = ("arm", "selected", "seeds", *curves, "shortfall", "verdict")
+    rows = []
     at_100 = part["steps"].index(100)
     for name in (each for each in ARMS if each in part["arms"]):
         arm, found = part["arms"][name], standing(part, name)
@@ -214,8 +209,8 @@ def lab_table(part: Part) -> str:
             "" if found is None else f"{found.shortfall:.1f} [{found.low:.1f}, {found.high:.1f}]",
             "" if found is None or name not in CANDIDATES else found.verdict,
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(markdown_table(heads, rows, texts=(0, len(heads) - 1)))
 
 
 def missing_words(parts: list[Part]) -> str:
