@@ -81,7 +81,7 @@ def page(document: dict[str, Any]) -> str:
                 document,
                 wanted,
                 f"{study.config['max_steps']} steps of 16 rollouts, one seed",
-                document["arms"][0]["right"],
+                len(document["arms"][0]["right"]),
             ),
             f"![Accuracy over steps by arm]({PAGE.with_suffix('.png').name})\n",
             ACCURACIES + "\n",
@@ -94,17 +94,13 @@ def page(document: dict[str, Any]) -> str:
     )
 
 
-def about(document: dict[str, Any], wanted: list[str], settings: str, right: str) -> str:
-    """Settings, problems, machine, versions, and which of the wanted arms were not run.
-
-    Args:
-        right: the answers of any arm, one character a problem.
-    """
+def about(document: dict[str, Any], wanted: list[str], settings: str, problems: int) -> str:
+    """Settings, problems, machine, versions, and which of the wanted arms were not run."""
     names = [arm["name"] for arm in document["arms"]]
     missing = [name for name in wanted if name not in names]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
-        f"{settings}, greedy accuracy on {len(right)} problems, %. "
+        f"{settings}, greedy accuracy on {problems} problems, %. "
         f"{document['device']}; {versions}; commit {document['commit']}."
         f"{' Not run: ' + ', '.join(missing) + '.' if missing else ''}\n"
     )

@@ -44,7 +44,7 @@ def generated(document: dict[str, Any], name: str) -> str:
     settings = f"{reached} of {study.config['max_steps']} steps of 16 rollouts"
     _, right = document["arms"][0]["right_curve"][0]
     lines = [
-        forward_kl.about(document, wanted, settings, right),
+        forward_kl.about(document, wanted, settings, len(right)),
         f"![Accuracy over steps by arm]({name}.png)\n",
         *forward_kl.table(arms, order),
         *differences(arms, order),
@@ -53,7 +53,7 @@ def generated(document: dict[str, Any], name: str) -> str:
 
 
 def differences(arms: dict[str, Any], order: list[str]) -> list[str]:
-    """A table for each last checkpoint that two arms have both reached, with a row for each such pair."""
+    """Pairs of one seed or of one arm (see `name_of`), in a table for each last checkpoint of a pair."""
     tables: dict[int, list[tuple[str, str, str, str]]] = {}
     for one, other in combinations(order, 2):
         mine, theirs = (dict(arms[name]["right_curve"]) for name in (one, other))
