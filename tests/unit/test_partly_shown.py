@@ -106,6 +106,15 @@ def test_the_page_counts_no_run_of_an_arm_or_a_seed_that_a_study_has_no_more(tmp
     assert [each.results["seeds"] for each in found.studies] == ([kept] if kept else [])
 
 
+def test_results_that_were_copied_without_their_arms_are_shown(tmp_path):
+    folder = study(tmp_path / "s", seeds=[0], finished=[0])
+    assert main(["compare", str(folder)]) == 0
+    copy = study(tmp_path / "copy", seeds=[0, 1], finished=[])
+    (folder / "so-far" / "results.json").rename(copy / "results.json")
+    (found,) = read_folders([copy]).studies
+    assert found.results["seeds"] == [0]
+
+
 def test_a_stopped_demo_is_shown(tmp_path):
     folder = study(tmp_path / "s", seeds=[0], finished=[0], command="demo")
     (found,) = read_folders([folder]).studies

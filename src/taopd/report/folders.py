@@ -124,8 +124,9 @@ def _add(path: Path, found: Sources) -> bool:
     if is_there(path / "verdicts.json"):
         found.diagnostics.append(path)
     results = read_json(path / "results.json", STUDY)
-    of_arms = _arms(path)
-    if results and has_other_arms(path, results):
+    wanted = planned(read_json(path / "config.json")) if (path / "arms").is_dir() else None
+    of_arms = _arms(path, wanted)
+    if results and has_other_arms(results, wanted):
         results = {}  # of an earlier form of the study
     if not results and any(is_there(folder / "results.json") for folder in of_arms):
         # A study that runs or was stopped, perhaps with other seeds than before: the arms that have finished.
@@ -147,13 +148,12 @@ def _add(path: Path, found: Sources) -> bool:
     return sum(map(len, _lists(found))) > before
 
 
-def _arms(study: Path) -> list[Path]:
+def _arms(study: Path, wanted: set[tuple[str, int]] | None) -> list[Path]:
     """The folders of a study's arms, the first seed of each before the second: few show most arms.
 
     Arms of an earlier form of the study, or seeds that it has no more, stay in its folder and are left out.
     """
     found = {folder: read_json(folder / "arm.json", ARM) for folder in (study / "arms").glob("*/")}
-    wanted = planned(read_json(study / "config.json")) if found else None
     seeds = {
         folder: arm.get("seed") or 0
         for folder, arm in found.items()

@@ -124,8 +124,13 @@ def run_demo(
         prepare(zip(arms, folders, strict=True))
         write_json(
             folder / "config.json",
-            {"command": "demo", "variant": variant, "steps": steps}
-            | {"arms": settings, "seeds": list(seeds)},
+            {
+                "command": "demo",
+                "variant": variant,
+                "steps": steps,
+                "arms": settings,
+                "seeds": list(seeds),
+            },
         )
         write_json(folder / "env.json", environment(seed=seeds[0]))
 

@@ -100,12 +100,11 @@ def whole_results(folder: Path) -> dict[str, Any] | None:
     if not is_there(path) or "comparisons" not in (results := read_document(path, OBJECT)):
         return None
     check_study(results, str(path))
-    return None if has_other_arms(folder, results) else results
+    return None if has_other_arms(results, planned(_config(folder))) else results
 
 
-def has_other_arms(folder: Path, results: dict[str, Any]) -> bool:
-    """Whether results in a study's folder are of other arms and seeds than the study has by now."""
-    wanted = planned(_config(folder))
+def has_other_arms(results: dict[str, Any], wanted: set[tuple[str, int]] | None) -> bool:
+    """Whether a study's results are of other arms and seeds than those `planned` by now."""
     rows = results.get("outcomes") or results.get("arms") or ()
     return bool(wanted and wanted != {key_of(row) for row in rows})
 
