@@ -51,6 +51,7 @@ def agreement(model):
 def test_families_whose_head_is_known_agree(kind, options):
     found = agreement(build(kind, **options))
     assert found.error < 1e-4 < found.bound == BOUND and found.problem is None
+    assert found.change_by_later < 1e-4
     assert found.tokens == 6
 
 
@@ -100,6 +101,32 @@ def test_padding_that_is_counted_is_named():
     found = compare_with_own_forward(without_positions, model, model, BATCH, 40)
     assert found.error > found.bound and found.only_padded and "padding" in str(found.problem)
     assert agreement(model).problem is None, "the forward that passes positions is right"
+
+
+BIDIRECTIONAL = {
+    "Bert": {},
+    "BertGeneration": {},
+    "Roberta": {"pad_token_id": 1},
+    "Electra": {"embedding_size": 16},
+    "RoFormer": {"embedding_size": 16},
+    "Gemma3Text": {"use_bidirectional_attention": True},
+}
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+@pytest.mark.parametrize("completion", [[12], [12, 13, 14, 2]])
+def test_a_model_that_sees_what_it_predicts_is_named(kind, completion):
+    model = build(kind, **BIDIRECTIONAL[kind])
+    batch = Rollouts(prompt_ids=[[5, 6, 7], [11, 8]], completion_ids=[completion] * 2).batch()
+    found = compare_with_own_forward(backbone_forward(40), model, model, batch, 40)
+    assert found.change_by_later > 10 * BOUND and not found.only_padded
+    with pytest.raises(DataError, match="both directions"):
+        require_agreement("student", found)
+
+
+def test_an_encoder_whose_config_makes_it_a_decoder_is_causal():
+    found = agreement(build("BertGeneration", is_decoder=True))
+    assert found.problem is None and found.change_by_later < 1e-4
 
 
 def recurrent():

@@ -2,7 +2,8 @@
 
 Scoring reads a model as backbone states times a head, with a scale and a soft cap from the config, on rows
 that are padded on the left. A model whose forward does something else would be scored wrongly without a
-word: an adapter on its head, a further layer, another soft cap, positions that count padding.
+word: an adapter on its head, a further layer, another soft cap, positions that count padding. So would one
+that reads in both directions: it would see the token that it predicts.
 """
 
 import inspect
@@ -42,10 +43,18 @@ class Agreement:
     tokens: int
     only_padded: bool
     """The two agree on a row without padding: what differs is the padding."""
+    change_by_later: float
+    """Nats by which tokens change the log-probs before them; 0 with causal attention."""
 
     @property
     def problem(self) -> str | None:
         """What is wrong and what to do; None if they agree."""
+        if self.change_by_later > self.bound:
+            return (
+                f"{self.model} reads in both directions: later tokens change the log-probs before them by "
+                f"{self.change_by_later:.2g} nats. Choose a causal language model; where the weights are of "
+                "one, its config is wrong (is_decoder: true, use_bidirectional_attention: false)."
+            )
         # A NaN in the weights is found, and named with its place, by the scoring pass.
         if not self.error > self.bound:
             return None
@@ -85,11 +94,13 @@ def compare_with_own_forward(
         padded: rows are scored several at a time, and so with padding; False: one by one.
     """
     # LLM.int8 takes outlier columns from the whole batch: only a row alone has the same numbers.
-    padded = padded and not getattr(model, "is_loaded_in_8bit", False)
+    in_8_bits = getattr(model, "is_loaded_in_8bit", False)
+    padded = padded and not in_8_bits
     chosen, mask = _rows(batch, vocab_size, padded=padded)
     lengths = chosen["prompt_mask"].sum(1)
     at_once = NUM_ROWS if padded else 1
     states, errors, errors_unpadded = [], list[Tensor](), list[Tensor]()
+    moved = torch.empty(0)
     for first in range(0, NUM_ROWS, at_once):
         rows = slice(first, first + at_once)
         hidden, head = states_of(forward, wrapped, chosen, rows, mask[rows])
@@ -104,6 +115,11 @@ def compare_with_own_forward(
         scores = topk_score(found, head, targets, k=1, want_ids=want)
         assert scores.want_logprobs is not None
         errors.append((scores.want_logprobs - own.gather(1, want)).abs().flatten())
+        if row == 0 and not in_8_bits:
+            other = trim(_with_other_tokens_later(alone, mask[:1], vocab_size), mask[:1])
+            change = _own_logprobs(wrapped, model, other, vocab_size)[0][active] - own
+            # The first of the other tokens is predicted from what comes before it.
+            moved = change.gather(1, want).abs()[: len(targets) // 2 + 1].flatten()
         # The longest prompt has no padding: a fault that it lacks is one of padding.
         if not padded or lengths[row] == lengths.max():
             errors_unpadded.append(errors[-1])
@@ -117,12 +133,16 @@ def compare_with_own_forward(
         together = torch.cat(found).float()
         return float(reduce(together)) if together.numel() else 0.0
 
+    change_by_later = total([moved])
     return Agreement(
         model=type(model).__name__,
         error=total(errors),
         bound=bound,
         tokens=int(mask.sum()),
-        only_padded=bool(errors_unpadded) and total(errors_unpadded) <= bound,
+        only_padded=change_by_later <= bound
+        and bool(errors_unpadded)
+        and total(errors_unpadded) <= bound,
+        change_by_later=change_by_later,
     )
 
 
@@ -134,6 +154,14 @@ def require_agreement(name: str, found: Agreement) -> None:
     """
     if found.problem:
         raise DataError(f"the {name} {found.problem}")
+
+
+def _with_other_tokens_later(
+    row: Mapping[str, Tensor], mask: Bool[Tensor, "1 T"], vocab_size: int
+) -> dict[str, Tensor]:
+    """The row with another id at each token of the later half of the mask."""
+    ids, later = row["completion_ids"], mask & (mask.cumsum(1) > int(mask.sum()) // 2)
+    return {**row, "completion_ids": torch.where(later, (ids + 1) % vocab_size, ids)}
 
 
 def _rows(
