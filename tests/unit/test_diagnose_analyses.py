@@ -114,7 +114,7 @@ def test_row_order_does_not_matter(bank, analysis):
 def test_a_token_table_computes_the_features_of_a_setting_once(bank):
     table = TokenTable(bank)
     features = table.features(FAST)
-    assert table.features(replace(FAST, seed=3, method="bca", num_resamples=7)) is features
+    assert table.features(replace(FAST, seed=3, num_resamples=7)) is features
     for other in ({"k": 8}, {"gain": "gain_reverse"}, {"cluster": "completion"}):
         assert table.features(replace(FAST, **other)) is not features
     for analysis in ANALYSES:

@@ -5,16 +5,14 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from taopd.diagnose.bootstrap import (
-    bca_interval,
+    Bootstrap,
     cluster_bootstrap,
     cluster_codes,
     cluster_products,
     cluster_sums,
     group_means,
-    percentile_interval,
     ratios,
     resample_counts,
 )
@@ -110,8 +108,6 @@ def test_one_cluster_has_a_value_and_no_interval():
 def test_no_cluster_and_bad_settings_are_errors():
     with pytest.raises(DataError, match="no clusters"):
         cluster_bootstrap(np.zeros((0, 2)), ratios)
-    with pytest.raises(ConfigError, match="Did you mean 'bca'"):
-        cluster_bootstrap(np.ones((3, 2)), ratios, method="bcaa")
     with pytest.raises(ConfigError, match="at least 2"):
         cluster_bootstrap(np.ones((3, 2)), ratios, num_resamples=1)
     with pytest.raises(ShapeError, match="one row per token"):
@@ -127,40 +123,19 @@ def test_a_group_in_one_cluster_only_is_withheld_and_said():
     assert boot.value[0] == 0.0
 
 
-@pytest.mark.parametrize("method", ["percentile", "bca", "expanded"])
-def test_a_few_resamples_give_no_interval_and_say_so(method):
+def test_a_few_resamples_give_no_interval_and_say_so():
     """The ends of two resamples are these two: the interval of noise around 0 left 0 out every other time."""
     values, ones = np.random.default_rng(0).normal(size=60), np.ones((60, 1))
     for num_resamples, told in ((2, False), (39, False), (40, True)):
-        boot = group_means(
-            values, ones, np.arange(60), 60, num_resamples=num_resamples, method=method
-        )
+        boot = group_means(values, ones, np.arange(60), 60, num_resamples=num_resamples)
         assert np.isfinite(boot.interval()).all() == told
         assert boot.note == (
             "" if told else f"{num_resamples} resamples only: no interval, which takes 40 or more"
         )
 
 
-def test_bca_equals_scipy_for_a_mean():
-    values = np.random.default_rng(0).gamma(1.0, 1.0, 60)
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    boot = group_means(
-        values, np.ones((60, 1)), np.arange(60), 60, num_resamples=20_000, method="bca"
-    )
-    low, high = boot.interval()
-    np.testing.assert_allclose((low[0], high[0]), tuple(theirs), atol=0.02)
-    assert not np.allclose(boot.interval(), percentile_interval(boot.samples), atol=1e-3)
-
-
-def test_bca_of_a_constant_is_undefined_not_wrong():
-    ones = np.ones(1)
-    assert np.isnan(bca_interval(ones, np.ones((100, 1)), np.ones((9, 1)))).all()
-
-
 def test_percentile_interval_of_known_samples():
-    low, high = percentile_interval(np.arange(1001.0)[:, None])
+    low, high = Bootstrap(value=np.zeros(1), samples=np.arange(1001.0)[:, None]).interval()
     assert (low[0], high[0]) == pytest.approx((25.0, 975.0))
 
 

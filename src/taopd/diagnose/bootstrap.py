@@ -9,26 +9,23 @@ sets stay fixed across resamples.
 Why not `scipy.stats.bootstrap`: it resamples rows, and calls the statistic on data, not on sums.
 
 Limits: with fewer than `FEW_CLUSTERS` clusters percentile intervals are too narrow; the note says
-so, and `method="expanded"` corrects it for means. With one cluster the bounds are NaN, with a note.
+so. With one cluster the bounds are NaN, with a note.
 
-Source: Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8; BCa:
-Efron, "Better Bootstrap Confidence Intervals" (1987).
+Source: Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
-from taopd.errors import DataError, ShapeError, require, require_known
+from taopd.errors import DataError, ShapeError, require
 
 Statistic = Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, "R S"]]
 """Sums of R resamples to S statistics each; NaN where a resample leaves one undefined."""
 
 LEVEL = 0.95
-METHODS = ("percentile", "bca", "expanded")
 FEW_CLUSTERS = 20
 """Below this many clusters a note warns; the usual rule of thumb is 20 to 50."""
 FEWEST_RESAMPLES = 40
@@ -51,10 +48,6 @@ class Bootstrap:
     value: Float[np.ndarray, " S"]
     samples: Float[np.ndarray, "R S"]
     """R = 0 with one cluster."""
-    jackknife: Float[np.ndarray, "G S"]
-    """Each cluster left out once; read by BCa only."""
-    num_clusters: int
-    method: str = "percentile"
     note: str = ""
 
     @property
@@ -64,12 +57,19 @@ class Bootstrap:
     def interval(
         self, level: float = LEVEL
     ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-        """Low and high ends; NaN with one cluster, too few resamples or too many undefined ones."""
-        if self.method == "bca":
-            return bca_interval(self.value, self.samples, self.jackknife, level=level)
-        if self.method == "expanded":
-            level = expanded_level(self.num_clusters, level)
-        return percentile_interval(self.samples, level=level)
+        """Equal-tailed quantiles of the defined samples.
+
+        NaN with one cluster, too few resamples or too many undefined ones.
+        """
+        num_resamples, num_statistics = self.samples.shape
+        low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
+        if num_resamples < FEWEST_RESAMPLES:
+            return low, high
+        for index, column in enumerate(self.samples.T):
+            defined = column[np.isfinite(column)]
+            if len(defined) >= (1 - MAX_UNDEFINED) * num_resamples:
+                low[index], high[index] = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+        return low, high
 
     def columns(self) -> dict[str, Float[np.ndarray, " S"]]:
         """Value, interval and standard error as columns of a table."""
@@ -81,12 +81,7 @@ class Bootstrap:
         self, function: Callable[[Float[np.ndarray, "R S"]], Float[np.ndarray, "R U"]]
     ) -> "Bootstrap":
         """The bootstrap of a function of the statistics, on the same resamples (paired)."""
-        return replace(
-            self,
-            value=function(self.value[None])[0],
-            samples=function(self.samples),
-            jackknife=function(self.jackknife),
-        )
+        return replace(self, value=function(self.value[None])[0], samples=function(self.samples))
 
 
 def cluster_codes(clusters: np.ndarray) -> tuple[Int[np.ndarray, " N"], int]:
@@ -137,7 +132,6 @@ def cluster_bootstrap(
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-    method: str = "percentile",
 ) -> Bootstrap:
     """The cluster bootstrap of a function of sums over tokens.
 
@@ -145,7 +139,7 @@ def cluster_bootstrap(
 
     Raises:
         DataError: without clusters.
-        ConfigError: for an unknown method, or fewer than 2 resamples.
+        ConfigError: for fewer than 2 resamples.
 
     Example:
         >>> sums = np.array([[2.0, 1.0], [6.0, 1.0], [1.0, 1.0]])  # sum of the gain, tokens
@@ -155,90 +149,15 @@ def cluster_bootstrap(
     num_clusters = sums.shape[0]
     if num_clusters == 0:
         raise DataError("there are no clusters to resample: the table has no usable tokens")
-    require_known("method", method, METHODS)
     require(num_resamples >= 2, "num_resamples", num_resamples, "at least 2; 1000 is usual")
     total = sums.sum(axis=0, keepdims=True)
     value = statistic(total)[0]
-    samples = jackknife = np.empty((0, value.shape[0]))
+    samples = np.empty((0, value.shape[0]))
     note = "one cluster only: no interval"
     if num_clusters > 1:
         samples = statistic(resample_counts(num_clusters, num_resamples, seed=seed) @ sums)
         note = _note(samples, num_clusters)
-        jackknife = statistic(total - sums) if method == "bca" else jackknife
-    return Bootstrap(
-        value=value,
-        samples=samples,
-        jackknife=jackknife,
-        num_clusters=num_clusters,
-        method=method,
-        note=note,
-    )
-
-
-def percentile_interval(
-    samples: Float[np.ndarray, "R S"], *, level: float = LEVEL
-) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Equal-tailed quantiles of the defined samples of each column; NaN where too few are."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return _quantiles(samples, lambda index, column: tails)
-
-
-def bca_interval(
-    value: Float[np.ndarray, " S"],
-    samples: Float[np.ndarray, "R S"],
-    jackknife: Float[np.ndarray, "G S"],
-    *,
-    level: float = LEVEL,
-) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Bias-corrected and accelerated quantiles; NaN where the correction is undefined."""
-    normal = stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-
-    def tails(index: int, column: np.ndarray) -> np.ndarray | None:
-        below = (column < value[index]).mean() + 0.5 * (column == value[index]).mean()
-        spread = jackknife[:, index].mean() - jackknife[:, index]
-        scale = 6.0 * (spread**2).sum() ** 1.5
-        if not 0 < below < 1 or not np.isfinite(scale) or scale == 0:
-            return None
-        bias, acceleration = stats.norm.ppf(below), (spread**3).sum() / scale
-        shifted = bias + normal
-        return stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
-
-    return _quantiles(samples, tails)
-
-
-def _quantiles(
-    samples: Float[np.ndarray, "R S"],
-    tails: Callable[[int, np.ndarray], Sequence[float] | np.ndarray | None],
-) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Two quantiles of the defined samples of each column, at the tails that a function gives for it."""
-    num_resamples, num_statistics = samples.shape
-    low, high = np.full(num_statistics, np.nan), np.full(num_statistics, np.nan)
-    for index in range(num_statistics):
-        column = samples[np.isfinite(samples[:, index]), index]
-        enough = num_resamples >= FEWEST_RESAMPLES
-        if not enough or len(column) < (1 - MAX_UNDEFINED) * num_resamples:
-            continue
-        ends = tails(index, column)
-        if ends is not None:
-            low[index], high[index] = np.quantile(column, ends)
-    return low, high
-
-
-def expanded_level(num_clusters: int, level: float = LEVEL) -> float:
-    """The wider level at which percentiles of G clusters behave as a t interval does.
-
-        1 - 2 Phi(-sqrt(G / (G - 1)) t_{G-1}),   Hesterberg, "What Teachers Should Know about the
-        Bootstrap", Am. Stat. 69 (2015), section 5.3
-
-    Example:
-        >>> round(expanded_level(10), 3), round(expanded_level(300), 3)
-        (0.983, 0.951)
-    """
-    if num_clusters < 2:
-        return level
-    factor = np.sqrt(num_clusters / (num_clusters - 1))
-    quantile = factor * stats.t.ppf((1 + level) / 2, num_clusters - 1)
-    return float(1 - 2 * stats.norm.cdf(-quantile))
+    return Bootstrap(value=value, samples=samples, note=note)
 
 
 def ratios(sums: Float[np.ndarray, "R M"]) -> Float[np.ndarray, "R S"]:

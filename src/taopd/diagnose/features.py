@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from taopd.diagnose.bootstrap import METHODS, cluster_codes
+from taopd.diagnose.bootstrap import cluster_codes
 from taopd.errors import DataError, require, require_known, suggest
 from taopd.selectors import normalized_view
 from taopd.signals import SignalTable
@@ -53,7 +53,7 @@ class AnalysisSettings:
     """What all analyses of one bank share: the features they read, and the bootstrap.
 
     Raises:
-        ConfigError: for an unknown proxy, cluster or method.
+        ConfigError: for an unknown proxy or cluster.
     """
 
     k: int = 16
@@ -69,13 +69,10 @@ class AnalysisSettings:
     num_resamples: int = 1000
     seed: int = 0
     """Of the bootstrap and of random draws."""
-    method: str = "percentile"
-    """Kind of interval, one of `bootstrap.METHODS`."""
 
     def __post_init__(self) -> None:
         require_known("proxy", self.proxy, PROXIES)
         require_known("cluster", self.cluster, CLUSTERS)
-        require_known("method", self.method, METHODS)
 
     @property
     def gain_column(self) -> str:
@@ -86,7 +83,7 @@ class AnalysisSettings:
     @property
     def bootstrap(self) -> dict[str, Any]:
         """Keyword arguments of `cluster_bootstrap`."""
-        return {"num_resamples": self.num_resamples, "seed": self.seed, "method": self.method}
+        return {"num_resamples": self.num_resamples, "seed": self.seed}
 
 
 DEFAULTS = AnalysisSettings()

@@ -176,9 +176,7 @@ def _rows(bank: MatchedBank) -> pd.DataFrame:
     return table.sort_values("value", ascending=False, kind="stable")
 
 
-def matched_differences(
-    bank: MatchedBank, pairs: Sequence[tuple[str, str]], *, level: float = LEVEL
-) -> pd.DataFrame:
+def matched_differences(bank: MatchedBank, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Paired differences of mean gain, first minus second, with intervals.
 
     `low`, `high`: of one difference. `joint_low`, `joint_high`: Bonferroni over the pairs, for a
@@ -191,8 +189,8 @@ def matched_differences(
         raise ConfigError(f"selector {name!r} is not in the bank.{suggest(name, bank.names)}")
     first, second = ([bank.names.index(pair[side]) for pair in pairs] for side in (0, 1))
     boot = bank.boot.map(lambda means: means[:, first] - means[:, second])
-    low, high = boot.interval(level)
-    joint_low, joint_high = boot.interval(1 - (1 - level) / len(pairs))
+    low, high = boot.interval()
+    joint_low, joint_high = boot.interval(1 - (1 - LEVEL) / len(pairs))
     return pd.DataFrame(
         {
             "first": [pair[0] for pair in pairs],
