@@ -40,8 +40,9 @@ from taopd.kernels import Head
 from taopd.losses import Targets, head_loss, resolve_loss
 from taopd.models.gradient_window import (
     capture_prefix,
-    gradient_fidelity,
+    compare_gradients,
     gradient_positions,
+    gradients_of,
     sparse_states,
 )
 from taopd.selectors import select
@@ -216,9 +217,8 @@ def check(
     length = work.ids.shape[1]
     expected = work.full_at(work.wanted).item()
     errors = [abs(work.window(w).item() - expected) / expected for w in WINDOWS]
-    fidelity = gradient_fidelity(
-        work.model, lambda: work.full_at(work.wanted), lambda: work.window(length)
-    )
+    exact = gradients_of(work.full_at(work.wanted), work.model)
+    fidelity = compare_gradients(exact, gradients_of(work.window(length), work.model))
     errors.append(abs(work.step(forwards=1).item() - expected) / expected)
     errors.append(abs(work.trl().item() / work.full_at(work.every).item() - 1))
     gradient = max(abs(fidelity.cosine - 1), abs(fidelity.norm_ratio - 1))
@@ -291,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
             "memory_of_trl": peaks[name] / peaks["trl"],
         }
         if name.startswith("w"):
-            fidelity = gradient_fidelity(work.model, modes["none"], loss)
+            exact = gradients_of(modes["none"](), work.model)
+            fidelity = compare_gradients(exact, gradients_of(loss(), work.model))
             row |= {"gradient_cosine": fidelity.cosine, "gradient_norm_ratio": fidelity.norm_ratio}
             row |= split(work, int(name[1:]))
         rows.append(row)

@@ -17,8 +17,9 @@ from taopd.errors import ConfigError, NumericsError, ShapeError
 from taopd.models.gradient_window import (
     backbone_of,
     capture_prefix,
-    gradient_fidelity,
+    compare_gradients,
     gradient_positions,
+    gradients_of,
     sparse_states,
 )
 
@@ -264,10 +265,11 @@ def test_fidelity_is_that_of_flattened_gradients_and_leaves_grad_alone():
 
     truth, found = full(model)[1], windowed(model, 2)[1]
     flat = [torch.cat([g[name].flatten() for name in truth]).double() for g in (truth, found)]
-    fidelity = gradient_fidelity(model, exact, lambda: sparse(2))
+    expected = gradients_of(exact(), model)
+    fidelity = compare_gradients(expected, gradients_of(sparse(2), model))
     assert fidelity.cosine == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)), abs=1e-6)
     assert fidelity.norm_ratio == pytest.approx(float(flat[1].norm() / flat[0].norm()), rel=1e-5)
-    whole = gradient_fidelity(model, exact, lambda: sparse(LENGTH))
+    whole = compare_gradients(expected, gradients_of(sparse(LENGTH), model))
     assert whole == pytest.approx((1.0, 1.0), abs=1e-5)
     assert torch.equal(model.model.norm.weight.grad, marker)
     assert all(p.grad is None for p in model.parameters() if p is not model.model.norm.weight)

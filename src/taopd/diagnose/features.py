@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 
 from taopd.diagnose.bootstrap import cluster_codes
 from taopd.errors import DataError, require, require_known, suggest
-from taopd.selectors import normalized_view
+from taopd.selectors import formulas, normalized_view
 from taopd.signals import SignalTable
 
 GAINS = ("gain_forward", "gain_forward_share", "gain_reverse", "gain_reverse_share")
@@ -236,8 +236,8 @@ def _features(tokens: pd.DataFrame, settings: AnalysisSettings) -> Features:
             "h": h,
             "d": d,
             "c": c,
-            "learnable": d * c,
-            "incompatible": d * (1 - c),
+            "learnable": formulas.teachability(view).numpy(),
+            "incompatible": formulas.incompatible(view).numpy(),
             "quadrant": quadrant,
         }
     )

@@ -200,9 +200,8 @@ def compare(
 ) -> PairScores:
     """D on the union of supports, C and their relatives, from two scores that hold each other's ids."""
     assert student.want_logprobs is not None and teacher.want_logprobs is not None
-    same = teacher.topk_ids.unsqueeze(2) == student.topk_ids.unsqueeze(
-        1
-    )  # [N, teacher's, student's]
+    # [N, the teacher's, the student's]
+    same = teacher.topk_ids.unsqueeze(2) == student.topk_ids.unsqueeze(1)
     repeated = same.any(2)  # counted once, as the student's entry
     at_teacher = student.want_logprobs.masked_fill(repeated, -torch.inf)
     own_teacher = teacher.topk_logprobs.masked_fill(repeated, -torch.inf)

@@ -86,16 +86,15 @@ def routed_kl(
     teacher_logprobs: Float[Tensor, "N V"],
     *,
     k: int,
-    threshold: float = 0.5,
 ) -> Float[Tensor, " N"]:
-    """Reverse KL where C >= threshold, forward KL elsewhere; nats.
+    """Reverse KL where C >= 1/2, forward KL elsewhere; nats.
 
     C is the teacher's mass on the student's present top-K, without gradient. The reverse KL cannot see a
     teacher's token that the student gives no mass; the forward KL can. Source: none with this route;
     routes by other signals are in AOPD (arXiv 2605.06387), SEAD (2606.28562), CADENCE (2607.16955).
     """
     ids = student_logprobs.detach().topk(min(k, student_logprobs.shape[-1]), dim=-1).indices
-    reached = teacher_logprobs.gather(1, ids).exp().sum(-1) >= threshold
+    reached = teacher_logprobs.gather(1, ids).exp().sum(-1) >= 0.5
     forward = forward_kl(student_logprobs, teacher_logprobs)
     return torch.where(reached, reverse_kl(student_logprobs, teacher_logprobs), forward)
 
@@ -148,7 +147,7 @@ def policy_gradient(
 ) -> Float[Tensor, " N"]:
     """Loss whose expected gradient is that of `reverse_kl` at the position; its value is the k1 estimate.
 
-    Both where the student as it is has sampled y, r = 1. With `advantage` the value is -A.
+    Both hold where the present student has sampled y, so that r = 1. With `advantage` the value is -A.
 
         A = -(log p_sampling(y) - log p_T(y)) + b, detached;  r = p_S(y) / p_sampling(y)
         loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + b

@@ -113,7 +113,6 @@ def lines(
     series: Sequence[Series],
     *,
     x_label: str = "step",
-    from_zero: bool = True,
     to: float | None = None,
     limit: float | None = None,
     log_x: bool = False,
@@ -136,7 +135,7 @@ def lines(
     low, high = min(ys), max(ys)
     # Less apart than a float32 tells: a level line, and not its last digit as a curve.
     flat = to is None and limit is None and 1e-5 * high < high - low < high / 6
-    if from_zero and low >= 0 and not flat:
+    if low >= 0 and not flat:
         low = 0.0
     high = high if to is None else max(high, to)
     if high == low:
@@ -150,7 +149,7 @@ def lines(
     x_scale = Scale(min(xs) / room, max(xs) * room, 46, width - margin, log=log_x)
     # Room above what is highest: a line at 100 % must not lie on the frame.
     y_scale = Scale(low, high, height - 30, 16)
-    parts = [_axes(x_scale, y_scale, x_label, size)]
+    parts = [_axes(x_scale, y_scale, x_label)]
     if near:
         y = y_scale(limit or 0.0)
         parts.append(
@@ -226,7 +225,7 @@ def _apart(places: Sequence[float], bottom: float, pitch: float = 13) -> list[fl
     return moved
 
 
-def areas(title: str, series: Sequence[Series], *, x_label: str = "step") -> str:
+def areas(title: str, series: Sequence[Series]) -> str:
     """Shares that add up to one, stacked from below, each named with its last value in per cent.
 
     The colors are those of the quadrants, which no arm has.
@@ -251,7 +250,7 @@ def areas(title: str, series: Sequence[Series], *, x_label: str = "step") -> str
     places = _apart([place for place, _ in labels], y_scale.start, 15)
     for y, (_, text) in zip(places, labels, strict=True):
         parts.append(f'<text x="{x_scale.end + 6}" y="{y + 4}" class="ink">{escape(text)}</text>')
-    return svg(title, size, [_axes(x_scale, y_scale, x_label, size), *parts])
+    return svg(title, size, [_axes(x_scale, y_scale, "step"), *parts])
 
 
 def thin(points: Points, limit: int = 240) -> Points:
@@ -264,7 +263,7 @@ def thin(points: Points, limit: int = 240) -> Points:
     return [points[0], *means[1:-1], points[-1]]
 
 
-def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -> str:
+def _axes(x_scale: Scale, y_scale: Scale, x_label: str) -> str:
     left, bottom, right = x_scale.start, y_scale.start, x_scale.end
     parts = []
     ticks = y_scale.ticks()
@@ -280,11 +279,7 @@ def _axes(x_scale: Scale, y_scale: Scale, x_label: str, size: tuple[int, int]) -
     for tick in x_scale.ticks(3):
         x = x_scale(tick)
         parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
-    parts.append(
-        f'<text x="{right}" y="{bottom + 29}" text-anchor="end">{escape(x_label)}</text>'
-        if x_label
-        else ""
-    )
+    parts.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end">{escape(x_label)}</text>')
     return "".join(parts)
 
 

@@ -12,7 +12,6 @@ def intervals(
     *,
     x_label: str,
     reference: float | None = None,
-    bounds: tuple[float, float] | None = None,
     colors: Sequence[int] = (),
 ) -> str:
     """One row per label: a dot at the value, a line over its interval; hollow without one.
@@ -23,8 +22,8 @@ def intervals(
     width, height = 460, 30 * len(rows) + 44
     values = [v for _, *numbers in rows for v in numbers if v is not None]
     values += [] if reference is None else [reference]
-    low, high = bounds or (min(values), max(values))
-    margin = 0.0 if bounds else 0.06 * (high - low or 1.0)
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low or 1.0)
     scale = Scale(low - margin, high + margin, 178, width - 14)
     parts = []
     for tick in scale.ticks(5):

@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.selectors.normalize import (
-    NormalizedView,
-)
+from taopd.selectors.normalize import NormalizedView
 
 REACH_FLOOR, LEAST_REACH = 0.05, 0.01
 """D below which a token is left to the hold, nats; reach below which it is left to it whatever D."""
@@ -44,7 +42,7 @@ def incompatible(view: NormalizedView) -> Float[Tensor, " N"]:
 
 def teachability_entropy(view: NormalizedView) -> Float[Tensor, " N"]:
     """Soft OR of entropy and teachability: H~ + s - H~ s with s = D~ C~. [eq. 16]"""
-    s = view.d * view.c
+    s = teachability(view)
     return view.h + s - view.h * s
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError
+from taopd.selectors.formulas import teachability
 from taopd.selectors.normalize import NormalizedView
 from taopd.signals import SignalTable
 
@@ -154,7 +155,7 @@ def bellman(
 
 def bellman_teachability(view: NormalizedView, *, gamma: float = 0.995) -> Float[Tensor, " N"]:
     """`bellman` of D~ C~."""
-    return bellman(view.d * view.c, view, gamma=gamma)
+    return bellman(teachability(view), view, gamma=gamma)
 
 
 def dash(view: NormalizedView, *, kappa: float = 1.0) -> Float[Tensor, " N"]:

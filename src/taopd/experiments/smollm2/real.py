@@ -29,7 +29,7 @@ ARMS: list[dict[str, Any]] = [
 ]
 
 
-def real_study(pair: Pair, *, steps: int | None = None, num_test_prompts: int = 100) -> StudyFile:
+def real_study(pair: Pair, *, steps: int | None = None) -> StudyFile:
     """Full, published, reach and random at a tenth of the tokens; evaluated at the begin and the end."""
     steps = STEPS if steps is None else steps
     return StudyFile(
@@ -42,7 +42,7 @@ def real_study(pair: Pair, *, steps: int | None = None, num_test_prompts: int = 
         arms=ARMS,
         seeds=[0],
         evaluate_every=steps,
-        num_test_prompts=num_test_prompts,
+        num_test_prompts=100,
         evaluation_batch_size=100,
         random_control=False,
         full_control=False,

@@ -76,7 +76,7 @@ def between_best(
 
 
 def spread(
-    values: Float[np.ndarray, "R n"], *, level: float = LEVEL, least: float = 0.0
+    values: Float[np.ndarray, "R n"], *, least: float = 0.0
 ) -> tuple[float, float | None, float | None]:
     """Best minus worst mean over the rates, with its interval.
 
@@ -89,7 +89,7 @@ def spread(
     if n < 2 or count < 2:
         return size, None, None
     differences = values[:, None] - values[None]
-    errors, tail = _errors(differences, least), (1 - level) / 2
+    errors, tail = _errors(differences, least), (1 - LEVEL) / 2
     middle = differences.mean(-1)
     low = (middle - float(stats.t.isf(tail / (count * (count - 1)), n - 1)) * errors).max()
     high = (middle + float(stats.t.isf(tail, n - 1)) * errors).max()

@@ -52,9 +52,7 @@ class Estimate:
     """Two-sided, of mean = 0, before any correction."""
 
 
-def t_estimate(
-    values: Sequence[float], *, level: float = LEVEL, resolution: float = 0.0
-) -> Estimate:
+def t_estimate(values: Sequence[float], *, resolution: float = 0.0) -> Estimate:
     """Mean, t interval and p value of one sample; of paired differences for a comparison.
 
     Args:
@@ -80,13 +78,11 @@ def t_estimate(
         spread = 0.0  # 0.1 three times has a mean of 0.1 + 1e-17.
     spread = max(spread, resolution / math.sqrt(12.0))
     error = spread / math.sqrt(n)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    # The same difference in every seed: no scale to judge it by.
+    p: float | None = 1.0 if mean == 0 else None
     if error > 0:
-        p: float | None = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    else:
-        p = (
-            1.0 if mean == 0 else None
-        )  # The same difference in every seed: no scale to judge it by.
+        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     return Estimate(
         mean=mean, low=mean - half, high=mean + half, standard_deviation=spread, n=n, p=p
     )

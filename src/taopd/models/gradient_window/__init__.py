@@ -1,10 +1,6 @@
 """Forward and backward at selected positions: the gradient window."""
 
-from taopd.models.gradient_window.fidelity import (
-    compare_gradients,
-    gradient_fidelity,
-    gradients_of,
-)
+from taopd.models.gradient_window.fidelity import compare_gradients, gradients_of
 from taopd.models.gradient_window.positions import gradient_positions
 from taopd.models.gradient_window.prefix import (
     KeyValuePrefix,
@@ -22,7 +18,6 @@ __all__ = [
     "check_backbone",
     "compare_gradients",
     "gather_prefix",
-    "gradient_fidelity",
     "gradient_positions",
     "gradients_of",
     "sparse_states",

@@ -5,7 +5,6 @@ gradient hook, so a check in the middle of gradient accumulation changes nothing
 backward, one windowed, and two copies of the trainable parameters' gradients.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,21 +19,6 @@ class Fidelity(NamedTuple):
     """In [-1, 1]; NaN if either gradient is zero."""
     norm_ratio: float
     """||windowed|| / ||exact||; NaN if the exact gradient is zero."""
-
-
-def gradient_fidelity(
-    model: nn.Module, loss_exact: Callable[[], Tensor], loss_sparse: Callable[[], Tensor]
-) -> Fidelity:
-    """Cosine and norm ratio of the gradient of `loss_sparse` against that of `loss_exact`.
-
-    Args:
-        model: whose trainable parameters are meant.
-        loss_exact: computes a scalar loss from the model as it is; called once.
-        loss_sparse: likewise.
-    """
-    with torch.enable_grad():
-        exact = gradients_of(loss_exact(), model)
-        return compare_gradients(exact, gradients_of(loss_sparse(), model))
 
 
 def gradients_of(loss: Float[Tensor, ""], model: nn.Module) -> list[Tensor | None]:

@@ -40,11 +40,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def span(low: float | None, high: float | None, digits: int = 1) -> str:
+def span(low: float | None, high: float | None) -> str:
     """An interval of shares in per cent, a dash where it is unknown."""
     if low is None or high is None:
         return "–"
-    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def points(difference: float) -> str:

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stop_tokens": ("train", "exclude", "merge"),
     "budget_schedule": SCHEDULES,
     "budget_scope": SCOPES,
-    "loss": tuple(LOSSES),
+    "loss": LOSSES,
     "reduction": ("token_mean", "sample_mean"),
     "denominator": ("selected", "completion"),
     "method": tuple(METHODS),

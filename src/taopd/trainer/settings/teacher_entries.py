@@ -20,8 +20,9 @@ import torch
 from taopd.errors import ConfigError, DataError, TaopdError, require, require_known, suggest
 from taopd.runs.validation import parse_json
 from taopd.teachers import Teacher
-from taopd.trainer.settings.config_checks import CHOICES, OWN_TEACHERS, check_config
+from taopd.trainer.settings.config_checks import CHOICES, check_config
 from taopd.trainer.settings.setting_types import check_types
+from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taopd.experiments.lab.stacked.train import StackStep
+from taopd.losses import reverse_kl
 from taopd.signals import SignalTable, idle_drift
 from taopd.signals.types import TokenSignals
 from taopd.trainer.watches.collapse_detector import CollapseWatch
@@ -54,8 +55,8 @@ class Trace:
         reference = seen.reference_logprobs()
         now = seen.student_logprobs
         idle = _idle(seen.signals, now, reference, seen.teacher_logprobs)
-        drift = _kl(now, reference)
-        moved = _kl(seen.after_logprobs(), reference) - drift if tracing else drift
+        drift = reverse_kl(now, reference)
+        moved = reverse_kl(seen.after_logprobs(), reference) - drift if tracing else drift
         rare = reference.gather(1, seen.targets.unsqueeze(1)).squeeze(1).exp() < LEFT
         arms = zip(seen.rows, seen.tables, seen.choices, strict=True)
         for arm, (here, table, choice) in enumerate(arms):
@@ -66,7 +67,6 @@ class Trace:
                 "idle_drift": float(idle[here][rest].mean()),
                 "entropy": float(table.entropy.mean()),
                 "length": len(table) / num_rows,
-                "teachable": float((table.disagreement * table.extra["mass"]).mean()),
             }
             self.watches[arm].update(seen.step, watched)
             if not tracing:
@@ -102,10 +102,6 @@ def _idle(signals: TokenSignals, now: Tensor, reference: Tensor, teacher: Tensor
         now.gather(1, teachers),
         reference.gather(1, teachers),
     )
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p.exp() * (p - q)).sum(-1)
 
 
 def _behind(rare: Tensor, table: SignalTable) -> Tensor:
