@@ -21,6 +21,11 @@ REJECTED_WEIGHT = 0.01
 """Weight of a token that the gate of arXiv 2510.24021 rejects."""
 
 
+def delta(view: NormalizedView) -> Float[Tensor, " N"]:
+    """Delta = log q(y) - log p(y), nats."""
+    return view.signal("teacher_logprobs") - view.signal("student_logprobs")
+
+
 def prefix(view: NormalizedView) -> Float[Tensor, " N"]:
     """Earliest positions of every completion first: -t. Source: ESR, arXiv 2605.27028; POPD 2605.31490."""
     return -view.table.position.double()
@@ -93,7 +98,7 @@ def iw(view: NormalizedView, *, gamma: float = 0.5) -> Float[Tensor, " N"]:
     Source: IW-OPD, arXiv 2606.22600.
     """
     _inside("gamma", gamma, 0.0, float("inf"))
-    size = (view.signal("teacher_logprobs") - view.signal("student_logprobs")).abs()
+    size = delta(view).abs()
     # Where student and teacher agree on every token there is nothing to divide by.
     total = response_sum(size, view.table)
     spent = earlier_sum(size, view.table) / torch.where(total > 0, total, 1.0)
@@ -145,9 +150,8 @@ def bellman(
     `weighting="0.1 + 0.9 * bellman * bellman"`).
     """
     _inside("gamma", gamma, 0.0, 1.0)
-    gap = view.signal("teacher_logprobs") - view.signal("student_logprobs")
     # The clamp is min(q / p, 1) in logs, where a large ratio cannot overflow.
-    decay = gamma * gap.clamp_max(0.0).exp()
+    decay = gamma * delta(view).clamp_max(0.0).exp()
     future = discounted_future(values, decay, view.table)
     steps = discounted_future(torch.ones_like(values), decay, view.table)
     return future / torch.where(steps > 0, steps, 1.0)
@@ -164,7 +168,7 @@ def dash(view: NormalizedView, *, kappa: float = 1.0) -> Float[Tensor, " N"]:
     Credit flows back through tokens on which the teacher does not object. The source gives no kappa; 1 is
     ours. Source: DASH, arXiv 2608.06243, which uses A as the advantage.
     """
-    gap = view.signal("teacher_logprobs") - view.signal("student_logprobs")
+    gap = delta(view)
     valid = view.table.valid
     mean = gap[valid].mean() if bool(valid.any()) else gap.new_zeros(())
     decay = torch.sigmoid(-kappa * (gap - mean))

@@ -181,9 +181,8 @@ def normalized_view(
         ConfigError: for an unknown normalization or set of rules.
         NumericsError: under the paper's rules, if a valid row's D, C or H is not finite.
     """
-    if normalization not in NORMALIZATIONS or rules not in RULES:
-        require_known("normalization", normalization, NORMALIZATIONS)
-        require_known("rules", rules, RULES)
+    require_known("normalization", normalization, NORMALIZATIONS)
+    require_known("rules", rules, RULES)
     columns = {
         "h": table.entropy.double(),
         "d": table.disagreement.double(),

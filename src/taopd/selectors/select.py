@@ -108,7 +108,7 @@ def select(
     chosen = resolve_selector(selector)
     check_settings(how, chosen)
     check_needs(chosen, table)
-    if table.ranks.size > 1:
+    if not table.ranks.alone:
         check_spread(how, chosen)
     view = normalized_view(
         table,
@@ -142,7 +142,7 @@ class _Order(NamedTuple):
     def places(self, table: SignalTable) -> Int[Tensor, " N"]:
         """0-based place of every row; -1 where it is no candidate, or not known on one rank."""
         places = torch.full_like(table.completion, -1, dtype=torch.int64)
-        if table.ranks.size == 1:
+        if table.ranks.alone:
             index = self.best_first
             places[index] = torch.arange(index.shape[0], device=index.device)
         return places
@@ -223,7 +223,7 @@ def _cut(
 
 def _best(chosen: Selector, table: SignalTable, order: _Order, num_kept: int) -> Bool[Tensor, " N"]:
     """This rank's part of the first `num_kept` rows in the order of all ranks."""
-    if table.ranks.size == 1:
+    if table.ranks.alone:
         kept = torch.zeros_like(order.candidates)
         kept[order.best_first[:num_kept]] = True
         return kept

@@ -66,9 +66,8 @@ def check_ranges(how: Rules) -> None:
     ):
         if not holds:
             raise out_of_range(name, getattr(how, name), expected)
-    for name, choices in (("scope", SCOPES), ("draw", DRAWS)):
-        if getattr(how, name) not in choices:
-            require_known(name, getattr(how, name), choices)
+    require_known("scope", how.scope, SCOPES)
+    require_known("draw", how.draw, DRAWS)
 
 
 def check_settings(how: Rules, chosen: Selector) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.selectors.literature import earlier_sum, response_sum
+from taopd.selectors.literature import delta, earlier_sum, response_sum
 from taopd.selectors.normalize import NormalizedView
 from taopd.signals import SignalTable
 
@@ -18,12 +18,12 @@ SMALLEST_VARIANCE = 1e-12
 
 def log_gap(view: NormalizedView) -> Float[Tensor, " N"]:
     """|Delta| at the sampled token, nats."""
-    return _delta(view).abs()
+    return delta(view).abs()
 
 
 def in_extreme(view: NormalizedView) -> Bool[Tensor, " N"]:
     """The one token of every completion with the largest |Delta|. Source: arXiv 2609.04565 (its max rule)."""
-    return first_largest(_delta(view).abs(), view.table)
+    return first_largest(log_gap(view), view.table)
 
 
 def in_extremes(view: NormalizedView) -> Bool[Tensor, " N"]:
@@ -31,8 +31,8 @@ def in_extremes(view: NormalizedView) -> Bool[Tensor, " N"]:
 
     Source: arXiv 2609.04565 (its min-max rule).
     """
-    delta = _delta(view)
-    return first_largest(delta, view.table) | first_largest(-delta, view.table)
+    gap = delta(view)
+    return first_largest(gap, view.table) | first_largest(-gap, view.table)
 
 
 def before_fade(view: NormalizedView) -> Bool[Tensor, " N"]:
@@ -78,7 +78,3 @@ def completion_max(values: Float[Tensor, " N"], table: SignalTable) -> Float[Ten
     num_groups = int(group.max()) + 1 if group.numel() else 0
     largest = values.new_full((num_groups,), -torch.inf)
     return largest.scatter_reduce(0, group, values, "amax")[group]
-
-
-def _delta(view: NormalizedView) -> Float[Tensor, " N"]:
-    return view.signal("teacher_logprobs") - view.signal("student_logprobs")
