@@ -9,8 +9,8 @@ without the trainer's loop.
 Two optimizers: AdamW from a fresh state, whose first step is nearly the sign of the gradient, and plain
 gradient descent. Two variants of each: `raw`, the same learning rate for every selector, and `equal_norm`,
 every update rescaled to one common L2 norm, because a mean over few tokens has the larger gradient. The
-common norm is that of an AdamW step in which every parameter moves
-by the learning rate; descent's raw rate is set so that full distillation takes a step of that norm.
+common norm is that of an AdamW step in which every parameter moves by the learning rate; descent's raw rate
+is set so that full distillation takes a step of that norm.
 
 A gain is a difference of two divergences of float32 logits: below about 1e-6 nats per token it is rounding
 error, and so is a rank correlation of such gains. Choose a learning rate whose gains are well above that.

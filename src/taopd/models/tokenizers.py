@@ -8,8 +8,7 @@ row has no token and its logit is noise.
 
 Why a prefix [0, n): heads are cut by slicing, without a gather over the vocabulary. Where one
 tokenizer has a few more added tokens at its end, the prefix ends before them. An id below n that
-neither tokenizer uses (a hole) stays
-inside: both models have a row for it, and it is said in the log.
+neither tokenizer uses (a hole) stays inside: both models have a row for it, and it is said in the log.
 
 Not compared: merges, normalizers and chat templates. The teacher reads the student's ids, never its
 own encoding of the text, so only what an id means counts.
@@ -115,16 +114,14 @@ def shared_vocabulary(
     if shared < real:
         _log_once(
             logging.WARNING,
-            f"the tokenizers share {real} ids but the heads have {student_vocab_size} (student) "
-            "and "
+            f"the tokenizers share {real} ids but the heads have {student_vocab_size} (student) and "
             f"{teacher_vocab_size} (teacher) rows: only the first {shared} ids count",
         )
     elif shared < max(student_vocab_size, teacher_vocab_size):
         _log_once(
             logging.INFO,
             f"vocabulary cut to the {shared} shared real ids (student's head {student_vocab_size}, "
-            "teacher's "
-            f"{teacher_vocab_size} rows)",
+            f"teacher's {teacher_vocab_size} rows)",
         )
     return shared
 

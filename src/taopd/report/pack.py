@@ -111,8 +111,11 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
 def _shade(signal: SignalName) -> dict[str, Any]:
     """What the page's script knows of a signal."""
     return {
-        **{"name": signal.name, "short": signal.short, "unit": signal.unit},
-        **{"ramp": signal.ramp, "to": signal.top},
+        "name": signal.name,
+        "short": signal.short,
+        "unit": signal.unit,
+        "ramp": signal.ramp,
+        "to": signal.top,
     }
 
 

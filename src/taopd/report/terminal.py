@@ -103,7 +103,7 @@ def _level(value: float, top: float, signal: str) -> int:
     if math.isnan(value) or value <= 0:
         return 0
     if signal == "kept":
-        return 5 if value else 0
+        return 5
     power = 1.0 if SHADES[signal].top else 0.5
     return min(7, int(8 * min(1.0, value / top) ** power))
 

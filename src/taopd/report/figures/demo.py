@@ -178,11 +178,7 @@ def _kinds(axes, groups: Groups) -> None:
     names = list(groups)
     left = [0.0] * len(names)
     for kind in KIND_COLORS:
-        widths = [
-            sum(outcome["selected_share_by_kind"].get(kind, 0.0) for outcome in outcomes)
-            / len(outcomes)
-            for outcomes in groups.values()
-        ]
+        widths = [_share(outcomes, kind) for outcomes in groups.values()]
         if not any(widths):
             continue
         axes.barh(
