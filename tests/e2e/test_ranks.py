@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from taopd.distributed.radix import BYTES_PER_PLACE
 from taopd.trainer.cost import PlanSettings, load_shape, plan
-from taopd.trainer.cost.communication import ROW_BYTES, SPREAD_PLACES
+from taopd.trainer.cost.communication import REACH_BYTES, ROW_BYTES, SPREAD_PLACES
 from tests.conftest import run_script
 
 WORKER = Path(__file__).parent / "rank_worker.py"
@@ -183,10 +183,15 @@ def test_what_ranks_move_is_what_plan_says(runs, micro_lab, way, world, case, st
 @pytest.mark.parametrize(("way", "world"), WORLDS)
 def test_a_selection_moves_what_plan_says(runs, way, world):
     """Oracle: the counted bytes; rows are padded to the longest rank, and counts add a few hundred bytes."""
-    ranks, _ = by_rank(runs, "anchored", way, world)
-    sent = max(rank["num_local"][0] for rank in ranks) * ROW_BYTES
-    facts = 5 * 8
-    assert ranks[0]["traffic"]["select"]["c10d.allgather_.default"] == (sent + facts) * (1 + world)
+    for case, row, num_columns in (
+        ("anchored", ROW_BYTES, 3),
+        ("reach", ROW_BYTES + REACH_BYTES, 7),
+    ):
+        ranks, _ = by_rank(runs, case, way, world)
+        sent = max(rank["num_local"][0] for rank in ranks) * row
+        facts = (2 + num_columns) * 8
+        counted = ranks[0]["traffic"]["select"]["c10d.allgather_.default"]
+        assert counted == (sent + facts) * (1 + world), case
     ranks, _ = by_rank(runs, "none_selected", way, world)
     spread = ranks[0]["traffic"]["select"]["c10d.allreduce_.default"]
     assert spread == pytest.approx(SPREAD_PLACES * BYTES_PER_PLACE, rel=0.05)

@@ -8,7 +8,6 @@ import pytest
 
 from taopd import cli
 from taopd.trainer.cost import SHAPES, PlanSettings, plan
-from taopd.trainer.cost.settings import DEFAULT_LENGTHS
 from tests.conftest import write_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -27,7 +26,7 @@ def test_flags_arrive_in_the_plan(capsys):
         *("--batch", "2", "--micro-batches", "3", "--prompt-length", "100"),
         *("--completion-length", "900", "--budget", "0.1", "--window", "6", "--top-k", "8"),
         *("--dtype", "float32", "--student-dtype", "float32", "--teacher-dtype", "float16"),
-        *("--anchor-fraction", "0.2", "--lora-rank", "4", "--gradient-checkpointing"),
+        *("--anchor-fraction", "0.2", "--lora-rank", "4", "--no-gradient-checkpointing"),
         *("--recompute-prefix", "--no-padding", "--num-ranks", "8", "--sharding", "fsdp2"),
     )
     settings = PlanSettings(
@@ -41,8 +40,10 @@ def test_flags_arrive_in_the_plan(capsys):
         dtype="float32",
         teacher_dtype="float16",
         anchor_fraction=0.2,
+        reach=True,
+        guard=True,
         lora_rank=4,
-        gradient_checkpointing=True,
+        gradient_checkpointing=False,
         keep_prefix=False,
         padded=False,
         num_ranks=8,
@@ -57,13 +58,13 @@ def test_the_defaults_on_the_help_page_are_those_of_the_plan(capsys):
     """The page cannot read them: it imports no torch."""
     assert cli.main(["plan", "--help"]) == 0
     page = " ".join(capsys.readouterr().out.split())
-    settings = PlanSettings(batch=1, **DEFAULT_LENGTHS)
+    settings = as_json(capsys, *PAIR)["settings"]
     for name in (
         *("batch", "micro_batches", "prompt_length", "completion_length", "top_k", "num_ranks"),
         *("budget", "dtype", "student_dtype", "teacher_dtype", "device", "sharding"),
     ):
         _, _, words = page.partition(f"--{name.replace('_', '-')} ")
-        assert words.partition(")")[0].rpartition("(")[2] == str(getattr(settings, name)), name
+        assert words.partition(")")[0].rpartition("(")[2] == str(settings[name]), name
 
 
 def test_a_recipe_and_flags_over_it(capsys):
@@ -220,20 +221,48 @@ def test_files_that_hold_quantized_weights_are_not_planned(micro_lab, tmp_path, 
     assert items["memory"]["level"] == "pass"
 
 
-def test_the_help_says_that_a_plan_without_a_config_leaves_out_the_initial_student(
-    micro_lab, capsys
-):
-    """Which the default method keeps: with a config it is counted."""
-    models = ("--student", str(micro_lab.student), "--teacher", str(micro_lab.teacher))
-    assert not as_json(capsys, *models)["memory_mib"].get("reference_weights")
-    assert cli.main(["plan", "--help"]) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    assert "and without --config the initial student, which the default method keeps" in words
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--budget", "0.3", "--completion-length", "99"],
+        ["--budget", "1"],
+        ["--anchor-fraction", "0.3", "--batch", "3"],
+        ["--anchor-fraction", "0"],
+        ["--anchor-fraction", "0.3", "--budget", "1"],
+        ["--lora-rank", "4", "--window", "8"],
+    ],
+    ids=" ".join,
+)
+def test_names_alone_are_planned_as_a_config_of_these_names(flags, tmp_path, capsys):
+    """The first plan of a user is that of the run: the default method keeps the initial student."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model_name_or_path: Qwen3-1.7B\nteacher_model_name_or_path: Qwen3-4B\n"
+        "dataset_name: no-such\noutput_dir: o\n"
+    )
+    told = []
+    for argv in (PAIR, ("--config", str(path))):
+        code = cli.main(["plan", *argv, *flags, "--json"])
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if "error" in line]
+        told.append((code, errors, said.out.replace("Qwen/Qwen3-4B", "Qwen3-4B")))
+    assert told[0] == told[1]
+    if not flags:
+        memory = json.loads(told[0][2])["memory_mib"]
+        assert memory["reference_weights"] == memory["student_weights"]
 
 
-@pytest.mark.parametrize("budget", ["0.1", "1"])
-def test_a_plan_without_a_config_says_that_it_is_of_the_published_method(capsys, budget):
-    """Every token by plain distillation is the same with any method."""
-    models = ("--student", "Qwen3-1.7B", "--teacher", "Qwen3-4B")
-    assert cli.main(["plan", *models, "--budget", budget]) == 0
-    assert ("method: published. The default" in capsys.readouterr().out) == (budget == "0.1")
+def test_a_budget_decides_the_method_that_is_planned(capsys):
+    """Oracle: the setting in the file's place. With every token the initial student judges none."""
+    recipe = ("--config", str(RECIPES / "qwen3-14b-to-4b.yaml"), "--method", "reach")
+    part, whole = (as_json(capsys, *recipe, f"--budget={budget}") for budget in (0.1, 1))
+    assert part["settings"]["reach"] and not whole["settings"]["reach"]
+    assert whole["tflop"]["anchor"] == 0 < part["tflop"]["anchor"]
+
+
+def test_a_held_share_where_nothing_is_held_is_refused(capsys):
+    published = ("--config", str(RECIPES / "qwen3-14b-to-4b.yaml"), "--anchor-fraction", "0.2")
+    assert cli.main(["plan", *published]) == 2
+    assert "this run holds none" in capsys.readouterr().err
+    assert as_json(capsys, *published, "--method", "anchored")["settings"]["anchor_fraction"] == 0.2

@@ -20,7 +20,7 @@ from taopd.errors import ConfigError, TaopdError
 from taopd.experiments.lab import build
 from taopd.experiments.lab.spec import LabSpec
 from taopd.trainer.cost import ModelShape, known_shapes, load_shape
-from taopd.trainer.cost.plain_config import DEFAULTS, plain_config
+from taopd.trainer.cost.plain_config import DEFAULTS, default_settings, plain_config
 from taopd.trainer.cost.settings import plan_settings
 from taopd.trainer.settings_file import make_parser, parse_settings
 
@@ -54,6 +54,7 @@ VALUES = {
     "model_init_kwargs": [{"dtype": "float16"}, None],
     "optim": ["sgd", "adafactor"],
     "anchor_coef": [0.0, 2.0],
+    "anchor_fraction": [0.3, 0.0, 1, 7.5],
     "learning_rate": [1e-5, "1e-5", -1.0, 0.0],
     "seed": [0, 2**32 - 1, 2**32],
     "max_steps": [5, -1, 0],
@@ -158,6 +159,18 @@ def test_a_drawn_config_is_read_as_the_parser_reads_it_or_not_at_all(data, tmp_p
     several = {n: v for n, v in document.items() if n != "teacher_model_name_or_path"}
     compare(SEVERAL | several, tmp_path)
     compare({n: v for n, v in several.items() if n not in SEVERAL} | OF_LAB, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"budget": 1.0}, {"anchor_fraction": 0.3}, {"budget": 0.02}], ids=str
+)
+def test_the_defaults_of_a_plan_are_those_of_a_run(more, tmp_path):
+    """Oracle: the parser of `taopd train`, over the models alone."""
+    models = {name: value for name, value in BASE.items() if name.startswith(("model", "teacher"))}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(BASE | more))
+    parsed = parse_settings(str(path), [])
+    assert default_settings(models | more) == plan_settings(parsed)
 
 
 OF_LAB = {"lab": "dialect", "output_dir": "o", "use_cpu": True}

@@ -24,9 +24,8 @@ update: all but sampling and the teacher's backbone.
 FLOPs of matmuls, not seconds: sampling takes more time than its FLOPs.
 Random selection; clustered ones cost less."""
 
-_PUBLISHED = """
-method: published. The default, reach, also keeps the initial student and
-runs it on every completion; --config FILE counts that."""
+_OF_THE_RUN = ("budget", "anchor_fraction")
+"""Flags that are settings of `taopd train`: other settings of the run follow from them."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,16 +40,19 @@ def run(argv: Sequence[str]) -> int:
         )
     others = ("config", "student", "teacher", "json")
     given = {n: v for n, v in vars(options).items() if n not in others and v is not None}
+    of_the_run = {name: given.pop(name) for name in _OF_THE_RUN if name in given}
 
-    from taopd.trainer.cost import PlanSettings, load_shape, plan
-    from taopd.trainer.cost.settings import DEFAULT_LENGTHS
+    from taopd.trainer.cost import load_shape, plan
+    from taopd.trainer.cost.plain_config import default_settings
 
     student, teacher = options.student, options.teacher
     if options.config is None:
         if student is None or teacher is None:
             raise ConfigError("name the models with --student and --teacher, or give --config FILE")
-        settings = PlanSettings(**({"batch": 1} | DEFAULT_LENGTHS | given))
+        names = {"model_name_or_path": student, "teacher_model_name_or_path": teacher}
+        settings = replace(default_settings(names | of_the_run), **given)
     else:
+        rest += [f"--{name}={value}" for name, value in of_the_run.items()]
         read = _from_plain_config(options.config, rest)
         known, config_student, shape, unread = read or _from_config(options.config, rest)
         settings = replace(known, **given)
@@ -59,12 +61,12 @@ def run(argv: Sequence[str]) -> int:
         student = student or config_student
     if teacher is not None:
         shape = load_shape(teacher)
-    _check_used(settings, given)
+    _check_used(settings, given | of_the_run)
     result = plan(load_shape(student), shape, settings)
     if options.json:
         print(json.dumps(result.as_dict(), indent=2))
     else:
-        _print(result, _PUBLISHED if options.config is None and settings.budget < 1.0 else "")
+        _print(result)
     return 0
 
 
@@ -83,6 +85,11 @@ def _check_used(settings: "PlanSettings", given: dict[str, Any]) -> None:
         raise ConfigError(
             f"--sharding {settings.sharding} does nothing with one process: drop it or add --num-ranks N"
         )
+    if "anchor_fraction" in given and settings.anchored_share == 0:
+        raise ConfigError(
+            "--anchor-fraction is of the tokens that are held, and this run holds none: drop it, or take "
+            "method: anchored or reach and a budget below 1"
+        )
 
 
 def _parser() -> Parser:
@@ -90,8 +97,8 @@ def _parser() -> Parser:
         prog="taopd plan",
         usage="(--config FILE | --student S --teacher T) [options]",
         description="What one optimizer step on one device costs, from configs alone: memory, FLOPs of "
-        "matmuls, ratio to full distillation in TRL, traffic. Not counted: elementwise work, buffers, and "
-        "without --config the initial student, which the default method keeps. Sequences have full length.",
+        "matmuls, ratio to full distillation in TRL, traffic. Not counted: elementwise work and buffers. "
+        "Sequences have full length. What is not given is as `taopd train` has it.",
         epilog="example:\n"
         "  taopd plan --student Qwen3-1.7B --teacher Qwen3-4B --completion-length 2048 --window 4",
     )
@@ -100,7 +107,7 @@ def _parser() -> Parser:
     add("--student S", "folder with config.json, or a public name (Qwen3-0.6B, Qwen3-8B, ...)")
     add("--teacher T", "likewise")
     for name, words in (
-        ("batch", "completions at a time (1)"),
+        ("batch", "completions at a time (8)"),
         ("micro-batches", "per optimizer step (1)"),
         ("prompt-length", "tokens (256); --config: of its longest prompt"),
         ("teacher-prompt-length", "tokens, if it differs"),
@@ -116,13 +123,13 @@ def _parser() -> Parser:
     for name, words in (
         ("dtype", "of matmuls (bfloat16)"),
         ("student-dtype", "of weights (float32)"),
-        ("teacher-dtype", "of weights (bfloat16)"),
+        ("teacher-dtype", "of weights (float32)"),
         ("device", "gpu, cpu (gpu)"),
         ("sharding", "ddp, fsdp2, zero3 (ddp)"),
     ):
         add(f"--{name} NAME", words)
     for flag, name, value, words in (
-        ("gradient-checkpointing", "gradient_checkpointing", True, "recompute activations"),
+        ("no-gradient-checkpointing", "gradient_checkpointing", False, "keep activations"),
         ("recompute-prefix", "keep_prefix", False, "compute the prefix again per micro-batch"),
         ("no-padding", "padded", False, "equal lengths: no mask"),
     ):
@@ -234,7 +241,7 @@ def _on_cpu(flags: Sequence[str]) -> list[str]:
     return [*rest, name, "true"]
 
 
-def _print(result: "Plan", note: str) -> None:
+def _print(result: "Plan") -> None:
     from rich.table import Table
 
     from taopd.report.console import plain_console
@@ -254,7 +261,7 @@ def _print(result: "Plan", note: str) -> None:
     console.print(
         f"{shapes}\n{settings.micro_batches} x {settings.batch} completions of {settings.prompt_length} + "
         f"{settings.completion_length} tokens, budget {settings.budget:g}, window {settings.window}, "
-        f"{settings.dtype}{note}",
+        f"{settings.dtype}",
         highlight=False,
     )
     memory = table("Memory of one device", "part", "MiB")

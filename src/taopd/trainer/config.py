@@ -110,7 +110,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     gather_limit: int = option(
         10_000_000,
         "Several processes: completion tokens of a generation batch up to which every process gets the "
-        "signals of all of them (some 20 bytes a token). Above it only counts are exchanged; same tokens.",
+        "signals of all of them (some 20 bytes a token, with method='reach' 36). Above it only counts are "
+        "exchanged; same tokens.",
     )
 
     # The loss at the kept tokens

@@ -11,7 +11,7 @@ message of M bytes among R ranks
     parameters    the student's for every forward (scoring, training) and again for the backward. fsdp2: last
                   norm and head stay once they are there, until the next backward. zero3: also those of the
                   teacher and of the reference, once for every forward.
-    selection     up to gather_limit tokens their rows, `ROW_BYTES` each; above it counts
+    selection     up to gather_limit tokens their rows, `ROW_BYTES` each (and `REACH_BYTES`); above it counts
                   (`taopd.distributed.collectives`)
 
 Under ddp and fsdp2 teacher and reference student are whole on every rank and move nothing. Not counted:
@@ -27,6 +27,8 @@ from taopd.trainer.cost.shapes import ModelShape
 
 ROW_BYTES = 20
 """A token of the selection table: completion, position and validity in 8, D, C and H in 4 each."""
+REACH_BYTES = 16
+"""More with `method: reach`: r, and the sampled token's log-probs by initial student, student and teacher."""
 SPREAD_PLACES = 37
 """Order statistics of a spread selection with its metrics: two for each of 2 quantiles of 4 columns (16) and
 of 2 medians (4), the cut, a tie, three percentiles of 5 columns (15)."""
@@ -59,10 +61,11 @@ def step_communication(
     share = (ranks - 1) / ranks
     tokens = settings.num_completion_tokens * ranks
     spread = tokens > settings.gather_limit
+    row = ROW_BYTES + REACH_BYTES * settings.reach
     moved = {
         "gradients": _gradients(student, settings),
         "parameters": _parameters(student, teacher, settings),
-        "selection": float(SPREAD_PLACES * BYTES_PER_PLACE if spread else ROW_BYTES * tokens),
+        "selection": float(SPREAD_PLACES * BYTES_PER_PLACE if spread else row * tokens),
     }
     reduced = 2 * share
     sent = {

@@ -137,7 +137,7 @@ def step_cost(
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
     # One more matmul: the reference model's own head at these tokens.
     anchor = settings.anchored_share * (matmuls + 1) * student_head
-    if settings.anchor_fraction or settings.reach:
+    if settings.anchored_share or settings.reach:
         anchor += full * max(settings.anchor_responses, float(settings.reach))
     anchor += settings.reach * (student_head + teacher_head)
     # By reach two divergences at each taught token, from one pass of each head.

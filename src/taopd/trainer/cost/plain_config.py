@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, require
 from taopd.runs.validation import read_yaml
 from taopd.runs.versions import installed_version
 from taopd.trainer.cost.settings import BYTES, PlanSettings, settings_of
@@ -31,7 +31,6 @@ LOSSES = {"reverse_kl": True, "forward_kl": True, "sampled_reverse_kl": False}
 _DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg", "/dev/accel")
 """Where an accelerator shows itself."""
 
-
 _PLAIN_VALUE = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?|[A-Za-z_][A-Za-z0-9_./-]*", re.ASCII)
 """What a flag may hold: whole and decimal numbers, truth values, names and paths."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
@@ -44,6 +43,10 @@ def _whole(least: int) -> Test:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e6
+
+
+def _share(value: Any) -> bool:
+    return type(value) is float and 0.0 < value <= 1.0
 
 
 def _one_of(*known: str) -> Test:
@@ -126,7 +129,8 @@ _READ: dict[str, Test] = {
     "num_generations": _whole(1),
     "gradient_window": _whole(0),
     "lora_r": _whole(1),
-    "budget": lambda value: type(value) is float and 0.0 < value <= 1.0,
+    "budget": _share,
+    "anchor_fraction": _share,
     "selector": _one_of("teachability", "full", "random", "entropy"),
     "loss": _one_of(*LOSSES),
     "method": _one_of(*METHODS),
@@ -177,6 +181,25 @@ class PlainConfig:
     """Of a run with any of the teachers alone, with the default length of prompts."""
 
 
+def default_settings(given: Mapping[str, Any]) -> PlanSettings:
+    """What a plan reads of a run with these settings, all others as they are by default.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | dict(given)))
+    fill_in(args)
+    args.bf16 = args.bf16 is not False
+    # In a plan 0 says that no token is held; in a run that is said by the method.
+    require(0 < args.anchor_fraction <= 1, "anchor_fraction", args.anchor_fraction, "in (0, 1]")
+    return settings_of(
+        args,
+        args,
+        needs_teacher_distribution=LOSSES[args.loss],
+        reads_initial=args.compatibility == "reach",
+    )
+
+
 def plain_flags(flags: Sequence[str]) -> dict[str, Any] | None:
     """Settings given as `--name value` or `--name=value`; None: not all are, or not certain to be.
 
@@ -223,27 +246,19 @@ def plain_config(
     teachers = [each["model"] for each in given.pop("teachers", {}).values()]
     # Of any of them: a plan reads no more of the name than whether the student is its own teacher.
     given.setdefault("teacher_model_name_or_path", *teachers[:1])
-    args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | given))
-    fill_in(args)
-    device = _device(args)
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if device is None or rows % args.num_generations:
-        return None
-    args.bf16 = args.bf16 is not False
     try:
-        settings = settings_of(
-            args,
-            args,
-            needs_teacher_distribution=LOSSES[args.loss],
-            reads_initial=args.compatibility == "reach",
-        )
+        settings = default_settings(given)
     except ConfigError:
         return None
+    known = DEFAULTS | given
+    device = _device(known)
+    if device is None or settings.num_rows % known["num_generations"]:
+        return None
     return PlainConfig(
-        student=args.model_name_or_path,
-        teachers=tuple(teachers) or (args.teacher_model_name_or_path,),
-        dataset=args.dataset_name,
-        split=args.dataset_train_split,
+        student=known["model_name_or_path"],
+        teachers=tuple(teachers) or (known["teacher_model_name_or_path"],),
+        dataset=known["dataset_name"],
+        split=known["dataset_train_split"],
         settings=replace(settings, device=device),
     )
 
@@ -281,14 +296,14 @@ def _given(
     return given
 
 
-def _device(args: SimpleNamespace) -> str | None:
+def _device(known: Mapping[str, Any]) -> str | None:
     """The device that the run would train on, as far as that can be told without torch."""
-    if args.use_cpu:
+    if known["use_cpu"]:
         return "cpu"
     if not _without_accelerator(os.environ):
         return None
     # transformers refuses bf16 on such a machine: then the plan is for another one.
-    return "cpu" if args.bf16 is False else "gpu"
+    return "cpu" if known["bf16"] is False else "gpu"
 
 
 def _without_accelerator(environment: Mapping[str, str]) -> bool:
