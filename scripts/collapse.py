@@ -118,9 +118,8 @@ def shorten(document: dict[str, Any], job: Job) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing and gather everything in one file."""
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/collapse"))
+    parser.add_runs("runs/collapse")
     parser.add_argument("--output", type=Path, default=Path("docs/results/collapse.json"))
-    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
     jobs = make_jobs(args.runs)
     if not args.gather:

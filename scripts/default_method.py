@@ -150,7 +150,7 @@ def main() -> None:
     """Run what is missing and gather everything in one file."""
     unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/default"))
+    parser.add_runs("runs/default")
     parser.add_argument("--output", type=Path, default=Path("docs/results/default.json"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
@@ -161,7 +161,6 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="run also the seeds that the output file holds"
     )
-    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
     known = known_parts(MEASURED, args.output)
     if not args.gather:

@@ -1,6 +1,7 @@
 """How far the learning rate moves five arms on the tiny lab: the default, and a frozen scorer among them.
 
     python -m scripts.lab_rates --runs runs/lab-rates      # about 15 minutes of one core, resumable
+    python -m scripts.lab_rates --gather                   # the page from its saved file
 
 10 % of the tokens, three seeds, exact reverse KL, 32 rollouts a step, three constant rates about a factor of
 3 apart. The steps are as many as make the same distance, rate times steps. Writes docs/results/lab_rates.json
@@ -9,6 +10,7 @@ and the page beside it.
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +63,25 @@ def make_jobs(folder: Path) -> list[Job]:
                 for seed in SEEDS
             ]
             about = {"lab": name, "rate": rate}
-            jobs.append(Job(path=folder / f"{name}__{rate:g}.json", arms=arms, about=about))
+            jobs.append(Job(path=file_of(folder, name, rate), arms=arms, about=about))
     return jobs
 
 
-def gather(jobs: list[Job]) -> dict[str, Any]:
+def file_of(folder: Path, lab: str, rate: float) -> Path:
+    """Of one job."""
+    return folder / f"{lab}__{rate:g}.json"
+
+
+def gather(folder: Path) -> dict[str, Any]:
     """What the page reads of all jobs."""
     parts = []
-    for job in jobs:
-        done = json.loads(job.path.read_text())
+    for lab, rate in product(LABS, STEPS):
+        done = json.loads(file_of(folder, lab, rate).read_text())
         curves: dict[str, list[list[float]]] = {}
         for row in done["arms"]:
             curve = [round(value, 4) for _, value in row["accuracy_curve"]]
             curves.setdefault(row["name"], []).append(curve)
-        parts.append({**job.about, "steps": STEPS[job.about["rate"]], "greedy": curves})
+        parts.append({"lab": lab, "rate": rate, "steps": STEPS[rate], "greedy": curves})
     machine = environment()
     return {"versions": machine["versions"], "device": machine["devices"][0], "parts": parts}
 
@@ -129,18 +136,17 @@ def mean_of(curve: list[float]) -> float:
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/lab-rates"))
+    # The tables have all of them.
+    names = [file_of(Path(), *each).name for each in product(LABS, STEPS)]
+    parser.add_runs("runs/lab-rates", finished=names, from_saved=True)
     parser.add_argument("--workers", type=positive)
     parser.add_argument("--data", type=Path, default=Path("docs/results/lab_rates.json"))
     args = parser.parse_args()
-    jobs = make_jobs(args.runs)
-    run_jobs(
-        jobs,
-        num_workers=args.workers,
-        progress=print_jobs,
-    )
-    found = gather(jobs)
-    write_text(args.data, json.dumps(found) + "\n")
+    if not args.gather:
+        run_jobs(make_jobs(args.runs), num_workers=args.workers, progress=print_jobs)
+    if args.runs is not None:
+        write_text(args.data, json.dumps(gather(args.runs)) + "\n")
+    found = json.loads(args.data.read_text())
     title = "The tiny lab at three learning rates"
     picture = args.data.with_suffix(".png")
     draw(found["parts"], picture)

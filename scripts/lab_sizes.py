@@ -97,11 +97,10 @@ def main() -> None:
     """Run what is missing and gather everything in one file."""
     unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/lab-sizes"))
+    parser.add_runs("runs/lab-sizes")
     parser.add_argument("--output", type=Path, default=Path("docs/results/lab_sizes.json"))
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--workers", type=positive, help="processes; default one a core")
-    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
     if not args.gather:
         for name in LABS:
@@ -109,8 +108,6 @@ def main() -> None:
             jobs = [make_job(args.runs, part, name) for part in args.parts]
             run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
     rows, machine = gathered(args.runs, ABOUT), environment()
-    if not rows:
-        raise SystemExit(f"{args.runs}: no finished job")
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
     draw_panels(panels(rows), args.output.with_suffix(".png"))
     picture = f"![Accuracy of the default over steps by lab]({args.output.stem}.png)"

@@ -138,13 +138,12 @@ def main() -> None:
     """Run what is missing and gather everything in one file."""
     unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/labs-again"))
+    parser.add_runs("runs/labs-again")
     parser.add_argument("--output", type=Path, default=Path("docs/results/labs_again.json"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=[], metavar="VARIANT")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--lab-seeds", nargs="*", type=positive, default=list(LAB_SEEDS))
     parser.add_argument("--workers", type=positive, help="processes; default one a core")
-    parser.add_argument("--gather", action="store_true", help="only gather the finished jobs")
     args = parser.parse_args()
     if not args.gather:
         jobs = [
@@ -159,8 +158,6 @@ def main() -> None:
             progress=print_jobs,
         )
     rows, machine = gathered(args.runs), environment()
-    if not rows:
-        raise SystemExit(f"{args.runs}: no finished job")
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
     draw_panels(panels(rows), args.output.with_suffix(".png"))
     about = (

@@ -4,6 +4,7 @@
     python -m scripts.reach_forms --runs runs/reach_forms --labs jargon --forms "p^0.2" "ramp"
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400   # the first screening
     python -m scripts.reach_forms --runs runs/reach_forms --steps 400 --parts   # the rule and its parts
+    python -m scripts.reach_forms --gather      # the page from its saved file
     python -m scripts.reach_forms --runs runs/reach_forms --labs unknown --seeds 5 \
         --forms "the rule, half 0.0001, hold 3" "order D r, half 0.0001, hold 3"
 
@@ -308,7 +309,7 @@ def main() -> None:
     """Run what is missing, gather, and put the table into the page."""
     unseen_labs.register()
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/reach_forms"))
+    parser.add_runs("runs/reach_forms", from_saved=True)
     parser.add_argument("--output", type=Path, default=Path("docs/results/reach_forms.json"))
     parser.add_argument(
         "--labs", nargs="*", choices=list(VARIANTS), default=list(LABS), metavar="LAB"
@@ -321,20 +322,20 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=positive, default=1000)
     parser.add_argument("--seeds", type=positive, default=1)
-    parser.add_argument("--gather", action="store_true", help="only gather the finished runs")
     args = parser.parse_args()
     forms = PARTS if args.parts else args.forms
     torch.set_num_threads(1)
-    args.runs.mkdir(parents=True, exist_ok=True)
     wanted = [] if args.gather else list(itertools.product(args.labs, range(args.seeds)))
     for variant, seed in wanted:
         own = variant, args.steps, seed
         missing = [name for name in forms if not file_of(args.runs, name, *own).exists()]
         if missing:
+            args.runs.mkdir(parents=True, exist_ok=True)
             run(args.runs, variant, missing, args.steps, seed)
             print(f"{variant}, seed {seed}: {len(missing)} forms", flush=True)
     known = json.loads(args.output.read_text())["forms"] if args.output.exists() else []
-    known += [json.loads(path.read_text()) for path in sorted(args.runs.glob("*.json"))]
+    done = [] if args.runs is None else sorted(args.runs.glob("*.json"))
+    known += [json.loads(path.read_text()) for path in done]
     # A run that was made again replaces the one that was saved.
     keys = "form", "variant", "steps", "seed"
     rows = list({tuple(row[key] for key in keys): row for row in known}.values())

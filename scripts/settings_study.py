@@ -2,6 +2,7 @@
 
     python -m scripts.settings_study --runs runs/settings     # about an hour of one core, resumable
     python -m scripts.settings_study --runs runs/settings --gather         # the page of what has finished
+    python -m scripts.settings_study --gather                              # the page from its saved file
 
 300 steps of 32 rollouts, exact reverse KL, learning rate 3e-4 constant, 10 % of the tokens, two seeds; every
 row of the table changes what its name says. Writes docs/results/settings.json and the page beside it.
@@ -152,21 +153,16 @@ def panels(rows: list[dict[str, Any]]) -> dict[str, list[Line]]:
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = Arguments(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/settings"))
+    parser.add_runs("runs/settings", finished=["*/arms/*/results.json"], from_saved=True)
     parser.add_argument("--workers", type=positive, default=1)
     parser.add_argument("--data", type=Path, default=Path("docs/results/settings.json"))
-    parser.add_argument(
-        "--gather",
-        action="store_true",
-        help="run nothing: the page of the runs that are there, or of --data",
-    )
     args = parser.parse_args()
-    folders = {lab: args.runs / lab for lab in LABS}
+    folders = {} if args.runs is None else {lab: args.runs / lab for lab in LABS}
     for lab, folder in () if args.gather else folders.items():
         plan = plan_study(parse_study_file(study(lab)))
         run_study(plan, output=folder, resume=folder.exists(), num_workers=args.workers)
         print(f"{lab}: {len(plan.runs)} arms", flush=True)
-    if args.runs.exists():
+    if folders:
         write_text(args.data, json.dumps(gather(folders)) + "\n")
     found = json.loads(args.data.read_text())
     for lab, rows in found["labs"].items():

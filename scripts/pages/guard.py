@@ -24,13 +24,15 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from scripts.arguments import Arguments, existing_folder
+from scripts.arguments import Arguments, existing_folder, what_is_missing
 from scripts.pages import guard_real
 from scripts.pages.collapse import fell_at
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
 
+FINISHED = "*__*.json"
+"""Files of `scripts.guard_runs`."""
 SIGNALS = ("excess", "idle_drift", "teachable", "entropy", "length")
 """What the file keeps of every look."""
 FOUND_ON = ("accent", "bilingual", "dialect", "fallible", "reversal", "termination")
@@ -229,7 +231,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def gather(folder: Path) -> list[dict[str, Any]]:
     """The runs of all finished jobs, with `SIGNALS` alone."""
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(FINISHED)):
         document = json.loads(path.read_text())
         about = {name: value for name, value in document.items() if name != "runs"}
         for run in document["runs"]:
@@ -246,6 +248,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/results/guard.md"))
     args = parser.parse_args()
     if args.gather:
+        if missing := what_is_missing(args.gather, FINISHED):
+            parser.error(f"argument --gather: {missing}")
         rows = ",\n".join(json.dumps(run) for run in gather(args.gather))
         write_text(args.data, f'{{"runs": [\n{rows}\n]}}\n')
     runs = json.loads(args.data.read_text())["runs"]

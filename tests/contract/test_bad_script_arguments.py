@@ -115,6 +115,31 @@ def test_a_bad_argument_of_a_script_is_named_with_its_page(tmp_path, monkeypatch
     assert len(tried) > 50 and len({module for module, *_ in tried}) > 25
 
 
+GATHERS = re.compile(r"""add_runs\(|["']--gather["']""")
+
+
+def test_a_folder_without_finished_runs_is_named_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    """Of every script that gathers: a folder that is not there, and one of something else."""
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    Path("other/notes.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    texts = {file: file.read_text(encoding="utf-8") for file in ROOT.glob("scripts/**/*.py")}
+    del texts[ROOT / "scripts/arguments.py"]
+    gathers = {file: text for file, text in texts.items() if GATHERS.search(text)}
+    assert len(gathers) >= 8
+    for file, text in gathers.items():
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        flags = ["--gather", "--runs"] if "add_runs(" in text else ["--gather"]
+        for folder in ("nowhere", "other"):
+            code, out, told = called(module, [*flags, folder], monkeypatch, capsys)
+            assert (code, out, told.count("\n")) == (2, "", 1), (module, told)
+            assert f" {folder}. See `python -m {module} --help`." in told, (module, told)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_make_runs_before_there_is_an_environment_needs_none():
     """Neither installed packages nor ours: -S and -E leave both out."""
     argv = [sys.executable, "-S", "-E", "-m", "scripts.try_wheel", "--help"]
