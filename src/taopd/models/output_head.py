@@ -12,6 +12,12 @@ from taopd.kernels import Head
 
 _SOFTCAPS = "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"
 """Gemma and its relatives, RecurrentGemma, xLSTM."""
+_MULTIPLIERS = "logit_scale", "output_multiplier", "lm_head_multiplier"
+"""Cohere, Muse, Falcon H1."""
+_DIVISORS = "logits_scaling", "logits_mup_width_multiplier"
+"""Granite and MiniCPM3, Inkling; HyperCLOVA X multiplies by the first."""
+_PLAIN = "mpt", "gemma3"
+"""Families with such a number in their configs that their forwards leave out."""
 
 
 def inside_peft(model: Any) -> Any:
@@ -41,15 +47,22 @@ def read_head(model: PreTrainedModel, vocab_size: int) -> Head:
             "the model has an adapter on its output head, which would be left out: merge the adapter "
             "(merge_and_unload) and save the model"
         )
-    config = model.config.get_text_config()
+    bias = getattr(head, "bias", None)
     # Read from the config, because the model's forward applies them outside its head module.
-    bias, scale = getattr(head, "bias", None), _logit_scale(config)
+    scale, softcap = _scale_and_cap(model.config)
     return Head(
         weight=full_tensor(head.weight)[:vocab_size],
         bias=None if bias is None else full_tensor(bias)[:vocab_size],
         scale=scale,
-        softcap=next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None),
+        softcap=softcap,
     )
+
+
+def head_rows(config: PretrainedConfig) -> int:
+    """Rows of a model's head, but for those that its forward cuts off: its own padding."""
+    text = config.get_text_config()
+    # Inkling's heads are padded.
+    return min(text.vocab_size, getattr(text, "unpadded_vocab_size", None) or text.vocab_size)
 
 
 def require_decoder(name: str, config: PretrainedConfig) -> None:
@@ -95,15 +108,18 @@ def merge_head_adapter(model: PreTrainedModel) -> None:
         head.merge()
 
 
-def _logit_scale(config) -> float:
-    """Multiplier of the logits; Granite and MiniCPM3 divide by theirs, HyperCLOVA X multiplies by it."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    if getattr(config, "logits_scaling", None) is not None:
-        scaling = float(config.logits_scaling)
-        return scaling if config.model_type == "hyperclovax" else 1.0 / scaling
-    return 1.0
+def _scale_and_cap(config: PretrainedConfig) -> tuple[float, float | None]:
+    """Multiplier and soft cap of the logits."""
+    text = config.get_text_config()
+
+    def first(names: tuple[str, ...]) -> float | None:
+        if config.model_type in _PLAIN:
+            return None
+        return next((number for name in names if (number := getattr(text, name, None))), None)
+
+    multiplier, divisor = float(first(_MULTIPLIERS) or 1.0), float(first(_DIVISORS) or 1.0)
+    scale = multiplier * divisor if text.model_type == "hyperclovax" else multiplier / divisor
+    return scale, first(_SOFTCAPS)
 
 
 def head_dtype(hidden: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from taopd.models import prompts as data
 from taopd.models.gguf import generation_config, gguf_file
 from taopd.models.loading import load_config
+from taopd.models.output_head import head_rows
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
 from taopd.preflight.probe import measure_micro_batch
@@ -88,8 +89,7 @@ class Subject:
         if self.has("trainer"):
             return self.trainer.teacher_source(self.teacher).remote
         # Where no trainer can be made, a connection of our own.
-        rows = self.student_config.get_text_config().vocab_size
-        return connect_teacher(self.settings.training, rows)
+        return connect_teacher(self.settings.training, head_rows(self.student_config))
 
     @cached_property
     def prompts(self) -> Any:

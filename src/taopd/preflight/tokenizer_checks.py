@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
+from taopd.models.output_head import head_rows
 from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.stop_tokens import declared_ids
 from taopd.models.tokenizers import shared_vocabulary
@@ -39,7 +40,7 @@ def token_name(tokenizer: Tokenizer, index: int | None) -> str:
 
 def check_tokenizers(subject: "Subject") -> Verdict:
     """Every shared id is the same token, and both heads have a row for each."""
-    student_rows, teacher_rows = (config.get_text_config().vocab_size for config in subject.configs)
+    student_rows, teacher_rows = (head_rows(config) for config in subject.configs)
     student, teacher = subject.tokenizers
     shared = shared_vocabulary(
         student,

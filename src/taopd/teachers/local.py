@@ -18,7 +18,7 @@ from taopd.models.batch import Positions, Rollouts
 from taopd.models.forward import backbone_forward, states_at
 from taopd.models.load_options import current_names
 from taopd.models.loading import load_model, load_tokenizer
-from taopd.models.output_head import merge_head_adapter
+from taopd.models.output_head import head_rows, merge_head_adapter
 from taopd.models.own_forward import compare_with_own_forward, require_agreement
 from taopd.models.quantization import check_layers, quantization_config, quantized_kind
 from taopd.models.tokenizers import shared_vocabulary
@@ -139,8 +139,8 @@ def load_teacher(
     vocab_size = shared_vocabulary(
         tokenizer,
         teacher_tokenizer,
-        student.config.get_text_config().vocab_size,
-        teacher.config.get_text_config().vocab_size,
+        head_rows(student.config),
+        head_rows(teacher.config),
         cut_renamed_control_tokens=cut_renamed_control_tokens,
     )
     trained = {id(weight) for weight in student.parameters() if weight.requires_grad}
@@ -197,7 +197,7 @@ def _tokenizer_of(
             return load_tokenizer(name, revision=getattr(teacher.config, "_commit_hash", None))
     except DataError as error:
         logger.info("no tokenizer at the teacher's name_or_path: %s", error)
-    rows = teacher.config.get_text_config().vocab_size
+    rows = head_rows(teacher.config)
     if rows < len(tokenizer):
         raise DataError(
             f"the teacher knows {rows} ids, the student's tokenizer has {len(tokenizer)}: the teacher has "

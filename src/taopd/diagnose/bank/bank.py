@@ -42,6 +42,7 @@ from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.errors import ConfigError, DataError, require
 from taopd.models.batch import SEQUENCE, TEACHER_PROMPT, Rollouts, teacher_side
 from taopd.models.forward import State, backbone_forward, bare, on_device, states_at
+from taopd.models.output_head import head_rows
 from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
@@ -270,7 +271,7 @@ def vocabulary_and_sizes(
         ConfigError: a size below 1 or beyond these ids.
         DataError: tokenizers that differ.
     """
-    rows = [_head_rows(model) for model in (student, teacher)]
+    rows = [head_rows(model.config) for model in (student, teacher)]
     vocab_size = shared_vocabulary(tokenizer, teacher_tokenizer, *rows)
     return vocab_size, _support_sizes(k, vocab_size)
 
@@ -304,7 +305,3 @@ def _check(rollouts: Rollouts, temperature: float, batch_size: int, *models: Any
                 f"rollout {index} has {len(ids)} tokens, more than the context of {context}; cut it "
                 "with max_tokens or drop it"
             )
-
-
-def _head_rows(model: Any) -> int:
-    return model.get_output_embeddings().weight.shape[0]

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.models.loading import load_config, load_tokenizer
+from taopd.models.output_head import head_rows
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.teachers import ServerTeacher, TeacherPool, connect, connect_all
 from taopd.trainer.config import TeachabilityConfig
@@ -31,7 +32,7 @@ def connect_teacher(args: TeachabilityConfig, vocab_size: int) -> ServerTeacher 
 
 def own_vocabulary(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The ids of a student's head that its tokenizer has: behind them is padding."""
-    rows = student.config.get_text_config().vocab_size
+    rows = head_rows(student.config)
     return shared_vocabulary(tokenizer, tokenizer, rows, rows)
 
 
@@ -39,7 +40,7 @@ def vocabularies(
     args: TeachabilityConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, int]:
     """(ids that both share, ids that the teacher knows)."""
-    own = student.config.get_text_config().vocab_size
+    own = head_rows(student.config)
     name = args.teacher_model_name_or_path
     if name is None:
         logger.warning(
@@ -47,7 +48,7 @@ def vocabularies(
         )
         return own_vocabulary(student, tokenizer), own
     revision = args.teacher_model_revision or "main"
-    known = load_config(name, revision=revision).get_text_config().vocab_size
+    known = head_rows(load_config(name, revision=revision))
     shared = shared_vocabulary(
         tokenizer,
         load_tokenizer(name, revision=revision),
