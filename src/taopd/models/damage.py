@@ -35,7 +35,12 @@ def damage(model: Path) -> str:
 
 
 def other_kind(error: Exception) -> str:
-    """What transformers' refusal of an architecture means; "" for another error."""
+    """What transformers' refusal of an architecture or a quantization means; "" for another error."""
+    if "no `quant_method`" in str(error):
+        return (
+            "its quantization_config names no quant_method, as MLX writes it: transformers does not read "
+            "weights that are packed so; take the model in 16 bits, or serve a teacher (teacher_url)"
+        )
     found = re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", str(error))
     if found is None:
         return ""
