@@ -136,7 +136,10 @@ def test_an_adapter_that_the_students_own_cannot_be_saved_with_is_refused_before
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr'"),
         ({"num_generations": 3}, "num_generations=3 does not divide"),
         ({"report_to": "clearml"}, "report_to='clearml': .*installed"),
+        ({"report_to": "flyte"}, "report_to='flyte': .*installed"),
+        ({"report_to": "kubeflow"}, "report_to='kubeflow': "),
         ({"report_to": ["none", "wandbb"]}, "wandbb is not supported"),
+        ({"report_to": ["none", "tensorboard"]}, r"report_to=.*\]: none is not supported; take"),
     ],
 )
 def test_what_an_arm_would_stumble_over_is_refused_before_the_first_one(setting, words):

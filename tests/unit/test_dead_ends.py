@@ -32,6 +32,11 @@ def train(micro_lab, tmp_path, capsys):
 
 MISSING = [
     ({"report_to": "wandb"}, "wandb"),
+    (
+        {"report_to": "wandbb"},
+        "report_to=['wandbb']: wandbb is not supported; take some of azure_ml,",
+    ),
+    ({"report_to": ["none", "wandb"]}, "report_to=['none', 'wandb']: none is not supported; take"),
     ({"use_vllm": True}, "vLLM"),
     ({"deepspeed": "/nowhere/zero3.json"}, "deepspeed='/nowhere/zero3.json': no such file"),
     ({"fsdp": "full_shard", "fsdp_config": "/nowhere/x.json"}, "fsdp_config='/nowhere/x.json'"),

@@ -140,21 +140,21 @@ def make_trainer(
     """
     from trl import get_peft_config
 
-    from taopd.trainer.build.named_trackers import tracker_errors
+    from taopd.trainer.build.named_trackers import check_trackers
     from taopd.trainer.checkpoint import resume as train_resume
     from taopd.trainer.trainer import TeachabilityTrainer
 
     try:
-        with tracker_errors(settings.training.report_to):
-            return (kind or TeachabilityTrainer)(
-                model=inputs.student,
-                teacher_model=inputs.teacher,
-                args=settings.training,
-                train_dataset=inputs.train_dataset,
-                eval_dataset=inputs.eval_dataset,
-                processing_class=inputs.tokenizer,
-                peft_config=get_peft_config(settings.model),
-            )
+        check_trackers(settings.training.report_to)
+        return (kind or TeachabilityTrainer)(
+            model=inputs.student,
+            teacher_model=inputs.teacher,
+            args=settings.training,
+            train_dataset=inputs.train_dataset,
+            eval_dataset=inputs.eval_dataset,
+            processing_class=inputs.tokenizer,
+            peft_config=get_peft_config(settings.model),
+        )
     except TaopdError:
         raise
     except OSError as error:  # transformers makes the output folder
