@@ -7,6 +7,7 @@ import torch
 
 from taopd.errors import TeacherError
 from taopd.teachers import LocalTeacher, Teacher, TeacherScores, check_scores, join
+from tests.conftest import make_model
 
 VOCAB = 12
 
@@ -139,3 +140,20 @@ def test_local_teacher_scores_are_those_of_the_whole_softmax(micro_lab):
     torch.testing.assert_close(scores.want_logprobs, full.gather(1, want), **close)
     torch.testing.assert_close(scores.topk_logprobs, full.topk(5, dim=1).values, **close)
     check_scores(scores, tokens, want, 40)
+
+
+def test_a_teacher_whose_rows_change_each_other_is_scored_row_by_row():
+    """So does attention that reads only some keys, where several score the same. Oracle: rows alone."""
+    model = make_model(seed=1).eval()
+    model.model.layers[-1].register_forward_hook(
+        lambda layer, read, out: out + out.amax((0, 1), keepdim=True)
+    )
+    sequences, starts = [[5, 6, 7, 8, 9, 12, 13], [11, 14, 15, 16, 17, 18]], [5, 1]
+    expected = [
+        model(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1).detach()
+        for ids, start in zip(sequences, starts, strict=True)
+    ]
+    tokens = [torch.tensor(ids[start:]) for ids, start in zip(sequences, starts, strict=True)]
+    own = [each.gather(1, ids[:, None])[:, 0] for each, ids in zip(expected, tokens, strict=True)]
+    found = LocalTeacher(model, 40).score(sequences, starts, None, 4)
+    torch.testing.assert_close(found.logprobs, torch.cat(own))

@@ -88,7 +88,8 @@ class LocalTeacher:
     def _require_agreement(self, batch: dict[str, Tensor]) -> None:
         compare = partial(compare_with_own_forward, self._forward, self._model, self._model, batch)
         found = compare(self._vocab_size, padded=self._batch_size > 1)
-        if found.problem and found.only_padded:
+        if found.problem and self._batch_size > 1:
+            # Padding or rows beside it change its numbers: sparse attention takes other keys of one score.
             self._batch_size = 1
             found = compare(self._vocab_size, padded=False)
         require_agreement("teacher", found)
