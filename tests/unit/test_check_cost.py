@@ -46,10 +46,10 @@ def test_each_model_runs_once_over_what_was_sampled(micro_lab, config, count, ca
     assert cli.main(["check", config, "--json"]) in (0, 1)
     assert '"scoring path"' in capsys.readouterr().out
     # Each model over all four completions, and for the item "scoring path" over two rows, padded and alone.
-    # One of the two once more, with other tokens in its later half.
+    # One of the two once more alone, and once with other tokens in its later half.
     padded = [model for model, rows in scored if rows == own_forward.NUM_ROWS]
     whole = [model for model, rows in scored if rows == 4]
-    assert len(scored) == 4 and len(padded) == len(set(padded)) == len(set(whole)) == 2
+    assert len(scored) == 6 and len(padded) == len(set(padded)) == len(set(whole)) == 2
     assert len(own) == 2 * (own_forward.NUM_ROWS + 1) and all(rows == 1 for _, rows in own)
     assert sorted(read) == sorted(map(str, (micro_lab.student, micro_lab.teacher)))
 

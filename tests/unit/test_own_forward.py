@@ -129,6 +129,18 @@ def test_an_encoder_whose_config_makes_it_a_decoder_is_causal():
     assert found.problem is None and found.change_by_later < 1e-4
 
 
+def test_padding_on_the_right_that_changes_the_numbers_is_named():
+    """Sparse attention takes other keys of equal score where columns follow, as behind the longest row."""
+    model = build("Qwen3")
+
+    def with_ties(model, part):
+        hidden, head = backbone_forward(40)(model, part)
+        return hidden + 3.0 * (part.attention_mask == 0).any(), head
+
+    found = compare_with_own_forward(with_ties, model, model, BATCH, 40)
+    assert found.error > found.bound and found.only_padded and "padding" in str(found.problem)
+
+
 def recurrent():
     """A model whose state takes in whatever stands before a row: RWKV reads no attention mask."""
     sizes = {

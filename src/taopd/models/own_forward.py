@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from taopd.errors import DataError
-from taopd.kernels import topk_score
+from taopd.kernels import Head, topk_score
 from taopd.models.batch import SEQUENCE, Forward, Trimmed, trim
 from taopd.models.forward import states_of
 from taopd.models.output_head import inside_peft
@@ -60,9 +60,9 @@ class Agreement:
             return None
         if self.only_padded:
             cause = (
-                "Its numbers change with padding on the left: positions or recurrent states count the "
-                "padding. Choose another model; a teacher may also be scored with "
-                "per_device_train_batch_size: 1"
+                "Its numbers change with padding: positions or recurrent states count it, or sparse "
+                "attention takes other keys of equal score. Choose another model; a teacher may also be "
+                "scored with per_device_train_batch_size: 1"
             )
         else:
             cause = (
@@ -97,7 +97,6 @@ def compare_with_own_forward(
     in_8_bits = getattr(model, "is_loaded_in_8bit", False)
     padded = padded and not in_8_bits
     chosen, mask = _rows(batch, vocab_size, padded=padded)
-    lengths = chosen["prompt_mask"].sum(1)
     at_once = NUM_ROWS if padded else 1
     states, errors, errors_unpadded = [], list[Tensor](), list[Tensor]()
     moved = torch.empty(0)
@@ -112,17 +111,19 @@ def compare_with_own_forward(
         own = _own_logprobs(wrapped, model, part, vocab_size)[0][active]
         targets = chosen["completion_ids"][row, : part.num_completion][active]
         want = torch.cat([targets[:, None], own.topk(min(MOST_IDS, vocab_size)).indices], dim=1)
-        scores = topk_score(found, head, targets, k=1, want_ids=want)
-        assert scores.want_logprobs is not None
-        errors.append((scores.want_logprobs - own.gather(1, want)).abs().flatten())
+        wanted = own.gather(1, want)
+        errors.append(_off(found, head, targets, want, wanted))
+        if not padded:
+            errors_unpadded.append(errors[-1])
+        elif row == 0:
+            # Beside another row the longest prompt may have padding on the right; alone it has none.
+            lone, lone_head = states_of(forward, wrapped, alone, slice(0, 1), mask[:1])
+            errors_unpadded.append(_off(lone, lone_head, targets, want, wanted))
         if row == 0 and not in_8_bits:
             other = trim(_with_other_tokens_later(alone, mask[:1], vocab_size), mask[:1])
-            change = _own_logprobs(wrapped, model, other, vocab_size)[0][active] - own
+            changed = _own_logprobs(wrapped, model, other, vocab_size)[0][active].gather(1, want)
             # The first of the other tokens is predicted from what comes before it.
-            moved = change.gather(1, want).abs()[: len(targets) // 2 + 1].flatten()
-        # The longest prompt has no padding: a fault that it lacks is one of padding.
-        if not padded or lengths[row] == lengths.max():
-            errors_unpadded.append(errors[-1])
+            moved = (changed - wanted).abs()[: len(targets) // 2 + 1].flatten()
     exact = hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == model.dtype
     exact = exact and torch.get_float32_matmul_precision() == "highest"
     # Packed weights compute in 16 bits whatever the model's dtype.
@@ -139,11 +140,18 @@ def compare_with_own_forward(
         error=total(errors),
         bound=bound,
         tokens=int(mask.sum()),
-        only_padded=change_by_later <= bound
-        and bool(errors_unpadded)
-        and total(errors_unpadded) <= bound,
+        only_padded=change_by_later <= bound and total(errors_unpadded) <= bound,
         change_by_later=change_by_later,
     )
+
+
+def _off(
+    states: Float[Tensor, "n D"], head: Head, targets: Tensor, want: Tensor, own: Tensor
+) -> Float[Tensor, " m"]:
+    """How far scored log-probs of wanted ids are from a model's own, nats."""
+    scores = topk_score(states, head, targets, k=1, want_ids=want)
+    assert scores.want_logprobs is not None
+    return (scores.want_logprobs - own).abs().flatten()
 
 
 def require_agreement(name: str, found: Agreement) -> None:
