@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -91,6 +92,7 @@ def as_peft_model(model: Any) -> PeftModel:
         name = model.active_adapters()[0]
         config, weights = model.peft_config[name], model.get_adapter_state_dict(name)
         base, config.inference_mode = config.base_model_name_or_path, False
+        _take_off_parameters(model)
         with warnings.catch_warnings():
             # peft warns that the model holds an adapter already: it is the one whose weights are set below.
             warnings.simplefilter("ignore")
@@ -104,6 +106,17 @@ def as_peft_model(model: Any) -> PeftModel:
         for name in model.active_adapters:
             model.peft_config[name].inference_mode = False
     return model
+
+
+def _take_off_parameters(model: Any) -> None:
+    """Take the LoRA off parameters that no module of their own has, such as experts in one tensor.
+
+    peft puts another weight of an adapter into a layer that has one, but not into such a parameter.
+    """
+    for name, module in list(model.named_modules()):
+        # One around the other, if the module has several such parameters: the outermost comes first.
+        if isinstance(module, ParamWrapper) and not name.endswith("base_layer"):
+            model.set_submodule(name, module.get_base_layer())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +236,8 @@ def scaling_of(model: Any) -> dict[str, float]:
         if not isinstance(module, LoraLayer):
             continue
         linear = name in module.lora_A and module.lora_A[name].weight.ndim == 2
+        # Experts in one tensor have matrices of another shape, which are applied in another way.
+        linear = linear and not isinstance(module, ParamWrapper)
         if not linear and name in {*module.lora_A, *module.lora_embedding_A}:
             raise _cannot_save(f"LoRA on {module_name}")
         if linear:

@@ -209,6 +209,6 @@ def _check_values(
     if difference > TOLERANCE.get(prefix.values[0].dtype, HALF_TOLERANCE):
         raise ConfigError(
             f"gradient_window: {name}'s hidden states differ by {difference:.1e} (relative) from those of a "
-            "full forward: it has dropout (set it to 0 in the student's config), or mixes positions in a way "
+            "full forward: it has dropout or jitter (set it to 0 in its config), or mixes positions in a way "
             "that is not supported (set gradient_window to none), or the prefix is of other weights"
         )

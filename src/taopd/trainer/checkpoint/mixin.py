@@ -1,12 +1,11 @@
 """A mixin for `transformers.Trainer`: atomic checkpoints without pickle, and bitwise resume.
 
-Why not transformers' own checkpoints: they are written into the final folder, so that a killed run leaves an
-incomplete one; the older one is deleted before the newer is known to be good; and optimizer, scheduler,
-random state and settings are pickled. Here a checkpoint is written to a temporary folder, sealed
-(`runs.checkpoints`) and renamed. Older ones are deleted after that.
+transformers writes into the final folder, so that a killed run leaves an incomplete one; deletes the older
+one before the newer is known to be good; and pickles optimizer, scheduler, random state and settings. Here a
+checkpoint is written to a temporary folder, sealed (`runs.checkpoints`) and renamed. Then older ones go.
 
-Under FSDP2 every process writes its own shards (`checkpoint.fsdp`). DeepSpeed writes its own files, which
-only DeepSpeed can read; they are sealed and renamed like the rest. All processes must see one folder.
+Under FSDP2 every process writes its own shards (`checkpoint.fsdp`), with DeepSpeed files that only DeepSpeed
+can read; both are sealed and renamed like the rest. All processes must see one folder.
 """
 
 import logging
@@ -45,6 +44,7 @@ from taopd.trainer.checkpoint.fsdp import (
     save_weights,
 )
 from taopd.trainer.checkpoint.process_state import RankState
+from taopd.trainer.checkpoint.renamed import load_renamed
 from taopd.trainer.checkpoint.savable import saves_what_came
 from taopd.trainer.checkpoint.state_file import load_tree, save_tree
 from taopd.trainer.checkpoint.steps_done import named_folder, refuse_fewer
@@ -265,17 +265,17 @@ class AtomicCheckpoints(Trainer):
             self.average.load(Path(checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.layout != "sharded":
-            super()._load_from_checkpoint(self._given.resumed_from(resume_from_checkpoint), model)
-            return
         where = Path(resume_from_checkpoint), self.model
-        load_weights(*where, *self._processes(where[0]), trained_only=self._has_adapters)
+        if self.layout == "sharded":
+            load_weights(*where, *self._processes(where[0]), trained_only=self._has_adapters)
+        elif not load_renamed(*where):
+            super()._load_from_checkpoint(self._given.resumed_from(resume_from_checkpoint), model)
 
     def _load_best_model(self) -> None:
-        if self.layout == "sharded" or self._given.merged is not None:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-        else:
+        if self.layout == "deepspeed":
             super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _processes(self, checkpoint: str | Path) -> tuple[int, int, int]:
         """Index of this process, number of processes that wrote the checkpoint, and number of this run's."""
