@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.experiments.evaluation.evaluate import check_settings, evaluate
     from taopd.experiments.evaluation.grading import grading_of
     from taopd.models.prompts import load_model, load_prompts, load_tokenizer
-    from taopd.runs.folder import RunFolder
+    from taopd.runs.folder import RunFolder, template_options
 
     if options.output is not None:
         RunFolder.check(
@@ -66,6 +67,8 @@ def run(argv: Sequence[str]) -> int:
     settings["match"] = options.match or grading_of(options.dataset)
     settings["max_new_tokens"] = options.max_new_tokens or _MAX_NEW_TOKENS
     check_settings(**settings)
+    if shown := template_options(options.model):
+        print(f"prompts are rendered as in the run: chat_template_kwargs {shown}", file=sys.stderr)
     rows = load_prompts(
         options.dataset, config=options.dataset_config, split=options.split, require_answer=True
     )
@@ -81,6 +84,7 @@ def run(argv: Sequence[str]) -> int:
             rows,
             seed=options.seed,
             **settings,
+            template_options=shown,
             progress=lambda done, total: advance("completions", done, total),
         )
     _print_table(options.model, result)
@@ -181,9 +185,11 @@ def _run_suite(options: argparse.Namespace) -> int:
     import torch
 
     from taopd.experiments.evaluation.lm_eval import SuiteSettings, parse_suite, run_suite
-    from taopd.runs.folder import RunFolder
+    from taopd.runs.folder import RunFolder, template_options
 
     tasks = parse_suite(options.suite)
+    if options.chat_template and (shown := template_options(options.model)):
+        print(f"the run had chat_template_kwargs {shown}, a suite has none", file=sys.stderr)
     if options.output is not None:
         RunFolder.check(
             options.output, overwrite=options.overwrite, reads=(options.model, options.suite_path)

@@ -77,7 +77,7 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     args = TeachabilityConfig(output_dir=str(folder), seed=arm.seed, **defaults | training)
     tokenizer = load_tokenizer(arm.student)
     tokens = KeptTokens(arm.token_kinds)
-    curve = AccuracyCurve(arm, tokenizer, tokens, folder)
+    curve = AccuracyCurve(arm, tokenizer, tokens, folder, args.chat_template_kwargs)
     stop = StopRule(arm, tokens, curve)
     trainer = TeachabilityTrainer(
         model=student,

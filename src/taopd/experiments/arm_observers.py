@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -73,8 +74,15 @@ class KeptTokens:
 class AccuracyCurve(TrainerCallback):
     """Greedy and sampled accuracy before training, every `evaluate_every` steps and at the end."""
 
-    def __init__(self, arm: Arm, tokenizer, tokens: KeptTokens, folder: Path) -> None:
-        self._arm = arm
+    def __init__(
+        self,
+        arm: Arm,
+        tokenizer,
+        tokens: KeptTokens,
+        folder: Path,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._arm, self._template_options = arm, template_options
         self._log = folder / CURVE_FILE
         self._tokenizer = tokenizer
         self._problems = load_problems(arm)
@@ -99,6 +107,7 @@ class AccuracyCurve(TrainerCallback):
                 or self._arm.config["max_completion_length"],
                 batch_size=self._arm.evaluation_batch_size or len(self._problems),
                 seed=self._arm.seed,
+                template_options=self._template_options,
             )
             for how in ("greedy", "sampled")
         }

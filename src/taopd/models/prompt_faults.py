@@ -71,8 +71,11 @@ class Turns:
             return Turns(ends=ends)
         # Turns are marked by tokens that no text holds; a marker in ordinary words could not be told apart.
         added = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
-        markers = [token for token in added if token in opened and token != tokenizer.bos_token]
-        header = opened.removeprefix(asked).partition("<think>")[0].strip()
+        header = opened.removeprefix(asked).partition("<think>")[0]
+        # An opened thought is no turn, though its marker may be a token of its own.
+        turns = asked + header
+        markers = [token for token in added if token in turns and token != tokenizer.bos_token]
+        header = header.strip()
         # What closes the user's turn ends a text just as a stop does, if a header should follow it.
         last = max(markers, key=asked.rfind, default=None)
         if header and last is not None and asked.rstrip().endswith(last):

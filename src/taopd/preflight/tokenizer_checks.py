@@ -6,12 +6,15 @@ an oversight and can be meant.
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taopd.errors import DataError
 from taopd.models.output_head import head_rows
+from taopd.models.prompt_faults import LOOKED_AT
 from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.stop_tokens import declared_ids
 from taopd.models.tokenizers import shared_vocabulary
@@ -140,7 +143,7 @@ def check_chat_template(subject: "Subject") -> Verdict:
     Raises:
         DataError: messages, and a student without a template.
     """
-    item, prompt, options = "chat template", _first_prompt(subject), subject.template_options
+    item, prompt = "chat template", _first_prompt(subject)
     student, teacher = subject.tokenizers
     if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", [])
@@ -155,7 +158,7 @@ def check_chat_template(subject: "Subject") -> Verdict:
             "teacher, or plain-text prompts."
         )
         return judge(item, "only the student has one", [("warn", problem)])
-    texts = [render(tokenizer, prompt, options=options) for tokenizer in (student, teacher)]
+    texts = _rendered(subject, prompt)
     pieces = difference(*texts)
     if texts[0] == texts[1]:
         return judge(
@@ -163,7 +166,12 @@ def check_chat_template(subject: "Subject") -> Verdict:
         )
     control = [_control_tokens(student, text) for text in texts]
     problems = Problems()
-    if control[0] != control[1]:
+    if _same_with_system(subject, prompt):
+        problems.warn(
+            "Only one template has a default system prompt, or each has another: give both the same system "
+            "message in the prompts."
+        )
+    elif control[0] != control[1]:
         problems.fail(
             "The turns are marked by other control tokens: the teacher would score a layout it was not "
             "trained on. Take the teacher's template for both, or another teacher."
@@ -179,12 +187,40 @@ def check_chat_template(subject: "Subject") -> Verdict:
     return judge(item, measured, problems, figures=figures, difference=pieces)
 
 
+def _rendered(subject: "Subject", prompt: Prompt) -> list[str]:
+    """A prompt by the student's template and by the teacher's.
+
+    Raises:
+        DataError: says whose template fails.
+    """
+    texts = []
+    for owner, tokenizer in zip(("student", "teacher"), subject.tokenizers, strict=True):
+        try:
+            texts.append(render(tokenizer, prompt, options=subject.template_options))
+        except DataError as error:
+            raise DataError(f"for the {owner} {error}") from error
+    return texts
+
+
+def _same_with_system(subject: "Subject", prompt: Prompt) -> bool:
+    """Whether the templates agree once a system message takes the place of their default ones."""
+    assert not isinstance(prompt.content, str)
+    if prompt.content[0]["role"] == "system":
+        return False
+    system = {"role": "system", "content": "x"}
+    try:
+        student, teacher = _rendered(subject, replace(prompt, content=[system, *prompt.content]))
+    except DataError:  # a template that takes no system message
+        return False
+    return student == teacher
+
+
 def check_thinking(subject: "Subject") -> Verdict:
     """Thinking mode: which template takes a flag, and whether the rendered prompts open a thought."""
     item, prompt, options = "thinking mode", _first_prompt(subject), subject.template_options
     student, teacher = subject.tokenizers
     if isinstance(prompt.content, str):
-        return judge(item, "not used: the prompts are plain text", [])
+        return judge(item, "not used: the prompts are plain text", _unread(subject, options))
     flags = [_flags(tokenizer) for tokenizer in (student, teacher)]
     set_flags = {
         name: value
@@ -193,20 +229,27 @@ def check_thinking(subject: "Subject") -> Verdict:
     }
     problems = Problems()
     for name in sorted(flags[0] ^ flags[1]):
-        owner = "student" if name in flags[0] else "teacher"
-        problems.fail(
-            f"Only the {owner}'s template takes {name}: one model thinks, the other answers. Choose a "
-            f"pair of one kind, or set chat_template_kwargs: {{{name}: false}} if the {owner} then "
-            "writes as the other does."
-        )
-    for name in set_flags:
-        # What single rows set is an item of its own.
-        if name in options and name not in flags[0]:
+        if name in flags[1]:
+            problems.fail(
+                f"Only the teacher's template takes {name}, and the student's writes the prompts: one model "
+                "thinks, the other answers. Choose a pair of one kind, or give the student's tokenizer the "
+                "teacher's template."
+            )
+        # Where it is set, the two rendered prompts tell whether they agree: the item before compares them.
+        elif name not in set_flags:
+            problems.fail(
+                f"Only the student's template takes {name}: one model thinks, the other answers. Choose a "
+                f"pair of one kind, or set chat_template_kwargs: {{{name}: false}} if the student then "
+                "writes as the teacher does."
+            )
+    # What single rows set is an item of its own.
+    for name in options:
+        if not _reads(student, name):
             problems.fail(
                 f"chat_template_kwargs sets {name}, which the student's template ignores: take it out."
             )
     if student.chat_template is not None and teacher.chat_template is not None:
-        opens = [_opens_thought(render(tok, prompt, options=options)) for tok in (student, teacher)]
+        opens = [_opens_thought(text) for text in _rendered(subject, prompt)]
         if opens[0] != opens[1]:
             owner = "student" if opens[0] else "teacher"
             problems.fail(
@@ -222,8 +265,25 @@ def check_thinking(subject: "Subject") -> Verdict:
 
 
 def _flags(tokenizer: Tokenizer) -> set[str]:
-    template = str(tokenizer.chat_template or "")
-    return {name for name in THINKING_FLAGS if re.search(rf"\b{name}\b", template)}
+    return {name for name in THINKING_FLAGS if _reads(tokenizer, name)}
+
+
+def _reads(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether a chat template has a name in it."""
+    return bool(re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template or "")))
+
+
+def _unread(subject: "Subject", options: Mapping[str, Any]) -> Problems:
+    """Options of a template that no prompt goes through."""
+    problems = Problems()
+    rows = subject.some_rows(LOOKED_AT) if options else ()
+    prompts = [read_prompt(row, f"row {place}") for place, row in enumerate(rows)]
+    if prompts and all(isinstance(prompt.content, str) for prompt in prompts):
+        problems.warn(
+            "chat_template_kwargs has no effect: no prompt goes through the template. Take it out, or store "
+            "messages."
+        )
+    return problems
 
 
 def _opens_thought(text: str) -> bool:

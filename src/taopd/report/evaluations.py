@@ -100,6 +100,14 @@ def unlike(one: Evaluation, other: Evaluation) -> str:
     lengths = [each.results.get("settings", {}).get("max_new_tokens") for each in (one, other)]
     if None not in lengths and lengths[0] != lengths[1]:
         return f"completions are cut at {lengths[0]} tokens in one, at {lengths[1]} in the other"
+    shown = [
+        each.results.get("settings", {}).get("chat_template_kwargs") or {} for each in (one, other)
+    ]
+    if shown[0] != shown[1]:
+        return (
+            f"their prompts are rendered with chat_template_kwargs {shown[0]} in one, {shown[1]} in the "
+            "other (a column of that name in the dataset sets them for any model)"
+        )
     for each in (one, other):
         if not each.shares:
             return (

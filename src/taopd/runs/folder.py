@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from taopd.errors import ConfigError, DataError, TaopdError
 from taopd.runs.checkpoints import PARTIAL, newest_complete
@@ -288,6 +289,23 @@ def _tidy(folder: Path) -> None:
             shutil.rmtree(found, ignore_errors=True)
     for found in folder.glob(".*.tmp"):
         found.unlink(missing_ok=True)
+
+
+def template_options(model: str | Path) -> dict[str, Any]:
+    """`chat_template_kwargs` of the run that a model's folder is of; empty for any other model.
+
+    Raises:
+        DataError: the run's settings cannot be read.
+    """
+    place = expanded(model)
+    # The folder `model`, a checkpoint, or the run's own folder.
+    run = next((each for each in (place, place.parent) if (each / MARKER).is_file()), None)
+    if run is None:
+        return {}
+    beside = run / CONFIG_BESIDE_MODEL
+    file = beside if beside.is_file() else run / "config.json"
+    found = read_document(file) if file.is_file() else {}
+    return dict(found.get("chat_template_kwargs") or {})
 
 
 def is_model_card(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Accuracy of a model on prompts with answers: greedy or sampled. Benchmark suites: `lm_eval`."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -29,6 +29,7 @@ def evaluate(
     match: str = "auto",
     batch_size: int = 32,
     seed: int = 0,
+    template_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Generate and grade `num_samples` completions for every row of `dataset` (columns `prompt` and
@@ -45,6 +46,7 @@ def evaluate(
             where the answer is a number or LaTeX, or the completion has a \\boxed{...}, else exact. Of an
             answer whose last line is "#### 42" math and auto compare what stands there.
         batch_size: completions generated together.
+        template_options: of the chat template (`chat_template_kwargs` of a run); a row's own win.
         progress: called with (completions done, completions in all).
 
     Raises:
@@ -66,13 +68,11 @@ def evaluate(
     if not rows:
         raise DataError("the evaluation set has no rows")
     check_rows(rows)
-    prompt_ids = encode_prompts(tokenizer, rows)
+    prompt_ids = encode_prompts(tokenizer, rows, options=template_options)
     _check_context(prompt_ids, context_length(model), max_new_tokens)
     eos_ids = sampler_stop_ids(tokenizer, model)
     settings = generation_settings(tokenizer, eos_ids, greedy, temperature, max_new_tokens)
-    if not greedy:
-        settings |= {"top_p": top_p, "top_k": top_k}
-
+    settings |= {} if greedy else {"top_p": top_p, "top_k": top_k}
     work = [(problem, sample) for problem in range(len(rows)) for sample in range(num_samples)]
     transcripts = []
     with undisturbed(model, tokenizer, seed):
@@ -91,7 +91,8 @@ def evaluate(
         num_problems=len(rows),
         num_samples=num_samples,
         settings=settings
-        | {"match": match, "seed": seed, "batch_size": batch_size, "num_samples": num_samples},
+        | {"match": match, "seed": seed, "batch_size": batch_size, "num_samples": num_samples}
+        | ({"chat_template_kwargs": dict(template_options)} if template_options else {}),
     )
 
 
