@@ -98,7 +98,10 @@ def test_every_public_shape_is_checked():
 
 @pytest.mark.parametrize(
     "targets",
-    [None, "all-linear", ["o_proj"], ["mlp.up_proj", "k_proj"], r".*layers\.\d+\.mlp\..*_proj"],
+    [
+        *(None, "all-linear", ["o_proj"], ["mlp.up_proj", "k_proj"]),
+        *(r".*layers\.\d+\.mlp\..*_proj", r".*layers\.[1-9]\.mlp\..*_proj", r".*\.0\..*v_proj"),
+    ],
     ids=str,
 )
 def test_adapters_equal_those_of_peft(targets):

@@ -24,6 +24,7 @@ from taopd.models.quantization import require_package
 from taopd.trainer.build.named_optimizer import check_optim, check_schedule
 from taopd.trainer.build.named_trackers import check_trackers
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.settings.adapter_targets import read_targets
 from taopd.trainer.settings.config_checks import check_generation_batch
 from taopd.trainer.settings.number_checks import (
     LORA,
@@ -70,6 +71,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ModelCo
     check_adapter_is_asked_for(own)
     weights = ModelConfig(**own)
     check_ranges(weights, LORA)
+    read_targets(weights)
     training = {name: value for name, value in settings.items() if name not in hints}
     shared = {name: own[name] for name in _SHARED if name in own}
     if shared:

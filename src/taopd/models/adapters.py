@@ -6,7 +6,7 @@ frozen; peft has a class around such a model, `PeftModel`, whose adapter trains 
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 NEW = "new_adapter"
 """Subfolder of a checkpoint: the adapter that trains, without the one that was merged before."""
 _PREFIX = "base_model.model."
+_TAKES_OUT = ("pissa", "olora", "corda", "lora_ga")
+"""Values of `init_lora_weights`, or how they begin, with which peft changes the weights below."""
+Refusal = Callable[[str], ConfigError]
+"""An error for what an adapter has."""
 
 
 def read_adapter_again(model: Any, folder: Path) -> None:
@@ -121,7 +125,11 @@ def _take_off_parameters(model: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedAdapter:
-    """An adapter that was merged into its base; a new one is saved together with it."""
+    """What an adapter trains on top of: an older one that was merged, or a part that its init took out.
+
+    PiSSA, OLoRA and their like begin with a part of the weights as the adapter, and the base without it. That
+    base is nowhere on disk: what is saved must be an adapter of the one that is.
+    """
 
     base: str
     """Name or path of the model below."""
@@ -143,17 +151,42 @@ class MergedAdapter:
                 "an adapter cannot be merged into a quantized base without loss: leave out use_peft to go on "
                 "training it, or merge it into the unquantized model first"
             )
-        factors, scaling = {}, scaling_of(model)
-        for module_name, scale in scaling.items():
-            module = model.get_base_model().get_submodule(module_name)
-            weights = module.lora_A[name].weight, module.lora_B[name].weight
-            a, b = (weight.detach().float().cpu().clone() for weight in weights)
-            factors[module_name] = a, b * scale
+        factors = _factors(model, scaling_of(model))
         plain: Any = model.merge_and_unload()
         if getattr(plain, "peft_config", None):  # left by transformers; no new adapter
             del plain.peft_config
             plain._hf_peft_config_loaded = False
         return plain, MergedAdapter(base=config.base_model_name_or_path, factors=factors)
+
+    @staticmethod
+    def taken_out(model: PeftModel, below: "MergedAdapter | None") -> "MergedAdapter | None":
+        """What the init of a new adapter took out of the weights, with what was merged into them before.
+
+        Raises:
+            ConfigError: such an adapter that cannot be saved as one of the base.
+        """
+        config: Any = model.peft_config[model.active_adapters[0]]
+        init = getattr(config, "init_lora_weights", True)
+        if not (isinstance(init, str) and init.lower().startswith(_TAKES_OUT)):
+            return below
+
+        def refusal(what: str) -> ConfigError:
+            return ConfigError(
+                f"init_lora_weights={init!r} takes a part out of the weights below the adapter; with {what} "
+                "what was trained cannot be saved as an adapter of the student: leave one of the two out"
+            )
+
+        check_plain(config, refusal)
+        base = below.base if below else config.base_model_name_or_path
+        factors = dict(below.factors) if below else {}
+        for name, (a, b) in _factors(model, scaling_of(model, refusal)).items():
+            old = [factors[name]] if name in factors else []
+            pairs = [*old, (a, -b)]
+            factors[name] = (
+                torch.cat([x for x, _ in pairs]),
+                torch.cat([x for _, x in pairs], dim=1),
+            )
+        return MergedAdapter(base=base, factors=factors)
 
     def save_with(self, folder: Path, scaling: Mapping[str, float], *, keep: bool) -> None:
         """Turn the new adapter that was saved in a folder into one adapter of the base: both together.
@@ -209,7 +242,26 @@ def say_unmatched(model: Any) -> None:
                 )
 
 
-def check_plain(config: Any) -> None:
+def _factors(model: Any, scaling: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, scaled B) of the active LoRA by module, as they are now."""
+    name, found = model.active_adapters[0], {}
+    for module_name, scale in scaling.items():
+        module = model.get_base_model().get_submodule(module_name)
+        weights = module.lora_A[name].weight, module.lora_B[name].weight
+        a, b = (weight.detach().float().cpu().clone() for weight in weights)
+        found[module_name] = a, b * scale
+    return found
+
+
+def _cannot_save(what: str) -> ConfigError:
+    return ConfigError(
+        f"the student is an adapter and a new one is asked for; with {what} the two cannot be saved as one. "
+        "Merge the student (merge_and_unload), save it, and name that folder; or leave out use_peft to go on "
+        "training its adapter"
+    )
+
+
+def check_plain(config: Any, refusal: Refusal = _cannot_save) -> None:
     """Refuse an adapter that is more than one LoRA on linear layers.
 
     Raises:
@@ -222,10 +274,10 @@ def check_plain(config: Any) -> None:
     if not isinstance(config, LoraConfig):
         found = [str(config.peft_type)]
     if found:
-        raise _cannot_save(found[0])
+        raise refusal(found[0])
 
 
-def scaling_of(model: Any) -> dict[str, float]:
+def scaling_of(model: Any, refusal: Refusal = _cannot_save) -> dict[str, float]:
     """Scale of the active LoRA by module.
 
     Raises:
@@ -239,15 +291,7 @@ def scaling_of(model: Any) -> dict[str, float]:
         # Experts in one tensor have matrices of another shape, which are applied in another way.
         linear = linear and not isinstance(module, ParamWrapper)
         if not linear and name in {*module.lora_A, *module.lora_embedding_A}:
-            raise _cannot_save(f"LoRA on {module_name}")
+            raise refusal(f"LoRA on {module_name}")
         if linear:
             found[module_name] = module.scaling[name]
     return found
-
-
-def _cannot_save(what: str) -> ConfigError:
-    return ConfigError(
-        f"the student is an adapter and a new one is asked for; with {what} the two cannot be saved as one. "
-        "Merge the student (merge_and_unload), save it, and name that folder; or leave out use_peft to go on "
-        "training its adapter"
-    )

@@ -20,6 +20,7 @@ from taopd.errors import ConfigError, require
 from taopd.runs.redaction import redact_document
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.settings.adapter_targets import read_targets
 from taopd.trainer.settings.config_checks import refuse_removed
 from taopd.trainer.settings.filled import given_otherwise
 from taopd.trainer.settings.number_checks import (
@@ -284,6 +285,7 @@ def _check_given(values: argparse.Namespace, given: frozenset[str]) -> None:
 def _check_supported(settings: TrainSettings) -> None:
     """Refuse settings of TRL that this command does not follow."""
     check_ranges(settings.model, LORA)
+    read_targets(settings.model)
     check_adapter_is_asked_for(settings.given)
     for name, instead in _REFUSED.items():
         holders = (settings.script, settings.training, settings.model)

@@ -95,9 +95,7 @@ class TeachabilityTrainer(BaseTrainer):
         args = TeachabilityConfig.of(args, model)
         name_teacher(args, teacher_model)
         check_given(args, model, callbacks, optimizers, quantization_config, tools)
-        self._given = given = given_student(
-            model, args, processing_class, peft_config, quantization_config
-        )
+        given = given_student(model, args, processing_class, peft_config, quantization_config)
         quantization = None if isinstance(model, str) else quantization_config
         # TRL refuses vocabularies padded to different sizes, so the teacher is attached below instead.
         super().__init__(
@@ -105,7 +103,7 @@ class TeachabilityTrainer(BaseTrainer):
             *(callbacks, optimizers, quantization, peft_config, given_tools(args, tools)),
         )
         args.model_init_kwargs = given.options
-        given.require_savable(self.model)
+        self._given = given.made(self.model, peft_config)
         check_made(args, self.model, optimizers[0], self.accelerator)
         self._check_training_set()
         whole = self.model, self.accelerator, lambda: self.model_wrapped

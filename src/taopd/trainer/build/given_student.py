@@ -2,7 +2,7 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class GivenStudent:
     model: Any
     processing_class: PreTrainedTokenizerBase
     merged: "MergedAdapter | None"
-    """The student's own adapter, where a new one is trained on top of it."""
+    """The student's own adapter, where a new one is trained on top of it, and what its init took out."""
     options: Any
     """The setting `model_init_kwargs`. TRL is not shown it where the model is loaded already: it would say
     that it is ignored."""
@@ -46,13 +46,20 @@ class GivenStudent:
 
             self.merged.save_with(folder, scaling_of(model), keep=checkpoint)
 
-    def require_savable(self, model: Any) -> None:
-        """Refuse what cannot be saved, before any training: a config, a new adapter on top of the old one."""
-        require_savable(model)
-        if self.merged is not None:
-            from taopd.models.adapters import scaling_of
+    def made(self, model: Any, peft_config: Any) -> "GivenStudent":
+        """With what the init of a new adapter took out of the weights, once there is one.
 
+        Raises:
+            ConfigError: what cannot be saved, before any training: a config, a new adapter on top of the old.
+        """
+        require_savable(model)
+        if peft_config is None:
+            return self
+        from taopd.models.adapters import MergedAdapter, scaling_of
+
+        if self.merged is not None:
             scaling_of(model)
+        return replace(self, merged=MergedAdapter.taken_out(model, self.merged))
 
     def resumed_from(self, checkpoint: str) -> str:
         """The folder of a checkpoint that holds the weights which train."""

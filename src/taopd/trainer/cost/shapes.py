@@ -174,7 +174,7 @@ class ModelShape:
         return self.embedding_parameters + self.body_parameters + self.head_parameters
 
     def adapter_parameters(self, rank: int, targets: str | Collection[str] | None = None) -> int:
-        """LoRA matrices of this rank, in every block; none in experts.
+        """LoRA matrices of this rank; none in experts.
 
         Args:
             targets: PEFT's `target_modules`: names, a regular expression over whole names, "all-linear", or
@@ -192,9 +192,10 @@ class ModelShape:
         }
         dense = self.num_layers - self.num_moe_layers
         return rank * sum(
-            size * (dense if name.startswith("mlp.") else self.num_layers)
+            size
             for name, size in sizes.items()
-            if _is_target(name, targets)
+            for layer in range(dense if name.startswith("mlp.") else self.num_layers)
+            if _is_target(f"model.layers.{layer}.{name}", targets)
         )
 
     def _sum_over_layers(self, expert_rows: int) -> int:
@@ -204,13 +205,13 @@ class ModelShape:
 
 
 def _is_target(name: str, targets: str | Collection[str] | None) -> bool:
-    """Whether PEFT puts an adapter on this linear layer of a block."""
+    """Whether PEFT puts an adapter on this linear layer; the name is that in a model with a head."""
     if targets is None:
         targets = ("q_proj", "v_proj")
     if isinstance(targets, str):
         # PEFT has read the word before a regular expression, which is matched with the whole name.
-        return targets == "all-linear" or bool(re.fullmatch(targets, f"model.layers.0.{name}"))
-    return any(f".{name}".endswith(f".{target}") for target in targets)
+        return targets == "all-linear" or bool(re.fullmatch(targets, name))
+    return any(name.endswith(f".{target}") for target in targets)
 
 
 def _read(config: Any, field: str, name: str) -> int:
