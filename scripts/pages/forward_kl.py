@@ -22,7 +22,7 @@ from scripts.arguments import Arguments, existing_folder
 from scripts.pages import smollm2_cpu
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
-from taopd.report.figures.style import COLORS, MARKERS
+from taopd.report.figures.style import COLORS, MARKERS, STYLES
 from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import write_text
 
@@ -113,11 +113,11 @@ def table(arms: dict[str, Any], order: list[str]) -> list[str]:
     rows = []
     for name in order:
         arm = arms[name]
-        known = {step: f"{100 * share:.0f}" for step, share in arm["accuracy_curve"]}
+        known = {step: f"{100 * share:.3g}" for step, share in arm["accuracy_curve"]}
         shares = [known.get(step, "") for step in steps]
         sampled = 100 * arm["accuracy_sampled_curve"][-1][1]
         length = arm["mean_tokens_greedy_curve"][-1][1]
-        rows.append([name, *shares, f"{sampled:.0f}", f"{length:.0f}"])
+        rows.append([name, *shares, f"{sampled:.3g}", f"{length:.0f}"])
     return markdown_table(heads, rows)
 
 
@@ -143,13 +143,18 @@ def difference_table(pairs: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Greedy accuracy against steps, a line an arm."""
+    """Greedy accuracy against steps, a line an arm; seeds of one arm have its color and marker."""
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
-    for index, arm in enumerate(
-        sorted(document["arms"], key=lambda a: -a["accuracy_curve"][-1][1])
-    ):
+    order = sorted(document["arms"], key=lambda a: -a["accuracy_curve"][-1][1])
+    parts = [arm["name"].partition(", seed ") for arm in order]
+    names, seeds = (
+        list(dict.fromkeys(name for name, _, _ in parts)),
+        sorted({s for _, _, s in parts}),
+    )
+    for arm, (name, _, seed) in zip(order, parts, strict=True):
         steps, shares = zip(*arm["accuracy_curve"], strict=True)
-        style = {"color": COLORS[index], "marker": MARKERS[index]}
+        index = names.index(name)
+        style = {"color": COLORS[index], "marker": MARKERS[index], "ls": STYLES[seeds.index(seed)]}
         axes.plot(steps, [100 * share for share in shares], label=arm["name"], **style)
     axes.set(xlabel="step", ylabel="greedy accuracy, %", ylim=(-1, None))
     axes.spines[["top", "right"]].set_visible(False)
