@@ -31,7 +31,7 @@ def check_weights(
     """
     missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     others = [] if any_shape else sorted(report["mismatched_keys"])
-    left = [] if _unpacked_by_loader(model) else _left_out(model, unknown)
+    left = [] if _unpacked_by_loader(model) else left_out(model, unknown)
     # Beside packed weights stand scales and the like.
     beside = [tensor for tensor in left or unknown if not tensor.endswith((".weight", ".bias"))]
     if beside and (missing or others or left) and (packing := _packing(model, left)):
@@ -88,7 +88,7 @@ def _packing(model: PreTrainedModel, left: Iterable[str]) -> str:
     return f"{method or 'a quantization that no config names'}{f' ({kind})' if kind else ''}"
 
 
-def _left_out(model: PreTrainedModel, unknown: Iterable[str]) -> list[str]:
+def left_out(model: PreTrainedModel, unknown: Iterable[str]) -> list[str]:
     """Tensors of layers that the model has: a bias, a scale. What other layers hold does not concern it."""
     # A checkpoint may hold the backbone's names, without the prefix of the whole model.
     layers = {

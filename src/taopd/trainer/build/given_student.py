@@ -14,7 +14,7 @@ from taopd.errors import ConfigError
 from taopd.models.load_options import safe_options
 from taopd.models.loading import has_adapter, load_model, load_tokenizer
 from taopd.trainer.build.given_arguments import require_generation
-from taopd.trainer.checkpoint.savable import require_savable
+from taopd.trainer.checkpoint.savable import require_loadable, require_savable
 
 # peft is imported where there is an adapter: it loads a network library.
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def given_student(
     if isinstance(model, str):
         model, options = _loaded(model, args, quantization_config)
         args.model_init_kwargs = None
+    else:
+        require_loadable(model)
     if isinstance(processing_class, ProcessorMixin):
         logger.warning(
             "only text is distilled: the processor's tokenizer is used, no images are read"
