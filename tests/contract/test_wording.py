@@ -25,6 +25,7 @@ OF_FILES = {  # keys of a model's or tokenizer's JSON, and of settings that are 
     *("attention_dropout", "base_model", "chat_template", "eos_token", "pad_token", "vocab_size"),
     *("gguf_file", "fsdp_version", "num_beams", "prompt_lookup_num_tokens", "use_reentrant"),
     *("quantization_config", "num_processes", "dispatch_batches"),
+    *("every_n_layers", "disable_compile"),
 }
 OF_LIBRARIES = {
     *("merge_and_unload", "name_or_path", "requires_grad", "attn_pdrop"),

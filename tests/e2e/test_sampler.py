@@ -203,6 +203,45 @@ def test_settings_that_sampling_cannot_take_are_refused(tmp_path, given, message
         make_trainer(tmp_path, generation_kwargs=given)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"cache_implementation": "statik"}, "^cache_implementation='statik': Invalid"),
+        ({"cache_implementation": "offloaded"}, "^cache_implementation='offloaded' moves keys"),
+        (
+            {"generation_kwargs": {"cache_implementation": "offloaded_static"}},
+            "_static' moves keys",
+        ),
+        ({"generation_kwargs": {"disable_compile": True}}, "disable_compile is always true here"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_generation_config_are_refused(tmp_path, settings, told):
+    """Oracle: TRL fails with the same, on making the configuration or with the first batch."""
+    with pytest.raises(ConfigError, match=told):
+        make_trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bad_words_ids": []},
+        {"suppress_tokens": ["a"]},
+        {"num_beams": 0},
+        {"guidance_scale": "x"},
+        {"sequence_bias": 3},
+    ],
+    ids=str,
+)
+def test_values_that_fail_within_generate_are_named(tmp_path, given):
+    for check in (True, False):
+        with pytest.raises(
+            ConfigError, match=r"generation_kwargs=\{.*\}: sampling failed: "
+        ) as told:
+            make_trainer(tmp_path / str(check), generation_kwargs=given).train(check=check)
+        assert str(given) in str(told.value)
+
+
 ALONE = [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}]
 ON_A_HUB = [
     {"dola_layers": "low"},

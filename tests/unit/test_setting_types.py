@@ -107,6 +107,26 @@ def test_a_setting_that_trls_trainer_passes_over_is_said(caplog):
     assert "data_seed=3 has no effect: TRL's sampler takes the order of the prompts" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("switch", "read"),
+    [
+        ("use_vllm", {"vllm_gpu_memory_utilization": 0.5}),
+        ("use_liger_kernel", {"liger_kernel_config": {"rope": True}}),
+        ("log_completions", {"num_completions_to_print": 3}),
+        ("dataloader_num_workers", {"dataloader_multiprocessing_context": "spawn"}),
+    ],
+)
+def test_a_setting_of_what_is_switched_off_is_said(switch, read, caplog):
+    config(**{switch: True if switch != "dataloader_num_workers" else 1}, **read)
+    assert "has no effect" not in caplog.text
+    config(**read)
+    assert f"has no effect without {switch}" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"^dataloader_multiprocessing_context='thread' is unknown"
+    ):
+        config(dataloader_num_workers=1, dataloader_multiprocessing_context="thread")
+
+
 def test_an_interval_of_zero_is_allowed_where_nothing_happens_in_intervals():
     for what in ("logging", "save", "eval"):
         name, steps = f"{what}_steps", {f"{what}_strategy": "steps"}

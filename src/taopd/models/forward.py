@@ -6,12 +6,13 @@ generation: models with absolute positions (GPT-2) would otherwise count the pad
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -49,6 +50,20 @@ def bare(model: Any) -> PreTrainedModel:
             "`taopd diagnose gain` instead"
         )
     return inside_peft(model)
+
+
+@contextmanager
+def without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """No layer recomputes its activations: for passes without gradient, in which there is nothing to save."""
+    modules: list[Any] = list(model.modules())
+    layers = [layer for layer in modules if getattr(layer, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 def backbone_states(

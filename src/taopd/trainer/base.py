@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
+from taopd.errors import ConfigError, TaopdError
 from taopd.kernels import Head
 from taopd.models.batch import Trimmed
-from taopd.models.forward import backbone_states
+from taopd.models.forward import backbone_states, without_checkpointing
 from taopd.models.output_head import head_dtype, read_head
 from taopd.trainer.build.own_teacher import AdapterTeacher
 from taopd.trainer.checkpoint.mixin import AtomicCheckpoints
@@ -25,7 +26,7 @@ from taopd.trainer.run_record import RecordedRuns
 from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.settings.config_checks import check_generation_batch
-from taopd.trainer.settings.number_checks import about
+from taopd.trainer.settings.number_checks import OF_WORKERS, about
 from taopd.trainer.step_metrics import Recorder, over_processes
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher import TeacherSource
@@ -62,6 +63,10 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
                 "torch_compile has no effect: the step calls backbone and head by themselves"
             )
             plugin.backend = DynamoBackend.NO
+        if self.args.fp16 and self.args.device.type == "cpu":
+            logger.warning(
+                "fp16=True has no effect on the CPU: take bf16=True for 16-bit arithmetic"
+            )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         with about(self.args, "optim", "optim_args", "optim_target_modules"):
@@ -109,12 +114,19 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         return prompt_ids, completion_ids
 
     def _generate_single_turn(self, *args, **kwargs) -> list[list[int]]:
-        # The student that scoring sees draws the tokens; TRL leaves its dropout on.
+        # The student that scoring sees draws the tokens; TRL leaves its dropout on. TRL would also switch
+        # checkpointing on again by other keywords than at the start, each time with a hook more.
         training = self.model.training
         self.model.eval()
         try:
-            with self.sampler_monitor.listening():
+            with without_checkpointing(self.model), self.sampler_monitor.listening():
                 completions = super()._generate_single_turn(*args, **kwargs)
+        except TaopdError:
+            raise
+        except (ArithmeticError, TypeError, ValueError) as error:
+            if given := self.args.generation_kwargs:
+                raise ConfigError(f"generation_kwargs={given}: sampling failed: {error}") from error
+            raise
         finally:
             self.model.train(training)
         self.nonfinite.sampled(completions)
@@ -149,6 +161,11 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         if dataset is None or dataset is self.train_dataset:
             self._sampler = sampler
         return sampler
+
+    def _get_dataloader(self, *args, **kwargs):
+        # torch refuses them otherwise. TRL reads a stream without workers, whatever is set.
+        with _settings_of_workers(self.args):
+            return super()._get_dataloader(*args, **kwargs)
 
     def _prepare_inputs(self, generation_batch):
         accumulation = self.args.gradient_accumulation_steps
@@ -256,6 +273,17 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
         self._recorder.flush()
         # Each rank has its part of the batch's loss, times the ranks; the mean is the loss of one process.
         return (self.accelerator.reduce(loss, reduction="mean"), *rest)
+
+
+@contextmanager
+def _settings_of_workers(args: Any) -> Iterator[None]:
+    """Leave out the settings of worker processes where there are none."""
+    given = {name: getattr(args, name) for name in OF_WORKERS}
+    vars(args).update({} if args.dataloader_num_workers else OF_WORKERS)
+    try:
+        yield
+    finally:
+        vars(args).update(given)
 
 
 @contextmanager

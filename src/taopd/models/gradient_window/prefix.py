@@ -4,8 +4,7 @@ Keys and values are taken where the layers hand them to a cache, in the model's 
 implementation: after the rotation by position, before grouped heads are repeated, uncut by sliding windows.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from taopd.errors import ConfigError
 from taopd.models.batch import positions_of
+from taopd.models.forward import without_checkpointing
 from taopd.models.output_head import inside_peft
 
 SUPPORTED_LAYERS = ("full_attention", "sliding_attention")
@@ -140,20 +140,6 @@ def check_backbone(backbone: Any) -> None:
         )
 
 
-@contextmanager
-def _without_checkpointing(backbone: Any) -> Iterator[None]:
-    """Layers drop the cache that they are given while they checkpoint."""
-    # No gradient flows in this pass, so that there is nothing to save by recomputing.
-    layers = [layer for layer in backbone.modules() if getattr(layer, "gradient_checkpointing", 0)]
-    for layer in layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True
-
-
 @torch.no_grad()
 def capture_prefix(
     model: Any, input_ids: Int[Tensor, "b L"], attention_mask: Int[Tensor, "b L"]
@@ -166,7 +152,8 @@ def capture_prefix(
     backbone = backbone_of(model)
     check_backbone(backbone)
     cache, positions = Cache(layer_class_to_replicate=_StoredLayer), positions_of(attention_mask)
-    with _without_checkpointing(backbone):
+    # Layers drop the cache that they are given while they checkpoint.
+    with without_checkpointing(backbone):
         hidden = backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,17 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, optim
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, require
 from taopd.models.loading import has_adapter
 from taopd.models.output_head import inside_peft
 from taopd.trainer.build.named_optimizer import check_optim, check_schedule
 from taopd.trainer.settings.config_checks import check_config
 from taopd.trainer.settings.filled import FilledText
+from taopd.trainer.settings.number_checks import about
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
 if TYPE_CHECKING:
@@ -131,7 +134,7 @@ def check_made(
 
     Raises:
         ConfigError: activation checkpointing, the default, of an architecture that cannot do it; or see
-            `check_optimizer`, `check_schedule`, `check_optim` and `_check_float16`.
+            `check_optimizer`, `check_schedule`, `check_optim`, `_check_checkpointing` and `_check_float16`.
         ImportError: a package that `optim` needs is missing.
     """
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
@@ -139,6 +142,7 @@ def check_made(
         raise ConfigError(
             f"gradient_checkpointing=True (the default): {kind} does not support it; set it to False"
         )
+    _check_checkpointing(args)
     # Of the model as it is now: an adapter that TRL made has parameters of its own.
     check_optimizer(optimizer, (each for each in model.parameters() if each.requires_grad))
     if optimizer is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
@@ -153,6 +157,24 @@ def check_made(
     kind, mixed = accelerator.distributed_type, accelerator.mixed_precision != "no"
     if kind != DistributedType.DEEPSPEED and not (kind == DistributedType.FSDP and mixed):
         _check_float16(args, model, optimizer)
+
+
+def _check_checkpointing(args: "TeachabilityConfig") -> None:
+    """Refuse keywords that torch refuses in the first backward."""
+    name, keywords = "gradient_checkpointing_kwargs", dict(args.gradient_checkpointing_kwargs or {})
+    if not args.gradient_checkpointing:
+        if keywords:
+            logger.warning("%s=%s has no effect without gradient_checkpointing", name, keywords)
+        return
+    # transformers' own; what is left goes to torch.
+    every = keywords.pop("every_n_layers", 1)
+    require(type(every) is int and every >= 1, f"{name}: every_n_layers", every, "at least 1")
+    offload = keywords.pop("offload", False)
+    there = isinstance(offload, bool) and not (offload and args.device.type == "cpu")
+    require(there, f"{name}: offload", offload, "false, or true where the run is on a GPU")
+    with about(args, name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint(torch.neg, torch.zeros(1, requires_grad=True), **keywords).backward()
 
 
 def _check_float16(args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None) -> None:

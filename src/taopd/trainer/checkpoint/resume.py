@@ -44,7 +44,8 @@ _FREE = {
     *("teacher_patience_s", "on_bad_numbers", "max_skipped_steps", "collapse_guard", "guard_every"),
     *("gather_limit", "prefix_memory_mib", "torch_empty_cache_steps", "use_cpu"),
     *("gradient_check_every", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    "shadow_selectors",
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "shadow_selectors"),
+    *("dataloader_multiprocessing_context", "log_unique_prompts"),
 }
 """Settings that change what is written, how fast, how long or where, and not what is trained."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig
 
 from taopd.errors import ConfigError, require_known
+from taopd.trainer.settings.number_checks import about
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -28,12 +29,14 @@ DECODING = (*ONE_AT_A_TIME, *(name for names in ON_A_HUB.values() for name in na
 
 def check_generation_kwargs(config: "TeachabilityConfig") -> None:
     """Refuse settings of sampling that transformers ignores, refuses, or answers otherwise than TRL reads."""
-    given = config.generation_kwargs
+    given = config.generation_kwargs or {}
     # vLLM has names of its own, which it checks.
     if config.use_vllm or not isinstance(given, dict):
         return
     for name in given:
         require_known("generation_kwargs", name, vars(GenerationConfig()))
+    if "disable_compile" in given:
+        raise ConfigError("generation_kwargs: disable_compile is always true here: take it out")
     check_returned(given, "generation_kwargs")
     # The completion mask would not know them, and what pads a completion that ended there would train.
     if given.get("eos_token_id") is not None:
@@ -42,6 +45,16 @@ def check_generation_kwargs(config: "TeachabilityConfig") -> None:
             "completion in the student's generation config (generation_config.json)"
         )
     check_decoding(given, at_once(config), "generation_kwargs")
+    # As TRL makes it.
+    asked = {"do_sample": True, "cache_implementation": config.cache_implementation} | given
+    with about(config, "cache_implementation", "generation_kwargs"):
+        GenerationConfig(**asked)
+    cache = str(asked["cache_implementation"])
+    if cache.startswith("offloaded") and config.device.type == "cpu":
+        raise ConfigError(
+            f"cache_implementation={cache!r} moves keys and values from a GPU to host memory, and the run is "
+            "on the CPU: leave it out"
+        )
 
 
 def check_returned(settings: Mapping[str, Any], where: str) -> None:

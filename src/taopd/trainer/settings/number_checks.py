@@ -7,9 +7,11 @@ step for `max_steps=0`, and saves nothing for `save_steps=0`.
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from multiprocessing import get_all_start_methods
 from typing import Any
 
-from taopd.errors import ConfigError, require
+from taopd.errors import ConfigError, require, require_known
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,19 @@ WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
     "data_seed": (None, "TRL's sampler takes the order of the prompts from seed"),
 }
 """Settings of transformers that TRL's trainer passes over: their default, and why."""
+OF_WORKERS = {
+    "dataloader_persistent_workers": False,
+    "dataloader_prefetch_factor": None,
+    "dataloader_multiprocessing_context": None,
+}
+"""Settings that torch takes beside worker processes alone, and their values without."""
+SWITCHES = {
+    "use_vllm": ("vllm_",),
+    "use_liger_kernel": ("liger_kernel_config",),
+    "log_completions": ("num_completions_to_print", "log_unique_prompts"),
+    "dataloader_num_workers": tuple(OF_WORKERS),
+}
+"""By setting that switches something on, how the names of the settings begin that only this reads."""
 OTHERS = ("num_train_epochs", "beta", *(f"{what}_steps" for what in INTERVALS))
 """Numbers whose range depends on another setting."""
 
@@ -111,6 +126,10 @@ def check_numbers(config: Any) -> None:
     for name, (default, why) in WITHOUT_EFFECT.items():
         if (value := getattr(config, name)) != default:
             logger.warning("%s=%s has no effect: %s", name, value, why)
+    context = config.dataloader_multiprocessing_context
+    if context is not None:
+        require_known("dataloader_multiprocessing_context", context, get_all_start_methods())
+    _check_switches(config)
     steps, epochs = config.max_steps, config.num_train_epochs
     require(steps > 0 or epochs > 0, "num_train_epochs", epochs, "above 0, or max_steps is set")
     for what, instead in INTERVALS.items():
@@ -124,6 +143,15 @@ def check_numbers(config: Any) -> None:
         words = "a whole number from 1 on, or a share of the run below 1"
         fits = value > 0 and (value < 1 or value == int(value))
         require(fits, name, value, f"{words}; {what}_strategy='no' {instead}")
+
+
+def _check_switches(config: Any) -> None:
+    """Say which settings have no effect, because nothing that reads them is switched on."""
+    for entry in fields(config):
+        name, value = entry.name, getattr(config, entry.name)
+        for switch, of_it in SWITCHES.items():
+            if name.startswith(of_it) and not getattr(config, switch) and value != entry.default:
+                logger.warning("%s=%s has no effect without %s", name, value, switch)
 
 
 def _read_padding(config: Any) -> None:
