@@ -5,11 +5,13 @@ Oracle: transformers' own saving and loading of the same model.
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_given_student import logprobs, trainer_of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from taopd.errors import ConfigError
+from taopd.models.loading import load_model
 from tests.conftest import make_model
 
 
@@ -103,3 +105,49 @@ def test_what_is_lost_without_a_fault_is_a_warning(micro_lab, tmp_path, caplog):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
     now, then = cast.model.rotary_emb.inv_freq, loaded.model.rotary_emb.inv_freq
     assert not torch.equal(now.float(), then), "vacuous"
+
+
+class Own(type(make_model(seed=3))):
+    """A class that no config alone makes."""
+
+    def __init__(self, config, size):
+        super().__init__(config)
+        self.size = size
+
+
+def test_a_class_of_ones_own_is_trained(micro_lab, tmp_path):
+    trainer_of(micro_lab, tmp_path, Own(make_model(seed=3).config, 3)).train()
+
+
+LORA = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", r=2)
+
+
+def _move(model):
+    model.model.layers[0].mlp.up_proj.weight.data.add_(1.0)
+
+
+@pytest.mark.parametrize("change", [None, _move, _untie])
+@pytest.mark.parametrize("own", [False, True], ids=["new", "PeftModel"])
+def test_an_adapter_on_weights_that_are_not_its_base_is_told(
+    micro_lab, tmp_path, caplog, change, own
+):
+    """It is saved by the name of that base; whoever loads it would have another student."""
+    model = load_model(micro_lab.student, dtype="float32")
+    if change:
+        change(model)
+    trainer = trainer_of(
+        micro_lab, tmp_path, *((get_peft_model(model, LORA),) if own else (model, LORA))
+    )
+    told = "a saved adapter names as its base" in caplog.text
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    off = (
+        logprobs(load_model(tmp_path / "saved", dtype="float32")) - logprobs(trainer.model)
+    ).abs()
+    assert told == bool(change) == bool(off.max() > 1e-3)
+
+
+def test_a_base_in_fewer_bits_is_the_same(micro_lab, tmp_path, caplog):
+    model = load_model(micro_lab.student, dtype="bfloat16")
+    trainer_of(micro_lab, tmp_path, model, LORA)
+    assert "names as its base" not in caplog.text

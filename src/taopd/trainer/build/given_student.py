@@ -14,6 +14,7 @@ from taopd.errors import ConfigError
 from taopd.models.load_options import safe_options
 from taopd.models.loading import has_adapter, load_model, load_tokenizer
 from taopd.trainer.build.given_arguments import require_generation
+from taopd.trainer.checkpoint.same_base import say_other_base
 from taopd.trainer.checkpoint.savable import require_loadable, require_savable
 
 # peft is imported where there is an adapter: it loads a network library.
@@ -97,6 +98,8 @@ def given_student(
         args.model_init_kwargs = None
     else:
         require_loadable(model)
+        if name and (peft_config is not None or has_adapter(model)):
+            say_other_base(model, str(name))
     if isinstance(processing_class, ProcessorMixin):
         logger.warning(
             "only text is distilled: the processor's tokenizer is used, no images are read"
