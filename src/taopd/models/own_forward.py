@@ -60,9 +60,9 @@ class Agreement:
             return None
         if self.only_padded:
             cause = (
-                "Its numbers change with padding: positions or recurrent states count it, or sparse "
-                "attention takes other keys of equal score. Choose another model; a teacher may also be "
-                "scored with per_device_train_batch_size: 1"
+                "Its numbers change with padding on the left or right: positions or recurrent states count "
+                "it, or sparse attention takes other keys of equal score. Choose another model; a teacher "
+                "may also be scored with per_device_train_batch_size: 1"
             )
         else:
             cause = (
