@@ -278,8 +278,10 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
 @contextmanager
 def _settings_of_workers(args: Any) -> Iterator[None]:
     """Leave out the settings of worker processes where there are none."""
-    given = {name: getattr(args, name) for name in OF_WORKERS}
-    vars(args).update({} if args.dataloader_num_workers else OF_WORKERS)
+    given = {name: getattr(args, name) for name in OF_WORKERS if hasattr(args, name)}
+    vars(args).update(
+        {} if args.dataloader_num_workers else {name: OF_WORKERS[name] for name in given}
+    )
     try:
         yield
     finally:

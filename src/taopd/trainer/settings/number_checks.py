@@ -126,7 +126,8 @@ def check_numbers(config: Any) -> None:
     for name, (default, why) in WITHOUT_EFFECT.items():
         if (value := getattr(config, name)) != default:
             logger.warning("%s=%s has no effect: %s", name, value, why)
-    context = config.dataloader_multiprocessing_context
+    # Older versions of transformers do not have it.
+    context = getattr(config, "dataloader_multiprocessing_context", None)
     if context is not None:
         require_known("dataloader_multiprocessing_context", context, get_all_start_methods())
     _check_switches(config)
