@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from taopd.distributed.sharding import is_sharded
 from taopd.errors import DataError
@@ -108,12 +110,31 @@ def in_one_dtype(model: PreTrainedModel) -> None:
     if all(weight.dtype == wanted or is_sharded(weight) for weight in model.parameters()):
         return
     # Families keep some weights in float32, on purpose. transformers knows which, and says it by loading.
-    plain = type(model).from_pretrained(
-        None,
-        config=copy.deepcopy(model.config),
-        state_dict={name: value.to("meta") for name, value in model.state_dict().items()},
-        dtype=wanted,
-        device_map={"": "meta"},
-    )
+    plain, _ = as_loaded(model, model.state_dict(), wanted)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(plain.get_parameter(name).dtype)
+
+
+def as_loaded(
+    model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[Any, Mapping[str, Any]]:
+    """What transformers makes of a model's config and of weights with these names, without any numbers.
+
+    Returns:
+        The model on `meta`, and the report of `output_loading_info`.
+    """
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        return type(model).from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict={name: value.to("meta") for name, value in state.items()},
+            dtype=dtype,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taopd.distributed.sharding import is_sharded
 from taopd.models.loading import looks_local
-from taopd.trainer.checkpoint.same_start import SAME, places
+from taopd.trainer.checkpoint.same_start import differ, places
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ def say_other_base(model: Any, name: str) -> None:
         now = weights.get(place)
         if now is None or not saved.numel():
             continue
-        index = places(saved.numel())
         same = now.shape == saved.shape
         if same:
+            index = places(saved.numel())
             before = saved.flatten()[index].float()
             after = now.detach().flatten()[index.to(now.device)].float().cpu()
-            same = bool((after - before).norm() <= SAME * before.norm())
+            same = not differ(before[None], after[None])
         if not same:
             logger.warning(
                 "the student's %s is not that of %s, which a saved adapter names as its base: whoever loads "

@@ -7,7 +7,6 @@ A folder is loaded by its config. Of a model that was changed in memory alone, a
 tying its head, it would give another one, or none.
 """
 
-import copy
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ from typing import Any
 
 from transformers import GenerationConfig
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.utils import logging as transformers_logging
 
 from taopd.distributed.sharding import is_sharded
 from taopd.errors import ConfigError
-from taopd.models.loaded_weights import left_out
+from taopd.models.loaded_weights import as_loaded, left_out
 from taopd.models.loading import has_adapter, root_cause
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def require_loadable(model: Any) -> None:
             f"does not tie, of {_shared(model)}; {instead}"
         ) from error
     try:
-        plain, report = _as_loaded(model, state)
+        plain, report = as_loaded(model, state, model.dtype)
     except (
         Exception
     ):  # a class of one's own may take more than a config, and nobody loads it by name
@@ -108,25 +106,6 @@ def _shared(model: Any) -> str:
         if first.setdefault(id(weight), name) != name and name not in tied:
             return f"{first[id(weight)]} and {name}"
     return "parts of one tensor"
-
-
-def _as_loaded(model: Any, state: dict[str, Any]) -> tuple[Any, Any]:
-    """The model that transformers makes of a config and of weights with these names, without any numbers."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        return type(model).from_pretrained(
-            None,
-            config=copy.deepcopy(model.config),
-            state_dict={name: value.to("meta") for name, value in state.items()},
-            dtype=model.dtype,
-            device_map={"": "meta"},
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
