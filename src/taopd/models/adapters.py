@@ -181,17 +181,11 @@ class MergedAdapter:
         factors = dict(below.factors) if below else {}
         for name, (a, b) in _factors(model, scaling_of(model, refusal)).items():
             old = [factors[name]] if name in factors else []
-            pairs = [*old, (a, -b)]
-            factors[name] = (
-                torch.cat([x for x, _ in pairs]),
-                torch.cat([x for _, x in pairs], dim=1),
-            )
+            factors[name] = _together([*old, (a, -b)])
         return MergedAdapter(base=base, factors=factors)
 
     def save_with(self, folder: Path, scaling: Mapping[str, float], *, keep: bool) -> None:
         """Turn the new adapter that was saved in a folder into one adapter of the base: both together.
-
-        Two LoRAs on one matrix are one of their ranks' sum: B A + B' A' = [B B'] [A; A'].
 
         Args:
             scaling: of the new adapter, by module.
@@ -204,7 +198,7 @@ class MergedAdapter:
             parts.setdefault(name, []).append((a, b * scale))
         together, ranks = {}, {}
         for name, pairs in parts.items():
-            a, b = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+            a, b = _together(pairs)
             together[f"{_PREFIX}{name}.lora_A.weight"] = a.contiguous()
             together[f"{_PREFIX}{name}.lora_B.weight"] = b.contiguous()
             ranks[name] = a.shape[0]
@@ -226,6 +220,11 @@ class MergedAdapter:
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
+
+
+def _together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """LoRAs on one matrix as one of their ranks' sum: B A + B' A' = [B B'] [A; A']."""
+    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
 
 
 def say_unmatched(model: Any) -> None:
