@@ -72,20 +72,20 @@ def test_sampled_tokens_follow_the_models_distribution(lab):
 
 
 @pytest.mark.parametrize(
-    ("selector", "loss", "anchor"),
+    ("selector", "loss", "anchor", "schedule"),
     [
-        ("teachability", "reverse_kl", 1.0),
-        ("teachability", "sampled_reverse_kl", 0.0),
-        ("teachability_frozen", "reverse_kl", 1.0),
-        ("full", "forward_kl", 0.0),
-        ("random", "jsd", 0.5),
-        ("reach", "reverse_kl", 3.0),
-        ("reach", "sampled_reverse_kl", 3.0),
+        ("teachability", "reverse_kl", 1.0, "constant"),
+        ("teachability", "sampled_reverse_kl", 0.0, "constant"),
+        ("teachability_frozen", "reverse_kl", 1.0, "constant"),
+        ("full", "forward_kl", 0.0, "linear"),
+        ("random", "jsd", 0.5, "constant"),
+        ("reach", "reverse_kl", 3.0, "constant"),
+        ("reach", "sampled_reverse_kl", 3.0, "linear"),
     ],
 )
-def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor):
+def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor, schedule):
     # With Adam's usual epsilon a gradient of 1e-9, all rounding, moves a weight as far as any other.
-    settings = {"anchor_coef": anchor, "adam_epsilon": 1e-5}
+    settings = {"anchor_coef": anchor, "adam_epsilon": 1e-5, "lr_scheduler_type": schedule}
     if selector == "reach":
         settings |= {"method": "reach", "reach_threshold": 0.01, "stop_token_ids": [3, EOS_ID]}
         selector = "teachability"

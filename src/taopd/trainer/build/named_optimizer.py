@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from taopd.errors import ConfigError
@@ -76,13 +77,20 @@ def check_schedule(args: "TeachabilityConfig") -> None:
     steps = args.max_steps if args.max_steps > 0 else 1000
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     with about(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
-        get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-        )
+        make_schedule(args, optimizer, steps)
+
+
+def make_schedule(
+    args: "TeachabilityConfig", optimizer: torch.optim.Optimizer, steps: int
+) -> LRScheduler:
+    """The learning rate's schedule over this many steps, as transformers makes it."""
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
 
 
 def _reads(asked: Any, model: nn.Module, key: str, others: list[str]) -> bool:

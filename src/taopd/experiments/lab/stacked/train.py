@@ -35,6 +35,7 @@ from taopd.models.batch import Positions
 from taopd.models.prompts import load_model
 from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
+from taopd.trainer.build.named_optimizer import make_schedule
 from taopd.trainer.loss import loss_of_run
 from taopd.trainer.selection import Choice, choose, reads_initial, signal_needs
 
@@ -103,6 +104,7 @@ class Stack:
             weight_decay=0.0,
             fused=True,
         )
+        self._schedule = make_schedule(first, self._optimizer, first.max_steps)
         self._needs = {name for args in self.settings for name in signal_needs(args).signals}
         self._reads_initial = any(map(reads_initial, self.settings))
         self._anchor = resolve_loss(first.anchor_loss)
@@ -179,6 +181,7 @@ class Stack:
         losses.backward()
         gradient_norms = self._clip()
         update_norms = self._move(measured=bool(observers))
+        self._schedule.step()
         if observers:
             seen = StackStep(
                 step=number,
