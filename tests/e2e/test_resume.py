@@ -25,6 +25,7 @@ from taopd.runs.checkpoints import (
     newest_complete,
     why_incomplete,
 )
+from taopd.trainer.checkpoint.resume import finished
 from taopd.trainer.checkpoint.same_start import SameStart
 from tests.conftest import make_model, make_tokenizer
 
@@ -174,6 +175,28 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(three_steps, tmp_pat
     assert found == run / "checkpoint-2"
     (line,) = passed_over
     assert re.search(REASONS[how], line), line
+
+
+@pytest.mark.parametrize(("epochs", "steps", "said"), [(2, 6, "2"), (1.5, 5, "1.66667")])
+def test_fewer_epochs_than_were_done_are_refused_as_fewer_steps_are(
+    micro_lab, tmp_path, epochs, steps, said
+):
+    settings = SAVED | {"max_steps": -1, "num_train_epochs": epochs, "save_total_limit": 1}
+    run, whole = tmp_path / "run", make_trainer(micro_lab, tmp_path, **settings)
+    whole.train()
+    expected, results = weights_of(whole), (run / "results.json").read_text()
+    assert whole.state.global_step == steps
+    fewer = make_trainer(micro_lab, tmp_path, **settings | {"num_train_epochs": 1})
+    told = f"num_train_epochs=1: the run has done {said} already .*ask for {said} or more"
+    with pytest.raises(ConfigError, match=told):
+        fewer.train(resume_from_checkpoint=True)
+    assert (run / "results.json").read_text() == results
+    same = make_trainer(micro_lab, tmp_path, **settings)
+    assert finished(same.args, run, newest_complete(run)[0]) == (
+        f"has done its {steps} steps; a larger num_train_epochs goes on from there"
+    )
+    same.train(resume_from_checkpoint=True)
+    assert_same_weights(same, expected)
 
 
 def test_training_goes_on_from_the_one_before_and_heals_the_run(

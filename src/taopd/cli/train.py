@@ -113,8 +113,8 @@ def _train(
         reads=settings.reads(),
     )
     checkpoint = train_resume.find(args, path, resume=resume)
-    if checkpoint is not None and (done := train_resume.finished_steps(args, path, checkpoint)):
-        print(f"{path} has done its {done} steps; a larger max_steps goes on from there")
+    if checkpoint is not None and (done := train_resume.finished(args, path, checkpoint)):
+        print(f"{path} {done}")
         return 0
     config = {"changed": settings.changed()} | settings.resolved()
     if checkpoint is not None:

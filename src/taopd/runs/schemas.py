@@ -128,7 +128,7 @@ EVALUATION = {
 }
 """`results.json` of `taopd evaluate`; other commands have other keys."""
 TRANSCRIPT = {"prompt?": ANY, "answer?": ANY, "correct?": ANY}
-TRAINER_STATE = {"global_step": WHOLE}
+TRAINER_STATE = {"global_step": WHOLE, "epoch?": Maybe(NUMBER)}
 QUESTION = {
     "question": {
         "equal": TEXT,

@@ -87,7 +87,7 @@ class AtomicCheckpoints(Trainer):
         try:
             with alone:
                 checkpoint = self._resolve(resume_from_checkpoint)
-                refuse_fewer(self.args.max_steps, checkpoint)
+                refuse_fewer(self.args, checkpoint)
                 if self.args.world_size > 1:
                     self.rank_state.signals.keep()
                 try:

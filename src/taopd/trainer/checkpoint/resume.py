@@ -175,21 +175,21 @@ def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return one == other
 
 
-def finished_steps(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> int | None:
-    """Steps of a run that has done all that are asked for, and written its results; None: it has not.
+def finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> str:
+    """In words that a run has done all that is asked for, and written its results; "" where it has not.
 
     Raises:
-        ConfigError: it has done more than are asked for.
+        ConfigError: it has done more than is asked for.
     """
-    refuse_fewer(args.max_steps, checkpoint)
-    done = steps_done(checkpoint)
-    if args.max_steps != done:
-        return None
+    name, done = refuse_fewer(args, checkpoint), steps_done(checkpoint)
+    if not name:
+        return ""
     try:  # the results come after the student
         results = json.loads((path / "results.json").read_text(encoding="utf-8"))
-        return done if results["steps"] == done else None
+        written = results["steps"] == done
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return ""
+    return f"has done its {done} steps; a larger {name} goes on from there" if written else ""
 
 
 def train(trainer: "TeachabilityTrainer", checkpoint: Path | None) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What is asked of a run that goes on: which checkpoint, and no fewer steps than it has done."""
 
+import math
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from taopd.errors import ConfigError
 from taopd.runs.checkpoints import STATE
@@ -27,17 +30,29 @@ def steps_done(checkpoint: str | Path) -> int:
     return int(read_document(Path(checkpoint) / STATE, TRAINER_STATE)["global_step"])
 
 
-def refuse_fewer(max_steps: int, checkpoint: str | Path | None) -> None:
+def refuse_fewer(args: TrainingArguments, checkpoint: str | Path | None) -> str:
     """Refuse to go on from a checkpoint beyond the steps that are asked for: nothing would be trained.
 
+    Returns:
+        The setting that gives their number, where the run has done exactly so many; else "".
+
     Raises:
-        ConfigError: with the number that the run has done.
+        ConfigError: with what the run has done.
     """
-    if checkpoint is None or max_steps <= 0:  # what the epochs give
-        return
-    done = steps_done(checkpoint)
-    if max_steps < done:
+    if checkpoint is None:
+        return ""
+    state = read_document(Path(checkpoint) / STATE, TRAINER_STATE)
+    name, done = "max_steps", state["global_step"]
+    asked, words = args.max_steps, str(done)
+    if asked <= 0:
+        if not (epochs := state.get("epoch")):
+            return ""
+        name, words = "num_train_epochs", f"{epochs:g}"
+        # As transformers counts: the last epoch may be a part of one.
+        asked = math.ceil(args.num_train_epochs * round(done / epochs))
+    if asked < done:
         raise ConfigError(
-            f"max_steps={max_steps}: the run has done {done} already ({checkpoint}): ask for {done} or more, "
-            "or start anew in another output_dir"
+            f"{name}={getattr(args, name)}: the run has done {words} already ({checkpoint}): ask for {words} "
+            "or more, or start anew in another output_dir"
         )
+    return name if asked == done else ""
