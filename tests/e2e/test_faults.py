@@ -18,7 +18,7 @@ from test_resume import assert_same_weights
 from test_trainer import make_trainer, weights_of
 
 from taopd import cli
-from taopd.errors import DataError, ResourceError
+from taopd.errors import ConfigError, DataError, ResourceError
 from taopd.runs.checkpoints import checkpoints, why_incomplete
 from taopd.runs.jsonl import append_jsonl
 from taopd.runs.lock import lock_of
@@ -174,6 +174,23 @@ def test_out_of_memory_in_a_step_saves_the_steps_before(micro_lab, tmp_path, cle
     assert "lower per_device_train_batch_size" in text and "2 steps are saved in" in text
     assert_whole(tmp_path / "run")
     finish(micro_lab, tmp_path, clean)
+
+
+def test_no_run_is_said_to_go_on_from_a_checkpoint_of_the_model_alone(micro_lab, tmp_path):
+    settings = SAVED | {"save_only_model": True, "max_steps": 3}
+    trainer = make_trainer(micro_lab, tmp_path, **settings)
+    sample = trainer._generate_single_turn
+    trainer._generate_single_turn = lambda *args, **kw: (
+        out_of_cpu_memory() if trainer.state.global_step == 2 else sample(*args, **kw)
+    )
+    told = r"The student of 2 steps is in .*checkpoint-2, .*\(save_only_model\): start again"
+    with pytest.raises(ResourceError, match=told):
+        trainer.train()
+    again = make_trainer(micro_lab, tmp_path, **settings)
+    with pytest.raises(DataError, match="it holds the model alone"):
+        again.train(resume_from_checkpoint=True)
+    with pytest.raises(ConfigError, match=r"'restore' needs whole checkpoints: .*save_only_model"):
+        make_trainer(micro_lab, tmp_path, **settings, collapse_guard="restore")
 
 
 def test_out_of_memory_within_the_update_saves_nothing(micro_lab, tmp_path, clean):

@@ -111,6 +111,11 @@ def _save(trainer: Any, *, together: bool) -> str:
         logger.warning("the state could not be saved: %s", first_line(problem))
         return _newest(trainer)
     path = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    if trainer.args.save_only_model:
+        return (
+            f"The student of {step} steps is in {path}, from which no run goes on (save_only_model): "
+            f"{trainer.begin_anew}"
+        )
     return f"{step} steps are saved in {path}: {trainer.go_on}"
 
 

@@ -216,6 +216,10 @@ def _check_anchor(config: "TeachabilityConfig") -> None:
     require(inside, "anchor_responses", responses, f"at most 1 and at least {least}")
     if config.collapse_guard == "restore" and config.save_strategy == "no":
         raise ConfigError("collapse_guard='restore' needs checkpoints: set save_strategy='steps'")
+    if config.collapse_guard == "restore" and config.save_only_model:
+        raise ConfigError(
+            "collapse_guard='restore' needs whole checkpoints: set save_only_model=False"
+        )
 
 
 def _check_gradient_window(config: "TeachabilityConfig") -> None:
