@@ -5,7 +5,9 @@ Oracles: the prompts as written, read back from the run's rollouts, and the numb
 
 import logging
 import re
+from collections import UserDict
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas
 import pytest
@@ -26,13 +28,13 @@ TEMPLATE = (
 )
 
 
-def make_trainer(tmp_path, rows, eval_dataset=None, **settings):
+def make_trainer(tmp_path, rows, teacher=None, eval_dataset=None, **settings):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     base = CPU | OURS | {"per_device_train_batch_size": 4, "max_steps": 2, "log_rollouts": 4}
     return TeachabilityTrainer(
         make_model(seed=0),
-        make_model(seed=1),
+        teacher or make_model(seed=1),
         TeachabilityConfig(output_dir=str(tmp_path / "run"), **(base | settings)),
         train_dataset=rows,
         eval_dataset=eval_dataset,
@@ -142,6 +144,27 @@ def test_a_group_of_completions_needs_one_prompt(tmp_path):
 def test_a_set_that_cannot_train_is_refused(tmp_path, rows, settings, message):
     with pytest.raises(DataError, match=message):
         make_trainer(tmp_path, rows, **settings)
+
+
+@pytest.mark.parametrize("rows", [stream([]), Dataset.from_list([]), Rows([])])
+def test_an_evaluation_set_without_prompts_is_refused(tmp_path, rows):
+    training = Dataset.from_list(make_rows(4, "x"))
+    with pytest.raises(DataError, match="the evaluation set other has no prompts"):
+        make_trainer(tmp_path, training, eval_dataset={"one": training, "other": rows})
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
+def test_teacher_prompts_are_read_from_rows_of_any_mapping(tmp_path, kind, caplog):
+    """A student as its own teacher is refused where nothing else than its prompt is read."""
+    rows = [{"prompt": "1 + 2 =", "teacher_prompt": "3 1 + 2 ="}] * 4
+    trainer = make_trainer(
+        tmp_path, Rows([kind(row) for row in rows]), "self", Rows([kind(row) for row in rows])
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    lacking = Rows([kind({"prompt": "1 + 2 ="})])
+    with pytest.raises(DataError, match="the evaluation set has no column 'teacher_prompt'"):
+        make_trainer(tmp_path, Rows([kind(row) for row in rows]), "self", lacking)
 
 
 def test_training_without_a_step_is_an_error(tmp_path):

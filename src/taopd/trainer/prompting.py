@@ -1,6 +1,6 @@
 """What the trainer needs of TRL before it samples: any prompts, and the teacher's own beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import IterableDataset
@@ -47,6 +47,8 @@ class PromptTrainer(DistillationTrainer):
         size = self._generation_batch_size()
         check_generation_batch(args, size, streaming=isinstance(rows, IterableDataset))
         check_size(args, size, self.accelerator.num_processes)
+        for where, others in evaluation.items():
+            require_rows(others, where)
         if rows is not None:
             require_rows(rows, "the training set")
             self._unrepeated = rows
@@ -56,9 +58,9 @@ class PromptTrainer(DistillationTrainer):
             check_rows(some, args)
             warn_of_faults(some, self._tokenizer, stop_ids=self.eos_token_ids, **self._template)
             self.train_dataset = rows
-            others = self._teacher_prompts, rows, evaluation, self._tokenizer
+            sets = self._teacher_prompts, rows, evaluation, self._tokenizer
             named = args.teacher_model_name_or_path
-            check_teacher_prompts(*others, named, stop_ids=self.eos_token_ids, **self._template)
+            check_teacher_prompts(*sets, named, stop_ids=self.eos_token_ids, **self._template)
         if args.accelerator_config.dispatch_batches:
             raise ConfigError(
                 "accelerator_config: dispatch_batches=True sends batches of tensors to the other processes, "
@@ -73,10 +75,6 @@ class PromptTrainer(DistillationTrainer):
             raise ConfigError(
                 "eval_on_start=True evaluates before the first step: pass eval_dataset"
             )
-        for where, rows in evaluation.items():
-            require_rows(rows, where)
-            if hasattr(rows, "__len__") and not len(rows):
-                raise DataError(f"{where} has no prompts")
 
     def _check_routes(self) -> None:
         """Every row has a teacher that there is."""
@@ -104,8 +102,7 @@ class PromptTrainer(DistillationTrainer):
             # the run at a step that nobody can foresee.
             if isinstance(rows, IterableDataset):
                 rows = first_rows(rows, LOOKED_AT)
-            first = first_rows(rows, 1)
-            reads = others.used(list(first[0]) if first and isinstance(first[0], Mapping) else ())
+            reads = others.used(list(first_rows(rows, 1)[0]))
             # The teacher reads its own prompts in place of the student's.
             looks: list[tuple[Any, Any]] = [(None, own if reads else of_both)]
             for prompts, limit in looks + [(others, of_teacher)] * reads:

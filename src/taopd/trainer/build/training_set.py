@@ -40,7 +40,7 @@ def require_rows(dataset: Any, where: str) -> None:
     """Refuse what is no set of rows, each a mapping, where the first of them is read.
 
     Raises:
-        DataError: names the set and what it is, or its columns where none is a prompt.
+        DataError: names the set and what it is, or its columns where none is a prompt; or it is empty.
     """
     kind = type(dataset).__name__
     readable = hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
@@ -55,10 +55,12 @@ def require_rows(dataset: Any, where: str) -> None:
         raise DataError(
             f"{where} is a {kind}, which gives no rows: pass a dataset, or a list of mappings with 'prompt'"
         ) from error
-    if rows and not isinstance(rows[0], Mapping):
+    if not rows:
+        raise DataError(f"{where} has no prompts")
+    if not isinstance(rows[0], Mapping):
         found = type(rows[0]).__name__
         raise DataError(f"{where}: row 0 is a {found}; a row is a mapping with 'prompt'")
-    if rows and not any(name in rows[0] for name in ("prompt", *TURNS)):
+    if not any(name in rows[0] for name in ("prompt", *TURNS)):
         raise DataError(f"{where} has no 'prompt' column, only {', '.join(rows[0])}")
 
 
@@ -70,13 +72,11 @@ def filled(dataset: Any, needed: int, *, drop_last: bool) -> Any:
         drop_last: the setting `dataloader_drop_last`: nothing is repeated.
 
     Raises:
-        DataError: no prompts, or fewer than needed in a stream or with `drop_last`.
+        DataError: fewer than needed in a stream or with `drop_last`.
     """
     # A stream's length shows only when it is read; its beginning is read once more in training.
     streams = isinstance(dataset, IterableDataset)
     number = len(first_rows(dataset, needed)) if streams else len(dataset)
-    if not number:
-        raise DataError("the training set has no prompts")
     if number >= needed:
         return dataset
     # TRL drops an incomplete generation batch: the run would end without a step and save the student.
@@ -91,15 +91,11 @@ def filled(dataset: Any, needed: int, *, drop_last: bool) -> Any:
 
 
 def warn_of_faults(rows: list[Any], tokenizer: Any, **shown: Any) -> None:
-    """Log what is wrong with a training set's first rows; see `prompt_faults`.
-
-    Raises:
-        DataError: a row that is no prompt.
-    """
-    if rows and isinstance(rows[0], dict) and "prompt" not in rows[0]:
+    """Log what is wrong with a training set's first rows; see `prompt_faults`."""
+    if "prompt" not in rows[0]:
         turns = [name for name in TURNS if name in rows[0]]
         logger.warning("a prompt is what %r holds up to the last user turn", turns[0])
-    for fault in prompt_faults(tokenizer, rows[:LOOKED_AT], **shown):
+    for fault in prompt_faults(tokenizer, rows, **shown):
         logger.warning("prompts: %s", fault.text)
 
 
@@ -127,7 +123,7 @@ def check_teacher_prompts(
         ConfigError: a student as its own teacher that reads nothing else.
     """
     rows = first_rows(dataset, LOOKED_AT)
-    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+    columns = list(rows[0])
     if not prompts.used(columns):
         if teacher in OWN_TEACHERS:
             raise ConfigError(
@@ -138,9 +134,7 @@ def check_teacher_prompts(
         return
     prompts.check(columns, "the training set")
     for where, others in evaluation.items():
-        some = first_rows(others, 1)
-        if some and isinstance(some[0], dict):
-            prompts.check(list(some[0]), where)
+        prompts.check(list(first_rows(others, 1)[0]), where)
     found = prompts.of_rows(rows) or []
     faults = faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown)
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
