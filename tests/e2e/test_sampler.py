@@ -265,6 +265,15 @@ def test_decoding_that_cannot_sample_a_batch_is_refused_at_the_start(tmp_path, g
         model.generate(torch.tensor([[5, 6], [7, 8]]), generation_config=config)
 
 
+@pytest.mark.parametrize("when", [{"eval_on_start": True}, {"eval_strategy": "epoch"}])
+def test_completions_of_an_evaluation_count_whenever_it_is(tmp_path, when):
+    alone = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 2}
+    settings = CPU | OURS | alone | {"generation_kwargs": ALONE[0]}
+    assert TeachabilityConfig(output_dir=str(tmp_path), **settings)
+    with pytest.raises(ConfigError, match="samples 2 completions together"):
+        TeachabilityConfig(output_dir=str(tmp_path), **settings, **when)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -1,5 +1,6 @@
 """A disk that takes no more: one message and exit code 2 of every command; the same command works again."""
 
+import errno
 import json
 import os
 import resource
@@ -11,7 +12,9 @@ import pytest
 from taopd import cli
 from taopd.cli import evaluate as command
 from taopd.cli import plan
+from taopd.runs.folder import MARKER
 from taopd.runs.jsonl import append_jsonl, write_text
+from taopd.trainer.checkpoint.resume import disk_error
 
 PLAN = ["plan", "--student", "Qwen3-1.7B", "--teacher", "Qwen3-4B"]
 
@@ -95,3 +98,15 @@ def test_a_folder_keeps_what_is_not_of_the_command(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         command.write_folder(options, [], json.loads("{}"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".taopd-run", "notes.txt"]
+
+
+def test_what_to_do_is_what_the_run_folder_allows(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for made, advice in (
+        (None, "start again"),
+        (MARKER, "start anew with --overwrite"),
+        ("checkpoint-2", "go on with --resume"),
+    ):
+        if made is not None:
+            (tmp_path / made).mkdir()
+        assert str(disk_error(full, tmp_path)).endswith(f"and {advice}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.errors import ConfigError, DataError, ResourceError
-from taopd.runs.checkpoints import Layout
+from taopd.runs.checkpoints import Layout, checkpoints
 from taopd.runs.disk import cannot_write
 from taopd.runs.folder import MARKER, MODEL_FOLDER, MODEL_PARTIAL
 from taopd.runs.jsonl import plain
@@ -215,5 +215,6 @@ def disk_error(error: Exception, path: Path) -> ResourceError | None:
     what = cannot_write(error)
     if what is None:
         return None
-    then = "go on with --resume" if (path / MARKER).exists() else "start again"
+    begun = "start anew with --overwrite" if (path / MARKER).exists() else "start again"
+    then = "go on with --resume" if checkpoints(path) else begun
     return ResourceError(f"cannot write {what} in {path}. Make room or mend the folder, and {then}")

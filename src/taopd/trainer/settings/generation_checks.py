@@ -79,7 +79,8 @@ def check_returned(settings: Mapping[str, Any], where: str) -> None:
 def at_once(config: "TeachabilityConfig") -> int:
     """Completions of one process that are sampled together: of a generation batch, or of an evaluation."""
     size = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return size if config.eval_strategy == "no" else max(size, config.per_device_eval_batch_size)
+    evaluates = config.eval_strategy != "no" or config.eval_on_start
+    return max(size, config.per_device_eval_batch_size) if evaluates else size
 
 
 def check_decoding(settings: Mapping[str, Any], num_completions: int, where: str) -> None:
