@@ -314,9 +314,8 @@ def checked(student, teacher, rows):
             tokenizers=(student, teacher),
             names_teacher=teacher is not None,
             some_rows=lambda count: rows,
-            template_options={},
+            shown={},
             student_generation_config=SimpleNamespace(eos_token_id=None),
-            tools=(),
         )
     )
 

@@ -45,6 +45,7 @@ def levels(check, student, teacher, prompt=QUESTION, **options):
         prompts=rows,
         some_rows=lambda count: list(rows),
         template_options=options,
+        shown={"options": options},
     )
     verdict = check(subject)
     return verdict.level, verdict.advice

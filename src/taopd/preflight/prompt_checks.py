@@ -24,12 +24,11 @@ def check_prompts(subject: "Subject") -> Verdict:
     student = subject.tokenizer
     # None where its files are not named.
     teacher = subject.tokenizers[1] if subject.names_teacher else None
-    rows, options = subject.some_rows(LOOKED_AT), subject.template_options
+    rows = subject.some_rows(LOOKED_AT)
     stop_ids = declared_ids(subject.student_generation_config.eos_token_id)
-    tools = subject.tools
-    ids = encode_prompts(student, rows, options=options, tools=tools)
+    ids = encode_prompts(student, rows, **subject.shown)
     problems = Problems()
-    for fault in prompt_faults(student, rows, options=options, stop_ids=stop_ids, tools=tools):
+    for fault in prompt_faults(student, rows, stop_ids=stop_ids, **subject.shown):
         problems.append(("fail" if fault.certain else "warn", fault.text))
     markers = Turns.of(student, None, stop_ids).markers
     plain = [

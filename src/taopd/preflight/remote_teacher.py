@@ -89,12 +89,12 @@ def check_server(subject: "Subject") -> Verdict:
 
 def check_tokens(subject: "Subject") -> Verdict:
     """The server's own tokenizer and the student's on the first prompts."""
-    item, student, options = "server tokens", subject.tokenizer, subject.template_options
+    item, student = "server tokens", subject.tokenizer
     rows = list(subject.prompts.select(range(min(TEXTS, len(subject.prompts)))))
     prompts = subject.teacher_prompts.of_rows(rows) or [
         read_prompt(row, f"row {number}") for number, row in enumerate(rows)
     ]
-    texts = [render(student, prompt, options=options) for prompt in prompts]
+    texts = [render(student, prompt, **subject.shown) for prompt in prompts]
     for text in texts:
         theirs = subject.server.tokenize(text)
         if theirs is None:

@@ -217,8 +217,7 @@ class Subject:
         return self._longest(self.teacher_prompts.of_rows(self.some_rows(MOST_PROMPTS)) or [])
 
     def _longest(self, rows: list[Any]) -> int:
-        shown: dict[str, Any] = {"tools": self.tools, "options": self.template_options}
-        return max(map(len, data.encode_prompts(self.tokenizer, rows, **shown)))
+        return max(map(len, data.encode_prompts(self.tokenizer, rows, **self.shown)))
 
     @property
     def teacher_prompts(self) -> TeacherPrompts:
@@ -249,6 +248,11 @@ class Subject:
     @property
     def template_options(self) -> dict[str, Any]:
         return dict(self.settings.training.chat_template_kwargs or {})
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What every prompt is rendered with."""
+        return {"options": self.template_options, "tools": self.tools}
 
     @property
     def remote(self) -> bool:

@@ -155,7 +155,7 @@ def check_prompt(subject: "Subject") -> Verdict:
         limit = context_of(subject.known_configs.get("teacher", subject.student_config))
     tokenizer, rows = subject.tokenizer, subject.some_rows(LOOKED_AT)
     stop_ids = declared_ids(subject.student_generation_config.eos_token_id)
-    shown: dict[str, Any] = {"options": subject.template_options, "tools": subject.tools}
+    shown = subject.shown
     longest = subject.longest_teacher_prompt
     found = subject.teacher_prompts.of_rows(rows) or []
     problems = Problems()

@@ -196,7 +196,7 @@ def _rendered(subject: "Subject", prompt: Prompt) -> list[str]:
     texts = []
     for owner, tokenizer in zip(("student", "teacher"), subject.tokenizers, strict=True):
         try:
-            texts.append(render(tokenizer, prompt, options=subject.template_options))
+            texts.append(render(tokenizer, prompt, **subject.shown))
         except DataError as error:
             raise DataError(f"for the {owner} {error}") from error
     return texts
