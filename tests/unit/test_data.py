@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from taopd.errors import DataError, ResourceError
-from taopd.models.loading import root_cause
+from taopd.models.damage import root_cause
 from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompts import (
     context_length,

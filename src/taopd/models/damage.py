@@ -4,14 +4,28 @@ The libraries below say what a parser met, and neither which file it was nor tha
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub import constants
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from taopd.errors import root_error
+
 AGAIN = "download or save it again"
+
+
+def why(name: str, error: Exception) -> str:
+    """Which file is damaged; if none is, what the library said."""
+    if constants.HF_HUB_OFFLINE and not os.path.exists(name):
+        return (
+            f"there is no such folder here (looked in {Path.cwd()}), and HF_HUB_OFFLINE keeps the hub from "
+            "being asked for what its cache lacks"
+        )
+    return damage(Path(name)) or other_kind(error) or root_cause(error)
 
 
 def damage(model: Path) -> str:
@@ -49,6 +63,16 @@ def other_kind(error: Exception) -> str:
         "images, or text alone to encode it, are none: take a language model of that family; a teacher that "
         "reads images too can be served by vLLM or SGLang (teacher_url)"
     )
+
+
+def root_cause(error: BaseException) -> str:
+    """The root cause in one line; wrappers (DatasetGenerationError) say nothing themselves."""
+    error = root_error(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends in a colon announces a list, and says nothing alone.
+    while len(lines) > 1 and lines[0].rstrip(".").endswith(":"):
+        lines[:2] = [f"{lines[0]} {lines[1]}"]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _read_json(file: Path) -> None:

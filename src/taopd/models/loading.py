@@ -24,15 +24,16 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from taopd.errors import DataError, root_error
+from taopd.errors import DataError
 from taopd.models import gguf
 from taopd.models.adapter_folder import CONFIG, adapter_folder, base_of, of_base
-from taopd.models.damage import damage, other_kind
+from taopd.models.damage import why
 from taopd.models.load_options import NO_PICKLES, safe_options
 from taopd.models.loaded_weights import check_weights, in_one_dtype
 from taopd.models.output_head import require_decoder
@@ -99,9 +100,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
             tokenizer = gguf.as_declared(tokenizer, file)
     except Exception as error:  # the readers in Rust raise nothing narrower
         if os.path.isdir(name) and not has_any(name, VOCABULARY_FILES):
-            why = "it has no tokenizer.json, only settings; save the tokenizer again"
-            raise DataError(f"{name} is no tokenizer folder: {why}") from error
-        raise DataError(f"cannot load a tokenizer from {name}: {_why(name, error)}") from error
+            lacks = "it has no tokenizer.json, only settings; save the tokenizer again"
+            raise DataError(f"{name} is no tokenizer folder: {lacks}") from error
+        raise DataError(f"cannot load a tokenizer from {name}: {why(name, error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DataError(
@@ -148,7 +149,7 @@ def load_model(
         except DataError:
             raise
         except UNREADABLE as error:
-            raise DataError(f"cannot load the model {name}: {_why(name, error)}") from error
+            raise DataError(f"cannot load the model {name}: {why(name, error)}") from error
         if adapter is not None:
             return _with_adapter(name, adapter, kwargs)
     # Loaded whatever the shapes are, as transformers' own message names none of them.
@@ -160,7 +161,7 @@ def load_model(
             where, output_loading_info=True, **({"ignore_mismatched_sizes": True} | options)
         )
     except Exception as error:  # a config's own checks raise nothing narrower
-        raise DataError(f"cannot load the model {name}: {_why(name, error)}") from error
+        raise DataError(f"cannot load the model {name}: {why(name, error)}") from error
     if report["missing_keys"]:
         require_decoder(f"model {name}", load_config(name))
     check_weights(name, model, report, any_shape=fits)
@@ -184,7 +185,7 @@ def _with_adapter(name: str, folder: Path, options: dict[str, Any]) -> PreTraine
     try:
         model.load_adapter(str(folder), use_safetensors=True)
     except Exception as error:  # as above
-        raise DataError(f"cannot load the adapter {name}: {_why(str(folder), error)}") from error
+        raise DataError(f"cannot load the adapter {name}: {why(str(folder), error)}") from error
     from taopd.models.adapters import read_adapter_again
 
     read_adapter_again(model, folder)
@@ -192,7 +193,7 @@ def _with_adapter(name: str, folder: Path, options: dict[str, Any]) -> PreTraine
 
 
 def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
-    """The config of a folder, a hub id or a GGUF file; no weights are read.
+    """The config of a folder, a hub id or a GGUF file, of an adapter that of its base; no weights are read.
 
     Raises:
         DataError: it cannot be read.
@@ -202,11 +203,33 @@ def load_config(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
     if file is not None:
         name, more = gguf.source(file)
     try:
+        if file is None and (adapter := adapter_folder(name, kwargs)) is not None:
+            return load_config(base_of(adapter), **of_base(kwargs, name))
         config = AutoConfig.from_pretrained(name, **(kwargs | more | {"trust_remote_code": False}))
         return config if file is None else gguf.completed(config, file)
+    except DataError:
+        raise
     except Exception as error:  # a config's own checks raise nothing narrower
-        why = _why(str(file or name), error)
-        raise DataError(f"cannot read the config of {file or name}: {why}") from error
+        cause = why(str(file or name), error)
+        raise DataError(f"cannot read the config of {file or name}: {cause}") from error
+
+
+def load_generation_config(name_or_path: str | Path, **kwargs: Any) -> GenerationConfig:
+    """How a model is sampled from, as it is loaded with it; no weights are read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    name = str(name_or_path)
+    if file := gguf.gguf_file(name):
+        return gguf.generation_config(load_config(file), file)
+    if (adapter := adapter_folder(name, kwargs)) is not None:
+        return load_generation_config(base_of(adapter), **of_base(kwargs, name))
+    check_declared(Path(name))
+    try:
+        return GenerationConfig.from_pretrained(name, **kwargs)
+    except OSError:  # it has none: what its config says
+        return GenerationConfig.from_model_config(load_config(name, **kwargs))
 
 
 def has_adapter(model: Any) -> bool:
@@ -223,16 +246,6 @@ def looks_local(name: str) -> bool:
     except HFValidationError:  # spaces, umlauts, two slashes, a NUL, too long
         return True
     return False
-
-
-def root_cause(error: BaseException) -> str:
-    """The root cause in one line; wrappers (DatasetGenerationError) say nothing themselves."""
-    error = root_error(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A line that ends in a colon announces a list, and says nothing alone.
-    while len(lines) > 1 and lines[0].rstrip(".").endswith(":"):
-        lines[:2] = [f"{lines[0]} {lines[1]}"]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def check_hub(name: str, kind: str) -> None:
@@ -254,16 +267,6 @@ def check_hub(name: str, kind: str) -> None:
             f"no {kind} {name}: there is no such folder here (looked in {Path.cwd()}), it is not in the "
             f"hub's cache, and the hub {hub.hostname} cannot be reached ({error.strerror or error})"
         ) from error
-
-
-def _why(name: str, error: Exception) -> str:
-    """Which file is damaged; if none is, what the library said."""
-    if constants.HF_HUB_OFFLINE and not os.path.exists(name):
-        return (
-            f"there is no such folder here (looked in {Path.cwd()}), and HF_HUB_OFFLINE keeps the hub from "
-            "being asked for what its cache lacks"
-        )
-    return damage(Path(name)) or other_kind(error) or root_cause(error)
 
 
 def _check_weights(folder: Path) -> None:

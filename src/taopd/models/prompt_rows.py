@@ -18,7 +18,8 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError
-from taopd.models.loading import UNREADABLE, root_cause
+from taopd.models.damage import root_cause
+from taopd.models.loading import UNREADABLE
 from taopd.runs.validation import parse_json
 
 Messages = list[dict[str, Any]]

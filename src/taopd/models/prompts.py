@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from taopd.errors import DataError, nearest, suggest
 from taopd.models.context import context_length
+from taopd.models.damage import root_cause
 from taopd.models.loading import (
     DATASET_READERS,
     UNREADABLE,
@@ -26,7 +27,6 @@ from taopd.models.loading import (
     load_model,
     load_tokenizer,
     looks_local,
-    root_cause,
 )
 from taopd.models.prompt_files import check_columns, read_file, read_folder, refuse_cache
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns

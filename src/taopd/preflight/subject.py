@@ -5,11 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from transformers import GenerationConfig
-
 from taopd.models import prompts as data
-from taopd.models.gguf import generation_config, gguf_file
-from taopd.models.loading import load_config
+from taopd.models.loading import load_config, load_generation_config
 from taopd.models.output_head import head_rows
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.preflight.measure import Measured
@@ -67,8 +64,8 @@ class Subject:
         inputs = self._loaded
         if inputs is not None and (own := tokenizer_loaded_with(inputs.teacher)) is not None:
             return self.tokenizer, own
-        revision = self.settings.training.teacher_model_revision or "main"
-        return self.tokenizer, data.load_tokenizer(self.teacher_name, revision=revision)
+        name, revision = self.teacher_name, self.teacher_revision
+        return self.tokenizer, data.load_tokenizer(name, revision=revision)
 
     @property
     def teacher_name(self) -> str:
@@ -82,6 +79,14 @@ class Subject:
                 "tokenizer and config are read, no weights."
             )
         return str(name)
+
+    @property
+    def teacher_revision(self) -> str:
+        """Of these files."""
+        model, training = self.settings.model, self.settings.training
+        return (
+            model.model_revision if self.own_teacher else training.teacher_model_revision or "main"
+        )
 
     @cached_property
     def server(self) -> Any:
@@ -197,12 +202,11 @@ class Subject:
         model = getattr(self.inputs, owner) if self.has("inputs") else None
         if model is not None:
             return getattr(model, attribute)
-        name = self.settings.model.model_name_or_path if owner == "student" else self.teacher_name
-        if attribute == "config":
-            return load_config(str(name))
-        if file := gguf_file(str(name)):
-            return generation_config(load_config(str(name)), file)
-        return GenerationConfig.from_pretrained(name)
+        read = load_config if attribute == "config" else load_generation_config
+        if owner == "student":
+            model = self.settings.model
+            return read(str(model.model_name_or_path), revision=model.model_revision)
+        return read(self.teacher_name, revision=self.teacher_revision)
 
     @cached_property
     def longest_prompt(self) -> int:
@@ -271,10 +275,6 @@ class Subject:
     def served(self) -> bool:
         """There is a server to ask about itself."""
         return self.remote
-
-    @property
-    def merged(self) -> bool:
-        return self.settings.training.stop_tokens == "merge"
 
 
 def rows_with(rows: Any, column: str, teacher: str) -> Any:

@@ -74,8 +74,8 @@ def check_tokenizers(subject: "Subject") -> Verdict:
 def check_special_tokens(subject: "Subject") -> Verdict:
     """End-of-sequence and padding ids of both tokenizers."""
     student, teacher = subject.tokenizers
-    excluded = subject.settings.training.stop_tokens == "exclude"
-    cured = subject.merged or (subject.remote and excluded)
+    chosen = subject.settings.training.stop_tokens
+    cured = chosen == "merge" or (subject.remote and chosen == "exclude")
     problems = Problems()
     if student.eos_token_id is None:
         problems.fail("The student has no end-of-sequence token: set eos_token in its tokenizer.")
@@ -108,6 +108,7 @@ def check_generation_config(subject: "Subject") -> Verdict:
     tokenizers, configs = subject.tokenizers, subject.generation_configs
     declared = [declared_ids(config.eos_token_id) for config in configs]
     cure = _EXCLUDE if subject.remote else _MERGE
+    merged = subject.settings.training.stop_tokens == "merge"
     problems = Problems()
     for owner, tokenizer, stops in zip(("student", "teacher"), tokenizers, declared, strict=True):
         outside = [index for index in stops if index >= len(tokenizer)]
@@ -115,7 +116,7 @@ def check_generation_config(subject: "Subject") -> Verdict:
             problems.fail(
                 f"The {owner}'s generation config stops at {outside[0]}, which is no token."
             )
-        if stops and tokenizer.eos_token_id not in stops and not subject.merged:
+        if stops and tokenizer.eos_token_id not in stops and not merged:
             names = ", ".join(token_name(tokenizer, index) for index in stops)
             tell = problems.fail if owner == "student" else problems.warn
             tell(

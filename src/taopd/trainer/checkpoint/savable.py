@@ -18,8 +18,9 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from taopd.distributed.sharding import is_sharded
 from taopd.errors import ConfigError
+from taopd.models.damage import root_cause
 from taopd.models.loaded_weights import as_loaded, left_out
-from taopd.models.loading import has_adapter, root_cause
+from taopd.models.loading import has_adapter
 
 logger = logging.getLogger(__name__)
 
