@@ -4,6 +4,7 @@ Oracle: `LocalTeacher`, whose numbers are checked against whole softmaxes elsewh
 """
 
 import logging
+import threading
 import time
 
 import pytest
@@ -57,6 +58,12 @@ def assert_right(scores, model, sequences=SEQUENCES):
     local = LocalTeacher(model, VOCAB).score(sequences, starts, wanted(len(scores.logprobs)), K)
     torch.testing.assert_close(scores.logprobs, local.logprobs, rtol=0, atol=1e-5)
     torch.testing.assert_close(scores.want_logprobs, local.want_logprobs, rtol=0, atol=1e-5)
+
+
+def connections():
+    """Each has a thread; one that was told to end takes a moment."""
+    time.sleep(0.1)
+    return sum(thread.name == "teacher" for thread in threading.enumerate())
 
 
 def pool_of(*servers, patience_s=5.0):
@@ -136,8 +143,36 @@ def test_none_that_answers_is_an_error_after_the_patience(two):
 
 def test_servers_of_two_models_are_refused_with_both_names(two):
     two[1].name = "another"
+    before = connections()
     with pytest.raises(TeacherError, match=r"serves 'tiny-teacher' and .* serves 'another'"):
         pool_of(*two)
+    assert connections() == before
+
+
+def test_a_server_that_joins_with_another_model_is_not_used_and_not_kept(two, model):
+    """It is tried again and again: each time a connection would be left open."""
+    two[1].stop()
+    teacher = pool_of(*two)
+    before, two[1].name = connections(), "another"
+    two[1].start()
+    for _ in range(20):
+        assert_right(teacher.score(SEQUENCES, STARTS, wanted(), K), model)
+        time.sleep(0.1)
+    assert "serves 'another'" in teacher._members[1].problem
+    assert connections() <= before + 1, "one of them may be in the making"
+    teacher.close()
+
+
+def test_requests_that_nobody_waits_for_any_more_are_cancelled(two):
+    teacher = pool_of(*two)
+    two[0].always, two[1].always = status(400), slow(3.0)
+    with pytest.raises(TeacherError, match="refuses with status 400"):
+        teacher.score(SEQUENCES, STARTS, None, K)
+    deadline = time.monotonic() + 1.0
+    while any(member.in_flight for member in teacher._members) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [member.in_flight for member in teacher._members] == [0, 0]
+    teacher.close()
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,19 @@ class TeacherPool:
     ) -> None:
         self._members = [_Member(url, connect) for url in urls]
         self._patience_s, self._lock = patience_s, threading.Lock()
-        for member in self._members:
-            try:
-                member.connect()
-            except TeacherUnavailable as error:
-                self._leave_out(member, error)
-        if not any(member.teacher for member in self._members):
+        try:
+            for member in self._members:
+                try:
+                    member.connect()
+                except TeacherUnavailable as error:
+                    self._leave_out(member, error)
+            self._check_same()
+        except TeacherError:
+            self.close()
+            raise
+        if not self._teachers:
             told = "; ".join(member.problem for member in self._members)
             raise TeacherUnavailable(f"none of {len(urls)} servers of one teacher answers: {told}")
-        self._check_same()
 
     # -- as a server's teacher --------------------------------------------------------------------
 
@@ -120,16 +124,20 @@ class TeacherPool:
         questions = list(zip(token_ids, completion_start, wants, strict=True))
         waiting = {place: self._ask(question, top_k) for place, question in enumerate(questions)}
         found: dict[int, TeacherScores] = {}
-        while waiting:
-            for place, (member, future) in list(waiting.items()):
-                del waiting[place]
-                try:
-                    found[place] = future.result()
-                except TeacherUnavailable as error:
-                    self._leave_out(member, error)
-                    waiting[place] = self._ask(questions[place], top_k)
-                else:
-                    self._note_back(member)
+        try:
+            while waiting:
+                for place, (member, future) in list(waiting.items()):
+                    try:
+                        found[place] = future.result()
+                    except TeacherUnavailable as error:
+                        self._leave_out(member, error)
+                        waiting[place] = self._ask(questions[place], top_k)
+                    else:
+                        del waiting[place]
+                        self._note_back(member)
+        finally:
+            for _, future in waiting.values():
+                future.cancel()
         return join([found[place] for place in range(len(questions))])
 
     # -- which of them ----------------------------------------------------------------------------
@@ -194,7 +202,9 @@ class TeacherPool:
             member.connect()
             self._check_same()
         except TeacherError as error:
-            member.teacher, member.problem = None, str(error)
+            refused, member.teacher, member.problem = member.teacher, None, str(error)
+            if refused is not None:
+                refused.close()
             return
         self._note_back(member)
 
