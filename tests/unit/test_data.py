@@ -388,6 +388,18 @@ def test_prompt_lengths(micro_lab):
         check_prompt_lengths(empty, tokenizer, context_length=16, max_completion_length=4)
 
 
+@pytest.mark.parametrize("first", [["text"], []])
+def test_what_a_template_adds_is_counted_also_in_rows_after_plain_text(first):
+    """A first row of text shows nothing of it."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        " ".join(["1"] * 250) + "{% for m in messages %} {{ m.content }}{% endfor %}"
+    )
+    rows = ["1" for _ in first] + [[{"role": "user", "content": "2"}]]
+    with pytest.raises(DataError, match=rf"row {len(first)} has 251 tokens.*room for 236"):
+        check_prompt_lengths(rows, tokenizer, context_length=240, max_completion_length=4)
+
+
 def test_class_labels_are_read_by_their_names(tmp_path):
     features = datasets.Features(
         {"prompt": datasets.Value("string"), "answer": datasets.ClassLabel(names=["no", "yes"])}

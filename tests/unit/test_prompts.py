@@ -136,6 +136,14 @@ def test_every_row_has_its_own_tools_and_options(tokenizer, as_text):
     assert render(tokenizer, read_prompt([user("1")], "row 1"), options={"mode": "b"}) == "- b"
 
 
+@pytest.mark.parametrize("none", [None, "", " ", "null", "{}"])
+@pytest.mark.parametrize("column", ["tools", "chat_template_kwargs"])
+def test_a_row_may_have_no_tools_and_no_options(column, none):
+    """Null in a table, and as text nothing at all."""
+    found = read_prompt({"prompt": "1", column: none}, "row 0")
+    assert (found.tools, found.options) == (None, {})
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

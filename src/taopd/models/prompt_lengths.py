@@ -11,7 +11,7 @@ from taopd.models.prompt_rows import COLUMNS, MEDIA, Prompt, read_prompt
 from taopd.models.prompts import encode_prompts
 from taopd.models.teacher_prompts import TeacherPrompts
 
-# Tokens that a chat template may add beyond those of the first prompt.
+# Tokens that a chat template may add beyond those of the first prompt of its kind.
 _TEMPLATE_MARGIN = 64
 _COUNTED = {"role", "content"}
 """Of a message: what the bound of its tokens knows."""
@@ -46,7 +46,7 @@ def check_prompt_lengths(
         DataError: names the first row that does not fit, and the lengths.
     """
     # Bytes bound tokens from above, so that most prompts need no encoding at all.
-    overhead, start = 0, 0
+    overhead, start = dict[type, int](), 0
     of = f" of {where}" if where else ""
     whose = "prompt" if teacher_prompts is None else "teacher's prompt"
     needed = [*COLUMNS, *MEDIA, *(teacher_prompts.columns if teacher_prompts else ())]
@@ -60,14 +60,14 @@ def check_prompt_lengths(
             prompts.append(prompt)
             context = context_length(entry) if callable(context_length) else context_length
             limits.append(_room(context, max_completion_length))
-        if start == 0:
-            first = encode_prompts(tokenizer, prompts[:1], **shown)
-            overhead = len(first[0]) + _TEMPLATE_MARGIN
-        suspects = [
-            i
-            for i, p in enumerate(prompts)
-            if (limit := limits[i]) is not None and _num_bytes(p) + overhead > limit
-        ]
+        suspects = []
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            # What a template adds, text beside messages does not show.
+            if (kind := type(prompt.content)) not in overhead:
+                (first,) = encode_prompts(tokenizer, [prompt], **shown)
+                overhead[kind] = len(first) + _TEMPLATE_MARGIN
+            if limit is not None and _num_bytes(prompt) + overhead[kind] > limit:
+                suspects.append(index)
         ids = encode_prompts(tokenizer, [prompts[i] for i in suspects], **shown)
         for index, prompt_ids in zip(suspects, ids, strict=True):
             if (limit := limits[index]) is not None and len(prompt_ids) > limit:

@@ -266,8 +266,8 @@ def text_of_part(part: Any, where: str) -> str:
 
 def _decoded(value: Any, what: str) -> Any:
     """A column of JSON values, which some datasets hold as text."""
-    if isinstance(value, str) and value:
-        value = parse_json(value, what)
+    if isinstance(value, str):
+        value = parse_json(value, what) if value.strip() else None
     return _without_nulls(value)
 
 
