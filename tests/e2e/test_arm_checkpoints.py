@@ -17,6 +17,7 @@ from taopd.experiments.lab.build import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.runs.checkpoints import checkpoints
 from taopd.runs.jsonl import read_jsonl
+from taopd.trainer.watches import collapse_detector
 
 CLOCK = ("train_seconds", "train_seconds_curve")
 
@@ -88,6 +89,39 @@ def test_a_killed_arm_ends_as_if_nobody_had_killed_it(arm, step, tmp_path, monke
     assert read(folder) == read(tmp_path / "whole")
     left = [{path.name for path in each.iterdir()} for each in (folder, tmp_path / "whole")]
     assert left[0] == left[1]
+
+
+GUARD = {"collapse_guard": "stop", "guard_every": 1, "method": "anchored", "learning_rate": 1e-2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limits", "config", "reason"),
+    [
+        ({}, {}, "max_steps"),
+        ({"max_selected_tokens": 250}, {}, "selected_tokens"),
+        ({}, GUARD | {"anchor_fraction": 1.0, "anchor_responses": 1.0}, "collapse_guard"),
+    ],
+    ids=["max_steps", "selected_tokens", "collapse_guard"],
+)
+def test_an_arm_killed_before_its_results_ends_where_it_had_ended(
+    arm, limits, config, reason, tmp_path, monkeypatch
+):
+    """With checkpoints that its settings ask for, at every step."""
+    # A bound that the first updates break.
+    monkeypatch.setattr(collapse_detector, "DRIFT_LIMIT", 1e-5)
+    monkeypatch.setattr(collapse_detector, "OF_FIRST", 0.5)
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    arm = replace(arm, config=arm.config | saving | config, **limits)
+    folder = prepared(arm, tmp_path / "arm")
+    run_arm(arm, folder)
+    whole = read(folder)
+    assert whole[0]["stopped_by"] == reason
+    assert (whole[0]["steps"] == 6) is (reason == "max_steps")
+
+    (folder / "results.json").unlink()
+    run_arm(arm, prepared(arm, folder))
+    assert read(folder) == whole
 
 
 @pytest.mark.slow

@@ -181,6 +181,9 @@ class StopRule(TrainerCallback):
             self.reason, control.should_training_stop = "selected_tokens", True
         elif seconds is not None and self._curve.elapsed() >= seconds:
             self.reason, control.should_training_stop = "seconds", True
+        if control.should_training_stop and state.global_step < args.max_steps:
+            # Resumed from here, the arm would take one more step.
+            control.should_save = False
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.reason == "max_steps" and state.global_step < args.max_steps:
