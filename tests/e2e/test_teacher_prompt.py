@@ -465,7 +465,8 @@ def test_a_study_takes_the_student_as_its_teacher(micro_lab, tmp_path):
     plan = plan_study(study)
     write_arm(plan.runs[0], tmp_path / "arm")
     assert run_arm(plan.runs[0], tmp_path / "arm")["steps"] == 1
-    study.config["teacher_prompt_template"] = "{prompt} {none}"
+    # Of one arm alone, too: it would be told when the arms before it have run.
+    study.arms.append({"name": "late", "teacher_prompt_template": "{prompt} {none}"})
     with pytest.raises(DataError, match="no column 'none'"):
         plan_study(study)
 

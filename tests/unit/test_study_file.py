@@ -1,5 +1,7 @@
 """Study files and their arms. Oracles: the arms written out by hand, and one message per slip."""
 
+import math
+
 import pytest
 
 from taopd import cli
@@ -111,6 +113,12 @@ SLIPS = [
     ({"grid": {"budget": [0.1, 0.1]}}, "grid: budget holds 0.1 twice"),
     ({"config": {"max_steps": 1.5}}, "config: max_steps=1.5: must be a whole number from 1 on"),
     ({"config": {"max_steps": "many"}}, "config: max_steps='many': must be a whole number"),
+    (
+        {"arms": [{"selector": "full", "max_steps": -1}]},
+        "arm 'full,max_steps=-1': max_steps=-1: must be a whole number from 1 on",
+    ),
+    ({"lab": None, **PAIR, "match": "regexp:x"}, "match='regexp:x' is unknown"),
+    ({"lab": None, **PAIR, "match": "regex:("}, "the pattern does not compile"),
     ({"grid": {"selector": ["full"], "budget": [0]}}, r"budget=0: must be in \(0, 1\]"),
     ({"grid": {"budget": []}}, "budget has no values"),
     ({"grid": {}}, "no arms"),
@@ -124,7 +132,10 @@ SLIPS = [
     ({"lab": None, **PAIR}, "max_steps is missing"),
     ({"lab": None, **PAIR, "config": {"max_steps": 5}}, "max_completion_length is missing"),
     ({"equal": "token"}, "equal='token' is unknown. Known: seconds, selected_tokens"),
-    ({"equal": "seconds"}, "needs the common amount, seconds: N"),
+    *(
+        ({"equal": "seconds", "seconds": amount}, "needs the common amount, seconds: N")
+        for amount in (None, -1.0, 0, math.inf, math.nan)
+    ),
     ({"seconds": 5}, "seconds is set but equal is steps"),
     ({"workers": 0}, "must be at least 1"),
     ({"metric": "mean"}, "metric='mean' is unknown"),

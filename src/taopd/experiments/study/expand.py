@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, require
 from taopd.experiments.arm_student import split_settings
 from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.experiments.study.own_best import at_rate
@@ -123,6 +123,7 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigError: names the arm.
     """
+    check_steps(settings["max_steps"], where)
     secret = redact_document(dict(settings)) != {**settings}
     if secret or settings.get("push_to_hub"):
         raise ConfigError(
@@ -142,6 +143,12 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def check_steps(steps: Any, where: str) -> None:
+    """Refuse steps that are none, such as the -1 that makes an epoch of them."""
+    whole = type(steps) is int and steps >= 1
+    require(whole, f"{where}: max_steps", steps, "a whole number from 1 on: the steps of every arm")
 
 
 def _grid(grid: Mapping[str, Any]) -> list[dict[str, Any]]:

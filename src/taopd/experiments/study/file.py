@@ -17,6 +17,7 @@ from typing import Any
 
 from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.arm_student import weight_hints
+from taopd.experiments.evaluation.grading import Grader
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -150,6 +151,7 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
     require(size >= 1, "evaluation_batch_size", size, "at least 1")
     require(0 < points <= 100, "collapse_points", points, "in (0, 100]")
     require_known("metric", study.metric, METRICS)
+    Grader(study.match)
     return study
 
 
@@ -293,7 +295,7 @@ def _check_equal(study: StudyFile) -> None:
     require_known("equal", study.equal, EQUAL)
     for name in sorted(_AMOUNTS):
         value = getattr(study, name)
-        if name == study.equal and (value is None or value <= 0):
+        if name == study.equal and not (value and 0 < value < math.inf):
             raise ConfigError(f"equal: {name} needs the common amount, {name}: N above 0")
         if name != study.equal and value is not None:
             raise ConfigError(f"{name} is set but equal is {study.equal}: set equal: {name}")

@@ -3,12 +3,12 @@
 Folder: `config.json` (the study), `env.json`, `arms/<name>-seed<n>/` (a run folder each), `results.json`
 (no wall-clock values), `timings.json`. An arm is finished when its `results.json` is there, which is
 written last and whole. On resume a finished arm is kept if it is the one the study asks for (`kept_arms`),
-and refused if it is not; an unfinished one starts anew, so that every arm is one uninterrupted run.
+and refused if it is not; an unfinished one goes on from its newest checkpoint, or starts anew.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from taopd.errors import ConfigError, DataError, require
+from taopd.errors import ConfigError, DataError
 from taopd.experiments.arm_settings import Arm, load_problems
 from taopd.experiments.arm_student import check_arm
 from taopd.experiments.evaluation.evaluate import check_rows
@@ -26,7 +26,7 @@ from taopd.experiments.lab.demo import LAB_CONFIG, VARIANT_CONFIG, lab_arm
 from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
-from taopd.experiments.study.expand import SELECTION_KEYS, StudyArm, expand
+from taopd.experiments.study.expand import SELECTION_KEYS, StudyArm, check_steps, expand
 from taopd.experiments.study.file import StudyFile, numbers, within
 from taopd.experiments.study.finished import SO_FAR, WRITTEN
 from taopd.models.prompt_rows import read_prompt
@@ -96,9 +96,7 @@ def base_config(study: StudyFile) -> dict[str, Any]:
         base.setdefault("max_steps", LAB_STEPS)
     if "max_steps" not in base:
         raise ConfigError("config.max_steps is missing: the number of optimizer steps of every arm")
-    steps = base["max_steps"]
-    whole = type(steps) is int and steps >= 1
-    require(whole, "config: max_steps", steps, "a whole number from 1 on: the steps of every arm")
+    check_steps(base["max_steps"], "config")
     if not study.lab and "max_completion_length" not in base:
         raise ConfigError("config.max_completion_length is missing: tokens per completion")
     return base
@@ -116,7 +114,7 @@ def plan_study(
     arms = expand(study, base)
     lab = build_lab(study.lab, progress=progress, **study.lab_sizes) if study.lab else None
     runs = [_run_of(study, lab, base, arm, seed) for seed in study.seeds for arm in arms]
-    _check_inputs(runs[0])
+    _check_inputs(runs)
     seen = []
     # Those of the file first: a fault of theirs is in their controls too.
     for _, run in sorted(zip(arms, runs, strict=False), key=lambda pair: pair[0].added):
@@ -224,15 +222,17 @@ def _a_tenth(config: dict[str, Any]) -> int:
     return 10 if steps == _ENDLESS else max(1, steps // 10)
 
 
-def _check_inputs(run: Arm) -> None:
-    """Everything an arm would stumble over in its first minute."""
+def _check_inputs(runs: Sequence[Arm]) -> None:
+    """Everything an arm would stumble over in its first minute; all of them read the same files."""
+    run = runs[0]
     check_rows(load_problems(run))
     rows = load_prompts(run.prompts, split="train")
-    own = TeacherPrompts(run.config.get("teacher_prompt_template"))
-    if own.used(rows.column_names):
-        own.check(rows.column_names, run.prompts)
-        for row, entry in enumerate(rows):
-            own.of(entry, read_prompt(entry, f"row {row}"), f"row {row}")
+    for template in dict.fromkeys(each.config.get("teacher_prompt_template") for each in runs):
+        own = TeacherPrompts(template)
+        if own.used(rows.column_names):
+            own.check(rows.column_names, run.prompts)
+            for row, entry in enumerate(rows):
+                own.of(entry, read_prompt(entry, f"row {row}"), f"row {row}")
     for model in (run.student, run.teacher):
         if model not in OWN_TEACHERS:
             load_tokenizer(model)
