@@ -62,9 +62,10 @@ def test_numbers_that_yaml_reads_as_text(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(
         "lab: dialect\nconfig: {learning_rate: 1e-6}\ngrid: {selector: tip, learning_rate: [1e-5]}\n"
-        "seeds: [3]\n"
+        "lab_sizes: {learning_rate: 1e-3, teacher_steps: 20}\nseeds: [3]\n"
     )
     study = load_study_file(path)
+    assert study.lab_sizes == {"learning_rate": 1e-3, "teacher_steps": 20}
     assert base_config(study)["learning_rate"] == 1e-6
     assert expand(study, base_config(study))[1].settings["learning_rate"] == 1e-5
 

@@ -352,7 +352,11 @@ def test_a_failed_child_is_reported(tmp_path, monkeypatch):
         ("dialekt", {}, "Did you mean 'dialect'"),
         ("dialect", {"teacher_step": 3}, "Did you mean 'teacher_steps'"),
         ("dialect", {"teacher_steps": 0}, "teacher_steps: expected a whole number"),
-        ("dialect", {"rewrite_share": 2.0}, "rewrite_share: expected a number from 0 to 1"),
+        ("dialect", {"teacher_steps": True}, "teacher_steps: expected a whole number"),
+        *(
+            ("dialect", {"rewrite_share": share}, "rewrite_share: expected a number from 0 to 1")
+            for share in (2.0, math.nan, "half", None, True)
+        ),
         ("dialect", {"student_width": 50}, "not a multiple of head_dim"),
     ],
 )

@@ -59,9 +59,10 @@ class LabSpec:
         check_variant(self.variant)
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if kind is float and not 0 <= value <= 1:
+            # By type, not by instance: true is no number.
+            if kind is float and (type(value) not in (int, float) or not 0 <= value <= 1):
                 raise ConfigError(f"{name}: expected a number from 0 to 1, got {value!r}.")
-            if kind is int and name != "seed" and (not isinstance(value, int) or value < 1):
+            if kind is int and name != "seed" and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         for name in ("teacher_width", "student_width"):
             if getattr(self, name) % self.head_dim:

@@ -18,6 +18,7 @@ from typing import Any
 from taopd.errors import ConfigError, require, require_known, suggest
 from taopd.experiments.arm_student import weight_hints
 from taopd.experiments.evaluation.grading import Grader
+from taopd.experiments.lab.spec import LabSpec
 from taopd.experiments.study.analysis import COLLAPSE_POINTS, METRICS
 from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
@@ -125,7 +126,12 @@ def parse_study_file(loaded: Mapping[str, Any]) -> StudyFile:
             raise ConfigError(f"unknown key in the study: {key!r}.{hint}")
     hints = typing.get_type_hints(StudyFile)
     study = StudyFile(**{key: _typed(key, value, hints[key]) for key, value in loaded.items()})
-    study = replace(study, title=" ".join(study.title.split()))  # a heading of one line
+    sizes = typing.get_type_hints(LabSpec)
+    study = replace(
+        study,
+        title=" ".join(study.title.split()),  # a heading of one line
+        lab_sizes={key: number(key, size, sizes.get(key)) for key, size in study.lab_sizes.items()},
+    )
     _check_data(study)
     _check_seeds(study)
     _check_equal(study)
