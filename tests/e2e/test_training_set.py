@@ -167,6 +167,20 @@ def test_teacher_prompts_are_read_from_rows_of_any_mapping(tmp_path, kind, caplo
         make_trainer(tmp_path, Rows([kind(row) for row in rows]), "self", lacking)
 
 
+def test_one_row_with_a_teacher_prompt_is_enough(tmp_path):
+    rows = [{"prompt": "1 + 2 ="}] * 3 + [{"prompt": "1 + 2 =", "teacher_prompt": "3 1 + 2 ="}]
+    trainer = make_trainer(tmp_path, Rows(rows), "self", Rows(rows), shuffle_dataset=False)
+    seen = []
+    trainer.observers.append(lambda scored: seen.extend(scored.batch["teacher_prompt_mask"].sum(1)))
+    trainer.train()
+    assert seen[:4] == [4, 4, 4, 5]
+    long = [*rows[:3], {"prompt": "1 + 2 =", "teacher_prompt": "3 " * 600}]
+    with pytest.raises(
+        DataError, match="the teacher's prompt of row 3 of the training set has 600"
+    ):
+        make_trainer(tmp_path, Rows(long))
+
+
 def test_training_without_a_step_is_an_error(tmp_path):
     trainer = make_trainer(tmp_path, Dataset.from_list(make_rows(8, "x")))
     trainer.train_dataset = trainer.train_dataset.select(range(3))

@@ -17,6 +17,7 @@ from taopd.models.teacher_prompts import COLUMN, TeacherPrompts
 from taopd.trainer.build.tools import check_rows
 from taopd.trainer.build.training_set import (
     check_teacher_prompts,
+    columns_of,
     evaluation_sets,
     filled,
     first_rows,
@@ -102,7 +103,7 @@ class PromptTrainer(DistillationTrainer):
             # the run at a step that nobody can foresee.
             if isinstance(rows, IterableDataset):
                 rows = first_rows(rows, LOOKED_AT)
-            reads = others.used(list(first_rows(rows, 1)[0]))
+            reads = others.used(columns_of(rows))
             # The teacher reads its own prompts in place of the student's.
             looks: list[tuple[Any, Any]] = [(None, own if reads else of_both)]
             for prompts, limit in looks + [(others, of_teacher)] * reads:

@@ -25,6 +25,12 @@ def first_rows(dataset: Any, count: int) -> list[Any]:
     return [dataset[row] for row in range(min(count, len(dataset)))]
 
 
+def columns_of(dataset: Any) -> list[str]:
+    """Columns that any of the first rows has: a list's rows may differ."""
+    rows = (row for row in first_rows(dataset, LOOKED_AT) if isinstance(row, Mapping))
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def evaluation_sets(given: Any) -> dict[str, Any]:
     """The evaluation sets that there are, by what a message calls them.
 
@@ -122,8 +128,7 @@ def check_teacher_prompts(
         DataError: a column that is missing, or one of the first rows that lacks it.
         ConfigError: a student as its own teacher that reads nothing else.
     """
-    rows = first_rows(dataset, LOOKED_AT)
-    columns = list(rows[0])
+    columns = columns_of(dataset)
     if not prompts.used(columns):
         if teacher in OWN_TEACHERS:
             raise ConfigError(
@@ -134,7 +139,8 @@ def check_teacher_prompts(
         return
     prompts.check(columns, "the training set")
     for where, others in evaluation.items():
-        prompts.check(list(first_rows(others, 1)[0]), where)
+        prompts.check(columns_of(others), where)
+    rows = first_rows(dataset, LOOKED_AT)
     found = prompts.of_rows(rows) or []
     faults = faults_of_ends(tokenizer, found, begun=TEACHER_BEGUN, **shown)
     students = [read_prompt(row, f"row {number}") for number, row in enumerate(rows)]
