@@ -225,11 +225,7 @@ class Anchor:
         return {"reference_hidden": positions.at(tokens).by_row(hidden, held)}
 
     def term(self, student: Any, inputs: LossInputs) -> Term | None:
-        """The penalty of a micro-batch, None where the anchor is off.
-
-        Args:
-            student: unwrapped.
-        """
+        """The penalty of a micro-batch, None where the anchor is off; `student` is unwrapped."""
         if self._reference is None or inputs.reference_hidden is None:
             return None
         return Term(

@@ -83,11 +83,7 @@ class PromptTrainer(DistillationTrainer):
             self._teacher.check_dataset(rows, where)
 
     def _check_lengths(self) -> None:
-        """Every row has what both models read, and with its completion fits the contexts of both.
-
-        Raises:
-            DataError: names the first row that does not.
-        """
+        """Every row has what both models read, and with its completion fits the contexts of both."""
         args, teacher, others = self.args, self._teacher, self._teacher_prompts
         own = context_length(self.accelerator.unwrap_model(self.model))
         theirs = {name: teacher.source(name).context_length for name in teacher.names or ("",)}

@@ -146,11 +146,7 @@ def write_results(
 
 
 def look_first(trainer: Trainer) -> dict[str, Any]:
-    """The check before training: warnings into the log; returns what `check.json` holds.
-
-    Raises:
-        ConfigError: an item failed.
-    """
+    """The check before training: warnings into the log; returns what `check.json` holds."""
     found = taopd.check(trainer, max_tokens=QUICK_TOKENS)
     for verdict in found if trainer.is_world_process_zero() else ():
         if verdict.level != "pass":
@@ -162,11 +158,7 @@ def look_first(trainer: Trainer) -> dict[str, Any]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder whose `config.json` is another one's: a model is lost without its own.
-
-    Raises:
-        DataError: names the folder.
-    """
+    """Refuse a folder whose `config.json` is another one's: a model is lost without its own."""
     if (folder / "config.json").exists() and not (folder / MARKER).exists():
         raise DataError(
             f"{folder} holds config.json that no taopd run wrote (a model, or another tool's run), and the "

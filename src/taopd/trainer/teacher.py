@@ -299,11 +299,7 @@ class TeacherSource(OneTeacher):
             write_json(Path(self.args.output_dir) / FILE, about)
 
     def check_signals(self, exact: bool) -> None:
-        """Refuse settings that read what the teacher's numbers do not hold.
-
-        Raises:
-            ConfigError: names the signals, and the selectors that do without.
-        """
+        """Refuse settings that read what the teacher's numbers do not hold."""
         args = self.args
         # Checked again whenever C turns into a bound: a server may stop sending what it sent before.
         given = BOUND_GIVES if not exact else SERVER_GIVES

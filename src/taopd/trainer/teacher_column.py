@@ -61,11 +61,7 @@ class OneTeacher:
         """No index."""
 
     def check_prompts(self, batch: Mapping[str, Tensor]) -> None:
-        """Refuse prompts with a token that the teacher lacks, where its tokens are known.
-
-        Raises:
-            DataError: see `check_prompt_ids`.
-        """
+        """Refuse prompts with a token that the teacher lacks, where its tokens are known."""
         if self.tokens is not None:
             check_prompt_ids(teacher_side(batch), self.tokens)
 
@@ -82,14 +78,7 @@ class TeacherColumn:
 
     # A typing slip in one row must be found before hours of training, so every row is read at the start.
     def index_of(self, row: Any, where: str) -> int:
-        """Which teacher a row has.
-
-        Args:
-            where: names the row in messages.
-
-        Raises:
-            DataError: none, or one that nobody knows.
-        """
+        """Which teacher a row has; a row that names none is refused."""
         name = row.get(self._column) if isinstance(row, Mapping) else None
         if name is None or name == "":
             raise DataError(
@@ -103,14 +92,7 @@ class TeacherColumn:
         return self._place[name]
 
     def check_dataset(self, dataset: Any, where: str) -> list[str]:
-        """Look at every row before training (of a stream at the first); the teachers that no row has.
-
-        Args:
-            where: names the dataset.
-
-        Raises:
-            DataError: see `index_of`.
-        """
+        """Look at every row before training (of a stream at the first); the teachers that no row has."""
         column, streams = self._column, isinstance(dataset, IterableDataset)
         rows = first_rows(dataset, LOOKED_AT) if streams else dataset
         if isinstance(dataset, Dataset) and column in dataset.column_names:

@@ -53,11 +53,7 @@ def teachers_of(
     accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerBase,
 ) -> "TeacherSource | TeacherRoutes":
-    """The trainer's teacher, or its teachers where a mapping names them; see both classes.
-
-    Raises:
-        ConfigError: settings of several teachers with one, or one beside several.
-    """
+    """The trainer's teacher, or its teachers where a mapping names them; see both classes."""
     if isinstance(teacher, Mapping) or args.teachers is not None:
         return TeacherRoutes(teacher, args, student, tokenizer, accelerator)
     for name, value in (
@@ -180,11 +176,7 @@ class TeacherRoutes:
             logger.warning("no row of %s has the teacher %s", where, ", ".join(idle))
 
     def of_positions(self, batch: Mapping[str, Any], positions: Positions) -> Int[Tensor, " N"]:
-        """Which teacher each position has.
-
-        Raises:
-            DataError: a batch that does not say.
-        """
+        """Which teacher each position has."""
         if INDEX not in batch:
             raise DataError(
                 f"a batch without {INDEX!r}: with several teachers every completion needs the index of its "

@@ -134,9 +134,6 @@ def make_trainer(
 
     Args:
         kind: another class than `TeachabilityTrainer`, derived from it.
-
-    Raises:
-        ConfigError: settings that do not fit together, for TRL or for us.
     """
     from trl import get_peft_config
 

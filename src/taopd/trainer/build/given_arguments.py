@@ -68,11 +68,7 @@ def require_generation(model: Any) -> None:
 
 
 def name_teacher(args: "TeachabilityConfig", teacher: Any) -> None:
-    """Write a teacher that is given by its name into the settings, where server, check and folder read it.
-
-    Raises:
-        ConfigError: settings that do not fit this teacher.
-    """
+    """Write a teacher that is given by its name into the settings, where server, check and folder read it."""
     named = args.teacher_model_name_or_path
     if named in OWN_TEACHERS and not isinstance(teacher, str | None):
         raise ConfigError(
@@ -130,13 +126,7 @@ def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -
 def check_made(
     args: "TeachabilityConfig", model: Any, optimizer: Optimizer | None, accelerator: Accelerator
 ) -> None:
-    """Refuse what does not fit the student as TRL made it.
-
-    Raises:
-        ConfigError: activation checkpointing, the default, of an architecture that cannot do it; or see
-            `check_optimizer`, `check_schedule`, `check_optim`, `_check_checkpointing` and `_check_float16`.
-        ImportError: a package that `optim` needs is missing.
-    """
+    """Refuse what does not fit the student as TRL made it."""
     if args.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
         kind = type(inside_peft(model)).__name__
         raise ConfigError(

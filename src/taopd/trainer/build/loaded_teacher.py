@@ -89,10 +89,6 @@ class LoadedTeachers:
 
         Args:
             teacher: its path, hub id or model; args: of a run with it alone.
-
-        Raises:
-            ConfigError: a model without a backbone of its own, or one model with and without offload.
-            DataError: see `load_teacher`.
         """
         is_path = isinstance(teacher, str)
         key: Hashable = weights_of(args) if is_path else id(teacher)
@@ -132,11 +128,7 @@ class LoadedTeachers:
 def place_teacher(
     accelerator: Accelerator, teacher: PreTrainedModel, args: TeachabilityConfig
 ) -> tuple[Any, LayerOffload | None]:
-    """The frozen teacher, ready to run on this device, and what moves its layers if `teacher_offload` is set.
-
-    Raises:
-        ConfigError: ZeRO-3, and a teacher that is packed or in host memory.
-    """
+    """The frozen teacher, ready to run on this device; what moves its layers if `teacher_offload` is set."""
     if shards_frozen(accelerator):
         for name in ("teacher_quantization", "teacher_offload"):
             if getattr(args, name):

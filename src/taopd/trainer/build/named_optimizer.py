@@ -28,11 +28,7 @@ _NOBODYS = "neither-name-nor-number"
 
 
 def check_optim(args: "TeachabilityConfig", model: nn.Module) -> None:
-    """Refuse an optimizer that cannot be made or saved, and arguments of it that it does not read.
-
-    Raises:
-        ConfigError: names the setting. ImportError: a package is missing.
-    """
+    """Refuse an optimizer that cannot be made or saved, and arguments of it that it does not read."""
     asked = copy.copy(args)
     name = str(getattr(args.optim, "value", args.optim))
     # The layer-wise ones hang hooks on the weights as soon as they are asked for.

@@ -6,11 +6,7 @@ from taopd.errors import ConfigError
 
 
 def check_trackers(named: str | list[str] | None) -> None:
-    """Make the trackers, as the trainer does when it begins, so that one that cannot be made is told before.
-
-    Raises:
-        ConfigError: there is no such tracker, or it is not installed.
-    """
+    """Make the trackers, as the trainer does when it begins: one that cannot be made is told before."""
     names = [named] if isinstance(named, str) else named or []
     if names in (["all"], ["none"]):  # all: those that are installed
         return

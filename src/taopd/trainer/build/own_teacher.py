@@ -100,11 +100,7 @@ class MovingAverage(TrainerCallback):
         save_tree(folder / FILE, dict(self._average))
 
     def load(self, folder: Path) -> None:
-        """Go on with the average of a checkpoint.
-
-        Raises:
-            DataError: it has none, or of another model.
-        """
+        """Go on with the average of a checkpoint."""
         stored = load_tree(folder / FILE)
         shapes = {name: value.shape for name, value in self._average.items()}
         if {name: value.shape for name, value in stored.items()} != shapes:

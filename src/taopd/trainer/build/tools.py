@@ -23,15 +23,7 @@ _ENDS = (
 
 
 def given_tools(args: "TeachabilityConfig", tools: Any) -> Any:
-    """The trainer's tools: those of the caller, or of the setting `tools`; None without any.
-
-    Args:
-        tools: functions, or one; None: none.
-
-    Raises:
-        ConfigError: both are given, stop ids are merged, two have one name, or see
-            `answering_in_text` and `load_tools`.
-    """
+    """The trainer's tools: those of the caller, or of the setting `tools`; None without any."""
     if tools and args.tools:
         raise ConfigError("tools and the setting tools: keep one of them")
     tools = [tools] if callable(tools) else tools
@@ -78,11 +70,7 @@ def answering_in_text(tool: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_tools(path: str) -> Tools:
-    """The functions behind a dotted path: a list of them, or one.
-
-    Raises:
-        ConfigError: the path leads nowhere or to something else, or a function does not say what it takes.
-    """
+    """The functions behind a dotted path: a list of them, or one."""
     found = load_object(path, "tools")
     tools = [found] if callable(found) else found
     if not isinstance(tools, list | tuple) or not tools or not all(map(callable, tools)):
@@ -103,11 +91,7 @@ def load_tools(path: str) -> Tools:
 
 
 def check_rows(rows: Sequence[Any], args: "TeachabilityConfig") -> None:
-    """Refuse merged stop ids beside prompts with tools of their own.
-
-    Raises:
-        ConfigError: names the row. DataError: a row that is no prompt.
-    """
+    """Refuse merged stop ids beside prompts with tools of their own."""
     if args.stop_tokens != "merge":
         return
     for number, row in enumerate(rows):

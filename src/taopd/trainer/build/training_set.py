@@ -76,9 +76,6 @@ def filled(dataset: Any, needed: int, *, drop_last: bool) -> Any:
     Args:
         needed: prompts of a generation batch, of all processes.
         drop_last: the setting `dataloader_drop_last`: nothing is repeated.
-
-    Raises:
-        DataError: fewer than needed in a stream or with `drop_last`.
     """
     # A stream's length shows only when it is read; its beginning is read once more in training.
     streams = isinstance(dataset, IterableDataset)
@@ -123,10 +120,6 @@ def check_teacher_prompts(
         evaluation: see `evaluation_sets`.
         teacher: as the settings name it.
         shown: see `faults_of_ends`.
-
-    Raises:
-        DataError: a column that is missing, or one of the first rows that lacks it.
-        ConfigError: a student as its own teacher that reads nothing else.
     """
     columns = columns_of(dataset)
     if not prompts.used(columns):

@@ -86,9 +86,6 @@ def load_weights(
 
     Args:
         num_saved: processes that wrote the checkpoint. num_now: those of this run.
-
-    Raises:
-        DataError: a file is missing or damaged, or of a model with other names or shapes.
     """
     targets = dict(_weights(model, trained_only=trained_only))
     writers = [process] if num_saved == num_now else range(num_saved)
@@ -220,11 +217,7 @@ def _overlap(
 
 
 def _assemble(where: str, stored: list[Any], target: Tensor) -> Tensor:
-    """This process's local values of a target, from the stored shards that overlap with it.
-
-    Raises:
-        DataError: another shape, or a part of it is in no shard.
-    """
+    """This process's local values of a target, from the stored shards that overlap with it."""
     if not isinstance(target, DTensor):
         if not stored or not isinstance(stored[0], Tensor) or stored[0].shape != target.shape:
             raise DataError(f"{where} is missing, or of another model")

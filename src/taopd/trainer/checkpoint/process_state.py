@@ -183,11 +183,7 @@ class RankState(TrainerCallback):
 
 
 def _refuse_unsavable(optimizer: Any) -> None:
-    """Refuse an optimizer whose state no checkpoint can hold, after one step and not at the first checkpoint.
-
-    Raises:
-        ConfigError: names it.
-    """
+    """Refuse an optimizer whose state no checkpoint can hold: after one step, not at the first checkpoint."""
     try:
         check_tree(optimizer.state_dict())
     except DataError as error:

@@ -16,11 +16,7 @@ from taopd.models.loading import load_model
 
 
 def load_renamed(folder: Path, model: Any) -> bool:
-    """Load the weights of a folder through transformers' conversion; False: it needs none.
-
-    Raises:
-        DataError: they are not all there, or cannot be read.
-    """
+    """Load the weights of a folder through transformers' conversion; False: it needs none."""
     names = {name for file in folder.glob("model*.safetensors") for name in _names(file)}
     # With an adapter the folder holds no whole model, and so none of these files.
     if names <= model.state_dict().keys():

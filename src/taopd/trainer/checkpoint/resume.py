@@ -176,11 +176,7 @@ def _same_batch(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def finished(args: "TeachabilityConfig", path: Path, checkpoint: Path) -> str:
-    """In words that a run has done all that is asked for, and written its results; "" where it has not.
-
-    Raises:
-        ConfigError: it has done more than is asked for.
-    """
+    """In words that a run has done all that is asked for, and written its results; "" where it has not."""
     name, done = refuse_fewer(args, checkpoint), steps_done(checkpoint)
     if not name:
         return ""

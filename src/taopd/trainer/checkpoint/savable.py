@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_savable(model: Any) -> None:
-    """Refuse a student whose configs cannot be saved.
-
-    Raises:
-        ConfigError: says what is wrong with them, as a number of layers that one setting alone gives.
-    """
+    """Refuse a student whose configs cannot be saved."""
     if has_adapter(model):  # of which the adapter alone is saved
         return
     with tempfile.TemporaryDirectory() as folder, saves_what_came():
@@ -45,11 +41,7 @@ def require_savable(model: Any) -> None:
 
 
 def require_loadable(model: Any) -> None:
-    """Refuse a student that was changed in memory, so that its folder would be loaded as another model.
-
-    Raises:
-        ConfigError: names the first weight that its config does not know, or that it asks for in vain.
-    """
+    """Refuse a student that was changed in memory, so that its folder would be loaded as another model."""
     # Of an adapter its base is not saved; ZeRO-3's weights have no shape of their own.
     if has_adapter(model) or any(map(is_sharded, model.parameters())):
         return

@@ -52,11 +52,7 @@ def save_tree(path: str | Path, tree: Any) -> None:
 
 
 def check_tree(tree: Any) -> None:
-    """Refuse what `save_tree` would refuse, without a copy of any tensor.
-
-    Raises:
-        DataError: see `save_tree`.
-    """
+    """Refuse what `save_tree` would refuse, without a copy of any tensor."""
     _pack(tree, None, "")
 
 

@@ -13,11 +13,7 @@ from taopd.runs.validation import read_document
 
 
 def named_folder(named: Any) -> Path:
-    """The folder that `resume_from_checkpoint` names.
-
-    Raises:
-        ConfigError: it is no path.
-    """
+    """The folder that `resume_from_checkpoint` names."""
     if not isinstance(named, str | Path):
         raise ConfigError(
             f"resume_from_checkpoint={named!r}: must be True, for the newest, or a checkpoint's folder"
@@ -35,9 +31,6 @@ def refuse_fewer(args: TrainingArguments, checkpoint: str | Path | None) -> str:
 
     Returns:
         The setting that gives their number, where the run has done exactly so many; else "".
-
-    Raises:
-        ConfigError: with what the run has done.
     """
     if checkpoint is None:
         return ""

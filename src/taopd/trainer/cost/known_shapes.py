@@ -58,10 +58,6 @@ def load_shape(name: str, *, elsewhere: bool = False) -> ModelShape:
 
     Args:
         elsewhere: its weights lie on another machine, in whatever format.
-
-    Raises:
-        ConfigError: neither of the two, a config that lacks a size, or see `check_unpacked`.
-        DataError: a config.json that cannot be read.
     """
     folder = Path(name)
     # False also for a name that no file can have.

@@ -182,11 +182,7 @@ class PlainConfig:
 
 
 def default_settings(given: Mapping[str, Any]) -> PlanSettings:
-    """What a plan reads of a run with these settings, all others as they are by default.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
+    """What a plan reads of a run with these settings, all others as they are by default."""
     args = SimpleNamespace(**(dict.fromkeys(METHODS["anchored"]) | DEFAULTS | dict(given)))
     fill_in(args)
     args.bf16 = args.bf16 is not False
@@ -233,9 +229,6 @@ def plain_config(
 
     Args:
         lab: as `settings_file.parse_settings` takes it.
-
-    Raises:
-        ConfigError: no such file, no YAML mapping, or no such lab.
     """
     more = plain_flags(flags)
     if more is None:

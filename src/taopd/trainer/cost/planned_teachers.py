@@ -22,9 +22,6 @@ def with_teachers(
         teachers: each with the settings of a run with it alone, and with what tells its weights from those
             of the others (`weights_of`). No shape: its config is not known, which only a teacher elsewhere
             may do without.
-
-    Raises:
-        ConfigError: no teacher has a known config.
     """
     known = [one for one in teachers if one[0] is not None]
     if not known:

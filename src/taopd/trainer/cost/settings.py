@@ -230,9 +230,6 @@ def plan_settings(
 
     Args:
         student_dtype: of the weights, where they are loaded already; likewise the teacher's.
-
-    Raises:
-        ConfigError: an optimizer or a quantization whose memory the plan does not know.
     """
     from taopd.losses import needs_teacher_distribution
     from taopd.trainer.selection import reads_initial
@@ -261,9 +258,6 @@ def settings_of(
     Args:
         needs_teacher_distribution: the loss reads the teacher's full distribution.
         reads_initial: the initial student is run on every completion.
-
-    Raises:
-        ConfigError: for an optimizer or a setting whose memory is not known.
     """
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer not in _OPTIMIZER_STATES:

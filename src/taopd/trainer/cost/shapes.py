@@ -88,11 +88,7 @@ class ModelShape:
 
     @staticmethod
     def from_config(config: Any, name: str = "") -> "ModelShape":
-        """Read a transformers `PretrainedConfig`.
-
-        Raises:
-            ConfigError: the config lacks a size; names it.
-        """
+        """Read a transformers `PretrainedConfig`."""
         config = config.get_text_config()
         family = FAMILIES.get(config.model_type)
         sizes: dict[str, Any] = {field: _read(config, field, name) for field in FIELDS}

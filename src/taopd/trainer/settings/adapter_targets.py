@@ -14,14 +14,7 @@ _PATTERN_OF_PEFT = "all-linear"
 
 
 def read_targets(model: Any) -> None:
-    """Make one name of `lora_target_modules` a list again.
-
-    Args:
-        model: a `ModelConfig`.
-
-    Raises:
-        ConfigError: a pattern that is no regular expression.
-    """
+    """Make one name of `lora_target_modules` a list again."""
     targets = model.lora_target_modules
     if not isinstance(targets, str) or targets == _PATTERN_OF_PEFT:
         return

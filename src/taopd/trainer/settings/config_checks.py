@@ -240,11 +240,7 @@ def _check_gradient_window(config: "TeachabilityConfig") -> None:
 
 
 def loss_of_beta(beta: float | None) -> str:
-    """The loss that TRL's interpolation coefficient alone stands for.
-
-    Raises:
-        ConfigError: it is outside [0, 1].
-    """
+    """The loss that TRL's interpolation coefficient alone stands for."""
     if beta is None:
         return "reverse_kl"
     require(0.0 <= beta <= 1.0, "beta", beta, "in [0, 1]")
@@ -252,11 +248,7 @@ def loss_of_beta(beta: float | None) -> str:
 
 
 def beta_of(config: "TeachabilityConfig") -> float:
-    """TRL's interpolation coefficient that belongs to the loss.
-
-    Raises:
-        ConfigError: `beta` is set and contradicts the loss.
-    """
+    """TRL's interpolation coefficient that belongs to the loss."""
     # TRL's field: a value that contradicts `loss` would be written to config.json and used by nothing.
     beta, derived = config.beta, BETA_OF_LOSS.get(str(config.loss), 1.0)
     if beta is None:
@@ -299,11 +291,7 @@ def check_remote_teacher(config: "TeachabilityConfig") -> None:
 
 
 def check_generation_batch(config: "TeachabilityConfig", size: int, *, streaming: bool) -> None:
-    """Refuse a generation batch of `size` completions that cannot be divided into groups.
-
-    Raises:
-        ConfigError: if num_generations does not divide it, or a stream would have to be repeated.
-    """
+    """Refuse a generation batch of `size` completions that cannot be divided into groups."""
     # A group that spans two generation batches would be sampled from two states of the student.
     if size % config.num_generations:
         raise ConfigError(

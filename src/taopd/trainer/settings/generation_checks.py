@@ -58,11 +58,7 @@ def check_generation_kwargs(config: "TeachabilityConfig") -> None:
 
 
 def check_returned(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse settings that change what sampling returns, or end a completion where no stop id is.
-
-    Args:
-        settings, where: as in `check_decoding`.
-    """
+    """Refuse settings that change what sampling returns, or end a completion where no stop id is."""
     for name, usual in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
         if settings.get(name) not in (None, usual):
             raise ConfigError(

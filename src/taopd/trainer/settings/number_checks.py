@@ -171,11 +171,7 @@ def check_ranges(settings: Any, known: Mapping[str, Range]) -> None:
 
 
 def check_adapter_is_asked_for(given: Collection[str]) -> None:
-    """Refuse settings of an adapter where nobody says whether one trains: all weights would.
-
-    Args:
-        given: names of the settings that somebody gave.
-    """
+    """Refuse settings of an adapter where nobody says whether one trains: all weights would."""
     of_adapter = ("lora_", "use_rslora", "use_dora")
     names = sorted(name for name in given if name.startswith(of_adapter))
     if names and "use_peft" not in given:

@@ -52,11 +52,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def read_teachers(config: "TeachabilityConfig") -> None:
-    """Read the mappings from their JSON text if they come as flags.
-
-    Raises:
-        ConfigError: no mapping, nothing that can teach, or settings of a single teacher beside them.
-    """
+    """Read the mappings from their JSON text if they come as flags."""
     teachers = _mapping("teachers", config.teachers)
     if teachers is not None:
         # A path or URL alone says who teaches, here as in Python.
@@ -102,11 +98,7 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
 def settings_of(
     config: "TeachabilityConfig", name: str, entry: Mapping[str, Any]
 ) -> "TeachabilityConfig":
-    """The settings of a run in which this teacher is the only one.
-
-    Raises:
-        ConfigError: the entry does not fit the other settings; names the teacher.
-    """
+    """The settings of a run in which this teacher is the only one."""
     # Not through `__init__`: not every resolved value passes TRL's checks twice.
     own = copy.copy(config)
     own.teachers = None
@@ -140,9 +132,6 @@ def entry_of(
 
     Args:
         teacher: a model, `Teacher`, path, URL or entry; entry: that of `teachers`, where there is one.
-
-    Raises:
-        ConfigError: nothing that can teach.
     """
     if isinstance(teacher, Mapping):
         return None, dict(teacher)
