@@ -1,6 +1,7 @@
 """The trainer's arguments given as another kind: refused by name before anything is loaded or trained."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig
 from test_trainer import CPU
 
 from taopd.errors import ConfigError, TaopdError, TeacherError
+from taopd.trainer.build.given_arguments import given_models
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_model, make_rows, make_tokenizer
@@ -178,6 +180,8 @@ def test_a_compiled_student_is_saved_as_what_it_is(tmp_path, caplog):
     made = trainer(tmp_path, model=compiled[0], teacher_model=compiled[1])
     assert made.model is model and made.teacher_model is teacher
     assert "torch.compile has no effect" in caplog.text
+    several = given_models(model, {"math": compiled[1], "code": Path("x"), "all": teacher})[1]
+    assert several == {"math": teacher, "code": "x", "all": teacher}
 
 
 def test_a_schedule_that_cannot_be_made_is_told_before_the_run_folder(tmp_path):

@@ -31,31 +31,29 @@ logger = logging.getLogger(__name__)
 
 
 def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
-    """Student and teacher as they were given, a `Path` as text.
+    """Student and teacher as they were given, each as `_plain` has it.
 
     Raises:
         ConfigError: a student that is neither text nor a model that generates text, or a name without text.
     """
-    model, teacher = _as_text(model), _as_text(teacher)
+    model, teacher = _plain(model), _plain(teacher)
     if isinstance(teacher, Mapping):
-        teacher = {name: _as_text(each) for name, each in teacher.items()}
+        teacher = {name: _plain(each) for name, each in teacher.items()}
     for name, value in (("model", model), ("teacher_model", teacher)):
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name}={value!r}: must be text that is not empty")
-    # A folder saved from torch.compile's wrapper has other names, and is not loaded again. The step calls
-    # backbone and head by themselves, past the compiled forward.
-    inner = [getattr(each, "_orig_mod", None) for each in (model, teacher)]
-    if any(each is not None for each in inner):
-        logger.warning("torch.compile has no effect: the model inside is taken")
-    model, teacher = (
-        given if each is None else each for given, each in zip((model, teacher), inner, strict=True)
-    )
     if not isinstance(model, str):
         require_generation(model)
     return model, teacher
 
 
-def _as_text(given: Any) -> Any:
+def _plain(given: Any) -> Any:
+    """A `Path` as text, and of a compiled model the one inside."""
+    # A folder saved from torch.compile's wrapper has other names, and is not loaded again. The step calls
+    # backbone and head by themselves, past the compiled forward.
+    if (inner := getattr(given, "_orig_mod", None)) is not None:
+        logger.warning("torch.compile has no effect: the model inside is taken")
+        return inner
     return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
