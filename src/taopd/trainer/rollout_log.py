@@ -90,6 +90,7 @@ class RolloutLog:
 def _columns(scored: ScoredBatch) -> dict[str, list]:
     """One list per column, one entry per valid position of this rank."""
     selection, local, signals = scored.choice.selection, scored.local, scored.signals
+    of = scored.of_teacher
     return {
         "step": [scored.number] * len(scored.positions),
         "completion": scored.positions.row.tolist(),
@@ -102,14 +103,8 @@ def _columns(scored: ScoredBatch) -> dict[str, list]:
         # What trains and was not selected: with method reach also towards the teacher, or there alone.
         "anchored": (scored.choice.trains & ~selection.kept)[local].tolist(),
         "quadrant": selection.quadrant[local].tolist(),
-        **_teachers(scored),
+        **({} if of is None else {"teacher": [scored.teachers[place] for place in of.tolist()]}),
     }
-
-
-def _teachers(scored: ScoredBatch) -> dict[str, list[str]]:
-    """The name of every position's teacher, where there are several."""
-    of = scored.of_teacher
-    return {} if of is None else {"teacher": [scored.teachers[place] for place in of.tolist()]}
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -128,9 +123,8 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     return {
         "step": scored.number,
         "completion": row,
-        **_teacher(row, scored),
         "prompt": tokenizer.decode(unpadded(batch, "prompt", row)),
-        **_of_teacher(scored, row),
+        **_of_teacher(row, scored),
         "answer": batch.get("answers", {row: None})[row],
         "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
         "num_valid": selection.num_valid,
@@ -147,19 +141,15 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
     }
 
 
-def _teacher(row: int, scored: ScoredBatch) -> dict[str, str]:
-    """The name of a completion's teacher, where there are several."""
-    if not scored.teachers:
-        return {}
-    return {"teacher": scored.teachers[int(scored.batch["teacher_index"][row])]}
-
-
-def _of_teacher(scored: ScoredBatch, row: int) -> dict[str, str]:
-    """The teacher's prompt, where it reads one of its own."""
-    if TEACHER_PROMPT[0] not in scored.batch:
-        return {}
-    ids = unpadded(scored.batch, "teacher_prompt", row)
-    return {"teacher_prompt": scored.tokenizer.decode(ids)}
+def _of_teacher(row: int, scored: ScoredBatch) -> dict[str, str]:
+    """The name of a completion's teacher where there are several, and a prompt of the teacher's own."""
+    batch, found = scored.batch, {}
+    if scored.teachers:
+        found["teacher"] = scored.teachers[int(batch["teacher_index"][row])]
+    if TEACHER_PROMPT[0] in batch:
+        ids = unpadded(batch, "teacher_prompt", row)
+        found["teacher_prompt"] = scored.tokenizer.decode(ids)
+    return found
 
 
 def _parts(scored: ScoredBatch, here: list[int]) -> dict[str, list[float]]:
