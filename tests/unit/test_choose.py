@@ -150,7 +150,7 @@ def test_shadows_are_the_masks_of_plain_selections_at_the_same_budget():
         for name in names
     }
     active = masks["teachability"]
-    metrics = selection_metrics(table, choice)
+    metrics = selection_metrics(table, choice.selection, choice.budget, choice.shadows)
     assert all(is_documented(name) for name in metrics)
     for name in names:
         expected = len(active & masks[name]) / len(active | masks[name])

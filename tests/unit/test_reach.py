@@ -689,12 +689,15 @@ def test_ranks_that_hold_parts_choose_as_one(floor):
     table = replace(table, disagreement=disagreement, extra=extra)
     whole = choose(table, args, step=90, training=True, num_steps=100)
     assert lambda_by_definition(table, 0.0) > 0.0, "vacuous"
-    expected, parts = selection_metrics(table, whole), split(table, [1, 3])
+    expected, parts = (
+        selection_metrics(table, whole.selection, whole.budget, whole.shadows),
+        split(table, [1, 3]),
+    )
 
     def on_rank(ranks, part):
         part = replace(part, ranks=ranks)
         choice = choose(part, args, step=90, training=True, num_steps=100)
-        return choice, selection_metrics(part, choice)
+        return choice, selection_metrics(part, choice.selection, choice.budget, choice.shadows)
 
     found = World(len(parts)).run(on_rank, parts)
     for name in ("loss_weights", "anchor_weights", "reference_mask"):

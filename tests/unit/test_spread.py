@@ -147,11 +147,11 @@ def test_loss_weights_anchors_and_metrics_equal_the_whole(reduction):
     how = {"step": 0, "training": True}
     whole = choose(table, args, **how)
     assert bool(whole.reference_mask.any())
-    expected = selection_metrics(table, whole)
+    expected = selection_metrics(table, whole.selection, whole.budget, whole.shadows)
 
     def both(part):
         choice = choose(part, args, **how)
-        return choice, selection_metrics(part, choice)
+        return choice, selection_metrics(part, choice.selection, choice.budget, choice.shadows)
 
     parts = on_ranks(table, [5, 9], both)
     for name in ("reference_mask", "anchor_weights", "loss_weights"):

@@ -5,7 +5,6 @@ The same key is the same definition everywhere.
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,18 +12,6 @@ from torch import Tensor
 from taopd.distributed.collectives import ALONE, Ranks, order_statistics
 from taopd.selectors import Selection
 from taopd.signals import TEACHER, SignalTable
-
-
-class Chosen(Protocol):
-    """What the metrics read of a choice, be it the trainer's `selection.Choice` or another engine's."""
-
-    @property
-    def selection(self) -> Selection: ...
-    @property
-    def budget(self) -> float: ...
-    @property
-    def shadows(self) -> Mapping[str, Tensor]: ...
-
 
 METRICS: dict[str, str] = {
     "select/nominal_fraction": "The configured budget.",
@@ -114,17 +101,22 @@ METRICS: dict[str, str] = {
 
 
 def selection_metrics(
-    table: SignalTable, choice: Chosen, part: SignalTable | None = None
+    table: SignalTable,
+    selection: Selection,
+    budget: float,
+    shadows: Mapping[str, Tensor] | None = None,
+    *,
+    part: SignalTable | None = None,
 ) -> dict[str, float]:
     """What was kept out of what: `select/*`, `signal/*` and `shadow/*` of one generation batch.
 
     Args:
+        shadows: by name what other selectors would have kept.
         part: this rank's rows with every signal, which are more than `table` may hold; default `table`.
     """
-    selection, ranks = choice.selection, table.ranks
-    valid, kept = table.valid, selection.kept
+    ranks, valid, kept = table.ranks, table.valid, selection.kept
     metrics = {
-        "select/nominal_fraction": choice.budget,
+        "select/nominal_fraction": budget,
         "select/kept_fraction": selection.kept_fraction,
         "select/kept_tokens": float(selection.num_kept),
         "select/valid_tokens": float(selection.num_valid),
@@ -159,7 +151,7 @@ def selection_metrics(
         | _percentiles(signals, selection.num_valid, ranks)
         | _means(averaged, ranks)
         | _means(_sampled(part), part.ranks)
-        | shadow_metrics(kept, choice.shadows, ranks)
+        | shadow_metrics(kept, shadows or {}, ranks)
     )
 
 

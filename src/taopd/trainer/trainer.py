@@ -239,7 +239,8 @@ class TeachabilityTrainer(BaseTrainer):
         choice = choose(table, self.args, **run, teacher_weights=weights)
         if training:
             self.nonfinite.chosen(table.ranks.any(choice.trains))
-        metrics = selection_metrics(table, choice, part)
+        found = choice.selection, choice.budget, choice.shadows
+        metrics = selection_metrics(table, *found, part=part)
         metrics |= teacher_metrics(table, choice.selection, names)
         self._recorder.add_all({"perf/score_tokens": positions.row.shape[0]} | metrics)
         return ScoredBatch(

@@ -146,17 +146,10 @@ def choose_weights(
     counted = data["loss_mask"].to_padded_tensor(0).sum(1)
     weights = torch.zeros(mask.shape, dtype=torch.float32)
     weights[mask] = _factors(selection, table, counted, agg_mode).float()
-    metrics = selection_metrics(table, _Choice(selection, settings.budget, {}))
+    metrics = selection_metrics(table, selection, settings.budget)
     metrics["select/off_teacher_list"] = 1.0 - _mean(columns["teacher_logprobs"].isfinite())
     metrics["select/teacher_list_covers"] = _mean(columns["covered"])
     return response_to_nested(weights, response_mask), metrics
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    selection: Selection
-    budget: float
-    shadows: dict[str, Tensor]
 
 
 def _table(
