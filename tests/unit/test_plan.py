@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from taopd.errors import ConfigError, DataError
+from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.cost import SHAPES, ModelShape, PlanSettings, gradient_share, load_shape, plan
 from taopd.trainer.cost.communication import step_communication
 from taopd.trainer.cost.flops import (
@@ -32,7 +33,8 @@ from taopd.trainer.cost.flops import (
     step_cost,
 )
 from taopd.trainer.cost.memory import activation_bytes, step_memory
-from taopd.trainer.cost.settings import BYTES
+from taopd.trainer.cost.settings import BYTES, plan_settings
+from taopd.trainer.settings_file import TrainSettings
 from tests.conftest import make_model
 
 SIZES = {
@@ -309,6 +311,54 @@ def test_memory_follows_the_settings():
     assert base["key_value_prefix"] == 0 < window["key_value_prefix"]
     assert window["activations"] < base["activations"]
     assert base["optimizer_states"] == 2 * base["gradients"] == 8 * STUDENT.num_parameters
+
+
+def test_no_more_of_the_prefix_is_planned_than_a_run_holds():
+    """`prefix_memory_mib` limits what the scoring pass leaves; the rest is computed again."""
+    whole = PlanSettings(
+        batch=2, prompt_length=500, completion_length=500, window=4, micro_batches=8
+    )
+    size = step_memory(STUDENT, STUDENT, whole).parts["key_value_prefix"] / 2**20
+
+    def at(mib):
+        settings = replace(whole, prefix_memory_mib=mib)
+        memory = step_memory(STUDENT, STUDENT, settings)
+        cost = step_cost(STUDENT, STUDENT, settings, shared_forward=False)
+        return memory.parts["key_value_prefix"] / 2**20, cost.train_forward
+
+    again = step_cost(STUDENT, STUDENT, replace(whole, keep_prefix=False), shared_forward=False)
+    kept = step_cost(STUDENT, STUDENT, whole, shared_forward=False)
+    assert size < 8192 and at(size + 1) == (size, kept.train_forward)
+    half = round(size / 2)
+    mid = kept.train_forward + (1 - half / size) * (again.train_forward - kept.train_forward)
+    assert at(half) == (pytest.approx(half), pytest.approx(mid))
+    assert at(0) == (pytest.approx(size / 8), again.train_forward)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"log_update_norm": False}, {"update_norm": False}),
+        ({"log_update_norm": False, "match_update_norm": 1.0}, {"update_norm": True}),
+        ({"log_update_norm": False, "max_update_norm": 1.0}, {"update_norm": True}),
+        ({"gradient_window": 4}, {"keep_prefix": True, "prefix_memory_mib": 8192}),
+        ({"gradient_window": 4, "prefix_memory_mib": 0}, {"keep_prefix": False}),
+        ({"gradient_window": 4, "num_iterations": 2}, {"keep_prefix": False}),
+        (
+            {"budget_schedule": "linear", "budget": 0.1, "budget_end": 0.5, "budget_steps": 9},
+            {"budget": 0.5},
+        ),
+        (
+            {"budget_schedule": "linear", "budget": 0.5, "budget_end": 0.1, "budget_steps": 9},
+            {"budget": 0.5},
+        ),
+    ],
+)
+def test_a_plan_reads_of_the_settings_what_a_run_does(tmp_path, given, read):
+    """As `UpdateNorm.of` and `StudentForward` decide; of a schedule the dearest step."""
+    config = TeachabilityConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **given)
+    found = plan_settings(TrainSettings.of_python(config))
+    assert {name: getattr(found, name) for name in read} == read
 
 
 def test_names_and_folders(tmp_path):

@@ -11,6 +11,7 @@ skipped in training but counted here.
 
 from dataclasses import asdict, dataclass
 
+from taopd.trainer.cost.memory import prefix_share
 from taopd.trainer.cost.settings import PlanSettings, gradient_share
 from taopd.trainer.cost.shapes import ModelShape
 
@@ -122,7 +123,8 @@ def step_cost(
     share = gradient_share(settings, window)
     full = forward_flops(student, tokens, length)
     # The scoring pass is the training forward, or has left the keys and values of one.
-    passes = 0.0 if shared_forward or (window is not None and settings.keep_prefix) else full
+    left = 0.0 if window is None else prefix_share(student, settings)
+    passes = 0.0 if shared_forward else full * (1.0 - left)
     sparse = forward_flops(student, share * tokens, length)
     backward = backward_flops(student, share * tokens, length, fresh_share=share, frozen=frozen) + (
         sparse if settings.gradient_checkpointing else 0.0

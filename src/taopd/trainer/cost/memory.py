@@ -114,9 +114,24 @@ def activation_bytes(
     return tokens * (layers + norm + INT64) + rotation + casts
 
 
-def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: int, dtype: str) -> float:
+def cache_bytes(shape: ModelShape, settings: PlanSettings, num_rows: float, dtype: str) -> float:
     """Keys and values of every layer for `num_rows` full rows."""
     return float(num_rows * shape.cached_entries(settings.length) * BYTES[dtype])
+
+
+def prefix_bytes(shape: ModelShape, settings: PlanSettings, num_rows: float) -> float:
+    """Keys, values and states that a scoring pass leaves of `num_rows` rows for a gradient window."""
+    # All of them, also of layers whose own cache slides.
+    whole = replace(shape, num_sliding_layers=0)
+    states = num_rows * settings.length * shape.hidden_size * BYTES[settings.student_dtype]
+    return cache_bytes(whole, settings, num_rows, settings.dtype) + states
+
+
+def prefix_share(shape: ModelShape, settings: PlanSettings) -> float:
+    """Share of the generation batch of which they are held until the training forward."""
+    most = settings.prefix_memory_mib * 2.0**20
+    held = min(1.0, most / prefix_bytes(shape, settings, settings.num_rows))
+    return held if settings.keep_prefix else 0.0
 
 
 def sampling_dtype(settings: PlanSettings) -> str:
@@ -224,14 +239,9 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
     """Parts and phase peaks of one step."""
     window = settings.window
     share = None if window is None else gradient_share(settings, window)
-    held = settings.num_rows if settings.keep_prefix else settings.batch
+    # Of rows beyond the limit one micro-batch after the other has its own.
+    held = max(settings.batch, settings.num_rows * prefix_share(student, settings))
     stream = BYTES[settings.student_dtype]
-    prefix = 0.0
-    if window is not None:
-        states = held * settings.length * student.hidden_size * stream
-        # The window keeps all of it, also of layers whose own cache slides.
-        whole = replace(student, num_sliding_layers=0)
-        prefix = cache_bytes(whole, settings, held, settings.dtype) + states
     training_hidden = settings.batch * settings.length * student.hidden_size * stream
     parts = (
         _weights(student, teacher, settings)
@@ -240,7 +250,7 @@ def step_memory(student: ModelShape, teacher: ModelShape, settings: PlanSettings
         | {
             "activations": activation_bytes(student, settings, share=share),
             "training_hidden": training_hidden * (1.0 if share is None else share),
-            "key_value_prefix": prefix,
+            "key_value_prefix": 0.0 if window is None else prefix_bytes(student, settings, held),
             "generation_cache": cache_bytes(
                 student, settings, settings.num_rows, sampling_dtype(settings)
             ),

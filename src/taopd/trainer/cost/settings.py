@@ -68,6 +68,8 @@ class PlanSettings:
     """Sequences differ in length, so that attention needs a mask and repeats grouped keys and values."""
     keep_prefix: bool = True
     """With several micro-batches and a window: hold the scoring pass's keys and values of all of them."""
+    prefix_memory_mib: int = 8192
+    """Up to which they are held; those beyond are computed again."""
     needs_teacher_distribution: bool = True
     anchor_fraction: float = 0.0
     """Share of the unselected tokens that carries the anchor; 0: no anchor."""
@@ -277,8 +279,12 @@ def settings_of(
         micro_batches=args.gradient_accumulation_steps,
         prompt_length=DEFAULT_LENGTHS["prompt_length"],
         completion_length=args.max_completion_length,
-        budget=1.0 if args.selector == "full" else args.budget,
+        # Of a schedule the dearest step.
+        budget=1.0 if args.selector == "full" else max(args.budget, args.budget_end or 0.0),
         window=args.gradient_window,
+        # As `StudentForward` decides.
+        keep_prefix=args.prefix_memory_mib > 0 and args.num_iterations == 1,
+        prefix_memory_mib=args.prefix_memory_mib,
         top_k=args.score_top_k,
         gather_limit=args.gather_limit,
         dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else student_dtype,
@@ -301,7 +307,8 @@ def settings_of(
         lora_rank=model.lora_r if model.use_peft else None,
         lora_targets=getattr(model, "lora_target_modules", None),
         optimizer_states=_OPTIMIZER_STATES[optimizer],
-        update_norm=args.log_update_norm or args.match_update_norm is not None,
+        update_norm=args.log_update_norm
+        or (args.match_update_norm, args.max_update_norm) != (None, None),
     )
 
 
