@@ -92,11 +92,7 @@ class BaseTrainer(RecordedRuns, AtomicCheckpoints, PromptTrainer):
     def sample(
         self, rows: Sequence[Any], max_new_tokens: int
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them.
-
-        Args:
-            rows: see `encode_prompts`.
-        """
+        """Ids of prompts and of one completion each, from the sampler that trains; no batch comes of them."""
         prompt_ids = self._encode(rows)
         if self.use_vllm:
             limits, name = self.vllm_generation, "max_completion_length"

@@ -164,11 +164,7 @@ class PromptTrainer(DistillationTrainer):
     def encode_for_teacher(
         self, rows: Sequence[Any], where: str = "row {}"
     ) -> list[list[int]] | None:
-        """Ids of the teacher's own prompts; None: it reads the student's.
-
-        Args:
-            rows: see `TeacherPrompts.of_rows`.
-        """
+        """Ids of the teacher's own prompts; None: it reads the student's."""
         found = self._teacher_prompts.of_rows(rows, where)
         return None if found is None else self._encode(found)
 

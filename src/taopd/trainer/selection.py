@@ -130,9 +130,6 @@ def check_size(args: TeachabilityConfig, num_rows: int, num_ranks: int) -> None:
 
     Args:
         num_rows: completions of a generation batch, all ranks.
-
-    Raises:
-        ConfigError: if completions of full length exceed `gather_limit` and a setting needs the whole table.
     """
     # At full length: a run that may fail must do so before it starts, not at the first long batch.
     if num_ranks == 1 or num_rows * args.max_completion_length <= args.gather_limit:

@@ -130,10 +130,6 @@ def parse_settings(
         lab: gives the names of models and prompts for the setting `lab`; None: it is refused.
         check_lab: refuses a lab that does not exist, before other settings are looked at.
         own: further flags of the command, as help for a misspelt one.
-
-    Raises:
-        ConfigError: the file is missing or no YAML mapping; an unknown key or flag, a wrong type, a
-            value outside its range, or a required setting that is missing.
     """
     # Names and types before TRL's parser, which takes an unknown key and a wrong type as they are.
     parser = make_parser()

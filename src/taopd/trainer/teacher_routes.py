@@ -278,11 +278,7 @@ class TeacherRoutes:
         return found
 
     def _say(self, exact: Mapping[str, bool], kind: str) -> None:
-        """Write down who teaches and what C is, when it is known and whenever it changes.
-
-        Args:
-            exact: what each gave; kind: what C of this batch is.
-        """
+        """Write down who teaches and what C is, when it is known and whenever it changes."""
         about = {
             name: self.sources[name].describe() | {"exact": flag} for name, flag in exact.items()
         }

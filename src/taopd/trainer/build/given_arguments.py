@@ -31,11 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def given_models(model: Any, teacher: Any) -> tuple[Any, Any]:
-    """Student and teacher as they were given, each as `_plain` has it.
-
-    Raises:
-        ConfigError: a student that is neither text nor a model that generates text, or a name without text.
-    """
+    """Student and teacher as they were given, each as `_plain` has it."""
     model, teacher = _plain(model), _plain(teacher)
     if isinstance(teacher, Mapping):
         teacher = {name: _plain(each) for name, each in teacher.items()}

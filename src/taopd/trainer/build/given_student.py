@@ -85,11 +85,6 @@ def given_student(
             `peft_config`, has it merged first.
         processing_class: a processor stands for its tokenizer.
         quantization_config: of a student that is named.
-
-    Raises:
-        ConfigError: nothing of the student would train, adapters that cannot be saved together, or a
-            tokenizer without an end.
-        DataError: see `load_model` and `safe_options`.
     """
     options = args.model_init_kwargs
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")

@@ -41,9 +41,6 @@ def answering_in_text(tool: Callable[..., Any]) -> Callable[..., Any]:
     """The tool with text as its answer, which every chat template shows.
 
     TRL takes a list for parts of a message, of which templates for text show none: the answer would be empty.
-
-    Raises:
-        ConfigError: a coroutine, whose answer nobody waits for, or no function.
     """
     name = getattr(tool, "__name__", None)
     if name is None:

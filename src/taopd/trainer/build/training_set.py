@@ -32,22 +32,14 @@ def columns_of(dataset: Any) -> list[str]:
 
 
 def evaluation_sets(given: Any) -> dict[str, Any]:
-    """The evaluation sets that there are, by what a message calls them.
-
-    Args:
-        given: one, several by name, or None.
-    """
+    """The evaluation sets, one or several by name, by what a message calls them; none of None."""
     several = given if isinstance(given, dict) else {"": given}
     named = {f"the evaluation set {name}".rstrip(): rows for name, rows in several.items()}
     return {where: rows for where, rows in named.items() if rows is not None}
 
 
 def require_rows(dataset: Any, where: str) -> None:
-    """Refuse what is no set of rows, each a mapping, where the first of them is read.
-
-    Raises:
-        DataError: names the set and what it is, or its columns where none is a prompt; or it is empty.
-    """
+    """Refuse what is no set of rows, each a mapping, where the first of them is read."""
     kind = type(dataset).__name__
     readable = hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
     if isinstance(dataset, str | os.PathLike | Mapping) or not readable:

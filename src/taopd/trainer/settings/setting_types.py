@@ -42,11 +42,7 @@ _NONE_IS_ZERO = ("max_grad_norm",)
 
 
 def check_types(config: Any, *, choices: Mapping[str, Iterable[str]]) -> None:
-    """Refuse a value of a wrong type, and write every other one as the type of its setting has it.
-
-    Args:
-        choices: the allowed values of some settings, to be named.
-    """
+    """Refuse a value of a wrong type, and write every other one as the type of its setting has it."""
     hints, names, enums = _declared(config.__class__)
     choices = {**enums, **choices}
     for name in names:

@@ -92,11 +92,7 @@ class TeacherProbe:
         }
 
     def answers_otherwise(self, before: dict[str, Any]) -> str:
-        """How the teacher now answers what it was asked in an earlier start of the run; "" if as then.
-
-        Args:
-            before: `asked` of that start.
-        """
+        """How the teacher now answers what it was asked in an earlier start of the run; "" if as then."""
         if before["k"] != self._k:
             return ""
         try:
