@@ -1,6 +1,5 @@
 """The demo: four selectors on the tiny lab at one budget, trained past the peak of accuracy."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from taopd.experiments.arm_settings import Arm
 from taopd.experiments.kept_arms import prepare
 from taopd.experiments.lab import Lab, build_lab, token_kinds
 from taopd.experiments.pool import logged_steps, run_pool
+from taopd.experiments.study.finished import read_outcome
 from taopd.models.prompts import load_tokenizer
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
@@ -139,9 +139,7 @@ def run_demo(
             progress("steps of all arms", min(done, steps * len(arms)), steps * len(arms))
 
         run_pool(folders, num_workers=num_workers, progress=count)
-        outcomes = [
-            json.loads((each / "results.json").read_text(encoding="utf-8")) for each in folders
-        ]
+        outcomes = [read_outcome(each / "results.json") for each in folders]
         best = max(zip(outcomes, folders, strict=True), key=lambda pair: pair[0]["accuracy_greedy"])
         shutil.rmtree(folder / "best-student", ignore_errors=True)
         shutil.copytree(best[1] / "model", folder / "best-student")

@@ -28,15 +28,13 @@ from taopd.experiments.pool import run_pool
 from taopd.experiments.study.analysis import Question, analyse, timings
 from taopd.experiments.study.expand import SELECTION_KEYS, StudyArm, check_steps, expand
 from taopd.experiments.study.file import StudyFile, numbers, within
-from taopd.experiments.study.finished import SO_FAR, WRITTEN
+from taopd.experiments.study.finished import SO_FAR, WRITTEN, read_outcome
 from taopd.models.prompt_rows import read_prompt
 from taopd.models.prompts import load_prompts, load_tokenizer
 from taopd.models.teacher_prompts import TeacherPrompts
 from taopd.runs.folder import RunFolder
 from taopd.runs.jsonl import write_json
 from taopd.runs.lock import hold
-from taopd.runs.schemas import OUTCOME
-from taopd.runs.validation import read_document
 from taopd.trainer.environment import environment
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
 
@@ -169,9 +167,7 @@ def run_study(
 
 def conclude(plan: StudyPlan, folder: Path) -> dict[str, Any]:
     """Analyse the finished arms of a plan; write `results.json` and `timings.json`."""
-    outcomes = [
-        read_document(plan.folder_of(run, folder) / "results.json", OUTCOME) for run in plan.runs
-    ]
+    outcomes = [read_outcome(plan.folder_of(run, folder) / "results.json") for run in plan.runs]
     controls = {arm.name: arm.controls for arm in plan.arms}
     study = plan.study
     where = f"tinylab/{study.lab}" if study.lab else f"{study.teacher} -> {study.student}"
