@@ -1,16 +1,19 @@
 """The stack against transformers and against the trainer: same forward, same choice, same update."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.reach_forms import FORMS, RULE, FormStack
 from taopd import TeachabilityConfig, TeachabilityTrainer
-from taopd.errors import ConfigError
+from taopd.errors import ConfigError, DataError
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, run_stack
 from taopd.experiments.lab.stacked.model import generate, hidden_states, logits, stack
+from taopd.experiments.lab.stacked.problems import Exam
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.experiments.lab.variants import NUM_DIGITS
 from taopd.models.prompts import load_prompts
@@ -143,6 +146,12 @@ def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path):
         Stack([small_arm(lab, gradient_window=4)], output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"one stack has one learning_rate"):
         Stack([small_arm(lab), small_arm(lab, learning_rate=1e-3)], output_dir=str(tmp_path))
+
+
+def test_an_arm_is_graded_on_as_many_problems_as_it_names(lab):
+    arm = small_arm(lab)
+    with pytest.raises(DataError, match="num_test_prompts=9999 is too many"):
+        Exam(replace(arm, num_test_prompts=9999))
 
 
 def test_one_of_the_forms_of_reach_is_the_rule(lab, tmp_path):

@@ -1,39 +1,38 @@
 """The lab's prompts as one tensor, and the accuracy of every arm of a stack on them."""
 
 import torch
+from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
 from taopd.errors import DataError
-from taopd.experiments.arm_settings import Arm
+from taopd.experiments.arm_settings import Arm, load_problems
 from taopd.experiments.evaluation.grading import Grader
 from taopd.experiments.lab.stacked.model import Shape, Weights, generate
-from taopd.models.prompts import load_prompts, load_tokenizer
+from taopd.models.prompts import load_tokenizer
 
 ROWS_AT_ONCE = 2_000
 """Completions generated together, over all arms."""
 
 
-def read_problems(arm: Arm, split: str) -> tuple[Int[Tensor, "N P"], list[str]]:
-    """Token ids of a split's prompts, and their answers; of the test split as many as the arm asks for.
+def encoded(arm: Arm, rows: Dataset) -> Int[Tensor, "N P"]:
+    """Token ids of the prompts of some rows.
 
     Raises:
         DataError: if the prompts differ in length.
     """
-    rows = list(load_prompts(arm.prompts, split=split, require_answer=True))
-    rows = rows[: arm.num_test_prompts] if split == "test" else rows
-    tokenizer = load_tokenizer(arm.student)
-    ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
+    ids = load_tokenizer(arm.student)(list(rows["prompt"]))["input_ids"]
     if len({len(prompt) for prompt in ids}) != 1:
         raise DataError(f"{arm.prompts}: a stack needs prompts of one length")
-    return torch.tensor(ids), [row["answer"] for row in rows]
+    return torch.tensor(ids)
 
 
 class Exam:
     """Greedy or sampled accuracy of all arms on the test prompts."""
 
     def __init__(self, arm: Arm) -> None:
-        self._prompts, self._answers = read_problems(arm, "test")
+        rows = load_problems(arm)
+        self._prompts, self._answers = encoded(arm, rows), list(rows["answer"])
         self._length = arm.config["max_completion_length"]
         self._grade = Grader(arm.match)
         self._tokenizer = load_tokenizer(arm.student)

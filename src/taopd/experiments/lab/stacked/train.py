@@ -25,14 +25,14 @@ from taopd.experiments.lab.stacked.model import (
     logits,
     stack,
 )
-from taopd.experiments.lab.stacked.problems import read_problems
+from taopd.experiments.lab.stacked.problems import encoded
 from taopd.experiments.lab.stacked.settings import stack_settings
 from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_initial
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
 from taopd.losses import Targets, needs_teacher_distribution, resolve_loss
 from taopd.models.batch import Positions
-from taopd.models.prompts import load_model
+from taopd.models.prompts import load_model, load_prompts
 from taopd.models.stop_tokens import foreign_ends
 from taopd.signals import SignalTable, TokenSignals, signals_from_logprobs
 from taopd.trainer.build.named_optimizer import make_schedule
@@ -112,7 +112,7 @@ class Stack:
             loss_of_run(args, (), ends, [EOS_ID], teacher.config.vocab_size)
             for args, ends in zip(self.settings, self._foreign_ends, strict=True)
         ]
-        self._prompts = read_problems(arms[0], "train")[0]
+        self._prompts = encoded(arms[0], load_prompts(arms[0].prompts, split="train"))
         self._orders = {arm.seed: self._order(arm.seed) for arm in arms}
         self._generators = {
             arm.seed: torch.Generator().manual_seed(arm.seed * 2 + 1) for arm in arms
