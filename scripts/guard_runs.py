@@ -22,9 +22,10 @@ from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked import Stack, StackStep
 from taopd.experiments.lab.stacked.problems import Exam
+from taopd.experiments.lab.stacked.trace import idle_drift_of
 from taopd.experiments.lab.task import EOS_ID
+from taopd.losses import reverse_kl
 from taopd.runs.jsonl import write_text
-from taopd.signals import idle_drift
 
 STEPS, LOOK_EVERY, EXAM_EVERY = 400, 5, 20
 ARMS = {
@@ -69,22 +70,15 @@ class Looks:
             seen.teacher_logprobs,
             seen.reference_logprobs(),
         )
-        students, teachers = seen.signals.student_topk_ids, seen.signals.teacher_topk_ids
-        idle = idle_drift(
-            now.gather(1, students),
-            reference.gather(1, students),
-            teacher.gather(1, teachers),
-            now.gather(1, teachers),
-            reference.gather(1, teachers),
-        )
+        idle = idle_drift_of(seen)
         most = torch.maximum(reference, teacher)
         y = seen.targets.unsqueeze(1)
         columns = {
-            "drift": _kl(now, reference),
+            "drift": reverse_kl(now, reference),
             "stray": (now.exp() - most.exp()).clamp_min(0).sum(-1),
             "lost": (torch.minimum(reference, teacher).exp() - now.exp()).clamp_min(0).sum(-1),
-            "excess": _kl(now, most).clamp_min(0),
-            "to_teacher": _kl(now, teacher),
+            "excess": reverse_kl(now, most).clamp_min(0),
+            "to_teacher": reverse_kl(now, teacher),
             "foreign": (most.gather(1, y).squeeze(1).exp() < FOREIGN).float(),
         }
         at_end = reference[:, EOS_ID].exp() > 0.5
@@ -114,10 +108,6 @@ class Looks:
                 row.setdefault(name, []).append(round(float(value), 6))
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p.exp() * (p - q)).sum(-1)
-
-
 def _mean_or_one(values: Tensor) -> float:
     return float(values.mean()) if values.numel() else 1.0
 
@@ -139,9 +129,8 @@ def run(variant: str, loss: str, steps: int) -> dict:
     for step in range(steps):
         stack.step(step, (looks,) if step % LOOK_EVERY == 0 else ())
         if (step + 1) % EXAM_EVERY == 0:
-            for curve, value in zip(
-                greedy, exam(stack.shape, stack.weights, greedy=True), strict=True
-            ):
+            ends = exam(stack.shape, stack.weights, greedy=True)
+            for curve, value in zip(greedy, ends, strict=True):
                 curve.append(value)
     return {
         "variant": variant,
@@ -160,9 +149,8 @@ def check_finished(path: Path, steps: int) -> None:
     found = json.loads(path.read_text())
     arms = [(run["arm"], run["seed"]) for run in found["runs"]]
     done = {found["exam_every"] * (len(run["greedy"]) - 1) for run in found["runs"]}
-    if arms != [(name, seed) for name in ARMS for seed in SEEDS] or done != {
-        steps - steps % EXAM_EVERY
-    }:
+    asked = [(name, seed) for name in ARMS for seed in SEEDS]
+    if arms != asked or done != {steps - steps % EXAM_EVERY}:
         raise SystemExit(
             f"{path} holds other arms, seeds or steps than these: name another --runs, or delete it"
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 from taopd.experiments.lab.stacked.train import StackStep
 from taopd.losses import reverse_kl
 from taopd.signals import SignalTable, idle_drift
-from taopd.signals.types import TokenSignals
 from taopd.trainer.watches.collapse_detector import CollapseWatch
 
 KINDS = ("digit", "marker", "end")
@@ -54,7 +53,7 @@ class Trace:
             return
         reference = seen.reference_logprobs()
         now = seen.student_logprobs
-        idle = _idle(seen.signals, now, reference, seen.teacher_logprobs)
+        idle = idle_drift_of(seen)
         drift = reverse_kl(now, reference)
         moved = reverse_kl(seen.after_logprobs(), reference) - drift if tracing else drift
         rare = reference.gather(1, seen.targets.unsqueeze(1)).squeeze(1).exp() < LEFT
@@ -93,12 +92,14 @@ class Trace:
             )
 
 
-def _idle(signals: TokenSignals, now: Tensor, reference: Tensor, teacher: Tensor) -> Tensor:
-    students, teachers = signals.student_topk_ids, signals.teacher_topk_ids
+def idle_drift_of(seen: StackStep) -> Tensor:
+    """`idle_drift` [N] at every position of a stack, nats."""
+    now, reference = seen.student_logprobs, seen.reference_logprobs()
+    students, teachers = seen.signals.student_topk_ids, seen.signals.teacher_topk_ids
     return idle_drift(
         now.gather(1, students),
         reference.gather(1, students),
-        teacher.gather(1, teachers),
+        seen.teacher_logprobs.gather(1, teachers),
         now.gather(1, teachers),
         reference.gather(1, teachers),
     )
