@@ -127,7 +127,7 @@ def make_pair(
         drawn = _problems(spec)
         word_problems.write_prompts(pair.prompts, drawn)
         _fine_tune(pair, drawn["sft"], spec, progress)
-        write_json(workshop / MANIFEST, about | {"teacher": _grade(pair, progress)})
+        write_json(workshop / MANIFEST, about | {"teacher": _grade(pair, spec.device, progress)})
         workshop.rename(folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
@@ -151,9 +151,8 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
         )
 
 
-def _grade(pair: Pair, progress: Progress) -> dict[str, Any]:
+def _grade(pair: Pair, device: str, progress: Progress) -> dict[str, Any]:
     """The teacher's greedy accuracy on the test problems, and which of them it solves, a digit for each."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         load_model(pair.teacher, dtype=torch.float32).to(device),
         load_tokenizer(pair.teacher),

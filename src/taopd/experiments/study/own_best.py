@@ -204,20 +204,20 @@ def _describe(arm: str, own: Rated, reader: _Reader) -> dict[str, Any]:
     if not seeds:
         return described
     outcome = next(iter(own.values()))[seeds[0]]
-    values = {"over_seeds": reader.seeds(own, seeds), "over_problems": reader.problems(own, seeds)}
-    for unit, rows in values.items():
-        if rows is None:
-            continue
-        seeds_are_units = unit == "over_seeds"
-        least = (
-            _rounding(outcome, False)
-            if seeds_are_units
-            else by_problem.least_deviation(rows.shape[1], len(seeds))
-        )
-        bounds = between_best(rows, np.zeros((1, rows.shape[1])), least=least)
+    rounding = _rounding(outcome, False), _rounding(outcome, True)
+    units = [("over_seeds", reader.seeds(own, seeds), *rounding)]
+    if (problems := reader.problems(own, seeds)) is not None:
+        least = by_problem.least_deviation(problems.shape[1], len(seeds))
+        units.append(("over_problems", problems, least, least))
+    for (
+        unit,
+        rows,
+        of_one,
+        of_two,
+    ) in units:  # least deviations of a value, and of a difference of two
+        bounds = between_best(rows, np.zeros((1, rows.shape[1])), least=of_one)
         described[unit] = _cut(bounds, 0.0)
-        least = _rounding(outcome, True) if seeds_are_units else least
-        _, low, high = spread(rows, least=least)
+        _, low, high = spread(rows, least=of_two)
         ends = [None if end is None else 100 * min(1.0, end) for end in (low, high)]
         described["spread"][unit] = dict(zip(("low", "high"), ends, strict=True))
     return described

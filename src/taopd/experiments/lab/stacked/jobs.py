@@ -62,9 +62,7 @@ def run_jobs(
     Raises:
         DataError: a file is of other arms, or a job fails; jobs that had finished keep their files.
     """
-    for job in jobs:
-        _check_finished(job)
-    waiting = [job for job in jobs if not job.path.exists()]
+    waiting = [job for job in jobs if not _is_finished(job)]
     done = len(jobs) - len(waiting)
     progress(done, len(jobs))
     if not waiting:
@@ -95,9 +93,10 @@ def run_jobs(
                 os.environ[name] = value
 
 
-def _check_finished(job: Job) -> None:
+def _is_finished(job: Job) -> bool:
+    """Whether a job's file is there; one of other arms is refused."""
     if not job.path.exists():
-        return
+        return False
     found = read_document(job.path, JOB)
     asked = [(arm.name, arm.seed, arm.config.get("max_steps")) for arm in job.arms]
     # Files of earlier versions have no digest.
@@ -108,6 +107,7 @@ def _check_finished(job: Job) -> None:
             f"{job.path} holds a finished job of other seeds or settings than these: use another folder, or "
             "delete the file, and its job runs again"
         )
+    return True
 
 
 def _leave_with_parent() -> None:

@@ -53,18 +53,16 @@ def run_stack(
     stack, exam, kept = kind(arms, output_dir=output_dir), Exam(arms[0]), _Kept(arms)
     steps = stack.settings[0].max_steps
     curves: dict[str, list[list[list[float]]]] = {
-        "greedy": [[] for _ in arms],
-        "sampled": [[] for _ in arms],
+        name: [[] for _ in arms] for name in ("greedy", "sampled", "tokens")
     }
-    tokens: list[list[list[float]]] = [[] for _ in arms]
 
     def measure(step: int) -> None:
         for name, points in curves.items():
-            values = exam(stack.shape, stack.weights, greedy=name == "greedy")
+            values: Sequence[float] = kept.tokens
+            if name != "tokens":
+                values = exam(stack.shape, stack.weights, greedy=name == "greedy")
             for arm, value in enumerate(values):
                 points[arm].append([step, value])
-        for arm in range(len(arms)):
-            tokens[arm].append([step, kept.tokens[arm]])
 
     measure(0)
     for step in range(steps):
@@ -74,7 +72,7 @@ def run_stack(
     return [
         outcome(arm, args, curves["greedy"][index], curves["sampled"][index])
         | {
-            "selected_tokens_curve": tokens[index],
+            "selected_tokens_curve": curves["tokens"][index],
             "kept_fraction": kept.tokens[index] / max(1, kept.valid[index]),
             "selected_share_by_kind": shares(kept.by_kind[index]),
             "steps": steps,
