@@ -45,11 +45,10 @@ def signal_columns(
         next_ids: the token that each position predicts.
         exact: the paper's D, C and H; else those of the two lists of length k.
     """
+    starts = range(0, max(1, len(logits)), BLOCK_ROWS)
     blocks = [
         _block(logits[rows], teacher_ids[rows], teacher_logprobs[rows], next_ids[rows], k, exact)
-        for rows in (
-            slice(start, start + BLOCK_ROWS) for start in range(0, max(1, len(logits)), BLOCK_ROWS)
-        )
+        for rows in (slice(start, start + BLOCK_ROWS) for start in starts)
     ]
     return {
         PREFIX + name: torch.cat([block[name] for block in blocks]).double() for name in COLUMNS

@@ -162,10 +162,8 @@ class SelectiveTrainer(PPOTrainerSync):
     def _update_actor(self, batch, metrics: dict):
         where = {"keys": batch.keys, "partition_id": batch.partition_id}
         data = tq.kv_batch_get(**where, select_fields=list(FIELDS))
-        actor, loss = (
-            self.config.actor_rollout_ref.actor,
-            self.config.distillation.distillation_loss,
-        )
+        actor = self.config.actor_rollout_ref.actor
+        loss = self.config.distillation.distillation_loss
         weights, chosen = choose_weights(
             data,
             self.settings,
