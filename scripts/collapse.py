@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments
-from scripts.lab_results import print_jobs, write_rows
+from scripts.lab_results import curves_of, print_jobs, write_rows
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
@@ -98,8 +98,7 @@ def shorten(document: dict[str, Any], job: Job) -> dict[str, Any]:
         own = [row for row in rows if row["name"] == name]
         arms[name] = {
             "budget": own[0]["budget"],
-            "greedy": [[value for _, value in row["accuracy_curve"]] for row in own],
-            "sampled": [[value for _, value in row["accuracy_sampled_curve"]] for row in own],
+            **{how: [curves_of(row)[how] for row in own] for how in ("greedy", "sampled")},
             "warned": [row["warned"] for row in own],
         }
         if document["part"] == "causes":

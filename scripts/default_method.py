@@ -19,7 +19,7 @@ from typing import Any
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
-from scripts.lab_results import print_jobs, write_rows
+from scripts.lab_results import curves_of, print_jobs, write_rows
 from taopd.cli import positive
 from taopd.experiments.arm_settings import Arm
 from taopd.experiments.lab import VARIANTS, Lab, build_lab
@@ -131,11 +131,7 @@ def _with_seeds(known: Part | None, rows: list[dict[str, Any]]) -> Part:
         both = zip(known["greedy"], known["sampled"], strict=True)
         curves = {seed: (known["kept"], *each) for seed, each in enumerate(both)}
     for row in rows:
-        greedy, sampled = (
-            [value for _, value in row[curve]]
-            for curve in ("accuracy_curve", "accuracy_sampled_curve")
-        )
-        curves[row["seed"]] = row["kept_fraction"], greedy, sampled
+        curves[row["seed"]] = row["kept_fraction"], *curves_of(row).values()
     if sorted(curves) != list(range(len(curves))):
         raise SystemExit(f"{rows[0]['name']}: seeds {sorted(curves)} have a gap")
     kept, all_greedy, all_sampled = zip(*(curves[seed] for seed in sorted(curves)), strict=True)

@@ -14,10 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts.arguments import Arguments
@@ -27,7 +23,7 @@ from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
 from taopd.experiments.study.statistics import t_estimate
-from taopd.report.figures.style import COLORS, MARKERS
+from taopd.report.figures.style import COLORS, MARKERS, plt
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_text
 from taopd.trainer.environment import environment

@@ -20,4 +20,11 @@ def write_rows(path: Path, about: Mapping[str, Any], name: str, rows: Iterable[A
         ValueError: a row holds a number that is not finite.
     """
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    write_text(path, f'{json.dumps(about)[:-1]}, "{name}": [\n{body}\n]}}\n')
+    head = json.dumps(about)[:-1] + (", " if about else "")
+    write_text(path, f'{head}"{name}": [\n{body}\n]}}\n')
+
+
+def curves_of(row: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The accuracies of an arm at its checkpoints, from its results: of greedy and of sampled texts."""
+    names = {"greedy": "accuracy_curve", "sampled": "accuracy_sampled_curve"}
+    return {how: [value for _, value in row[name]] for how, name in names.items()}

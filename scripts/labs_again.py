@@ -19,7 +19,7 @@ from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import STEPS, long_arm
-from scripts.lab_results import print_jobs, write_rows
+from scripts.lab_results import curves_of, print_jobs, write_rows
 from scripts.panels import Line, draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
@@ -65,8 +65,7 @@ def gathered(
             rows.append(
                 {key: document[key] for key in about}
                 | {"arm": arm["name"], "steps": [step for step, _ in arm["accuracy_curve"]]}
-                | {"greedy": [value for _, value in arm["accuracy_curve"]]}
-                | {"sampled": [value for _, value in arm["accuracy_sampled_curve"]]}
+                | curves_of(arm)
             )
     return rows
 
@@ -152,11 +151,7 @@ def main() -> None:
             for lab_seed in args.lab_seeds
             for variant in args.only or VARIANTS
         ]
-        run_jobs(
-            jobs,
-            num_workers=args.workers,
-            progress=print_jobs,
-        )
+        run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
     rows, machine = gathered(args.runs), environment()
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
     draw_panels(panels(rows), args.output.with_suffix(".png"))

@@ -36,31 +36,12 @@ from taopd.experiments.pool import run_pool
 from taopd.report.generated_part import markdown_table
 
 NAMES = (
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ivo",
-    "Jane",
-    "Kofi",
-    "Lea",
-    "Mia",
+    *("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus"),
+    *("Hana", "Ivo", "Jane", "Kofi", "Lea", "Mia"),
 )
 THINGS = (
-    "apples",
-    "books",
-    "coins",
-    "shells",
-    "marbles",
-    "stamps",
-    "cards",
-    "pens",
-    "beads",
-    "stones",
+    *("apples", "books", "coins", "shells", "marbles"),
+    *("stamps", "cards", "pens", "beads", "stones"),
 )
 DIALECTS = (
     ("Start with {a}. ", "Add {b}: {a} + {b} = {c}. ", "Take away {b}: {a} - {b} = {c}. "),

@@ -3,12 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from taopd.report.figures.style import COLORS
+from taopd.report.figures.style import COLORS, plt
 
 COLUMNS = 5
 Line = tuple[str, Sequence[int], Sequence[float]]

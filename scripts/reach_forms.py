@@ -29,7 +29,7 @@ from torch import Tensor
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
-from scripts.lab_results import write_rows
+from scripts.lab_results import curves_of, write_rows
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.demo import lab_arm
@@ -260,12 +260,8 @@ def run(folder: Path, variant: str, names: list[str], steps: int, seed: int) -> 
         for name in names
     ]
     for row in run_stack(arms, output_dir=str(folder), kind=FormStack):
-        greedy, sampled = (
-            [value for _, value in row[curve]]
-            for curve in ("accuracy_curve", "accuracy_sampled_curve")
-        )
         about = {"form": row["name"], "variant": variant, "steps": steps, "seed": seed}
-        measured = {"kept": row["kept_fraction"], "greedy": greedy, "sampled": sampled}
+        measured = {"kept": row["kept_fraction"]} | curves_of(row)
         write_json(file_of(folder, row["name"], variant, steps, seed), about | measured)
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from taopd.report.figures.style import COLORS, MARKERS, STYLES
+from taopd.report.figures.style import COLORS, MARKERS, STYLES, plt
 
 Part = dict[str, Any]
 LOOKS = {

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from scripts import unseen_labs
@@ -23,7 +22,7 @@ from scripts.default_method import ARMS, MAIN, PARTS, REACH
 from taopd.experiments.lab import VARIANTS
 from taopd.experiments.study.statistics import t_estimate
 from taopd.report.figures.leaderboard import LOSS_NAMES
-from taopd.report.figures.style import COLORS, MARKERS
+from taopd.report.figures.style import COLORS, MARKERS, plt
 from taopd.report.generated_part import markdown_table, write_generated
 
 ALLOWED, COLLAPSE, PROMPTS = 1.0, 20.0, 200

@@ -13,16 +13,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from scripts.arguments import Arguments, existing_folder
 from scripts.pages import smollm2_cpu
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
-from taopd.report.figures.style import COLORS, MARKERS, STYLES
+from taopd.report.figures.style import COLORS, MARKERS, STYLES, plt
 from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import write_text
 

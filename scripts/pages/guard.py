@@ -18,17 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from scripts.arguments import Arguments, existing_folder, what_is_missing
+from scripts.lab_results import write_rows
 from scripts.pages import guard_real
 from scripts.pages.collapse import fell_at
+from taopd.report.figures.style import plt
 from taopd.report.generated_part import markdown_table, write_generated
-from taopd.runs.jsonl import write_text
 from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT, MEMORY, OF_FIRST, CollapseWatch
 
 FINISHED = "*__*.json"
@@ -250,8 +247,7 @@ def main() -> None:
     if args.gather:
         if missing := what_is_missing(args.gather, FINISHED):
             parser.error(f"argument --gather: {missing}")
-        rows = ",\n".join(json.dumps(run) for run in gather(args.gather))
-        write_text(args.data, f'{{"runs": [\n{rows}\n]}}\n')
+        write_rows(args.data, {}, "runs", gather(args.gather))
     runs = json.loads(args.data.read_text())["runs"]
     draw(runs, args.page.with_suffix(".png"))
     parts = [

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.arguments import Arguments, existing_folder
+from scripts.lab_results import write_rows
 from taopd.report.generated_part import markdown_table
-from taopd.runs.jsonl import read_jsonl, write_text
+from taopd.runs.jsonl import read_jsonl
 
 SAVED = Path("docs/results/guard_real.json")
 STUDIES = {"pair1-long": "pair 1", "pair2-long": "pair 2"}
@@ -75,6 +76,5 @@ def table(
 if __name__ == "__main__":
     parser = Arguments(description=__doc__)
     parser.add_argument("folder", type=existing_folder, help="where the studies lie")
-    rows = ",\n".join(json.dumps(run) for run in gathered(parser.parse_args().folder))
-    write_text(SAVED, f'{{"runs": [\n{rows}\n]}}\n')
+    write_rows(SAVED, {}, "runs", gathered(parser.parse_args().folder))
     print(SAVED)

@@ -20,6 +20,7 @@ from scripts.arguments import Arguments, existing_folder
 from scripts.pages import forward_kl, smollm2_cpu
 from taopd.experiments.study.file import load_study_file
 from taopd.report.generated_part import write_generated
+from taopd.runs.jsonl import read_jsonl
 
 STUDIES = ("smollm2-order", "smollm2-long", "smollm2-long-pair1")
 """In recipes/studies; the page of each has its name."""
@@ -77,7 +78,7 @@ def gathered(runs: list[Path], saved: Path | None = None) -> dict[str, Any]:
     known = json.loads(saved.read_text()) if saved and saved.exists() else {"arms": []}
     arms = []
     for path in (found for run in runs for found in sorted(run.glob("arms/*/accuracy.jsonl"))):
-        points = [json.loads(line) for line in path.read_text().splitlines()]
+        points = read_jsonl(path)
         about = json.loads((path.parent / "arm.json").read_text())
         if len(points) > 1:
             curves = {name: [(point["step"], point[of]) for point in points] for name, of in CURVES}

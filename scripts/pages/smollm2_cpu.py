@@ -14,10 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -25,7 +21,7 @@ from scripts.arguments import Arguments, existing_folder
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
 from taopd.experiments.study.statistics import Estimate, t_estimate
-from taopd.report.figures.style import COLORS
+from taopd.report.figures.style import COLORS, plt
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import read_jsonl, write_text
 

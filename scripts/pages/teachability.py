@@ -12,10 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from scripts.arguments import Arguments, existing_file
-from taopd.report.figures.style import COLORS
+from taopd.report.figures.style import COLORS, plt
 
 HIGH, LOW = COLORS[0], COLORS[1]
 SHOWN = {"Ġ": "␣", "<|im_end|>": "end", "<eos>": "end"}

@@ -93,8 +93,7 @@ def slug(title: str) -> str:
 
 def without_code(text: str) -> str:
     """The text with code blocks and code spans left empty, line by line."""
-    text = re.sub(r"^(```.*?^```)", _blank, text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"`[^`\n]*`", _blank, text)
+    return re.sub(r"`[^`\n]*`", _blank, _fences_blank(text))
 
 
 def _blank(match: re.Match[str]) -> str:
