@@ -19,7 +19,13 @@ from taopd.models.offload import LayerOffload
 from taopd.models.prompts import load_prompts
 from taopd.preflight import teacher_error
 from taopd.preflight.measure import run_passes
-from taopd.preflight.teacher_error import TeacherError, check_teacher_error, measure_error
+from taopd.preflight.teacher_error import (
+    TeacherError,
+    check_teacher_error,
+    exact_of,
+    kept_tokens,
+    measure_error,
+)
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
 from tests.conftest import make_tokenizer, write_config
@@ -97,6 +103,15 @@ def error_of(trainer, kind, batch):
     return measure_error(trainer, kind, batch, positions_of(batch), passes)
 
 
+def both_of(trainer, batch):
+    """The signals that the check computes."""
+    models = trainer.model_wrapped, trainer.teacher_source("").model
+    passes = run_passes(trainer.forward_states, *models, batch, 4)
+    at = positions_of(batch)
+    ids = batch["completion_ids"][at.row, at.column]
+    return exact_of(trainer, *(passes[name].at(at) for name in ("student", "teacher")), ids)
+
+
 def kept(trainer, batch):
     trainer.model.train()
     _, selected = trainer._with_loss_columns(dict(batch))
@@ -118,6 +133,18 @@ def test_it_is_the_divergence_between_the_models_and_the_change_of_the_selection
     assert (found.kept, found.tokens) == (int(ours.sum()), len(ours))
     assert found.changed == int((ours & ~theirs).sum())
     assert found.forward_nats > 1e-6
+
+
+@pytest.mark.parametrize("signals", ["exact", "topk_lists"])
+def test_the_tokens_that_it_counts_are_those_of_the_first_step(
+    micro_lab, tmp_path, teacher, batch, signals
+):
+    """Also with lists too short to tell what is within reach."""
+    trainer = make_trainer(
+        micro_lab, tmp_path, teacher, score_top_k=2, signals=signals, method="reach"
+    )
+    found = both_of(trainer, batch)
+    assert torch.equal(kept_tokens(trainer, positions_of(batch), found), kept(trainer, batch))
 
 
 def test_an_offloaded_teacher_has_none(micro_lab, tmp_path, teacher, batch, monkeypatch):

@@ -1,7 +1,7 @@
 """Figures of one real micro-batch, which both models score once; `rollout_checks` judges them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,9 @@ from taopd.models.sampler_drift import Drift, drift
 from taopd.models.scoring import Given, Reuse, check_readable
 from taopd.models.stop_tokens import ends_of, merged_ids, possible_stop_ids
 from taopd.preflight.teacher_context import ContextEffect, measure_context
-from taopd.preflight.teacher_error import TeacherError
+from taopd.preflight.teacher_error import TeacherError, exact_of
 from taopd.preflight.tokenizer_checks import token_name
-from taopd.signals import TokenSignals, exact_signals, reach_from_states
+from taopd.signals import TokenSignals
 from taopd.teachers import Teacher, score_remote
 
 
@@ -114,7 +114,10 @@ def measure(
     if remote:
         signals = score_remote(*models, vocab_size=vocab_size, reuse=reuse, **common).signals
     else:
-        signals = _signals(trainer, passes, positions, ids)
+        of_student, of_teacher = (passes[name].at(positions) for name in ("student", "teacher"))
+        targets = ids[positions.row, positions.column]
+        locate = partial(positions.describe, when="taopd check")
+        signals = exact_of(trainer, of_student, of_teacher, targets, locate)
     stops = _named(tokenizer, trainer.eos_token_ids)
     rows, lengths = torch.arange(len(ids), device=ids.device), mask.sum(1)
     last = ids[rows, lengths - 1]
@@ -152,36 +155,6 @@ def measure(
         teacher_stops_unknown=unknown,
         max_tokens=max_tokens,
     )
-
-
-def _signals(
-    trainer: Any, passes: Mapping[str, Given], positions: Positions, ids: Tensor
-) -> TokenSignals:
-    """Of both models here; with reach, as before training the student is the initial one."""
-    args, targets = trainer.args, ids[positions.row, positions.column]
-    student, teacher = (passes[name].at(positions) for name in ("student", "teacher"))
-    common: dict[str, Any] = {
-        "temperature": trainer.temperature,
-        "stop_ids": merged_ids(args.stop_tokens, trainer.stop_ids),
-    }
-    signals = exact_signals(
-        *student,
-        *teacher,
-        targets,
-        k=args.score_top_k,
-        full_kl=True,
-        locate=partial(positions.describe, when="taopd check"),
-        **common,
-    )
-    reach, _ = reach_from_states(
-        student,
-        teacher,
-        targets,
-        threshold=args.reach_threshold,
-        foreign_ends=trainer.foreign_ends,
-        **common,
-    )
-    return replace(signals, reach=reach)
 
 
 def _named(tokenizer: Any, ids: list[int]) -> dict[int, str]:

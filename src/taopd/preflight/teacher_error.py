@@ -8,7 +8,7 @@ the full one stays in host memory and its layers visit the device, so that only 
     offload       the same weights, all on the device
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from taopd.models.output_head import merge_head_adapter
 from taopd.models.scoring import Given, Reuse
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.runs.host_memory import free_bytes
-from taopd.signals import TokenSignals, exact_signals, lists_from_exact
+from taopd.signals import TokenSignals, exact_signals, lists_from_exact, reach_from_states
 from taopd.signals.situation import own_reach
 from taopd.trainer.build.loaded_teacher import NO_EFFECT
 from taopd.trainer.cost import ModelShape
@@ -120,12 +120,12 @@ def measure_error(
                 ).at(positions)
             ids = batch["completion_ids"][positions.row, positions.column]
             own, exact, between = (
-                _signals(trainer, *pair, ids)
+                exact_of(trainer, *pair, ids)
                 for pair in ((student, used), (student, full), (used, full))
             )
     except NotMeasured as reason:
         return str(reason)
-    kept = [_kept(trainer, positions, one) for one in (own, exact)]
+    kept = [kept_tokens(trainer, positions, one) for one in (own, exact)]
     return TeacherError(
         kind=kind,
         forward_nats=_mean(between.forward_kl),
@@ -171,10 +171,30 @@ def _mean(values: Tensor | None) -> float:
     return float(values.double().mean())
 
 
-def _signals(trainer: Any, student: State, teacher: State, ids: Tensor) -> TokenSignals:
-    """As the run computes them, with both divergences."""
-    options = signal_options(trainer.args, trainer.stop_ids) | {"full_kl": True}
-    return exact_signals(*student, *teacher, ids, temperature=trainer.temperature, **options)
+def exact_of(
+    trainer: Any,
+    student: State,
+    teacher: State,
+    ids: Tensor,
+    locate: Callable[[int], str] = "row {}".format,
+) -> TokenSignals:
+    """As the run computes them, with both divergences, and reach: before training the student is the initial
+    one."""
+    args, temperature = trainer.args, trainer.temperature
+    options = signal_options(args, trainer.stop_ids) | {"full_kl": True}
+    signals = exact_signals(
+        *student, *teacher, ids, temperature=temperature, locate=locate, **options
+    )
+    reach, _ = reach_from_states(
+        student,
+        teacher,
+        ids,
+        threshold=args.reach_threshold,
+        temperature=temperature,
+        stop_ids=options["stop_ids"],
+        foreign_ends=trainer.foreign_ends,
+    )
+    return replace(signals, reach=reach)
 
 
 def _with_initial(trainer: Any, signals: TokenSignals) -> TokenSignals:
@@ -202,15 +222,11 @@ def kept_tokens(trainer: Any, positions: Positions, signals: TokenSignals) -> Te
     args, place = trainer.args, (positions.row, positions.column)
     # All of them are rows of one teacher, whose share `budget_scope: teacher` is about.
     one = torch.zeros_like(positions.row)
+    if args.signals == "topk_lists" and signals.compatibility_is_exact:
+        signals = replace(lists_from_exact(signals), reach=signals.reach)
     signals = _with_initial(trainer, signals)
     table = local_table(signals, args, *place, trainer.stop_ids, teacher=one)
     return choose(table, args, step=0, training=True).selection.kept
-
-
-def _kept(trainer: Any, positions: Positions, signals: TokenSignals) -> Tensor:
-    if trainer.args.signals == "topk_lists":
-        signals = lists_from_exact(signals)
-    return kept_tokens(trainer, positions, signals)
 
 
 @contextmanager
