@@ -34,8 +34,6 @@ _CSV_AS_TEXT: dict[str, Any] = {
 }
 _UNNAMED = "__index_level_0__"
 """What pandas calls a first column that the header does not name."""
-_ONE_VALUE = tuple(getattr(datasets, kind) for kind in ("Value", "Json") if hasattr(datasets, kind))
-"""Kinds of columns; older versions of the library lack the second, of rows that differ in kind."""
 _ROWS = (".parquet", ".jsonl", ".csv")
 _SPACE = re.compile(r"\s*")
 _NUMBERS_AS_TEXT = json.JSONDecoder(parse_int=str, parse_float=str)
@@ -131,7 +129,7 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
     changed = [
         name
         for name, kind in rows.features.items()
-        if isinstance(kind, _ONE_VALUE)
+        if isinstance(kind, datasets.Value | datasets.Json)
         and "string" not in (held := str(getattr(kind, "dtype", "")))
         and (name in _AS_WRITTEN or "timestamp" in held)
     ]

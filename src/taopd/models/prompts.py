@@ -129,11 +129,9 @@ def _with_prompts(rows: datasets.Dataset, name: str, *, with_answer: bool) -> da
         prompt, reply = split_turns(row[turns], f"row {index}")
         return {"prompt": prompt} | ({"answer": reply} if keeps else {})
 
-    # As JSON, because messages of several kinds do not fit one table. Older versions of the library lack it.
-    kind = getattr(datasets, "Json", None)
-    added = {"prompt": kind()} if kind else {}
-    added |= {"answer": datasets.Value("string")} if keeps else {}
-    features = datasets.Features({**rows.features, **added}) if kind else None
+    # As JSON, because messages of several kinds do not fit one table.
+    added = {"prompt": datasets.Json()} | ({"answer": datasets.Value("string")} if keeps else {})
+    features = datasets.Features({**rows.features, **added})
     try:
         found = rows.map(split, with_indices=True, features=features)
     except pyarrow.ArrowException as error:
