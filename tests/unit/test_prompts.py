@@ -13,6 +13,7 @@ from tokenizers import processors
 
 from taopd.errors import DataError
 from taopd.models.prompt_faults import prompt_faults
+from taopd.models.prompt_lengths import check_prompt_lengths
 from taopd.models.prompt_rows import read_prompt, render
 from taopd.models.prompts import encode_prompts, load_prompts
 from taopd.preflight.prompt_checks import check_prompts
@@ -355,3 +356,20 @@ def test_a_prompt_of_which_the_tokenizer_keeps_nothing_is_refused():
     assert encode_prompts(tokenizer, ["a\u2603a"]) == [[1, 1]]
     with pytest.raises(DataError, match="prompt of row 1 has no tokens"):
         encode_prompts(tokenizer, ["a", "\u2603"])
+    # Of a set only the rows are encoded that may be too long.
+    with pytest.raises(DataError, match="prompt of row 2 of the set has no tokens"):
+        check_prompt_lengths(
+            ["a", "a", "\u2603" * 99],
+            tokenizer,
+            context_length=80,
+            max_completion_length=4,
+            where="the set",
+        )
+
+
+def test_a_row_that_the_template_fails_on_is_named_by_its_place(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].content == '2' %}{{ 1 // 0 }}{% endif %}1"
+    rows = [{"prompt": [user(text)], "tools": [CALL]} for text in "112"]
+    lengths = {"context_length": 80, "max_completion_length": 4}
+    with pytest.raises(DataError, match="template cannot be used for row 2: ZeroDivisionError"):
+        check_prompt_lengths(rows, tokenizer, **lengths)

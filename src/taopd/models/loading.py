@@ -87,14 +87,9 @@ def load_tokenizer(name_or_path: str | Path, **kwargs: Any) -> PreTrainedTokeniz
     try:
         with nullcontext(name) if file is None else gguf.alone(file) as where:
             # Left padding puts the last prompt token next to the first sampled one.
+            options = {"padding_side": "left", "truncation_side": "left"} | kwargs | more
             tokenizer = AutoTokenizer.from_pretrained(
-                where,
-                **(
-                    {"padding_side": "left", "truncation_side": "left"}
-                    | kwargs
-                    | {"trust_remote_code": False}
-                    | more
-                ),
+                where, **(options | {"trust_remote_code": False})
             )
         if file is not None:
             tokenizer = gguf.as_declared(tokenizer, file)

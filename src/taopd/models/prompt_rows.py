@@ -57,6 +57,8 @@ class Prompt:
     """JSON schemas that the template shows."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords for the template, of this row alone."""
+    where: str = field(default="a row", compare=False)
+    """Its row, for messages: a part of a set is encoded at a time."""
 
 
 def read_prompt(row: Any, where: str) -> Prompt:
@@ -89,7 +91,7 @@ def read_prompt(row: Any, where: str) -> Prompt:
         raise DataError(f"tools of {where} is {type(tools).__name__}; it must be a list")
     if options is not None and not isinstance(options, dict):
         raise DataError(f"chat_template_kwargs of {where} must be a mapping")
-    return Prompt(content=content, tools=tools, options=options or {})
+    return Prompt(content=content, tools=tools, options=options or {}, where=where)
 
 
 def read_content(value: Any, what: str, where: str, *, fault: str = _READS) -> str | Messages:
@@ -176,7 +178,8 @@ def render(
         )
     # The sandbox refuses with a TemplateError, ranges beyond its limit with an OverflowError.
     except (jinja2.TemplateError, ArithmeticError, LookupError, *UNREADABLE) as error:
-        raise DataError(f"the chat template cannot be used: {root_cause(error)}") from error
+        why = root_cause(error)
+        raise DataError(f"the chat template cannot be used for {prompt.where}: {why}") from error
     # Messages have been looked at; a call, a tool, an option of the template may hold one too.
     check_text(text, "what the chat template makes of a row")
     return text

@@ -186,7 +186,7 @@ def encode_prompts(
                 # Nothing stands before the completion: its first token would follow padding.
                 if not found:
                     raise DataError(
-                        f"the prompt of row {row} has no tokens: the tokenizer drops every character of "
+                        f"the prompt of {read[row].where} has no tokens: the tokenizer drops all of "
                         f"{texts[row][:40]!r}. Drop the row"
                     )
                 ids[row] = found
