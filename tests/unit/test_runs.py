@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from taopd import cli
 from taopd.errors import ConfigError, DataError
 from taopd.runs import lock
 from taopd.runs.checkpoints import SEAL
@@ -85,6 +86,33 @@ def test_what_a_run_would_replace_is_never_taken_from_others(tmp_path, name, fla
     with pytest.raises(DataError, match=rf"holds {name} that no taopd run wrote"):
         RunFolder.create(tmp_path, **flags)
     assert {p: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"], ["--overwrite"]])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("demo", "arms"),
+        ("demo", "accuracy.png"),
+        ("demo", "summary.md"),
+        ("demo --real", "timings.json"),
+        ("demo --real", "arms"),
+    ],
+)
+def test_nor_what_one_command_alone_would_replace(tmp_path, capsys, command, name, flags):
+    (tmp_path / name).write_text("mine")
+    assert cli.main([*command.split(), "--output", str(tmp_path), *flags]) == 2
+    assert f"holds {name} that no taopd run wrote" in capsys.readouterr().err
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {name: "mine"}
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_is_claimed_only_if_the_look_before_would_have_passed(tmp_path, flags):
+    (tmp_path / "arms").mkdir()
+    for look in (RunFolder.check, RunFolder.create):
+        with pytest.raises(DataError, match="holds arms that no taopd run wrote"):
+            look(tmp_path, also_owns=["arms"], **flags)
+    assert names(tmp_path) == {"arms"}
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])

@@ -80,11 +80,15 @@ def _run_real(options: Any) -> int:
     from taopd.cli.compare import run_plan
     from taopd.experiments.smollm2 import make_pair
     from taopd.experiments.smollm2.real import arms_that_fit, real_study
-    from taopd.experiments.study.run import plan_study
+    from taopd.experiments.study.run import OWNED, plan_study
     from taopd.runs.folder import RunFolder
 
     RunFolder.check(
-        options.output, command="compare", resume=options.resume, overwrite=options.overwrite
+        options.output,
+        command="compare",
+        resume=options.resume,
+        overwrite=options.overwrite,
+        also_owns=OWNED,
     )
     options.workers = arms_that_fit()
     with CountedProgress("the pair is made anew by the next run") as advance:

@@ -167,7 +167,7 @@ class RunFolder:
             ConfigError: `resume` and `overwrite` together.
             DataError: the folder holds another run, is a file, or cannot be written.
         """
-        folder = cls.check(path, resume=resume, overwrite=overwrite)
+        folder = cls.check(path, resume=resume, overwrite=overwrite, also_owns=also_owns)
         with cannot_write_to(path):
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite and (folder / MARKER).exists():

@@ -19,6 +19,7 @@ from taopd.trainer.environment import environment
 BUDGET = 0.1
 STEPS = 300
 EVALUATE_EVERY = 25
+_OWNED = ("arms", "best-student", "summary.md", "*.png", "*.svg")
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
     "teachability": {"selector": "teachability"},
@@ -103,16 +104,12 @@ def run_demo(
         ConfigError: for an unknown variant. DataError: if the folder cannot be used or an arm fails.
     """
     steps = STEPS if steps is None else steps
-    RunFolder.check(output_dir, command="demo", resume=resume, overwrite=overwrite)
+    claim: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "also_owns": _OWNED}
+    RunFolder.check(output_dir, command="demo", **claim)
     lab = build_lab(variant, progress=progress, **(lab_sizes or {}))
     output_dir.mkdir(parents=True, exist_ok=True)
     with hold(output_dir):
-        folder = RunFolder.create(
-            output_dir,
-            resume=resume,
-            overwrite=overwrite,
-            also_owns=("arms", "best-student", "*.png", "*.svg"),
-        ).path
+        folder = RunFolder.create(output_dir, **claim).path
         settings = ARMS | MORE_ARMS if all_arms else ARMS
         seeds = (0, 1, 2) if all_arms else (0,)
         arms = [

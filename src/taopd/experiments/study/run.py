@@ -141,13 +141,13 @@ def run_study(
         DataError: the folder cannot be used or is in use, an arm failed, or the disk is full; what had
             finished is kept.
     """
-    RunFolder.check(output, command="compare", resume=resume, overwrite=overwrite)
+    claim: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "also_owns": OWNED}
+    RunFolder.check(output, command="compare", **claim)
     with _disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         # Before the folder is emptied.
         with hold(output):
-            claim = RunFolder.create(output, resume=resume, overwrite=overwrite, also_owns=OWNED)
-            folder = claim.path
+            folder = RunFolder.create(output, **claim).path
             folders = [plan.folder_of(run, folder) for run in plan.runs]
             prepare(zip(plan.runs, folders, strict=True))
             config = {"command": "compare"} | asdict(plan.study)
