@@ -4,20 +4,27 @@ Oracles: the arms that were written, counted by hand; the words as printed.
 """
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from taopd.cli import main
+from taopd.diagnose.bank import tokenizer_fingerprint
 from taopd.experiments.study.file import parse_study_file
 from taopd.experiments.study.finished import analyse_finished
 from taopd.report import comparison, rollouts
 from taopd.report.arms import owner_of
+from taopd.report.bank_rollouts import bank_rollouts
 from taopd.report.evaluations import differences, read_evaluation
 from taopd.report.folders import Run, Sources, read_folders
-from taopd.report.sections import evaluated, training
+from taopd.report.sections import evaluated, learnable, selected, training
 from taopd.report.sections.headline import headline
+from tests.browser import synthetic
 from tests.unit.study_simulation import outcome
 from tests.unit.test_report_meets import evaluation
 
@@ -191,6 +198,71 @@ def test_more_pairs_than_the_page_shows_are_counted(tmp_path):
     assert len(list(combinations(found, 2))) == 15
     assert f"The first {evaluated.MOST_PAIRS} of 15 pairs" in evaluated.body(found)
     assert "The first" not in evaluated.body(found[:3])
+
+
+def gains(folder, *, completions, checkpoints, vocabulary=None):
+    """A folder of gains as `taopd diagnose gain` writes it, as far as a report reads it."""
+    folder.mkdir()
+    rows = 2 * completions
+    constants = {"prompt": 0, "token_id": 1, "entropy": 0.1, "disagreement_k4": 0.1}
+    tokens = pd.DataFrame({"completion": np.repeat(np.arange(completions), 2)} | constants)
+    tokens.to_parquet(folder / "tokens.parquet")
+    entries = []
+    for index in range(checkpoints):
+        pd.DataFrame({"gain_forward": np.zeros(rows)}).to_parquet(folder / f"{index}.parquet")
+        entry = {"file": f"{index}.parquet", "label": f"c{index}", "gain_forward_nats/mean": 0.1}
+        entries.append(entry)
+    prints = {"tokenizer": {"vocabulary": vocabulary}} if vocabulary else {}
+    manifest = {"format": "taopd-gain-1", "checkpoints": entries, "fingerprints": prints}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_parts_that_show_the_first_of_many_say_of_how_many(tmp_path):
+    line = synthetic.rollout(np.random.default_rng(0), 20, step=0)
+    runs = [synthetic.write_run(tmp_path / name, [line]) for name in "abcde"]
+    many = [f"t{n}" for n in range(training.MAX_RUNS + 2)]
+    metrics = {"step": 1, "loss/selected_nats": 1} | {
+        f"teacher/valid_tokens/{name}": 5 for name in many
+    }
+    (tmp_path / "routed").mkdir()
+    (tmp_path / "routed" / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    found = read_folders([*runs, tmp_path / "routed"])
+    logged = rollouts.read_rollouts(found.runs, limit=50)
+    assert "The first 3 of 6 runs that select" in selected.body(found.runs, logged)
+    assert "The first" not in selected.body(found.runs[:3], logged)
+    assert "The first 8 of 10 teachers" in training.body(found.runs[5:])
+    for count, words in ((6, ""), (7, "The first 6 of 7 checkpoints")):
+        folder = gains(tmp_path / f"{count}-gain", completions=2, checkpoints=count)
+        page = learnable.body(Sources(gains=[folder]))
+        assert words in page and (words or "The first" not in page)
+
+
+def test_every_folder_of_gains_or_banks_has_its_part_of_the_rollouts(tmp_path):
+    """Two banks of the usual size: the page had tokens of the first alone."""
+    one = gains(tmp_path / "one-gain", completions=30, checkpoints=2)
+    two = gains(tmp_path / "two-gain", completions=30, checkpoints=3)
+    for sources in (Sources(gains=[one, two]), Sources(banks=[one, two])):
+        found = bank_rollouts(sources, limit=40)
+        assert Counter(each.run for each in found).keys() == {"one-gain", "two-gain"}
+        assert 36 <= len(found) <= 40
+    assert len(bank_rollouts(Sources(gains=[two]), limit=2)) == 2
+
+
+def test_the_words_of_a_bank_are_of_no_other_vocabulary(tmp_path):
+    """A run of another model on the same page lent its words to the ids of the bank."""
+    other, own = ({"model": {"vocab": {"a": 0, word: 1}}} for word in ("wrong", "right"))
+    digest = tokenizer_fingerprint(SimpleNamespace(get_vocab=lambda: own["model"]["vocab"]))
+    folder = gains(tmp_path / "g", completions=1, checkpoints=1, vocabulary=digest["vocabulary"])
+    runs = []
+    for name, tokenizer in (("x", other), ("y", own)):
+        place = tmp_path / name / "model"
+        place.mkdir(parents=True)
+        (place / "tokenizer.json").write_text(json.dumps(tokenizer))
+        runs.append(Run(name=name, path=place.parent))
+    for known, piece in ((runs, "right "), (runs[:1], "⟨1⟩ ")):
+        (found,) = bank_rollouts(Sources(runs=known, gains=[folder]), limit=5)
+        assert found.pieces == [piece] * 2
 
 
 def test_the_median_of_two_steps_lies_between_them():

@@ -1,13 +1,12 @@
 """Rollouts of a bank, one per checkpoint that was measured on it: the same tokens, gain by gain.
 
 A folder of gains holds every feature and, per checkpoint, the gain of every token, so two checkpoints
-side by side are two rollouts with the same completion. The words are those of the tokenizer of a run in
-the same report, or of the student that the bank's `sources.json` names; without one, ids are shown.
+side by side are two rollouts with the same completion. The words are those of the student that the bank's
+`sources.json` names, or of a run in the same report with the bank's vocabulary; else ids are shown.
 """
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,37 @@ from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
 from taopd.runs.parquet import read_table
 from taopd.runs.schemas import ROLLOUT
+from taopd.runs.sha256 import json_sha256
 from taopd.runs.validation import ANY, TEXT, WHOLE, WORD, fit, read_document
 
-GAINS = ("gain_forward", "gain_forward_nats")
-_GAINS = {"checkpoints?": [{"file": TEXT}]}
+MOST_CHECKPOINTS = 6
+"""Of one folder of gains."""
+_MANIFEST = {
+    "checkpoints?": [{"file": TEXT}],
+    "fingerprints?": {"tokenizer?": {"vocabulary?": TEXT}},
+}
 _PLACES = ("completion", "token_id")
 _TOKENIZER = {"model": {"vocab": ANY}, "added_tokens?": [{"id": WHOLE, "content": WORD}]}
 
 
 def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
-    """At most `limit` rollouts of the named folders of gains and banks."""
+    """At most `limit` rollouts of the named folders of gains, or else of banks, shared evenly among them."""
     found: list[Rollout] = []
-    for path in sources.gains:
-        words = _vocabulary(path, sources)
-        checkpoints = read_json(path / "manifest.json", _GAINS).get("checkpoints", [])[:6]
+    folders = sources.gains or sources.banks
+    for place, path in enumerate(folders):
+        manifest = read_json(path / "manifest.json", _MANIFEST)
+        words = _vocabulary(path, manifest, sources)
         tokens = read_table(path / "tokens.parquet", _PLACES)
-        each = (limit - len(found)) // max(1, len(checkpoints))
+        room = (limit - len(found)) // (len(folders) - place)
+        if not sources.gains:
+            found += _rollouts(tokens, None, words, path.name, path.name, room)
+            continue
+        checkpoints = manifest.get("checkpoints", [])[: min(MOST_CHECKPOINTS, room)]
         for checkpoint in checkpoints:
-            gains = read_table(path / Path(checkpoint["file"]).name)
-            column = next((name for name in GAINS if name in gains), None)
-            gain = None if column is None else gains[column]
+            gain = read_table(path / Path(checkpoint["file"]).name).get("gain_forward")
             label = f"{path.name}, {checkpoint.get('label', 'checkpoint')}"
+            each = room // len(checkpoints)
             found += _rollouts(tokens, gain, words, path.name, label, each)
-    for path in sources.banks:
-        if limit > len(found) and not sources.gains:
-            tokens = read_table(path / "tokens.parquet", _PLACES)
-            words = _vocabulary(path, sources)
-            found += _rollouts(tokens, None, words, path.name, path.name, limit - len(found))
     return found
 
 
@@ -90,22 +93,24 @@ def _numbers(column: pd.Series) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in column.tolist()]
 
 
-def _vocabulary(path: Path, sources: Sources) -> dict[int, str]:
-    """Token of each id, from the first tokenizer that is found; empty if there is none."""
-    for folder in (*_students(path), *(run.path / "model" for run in sources.runs)):
-        file = folder / "tokenizer.json"
-        if file.is_file():
-            return _read_vocabulary(file)
+def _vocabulary(path: Path, manifest: dict[str, Any], sources: Sources) -> dict[int, str]:
+    """Token of each id, from the first tokenizer that is the bank's; empty if there is none."""
+    student = _student(path, manifest)
+    if student is not None and student.is_file():
+        return _read_vocabulary(student)
+    wanted = manifest.get("fingerprints", {}).get("tokenizer", {}).get("vocabulary")
+    for file in (run.path / "model" / "tokenizer.json" for run in sources.runs):
+        words = _read_vocabulary(file) if file.is_file() else {}
+        if words and wanted in (None, json_sha256(sorted(words.items()))):
+            return words
     return {}
 
 
-def _students(path: Path) -> Sequence[Path]:
-    """Where the bank of a folder says that its student was."""
-    bank = path.with_name(path.name.removesuffix("-gain"))
-    if read_json(path / "manifest.json").get("format") != GAIN:
-        bank = path
+def _student(path: Path, manifest: dict[str, Any]) -> Path | None:
+    """The tokenizer of the student, where the bank of a folder says that it was."""
+    bank = path.with_name(path.name.removesuffix("-gain")) if manifest["format"] == GAIN else path
     student = read_json(bank / "sources.json").get("student")
-    return [(bank / student).resolve()] if isinstance(student, str) else []
+    return (bank / student).resolve() / "tokenizer.json" if isinstance(student, str) else None
 
 
 def _read_vocabulary(file: Path) -> dict[int, str]:

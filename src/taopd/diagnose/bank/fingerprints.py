@@ -8,13 +8,13 @@ Cost: one pass over the weights, 0.6 s per GiB measured on one core.
 """
 
 import hashlib
-import json
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taopd.errors import DataError
+from taopd.runs.sha256 import json_sha256
 
 Fingerprint = dict[str, Any]
 
@@ -35,7 +35,7 @@ def model_fingerprint(model: PreTrainedModel) -> Fingerprint:
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocab_size": int(model.get_output_embeddings().weight.shape[0]),
-        "config": _digest(_lasting(model.config.to_dict())),
+        "config": json_sha256(_lasting(model.config.to_dict())),
         "weights": weights.hexdigest(),
     }
 
@@ -43,7 +43,7 @@ def model_fingerprint(model: PreTrainedModel) -> Fingerprint:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
     """Digest of the map from ids to tokens."""
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return {"num_tokens": len(vocabulary), "vocabulary": _digest(vocabulary)}
+    return {"num_tokens": len(vocabulary), "vocabulary": json_sha256(vocabulary)}
 
 
 def check_fingerprint(what: str, frozen: Fingerprint, current: Fingerprint) -> None:
@@ -75,10 +75,6 @@ def _lasting(config: Any) -> Any:
         and not str(key).startswith("_")
         and not str(key).endswith(_VOLATILE_ENDINGS)
     }
-
-
-def _digest(obj: Any) -> str:
-    return hashlib.sha256(json.dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,6 @@ The manifest holds size and sha256 of every file and a sha256 of itself. Times, 
 order are not written, so that the same input gives the same bytes and a folder may be moved.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from taopd.runs.disk import cannot_write
 from taopd.runs.folder import refuse_file
 from taopd.runs.jsonl import write_json
 from taopd.runs.paths import expanded, with_usual_modes
-from taopd.runs.sha256 import file_sha256
+from taopd.runs.sha256 import file_sha256, json_sha256
 from taopd.runs.validation import ANY, TEXT, WHOLE, fit, read_document, shown
 
 MANIFEST = "manifest.json"
@@ -195,5 +194,4 @@ def _check_file(path: Path, expected: Mapping[str, Any], what: str) -> None:
 
 def _own_sha256(document: Mapping[str, Any]) -> str:
     # Through JSON and back: what is hashed at writing must equal what is read.
-    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_sha256(json.loads(json.dumps(document)))

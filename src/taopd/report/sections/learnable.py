@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from taopd.report.bank_rollouts import MOST_CHECKPOINTS
 from taopd.report.charts import figure
 from taopd.report.folders import Sources, read_json
 from taopd.report.row_charts import bars
-from taopd.report.sections.tables import table
+from taopd.report.sections.tables import first_of, table
 from taopd.report.text import escape
 from taopd.runs.parquet import read_table
 from taopd.runs.schemas import MANIFEST, VERDICTS
@@ -88,7 +89,7 @@ def _gains(path: Path) -> str:
     )
     groups = (("mean", "all tokens"), ("learnable", "learnable"), ("incompatible", "incompatible"))
     charts = []
-    for checkpoint in checkpoints[:6]:
+    for checkpoint in checkpoints[:MOST_CHECKPOINTS]:
         rows = [
             (words, float(value), f"{value:+.3f} nats")
             for short, words in groups
@@ -97,9 +98,10 @@ def _gains(path: Path) -> str:
         if rows:
             title = str(checkpoint.get("label", "checkpoint"))
             charts.append(figure(title, bars(title, rows), "mean gain in forward KL"))
-    return (
-        f'<h3>{escape(path.name)}</h3><div class="grid">{"".join(charts)}</div>' if charts else ""
-    )
+    if not charts:
+        return ""
+    note = first_of(MOST_CHECKPOINTS, len(checkpoints), "checkpoints")
+    return f'<h3>{escape(path.name)}</h3>{note}<div class="grid">{"".join(charts)}</div>'
 
 
 def _one_step(path: Path) -> str:

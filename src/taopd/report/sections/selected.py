@@ -12,7 +12,7 @@ from taopd.report.charts import figure
 from taopd.report.folders import Run
 from taopd.report.rollouts import Rollout
 from taopd.report.row_charts import bars
-from taopd.report.sections.tables import percent, table
+from taopd.report.sections.tables import first_of, percent, table
 from taopd.report.text import escape, token_class
 from taopd.runs.parquet import read_table
 from taopd.runs.signal_names import QUADRANTS
@@ -26,9 +26,13 @@ MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
 
 def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
     """Per run: bar charts, and the tokens kept most and least often."""
-    parts = []
+    parts: list[str] = []
     # The random control last: its kept tokens say nothing about a selector.
-    for run in sorted(runs, key=lambda run: run.config.get("selector") == "random"):
+    ordered = sorted(runs, key=lambda run: run.config.get("selector") == "random")
+    ordered = [run for run in ordered if run.config.get("selector") != "full"]
+    for run in ordered:
+        if len(parts) == MAX_RUNS:
+            return first_of(MAX_RUNS, len(ordered), "runs that select") + "".join(parts)
         words = _words(run, rollouts)
         tokens = _every_token(run)
         source = "from every token of the run"
@@ -38,8 +42,6 @@ def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
         if tokens is None or not len(tokens) or tokens["kept"].all():
             continue
         parts.append(_run(run, tokens, words, source))
-        if len(parts) == MAX_RUNS:
-            break
     return "".join(parts)
 
 
@@ -134,9 +136,8 @@ def _bars(tokens: pd.DataFrame, by: pd.Series, color: int) -> str:
         )
         for name, kept in groups
     ]
-    shown = rows[:16]
     overall = float(tokens["kept"].mean())
-    return bars("kept share", shown, reference=overall, colors=[color] * len(shown))
+    return bars("kept share", rows, reference=overall, colors=[color] * len(rows))
 
 
 def _most_and_least(tokens: pd.DataFrame, words: dict[int, str]) -> str:

@@ -130,6 +130,7 @@ def _by_teacher(run: Run) -> list[str]:
         if series:
             words = f"{title}, {run.name}"
             legend = key([(one.label, one.color) for one in series])
+            legend += first_of(len(curves), len(names), "teachers")
             charts.append(figure(words, legend + lines(words, series), unit))
     return charts
 
