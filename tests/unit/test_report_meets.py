@@ -110,6 +110,20 @@ def test_a_damaged_evaluation_is_named(tmp_path):
         write_report([folder], tmp_path / "x.html")
 
 
+@pytest.mark.parametrize("names", [{"full"}, {"teachability@5%"}, None])
+def test_no_key_of_an_outcome_must_be_there(tmp_path, names):
+    """A study of another writer: the page of arms that lack one key, `full` alone too."""
+    study = synthetic.write_study(tmp_path / "study")
+    whole = (study / "results.json").read_text()
+    for key in set(json.loads(whole)["arms"][0]) - {"accuracy_curve"}:
+        document = json.loads(whole)
+        for arm in document["arms"]:
+            if names is None or arm["name"] in names:
+                del arm[key]
+        (study / "results.json").write_text(json.dumps(document))
+        assert "Outcome" in page_of([study], tmp_path)
+
+
 def test_a_one_step_folder_is_a_table(tmp_path):
     folder = tmp_path / "one"
     folder.mkdir()

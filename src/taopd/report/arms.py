@@ -69,10 +69,10 @@ def is_arm(run: Run) -> bool:
 
 
 def _arm(run: Run) -> str:
-    return _plain(_SEED.sub("", run.path.name)) if is_arm(run) else run.name
+    return plain_arm(_SEED.sub("", run.path.name)) if is_arm(run) else run.name
 
 
-def _plain(arm: str) -> str:
+def plain_arm(arm: str) -> str:
     """The arm at any of its learning rates."""
     return arm.partition(",lr=")[0]
 
@@ -101,7 +101,7 @@ def _colors(sources: Sources) -> dict[str, int]:
     selectors: dict[str, Any] = {}
     for study in sources.studies:
         for row in study.outcomes:
-            selectors.setdefault(_plain(str(row.get("name", "?"))), row.get("selector"))
+            selectors.setdefault(plain_arm(str(row.get("name", "?"))), row.get("selector"))
     for run in sources.runs:
         selectors.setdefault(_arm(run), run.config.get("selector"))
     random = next((arm for arm, selector in selectors.items() if selector == "random"), None)
@@ -118,4 +118,4 @@ def _other_color(place: int) -> int:
 
 def color_of(study: Study, arm: str) -> int:
     """The color of an arm of a study."""
-    return study.colors.get(_plain(arm), 0)
+    return study.colors.get(plain_arm(arm), 0)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from taopd.report.arms import color_of
+from taopd.report.arms import color_of, plain_arm
 from taopd.report.charts import MOST_NAMED, Series, figure, key, lines
 from taopd.report.folders import Run, Sources, Study
 from taopd.report.sections.accuracy import (
@@ -29,14 +29,13 @@ def budget_curve(studies: Sequence[Study]) -> str:
         estimates, groups = estimates_of(study), at_shared_rate(study)
         points: dict[str, list[tuple[float, float, float | None, float | None]]] = {}
         arms: dict[str, str] = {}  # the first of a line, whose color it has
-        for name, outcomes in groups.items():
-            if not outcomes or "greedy" not in estimates.get(name, {}):
-                continue
-            first = outcomes[0]
+        known = [name for name in groups if "greedy" in estimates.get(name, {})]
+        for name in known:
+            first = groups[name][0]
             place = first.get("budget", first.get("kept_fraction"))
             if isinstance(place, int | float):
-                mean, *ends = estimates[name]["greedy"]
-                low, high = (None if end is None else 100 * end for end in ends)
+                mean, *span = estimates[name]["greedy"]
+                low, high = (None if end is None else 100 * end for end in span)
                 label = _chosen_by(first, study)
                 arms.setdefault(label, name)
                 points.setdefault(label, []).append((100 * place, 100 * mean, low, high))
@@ -54,14 +53,8 @@ def budget_curve(studies: Sequence[Study]) -> str:
             )
             for label, rows in several.items()
         ]
-        full = next(
-            (
-                100 * estimates[name]["greedy"][0]
-                for name in groups
-                if name.split(",lr=")[0] == "full"
-            ),
-            None,
-        )
+        ends = (estimates[name]["greedy"][0] for name in known if plain_arm(name) == "full")
+        full = next((100 * mean for mean in ends), None)
         chart = lines(
             "budget", series, x_label="budget, %", to=ceiling(series, full), limit=full, size=WIDE
         )
