@@ -44,7 +44,6 @@ def levels(check, student, teacher, prompt=QUESTION, **options):
         tokenizers=(tokenizer(student), tokenizer(teacher)),
         prompts=rows,
         some_rows=lambda count: list(rows),
-        template_options=options,
         shown={"options": options},
     )
     verdict = check(subject)

@@ -72,7 +72,6 @@ def stop_ids(
     ids = set(stop_token_ids or [])
     if stop_token_ids is None:
         ids = {index for model in models for index in sampler_stop_ids(tokenizer, model)}
-        ids |= set(declared_ids(tokenizer.eos_token_id))
     if not ids:
         raise ConfigError("stop_tokens: the models name no end-of-sequence id; set stop_token_ids")
     if stop_tokens == "merge" and len(ids) < 2:

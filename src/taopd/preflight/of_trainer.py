@@ -120,16 +120,6 @@ class TrainerSubject(Subject):
             )
         return str(named)
 
-    @cached_property
-    def known_configs(self) -> dict[str, Any]:
-        """By whose they are; a teacher in this process has one, wherever it came from."""
-        found = {"student": self.student_config}
-        if self.inputs.teacher is not None:
-            found["teacher"] = self.inputs.teacher.config
-        elif self.names_teacher:
-            found["teacher"] = self.configs[1]
-        return found
-
     @property
     def remote(self) -> bool:
         return self.source is not None and self.source.remote is not None

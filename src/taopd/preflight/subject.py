@@ -115,8 +115,9 @@ class Subject:
 
     @cached_property
     def known_configs(self) -> dict[str, Any]:
-        """By whose they are; the teacher's only where its files are named."""
-        both = self.configs if self.names_teacher else (self.student_config,)
+        """By whose they are; the teacher's where it is in this process, or its files are named."""
+        here = self._loaded is not None and self._loaded.teacher is not None
+        both = self.configs if here or self.names_teacher else (self.student_config,)
         return dict(zip(("student", "teacher"), both, strict=False))
 
     @cached_property
@@ -250,13 +251,10 @@ class Subject:
         return load_tools(path) if path else ()
 
     @property
-    def template_options(self) -> dict[str, Any]:
-        return dict(self.settings.training.chat_template_kwargs or {})
-
-    @property
     def shown(self) -> dict[str, Any]:
         """What every prompt is rendered with."""
-        return {"options": self.template_options, "tools": self.tools}
+        options = dict(self.settings.training.chat_template_kwargs or {})
+        return {"options": options, "tools": self.tools}
 
     @property
     def remote(self) -> bool:

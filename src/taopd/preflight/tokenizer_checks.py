@@ -218,7 +218,7 @@ def _same_with_system(subject: "Subject", prompt: Prompt) -> bool:
 
 def check_thinking(subject: "Subject") -> Verdict:
     """Thinking mode: which template takes a flag, and whether the rendered prompts open a thought."""
-    item, prompt, options = "thinking mode", _first_prompt(subject), subject.template_options
+    item, prompt, options = "thinking mode", _first_prompt(subject), subject.shown["options"]
     student, teacher = subject.tokenizers
     if isinstance(prompt.content, str):
         return judge(item, "not used: the prompts are plain text", _unread(subject, options))
