@@ -26,7 +26,7 @@ from taopd.experiments.arm_student import load_student, number_format, split_set
 from taopd.experiments.cpu import num_threads, use_bf16
 from taopd.experiments.pool import STOP_WITH_PARENT
 from taopd.models.prompts import load_prompts, load_tokenizer
-from taopd.runs.checkpoints import checkpoints, newest_complete
+from taopd.runs.checkpoints import checkpoints, newest_complete, step_of
 from taopd.runs.jsonl import write_json
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.step_lines import StepLines, plain
@@ -97,6 +97,9 @@ def run_arm(arm: Arm, folder: Path) -> dict[str, Any]:
     # Verified here, and not once more by the trainer.
     trainer.checked = newest_complete(folder)[0]
     trainer.train(trainer.checked, check=False)
+    # After its last step a run is resumed without a step, and what callbacks had noted is not read.
+    if trainer.checked is not None and (step_of(trainer.checked) or 0) >= args.max_steps:
+        trainer.rank_state.restore(trainer.checked)
     seconds = curve.elapsed()
     restored = trainer.guard is not None and trainer.guard.restored
     curve.measure_end(trainer.model, trainer.state.global_step, restored=restored)

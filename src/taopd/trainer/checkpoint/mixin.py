@@ -128,11 +128,9 @@ class AtomicCheckpoints(Trainer):
         return layout_of(self.accelerator)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that was killed after its last step is resumed for its student, and for what its callbacks
-        # have noted; transformers would take one more step.
-        if 0 < self.state.max_steps <= self.state.global_step:
-            self._load_rng_state(kwargs["resume_from_checkpoint"])
-        else:
+        # A run that was killed after its last step is resumed for its student alone; transformers would
+        # take one more step.
+        if not 0 < self.state.max_steps <= self.state.global_step:
             super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
