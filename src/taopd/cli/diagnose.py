@@ -150,8 +150,9 @@ def gain(argv: Sequence[str]) -> int:
     from taopd.diagnose.bank import FixedContextBank
     from taopd.diagnose.bank.manifest import check_destination
     from taopd.diagnose.gain import measure_gains
-    from taopd.diagnose.gain_files import GAIN_FORMAT, write_gains
+    from taopd.diagnose.gain_files import write_gains
     from taopd.models.loading import load_model
+    from taopd.runs.schemas import GAIN_FORMAT
 
     bank = FixedContextBank.open(options.bank)
     output = options.output or bank.folder.with_name(f"{bank.folder.name}-gain")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from taopd.diagnose.bank import Rollouts
 
-ONE_STEP_FORMAT = "taopd-one-step-1"
-
 
 def run(argv: Sequence[str]) -> int:
     """Load, sample, step, write the folder, print the summary."""
@@ -35,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.diagnose.one_step import ONE_STEP_SELECTORS, OneStepSettings, support_size
     from taopd.diagnose.one_step_table import one_step_batches, split_batches, summarize_one_step
     from taopd.models.loading import has_adapter, load_model, load_tokenizer
+    from taopd.runs.schemas import ONE_STEP_FORMAT
     from taopd.teachers import load_teacher
 
     settings = OneStepSettings(

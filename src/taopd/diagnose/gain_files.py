@@ -22,9 +22,9 @@ from taopd.diagnose.features import GAINS
 from taopd.diagnose.gain import CheckpointGain
 from taopd.errors import DataError
 from taopd.runs.parquet import read_table
+from taopd.runs.schemas import GAIN_FORMAT
 from taopd.runs.validation import TEXT, WHOLE, Maybe, Some, fit, shown
 
-GAIN_FORMAT = "taopd-gain-1"
 _TOKENS = "tokens.parquet"
 _SHAPE = {"checkpoints": Some({"file": TEXT, "label": TEXT, "step": Maybe(WHOLE)})}
 

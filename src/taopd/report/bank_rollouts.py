@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from taopd.errors import DataError
-from taopd.report.folders import GAIN, Sources, read_json
+from taopd.report.folders import Sources, read_json
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, tokenizer_kind
 from taopd.runs.parquet import read_table
-from taopd.runs.schemas import ROLLOUT
+from taopd.runs.schemas import GAIN_FORMAT, ROLLOUT
 from taopd.runs.sha256 import json_sha256
 from taopd.runs.validation import ANY, TEXT, WHOLE, WORD, fit, read_document
 
@@ -108,7 +108,11 @@ def _vocabulary(path: Path, manifest: dict[str, Any], sources: Sources) -> dict[
 
 def _student(path: Path, manifest: dict[str, Any]) -> Path | None:
     """The tokenizer of the student, where the bank of a folder says that it was."""
-    bank = path.with_name(path.name.removesuffix("-gain")) if manifest["format"] == GAIN else path
+    bank = (
+        path.with_name(path.name.removesuffix("-gain"))
+        if manifest["format"] == GAIN_FORMAT
+        else path
+    )
     student = read_json(bank / "sources.json").get("student")
     return (bank / student).resolve() / "tokenizer.json" if isinstance(student, str) else None
 

@@ -13,13 +13,12 @@ from typing import Any
 from taopd.errors import DataError
 from taopd.experiments.study.finished import analyse_finished, has_other_arms, key_of, planned
 from taopd.report.evaluations import Evaluation, read_evaluation
+from taopd.runs import schemas
 from taopd.runs.folder import CONFIG_BESIDE_MODEL
 from taopd.runs.jsonl import read_jsonl
 from taopd.runs.paths import refuse_twice, with_a_name
-from taopd.runs.schemas import ARM, CHECK, CONFIG, ENV, MANIFEST, METRICS, OBJECT, STUDY
 from taopd.runs.validation import NUMBER, is_there, read_document
 
-BANK, GAIN, ONE_STEP = "taopd-bank-1", "taopd-gain-1", "taopd-one-step-1"
 _LOGS, _WARNED = ("metrics.jsonl", "rollouts.jsonl"), "warnings.jsonl"
 
 
@@ -114,16 +113,16 @@ def read_folders(paths: list[Path]) -> Sources:
 
 def _add(path: Path, found: Sources) -> bool:
     before = sum(map(len, _lists(found)))
-    kind = read_json(path / "manifest.json", MANIFEST).get("format")
-    if kind == BANK:
+    kind = read_json(path / "manifest.json", schemas.MANIFEST).get("format")
+    if kind == schemas.BANK_FORMAT:
         found.banks.append(path)
-    elif kind == GAIN:
+    elif kind == schemas.GAIN_FORMAT:
         found.gains.append(path)
-    elif kind == ONE_STEP:
+    elif kind == schemas.ONE_STEP_FORMAT:
         found.one_steps.append(path)
     if is_there(path / "verdicts.json"):
         found.diagnostics.append(path)
-    results = read_json(path / "results.json", STUDY)
+    results = read_json(path / "results.json", schemas.STUDY)
     wanted = planned(read_json(path / "config.json")) if (path / "arms").is_dir() else None
     of_arms = _arms(path, wanted)
     if results and has_other_arms(results, wanted):
@@ -134,7 +133,7 @@ def _add(path: Path, found: Sources) -> bool:
     arms = results.get("arms", [])
     name = _unique(path.name, found.studies)
     if arms:
-        env = read_json(path / "env.json", ENV)
+        env = read_json(path / "env.json", schemas.ENV)
         found.studies.append(Study(name=name, path=path, results=results, env=env))
     if arms or (path / "arms").is_dir():
         for folder in of_arms:
@@ -153,7 +152,10 @@ def _arms(study: Path, wanted: set[tuple[str, int]] | None) -> list[Path]:
 
     Arms of an earlier form of the study, or seeds that it has no more, stay in its folder and are left out.
     """
-    found = {folder: read_json(folder / "arm.json", ARM) for folder in (study / "arms").glob("*/")}
+    found = {
+        folder: read_json(folder / "arm.json", schemas.ARM)
+        for folder in (study / "arms").glob("*/")
+    }
     seeds = {
         folder: arm.get("seed") or 0
         for folder, arm in found.items()
@@ -184,8 +186,8 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
     from taopd.experiments.evaluation.grading import grading_of
 
     beside = (path / CONFIG_BESIDE_MODEL).is_file()
-    config = read_json(path / (CONFIG_BESIDE_MODEL if beside else "config.json"), CONFIG)
-    arm = read_json(path / "arm.json", ARM)
+    config = read_json(path / (CONFIG_BESIDE_MODEL if beside else "config.json"), schemas.CONFIG)
+    arm = read_json(path / "arm.json", schemas.ARM)
     changed = config.pop("changed", None)
     if arm:
         config = {"seed": arm.get("seed"), **arm.get("config", {})}
@@ -195,18 +197,18 @@ def _run(path: Path, name: str, others: list[Run]) -> Run:
         path=path,
         config=config,
         changed=changed,
-        env=read_json(path / "env.json", ENV),
+        env=read_json(path / "env.json", schemas.ENV),
         results=read_json(path / "results.json"),
-        metrics=read_lines(path / "metrics.jsonl", METRICS),
+        metrics=read_lines(path / "metrics.jsonl", schemas.METRICS),
         warned=read_lines(path / _WARNED),
         teacher=read_json(path / "teacher.json"),
-        check=read_json(path / "check.json", CHECK).get("items", []),
+        check=read_json(path / "check.json", schemas.CHECK).get("items", []),
         torn=[name for name in (*_LOGS, _WARNED) if is_torn(path / name)],
         match=arm.get("match") or grading_of(config.get("dataset_name")),
     )
 
 
-def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
+def read_json(path: Path, shape: Any = schemas.OBJECT) -> dict[str, Any]:
     """A JSON object of a given shape, empty if the file is missing.
 
     Raises:
@@ -215,7 +217,7 @@ def read_json(path: Path, shape: Any = OBJECT) -> dict[str, Any]:
     return read_document(path, shape) if is_there(path) else {}
 
 
-def read_lines(path: Path, shape: Any = OBJECT) -> list[dict[str, Any]]:
+def read_lines(path: Path, shape: Any = schemas.OBJECT) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, none if it is missing.
 
     Raises:

@@ -1,6 +1,6 @@
 """The fixed-context bank: completions of the student with every signal before training, frozen on disk."""
 
-from taopd.diagnose.bank.bank import BANK_FORMAT, FixedContextBank
+from taopd.diagnose.bank.bank import FixedContextBank
 from taopd.diagnose.bank.completions import (
     MAX_TOKENS,
     NUM_COMPLETIONS,
@@ -10,6 +10,7 @@ from taopd.diagnose.bank.completions import (
 from taopd.diagnose.bank.fingerprints import model_fingerprint, tokenizer_fingerprint
 from taopd.diagnose.bank.token_features import BANK_TOP_K
 from taopd.models.batch import Rollouts
+from taopd.runs.schemas import BANK_FORMAT
 
 __all__ = [
     "BANK_FORMAT",

@@ -47,10 +47,10 @@ from taopd.models.prompts import context_length
 from taopd.models.tokenizers import shared_vocabulary
 from taopd.runs.parquet import PLACES, read_table
 from taopd.runs.paths import expanded
+from taopd.runs.schemas import BANK_FORMAT
 from taopd.runs.validation import ANY, Some, fit, number, whole
 from taopd.runs.versions import installed_version
 
-BANK_FORMAT = "taopd-bank-1"
 _TOKENS, _ROLLOUTS, _TEACHER = "tokens.parquet", "rollouts.safetensors", "teacher_topk.safetensors"
 _PACKAGES = ("taopd", "torch", "transformers", "safetensors", "pyarrow")
 _SHAPE = {
