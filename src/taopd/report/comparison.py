@@ -7,7 +7,6 @@ unit is the problem: the samples of one problem count as one value, its share of
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -171,17 +170,19 @@ def _arm(found: Evaluation, run: Run | None) -> dict[str, Any]:
 
 
 def _difference(pair: Difference, p: float | None, runs: Sequence[Run]) -> dict[str, Any]:
-    estimate = asdict(pair.estimate)
+    found = pair.estimate
     one, other = (_name(each, owner_of(each, runs)) for each in (pair.one, pair.other))
     return {
         "arm": one,
         "evaluation": pair.one.path.name,
         "less": other,
         "less_evaluation": pair.other.path.name,
-        "difference": estimate["mean"],
-        **{name: estimate[name] for name in ("low", "high", "p")},
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
         "p_holm": p,
-        "num_problems": estimate["n"],
+        "num_problems": found.n,
     }
 
 

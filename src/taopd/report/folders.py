@@ -6,7 +6,7 @@ runs of their own, below `arms/`.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def read_folders(paths: list[Path]) -> Sources:
 
 
 def _add(path: Path, found: Sources) -> bool:
-    before = sum(map(len, _lists(found)))
+    before = _size(found)
     kind = read_json(path / "manifest.json", schemas.MANIFEST).get("format")
     if kind == schemas.BANK_FORMAT:
         found.banks.append(path)
@@ -144,7 +144,7 @@ def _add(path: Path, found: Sources) -> bool:
         found.evaluations.append(replace(evaluation, name=name))
     elif _is_run(path):
         found.runs.append(_run(path, path.name, found.runs))
-    return sum(map(len, _lists(found))) > before
+    return _size(found) > before
 
 
 def _arms(study: Path, wanted: set[tuple[str, int]] | None) -> list[Path]:
@@ -173,9 +173,8 @@ def _unique(name: str, others: Sequence[Any]) -> str:
     return unique
 
 
-def _lists(found: Sources) -> tuple[list, ...]:
-    diagnosed = found.banks, found.gains, found.diagnostics, found.one_steps
-    return found.runs, found.studies, found.evaluations, *diagnosed
+def _size(found: Sources) -> int:
+    return sum(len(getattr(found, part.name)) for part in fields(found))
 
 
 def _is_run(path: Path) -> bool:

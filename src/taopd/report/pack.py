@@ -10,8 +10,10 @@ small values keep their digits, large ones are right to a quarter of a per cent.
 
 import base64
 import zlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from taopd.runs.signal_names import SHADES, SIGNALS, SignalName
 
 LEVELS, MISSING = 1023, 65535
 FLOORS = (0.0, 1e-3, 2e-3, 5e-3, 1e-2, 3e-2, 1e-1)
-MAX_PROMPT = 4000
+MAX_PROMPT, MAX_BYTES = 4000, 4_200_000
 
 
 @dataclass(slots=True)
@@ -64,10 +66,10 @@ class Packer:
         return base64.b64encode(zlib.compress(b"".join(self._planes), 6)).decode("ascii")
 
 
-def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[dict[str, Any], str]:
+def pack(rollouts: Sequence[Rollout]) -> tuple[dict[str, Any], str]:
     """What the page's script reads: a description and the stream.
 
-    Where the stream would be longer than `max_bytes`, entries of the top-K lists that neither model
+    Where the stream would be longer than `MAX_BYTES`, entries of the top-K lists that neither model
     finds likely are left out; the description's "floor" says below which probability.
     """
     words = _Words()
@@ -81,28 +83,26 @@ def pack(rollouts: Sequence[Rollout], *, max_bytes: int = 4_200_000) -> tuple[di
     fixed.integers("token", order[tokens])
     _pack_signals(fixed, rollouts)
 
+    @cache
     def packed(floor: float) -> tuple[Packer, str]:
         packer = fixed.copy()
         _pack_lists(packer, lists, order, floor)
         return packer, packer.base64()
 
-    # The stream shrinks as the floor rises: halve the range of floors that may be the lowest to fit.
-    low, high = 0, len(FLOORS) - 1
-    tried = {0: packed(FLOORS[0])}
-    if len(tried[0][1]) > max_bytes:
-        low = 1
-        while low < high:
-            middle = (low + high) // 2
-            tried[middle] = packed(FLOORS[middle])
-            low, high = (low, middle) if len(tried[middle][1]) <= max_bytes else (middle + 1, high)
-    packer, stream = tried.get(low) or packed(FLOORS[low])
+    def fits(floor: float) -> bool:
+        return len(packed(floor)[1]) <= MAX_BYTES
+
+    floor = FLOORS[0]
+    if not fits(floor):  # The stream shrinks as the floor rises.
+        floor = FLOORS[bisect_left(FLOORS, True, 1, len(FLOORS) - 1, key=fits)]
+    packer, stream = packed(floor)
     start = np.cumsum([0, *map(len, rollouts)])
     pairs = zip(rollouts, start, strict=False)
     described = {
         "columns": packer.columns,
         "signals": {key: _shade(signal) for key, signal in SHADES.items()},
         "words": listed,
-        "floor": max(FLOORS[low], LIST_FLOOR),
+        "floor": max(floor, LIST_FLOOR),
         "rollouts": [_described(rollout, int(at)) for rollout, at in pairs],
     }
     return described, stream

@@ -76,7 +76,7 @@ def show(
 
 
 def _visible_prompt(rollout: Rollout, name: str) -> str:
-    return str(visible(str(rollout.line.get(name, ""))[:2000]))
+    return visible(str(rollout.line.get(name, ""))[:2000])
 
 
 def _values(rollout: Rollout, name: str) -> list[float]:

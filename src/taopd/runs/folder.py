@@ -163,9 +163,7 @@ class RunFolder:
             also_owns: glob patterns of further names, directly inside the folder, that this kind of
                 run writes.
 
-        Raises:
-            ConfigError: `resume` and `overwrite` together.
-            DataError: the folder holds another run, is a file, or cannot be written.
+        Raises: as `check`.
         """
         folder = cls.check(path, resume=resume, overwrite=overwrite, also_owns=also_owns)
         with cannot_write_to(path):
@@ -185,25 +183,14 @@ class RunFolder:
 
 
 def refuse_file(folder: Path, called: object) -> None:
-    """Refuse an output folder that is a file.
-
-    Args:
-        called: as the user wrote it.
-
-    Raises:
-        DataError: it is one.
-    """
+    """Refuse an output folder that is a file; `called` is how the user wrote it."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{called} is a file; the output must be a folder")
 
 
 @contextmanager
 def cannot_write_to(path: str | Path) -> Iterator[None]:
-    """Word what the system says of a folder that cannot be made or written.
-
-    Raises:
-        DataError: with the path and the reason.
-    """
+    """Context that turns what the system says of a folder into a DataError with path and reason."""
     try:
         yield
     except (OSError, ValueError) as error:

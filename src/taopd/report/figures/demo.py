@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from rich import box
 from rich.table import Table
 
 from taopd.experiments.study.statistics import wilson
+from taopd.report.console import arms_table
 from taopd.report.figures import style as drawing
 from taopd.report.figures.style import MARKERS
 from taopd.report.generated_part import markdown_table
@@ -54,17 +54,12 @@ def interval_words(results: dict[str, Any]) -> str:
 def table(results: dict[str, Any]) -> Table:
     """One row per arm: accuracy at its best step and at the end, and what it kept, in %."""
     first = results["arms"][0]
-    shown = Table(
+    shown = arms_table(
+        ("best @step", "end, greedy", "sampled", "kept", "digits"),
         title=f"{results['task']}: held-out accuracy in % over {first['steps']} steps "
         f"(student before: {100 * results['base_accuracy']:.1f})",
         caption=f"In brackets: {interval_words(results)}.",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
     )
-    shown.add_column("arm", no_wrap=True)
-    for name in ("best @step", "end, greedy", "sampled", "kept", "digits"):
-        shown.add_column(name, justify="right", no_wrap=True)
     for name, outcomes in by_arm(results).items():
         best, step = best_point(outcomes)
         shown.add_row(name, f"{100 * best:.1f} @{step}", *_at_the_end(outcomes))

@@ -90,14 +90,16 @@ def nonempty(rows: pd.DataFrame, what: str) -> None:
 
 def gain_words(rows: pd.DataFrame) -> str:
     """Which KL the gain of a table is in."""
-    gain = str(rows["gain"].iloc[0])
+    return _kl_of(str(rows["gain"].iloc[0]))
+
+
+def _kl_of(gain: str) -> str:
     return f"gain in {'reverse' if gain.startswith('gain_reverse') else 'forward'} KL"
 
 
 def gain_label(gain: str) -> str:
     """Axis label of a gain column."""
-    words = gain_words(pd.DataFrame({"gain": [gain]}))
-    return f"{words}, {UNITS['share' if gain.endswith('_share') else 'nats']}"
+    return f"{_kl_of(gain)}, {UNITS['share' if gain.endswith('_share') else 'nats']}"
 
 
 def size_words(rows: pd.DataFrame) -> str:
