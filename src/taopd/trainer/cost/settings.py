@@ -220,8 +220,6 @@ def gradient_share(settings: PlanSettings, window: int | None) -> float:
 
 
 DEFAULT_LENGTHS = {"prompt_length": 256, "completion_length": 512}
-
-
 _OPTIMIZER_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0}
 
 
