@@ -249,6 +249,22 @@ def test_every_folder_of_gains_or_banks_has_its_part_of_the_rollouts(tmp_path):
     assert len(bank_rollouts(Sources(gains=[two]), limit=2)) == 2
 
 
+def test_a_bank_is_shown_where_its_own_gains_are_not(tmp_path):
+    """Gains of another bank on the page took its place."""
+    bank = gains(tmp_path / "bank", completions=2, checkpoints=1)
+    own, other = (gains(tmp_path / name, completions=2, checkpoints=1) for name in ("own", "other"))
+    for folder, document in (
+        (bank, {"sha256": "a"}),
+        (own, {"bank_sha256": "a"}),
+        (other, {"bank_sha256": "b"}),
+    ):
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | document))
+    for beside, names in ((own, {"own"}), (other, {"other", "bank"})):
+        found = bank_rollouts(Sources(gains=[beside], banks=[bank]), limit=10)
+        assert {each.run for each in found} == names
+
+
 def test_the_words_of_a_bank_are_of_no_other_vocabulary(tmp_path):
     """A run of another model on the same page lent its words to the ids of the bank."""
     other, own = ({"model": {"vocab": {"a": 0, word: 1}}} for word in ("wrong", "right"))

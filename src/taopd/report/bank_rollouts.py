@@ -24,6 +24,8 @@ from taopd.runs.validation import ANY, TEXT, WHOLE, WORD, fit, read_document
 MOST_CHECKPOINTS = 6
 """Of one folder of gains."""
 _MANIFEST = {
+    "sha256?": TEXT,
+    "bank_sha256?": TEXT,
     "checkpoints?": [{"file": TEXT}],
     "fingerprints?": {"tokenizer?": {"vocabulary?": TEXT}},
 }
@@ -32,15 +34,21 @@ _TOKENIZER = {"model": {"vocab": ANY}, "added_tokens?": [{"id": WHOLE, "content"
 
 
 def bank_rollouts(sources: Sources, *, limit: int) -> list[Rollout]:
-    """At most `limit` rollouts of the named folders of gains, or else of banks, shared evenly among them."""
+    """At most `limit` rollouts of all gains, and of banks whose gains are not here, shared evenly."""
     found: list[Rollout] = []
-    folders = sources.gains or sources.banks
+    manifests = {
+        path: read_json(path / "manifest.json", _MANIFEST)
+        for path in (*sources.gains, *sources.banks)
+    }
+    measured = {manifests[path].get("bank_sha256") for path in sources.gains}
+    banks = [path for path in sources.banks if manifests[path].get("sha256") not in measured]
+    folders = [*sources.gains, *banks]
     for place, path in enumerate(folders):
-        manifest = read_json(path / "manifest.json", _MANIFEST)
+        manifest = manifests[path]
         words = _vocabulary(path, manifest, sources)
         tokens = read_table(path / "tokens.parquet", _PLACES)
         room = (limit - len(found)) // (len(folders) - place)
-        if not sources.gains:
+        if path in banks:
             found += _rollouts(tokens, None, words, path.name, path.name, room)
             continue
         checkpoints = manifest.get("checkpoints", [])[: min(MOST_CHECKPOINTS, room)]
