@@ -1,6 +1,7 @@
 """Scoring implementations. Oracles: plain Python from the definition; then `reference` in float64."""
 
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taopd.errors import ConfigError, ShapeError
-from taopd.kernels import Head, chunked, pair_score, reference, topk_score
+from taopd.kernels import Head, chunked, pair_score, probabilities_at, reference, topk_score
 from taopd.kernels.scores import select_top
+from taopd.signals import exact_signals, foreign_mass, reach_from_states
 from tests.kernels.cases import CASES, compare, make_case
 from tests.kernels.oracle_scores import logits_by_definition, scores_by_definition
 
@@ -194,11 +196,27 @@ def test_chunked_detaches():
 
 
 def test_autocast_does_not_lower_the_precision():
-    case = make_case(13, 997, 17, 7)
-    plain = topk_score(case.hidden, case.head, case.target_ids, k=7)
+    """Of nothing that reads hidden states and a head."""
+    case, other = make_case(13, 997, 17, 7), make_case(13, 997, 19, 7)
+    states, ids = (case.hidden, case.head, other.hidden, other.head), case.target_ids
+    two = states[:2], states[2:]
+
+    def everything():
+        for impl in ("reference", "chunked"):
+            scores = topk_score(*states[:2], ids, k=7, impl=impl, want_ids=ids[:, None])
+            yield impl, [each.detach() for each in scores]
+        signals = exact_signals(*states, ids, k=7, full_kl=True, stop_ids=(3, 8))
+        columns = (getattr(signals, column.name) for column in fields(signals))
+        yield "signals", [column for column in columns if isinstance(column, torch.Tensor)]
+        yield "reach", reach_from_states(*two, ids, threshold=1e-4, stop_ids=(3, 8))
+        yield "foreign", [foreign_mass(*two[1], [5, 9])]
+        yield "probabilities", [probabilities_at(*two[0], [5, 9])]
+
+    plain = dict(everything())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = topk_score(case.hidden, case.head, case.target_ids, k=7)
-    assert torch.equal(found.logsumexp, plain.logsumexp)
+        lowered = dict(everything())
+    for name, columns in plain.items():
+        assert all(map(torch.equal, columns, lowered[name])), name
 
 
 def test_a_weight_is_a_head_and_auto_says_what_it_chose_once(caplog):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from taopd.errors import ConfigError, ShapeError, suggest
+from taopd.errors import ConfigError, ShapeError, require_known
 from taopd.kernels import chunked, fused, reference
 from taopd.kernels.head import Head
 from taopd.kernels.scores import PairScores, TopKScores, pair_from_scans, scores_from_scan
@@ -41,8 +41,7 @@ def _say(chosen: str, dtype: str, device: str) -> None:
 
 
 def _resolve(impl: str, hidden: Tensor, k: int, *, full_kl: bool = False) -> str:
-    if impl not in IMPLS:
-        raise ConfigError(f"impl={impl!r} is unknown.{suggest(impl, IMPLS)}")
+    require_known("impl", impl, IMPLS)
     if impl != "auto":
         return impl
     if torch.compiler.is_compiling():
@@ -95,19 +94,12 @@ def topk_score(
     head = lm_head if isinstance(lm_head, Head) else Head(weight=lm_head)
     _check(hidden, head, target_ids, k, temperature)
     impl = _resolve(impl, hidden, k)
-    with torch.autocast(hidden.device.type, enabled=False):
-        if impl == "reference":
-            head = head.cast(hidden.dtype)
-            return reference.topk_score(
-                hidden, head, target_ids, k=k, temperature=temperature, want_ids=want_ids
-            )
-        if impl == "chunked":
-            return chunked.topk_score(
-                hidden, head, target_ids, k=k, temperature=temperature, want_ids=want_ids
-            )
+    if impl == "triton":
         with torch.no_grad():
             scan = fused.scan_head(hidden, head, k, temperature)
             return scores_from_scan(scan, hidden, head, target_ids, want_ids, temperature)
+    score = reference.topk_score if impl == "reference" else chunked.topk_score
+    return score(hidden, head, target_ids, k=k, temperature=temperature, want_ids=want_ids)
 
 
 @torch.no_grad()
@@ -165,21 +157,11 @@ def pair_score(
     _check(teacher_hidden, teacher_head, target_ids, k, temperature)
     impl = _resolve(impl, student_hidden, k, full_kl=full_kl)
     student, teacher = (student_hidden, student_head), (teacher_hidden, teacher_head)
-    with torch.autocast(student_hidden.device.type, enabled=False):
-        if impl == "reference":
-            student = student_hidden, student_head.cast(student_hidden.dtype)
-            teacher = teacher_hidden, teacher_head.cast(teacher_hidden.dtype)
-            return reference.pair_score(
-                *student, *teacher, target_ids, k=k, temperature=temperature, full_kl=full_kl
-            )
-        if impl == "chunked":
-            return chunked.pair_score(
-                *student, *teacher, target_ids, k=k, temperature=temperature, full_kl=full_kl
-            )
-        if full_kl:
-            raise ConfigError('impl="triton" has no full-vocabulary KL; use impl="chunked"')
-        with torch.no_grad():
-            scans = [fused.scan_head(*model, k, temperature) for model in (student, teacher)]
-            return pair_from_scans(
-                scans[0], scans[1], student, teacher, target_ids, temperature, full_kl=False
-            )
+    if impl != "triton":
+        score = reference.pair_score if impl == "reference" else chunked.pair_score
+        return score(*student, *teacher, target_ids, k=k, temperature=temperature, full_kl=full_kl)
+    if full_kl:
+        raise ConfigError('impl="triton" has no full-vocabulary KL; use impl="chunked"')
+    with torch.no_grad():
+        scans = [fused.scan_head(*model, k, temperature) for model in (student, teacher)]
+        return pair_from_scans(*scans, student, teacher, target_ids, temperature, full_kl=False)

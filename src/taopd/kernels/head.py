@@ -60,9 +60,10 @@ class Head:
 
 
 def matmul(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
-    """hidden @ weight.T in float32, or float64 for float64."""
-    if hidden.dtype in (torch.float32, torch.float64):
-        return hidden @ weight.T
-    if hidden.device.type == "cuda" and not torch.is_grad_enabled():
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    return hidden.float() @ weight.float().T
+    """hidden @ weight.T in float32, or float64 for float64, also where a caller's autocast is on."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        if hidden.dtype in (torch.float32, torch.float64):
+            return hidden @ weight.T
+        if hidden.device.type == "cuda" and not torch.is_grad_enabled():
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return hidden.float() @ weight.float().T

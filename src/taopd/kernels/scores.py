@@ -129,7 +129,8 @@ def logits_at(
     for start in range(0, max(1, hidden.shape[0]), size):
         rows = slice(start, start + size)
         weight = head.weight[ids[rows]].to(hidden.dtype).to(dtype)  # [n, W, D]
-        raw = torch.bmm(weight, hidden[rows].to(dtype).unsqueeze(2)).squeeze(2)
+        with torch.autocast(hidden.device.type, enabled=False):
+            raw = torch.bmm(weight, hidden[rows].to(dtype).unsqueeze(2)).squeeze(2)
         bias = None if head.bias is None else head.bias[ids[rows]].to(hidden.dtype).to(dtype)
         parts.append(raw if bias is None else raw + bias)
     return head.finish(torch.cat(parts), temperature)
