@@ -176,7 +176,8 @@ def shapes() -> list[str]:
     """Names of the shapes that `taopd.runs.schemas` defines, without that of any object."""
     body = ast.parse((ROOT / "src/taopd/runs/schemas.py").read_text(encoding="utf-8")).body
     names = [ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)]
-    return [name for name in names if name.isupper() and name[0] != "_" and name != "OBJECT"]
+    public = [name for name in names if name.isupper() and name[0] != "_" and name != "OBJECT"]
+    return [name for name in public if not isinstance(getattr(schemas, name), str)]
 
 
 def _shape_rows(shape: Any, prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -150,7 +150,9 @@ MANIFEST = {
         }
     ],
 }
-BANK_FORMAT, GAIN_FORMAT, ONE_STEP_FORMAT = "taopd-bank-1", "taopd-gain-1", "taopd-one-step-1"
+BANK_FORMAT = "taopd-bank-1"
+GAIN_FORMAT = "taopd-gain-1"
+ONE_STEP_FORMAT = "taopd-one-step-1"
 """`format` of the manifests of `taopd diagnose`."""
 _TOP = {"ids": [[WHOLE]], "logprobs": [[NUMBER]]}
 ROLLOUT = {
