@@ -144,15 +144,19 @@ def test_pw_rises_along_the_response():
             assert found[row].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_fire_drops_responses_and_weighs_sure_teachers_and_unsure_students():
-    table = random_table(300, 10)
+@pytest.mark.parametrize("masked", [0, 5])
+def test_fire_drops_responses_and_weighs_sure_teachers_and_unsure_students(masked):
+    table = random_table(300 + 30 * masked, 10 + masked)
+    # Completions that were cut off and may not train are none of those that a fifth is dropped of.
+    table.valid[300:] = False
     found = scores_of("fire(alpha=2, beta=0.5)", table)
     teacher_h, student_h = table.extra["teacher_entropy"], table.entropy
     largest_t, largest_s = teacher_h[table.valid].max(), student_h[table.valid].max()
     _, t = logprobs(table)
     means = []
     for rows, valid in responses(table):
-        means.append((sum(t[i] for i in valid) / len(valid), rows))
+        if valid:
+            means.append((sum(t[i] for i in valid) / len(valid), rows))
     dropped = {i for _, rows in sorted(means)[:2] for i in rows}
     for row in range(300):
         if table.valid[row]:

@@ -92,6 +92,19 @@ def test_a_selector_with_parameters_stays_itself():
     assert torch.equal(kept.kept, again.kept)
 
 
+def test_a_users_selector_of_a_column_of_their_own_takes_part():
+    """In every place of an expression, as where it stands alone."""
+    register_selector("mine_alone", needs=("mine",))(lambda view: view.signal("mine"))
+    table = random_table()
+    table.extra["mine"] = table.entropy
+    try:
+        alone = select(table, selector="mine_alone").kept
+        for text in ("mine_alone()", "2 * mine_alone", "rank(mine_alone)", "max(mine_alone, 0)"):
+            assert torch.equal(select(table, selector=text).kept, alone), text
+    finally:
+        SELECTORS.pop("mine_alone")
+
+
 def test_a_users_selector_takes_part():
     register_selector("mine_alone", needs=("overlap",))(lambda view: view.signal("overlap") * 7)
     try:

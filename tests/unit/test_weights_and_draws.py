@@ -1,6 +1,7 @@
 """Weights, scopes, schedules and draws of a selection, by counting and by repetition."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,10 @@ def test_bad_weightings_are_named():
     table = random_table()
     with pytest.raises(ConfigError, match=r"weighting='scores'.*Did you mean"):
         select(table, weighting="scores")
+    bare = replace(table, extra={})
+    for text in ("sure", "0.1 + 0.9 * bellman"):  # not: declare needs where it is registered
+        with pytest.raises(ConfigError, match=r"reads the signal 'student_logprobs'.*pass needs"):
+            select(bare, weighting=text)
     with pytest.raises(ConfigError, match="more than a score"):
         select(table, weighting="q3")
     with pytest.raises(NumericsError, match="weight of row"):

@@ -260,7 +260,7 @@ def _probe(selector: Selector) -> None:
         completion=number // 4,
         position=number % 4,
         valid=number >= 0,
-        extra=dict.fromkeys((*KNOWN_SIGNALS, TEACHER), -value),
+        extra=dict.fromkeys((*KNOWN_SIGNALS, TEACHER, *selector.needs), -value),
     )
     view = normalized_view(table)
     # What these tokens score says nothing about those of a run.

@@ -182,16 +182,19 @@ def _largest(values: Tensor, view: NormalizedView) -> Tensor:
 
 
 def _dropped(view: NormalizedView, share: float) -> Bool[Tensor, " N"]:
-    """Rows of the floor(share R) completions whose sampled tokens the teacher finds least likely."""
+    """Rows of the floor(share R) completions whose sampled tokens the teacher finds least likely.
+
+    R counts those with a row that may train: a completion that was cut off and masked is not one of them.
+    """
     table = view.table
     completions, group = table.completion.unique(return_inverse=True)
-    ones = torch.ones_like(view.h)
-    total = response_sum(view.signal("teacher_logprobs"), table)
-    mean = total / response_sum(ones, table).clamp_min(1.0)
+    num_valid = response_sum(torch.ones_like(view.h), table)
+    mean = response_sum(view.signal("teacher_logprobs"), table) / num_valid
     of_response = torch.empty_like(completions, dtype=mean.dtype).index_put_((group,), mean)
     dropped = torch.zeros_like(completions, dtype=torch.bool)
-    # Stable: among equal completions the earlier one is dropped on every device.
-    dropped[of_response.argsort(stable=True)[: int(share * len(completions))]] = True
+    # Stable: among equal completions the earlier one is dropped on every device. 0 / 0 comes last.
+    num_responses = int((~of_response.isnan()).sum())
+    dropped[of_response.argsort(stable=True)[: int(share * num_responses)]] = True
     return dropped[group]
 
 

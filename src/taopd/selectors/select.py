@@ -29,7 +29,7 @@ from taopd.selectors.resolve import resolve_selector
 from taopd.selectors.sampling import draw_rows, inclusion_probabilities
 from taopd.selectors.settings import Rules, check_needs, check_settings, check_spread
 from taopd.selectors.topk import best_rows, ranking
-from taopd.selectors.weighting import kept_weights, unit_scores
+from taopd.selectors.weighting import kept_weights, resolve_weighting, unit_scores
 from taopd.signals import TEACHER, SignalTable
 
 
@@ -107,7 +107,9 @@ def select(
     how = Rules(**rules)
     chosen = resolve_selector(selector)
     check_settings(how, chosen)
-    check_needs(chosen, table)
+    for reader in chosen, resolve_weighting(how.weighting):
+        if reader is not None:
+            check_needs(reader, table)
     if not table.ranks.alone:
         check_spread(how, chosen)
     view = normalized_view(
