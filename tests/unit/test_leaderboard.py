@@ -175,6 +175,23 @@ def test_no_workers_or_seeds_are_refused_before_a_lab_is_built(tmp_path, capsys,
     assert flag in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--selector", "teachabilty"], ["--variant", "dialct"], ["--seeds", "0"]]
+)
+def test_a_name_that_is_refused_leaves_no_folder(tmp_path, capsys, wrong):
+    place = ["--jobs", str(tmp_path / "j"), "--into", str(tmp_path / "a/x.json")]
+    assert main(["leaderboard", *wrong, *place]) == 2
+    assert "error" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_made_are_named(tmp_path, capsys):
+    (tmp_path / "f").write_text("")
+    for jobs, into in (("f/j", "x.json"), ("j", "f/a/x.json")):
+        place = ["--jobs", str(tmp_path / jobs), "--into", str(tmp_path / into)]
+        assert main(["leaderboard", *place]) == 2
+        assert f"cannot write to '{tmp_path / 'f'}" in capsys.readouterr().err
+
+
 def test_jobs_in_a_file_are_refused(tmp_path, capsys):
     (tmp_path / "j").write_text("")
     place = ["--jobs", str(tmp_path / "j"), "--into", str(tmp_path / "x.json")]

@@ -42,10 +42,6 @@ def run(argv: Sequence[str]) -> int:
     refuse_file(options.jobs, f"--jobs {options.jobs}")
     if options.into.is_dir():
         raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
-    try:
-        options.into.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--into {options.into}: {error.strerror or error}") from error
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
     with CountedProgress(kept) as advance:
         board = run_leaderboard(

@@ -21,6 +21,7 @@ from taopd.experiments.lab import VARIANTS, Lab, build_lab
 from taopd.experiments.lab.demo import lab_arm
 from taopd.experiments.lab.spec import check_variant
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
+from taopd.runs.folder import cannot_write_to
 from taopd.runs.jsonl import write_json
 from taopd.selectors import SELECTORS, resolve_selector
 from taopd.trainer.environment import environment
@@ -206,7 +207,9 @@ def run_leaderboard(
     variants = list(variants) or list(VARIANTS)
     for variant in variants:
         check_variant(variant)  # of all, before the first is built
-    folder.mkdir(parents=True, exist_ok=True)
+    for place in folder, path.parent:
+        with cannot_write_to(place):
+            place.mkdir(parents=True, exist_ok=True)
     jobs = [
         job
         for variant in variants
