@@ -140,6 +140,13 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
     assert len(tried) > 10
 
 
+@pytest.mark.parametrize("flag", ["--student", "--split", "--prompts"])
+def test_a_name_left_empty_is_refused_by_its_flag(workplace, capsys, flag):
+    assert cli.main(["diagnose", "freeze", flag, ""]) == 2
+    told = capsys.readouterr().err
+    assert f"{flag}: must not be empty text. See `taopd diagnose freeze --help`" in told
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -152,6 +159,13 @@ def test_a_bad_argument_is_named_with_its_page(kind, workplace, capsys):
         (["demo", "--output", ""], "--output: must be a path, not empty text"),
         (["report", " "], "FOLDER: must be a path, not empty text"),
         (["compare", "recipes/studies/tiny.yaml", "--output", ""], "--output: must be a path"),
+        (["compare", ""], "STUDY: must not be empty text"),
+        (["check", ""], "name the config file"),
+        (["check", "--config", ""], "--config: must not be empty text"),
+        (["plan", "--config="], "--config: must not be empty text"),
+        (["evaluate", "", "--dataset", "x"], "MODEL: must not be empty text"),
+        (["evaluate", "x", "--dataset", " "], "--dataset: must not be empty text"),
+        (["leaderboard", "--selector", ""], "--selector: must not be empty text"),
         (["train", "--config", "recipes/nothing.yaml"], "the config file recipes/nothing.yaml"),
         (["report", "recipes/tiny.yaml"], "recipes/tiny.yaml is a file; a report is made from"),
         (["train", "recipes/tiny.yaml"], "a file is given as --config recipes/tiny.yaml"),

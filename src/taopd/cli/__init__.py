@@ -20,6 +20,7 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +50,6 @@ COMMANDS = {
 INTERRUPTED, TERMINATED = 130, 143
 _HELP = {"-h", "--help", "--help-all"}
 GRADING = "grading: auto, exact, math or regex:PATTERN"
-"""Help text of `--match`."""
 
 _USAGE = f"""usage: taopd COMMAND [options]
 
@@ -99,6 +99,7 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.register("type", None, _text)
         self.register("type", Path, _path)
         self._settings = settings
 
@@ -114,8 +115,8 @@ class Parser(argparse.ArgumentParser):
             options["action"] = "store_true"
         elif value:
             options["metavar"] = value
-            if default is not None and not isinstance(default, list):
-                whole = positive if default else _natural
+            if default is not None and not isinstance(default, list | str):
+                whole = positive if default else partial(positive, least=0)
                 kind = Path if isinstance(default, Path) else type(default)
                 options.setdefault("type", whole if kind is int else kind)
         self.add_argument(*(names or [spec.lower()]), help=words, **options)
@@ -151,10 +152,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _check_flag(self, word: str) -> None:
-        name = word.partition("=")[0]
-        # A help page that is among the known ones would be no suggestion.
-        known = [flag for flag in self.flags() if flag not in ("-h", "--help")]
-        if name not in self.flags():
+        if (name := word.partition("=")[0]) not in self.flags():
+            # A help page that is among the known ones would be no suggestion.
+            known = [flag for flag in self.flags() if flag not in ("-h", "--help")]
             self.error(f"unknown flag {name!r}.{suggest(name, known)}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -181,8 +181,11 @@ def positive(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def _natural(text: str) -> int:
-    return positive(text, 0)
+def _text(text: str) -> str:
+    """A name; one that a script left empty would be the folder that one is in, or a default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty text")
+    return text
 
 
 def _path(text: str) -> Path:
@@ -243,11 +246,9 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        print(
-            f"taopd: error: unknown command {command!r}.{suggest(command, COMMANDS)} "
-            "See `taopd --help`.",
-            file=sys.stderr,
-        )
+        hint = suggest(command, COMMANDS)
+        told = f"unknown command {command!r}.{hint} See `taopd --help`."
+        print(f"taopd: error: {told}", file=sys.stderr)
         return 2
     _log_to_stderr()
     # TRL's own defaults trip transformers' deprecations; there is nothing a user could change.

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     """Check, print a table or JSON, and return 1 if an item failed."""
     config, rest = _config_and_rest(argv)
     options, flags = _parser().parse_known_args(rest)
-    if config is None:
+    if not config:
         raise ConfigError("name the config file: taopd check CONFIG")
     with while_loading():
         from taopd.cli.lab_paths import check_lab, lab_settings

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser, exit_code
 from taopd.cli.libraries import while_loading
-from taopd.errors import ConfigError
 
 if TYPE_CHECKING:
     from taopd.runs.folder import RunFolder
@@ -44,8 +43,6 @@ SETTINGS = (
 def run(argv: Sequence[str]) -> int:
     """Parse, check, claim the folder, train, save; prints where the files are."""
     options, flags = _parser().parse_known_args(argv)
-    if options.config == "":
-        raise ConfigError("--config needs a file")
     with while_loading():
         from taopd.cli.lab_paths import check_lab, lab_settings
         from taopd.trainer import settings_file as train_config
@@ -77,7 +74,7 @@ def _parser() -> Parser:
         settings=SETTINGS,
     )
     add = parser.flag
-    parser.add_argument("--config", nargs="?", const="", help=argparse.SUPPRESS)
+    parser.add_argument("--config", help=argparse.SUPPRESS)
     add("--resume", "from the newest checkpoint")
     add("--resume-with-changes", "with other settings")
     add("--overwrite", "replace the run in output_dir")
