@@ -118,6 +118,6 @@ def nearest(word: object, known: Iterable[object]) -> str:
 
 
 def suggest(word: object, known: Iterable[object]) -> str:
-    """Return the nearest known word as `nearest` does, or the list of known words."""
+    """Return the nearest known word as `nearest` does, or the list of known words, if there are any."""
     known = sorted(map(str, known))
-    return nearest(word, known) or f" Known: {', '.join(known)}."
+    return nearest(word, known) or (f" Known: {', '.join(known)}." if known else "")

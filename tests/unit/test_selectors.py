@@ -1,6 +1,8 @@
 """Scores against the paper's formulas, laws of every selector, and a user's own selector."""
 
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -286,3 +288,9 @@ def test_nan_in_a_valid_row_is_an_error_under_the_papers_rules():
 def test_settings_out_of_range_are_named(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         select(random_table(), **setting)
+
+
+def test_a_module_without_names_has_no_list_of_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bare", ModuleType("bare"))
+    with pytest.raises(ConfigError, match=r"bare has no 'score'\.$"):
+        resolve_selector("bare:score")

@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         teacher=options.teacher,
     )
     terminal.show(
-        [rollout for rollout, _ in zip(chosen, range(options.limit), strict=False)],
+        chosen[: options.limit],
         rollouts,
         signal=options.signal,
         tokens=options.tokens,

@@ -122,21 +122,17 @@ def _train(
     existed = path.exists()
     try:
         trainer = make_trainer(settings, inputs)
+        _attach(trainer, quiet)
+        trainer.accepts_changes = changes
+        trainer.go_on, trainer.begin_anew = "go on with --resume", "start anew (--overwrite)"
+        looked: dict[str, Any] | None = None
+        if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
+            from taopd.cli.check import before_training
+
+            looked = before_training(settings, inputs, trainer, quiet=quiet)
     except BaseException:
         forget(path, existed)
         raise
-    _attach(trainer, quiet)
-    trainer.accepts_changes = changes
-    trainer.go_on, trainer.begin_anew = "go on with --resume", "start anew (--overwrite)"
-    looked: dict[str, Any] | None = None
-    if checked and checkpoint is None:  # what goes on from a checkpoint has passed once
-        from taopd.cli.check import before_training
-
-        try:
-            looked = before_training(settings, inputs, trainer, quiet=quiet)
-        except BaseException:
-            forget(path, existed)
-            raise
     # Every rank has checked the folder before the first one claims it.
     args.distributed_state.wait_for_everyone()
     with contextlib.ExitStack() as held:

@@ -163,5 +163,5 @@ def pair_score(
     if full_kl:
         raise ConfigError('impl="triton" has no full-vocabulary KL; use impl="chunked"')
     with torch.no_grad():
-        scans = [fused.scan_head(*model, k, temperature) for model in (student, teacher)]
-        return pair_from_scans(*scans, student, teacher, target_ids, temperature, full_kl=False)
+        own, other = (fused.scan_head(*model, k, temperature) for model in (student, teacher))
+        return pair_from_scans(own, other, student, teacher, target_ids, temperature, full_kl=False)

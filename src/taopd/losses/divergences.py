@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from taopd.errors import ConfigError, suggest
+from taopd.errors import ConfigError, require_known
 from taopd.losses.head_loss import LossFunction, Targets
 from taopd.losses.merged_stops import merge_columns, merged_token_ids
 from taopd.losses.sampled_advantages import entropy_direction, influence_directed, sampled_tv
@@ -260,15 +260,12 @@ def resolve_loss(
         "topk_reverse_kl": partial(topk_reverse_kl, k=k),
         "routed_kl": partial(routed_kl, k=k),
     }
-    if name not in divergences:
-        raise ConfigError(f"loss={name!r} is unknown.{suggest(name, LOSSES)}")
+    require_known("loss", name, LOSSES)
     divergence = divergences[name]
 
     def exact(student: Tensor, targets: Targets) -> Tensor:
-        teacher = targets.teacher_distribution()
-        if merged_ids:
-            student, teacher = (merge_columns(each, merged_ids) for each in (student, teacher))
-        return divergence(student, teacher)
+        rows = student, targets.teacher_distribution()
+        return divergence(*(merge_columns(each, merged_ids) for each in rows))
 
     return exact
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.distributed.collectives import ALONE, Ranks, uniform_part
-from taopd.errors import ConfigError
+from taopd.errors import require
 
 LEAST_RELEASE = 100
 """Steps over which the start is let go at least."""
@@ -47,10 +47,11 @@ def reduction_weights(
     Raises:
         ConfigError: for an unknown reduction or denominator.
     """
-    if reduction not in ("token_mean", "sample_mean"):
-        raise ConfigError(f"reduction={reduction!r}: must be 'token_mean' or 'sample_mean'")
-    if denominator not in ("selected", "completion"):
-        raise ConfigError(f"denominator={denominator!r}: must be 'selected' or 'completion'")
+    for name, value, (one, other) in (
+        ("reduction", reduction, ("token_mean", "sample_mean")),
+        ("denominator", denominator, ("selected", "completion")),
+    ):
+        require(value in (one, other), name, value, f"{one!r} or {other!r}")
     counted = weights if denominator == "selected" else valid.to(weights.dtype)
     if reduction == "token_mean":
         total = _nonzero(ranks.sums(counted.sum()))

@@ -104,12 +104,13 @@ def soft_or(a: Tensor | float, b: Tensor | float) -> Tensor | float:
 
 
 def _evaluate(term: Term, view: NormalizedView) -> Tensor:
+    """A term's value at every token, also where it is one number."""
     value = term(view)
     return value if isinstance(value, Tensor) else torch.full_like(view.h, value)
 
 
-def _tensor(value: Tensor | float, view: NormalizedView) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full_like(view.h, value)
+def _ranked(term: Term, view: NormalizedView) -> Tensor:
+    return midrank(_evaluate(term, view), view.table.valid)
 
 
 _OPERATORS: dict[type[ast.operator], Callable] = {
@@ -119,11 +120,13 @@ _OPERATORS: dict[type[ast.operator], Callable] = {
 }
 _FOLDS: dict[str, Callable] = {
     "soft_or": soft_or,
-    "max": lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
-    "min": lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
+    "max": torch.maximum,
+    "min": torch.minimum,
+    "rank_or": soft_or,
+    "rank_and": lambda a, b: a * b,
+    "rank": soft_or,  # of one score, which a fold leaves as it is
 }
-_RANK_FOLDS: dict[str, Callable] = {"rank_or": soft_or, "rank_and": lambda a, b: a * b}
-FUNCTIONS = (*_FOLDS, *_RANK_FOLDS, "rank", "bellman")
+FUNCTIONS = (*_FOLDS, "bellman")
 
 
 class _Parser:
@@ -183,19 +186,13 @@ class _Parser:
             return self._bellman(node)
         if node.keywords:
             raise self._error(f"{name} has no parameters")
-        ranks = name == "rank" or name in _RANK_FOLDS
+        ranks = name.startswith("rank")
         self.ranks |= ranks
         terms = [self.term(argument, raw=ranks) for argument in node.args]
         if len(terms) < (1 if name == "rank" else 2) or (name == "rank" and len(terms) > 1):
             raise self._error(f"{name} takes {'one score' if name == 'rank' else 'two or more'}")
-
-        def ranked(term: Term, view: NormalizedView) -> Tensor:
-            return midrank(_tensor(term(view), view), view.table.valid)
-
-        if ranks:
-            fold = _RANK_FOLDS.get(name)
-            return lambda view: reduce(fold or _only, [ranked(term, view) for term in terms])
-        return lambda view: reduce(_FOLDS[name], [_tensor(term(view), view) for term in terms])
+        value = _ranked if ranks else _evaluate
+        return lambda view: reduce(_FOLDS[name], [value(term, view) for term in terms])
 
     def _bellman(self, node: ast.Call) -> Term:
         if len(node.args) != 1 or [k.arg for k in node.keywords] not in ([], ["gamma"]):
@@ -203,7 +200,7 @@ class _Parser:
         options = {str(k.arg): self._number(k.value) for k in node.keywords}
         inner = self.term(node.args[0])
         self.needs |= {"student_logprobs", "teacher_logprobs"}
-        return lambda view: bellman(_tensor(inner(view), view), view, **options)
+        return lambda view: bellman(_evaluate(inner, view), view, **options)
 
     def _selector(self, name: str) -> Selector:
         if name not in SELECTORS:
@@ -243,10 +240,6 @@ class _Parser:
 
 def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
-
-
-def _only(a: Tensor, b: Tensor) -> Tensor:
-    raise AssertionError("rank has one argument")
 
 
 def _probe(selector: Selector) -> None:

@@ -223,10 +223,16 @@ def earlier_sum(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor
 
 def response_sum(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor, " N"]:
     """Sum of `values` over the valid rows of each row's completion."""
-    _, group = table.completion.unique(return_inverse=True)
+    groups, group = table.completion.unique(return_inverse=True)
     counted = torch.where(table.valid, values, 0.0)
-    num_groups = int(group.max()) + 1 if group.numel() else 0
-    return counted.new_zeros(num_groups).index_add_(0, group, counted)[group]
+    return counted.new_zeros(len(groups)).index_add_(0, group, counted)[group]
+
+
+def completion_max(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor, " N"]:
+    """The largest value in each row's completion."""
+    groups, group = table.completion.unique(return_inverse=True)
+    largest = values.new_full((len(groups),), -torch.inf)
+    return largest.scatter_reduce(0, group, values, "amax")[group]
 
 
 def discounted_future(
@@ -251,12 +257,8 @@ def discounted_future(
 
 def relative_position(table: SignalTable) -> Float[Tensor, " N"]:
     """Place in the completion, 0 at its first position and 1 at its last."""
-    if len(table) == 0:
-        return table.disagreement.new_zeros(0)
-    _, group = table.completion.unique(return_inverse=True)
-    last = torch.zeros(int(group.max()) + 1, dtype=table.position.dtype, device=group.device)
-    last.scatter_reduce_(0, group, table.position, "amax")
-    return table.position.double() / last[group].clamp_min(1)
+    position = table.position.double()
+    return position / completion_max(position, table).clamp_min(1.0)
 
 
 def _starts(ordered_response: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

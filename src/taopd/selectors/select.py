@@ -122,10 +122,11 @@ def select(
         return _nothing(view)
     # Scores, candidates and the draw take numbers from one generator: their order is part of the result.
     scores = checked_scores(chosen, view, how.rules)
-    quota, num_budget = _quota(how, table)
+    quota, counts = _quota(how, table)
+    num_budget = sum(counts)
     candidates = _candidates(chosen, view, allowed)
     order = _order(chosen, view, scores, candidates, num_lead=round(how.gamma * num_budget))
-    kept, probability = _cut(how, chosen, view, order, quota, num_budget)
+    kept, probability = _cut(how, chosen, view, order, quota, counts)
     weights = _weights(how, chosen, view, order, kept, probability)
     return _selection(view, scores, order.places(table), kept, weights, num_budget, probability)
 
@@ -150,13 +151,15 @@ class _Order(NamedTuple):
         return places
 
 
-def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, int]:
-    """Per row, the rows its completion may keep, and the sum; None where only the sum counts."""
+def _quota(how: Rules, table: SignalTable) -> tuple[Tensor | None, list[int]]:
+    """Per row, the rows its completion may keep, else None; and what the budget pays for, in all or of every
+    teacher."""
     if how.scope == "response":
-        return completion_counts(how.budget, table)
+        quota, total = completion_counts(how.budget, table)
+        return quota, [total]
     if how.scope == "teacher":
-        return None, sum(teacher_counts(how.budget, table))
-    return None, budget_count(how.budget, table.ranks.total(table.valid.sum()))
+        return None, teacher_counts(how.budget, table)
+    return None, [budget_count(how.budget, table.ranks.total(table.valid.sum()))]
 
 
 def _candidates(
@@ -190,7 +193,7 @@ def _cut(
     view: NormalizedView,
     order: _Order,
     quota: Tensor | None,
-    num_budget: int,
+    counts: list[int],
 ) -> tuple[Bool[Tensor, " N"], Float[Tensor, " N"] | None]:
     """The rows that are kept, and the probability of each where they are drawn."""
     table = view.table
@@ -198,7 +201,7 @@ def _cut(
     if chosen.name == "full" or how.budget >= 1:
         return table.valid.clone(), None
     if how.draw == "proportional":
-        num_kept = min(num_budget, order.best_first.shape[0])
+        num_kept = min(sum(counts), order.best_first.shape[0])
         probability = inclusion_probabilities(
             unit_scores(chosen, order.scores, view),
             order.candidates,
@@ -212,11 +215,11 @@ def _cut(
     elif how.scope == "teacher":
         # One search a teacher, so that a table spread over ranks is cut as a whole one is.
         kept = torch.zeros_like(order.candidates)
-        for teacher, count in enumerate(teacher_counts(how.budget, table)):
+        for teacher, count in enumerate(counts):
             own = order.candidates & (table.extra[TEACHER] == teacher)
             kept |= best_rows(order.scores, own, table, count, ascending=chosen.ascending)
     else:
-        kept = _best(chosen, table, order, num_budget)
+        kept = _best(chosen, table, order, sum(counts))
     # After the cut: these rows come on top of the budget and take no other row's place.
     if how.min_keep > 0:
         top_up(kept, _preference(chosen, view, order), table.completion, how.min_keep)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from taopd.errors import ConfigError, check_budget, out_of_range, require, require_known
+from taopd.errors import ConfigError, check_budget, require, require_known
 from taopd.selectors.budget import SCOPES
 from taopd.selectors.registry import SELECTORS, Selector
 from taopd.selectors.weighting import resolve_weighting
@@ -64,8 +64,7 @@ def check_ranges(how: Rules) -> None:
         (0.0 <= how.draw_floor <= 1.0, "draw_floor", SHARE),
         (how.draw_clip >= 1.0, "draw_clip", "at least 1"),
     ):
-        if not holds:
-            raise out_of_range(name, getattr(how, name), expected)
+        require(holds, name, getattr(how, name), expected)
     require_known("scope", how.scope, SCOPES)
     require_known("draw", how.draw, DRAWS)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from taopd.selectors.literature import delta, earlier_sum, response_sum
+from taopd.selectors.literature import completion_max, delta, earlier_sum, response_sum
 from taopd.selectors.normalize import NormalizedView
 from taopd.signals import SignalTable
 
@@ -70,11 +70,3 @@ def first_largest(values: Float[Tensor, " N"], table: SignalTable) -> Bool[Tenso
     largest = table.valid & (values == at_most)
     early = completion_max(torch.where(largest, -table.position.double(), -torch.inf), table)
     return largest & (-table.position.double() == early)
-
-
-def completion_max(values: Float[Tensor, " N"], table: SignalTable) -> Float[Tensor, " N"]:
-    """The largest value in each row's completion."""
-    _, group = table.completion.unique(return_inverse=True)
-    num_groups = int(group.max()) + 1 if group.numel() else 0
-    largest = values.new_full((num_groups,), -torch.inf)
-    return largest.scatter_reduce(0, group, values, "amax")[group]
