@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     refuse_file(options.jobs, f"--jobs {options.jobs}")
     if options.into.is_dir():
         raise ConfigError(f"--into {options.into} is a folder; the leaderboard is a file")
+    refuse_file(options.into.parent, f"--into {options.into}: {options.into.parent}")
     kept = f"finished jobs are kept in {options.jobs}; the same command goes on"
     with CountedProgress(kept) as advance:
         board = run_leaderboard(
