@@ -81,6 +81,7 @@ NAV: Tree = {
         "The guard": "results/guard.md",
         "The choice of the default": "results/default.md",
         "Learning rates in the lab": "results/lab_rates.md",
+        "A falling learning rate": "results/lab_schedules.md",
         "Labs made again": "results/labs_again.md",
         "Labs of other sizes": "results/lab_sizes.md",
         "Other settings in the lab": "results/settings.md",

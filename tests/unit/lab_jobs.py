@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def finished(
@@ -12,7 +13,7 @@ def finished(
     arms: dict[str, Sequence[float]],
     *,
     teacher: float,
-    **about: int,
+    **about: Any,
 ) -> None:
     """Write the file of a job: greedy accuracy of every arm at these steps; sampled is a tenth of it."""
     document = {
