@@ -1,10 +1,12 @@
-"""What the scripts about the labs share: the progress of their jobs, and a results file of one row a line."""
+"""What the scripts about the labs share: progress of jobs, a results file of one row a line, and its page."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.panels import Line, draw_panels
+from taopd.report.generated_part import write_generated
 from taopd.runs.jsonl import write_text
 
 
@@ -22,6 +24,21 @@ def write_rows(path: Path, about: Mapping[str, Any], name: str, rows: Iterable[A
     body = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     head = json.dumps(about)[:-1] + (", " if about else "")
     write_text(path, f'{head}"{name}": [\n{body}\n]}}\n')
+
+
+def write_page(
+    output: Path, panels: Mapping[str, Sequence[Line]], parts: Sequence[str], *, title: str, of: str
+) -> None:
+    """Draw the panels and write the page beside a results file.
+
+    Args:
+        parts: of the page: first what its numbers are, then what follows the picture.
+        of: what the picture shows, in words.
+    """
+    draw_panels(panels, output.with_suffix(".png"))
+    about, *tables = parts
+    body = "\n\n".join([about, f"![{of}]({output.stem}.png)", *tables]) + "\n"
+    write_generated(output.with_suffix(".md"), body, title=title)
 
 
 def curves_of(row: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -17,13 +17,13 @@ from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import long_arm
-from scripts.lab_results import print_jobs, write_rows
+from scripts.lab_results import print_jobs, write_page, write_rows
 from scripts.labs_again import ends_and_bests, gathered, percent
-from scripts.panels import Line, draw_panels
+from scripts.panels import Line
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report.generated_part import markdown_table, write_generated
+from taopd.report.generated_part import markdown_table
 from taopd.trainer.environment import environment
 
 LABS = (
@@ -103,21 +103,17 @@ def main() -> None:
                 run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
     rows, machine = gathered(args.runs, ABOUT), environment()
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
-    draw_panels(panels(rows), args.output.with_suffix(".png"))
-    picture = f"![Accuracy over steps under a falling rate, by lab]({args.output.stem}.png)"
-    about = f"A number a seed, %. {machine['devices'][0]}."
     greedy, sampled = (table(rows, greedy=how) for how in (True, False))
-    tables = [
+    parts = [
+        f"A number a seed, %. {machine['devices'][0]}.",
         "Greedy accuracy at the end, and in brackets of the best checkpoint:",
         greedy,
         "Accuracy of sampled texts at the end:",
         sampled,
     ]
-    write_generated(
-        args.output.with_suffix(".md"),
-        "\n\n".join([about, picture, *tables]) + "\n",
-        title="The default under a falling learning rate",
-    )
+    of = "Accuracy over steps under a falling rate, by lab"
+    title = "The default under a falling learning rate"
+    write_page(args.output, panels(rows), parts, title=title, of=of)
 
 
 if __name__ == "__main__":

@@ -16,22 +16,22 @@ from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import long_arm
-from scripts.lab_results import print_jobs, write_rows
+from scripts.lab_results import print_jobs, write_page, write_rows
 from scripts.labs_again import (
     ARM,
     LOSS_NAMES,
     PARTS,
+    PICTURE,
     RIVALS,
     ends_and_bests,
     gathered,
     panels,
     percent,
 )
-from scripts.panels import draw_panels
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report.generated_part import markdown_table, write_generated
+from taopd.report.generated_part import markdown_table
 from taopd.trainer.environment import environment
 
 LABS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -109,14 +109,9 @@ def main() -> None:
             run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
     rows, machine = gathered(args.runs, ABOUT), environment()
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
-    draw_panels(panels(rows), args.output.with_suffix(".png"))
-    picture = f"![Accuracy of the default over steps by lab]({args.output.stem}.png)"
     about = f"Greedy accuracy, %; sampled where it says so. {machine['devices'][0]}."
-    write_generated(
-        args.output.with_suffix(".md"),
-        "\n\n".join([about, picture, table(rows)]) + "\n",
-        title="The default on labs of other sizes",
-    )
+    title = "The default on labs of other sizes"
+    write_page(args.output, panels(rows), [about, table(rows)], title=title, of=PICTURE)
 
 
 if __name__ == "__main__":

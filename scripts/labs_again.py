@@ -19,12 +19,12 @@ from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import STEPS, long_arm
-from scripts.lab_results import curves_of, print_jobs, write_rows
-from scripts.panels import Line, draw_panels
+from scripts.lab_results import curves_of, print_jobs, write_page, write_rows
+from scripts.panels import Line
 from taopd.cli import positive
 from taopd.experiments.lab import VARIANTS, build_lab
 from taopd.experiments.lab.stacked.jobs import Job, run_jobs
-from taopd.report.generated_part import markdown_table, write_generated
+from taopd.report.generated_part import markdown_table
 from taopd.trainer.environment import environment
 
 MEASURED = Path("docs/results/default.json")
@@ -40,6 +40,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Loss and arms."""
 LOSS_NAMES = {"reverse_kl": "exact", "sampled_reverse_kl": "sampled"}
 ARM = "reach@0.1"
+PICTURE = "Accuracy of the default over steps by lab"
 
 
 def make_job(folder: Path, part: str, variant: str, lab_seed: int) -> Job:
@@ -154,18 +155,12 @@ def main() -> None:
         run_jobs(jobs, num_workers=args.workers, progress=print_jobs)
     rows, machine = gathered(args.runs), environment()
     write_rows(args.output, {"settings": BASE, "versions": machine["versions"]}, "rows", rows)
-    draw_panels(panels(rows), args.output.with_suffix(".png"))
     about = (
         "Greedy accuracy, %, one number a pair of models; sampled where it says so.\n"
         f"{machine['devices'][0]}."
     )
-    picture = f"![Accuracy of the default over steps by lab]({args.output.stem}.png)"
-    parts = [about, picture, table(rows, first_ends())]
-    write_generated(
-        args.output.with_suffix(".md"),
-        "\n\n".join(parts) + "\n",
-        title="The default on labs made again",
-    )
+    parts, title = [about, table(rows, first_ends())], "The default on labs made again"
+    write_page(args.output, panels(rows), parts, title=title, of=PICTURE)
 
 
 if __name__ == "__main__":
