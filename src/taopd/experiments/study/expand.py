@@ -6,9 +6,10 @@ arm becomes one arm per learning rate, and its controls are those of the same ra
 """
 
 import itertools
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from taopd.experiments.study.own_best import at_rate
 from taopd.runs.redaction import redact_document
 from taopd.selectors import check_budget
 from taopd.trainer.config import TeachabilityConfig
+from taopd.trainer.settings.unread import unread
+
+logger = logging.getLogger(__name__)
 
 MOST_ARMS = 10_000
 MOST_BYTES = 200
@@ -102,9 +106,23 @@ def expand(study: StudyFile, base: Mapping[str, Any]) -> list[StudyArm]:
     if study.rates:
         arms = [_at(arm, rate) for arm in arms for rate in study.rates]
     # Those of the file first: a fault of theirs is in their controls too.
-    for arm in sorted(arms, key=lambda arm: arm.added):
-        check_settings({**base, **arm.settings}, f"arm {arm.name!r}")
+    asked = sorted(arms, key=lambda arm: arm.added)
+    _say_unread(
+        [(arm, check_settings({**base, **arm.settings}, f"arm {arm.name!r}")) for arm in asked]
+    )
     return arms
+
+
+def _say_unread(found: Sequence[tuple[StudyArm, dict[str, str]]]) -> None:
+    """Warn of what an arm sets for itself and does not read, and of what all share and none reads."""
+    for arm, names in found:
+        for name, why in names.items():
+            value = arm.settings.get(name)
+            if name in arm.settings:
+                logger.warning("arm %r: %s=%s has no effect: %s", arm.name, name, value, why)
+    for name, why in found[0][1].items() if found else ():
+        if all(name in names and name not in arm.settings for arm, names in found):
+            logger.warning("config: %s has no effect on any arm: %s", name, why)
 
 
 def _at(arm: StudyArm, rate: float) -> StudyArm:
@@ -117,8 +135,11 @@ def _at(arm: StudyArm, rate: float) -> StudyArm:
     )
 
 
-def check_settings(settings: Mapping[str, Any], where: str) -> None:
+def check_settings(settings: Mapping[str, Any], where: str) -> dict[str, str]:
     """Make the configuration once, so that a value outside its range costs a second and not a queue slot.
+
+    Returns:
+        By name why an arm with these settings does not read one of them.
 
     Raises:
         ConfigError: names the arm.
@@ -138,11 +159,12 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
     try:
         training, _ = split_settings(settings)
         # Without a device: a study may be checked where it does not run.
-        TeachabilityConfig(
+        config = TeachabilityConfig(
             output_dir="unused", **{**training, "use_cpu": True, "report_to": "none"}
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+    return unread(config)
 
 
 def check_steps(steps: Any, where: str) -> None:

@@ -23,6 +23,7 @@ from taopd.trainer.settings.config_checks import check_config
 from taopd.trainer.settings.filled import FilledText
 from taopd.trainer.settings.number_checks import about
 from taopd.trainer.settings.teacher_names import OWN_TEACHERS
+from taopd.trainer.settings.unread import say_unread
 
 if TYPE_CHECKING:
     from taopd.trainer.config import TeachabilityConfig
@@ -127,6 +128,7 @@ def check_made(
             f"gradient_checkpointing=True (the default): {kind} does not support it; set it to False"
         )
     _check_checkpointing(args)
+    say_unread(args)
     # Of the model as it is now: an adapter that TRL made has parameters of its own.
     check_optimizer(optimizer, (each for each in model.parameters() if each.requires_grad))
     if optimizer is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
