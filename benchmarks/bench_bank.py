@@ -20,6 +20,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.measuring import status_mib, versions
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.diagnose.bank import BANK_TOP_K, MAX_TOKENS, NUM_COMPLETIONS, Rollouts
 from taopd.diagnose.bank.score import score_rollouts
 
@@ -104,8 +105,8 @@ def measure(case: Case) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
-    parser.add_argument("--completions", type=int, help="fewer completions than published")
-    parser.add_argument("--vocab-size", type=int)
+    parser.add_argument("--completions", type=positive, help="fewer completions than published")
+    parser.add_argument("--vocab-size", type=positive)
     settings = parser.parse_args(arguments)
     torch.set_num_threads(1)
     case = asdict(TINY if settings.tiny else PUBLISHED)

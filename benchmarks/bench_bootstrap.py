@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.measuring import call_seconds, versions
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.diagnose import AnalysisSettings, decomposition, matched_top_n, q3_gap
 from taopd.diagnose.bootstrap import (
     cluster_bootstrap,
@@ -106,10 +107,10 @@ def check(rows: np.ndarray, codes: np.ndarray, num_clusters: int, kept: np.ndarr
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=300)
-    parser.add_argument("--length", type=int, default=192)
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=positive, default=300)
+    parser.add_argument("--length", type=positive, default=192)
+    parser.add_argument("--resamples", type=positive, default=1000)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     if settings.tiny:

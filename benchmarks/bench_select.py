@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measuring import call_seconds, versions
+from taopd.cli import positive
 from taopd.selectors import select
 from taopd.signals import SignalTable, list_metrics, signal_table, topk_lists_signals
 
@@ -105,10 +106,10 @@ def check(lists: tuple[torch.Tensor, ...], k: int) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Arguments(description=__doc__.splitlines()[0])
-    parser.add_argument("--responses", type=int, default=8)
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--responses", type=positive, default=8)
+    parser.add_argument("--length", type=positive, default=2048)
+    parser.add_argument("--k", type=positive, default=16)
+    parser.add_argument("--repeats", type=positive, default=30)
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     settings = parser.parse_args(arguments)
     if settings.tiny:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.measuring import RETURN_BLOCKS, forget_peak, last_line, status_mib, versions
 from scripts.arguments import Arguments
+from taopd.cli import positive
 from taopd.kernels import Head, TopKScores, chunked, reference
 
 K = 16
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Arguments(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--impl", default="", help="only implementations whose name contains this")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--tiny", action="store_true", help="a small case that finishes at once")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     settings = parser.parse_args(arguments)

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.accelerator.measure import DEVICE
 from scripts.arguments import Arguments
 from scripts.pages.smollm2_cpu import shown
+from taopd.cli import positive
 from taopd.experiments.smollm2 import Pair, make_pair
 from taopd.experiments.smollm2.pair import PairSpec
 from taopd.experiments.study.file import StudyFile, load_study_file
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2's weights")
     parser.add_argument("--root", type=Path, default=Path("runs/accelerator-pairs"))
     parser.add_argument("--studies", nargs="+", choices=PARTS, default=PARTS, help="only these")
-    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--workers", type=positive, default=None)
     options = parser.parse_args()
     started = time.monotonic()
 

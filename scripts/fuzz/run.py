@@ -32,6 +32,7 @@ from typing import Any
 from scripts.arguments import Arguments
 from scripts.fuzz.fence import Escaped, fence
 from scripts.fuzz.odd import Choices
+from taopd.cli import positive
 
 INPUTS = {
     "atheris": {"config": 20_000, "study": 20_000, "bank": 15_000, "conformance": 20_000}
@@ -163,10 +164,10 @@ def main() -> None:
     parser = Arguments(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=SURFACES)
     parser.add_argument("--engine", choices=sorted(INPUTS), help="default: both")
-    parser.add_argument("--inputs", type=int, help="of each surface and engine")
+    parser.add_argument("--inputs", type=positive, help="of each surface and engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="print each new failure")
-    parser.add_argument("--jobs", type=int, default=2, help="surfaces at a time")
+    parser.add_argument("--jobs", type=positive, default=2, help="surfaces at a time")
     parser.add_argument("--result", type=Path, help="(of one surface, for the parent)")
     parser.add_argument("--output", type=Path, default=Path("docs/reliability/fuzz.json"))
     options = parser.parse_args()

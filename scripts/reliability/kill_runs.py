@@ -30,6 +30,7 @@ import yaml
 from scripts.arguments import Arguments
 from scripts.reliability.forked import FSDP2, ForkedRun, until
 from scripts.reliability.tiny_models import write_lab
+from taopd.cli import positive
 from taopd.runs.checkpoints import PARTIAL, Layout, checkpoints, step_of, why_incomplete
 from taopd.runs.jsonl import read_jsonl, write_json
 
@@ -82,10 +83,10 @@ class Kill:
 def main(argv: list[str] | None = None) -> int:
     """Run, print a line per kill, and save; 1 if anything differs."""
     parser = Arguments(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=positive, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--processes", type=int, default=1, help="more than one: FSDP2")
+    parser.add_argument("--steps", type=positive, default=32)
+    parser.add_argument("--processes", type=positive, default=1, help="more than one: FSDP2")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args(argv)
     import taopd.trainer.settings_file

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from scripts.arguments import Arguments
 from taopd import TeachabilityConfig, TeachabilityTrainer
+from taopd.cli import positive
 from taopd.experiments.lab import build_lab
 from taopd.experiments.lab.demo import LAB_CONFIG
 from taopd.models.prompts import load_prompts
@@ -199,7 +200,7 @@ def main() -> None:
     parser = Arguments(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/soak"))
     parser.add_argument("--output", type=Path, default=Path("docs/reliability/soak.json"))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=positive, default=STEPS)
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
     if not options.draw:

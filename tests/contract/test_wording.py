@@ -30,6 +30,7 @@ OF_FILES = {  # keys of a model's or tokenizer's JSON, and of settings that are 
 OF_LIBRARIES = {
     *("merge_and_unload", "name_or_path", "requires_grad", "attn_pdrop"),
     *("eos_token_id", "generation_config", "stop_strings", "init_lora_weights"),
+    "layer_replication",
 }
 """What a user is told to call or to set on a model of PyTorch, transformers or PEFT."""
 

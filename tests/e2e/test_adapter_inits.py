@@ -65,3 +65,9 @@ def test_with_more_than_two_matrices_it_is_refused_before_training(micro_lab, tm
     named = rf"init_lora_weights='pissa' .*; with {next(iter(more))} .* leave one of the two out"
     with pytest.raises(ConfigError, match=named):
         trainer_of(micro_lab, tmp_path, str(micro_lab.student), config)
+
+
+def test_an_adapter_that_doubles_layers_is_refused_before_training(micro_lab, tmp_path):
+    config = LoraConfig(**TARGETS, layer_replication=[[0, 2], [0, 2]], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match=r"layer_replication: .* leave it out"):
+        trainer_of(micro_lab, tmp_path, str(micro_lab.student), config)

@@ -313,6 +313,23 @@ def test_memory_follows_the_settings():
     assert base["optimizer_states"] == 2 * base["gradients"] == 8 * STUDENT.num_parameters
 
 
+def test_what_is_sampled_and_scored_once_serves_several_steps():
+    """A mean step on one generation batch: twice the batch's cost is once that of sampling and scoring."""
+    settings = replace(SETTINGS, reach=True, anchor_fraction=0.1)
+    one, two = (
+        step_cost(STUDENT, STUDENT, replace(settings, num_iterations=n), shared_forward=False)
+        for n in (1, 2)
+    )
+    for stage in ("sample", "score_student", "score_teacher", "score_heads"):
+        assert 2 * getattr(two, stage) == pytest.approx(getattr(one, stage))
+    for stage in ("train_forward", "train_backward", "loss_heads"):
+        assert getattr(two, stage) == getattr(one, stage) > 0
+    assert one.anchor / 2 < two.anchor < one.anchor
+    assert one.logit_passes / 2 < two.logit_passes < one.logit_passes
+    row = plan(STUDENT, STUDENT, replace(settings, num_iterations=2)).windows[0]
+    assert row.update_ratio_one == row.update_ratio_several
+
+
 def test_no_more_of_the_prefix_is_planned_than_a_run_holds():
     """`prefix_memory_mib` limits what the scoring pass leaves; the rest is computed again."""
     whole = PlanSettings(
@@ -343,7 +360,10 @@ def test_no_more_of_the_prefix_is_planned_than_a_run_holds():
         ({"log_update_norm": False, "max_update_norm": 1.0}, {"update_norm": True}),
         ({"gradient_window": 4}, {"keep_prefix": True, "prefix_memory_mib": 8192}),
         ({"gradient_window": 4, "prefix_memory_mib": 0}, {"keep_prefix": False}),
-        ({"gradient_window": 4, "num_iterations": 2}, {"keep_prefix": False}),
+        (
+            {"gradient_window": 4, "num_iterations": 2},
+            {"keep_prefix": False, "num_iterations": 2, "shared_forward": False},
+        ),
         (
             {"budget_schedule": "linear", "budget": 0.1, "budget_end": 0.5, "budget_steps": 9},
             {"budget": 0.5},

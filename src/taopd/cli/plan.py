@@ -258,10 +258,12 @@ def _print(result: "Plan") -> None:
         f"{role} {shape.name} ({shape.num_parameters / 1e9:.2f} B)"
         for role, shape in (("student", result.student), ("teacher", result.teacher))
     )
+    steps = settings.num_iterations
+    shared = f", {steps} steps on a batch: means of these" if steps > 1 else ""
     console.print(
         f"{shapes}\n{settings.micro_batches} x {settings.batch} completions of {settings.prompt_length} + "
         f"{settings.completion_length} tokens, budget {settings.budget:g}, window {settings.window}, "
-        f"{settings.dtype}",
+        f"{settings.dtype}{shared}",
         highlight=False,
     )
     memory = table("Memory of one device", "part", "MiB")

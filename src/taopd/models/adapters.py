@@ -78,6 +78,20 @@ def check_runs(model: Any, *, trains: bool) -> None:
         )
 
 
+def check_layers(model: Any) -> None:
+    """Refuse an adapter that doubles layers: without it the model is not the one that it was put on.
+
+    Raises:
+        ConfigError: says what to leave out.
+    """
+    if any(getattr(each, "layer_replication", None) for each in model.peft_config.values()):
+        raise ConfigError(
+            "layer_replication: with layers doubled the student without its adapter is not the student "
+            "before training, to which the run compares: leave it out of the adapter's config, or save a "
+            "model that has these layers and pass that"
+        )
+
+
 def as_peft_model(model: Any) -> PeftModel:
     """The model with its active adapter in peft's own class, ready to train that adapter.
 

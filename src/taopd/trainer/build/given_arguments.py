@@ -136,8 +136,9 @@ def check_made(
         check_optim(args, model)
     if has_adapter(model):
         # peft loads a network library.
-        from taopd.models.adapters import say_unmatched
+        from taopd.models.adapters import check_layers, say_unmatched
 
+        check_layers(model)
         say_unmatched(model)
     # DeepSpeed updates float32 copies, FSDP2 makes them under mixed precision.
     kind, mixed = accelerator.distributed_type, accelerator.mixed_precision != "no"

@@ -108,7 +108,8 @@ def plan(student: ModelShape, teacher: ModelShape, settings: PlanSettings) -> Pl
     rows = []
     for window in (None, *numbers):
         of_window = student, teacher, replace(settings, window=window)
-        one, several = (step_cost(*of_window, shared_forward=shared) for shared in (True, False))
+        once = settings.num_iterations == 1
+        one, several = (step_cost(*of_window, shared_forward=shared) for shared in (once, False))
         memory = step_memory(*of_window)
         rows.append(
             WindowRatio(

@@ -29,7 +29,7 @@ that these passes weigh more there, not less."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """TFLOP of one step of the whole generation batch, by stage."""
+    """TFLOP of one step of the whole generation batch, by stage; of several steps on it, of a mean one."""
 
     sample: float
     """Prefill and one token at a time with its head; bound by memory traffic, so slower than it looks."""
@@ -139,17 +139,21 @@ def step_cost(
         loss_heads += TEACHER_LOSS_MATMULS * teacher_head
     # One more matmul: the reference model's own head at these tokens.
     anchor = settings.anchored_share * (matmuls + 1) * student_head
+    # What is sampled and scored once serves all steps on the generation batch.
+    each = 1.0 / settings.num_iterations
     if settings.anchored_share or settings.reach:
-        anchor += full * max(settings.anchor_responses, float(settings.reach))
-    anchor += settings.reach * (student_head + teacher_head)
+        anchor += each * full * max(settings.anchor_responses, float(settings.reach))
+    anchor += each * settings.reach * (student_head + teacher_head)
     # By reach two divergences at each taught token, from one pass of each head.
     trained = (1 + settings.reach) * settings.taught_share + settings.anchored_share
-    passes_over_logits = SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
+    passes_over_logits = (
+        each * SCORE_LOGIT_FLOPS * (1 + settings.reach) + trained * LOSS_LOGIT_FLOPS
+    )
     return StepCost(
-        sample=sample_flops(student, settings) / TERA,
-        score_student=full / TERA,
-        score_teacher=here * forward_flops(teacher, *read) / TERA,
-        score_heads=(student_head + teacher_head) / TERA,
+        sample=each * sample_flops(student, settings) / TERA,
+        score_student=each * full / TERA,
+        score_teacher=each * here * forward_flops(teacher, *read) / TERA,
+        score_heads=each * (student_head + teacher_head) / TERA,
         train_forward=(passes + (0.0 if window is None else sparse)) / TERA,
         train_backward=backward / TERA,
         loss_heads=settings.taught_share * loss_heads / TERA,

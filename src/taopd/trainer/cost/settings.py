@@ -42,6 +42,8 @@ class PlanSettings:
     """"self" or "self_ema": the student is its own teacher."""
     micro_batches: int = 1
     """`gradient_accumulation_steps`; the generation batch has batch x micro_batches completions."""
+    num_iterations: int = 1
+    """Optimizer steps per generation batch."""
     budget: float = 0.1
     window: int | None = None
     """`gradient_window`; None: the exact gradient."""
@@ -97,12 +99,11 @@ class PlanSettings:
     """Tokens of all ranks up to which the selection table travels."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "completion_length", "micro_batches", "top_k", "num_ranks"):
-            value = getattr(self, name)
-            require(1 <= value <= MOST, name, value, f"from 1 to {MOST:,}")
-        for name in ("prompt_length", "teacher_prompt_length"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= MOST, name, value, "0 or more")
+        counts = ("batch", "completion_length", "micro_batches", "num_iterations", "top_k")
+        for name in (*counts, "num_ranks", "prompt_length", "teacher_prompt_length"):
+            value, least = getattr(self, name), 0 if "prompt" in name else 1
+            if value is not None:
+                require(least <= value <= MOST, name, value, f"from {least} to {MOST:,}")
         check_budget(self.budget)
         anchored, drawn = self.anchor_fraction, self.anchor_responses
         require(0.0 <= anchored <= 1.0, "anchor_fraction", anchored, "in [0, 1]")
@@ -164,7 +165,7 @@ class PlanSettings:
     @property
     def shared_forward(self) -> bool:
         """Without a window the scoring pass is the training forward; see `taopd.trainer.student`."""
-        return self.micro_batches == 1 and self.num_ranks == 1
+        return self.micro_batches == self.num_ranks == self.num_iterations == 1
 
     @property
     def shards(self) -> int:
@@ -275,12 +276,12 @@ def settings_of(
     return PlanSettings(
         batch=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
+        num_iterations=args.num_iterations,
         prompt_length=DEFAULT_LENGTHS["prompt_length"],
         completion_length=args.max_completion_length,
         # Of a schedule the dearest step.
         budget=1.0 if args.selector == "full" else max(args.budget, args.budget_end or 0.0),
         window=args.gradient_window,
-        # As `StudentForward` decides.
         keep_prefix=args.prefix_memory_mib > 0 and args.num_iterations == 1,
         prefix_memory_mib=args.prefix_memory_mib,
         top_k=args.score_top_k,
