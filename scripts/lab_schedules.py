@@ -7,16 +7,17 @@
 The other pages about the labs have a constant rate. transformers and TRL have one that falls in a straight
 line, where nothing is said (`lr_scheduler_type: linear`). Settings are those of `scripts.default_method`. The
 labs were chosen before the runs: the four that were written last, and those in which the default or full
-swings most. Writes the page beside the data too.
+swings most. The part `longer` has twice the steps at the falling rate. Writes the page beside the data too.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts import unseen_labs
 from scripts.arguments import Arguments
 from scripts.collapse import BASE
-from scripts.default_method import long_arm
+from scripts.default_method import STEPS, long_arm
 from scripts.lab_results import print_jobs, write_page, write_rows
 from scripts.labs_again import ends_and_bests, gathered, percent
 from scripts.panels import Line
@@ -31,7 +32,19 @@ LABS = (
     *("farewell", "signoff", "loanwords", "argot", "accent", "reversal"),
 )
 LOSSES = {"exact": "reverse_kl", "sampled": "sampled_reverse_kl"}
-SCHEDULES = ("linear", "constant")
+CONSTANT, LONGER = "constant", "linear, 2,000 steps"
+SCHEDULES = {
+    "linear": {"lr_scheduler_type": "linear"},
+    CONSTANT: {"lr_scheduler_type": CONSTANT},
+    # The distance of 1,000 steps at a constant rate.
+    LONGER: {"lr_scheduler_type": "linear", "max_steps": 2 * STEPS},
+}
+PARTS = {
+    "exact": ("exact", ("linear", CONSTANT)),
+    "sampled": ("sampled", ("linear", CONSTANT)),
+    "longer": ("exact", (LONGER,)),
+}
+"""Loss and schedules of a part."""
 ARMS = {"reach@0.1": "reach", "full": "full"}
 SEEDS = (0, 1)
 ABOUT = ("variant", "loss", "schedule")
@@ -43,14 +56,12 @@ def make_jobs(folder: Path, part: str, variant: str) -> list[Job]:
     # In this process: another one would not know the labs that are registered here.
     lab = build_lab(variant, parallel=False)
     jobs = []
-    for schedule in SCHEDULES:
-        arms = [
-            long_arm(lab, arm, LOSSES[part], seed, lr_scheduler_type=schedule)
-            for arm in ARMS
-            for seed in SEEDS
-        ]
-        about = {"variant": variant, "loss": part, "schedule": schedule}
-        path = folder / f"{part}__{variant}__{schedule}.json"
+    loss, schedules = PARTS[part]
+    for schedule in schedules:
+        arms = [long_arm(lab, arm, LOSSES[loss], seed) for arm in ARMS for seed in SEEDS]
+        arms = [replace(arm, config=arm.config | SCHEDULES[schedule]) for arm in arms]
+        about = {"variant": variant, "loss": loss, "schedule": schedule}
+        path = folder / f"{part}__{variant}__{schedule.partition(',')[0]}.json"
         jobs.append(Job(path=path, arms=arms, about=about))
     return jobs
 
@@ -58,14 +69,15 @@ def make_jobs(folder: Path, part: str, variant: str) -> list[Job]:
 def table(rows: list[dict[str, Any]], *, greedy: bool) -> str:
     """A row a lab and loss: ends of both arms under both schedules, of greedy texts with each seed's best."""
     heads = ["lab", "loss"]
-    heads += [f"{name}, {schedule}" for name in ARMS.values() for schedule in SCHEDULES]
+    schedules = [name for name in SCHEDULES if any(row["schedule"] == name for row in rows)]
+    heads += [f"{name}, {schedule}" for name in ARMS.values() for schedule in schedules]
     lines = []
     for variant, loss in sorted({(row["variant"], row["loss"]) for row in rows}):
         own = [row for row in rows if (row["variant"], row["loss"]) == (variant, loss)]
         parts = [
             [row for row in own if (row["arm"], row["schedule"]) == (arm, schedule)]
             for arm in ARMS
-            for schedule in SCHEDULES
+            for schedule in schedules
         ]
         ends = [
             ends_and_bests(part) if greedy else percent([row["sampled"][-1] for row in part])
@@ -92,7 +104,7 @@ def main() -> None:
     parser.add_runs("runs/lab-schedules")
     parser.add_argument("--output", type=Path, default=Path("docs/results/lab_schedules.json"))
     parser.add_argument("--only", nargs="*", choices=LABS, default=LABS, metavar="LAB")
-    parser.add_argument("--parts", nargs="*", choices=list(LOSSES), default=list(LOSSES))
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--workers", type=positive, help="processes; default one a core")
     args = parser.parse_args()
     if not args.gather:

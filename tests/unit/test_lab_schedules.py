@@ -40,6 +40,16 @@ def test_a_job_of_every_schedule_differs_in_nothing_else(tmp_path, monkeypatch):
         assert (falling.name, falling.seed) == (constant.name, constant.seed)
 
 
+def test_the_longer_part_has_the_distance_of_a_constant_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_schedules, "build_lab", lambda name, parallel: name)
+    monkeypatch.setattr("scripts.default_method.lab_arm", _arm)
+    (longer,) = lab_schedules.make_jobs(tmp_path, "longer", "envoi")
+    falling, _ = lab_schedules.make_jobs(tmp_path, "exact", "envoi")
+    assert longer.path.name == "longer__envoi__linear.json"
+    for long, short in zip(longer.arms, falling.arms, strict=True):
+        assert long.config == short.config | {"max_steps": 2 * short.config["max_steps"]}
+
+
 def _arm(lab, name, settings, *, seed, steps):
     about = {"match": "", "evaluate_every": 1, "num_test_prompts": 1}
     paths = dict.fromkeys(("student", "teacher", "prompts"), lab)
