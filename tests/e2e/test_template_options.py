@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from taopd import cli
+from taopd.diagnose.bank import FixedContextBank
 from taopd.experiments.arm import run_arm
 from taopd.experiments.arm_settings import Arm
 from taopd.experiments.evaluation import evaluate as evaluation
@@ -98,3 +99,31 @@ def test_an_arm_of_a_study_is_evaluated_with_the_prompts_it_trains_on(config, tm
 
 def test_a_folder_of_no_run_has_no_template_options(tmp_path, micro_lab):
     assert template_options(micro_lab.student) == template_options("org/name") == {}
+
+
+def test_contexts_of_a_diagnostic_are_rendered_as_in_the_run(config, tmp_path, capsys):
+    """Sampled, and read from a file of messages; a row's own options win."""
+    assert cli.main(["train", "--config", str(config), "--quiet", "--skip-check"]) == 0
+    lines = [
+        {"prompt": [{"role": "user", "content": "w1"}], "completion": "w5"} | more
+        for more in ({}, {"chat_template_kwargs": {"quiet": False}})
+    ]
+    file = tmp_path / "completions.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    models = ["--student", str(tmp_path / "run" / "model"), "--teacher", str(tmp_path / "teacher")]
+    sampled = ["--prompts", str(tmp_path / "rows.parquet"), "--num-completions", "3"]
+    more = ["--k", "2", "--max-tokens", "2"]
+    for name, source in (("sampled", sampled), ("read", ["--completions", str(file)])):
+        out = ["--output", str(tmp_path / name)]
+        assert cli.main(["diagnose", "freeze", *models, *source, *more, *out]) == 0
+        assert "chat_template_kwargs {'quiet': True}" in capsys.readouterr().err
+    found = {
+        name: [ids[-2:] for ids in FixedContextBank.open(tmp_path / name).rollouts.prompt_ids]
+        for name in ("sampled", "read")
+    }
+    assert found["sampled"] == [QUIET] * 3
+    assert found["read"] == [QUIET, [WORDS.index("w1"), QUIET[1]]]
+    one_step = ["--prompts", sampled[1], "--batches", "1", "--completions", "2", "--budget", "0.5"]
+    out = ["--output", str(tmp_path / "one-step"), "--max-tokens", "2"]
+    assert cli.main(["diagnose", "one-step", *models, *one_step, *more[:2], *out]) == 0
+    assert "chat_template_kwargs {'quiet': True}" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser, positive
+from taopd.cli.evaluate import rendered_as_in_the_run
 from taopd.cli.help_page import layout
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError, require, suggest
@@ -217,12 +218,14 @@ def _contexts(
     from taopd.models.prompts import load_prompts
     from taopd.models.teacher_prompts import TeacherPrompts
 
+    shown = rendered_as_in_the_run(options.student)
     if options.completions is not None:
         rollouts = read_completions(
             options.completions,
             tokenizer,
             num_completions=options.num_completions,
             max_tokens=options.max_tokens,
+            template_options=shown,
         )
         return lambda student, progress: rollouts
     rows = load_prompts(options.prompts, split=options.split)
@@ -236,6 +239,7 @@ def _contexts(
         temperature=options.temperature,
         seed=options.seed,
         teacher_prompts=TeacherPrompts(options.teacher_prompt_template),
+        template_options=shown,
         progress=progress,
     )
 

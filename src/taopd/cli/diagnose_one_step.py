@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taopd.cli import Parser
+from taopd.cli.evaluate import rendered_as_in_the_run
 from taopd.cli.progress import CountedProgress
 from taopd.errors import ConfigError, DataError
 
@@ -167,6 +168,7 @@ def _sample(
         temperature=options.temperature,
         seed=options.seed,
         teacher_prompts=TeacherPrompts(options.teacher_prompt_template),
+        template_options=rendered_as_in_the_run(options.student),
         progress=lambda done, total: advance("completions", done, total),
     )
 

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     from taopd.experiments.evaluation.evaluate import check_settings, evaluate
     from taopd.experiments.evaluation.grading import grading_of
     from taopd.models.prompts import load_model, load_prompts, load_tokenizer
-    from taopd.runs.folder import RunFolder, template_options
+    from taopd.runs.folder import RunFolder
 
     if options.output is not None:
         RunFolder.check(
@@ -67,8 +67,7 @@ def run(argv: Sequence[str]) -> int:
     settings["match"] = options.match or grading_of(options.dataset)
     settings["max_new_tokens"] = options.max_new_tokens or _MAX_NEW_TOKENS
     check_settings(**settings)
-    if shown := template_options(options.model):
-        print(f"prompts are rendered as in the run: chat_template_kwargs {shown}", file=sys.stderr)
+    shown = rendered_as_in_the_run(options.model)
     rows = load_prompts(
         options.dataset, config=options.dataset_config, split=options.split, require_answer=True
     )
@@ -92,6 +91,15 @@ def run(argv: Sequence[str]) -> int:
         head = {"model": options.model, "dataset": options.dataset}
         write_folder(options, result.transcripts, head | result.summary())
     return 0
+
+
+def rendered_as_in_the_run(model: str) -> dict[str, Any]:
+    """Options of the chat template of the run that a model is of; says so where there are any."""
+    from taopd.runs.folder import template_options
+
+    if shown := template_options(model):
+        print(f"prompts are rendered as in the run: chat_template_kwargs {shown}", file=sys.stderr)
+    return shown
 
 
 def _parser() -> Parser:

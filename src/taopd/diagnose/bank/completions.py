@@ -5,7 +5,7 @@ Three sources: `sample_rollouts` samples from the student, `read_completions` re
 encoded only where no ids are given, because decoding and encoding need not return the same tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def sample_rollouts(
     seed: int = 0,
     batch_size: int = 32,
     teacher_prompts: TeacherPrompts | None = None,
+    template_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollouts:
     """Completions sampled from the student; completion i answers prompt i modulo their number.
@@ -51,6 +52,7 @@ def sample_rollouts(
         prompts: rows or bare prompts, as `taopd.models.prompts.encode_prompts` takes them.
         batch_size: completions sampled together; part of what a seed reproduces.
         teacher_prompts: where the teacher's own come from; default the column `teacher_prompt`, if any.
+        template_options: of the chat template (`chat_template_kwargs` of a run); a row's own win.
         progress: called with (completions done, completions in all).
 
     Raises:
@@ -67,9 +69,9 @@ def sample_rollouts(
     if not len(prompts):
         raise DataError("no prompts: a bank needs at least one")
     rows = list(prompts)[:num_completions]
-    encoded = encode_prompts(tokenizer, rows)
+    encoded = encode_prompts(tokenizer, rows, options=template_options)
     found = (teacher_prompts or TeacherPrompts()).of_rows(rows)
-    own = None if found is None else encode_prompts(tokenizer, found)
+    own = None if found is None else encode_prompts(tokenizer, found, options=template_options)
     context = context_length(student)
     for row, ids in enumerate(encoded):
         if context is not None and len(ids) + max_tokens > context:
@@ -100,7 +102,8 @@ def sample_rollouts(
             "temperature": temperature,
             "seed": seed,
             "sampling_batch_size": batch_size,
-        },
+        }
+        | ({"chat_template_kwargs": dict(template_options)} if template_options else {}),
     )
 
 
@@ -110,6 +113,7 @@ def read_completions(
     *,
     num_completions: int | None = None,
     max_tokens: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> Rollouts:
     """Rollouts from JSON lines with `prompt` (text, messages or ids) and `completion` (text or ids).
 
@@ -118,6 +122,7 @@ def read_completions(
     Args:
         num_completions: only the first so many lines.
         max_tokens: cut every completion to so many tokens.
+        template_options: as of `sample_rollouts`, for prompts that are messages.
 
     Raises:
         DataError: no such file, a folder, no lines, or a line without prompt or completion; names it.
@@ -146,8 +151,9 @@ def read_completions(
                 if _is_ids(text):
                     prompts.append(list(text))
                     continue
-                read = read_prompt(text, f"line {number} of {path}")
-                prompts.append(encode_prompts(tokenizer, [read])[0])
+                # With the row's tools and options of the template.
+                read = read_prompt(row | {"prompt": text}, f"line {number} of {path}")
+                prompts.append(encode_prompts(tokenizer, [read], options=template_options)[0])
         if isinstance(completion, str):
             completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
         elif not _is_ids(completion):
