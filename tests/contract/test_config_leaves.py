@@ -1,6 +1,7 @@
-"""Every setting is read somewhere: no option that is parsed and ignored."""
+"""Every setting is read somewhere and named on a page: no option that is parsed and ignored, or not known."""
 
 import ast
+import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,9 @@ from trl import DistillationConfig
 
 from taopd.trainer.config import TeachabilityConfig
 
-SOURCE = Path(__file__).parents[2] / "src" / "taopd"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "taopd"
+PAGES = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 OURS = sorted(
     {f.name for f in fields(TeachabilityConfig)} - {f.name for f in fields(DistillationConfig)}
 )
@@ -35,6 +38,11 @@ def test_setting_is_read_and_has_help(name):
         name != "num_generations"
     ):  # Read inside config_checks.check_generation_batch and by the sampler.
         assert name in attributes_read(), f"no module reads {name}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_setting_is_named_on_a_page(name):
+    assert re.search(rf"`[^`]*\b{name}\b|^{name}:", PAGES, re.MULTILINE), f"no page names {name}"
 
 
 def test_changed_settings_reach_the_resolved_dump(tmp_path):

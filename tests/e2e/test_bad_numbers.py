@@ -158,6 +158,15 @@ def test_weights_that_are_no_numbers_are_not_saved(micro_lab, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_a_run_does_not_end_well_with_weights_that_are_no_numbers(micro_lab, tmp_path):
+    """No checkpoint and no step comes after the last update: nothing else would find them."""
+    trainer = make_trainer(micro_lab, tmp_path, **SETTINGS | {"max_steps": BAD})
+    trainer.add_callback(Spoiled())
+    with pytest.raises(NumericsError, match=r"step 2: the update made weights NaN .*no checkpoint"):
+        trainer.train()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_the_last_good_checkpoint_stays(micro_lab, tmp_path):
     trainer = make_trainer(
         micro_lab, tmp_path, **SETTINGS | {"save_strategy": "steps", "save_total_limit": 1}

@@ -305,7 +305,10 @@ REFUSED = [
     ({"swap": {"math": 3}}, ConfigError, "teacher 'math' is a int"),
     ({"swap": {"math": {"modle": "x"}}}, ConfigError, r"math: the setting='modle'.*'model'"),
     ({"swap": {"math": {"revision": "x"}}}, ConfigError, "math has neither model nor url"),
-    ({"swap": {"m/x": "x"}}, ConfigError, "'m/x' is no name"),
+    *(
+        ({"swap": {name: "x"}}, ConfigError, f"'{name}' is no name: use ASCII letters")
+        for name in ("m/x", "é", "mathé", "a²", "_m")
+    ),
     (
         {"swap": {"math": "http://127.0.0.1:9"}},
         ConfigError,

@@ -288,6 +288,20 @@ def test_factors_on_rows_leave_denominator_and_other_rows():
         assert torch.equal(scaled.anchor_weights, plain.anchor_weights)
 
 
+def test_a_table_without_a_column_that_is_read_is_refused_by_the_name_of_the_column():
+    """As the table of somebody's own engine, with the default settings."""
+    how = {"step": 0, "training": True}
+    column = torch.zeros(len(table := random_table())).double()
+    full = {"reach": column, "initial_logprobs": column}
+    for name in (*full, "student_logprobs", "teacher_logprobs"):
+        held = {key: value for key, value in (table.extra | full).items() if key != name}
+        with pytest.raises(ConfigError, match=f"method: reach reads the signal '{name}', which"):
+            choose(replace(table, extra=held), config(method=None), **how)
+    choose(replace(table, extra=table.extra | full), config(method=None), **how)
+    with pytest.raises(ConfigError, match="teacher_weights reads the column 'teacher', which"):
+        choose(table, config(), **how, teacher_weights=(1.0, 0.25))
+
+
 def test_a_share_for_each_teacher_needs_teachers():
     table = random_table()
     with pytest.raises(ConfigError, match="scope='teacher' reads the column 'teacher'"):

@@ -12,7 +12,7 @@ def run(argv: Sequence[str]) -> int:
         prog="taopd conformance",
         description="Recompute every token metric, score and selection of reference vectors, "
         "and count mismatches: masks exact, floats to 1e-9 relative. Exit code 1 if there is any.",
-        epilog="example:\n  taopd conformance topk_lists.json",
+        epilog="example:\n  taopd conformance tests/golden/topk_lists.json",
     )
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="JSON file of reference vectors"

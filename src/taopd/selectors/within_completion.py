@@ -40,7 +40,7 @@ def before_fade(view: NormalizedView) -> Bool[Tensor, " N"]:
 
         x_t     the teacher's margin on the student's top-K (`signals.derived.teacher_margin`), t = 1 .. n
         R(k)    squares around the means of x_1 .. x_k and of x_(k+1) .. x_n;  R(n): around the one mean
-        cut at  the k with the smallest R, if the later mean is below the earlier one and
+        cut at  the k with the smallest R among those whose later mean is below the earlier one, if
                 n ln R(n) - n ln R(k) > 2 ln n
 
     The penalty is that of BIC for a second mean and a place. Without such a k nothing is cut. The idea, a

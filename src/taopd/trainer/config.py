@@ -121,7 +121,8 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
         None,
         "Loss at the kept tokens: reverse_kl (default), sampled_reverse_kl (detached advantage times "
         "log-prob, the paper's training signal; sampled_ida, sampled_tv: other advantages), forward_kl, jsd, "
-        "topk_reverse_kl (student's top-K and a tail bucket), sampled_tail_kl (its tail is sampled).",
+        "topk_reverse_kl (student's top-K and a tail bucket), sampled_tail_kl (its tail is sampled), "
+        "routed_kl (forward KL where the student cannot reach the teacher), fixed_advantage (no teacher).",
     )
     beta: float | None = option(
         None,

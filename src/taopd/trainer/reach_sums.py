@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from taopd.errors import ConfigError
 from taopd.losses import held_share, needs_teacher_distribution, start_share
 from taopd.selectors import Selection, Selector
 from taopd.selectors.formulas import LEAST_REACH, not_held_back
@@ -27,6 +28,8 @@ MOSTLY = 0.5
 """Least r of a position whose D tells how well a context is learned."""
 WORSE = 0.2
 """Nats by which contexts with a new token are worse, from which on the start is held in full."""
+
+_READS = ("reach", INITIAL, "student_logprobs", "teacher_logprobs")
 
 
 def used_share(selection: Selection, loss: str, distribution: bool) -> float:
@@ -103,7 +106,17 @@ def judge(table: SignalTable, *, step: int, num_steps: int, distribution: bool) 
     Args:
         num_steps: of the whole run; 0: not known.
         distribution: the teacher's full distribution is at hand.
+
+    Raises:
+        ConfigError: the table lacks a column that is read, as one that no trainer made.
     """
+    missing = [name for name in _READS if name not in table.extra]
+    if missing:
+        raise ConfigError(
+            f"method: reach reads the signal {missing[0]!r}, which this table does not hold: only who "
+            "has the student before training can put it there (docs/guide.md); else set method='anchored' or "
+            "'published'"
+        )
     new = in_new_context(table)
     reach = judged_reach(table, new)
     start = start_shares(table, new, step=step, num_steps=num_steps)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from taopd.errors import ConfigError
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.models.stop_tokens import merged_ids
 from taopd.selectors import (
@@ -246,7 +247,7 @@ def choose(
         weights, held = weights + drawn * (1.0 - judged.at_start), drawn * judged.at_start
     # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
     if teacher_weights:
-        weights = weights * weights.new_tensor(list(teacher_weights))[table.extra[TEACHER].long()]
+        weights = weights * _factors(table, teacher_weights)
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
@@ -258,6 +259,17 @@ def choose(
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
+
+
+def _factors(table: SignalTable, teacher_weights: Sequence[float]) -> Float[Tensor, " N"]:
+    """Of each row the factor of its teacher."""
+    if TEACHER not in table.extra:
+        raise ConfigError(
+            f"teacher_weights reads the column {TEACHER!r}, which this table does not hold: several teachers "
+            "of a trainer put it there"
+        )
+    teacher = table.extra[TEACHER]
+    return teacher.new_tensor(list(teacher_weights))[teacher.long()]
 
 
 def _anchor_draws(

@@ -125,6 +125,19 @@ def weights_are_finite(model: torch.nn.Module) -> bool:
     return bool(full_tensor(torch.nn.utils.get_total_norm(weights)).isfinite())
 
 
+def require_finite_weights(trainer: Any) -> None:
+    """Refuse to go on with weights of which nothing good can come.
+
+    Raises:
+        NumericsError: names the step whose update made them.
+    """
+    if not weights_are_finite(trainer.model):
+        step = trainer.state.global_step
+        raise NumericsError(
+            f"step {step}: the update made weights NaN or infinite; lower learning_rate"
+        )
+
+
 def _newest(trainer: Any) -> str:
     newest, passed_over = newest_complete(Path(trainer.args.output_dir), trainer.layout)
     for line in passed_over:

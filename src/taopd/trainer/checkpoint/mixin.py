@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from taopd.errors import ConfigError, DataError, NumericsError
+from taopd.errors import ConfigError, DataError
 from taopd.runs.checkpoints import (
     OPTIMIZER,
     PARTIAL,
@@ -35,7 +35,7 @@ from taopd.runs.checkpoints import (
 from taopd.runs.lock import hold
 from taopd.runs.paths import replace_folder
 from taopd.trainer.build.given_student import GivenStudent
-from taopd.trainer.checkpoint.failure import interrupted, stopped, weights_are_finite
+from taopd.trainer.checkpoint.failure import interrupted, require_finite_weights, stopped
 from taopd.trainer.checkpoint.fsdp import (
     layout_of,
     load_optimizer,
@@ -91,7 +91,9 @@ class AtomicCheckpoints(Trainer):
                 if self.args.world_size > 1:
                     self.rank_state.signals.keep()
                 try:
-                    return super().train(checkpoint, *args, **kwargs)
+                    done = super().train(checkpoint, *args, **kwargs)
+                    require_finite_weights(self)  # No step comes after the last update to find it.
+                    return done
                 except KeyboardInterrupt:
                     interrupted(self)
                     raise
@@ -148,12 +150,7 @@ class AtomicCheckpoints(Trainer):
         return self._partial or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # It would take the place of a good one.
-        if not weights_are_finite(self.model):
-            step = self.state.global_step
-            raise NumericsError(
-                f"step {step}: the update made weights NaN or infinite; lower learning_rate"
-            )
+        require_finite_weights(self)  # It would take the place of a good one.
         run, name = super()._get_output_dir(trial), f"{PREFIX}{self.state.global_step}"
         self._partial = os.path.join(run, PARTIAL)
         try:

@@ -48,7 +48,7 @@ ALONE = (
 )
 """Settings that say who a single teacher is."""
 _SMALLEST = 1e-30
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def read_teachers(config: "TeachabilityConfig") -> None:
@@ -75,8 +75,8 @@ def check_teachers(config: "TeachabilityConfig", teachers: Mapping[str, Any]) ->
     for name, entry in teachers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
-                f"teachers: {name!r} is no name: use letters, digits, '_', '-' and '.', and begin with a "
-                "letter or a digit"
+                f"teachers: {name!r} is no name: use ASCII letters, digits, '_', '-' and '.', and begin "
+                "with a letter or a digit"
             )
         _refuse_own(name, entry.get("model") if isinstance(entry, Mapping) else entry)
         if isinstance(entry, Mapping):

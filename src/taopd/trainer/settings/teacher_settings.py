@@ -30,8 +30,9 @@ class TeacherSettings:
 
     teacher_url: list[str] | str | None = option(
         None,
-        "Score with the teacher behind this URL (vLLM or SGLang), e.g. http://localhost:8000, or behind "
-        "these, and load none. teacher_model_name_or_path then names its tokenizer and config only.",
+        "Score with the teacher behind this URL (vLLM or SGLang), e.g. http://localhost:8000, and load none. "
+        "A list: several servers of one model. teacher_model_name_or_path then names its tokenizer and "
+        "config only.",
     )
     teacher_server: str = option("auto", "What answers at teacher_url: vllm, sglang, or auto.")
     teacher_concurrency: int = option(32, "Requests to teacher_url in flight at most, per process.")
