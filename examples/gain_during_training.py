@@ -32,7 +32,6 @@ args = TeachabilityConfig(
     bf16=False,
     use_cpu=True,
     gradient_checkpointing=False,
-    disable_tqdm=True,
     logging_steps=10,
 )
 trainer = TeachabilityTrainer(str(lab.student), str(lab.teacher), args, train_dataset=prompts)

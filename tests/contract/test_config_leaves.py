@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from trl import DistillationConfig
 
+from taopd.experiments.study.file import StudyFile
 from taopd.trainer.config import TeachabilityConfig
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_setting_is_read_and_has_help(name):
         assert name in attributes_read(), f"no module reads {name}"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *(entry.name for entry in fields(StudyFile))])
 def test_setting_is_named_on_a_page(name):
     assert re.search(rf"`[^`]*\b{name}\b|^{name}:", PAGES, re.MULTILINE), f"no page names {name}"
 

@@ -14,7 +14,7 @@ from taopd.trainer.checkpoint.fsdp import within_backward
 
 KEPT_LOGS = 500
 """Newest entries of the trainer's own `state.log_history`: a run of a week would hold gigabytes of them, and
-write them again with every checkpoint. All of them are in `metrics.jsonl`."""
+write them again with every checkpoint. The others too are in `metrics.jsonl`."""
 
 
 class MetricsWriter(TrainerCallback):

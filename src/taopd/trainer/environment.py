@@ -1,4 +1,5 @@
-"""Where a run happened: versions, commit, seeds, devices. What `env.json` of a run folder holds."""
+"""Where a run happened: versions, seeds, devices, the commit of the folder in which it was started. What
+`env.json` of a run folder holds."""
 
 import os
 import platform
