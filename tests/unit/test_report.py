@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from taopd.report import charts
 from taopd.report.arms import color_of, named
 from taopd.report.folders import read_folders
 from taopd.report.generated_part import write_generated
+from taopd.report.pack import Packer
 from taopd.report.page import write_report
 from taopd.report.sections import accuracy, budget_and_cost, training
 from tests.browser import make_pages, synthetic
@@ -47,8 +49,9 @@ def columns(page: str) -> tuple[dict, dict[str, np.ndarray]]:
             plane = np.frombuffer(stream, np.uint8, column["n"], at).astype(np.int64)
             whole += plane << (8 * place)
         if "low" in column:
-            span = column["high"] - column["low"]
-            found[name] = column["low"] + span * (whole / 1023) ** 2
+            low, high = (math.copysign(abs(column[k]) ** 0.5, column[k]) for k in ("low", "high"))
+            root = low + (high - low) * whole / 1023
+            found[name] = root * np.abs(root)
         else:
             found[name] = whole
     return described, found
@@ -72,6 +75,20 @@ def test_the_page_holds_what_the_run_logged(small):
         assert np.abs(found[name][here] - np.array(line[name])).max() < 0.003 * span
     assert (found["rank"][here] - 1).tolist() == line["rank"]
     assert (found["flags"][here] & 1).tolist() == [int(kept) for kept in line["kept"]]
+
+
+def test_a_small_number_keeps_its_size_and_its_sign():
+    """A gain is mostly near 0, and a few are large on either side. Oracle: half a step of the coding."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([[-8.0, 12.0], rng.normal(0.0, 0.01, 500), [0.0]])
+    packer = Packer()
+    packer.numbers("gain", values)
+    page = '<script type="a/b" id="rollouts">%s</script><script type="a/b" id="columns">%s</script>'
+    _, found = columns(page % (json.dumps({"columns": packer.columns}), packer.base64()))
+    half = (8.0**0.5 + 12.0**0.5) / 1023 / 2
+    assert (np.abs(found["gain"] - values) <= 2 * np.sqrt(np.abs(values)) * half + half**2).all()
+    told = np.abs(values) > half**2
+    assert (np.sign(found["gain"]) == np.sign(values))[told].all() and told.sum() > 490
 
 
 def test_both_lists_come_back_from_the_stream(small):

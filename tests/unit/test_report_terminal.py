@@ -11,7 +11,7 @@ from rich.console import Console
 from taopd import cli
 from taopd.report import terminal
 from taopd.report.folders import read_folders
-from taopd.report.rollouts import read_rollouts
+from taopd.report.rollouts import Rollout, read_rollouts
 from taopd.trainer.step_lines import StepLines, step_line
 from tests.browser import make_pages, synthetic
 
@@ -158,6 +158,88 @@ def test_the_legend_says_what_c_is_in_this_run(name, words):
     lines, logs = StepLines(stream), {"loss": 0.5, "signal/disagreement_nats/mean": 1.0}
     lines.on_train_begin(None, state, None)
     for state.global_step in (1, 2):
-        lines.on_log(SimpleNamespace(compatibility=name), state, None, logs=logs)
+        args = SimpleNamespace(compatibility=name, signals="exact")
+        lines.on_log(args, state, None, logs=logs)
     legend, *steps = stream.getvalue().splitlines()
     assert words in legend and len(steps) == 2
+
+
+@pytest.mark.parametrize(("signals", "unit"), [("exact", "nats"), ("topk_lists", "0 to 1")])
+def test_the_legend_says_in_what_unit_the_entropy_is(signals, unit):
+    stream = io.StringIO()
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=4)
+    lines, logs = StepLines(stream), {"loss": 0.5, "signal/disagreement_nats/mean": 1.0}
+    lines.on_train_begin(None, state, None)
+    state.global_step = 1
+    args = SimpleNamespace(compatibility="mass", signals=signals)
+    lines.on_log(args, state, None, logs=logs)
+    assert f"; H: the student's entropy, {unit};" in stream.getvalue()
+
+
+def test_the_last_line_has_the_loss_of_the_steps_since_the_line_before():
+    """The closing entry of a run holds its metrics since the last log, and the mean loss of all its steps."""
+    stream = io.StringIO()
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=12)
+    lines, args = StepLines(stream), SimpleNamespace(anchor_coef=3.0)
+    lines.on_train_begin(args, state, None)
+    state.global_step = 10
+    lines.on_log(args, state, None, logs={"loss": 2.0})
+    state.global_step = 12
+    closing = {"train_loss": 2.5, "loss/selected_nats": 4.0, "loss/anchor_nats": 0.5}
+    lines.on_log(args, state, None, logs=closing)
+    assert [line.split("  left")[0] for line in stream.getvalue().splitlines()] == [
+        "step 10/12  loss 2",
+        "step 12/12  loss 5.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.0004, "0.04"), (0.9996, "99.96"), (0.1, "10.0"), (1.0, "100.0")]
+)
+def test_a_kept_share_is_not_rounded_to_nothing_or_to_all(share, shown):
+    line = step_line(1, 4, {"loss": 1.0, "select/kept_fraction": share}, 0)
+    assert line == f"step 1/4  loss 1  kept {shown}%  left 0:00:00"
+
+
+def told(line):
+    """What `taopd inspect --tokens` prints of one rollout."""
+    stream = io.StringIO()
+    pieces = line["tokens"]
+    one = Rollout(run="a", step=1, line=line, pieces=pieces, correct=None, kind="words")
+    console = Console(file=stream, width=200)
+    terminal.show([one], [one], signal="kept", tokens=True, console=console)
+    return stream.getvalue()
+
+
+def rollout_of(kept, ranks, **others):
+    size = len(kept)
+    return {
+        **{"tokens": ["w"] * size, "kept": kept, "rank": ranks, "num_valid": 500, "prompt": "q"},
+        **{name: [0.5] * size for name in ("disagreement", "compatibility", "entropy")},
+        **others,
+    }
+
+
+def test_what_is_left_out_is_said():
+    out = told(rollout_of([True] * 23, list(range(23)), prompt="q" * 2005))
+    assert "the first 20 of 23 kept tokens" in out and "… 5 more characters" in out
+    out = told(rollout_of([True] * 20, list(range(20)), prompt="q" * 2000))
+    assert "first 20" not in out and "more characters" not in out
+
+
+def test_a_kept_token_that_was_no_candidate_has_no_rank():
+    rows = told(rollout_of([True, True, True], [4, -1, 0])).splitlines()
+    cells = [line.split()[1:4] for line in rows if line.startswith("w ")]
+    assert [row[0] for row in cells] == ["1", "5", "-"]
+    assert "0 of 500" not in told(rollout_of([True], [-1]))
+
+
+def test_a_probability_is_never_0_or_100_per_cent():
+    top = {"ids": [[1, 2, 3]], "logprobs": [[0.0, -0.69, -7.6]]}
+    names = {"1": "one", "2": "two", "3": "three"}
+    out = told(rollout_of([True], [0], student_top=top, teacher_top=top, vocabulary=names))
+    assert "one >99 %, two 50 %, three <1 %" in out
+
+
+def test_a_kept_share_of_a_rollout_is_not_rounded_to_nothing():
+    assert "0.04 % kept" in told(rollout_of([True] + [False] * 2499, list(range(2500))))

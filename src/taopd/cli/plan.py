@@ -241,6 +241,16 @@ def _on_cpu(flags: Sequence[str]) -> list[str]:
     return [*rest, name, "true"]
 
 
+def _short(size: float) -> str:
+    """Whole MiB; two digits of a few, which a small model has."""
+    return f"{size:,.0f}" if size >= 10 else f"{size:.2g}"
+
+
+def _parameters(count: int) -> str:
+    """Billions; millions of a small model."""
+    return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
+
+
 def _print(result: "Plan") -> None:
     from rich.table import Table
 
@@ -255,7 +265,7 @@ def _print(result: "Plan") -> None:
         return made
 
     shapes = ", ".join(
-        f"{role} {shape.name} ({shape.num_parameters / 1e9:.2f} B)"
+        f"{role} {shape.name} ({_parameters(shape.num_parameters)})"
         for role, shape in (("student", result.student), ("teacher", result.teacher))
     )
     steps = settings.num_iterations
@@ -269,10 +279,10 @@ def _print(result: "Plan") -> None:
     memory = table("Memory of one device", "part", "MiB")
     for name, size in answer["memory_mib"].items():
         if size > 0:
-            memory.add_row(name.replace("_", " "), f"{size:,.0f}")
+            memory.add_row(name.replace("_", " "), _short(size))
     memory.add_section()
     for name, size in answer["phase_mib"].items():
-        memory.add_row(f"peak in {name.replace('_', ' ')}", f"{size:,.0f}")
+        memory.add_row(f"peak in {name.replace('_', ' ')}", _short(size))
     console.print(memory)
     if settings.num_ranks > 1:
         title = f"Sent in a step, {settings.num_ranks} ranks, {settings.sharding}"
@@ -295,7 +305,7 @@ def _print(result: "Plan") -> None:
         windows.add_row(
             "none" if row.window is None else str(row.window),
             f"{row.gradient_share:.3f}",
-            f"{row.activations_mib:,.0f}",
+            _short(row.activations_mib),
             *(f"{ratio:.2f}" for ratio in ratios),
         )
     console.print(windows)

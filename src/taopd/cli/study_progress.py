@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from taopd.cli.time_left import TimeLeft
 from taopd.experiments.pool import last_evaluation, logged_steps
 from taopd.runs import heartbeat
+from taopd.runs.shares import per_cent
 
 if TYPE_CHECKING:
     from taopd.experiments.study.run import StudyPlan
@@ -98,7 +99,7 @@ class StudyProgress:
         seconds = self._left.seconds(shares, [(f / "results.json").exists() for f in folders])
         left = "?" if seconds is None else str(timedelta(seconds=round(seconds)))
         return (
-            f"{num_done} of {len(folders)} arms finished, {100 * sum(shares) / len(shares):.0f} % of the "
+            f"{num_done} of {len(folders)} arms finished, {per_cent(sum(shares) / len(shares), 0)} % of the "
             f"steps, {left} left"
         )
 

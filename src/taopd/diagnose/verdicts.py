@@ -42,6 +42,7 @@ from taopd.diagnose.features import (
 from taopd.diagnose.matched import MatchedBank, matched_banks, matched_differences
 from taopd.diagnose.quadrants import q3_gap
 from taopd.diagnose.regression import CONTRAST, decomposition
+from taopd.runs.shares import per_cent, signed
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided here"
 CANNOT_TELL = "cannot be told"
@@ -157,7 +158,7 @@ def saturated(compatibility: np.ndarray) -> str:
     near = float(np.mean(np.abs(compatibility - middle) <= NEAR))
     if near <= 1 - FEWEST:
         return ""
-    return f"C is saturated, {middle:.4f} within {NEAR} at {100 * near:.1f} % of the tokens"
+    return f"C is saturated, {middle:.4f} within {NEAR} at {per_cent(near)} % of the tokens"
 
 
 def _untold(verdict: Verdict, why: str) -> Verdict:
@@ -227,9 +228,9 @@ def _verdict(
     verdict = judge(low, high) if verdict is None else verdict
     unit = "of the initial KL" if gain_unit(gain) == "share" else "nats"
     direction = gain_direction(gain)
-    number = f"{value:+.4f} {unit}" if np.isfinite(value) else "no estimate"
+    number = f"{signed(value, 4)} {unit}" if np.isfinite(value) else "no estimate"
     if np.isfinite(low):
-        number += f" [{low:+.4f}, {high:+.4f}]"
+        number += f" [{signed(low, 4)}, {signed(high, 4)}]"
     elif np.isfinite(value):
         number += ", no interval"
     because = f" ({row['note']})" if row["note"] else ""

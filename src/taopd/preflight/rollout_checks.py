@@ -23,6 +23,7 @@ from taopd.runs.limits import (
     spread_cause,
     truncation_cause,
 )
+from taopd.runs.shares import per_cent
 from taopd.signals import situation
 from taopd.trainer.selection import scales_compatibility
 from taopd.trainer.settings.methods import judges, running
@@ -128,7 +129,9 @@ def check_stops(subject: "Subject", measured: Measured) -> Verdict:
         for index, p, q in zip(ids, student, teacher, strict=True)
         if index in measured.stops or max(p, q) >= 0.01
     ]
-    parts = ", ".join(f"{name} ({index}) {p:.0%} / {q:.0%}" for index, name, p, q in shown)
+    parts = ", ".join(
+        f"{name} ({index}) {per_cent(p, 0)}% / {per_cent(q, 0)}%" for index, name, p, q in shown
+    )
     figures: dict[str, Any] = {
         "ends": num_ends,
         "mass": {
@@ -139,7 +142,8 @@ def check_stops(subject: "Subject", measured: Measured) -> Verdict:
     text = f"probability of the stop tokens, student / teacher, where {num_ends} completions ended: {parts}"
     if measured.teacher_stops_unknown > 0:
         figures["unknown_mass"] = measured.teacher_stops_unknown
-        text += f"; the teacher's as far as its list says, at most {measured.teacher_stops_unknown:.0%} more"
+        unknown = per_cent(measured.teacher_stops_unknown, 0)
+        text += f"; the teacher's as far as its list says, at most {unknown}% more"
     return judge(item, text + note, problems, figures=figures)
 
 
@@ -204,7 +208,7 @@ def check_support(subject: "Subject", measured: Measured) -> Verdict:
         problems.warn(spread_cause(low, high))
     figures = {"off_support_mass": share, "k": args.score_top_k, "c_p10": low, "c_p90": high}
     text = (
-        f"{at_most}{100 * share:.1f} % of the teacher's probability is outside the student's top "
+        f"{at_most}{per_cent(share)} % of the teacher's probability is outside the student's top "
         f"{args.score_top_k} tokens"
     )
     return judge("off support", text, problems, figures=figures)
@@ -220,6 +224,11 @@ def check_situation(subject: "Subject", measured: Measured) -> Verdict:
     return judge("situation", words, [], figures=figures)
 
 
+def _few(tokens: float) -> str:
+    """A mean number of tokens; one digit of what would read 0.0 and is not."""
+    return f"{tokens:.1g}" if 0.0 < tokens < 0.05 else f"{tokens:.1f}"
+
+
 def check_kept(subject: "Subject", measured: Measured) -> Verdict:
     """Tokens that would train, per completion."""
     args, allowed = subject.settings.training, subject.trainer.max_completion_length
@@ -231,12 +240,12 @@ def check_kept(subject: "Subject", measured: Measured) -> Verdict:
     if kept < FEW_KEPT and not cut:
         problems.warn("Most completions would train nothing: raise budget, or set min_keep: 1.")
     figures = {"kept_tokens": kept, "mean_length_tokens": mean}
-    text = f"{kept:.1f} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
+    text = f"{_few(kept)} of {mean:.1f} tokens of a completion would train, at a budget of {100 * budget:g} %"
     if judges(args):
         # Tokens of all completions that reach would select, which may be fewer than the budget.
         worth = int(kept_tokens(subject.trainer, measured.positions, measured.signals).sum())
         figures["selected_tokens"] = worth / len(measured.lengths)
-        text += f"; reach finds {figures['selected_tokens']:.1f} tokens worth teaching"
+        text += f"; reach finds {_few(figures['selected_tokens'])} tokens worth teaching"
         if worth == 0:
             problems.warn(
                 "Nothing that the student could say is worth teaching (D below 0.05 nats there): the "

@@ -27,6 +27,7 @@ from taopd.models.output_head import merge_head_adapter
 from taopd.models.scoring import Given, Reuse
 from taopd.preflight.verdict import Problems, Verdict, judge
 from taopd.runs.host_memory import free_bytes
+from taopd.runs.shares import per_cent
 from taopd.signals import TokenSignals, exact_signals, lists_from_exact, reach_from_states
 from taopd.signals.situation import own_reach
 from taopd.trainer.build.loaded_teacher import NO_EFFECT
@@ -153,7 +154,7 @@ def check_teacher_error(_subject: "Subject", measured: "Measured") -> Verdict:
     share = found.changed / max(1, found.kept)
     text = (
         f"{found.kind}: KL(full || used) {found.forward_nats:.2g}, KL(used || full) {found.reverse_nats:.2g} "
-        f"nats per token; {found.changed} of {found.kept} kept tokens ({share:.0%}) would be others"
+        f"nats per token; {found.changed} of {found.kept} kept tokens ({per_cent(share, 0)}%) would be others"
     )
     figures = {
         "forward_nats": found.forward_nats,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from taopd.report.text import escape, shortened
+from taopd.runs.shares import per_cent
 
 NUM_COLORS = 8
 """Of `page.css`. Series beyond take them again, with dots for a line."""
@@ -243,7 +244,7 @@ def areas(title: str, series: Sequence[Series]) -> str:
         path = " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in corners)
         name = f"<title>{escape(one.label)}</title>"
         parts.append(f'<polygon points="{path}" class="area q{one.color}">{name}</polygon>')
-        last = f"{one.label.partition(':')[0]} {100 * one.points[-1][1]:.0f} %"
+        last = f"{one.label.partition(':')[0]} {per_cent(one.points[-1][1], 0)} %"
         labels.append((y_scale((above[-1][1] + below[-1][1]) / 2), last))
         below = above
     labels.sort()

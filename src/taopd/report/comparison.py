@@ -20,6 +20,7 @@ from taopd.report.evaluations import Difference, Evaluation, differences, unlike
 from taopd.report.folders import Run, Sources
 from taopd.report.generated_part import markdown_table
 from taopd.report.study_table import p_words
+from taopd.runs.shares import per_cent
 
 UNIT = (
     "95 % intervals over the problems (of differences: paired by problem, samples of a problem together). "
@@ -91,7 +92,7 @@ def arm_rows(compared: dict[str, Any]) -> list[list[str]]:
             _called(row["arm"], row["evaluation"]),
             _settings(row),
             row["decoding"],
-            f"{100 * row['accuracy']:.1f}",
+            per_cent(row["accuracy"]),
             _span(row["low"], row["high"], sign=""),
             "-" if row["num_problems"] is None else f"{row['num_problems']:,}",
         ]

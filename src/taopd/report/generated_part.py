@@ -1,5 +1,6 @@
 """Markdown pages: tables, and the part of a page that a command writes, between two markers."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,13 @@ def markdown_table(
     """
     which = range(texts) if isinstance(texts, int) else texts
     rule = "|".join("---" if column in which else "---:" for column in range(len(heads)))
-    return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [f"| {' | '.join(heads)} |", f"|{rule}|", *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A name of the user's may hold the mark between two cells, or the end of a line.
+    words = (" ".join(re.sub(r"(?<!\\)\|", r"\\|", cell).splitlines()) for cell in cells)
+    return f"| {' | '.join(words)} |"
 
 
 def write_generated(path: Path, body: str, *, title: str = "") -> None:

@@ -4,8 +4,9 @@ Why columns and not JSON: 200 rollouts of 512 tokens with both models' lists are
 is one number per token (or list entry) as one or two byte planes; all columns together are one deflate
 stream in base64, which every current browser inflates itself (DecompressionStream).
 
-Coding: a number becomes round(1023 sqrt((v - low) / (high - low))), a probability round(255 sqrt(p));
-small values keep their digits, large ones are right to a quarter of a per cent. 65535: not a number.
+Coding: a number becomes the place of its square root between those of low and high, in 1,023 steps.
+Roots keep the sign. A probability becomes round(255 sqrt(p)). Small values keep their digits and their
+sign, large ones are right to half a per cent. 65535: not a number.
 """
 
 import base64
@@ -51,8 +52,9 @@ class Packer:
         finite = np.isfinite(values)
         low = float(values[finite].min()) if finite.any() else 0.0
         high = float(values[finite].max()) if finite.any() else 1.0
-        span = high - low or 1.0
-        place = np.sqrt(np.clip((np.where(finite, values, low) - low) / span, 0.0, 1.0))
+        roots = _root(np.where(finite, values, low))
+        start, end = _root(np.array([low, high]))
+        place = (roots - start) / (end - start or 1.0)
         codes = np.where(finite, np.round(LEVELS * place), MISSING).astype(np.uint32)
         self.integers(name, codes)
         self.columns[name] |= {"low": low, "high": high}
@@ -64,6 +66,11 @@ class Packer:
     def base64(self) -> str:
         """All columns, deflated."""
         return base64.b64encode(zlib.compress(b"".join(self._planes), 6)).decode("ascii")
+
+
+def _root(values: np.ndarray) -> np.ndarray:
+    """The square root of a size, with the sign of the value: a gain is near 0 from both sides."""
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def pack(rollouts: Sequence[Rollout]) -> tuple[dict[str, Any], str]:
@@ -100,7 +107,7 @@ def pack(rollouts: Sequence[Rollout]) -> tuple[dict[str, Any], str]:
     pairs = zip(rollouts, start, strict=False)
     described = {
         "columns": packer.columns,
-        "signals": {key: _shade(signal) for key, signal in SHADES.items()},
+        "signals": {key: _shade(signal, rollouts) for key, signal in SHADES.items()},
         "words": listed,
         "floor": max(floor, LIST_FLOOR),
         "rollouts": [_described(rollout, int(at)) for rollout, at in pairs],
@@ -108,12 +115,13 @@ def pack(rollouts: Sequence[Rollout]) -> tuple[dict[str, Any], str]:
     return described, stream
 
 
-def _shade(signal: SignalName) -> dict[str, Any]:
+def _shade(signal: SignalName, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What the page's script knows of a signal."""
+    units = {one.unit_of_h for one in rollouts} if signal.key == "entropy" else {signal.unit}
     return {
         "name": signal.name,
         "short": signal.short,
-        "unit": signal.unit,
+        "unit": " or ".join(sorted(units)),
         "ramp": signal.ramp,
         "to": signal.top,
     }

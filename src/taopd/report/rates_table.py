@@ -9,6 +9,7 @@ from rich.table import Table
 
 from taopd.report.console import arms_table
 from taopd.report.generated_part import markdown_table
+from taopd.runs.shares import per_cent
 
 METHOD = (
     "Own best: each arm at the rate at which it is best. The interval holds for any choice of rates: with "
@@ -52,7 +53,7 @@ def rows(results: dict[str, Any], basis: str, *, digits: int = 1) -> list[list[s
         accuracy = dict(map(tuple, arm["curve"])).get(rate)
         if accuracy is None:  # An unfinished study: this arm has no result at the shared rate yet.
             continue
-        cells = [arm["name"], f"{rate:g}", f"{100 * accuracy:.1f}", spread_cell(arm, digits)]
+        cells = [arm["name"], f"{rate:g}", per_cent(accuracy), spread_cell(arm, digits)]
         for to in ("full", "random"):
             row = (compared.get((arm["name"], to)) or {}).get(basis)
             if row is None:
@@ -104,7 +105,7 @@ def curve_rows(results: dict[str, Any], mark: str = "") -> list[list[str]]:
         curve = dict(map(tuple, arm["curve"]))
         cells = [arm["name"]]
         for rate in results["rates"]["rates"]:
-            text = f"{100 * curve[rate]:.1f}" if rate in curve else "-"
+            text = per_cent(curve[rate]) if rate in curve else "-"
             cells.append(f"{mark}{text}{mark}" if rate == arm["best_rate"] else text)
         out.append(cells)
     return out

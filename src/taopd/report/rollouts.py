@@ -11,6 +11,7 @@ from typing import Any
 from taopd.errors import TaopdError
 from taopd.report.folders import Run, read_lines
 from taopd.report.text import plain, readable, shared, tokenizer_kind
+from taopd.runs.limits import entropy_unit
 from taopd.runs.schemas import check_rollout
 
 MAX_TOKENS = 200_000
@@ -36,6 +37,7 @@ class Rollout:
     """Without what the chat template adds to all prompts."""
     around: tuple[str, str] = ("", "")
     """What that is, before and after."""
+    unit_of_h: str = "nats"
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -72,8 +74,14 @@ def shown(
         kind = tokenizer_kind(token for token in entries if token)
         grade = _grader(match or run.match)
         prompts, before, after = bare([str(line.get("prompt", "")) for line in chosen])
+        unit = entropy_unit(str(run.config.get("signals")))
         rollouts += [
-            replace(_rollout(run.name, line, kind, grade), prompt=prompt, around=(before, after))
+            replace(
+                _rollout(run.name, line, kind, grade),
+                prompt=prompt,
+                around=(before, after),
+                unit_of_h=unit,
+            )
             for line, prompt in zip(chosen, prompts, strict=True)
         ]
     return rollouts

@@ -8,6 +8,7 @@ from rich.table import Table
 from taopd.report import rates_table
 from taopd.report.console import arms_table
 from taopd.report.generated_part import markdown_table
+from taopd.runs.shares import per_cent
 
 Bracket = Callable[[float | None, float, float | None], str]
 _EQUAL_WORDS = {
@@ -26,9 +27,10 @@ def equal_words(results: dict[str, Any]) -> str:
 
 
 def seeds_words(results: dict[str, Any]) -> str:
-    """How many seeds: "3 seeds", "1 seed"."""
-    count = len(results["seeds"])
-    return f"{count} seed{'' if count == 1 else 's'}"
+    """How many seeds an arm has: "3 seeds", "1 seed"; "1 to 3 seeds" where arms have not finished."""
+    counts = sorted({arm.get("num_seeds", len(results["seeds"])) for arm in results["arms"]})
+    words = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    return f"{words} seed{'' if counts[-1] == 1 else 's'}"
 
 
 def units_words(results: dict[str, Any]) -> str:
@@ -96,7 +98,7 @@ def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[lis
             cells.append("-" if row is None else _signed(row, bracket))
             cells.append("-" if row is None or row["p_holm"] is None else p_words(row["p_holm"]))
         kept = arm.get("kept_fraction")
-        cells.append("-" if kept is None else f"{100 * kept:.1f}")
+        cells.append("-" if kept is None else per_cent(kept))
         out.append(cells)
     return out
 
@@ -135,16 +137,26 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return per_cent(value)
 
 
 def _brackets(low: float | None, mean: float, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{100 * low:.0f},{100 * high:.0f}]"
+    if low is None or high is None:
+        return ""
+    ends = f"{100 * low:.0f}", f"{100 * high:.0f}"
+    # Whole points, unless an end would read 0 and is not, or the interval would have no width.
+    close = any(float(text) == 0.0 != end for text, end in zip(ends, (low, high), strict=True))
+    if low < high and (close or ends[0] == ends[1]):
+        ends = f"{100 * low:.1f}", f"{100 * high:.1f}"
+    return f" [{','.join(ends)}]"
 
 
 def _plus_minus(low: float | None, mean: float, high: float | None) -> str:
     # One end may be cut at what is possible: the other has the whole width.
-    return "" if low is None or high is None else f"+-{100 * max(high - mean, mean - low):.0f}"
+    if low is None or high is None:
+        return ""
+    half = 100 * max(high - mean, mean - low)
+    return f"+-{half:.0f}" if half >= 0.5 or half == 0 else f"+-{half:.1g}"
 
 
 def _signed(row: dict[str, Any], bracket: Bracket) -> str:

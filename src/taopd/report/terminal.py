@@ -15,6 +15,7 @@ from rich.text import Text
 from taopd.report.console import plain_console
 from taopd.report.rollouts import Rollout
 from taopd.report.text import readable, visible
+from taopd.runs.shares import per_cent
 from taopd.runs.signal_names import SELECTED_BY, SHADES, SIGNALS
 
 BLUES = ("", "#eef5fb", "#dcebf7", "#c3ddf1", "#a5cce9", "#82b7df", "#5d9fd2", "#4590c8")
@@ -22,6 +23,10 @@ ORANGES = ("", "#fef4e8", "#fde6cb", "#fad3a4", "#f5bc79", "#eda552", "#e08f33",
 MAX_ROLLOUTS = 1_000
 MAX_TOKENS = 4_000
 """Tokens of one rollout that are printed."""
+MAX_PROMPT = 2_000
+"""Characters of a prompt that are printed."""
+MAX_KEPT = 20
+"""Kept tokens of one rollout in its table."""
 
 
 def choose(
@@ -62,7 +67,8 @@ def show(
     top = _top(scale_from, signal)
     # NO_COLOR, and terminals that have none, leave no shades to tell apart.
     plain = console.color_system is None or console.no_color
-    console.print(_legend(signal, top, plain=plain))
+    units = {one.unit_of_h for one in rollouts} if signal == "entropy" else {SHADES[signal].unit}
+    console.print(_legend(signal, " or ".join(sorted(units)), top, plain=plain))
     for rollout in rollouts:
         console.print()
         console.print(_head(rollout))
@@ -76,7 +82,9 @@ def show(
 
 
 def _visible_prompt(rollout: Rollout, name: str) -> str:
-    return visible(str(rollout.line.get(name, ""))[:2000])
+    text = str(rollout.line.get(name, ""))
+    more = f" … {len(text) - MAX_PROMPT:,} more characters" if len(text) > MAX_PROMPT else ""
+    return visible(text[:MAX_PROMPT]) + more
 
 
 def _values(rollout: Rollout, name: str) -> list[float]:
@@ -114,9 +122,9 @@ def _style(level: int, kept: bool, signal: str) -> str:
     return f"{ground} {'bold underline' if kept else ''}".strip()
 
 
-def _legend(signal: str, top: float, *, plain: bool) -> Text:
+def _legend(signal: str, unit: str, top: float, *, plain: bool) -> Text:
     known = SHADES[signal]
-    text = Text(f"{known.name}: " if signal == "kept" else f"{known.name} ({known.unit}): ")
+    text = Text(f"{known.name}: " if signal == "kept" else f"{known.name} ({unit}): ")
     if plain:
         return text.append("kept tokens in [brackets]")
     power = 1.0 if known.top else 2.0
@@ -135,7 +143,7 @@ def _head(rollout: Rollout) -> Text:
     kept = rollout.line.get("kept") or []
     facts = [f"{visible(rollout.run)}, step {rollout.step}", f"{len(rollout):,} tokens"]
     if kept:
-        facts.append(f"{100 * sum(map(bool, kept)) / len(kept):.1f} % kept")
+        facts.append(f"{per_cent(sum(map(bool, kept)) / len(kept))} % kept")
     if teacher := rollout.line.get("teacher"):
         facts.append(f"teacher {visible(str(teacher))}")
     if rollout.correct is not None:
@@ -173,24 +181,32 @@ def _body(rollout: Rollout, signal: str, top: float, *, plain: bool) -> Text:
 def _kept_table(rollout: Rollout) -> Table:
     """The kept tokens by rank: signals, and what both models found likeliest."""
     line = rollout.line
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    kept = [i for i, kept in enumerate(line.get("kept") or []) if kept]
+    more = f"the first {MAX_KEPT} of {len(kept):,} kept tokens" if len(kept) > MAX_KEPT else None
+    table = Table(box=None, padding=(0, 2, 0, 0), caption=more, caption_justify="left")
     symbols = (SIGNALS[key].symbol for key in SELECTED_BY)
     for name in ("token", "rank", *symbols, *_BESTS):
         table.add_column(name, justify="left" if name in ("token", *_BESTS) else "right")
-    ranks = line.get("rank") or [0] * len(rollout)
-    order = sorted(
-        (i for i, kept in enumerate(line.get("kept") or []) if kept), key=lambda i: ranks[i]
-    )
+    # -1: no candidate, kept all the same (min_keep); it has no place in the order.
+    ranks = line.get("rank") or [-1] * len(rollout)
+    order = sorted(kept, key=lambda i: (ranks[i] < 0, ranks[i]))
     total = f" of {line['num_valid']:,}" if line.get("num_valid") else ""
-    for i in order[:20]:
+    for i in order[:MAX_KEPT]:
+        rank = "-" if ranks[i] < 0 else f"{ranks[i] + 1:,}{total}"
         signals = (f"{_values(rollout, name)[i]:.3g}" for name in SELECTED_BY)
         best = (_best(rollout, model, i) for model in ("student", "teacher"))
-        cells = (rollout.pieces[i].strip("\n "), f"{ranks[i] + 1:,}{total}", *signals, *best)
+        cells = (rollout.pieces[i].strip("\n "), rank, *signals, *best)
         table.add_row(*map(Text, cells))
     return table
 
 
 _BESTS = ("student's best", "teacher's best")
+
+
+def _likely(logprob: float) -> str:
+    """A probability in per cent, of a log-prob that was rounded: near 0 and 1 it has no digits to show."""
+    percent = f"{100 * math.exp(logprob):.0f}"
+    return {"0": "<1", "100": ">99"}.get(percent, percent)
 
 
 def _best(rollout: Rollout, model: str, index: int) -> str:
@@ -200,6 +216,6 @@ def _best(rollout: Rollout, model: str, index: int) -> str:
     names = rollout.line.get("vocabulary", {})
     pairs = zip(top["ids"][index][:3], top["logprobs"][index][:3], strict=True)
     return ", ".join(
-        f"{readable(names.get(str(token)), rollout.kind).strip()} {100 * math.exp(logprob):.0f} %"
+        f"{readable(names.get(str(token)), rollout.kind).strip()} {_likely(logprob)} %"
         for token, logprob in pairs
     )

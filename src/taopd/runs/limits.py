@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from taopd.runs.shares import per_cent
+
 DRIFT_WARN, DRIFT_FAIL = 0.05, 0.2
 """Mean |log p_sampler - log p_recomputed|, nats per token."""
 TRUNCATED = 0.1
@@ -41,15 +43,17 @@ def situation_words(
         method: of the run; "full": it trains on every token.
         at_most: reach is a lower bound, and the share out of reach an upper one.
     """
-    beyond = f"{'at most ' if at_most else ''}{out_of_reach:.0%}"
+    beyond = f"{'at most ' if at_most else ''}{per_cent(out_of_reach, 0)}%"
+    own, within = per_cent(teachable, 0), per_cent(within_reach, 0)
     text = (
-        f"of the disagreement with the teacher, {teachable:.0%} is teachable (on tokens where most of the "
-        f"teacher's probability is on the student's own top tokens), {within_reach:.0%} is within reach "
+        f"of the disagreement with the teacher, {own}% is teachable (on tokens where most of the "
+        f"teacher's probability is on the student's own top tokens), {within}% is within reach "
         f"(on words that the student may say, but not among its top tokens), {beyond} is out of "
         "reach (it hardly ever says them)"
     )
     if foreign_ends > 0.0:
-        text += f", {foreign_ends:.0%} is on the teacher's own end token (see the stop audit of taopd check)"
+        ends = per_cent(foreign_ends, 0)
+        text += f", {ends}% is on the teacher's own end token (see the stop audit of taopd check)"
     if out_of_reach >= LARGE_SHARE and method != "full":
         text += (
             f". The {beyond} out of reach is what {_OUT_OF_REACH[method]}: full distillation with "
@@ -57,9 +61,7 @@ def situation_words(
             "with"
         )
     if within_reach >= LARGE_SHARE and method != "reach":
-        text += (
-            f". For the {within_reach:.0%} within reach method: reach is the arm to compare with"
-        )
+        text += f". For the {within}% within reach method: reach is the arm to compare with"
     return text
 
 
@@ -108,6 +110,11 @@ COMPATIBILITY = {
 def compatibility_words(name: str) -> str:
     """What C is, by the setting `compatibility`."""
     return COMPATIBILITY.get(name, f"compatibility by {name}")
+
+
+def entropy_unit(signals: str) -> str:
+    """The unit of H, by the setting `signals`: of two top-K lists it is a share of its largest value."""
+    return "0 to 1" if signals == "topk_lists" else "nats"
 
 
 def spread_cause(low: float, high: float, compatibility: str = "mass") -> str:

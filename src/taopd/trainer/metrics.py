@@ -49,7 +49,7 @@ METRICS: dict[str, str] = {
     "that either keeps; same table, same budget.",
     "shadow/jaccard_between/*": "The same for two shadow selectors, named 'a & b'.",
     "loss/selected_nats": "The distillation part of the loss, reduced over the whole batch; method reach: "
-    "with the drawn tokens' pull towards the teacher.",
+    "with the drawn tokens' pull towards the teacher. Without batches of which nothing trains.",
     "loss/anchor_nats": "Weighted KL(student || initial student) on drawn tokens, without the coefficient.",
     "sparse/gradient_share": "gradient_window: positions that carry gradient over those up to the last kept "
     "one, prompts included; mean over micro-batches, this rank.",
@@ -97,7 +97,8 @@ METRICS: dict[str, str] = {
     "num_tokens": "TRL's: prompt and completion tokens seen so far.",
     "step_time": "TRL's: seconds of the whole optimizer step.",
 }
-"""Keys ending in `/*` stand for the statistics their text lists."""
+"""Keys ending in `/*` stand for the statistics their text lists. A mean or a share over nothing, as of a
+batch that is skipped, is left out: a 0 would be a number, and would enter the mean of the steps of a log."""
 
 
 def selection_metrics(
@@ -117,14 +118,15 @@ def selection_metrics(
     ranks, valid, kept = table.ranks, table.valid, selection.kept
     metrics = {
         "select/nominal_fraction": budget,
-        "select/kept_fraction": selection.kept_fraction,
         "select/kept_tokens": float(selection.num_kept),
         "select/valid_tokens": float(selection.num_valid),
     }
     # Counts of completions add up over processes: no completion lies on two.
     num_responses = ranks.total(table.completion[valid].unique().numel())
     num_taught = ranks.total(table.completion[kept].unique().numel())
-    metrics["select/empty_completions"] = 1.0 - num_taught / max(1, num_responses)
+    if selection.num_valid:
+        metrics["select/kept_fraction"] = selection.kept_fraction
+        metrics["select/empty_completions"] = 1.0 - num_taught / num_responses
     averaged = {
         "select/mean_weight": selection.weights[kept],
         "select/kept_disagreement_nats": table.disagreement[kept],
@@ -142,8 +144,7 @@ def selection_metrics(
         "signal/teachability": selection.learnable[valid],
         "signal/incompatible": selection.incompatible[valid],
     }
-    if selection.num_valid:
-        averaged |= {f"{name}/mean": column for name, column in signals.items()}
+    averaged |= {f"{name}/mean": column for name, column in signals.items()}
     # Signals that no selector reads stay on their process; their means need only sums.
     part = table if part is None else part
     return (
@@ -151,7 +152,7 @@ def selection_metrics(
         | _percentiles(signals, selection.num_valid, ranks)
         | _means(averaged, ranks)
         | _means(_sampled(part), part.ranks)
-        | shadow_metrics(kept, shadows or {}, ranks)
+        | (shadow_metrics(kept, shadows or {}, ranks) if selection.num_valid else {})
     )
 
 
@@ -171,14 +172,12 @@ def teacher_metrics(
             f"teacher/completions/{name}": float(num_completions),
             f"teacher/valid_tokens/{name}": float(num_valid),
         }
-        # A mean over nothing would be logged as 0, which a curve would show as a fall.
-        if num_valid:
-            means = {
-                f"teacher/kept_fraction/{name}": selection.kept[own],
-                f"teacher/disagreement_nats/{name}": table.disagreement[own],
-                f"teacher/compatibility/{name}": table.compatibility[own],
-            }
-            found |= _means(means, table.ranks)
+        means = {
+            f"teacher/kept_fraction/{name}": selection.kept[own],
+            f"teacher/disagreement_nats/{name}": table.disagreement[own],
+            f"teacher/compatibility/{name}": table.compatibility[own],
+        }
+        found |= _means(means, table.ranks)
     return found
 
 
@@ -216,12 +215,11 @@ def _sampled(part: SignalTable) -> dict[str, Tensor]:
 
 
 def _means(columns: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """Mean over all ranks of each column; 0 where it is empty."""
+    """Mean over all ranks of each column that is not empty on all of them."""
     sums = [(values.double().sum(), float(values.numel())) for values in columns.values()]
     total = ranks.sums(torch.tensor(sums, dtype=torch.float64).reshape(-1, 2)).tolist()
     return {
-        name: value / count if count else 0.0
-        for name, (value, count) in zip(columns, total, strict=True)
+        name: value / count for name, (value, count) in zip(columns, total, strict=True) if count
     }
 
 

@@ -63,7 +63,7 @@ class NonFiniteGuard(TrainerCallback):
         # TRL puts an end token into an empty completion, so that the mask does not tell.
         self._empty: list[bool] | None = None
         self._batch: Mapping[str, Any] = {}
-        self._void = False
+        self.void = False
         """Nothing of the generation batch trains."""
         self._why = ""
         self._problem: NumericsError | None = None
@@ -113,8 +113,8 @@ class NonFiniteGuard(TrainerCallback):
     def chosen(self, trains: bool) -> None:
         """Take note of whether any token of a batch in training trains, on any process: with none there is no
         update."""
-        self._void = not trains
-        if self._void and not self._why:
+        self.void = not trains
+        if self.void and not self._why:
             self._why = "no token to train on"
 
     def zero_loss(self, problem: NumericsError, hidden: Tensor, head: Head) -> Float[Tensor, ""]:
@@ -143,9 +143,9 @@ class NonFiniteGuard(TrainerCallback):
         Raises:
             NumericsError: loss or gradient is bad and on_bad_numbers is "stop".
         """
-        self._skips = self._void
+        self._skips = self.void
         problem, self._problem = self._problem, None
-        if not self._within_backward and not self._void:
+        if not self._within_backward and not self.void:
             scaler = self._accelerator.scaler
             # Overflow is the scaler's to mend, as long as it multiplies.
             if scaler is None or scaler.get_scale() < 1.0:
@@ -209,7 +209,7 @@ class NonFiniteGuard(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # An earlier call of `train` may have ended in the middle of a step.
-        self._empty, self._problem, self._void = None, None, False
+        self._empty, self._problem, self.void = None, None, False
         self._in_a_row = self._skipped = 0
 
     def on_pre_optimizer_step(
@@ -253,11 +253,11 @@ class NonFiniteGuard(TrainerCallback):
     def checkpoint_state(self) -> dict[str, Any]:
         """Counts, and what the generation batch was found to be."""
         counts = {"in_a_row": self._in_a_row, "skipped": self._skipped}
-        return counts | {"void": self._void, "why": self._why}
+        return counts | {"void": self.void, "why": self._why}
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         self._in_a_row, self._skipped = state["in_a_row"], state["skipped"]
-        self._void, self._why = state["void"], state["why"]
+        self.void, self._why = state["void"], state["why"]
 
 
 def _gradient_problem(model: torch.nn.Module, step: int) -> NumericsError | None:

@@ -128,7 +128,7 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "answer": batch.get("answers", {row: None})[row],
         "truncated": bool(sampled) and sampled[-1] not in scored.stop_ids,
         "num_valid": selection.num_valid,
-        "cut": selection.num_valid if selection.kept_fraction == 1.0 else selection.num_budget,
+        "cut": _cut(scored),
         "tokens": tokenizer.convert_ids_to_tokens(own["token_id"]),
         "token_ids": own["token_id"],
         **{name: [_short(value) for value in own[name]] for name in _SIGNALS},
@@ -139,6 +139,18 @@ def _rollout(row: int, scored: ScoredBatch, columns: dict[str, list]) -> dict[st
         "teacher_top": teacher,
         "vocabulary": {token: tokenizer.convert_ids_to_tokens(token) for token in sorted(listed)},
     }
+
+
+def _cut(scored: ScoredBatch) -> int | None:
+    """How many places of the order are kept from the first on; None where others are, or it is not known."""
+    selection = scored.choice.selection
+    if selection.kept_fraction == 1.0:
+        return selection.num_valid
+    if not scored.table.ranks.alone:
+        return None
+    # One budget for each completion or teacher, and a draw, leave out some of the first places.
+    places, cut = selection.order, selection.num_budget
+    return cut if bool(selection.kept[(places >= 0) & (places < cut)].all()) else None
 
 
 def _of_teacher(row: int, scored: ScoredBatch) -> dict[str, str]:

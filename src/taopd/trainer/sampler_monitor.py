@@ -27,6 +27,7 @@ from taopd.models.output_head import inside_peft
 from taopd.models.sampler_drift import drift
 from taopd.models.stop_tokens import merged_ids
 from taopd.runs.limits import DRIFT_WARN, TRUNCATED, drift_cause, truncation_cause
+from taopd.runs.shares import per_cent
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.settings.generation_checks import DECODING, check_decoding, check_returned
 
@@ -199,7 +200,7 @@ class SamplerMonitor(TrainerCallback):
             self._began_truncated = share > TRUNCATED
         rising = not self._began_truncated
         if share > (RISE if rising else TRUNCATED):
-            what = f"{share:.0%} of the completions truncated at step {state.global_step}"
+            what = f"{per_cent(share, 0)}% of the completions truncated at step {state.global_step}"
             self._warn("truncation", f"{what}: {truncation_cause(rising=rising)}")
 
     def _warn(self, what: str, message: str) -> None:

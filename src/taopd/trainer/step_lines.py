@@ -14,21 +14,23 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from taopd.runs import heartbeat
-from taopd.runs.limits import compatibility_words
+from taopd.runs.limits import compatibility_words, entropy_unit
+from taopd.runs.shares import per_cent
+from taopd.trainer.step_metrics import LOSS_PARTS
 
 COLUMNS = (
-    ("loss", "loss", "{:.4g}"),
-    ("select/kept_fraction", "kept", "{:.1%}"),
-    ("signal/disagreement_nats/mean", "D", "{:.3g}"),
-    ("signal/compatibility/mean", "C", "{:.3g}"),
-    ("signal/entropy_nats/mean", "H", "{:.3g}"),
-    ("update/norm", "update", "{:.2g}"),
-    ("step_time", "s/step", "{:.2g}"),
+    ("loss", "loss", "{:.4g}".format),
+    ("select/kept_fraction", "kept", lambda share: f"{per_cent(share)}%"),
+    ("signal/disagreement_nats/mean", "D", "{:.3g}".format),
+    ("signal/compatibility/mean", "C", "{:.3g}".format),
+    ("signal/entropy_nats/mean", "H", "{:.3g}".format),
+    ("update/norm", "update", "{:.2g}".format),
+    ("step_time", "s/step", "{:.2g}".format),
 )
-"""(metric, word, format), in the order of the line."""
+"""(metric, word, its text), in the order of the line."""
 LEGEND = (
-    "loss, D (disagreement of student and teacher) and H (the student's entropy) in nats a token; C: "
-    "{compatibility}; update: length of the step in weight space; left: h:mm:ss"
+    "loss and D (disagreement of student and teacher) in nats a token; C: {compatibility}; H: the student's "
+    "entropy, {entropy}; update: length of the step in weight space; left: h:mm:ss"
 )
 """Said once, above the first line."""
 
@@ -51,9 +53,9 @@ class StepLines(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = dict(logs or {})
-        # A run that ends before its first log: its closing entry has the mean loss.
+        # A run that ends between two logs: its closing entry has the metrics since the last one.
         if "train_loss" in logs and self._shown < state.global_step:
-            logs["loss"] = logs["train_loss"]
+            logs["loss"] = _closing_loss(logs, args)
         if state.is_world_process_zero and "loss" in logs:
             seconds = time.monotonic() - self._started
             done = state.global_step - self._first
@@ -62,8 +64,9 @@ class StepLines(TrainerCallback):
             # A run whose first line has none of these needs no words for them.
             explained = self._shown > self._first or COLUMNS[2][0] not in logs
             if not explained:
-                words = compatibility_words(args.compatibility)
-                print(LEGEND.format(compatibility=words), file=self._stream)
+                words = compatibility_words(args.compatibility), entropy_unit(args.signals)
+                legend = LEGEND.format(compatibility=words[0], entropy=words[1])
+                print(legend, file=self._stream)
             print(line, file=self._stream, flush=True)
             self._shown = state.global_step
             heartbeat.current().touch()
@@ -78,6 +81,14 @@ class StepLines(TrainerCallback):
         return f"step {state.global_step} of {state.max_steps} done, {left}"
 
 
+def _closing_loss(logs: dict[str, Any], args: Any) -> float:
+    """The mean loss since the last line, from its parts: `train_loss` is that of the whole run."""
+    own, anchor = (logs.get(name) for name in LOSS_PARTS)
+    if own is None:
+        return logs["train_loss"]
+    return own + (args.anchor_coef or 0.0) * (anchor or 0.0)
+
+
 def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) -> str:
     """One step in one line.
 
@@ -88,8 +99,8 @@ def step_line(step: int, steps: int, logs: dict[str, Any], seconds_left: float) 
     width = len(str(steps))
     parts = [f"step {step:>{width}}/{steps}"]
     parts += [
-        f"{word} {form.format(logs[name])}"
-        for name, word, form in COLUMNS
+        f"{word} {shown(logs[name])}"
+        for name, word, shown in COLUMNS
         if isinstance(logs.get(name), int | float)
     ]
     return "  ".join([*parts, f"left {heartbeat.clock(seconds_left)}"])

@@ -44,7 +44,7 @@ from taopd.trainer.sampler_monitor import SamplerMonitor
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import choose, gather_options, local_table, signal_needs
 from taopd.trainer.step_lines import attach as attach_step_lines
-from taopd.trainer.step_metrics import Recorder
+from taopd.trainer.step_metrics import LOSS_PARTS, Recorder
 from taopd.trainer.student import StudentForward
 from taopd.trainer.teacher_routes import teachers_of
 from taopd.trainer.watches.collapse_guard import CollapseGuard
@@ -286,9 +286,9 @@ class TeachabilityTrainer(BaseTrainer):
             losses = [self.nonfinite.zero_loss(error, hidden, head)]
         # Their sum. DDP and FSDP average gradients over processes; the weights already hold the global
         # denominator.
-        self._recorder.add("loss/selected_nats", losses[0].item())
-        for penalty in losses[1:]:
-            self._recorder.add("loss/anchor_nats", penalty.item() / (self.args.anchor_coef or 1.0))
+        terms = zip(LOSS_PARTS, losses, (1.0, self.args.anchor_coef or 1.0), strict=False)
+        for name, term, factor in () if self.nonfinite.void else terms:
+            self._recorder.add(name, term.item() / factor)
         loss = torch.stack(losses).sum() * self.accelerator.num_processes
         # FSDP2 hands the loss out in the compute dtype: the float32 value goes past the wrapper.
         self._loss_value = loss.detach()

@@ -16,6 +16,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from taopd.errors import ConfigError, DataError, check_budget, require, require_known, suggest
 from taopd.integrations.verl.token_signals import COLUMNS, PREFIX, SIGNAL_COLUMNS
 from taopd.losses import reduction_weights
+from taopd.runs.shares import per_cent
 from taopd.selectors import NORMALIZATIONS, Selection, resolve_selector, select
 from taopd.selectors.settings import Rules, check_ranges
 from taopd.signals import COMPATIBILITIES, SignalTable, TokenSignals, signal_table
@@ -163,8 +164,9 @@ def _table(
     if exact and not bool(columns["covered"].bool().all()):
         raise DataError(
             f"signals='exact' needs the teacher's log-prob of all {settings.score_top_k} ids of the "
-            f"student's list, and verl's teacher sent them at {_mean(columns['covered']):.1%} of the tokens: "
-            "raise distillation.distillation_loss.topk, lower score_top_k, or set signals='topk_lists'"
+            f"student's list, and verl's teacher sent them at {per_cent(_mean(columns['covered']))}% of "
+            "the tokens: raise distillation.distillation_loss.topk, lower score_top_k, or set "
+            "signals='topk_lists'"
         )
     listed = columns["teacher_logprobs"].isfinite()
     nothing = torch.empty(len(row), 0)

@@ -39,7 +39,7 @@ T.findTeacherWords = function () {
   T.columns.teacher_word = words;
 };
 
-// Byte planes to numbers; a column with "low" is coded by square roots between low and high.
+// Byte planes to numbers; a column with "low" is coded by signed square roots between low and high.
 T.decode = function (stream, column) {
   const whole = new Uint32Array(column.n);
   for (let place = 0; place < column.width; place += 1) {
@@ -48,9 +48,12 @@ T.decode = function (stream, column) {
   }
   if (!("low" in column)) return whole;
   const values = new Float32Array(column.n);
+  const root = (value) => Math.sign(value) * Math.sqrt(Math.abs(value));
+  const start = root(column.low);
+  const step = (root(column.high) - start) / 1023;
   for (let i = 0; i < column.n; i += 1) {
-    const share = whole[i] / 1023;
-    values[i] = whole[i] === 65535 ? NaN : column.low + (column.high - column.low) * share * share;
+    const at = start + step * whole[i];
+    values[i] = whole[i] === 65535 ? NaN : at * Math.abs(at);
   }
   return values;
 };
@@ -80,7 +83,18 @@ T.format = function (value) {
   const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
   return value.toFixed(digits).replace("-", "−");
 };
-T.percent = (p) => (p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`);
+T.percent = (p) => {
+  if (p < 0.001) return "<0.1 %";
+  return p < 0.995 ? `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %` : ">99 %";
+};
+// A share with more places where it would read 0 or 100 and is neither.
+T.share = function (share, digits) {
+  const texts = [0, 1, 2].map((more) => (100 * share).toFixed(digits + more));
+  if (share === 0 || share === 1) return `${texts[0]} %`;
+  const told = texts.find((text) => Number(text) > 0 && Number(text) < 100);
+  const least = 10 ** -(digits + 2);
+  return `${told ?? (share < 0.5 ? `<${least}` : `>${100 - least}`)} %`;
+};
 // A word on its own: a leading space is part of it, a trailing one only keeps words apart.
 T.label = (word) => word.replace(/ $/, "").replace(/^ /, "␣") || "␣";
 T.whole = (value) => value.toLocaleString("en-US");

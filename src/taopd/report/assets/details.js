@@ -1,11 +1,13 @@
 // What is known of one token: fate, numbers, and both models' lists side by side.
 T.why = function (rollout, token) {
   const rank = T.columns.rank[token];
-  if (!rollout.numValid || !rollout.cut) return T.kept(token) ? "kept" : "";
-  if (rank === 0) return T.kept(token) ? "kept" : "not kept: no candidate for this selector";
+  if (!rollout.numValid) return T.kept(token) ? "kept" : "";
+  if (rank === 0 && rollout.cut) return T.kept(token) ? "kept" : "not kept: no candidate for this selector";
   const place = `rank ${T.whole(rank)} of ${T.whole(rollout.numValid)}`;
-  const cut = `cut at ${T.whole(rollout.cut)}`;
   const anchor = T.anchored(token) ? "; held by the anchor" : "";
+  // A budget of each completion or teacher, or a draw: no rank of the batch decided.
+  if (!rollout.cut) return `${T.kept(token) ? "kept" : "not kept"}${rank ? `: ${place}` : ""}${anchor}`;
+  const cut = `cut at ${T.whole(rollout.cut)}`;
   if (T.kept(token)) {
     return rank <= rollout.cut ? `kept: ${place}; ${cut}` : `kept by min_keep: ${place}; ${cut}`;
   }

@@ -32,7 +32,7 @@ T.fillList = function () {
       const marks = [rollout.correct === false ? "wrong" : "", rollout.truncated ? "cut" : ""];
       head.append(T.element("span", "", T.title(rollout)), T.element("span", "", marks.filter(Boolean).join(" ")));
       button.append(head, T.element("span", "sub", rollout.prompt.slice(0, 80)));
-      const facts = rollout.kept === null ? [] : [`${(100 * rollout.kept).toFixed(0)} % kept`];
+      const facts = rollout.kept === null ? [] : [`${T.share(rollout.kept, 0)} kept`];
       for (const [name, mean] of [["disagreement", rollout.meanD], ["incompatible", rollout.meanI]]) {
         if (mean !== null) facts.push(`${T.signals[name].short} ${T.format(mean)}`);
       }

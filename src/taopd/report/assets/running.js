@@ -5,7 +5,7 @@ T.side = function (rollout, place) {
   const side = T.element("div", "side");
   side.append(T.element("h4", "", T.title(rollout)));
   const facts = [`${T.whole(rollout.n)} tokens`];
-  if (rollout.kept !== null) facts.push(`${(100 * rollout.kept).toFixed(1)} % kept`);
+  if (rollout.kept !== null) facts.push(`${T.share(rollout.kept, 1)} kept`);
   if (rollout.teacher) facts.push(`teacher ${rollout.teacher}`);
   if (rollout.answer !== null) facts.push(`answer ${rollout.answer}`);
   if (rollout.correct !== null) facts.push(rollout.correct ? "right" : "wrong");

@@ -12,6 +12,7 @@ from taopd.report.console import arms_table
 from taopd.report.figures import style as drawing
 from taopd.report.figures.style import MARKERS
 from taopd.report.generated_part import markdown_table
+from taopd.runs.shares import per_cent
 
 GREY = "#6B6B6B"
 COLORS = (*drawing.COLORS[:3], GREY, *drawing.COLORS[3:])
@@ -57,12 +58,12 @@ def table(results: dict[str, Any]) -> Table:
     shown = arms_table(
         ("best @step", "end, greedy", "sampled", "kept", "digits"),
         title=f"{results['task']}: held-out accuracy in % over {first['steps']} steps "
-        f"(student before: {100 * results['base_accuracy']:.1f})",
+        f"(student before: {per_cent(results['base_accuracy'])})",
         caption=f"In brackets: {interval_words(results)}.",
     )
     for name, outcomes in by_arm(results).items():
         best, step = best_point(outcomes)
-        shown.add_row(name, f"{100 * best:.1f} @{step}", *_at_the_end(outcomes))
+        shown.add_row(name, f"{per_cent(best)} @{step}", *_at_the_end(outcomes))
     return shown
 
 
@@ -72,7 +73,7 @@ def _at_the_end(outcomes: list[dict[str, Any]]) -> list[str]:
     names = ("accuracy_greedy", "accuracy_sampled")
     ends = [interval((outcome[name] for outcome in outcomes), prompts) for name in names]
     shares = _mean(outcomes, "kept_fraction"), _share(outcomes, "digit")
-    return [*map(_percent, ends), *(f"{100 * share:.0f}" for share in shares)]
+    return [*map(_percent, ends), *(per_cent(share, 0) for share in shares)]
 
 
 def best_point(outcomes: list[dict[str, Any]]) -> tuple[float, int]:
@@ -193,8 +194,8 @@ def _kinds(axes, groups: Groups) -> None:
 
 
 def _percent(values: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * value for value in values)
-    return f"{mean:.1f} [{low:.0f},{high:.0f}]"
+    mean, low, high = values
+    return f"{per_cent(mean)} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 def _mean(outcomes: list[dict[str, Any]], name: str) -> float:
@@ -220,6 +221,6 @@ def markdown(results: dict[str, Any]) -> str:
     lines = markdown_table((*heads, "kept", "of it digits"), rows)
     note = (
         f"{results['task']}, {results['arms'][0]['steps']} steps, accuracy in %, student before "
-        f"{100 * results['base_accuracy']:.1f}. In brackets: {interval_words(results)}."
+        f"{per_cent(results['base_accuracy'])}. In brackets: {interval_words(results)}."
     )
     return "\n".join([*lines, "", note, ""])

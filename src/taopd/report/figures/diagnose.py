@@ -92,10 +92,12 @@ def draw_gain_against_disagreement(
     axes.set_xticks(np.log10(np.outer(10**decades, np.arange(2, 10))).ravel(), minor=True)
     axes.set_xlim(log_x.min() - 0.1, log_x.max() + 0.1)
     left_out = len(tokens) - len(y)
-    title = f"n = {len(y):,} tokens; gains outside the 0.5 and 99.5 % quantiles drawn at the edge"
-    axes.set_title(
-        title + (f"; {left_out} non-finite left out" if left_out else ""), fontsize=9, loc="left"
+    title = (
+        f"n = {len(y):,} tokens; gains outside the 0.5 and 99.5 % quantiles, and D below {floor:.2g}, drawn "
+        f"at the edge;\nhexagons of fewer than {MIN_PER_CELL} tokens left out"
     )
+    title += f"; {left_out} non-finite left out" if left_out else ""
+    axes.set_title(title, fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="upper left", framealpha=0.9)
     return save(figure, folder, "gain_vs_disagreement")
 
@@ -171,15 +173,19 @@ def draw_matched(table: pd.DataFrame, folder: Path) -> list[Path]:
         )
         axes.axvline(rows.loc["random", "value"], color="black", linestyle=":", linewidth=1.2)
         axes.axvline(0, color="#444444", linewidth=0.8)
-        kept = int(rows["num_requested"].iloc[0])
-        axes.set_title(f"{100 * budget:g} %, N = {kept:,}", fontsize=9)
+        requested = int(rows["num_requested"].iloc[0])
+        # A selector with too few candidates keeps fewer: its mean is over other numbers of tokens.
+        for place, (kept, value) in enumerate(zip(rows["num_kept"], rows["value"], strict=True)):
+            if kept < requested and np.isfinite(value):
+                axes.annotate(f" {int(kept):,}", (value, place), fontsize=7, va="bottom")
+        axes.set_title(f"{100 * budget:g} %, N = {requested:,}", fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
     panels[0][0].set_yticks(range(len(order)), order, fontsize=8)
     panels[0][0].invert_yaxis()
     figure.supxlabel(f"mean {gain_words(table)}, {UNITS[table['unit'].iloc[0]]}", fontsize=9)
     figure.suptitle(
         f"Matched top-N; {size_words(table)}; {INTERVAL}; dotted line: random\n"
-        "hatched bars: some places went by position among equal scores",
+        "hatched bars: some places went by position among equal scores; a number: tokens, where fewer than N",
         fontsize=9,
     )
     return save(figure, folder, "matched_top_n")

@@ -63,10 +63,10 @@ def points(axes: Any, places: Any, rows: pd.DataFrame, index: int, label: str, c
 
 
 def spans(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """[2, rows] distances from the value to the ends, 0 where there is no interval."""
+    """[2, rows] distances from the value to the ends; NaN, which draws nothing, without an interval."""
     value = rows[column].to_numpy(float)
     spans = np.stack([value - rows["low"].to_numpy(float), rows["high"].to_numpy(float) - value])
-    return np.nan_to_num(np.maximum(spans, 0.0))
+    return np.maximum(spans, 0.0)
 
 
 def same_scale(panels: Sequence[Any]) -> None:

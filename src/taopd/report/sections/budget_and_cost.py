@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 from taopd.report.arms import color_of, plain_arm
 from taopd.report.charts import MOST_NAMED, Series, figure, key, lines
@@ -17,6 +16,7 @@ from taopd.report.sections.accuracy import (
     interval_words,
 )
 from taopd.report.text import escape
+from taopd.runs.shares import per_cent
 
 BUDGET_LEAD = "Accuracy at the end by the share of tokens that trained."
 COST_LEAD = "Accuracy by trained tokens and by training time, first seed of every arm."
@@ -59,7 +59,8 @@ def budget_curve(studies: Sequence[Study]) -> str:
             "budget", series, x_label="budget, %", to=ceiling(series, full), limit=full, size=WIDE
         )
         words = f"{study.name}; {interval_words(study)}"
-        words += "" if full is None else f"; the level line is full distillation, {full:.1f} %"
+        if full is not None:
+            words += f"; the level line is full distillation, {per_cent(full / 100)} %"
         parts.append(
             key([(one.label, one.color) for one in series])
             + figure("Greedy accuracy by share of tokens, %", chart, words)
@@ -127,8 +128,9 @@ def _cost_chart(title: str, label: str, series: list[Series]) -> str:
 
 
 def _summed(run: Run | None, name: str) -> dict[float, float]:
-    """A metric summed up to every step; 0 at the start."""
-    if run is None or not (curve := run.curve(name)):
-        return {}
-    sums = accumulate(value for _, value in curve)
-    return {0: 0.0} | {step: total for (step, _), total in zip(curve, sums, strict=True)}
+    """A metric summed up to every step that was logged, of which each has the mean since the one before."""
+    sums = {0.0: 0.0}
+    for step, value in [] if run is None else run.curve(name):
+        last = max(sums)
+        sums[step] = sums[last] + value * (step - last)
+    return sums if len(sums) > 1 else {}

@@ -9,6 +9,7 @@ from taopd.report.sections.accuracy import at_shared_rate, estimates_of, judged_
 from taopd.report.sections.tables import points_span
 from taopd.report.study_table import bounds
 from taopd.report.text import escape
+from taopd.runs.shares import per_cent
 
 CONTROL = "random"
 
@@ -42,7 +43,7 @@ def _of_study(study: Study) -> str:
     who = who if len(level) < 4 else f"{len(level)} of {len(ends)} arms end"
     how = "" if metric == "greedy" else ", sampled"
     so_far = "So far, " if study.results.get("unfinished") else ""
-    words = f"{so_far}{who} highest, with {100 * mean:.1f} %{interval} of the held-out problems right{how}"
+    words = f"{so_far}{who} highest, with {per_cent(mean)} %{interval} of the held-out problems right{how}"
     chosen = [n for n in ends if selectors.get(n) not in ("full", CONTROL, "")]
     controls = [name for name in ends if selectors.get(name) == CONTROL]
     if chosen and controls:
@@ -84,7 +85,7 @@ def _of_evaluations(evaluations: Sequence[Evaluation]) -> str:
         return ""
     best = max(rated, key=lambda each: each.results["pass_at_k"]["1"])
     rate, problems = best.results["pass_at_k"]["1"], best.results.get("num_problems", 0)
-    words = f"{best.name} answers {100 * rate:.1f} % of {problems:,} problems right"
+    words = f"{best.name} answers {per_cent(rate)} % of {problems:,} problems right"
     pairs = [pair for pair in differences(rated) if pair.one is best]
     if not pairs:
         return f"{words}."
@@ -107,7 +108,7 @@ def _of_runs(runs: list[Run]) -> str:
         return ""
     steps = int(curve[-1][0])
     return (
-        f"After {steps:,} steps the loss on the kept tokens is {curve[-1][1]:.3g} nats, from "
+        f"After {steps:,} steps the distillation loss is {curve[-1][1]:.3g} nats, from "
         f"{curve[0][1]:.3g}. Whether the student answers better is not measured here; `taopd evaluate` "
         "measures it."
     )

@@ -14,6 +14,7 @@ from taopd.report.sections.tables import first_of, table
 from taopd.report.text import escape
 from taopd.runs.parquet import read_table
 from taopd.runs.schemas import MANIFEST, VERDICTS
+from taopd.runs.shares import signed
 from taopd.runs.validation import read_document
 
 LEAD = "Gain at fixed contexts: how far the KL to the teacher fell from before to after training."
@@ -91,7 +92,7 @@ def _gains(path: Path) -> str:
     charts = []
     for checkpoint in checkpoints[:MOST_CHECKPOINTS]:
         rows = [
-            (words, float(value), f"{value:+.3f} nats")
+            (words, float(value), f"{signed(value, 3)} nats")
             for short, words in groups
             if isinstance(value := checkpoint.get(f"gain_forward_nats/{short}"), int | float)
         ]
@@ -115,7 +116,7 @@ def _one_step(path: Path) -> str:
         values = own.set_index("measure")["mean"]
         cells = [values.get(f"gain_forward_{group}") for group in ("selected", "others", "fresh")]
         cells.append(values.get("gain_forward_fresh_over_random"))
-        shown = ("–" if c is None else f"{c:+.4f}".replace("-", "−") for c in cells)
+        shown = ("–" if c is None else signed(c, 4).replace("-", "−") for c in cells)
         rows.append([str(selector), *shown])
     heads = ["one step on the tokens of", "those, nats", "others, nats", "fresh contexts, nats"]
     note = (

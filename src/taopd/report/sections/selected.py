@@ -22,6 +22,8 @@ LEAD = (
     "share over all tokens."
 )
 MAX_RUNS, MAX_FILES, NUM_TOKENS, NUM_PLACES = 3, 60, 8, 8
+NO_TEXT = "not known"
+"""Class of a token whose text no rollout of the page shows: files of every token hold ids."""
 
 
 def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
@@ -34,14 +36,16 @@ def body(runs: Sequence[Run], rollouts: Sequence[Rollout]) -> str:
         if len(parts) == MAX_RUNS:
             return first_of(MAX_RUNS, len(ordered), "runs that select") + "".join(parts)
         words = _words(run, rollouts)
-        tokens = _every_token(run)
-        source = "from every token of the run"
+        tokens, source = _every_token(run)
         if tokens is None:
-            tokens = _of_rollouts(run, rollouts)
-            source = "from the logged rollouts"
-        if tokens is None or not len(tokens) or tokens["kept"].all():
+            tokens, source = _of_rollouts(run, rollouts), "the rollouts of this page"
+        if tokens is None:
             continue
-        parts.append(_run(run, tokens, words, source))
+        # No quadrant: a token that may not train (stop_tokens: exclude). Rollouts may lack them all.
+        if tokens["quadrant"].any():
+            tokens = tokens[tokens["quadrant"] > 0]
+        if len(tokens) and not tokens["kept"].all():
+            parts.append(_run(run, tokens, words, source))
     return "".join(parts)
 
 
@@ -55,16 +59,19 @@ def _words(run: Run, rollouts: Sequence[Rollout]) -> dict[int, str]:
     }
 
 
-def _every_token(run: Run) -> pd.DataFrame | None:
-    """The selection files, at most `MAX_FILES` of them, evenly over the run."""
+def _every_token(run: Run) -> tuple[pd.DataFrame | None, str]:
+    """The selection files, at most `MAX_FILES` of them, evenly over the run; and what they are, in words."""
     paths = sorted((run.path / "selection").glob("step-*.parquet"))
     if not paths:
-        return None
+        return None, ""
     places = np.unique(
         np.linspace(0, len(paths) - 1, min(MAX_FILES, len(paths))).round().astype(int)
     )
     columns = ["position", "token_id", "kept", "quadrant"]
-    return pd.concat([read_table(paths[p], columns, only=True) for p in places])
+    words = "every logged token"
+    if len(places) < len(paths):
+        words += f" of {len(places)} of {len(paths):,} generation batches, evenly over the run"
+    return pd.concat([read_table(paths[p], columns, only=True) for p in places]), words
 
 
 def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:
@@ -86,7 +93,13 @@ def _of_rollouts(run: Run, rollouts: Sequence[Rollout]) -> pd.DataFrame | None:
 def _run(run: Run, tokens: pd.DataFrame, words: dict[int, str], source: str) -> str:
     overall = tokens["kept"].mean()
     known = tokens[tokens["token_id"].isin(words)]
-    classes = known["token_id"].map({token: token_class(word) for token, word in words.items()})
+    classes = tokens["token_id"].map({token: token_class(word) for token, word in words.items()})
+    note = f"From {source}."
+    if rest := len(tokens) - len(known):
+        note += (
+            f" The text of {rest:,} tokens is in no rollout of this page: their class is {NO_TEXT}, and they "
+            "are in neither list of tokens."
+        )
     charts = [
         figure(
             "By place in the completion",
@@ -97,12 +110,12 @@ def _run(run: Run, tokens: pd.DataFrame, words: dict[int, str], source: str) -> 
             "By entropy H and disagreement D",
             _bars(tokens, tokens["quadrant"].map(QUADRANTS), run.color),
         ),
-        figure("By token class", _bars(known, classes, run.color)),
+        figure("By token class", _bars(tokens, classes.fillna(NO_TEXT), run.color)),
     ]
     tables = _most_and_least(known, words)
     return (
-        f"<h3>{escape(run.name)}: {percent(overall)} % of {len(tokens):,} tokens kept</h3>"
-        f'<p class="note">{source[0].upper()}{source[1:]}.</p>'
+        f"<h3>{escape(run.name)}: {escape(percent(overall))} % of {len(tokens):,} tokens kept</h3>"
+        f'<p class="note">{note}</p>'
         f'<div class="grid">{"".join(charts)}{tables}</div>'
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taopd.report.text import escape
+from taopd.runs.shares import per_cent
 
 LONG = 40
 """Characters of a row's name that stay on one line: longer ones would push the numbers out of sight."""
@@ -37,7 +38,7 @@ def table(
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in per cent, a dash where it is unknown."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    return "–" if value is None else per_cent(value, digits)
 
 
 def span(low: float | None, high: float | None) -> str:

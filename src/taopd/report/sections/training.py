@@ -1,5 +1,6 @@
 """Metrics over the training steps, and what the steps cost."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +8,7 @@ from taopd.report.charts import Series, areas, figure, key, lines, number
 from taopd.report.folders import Run
 from taopd.report.row_charts import bars
 from taopd.report.sections.tables import first_of, table
-from taopd.runs.limits import DRIFT_WARN, TRUNCATED
+from taopd.runs.limits import DRIFT_WARN, TRUNCATED, compatibility_words, entropy_unit
 from taopd.runs.signal_names import QUADRANTS
 from taopd.trainer.watches.collapse_detector import DRIFT_LIMIT
 
@@ -21,7 +22,7 @@ MOST_OWN = 4
 """Runs that have charts of their own."""
 MOST_BARS = 16
 CHARTS = (
-    ("Loss on the kept tokens", "loss/selected_nats", "nats"),
+    ("Distillation loss", "loss/selected_nats", "nats"),
     ("Kept share of the tokens", "select/kept_fraction", "%"),
     ("Disagreement D, mean", "signal/disagreement_nats/mean", "nats"),
     ("Compatibility C, mean", "signal/compatibility/mean", "0 to 1"),
@@ -63,6 +64,8 @@ STAGES = (
     ("perf/anchor_s", "anchor"),
     ("perf/train_s", "train"),
 )
+ONCE_A_BATCH = ("perf/sample_s", "perf/score_s", "perf/select_s", "perf/anchor_s")
+"""Stages of a generation batch, whatever the number of steps on it."""
 
 
 def body(runs: Sequence[Run]) -> str:
@@ -90,7 +93,7 @@ def body(runs: Sequence[Run]) -> str:
     if any(quadrants):
         parts.append("<h3>Quadrants of entropy H and disagreement D, share of the tokens, %</h3>")
         words = ", ".join(f"Q{number}: {words}" for number, words in QUADRANTS.items())
-        parts.append(f'<p class="note">{words}; high is above the median of the batch.</p>')
+        parts.append(f'<p class="note">{words}; high is at the median of the batch or above.</p>')
         parts.append(first_of(min(every, MOST_OWN), every, "runs"))
         parts.append(f'<div class="grid">{"".join(quadrants)}</div>')
     return "".join(parts)
@@ -108,7 +111,31 @@ def _chart(
     watched = {name for _, name, *_ in GUARDS}
     if not series or (name in watched and largest <= 0.01 * (limit or 0.0)):
         return ""
-    return figure(title, lines(title, series, limit=limit), unit)
+    return figure(title, lines(title, series, limit=limit), _unit(runs, name, unit))
+
+
+def _unit(runs: Sequence[Run], name: str, unit: str) -> str:
+    """The unit of a metric, and what is named so in these runs, as far as they say: C, and a loss."""
+    if "entropy" in name:
+        return " or ".join(
+            dict.fromkeys(entropy_unit(str(run.config.get("signals"))) for run in runs)
+        )
+    words: list[str] = []
+    if "compatibility" in name:
+        words = [str(run.config.get("compatibility") or "") for run in runs]
+        words = [compatibility_words(one) for one in words if one]
+    elif name == "loss/selected_nats":
+        words = [_loss_words(run) for run in runs]
+    return "; ".join([unit, *dict.fromkeys(filter(None, words))])
+
+
+def _loss_words(run: Run) -> str:
+    """What the distillation loss is a mean of; empty where the run does not say."""
+    if run.config.get("denominator") == "completion":
+        return "the kept tokens' loss over all tokens"
+    kept = "mean of the kept tokens"
+    words = {"reach": "with the held tokens", "anchored": kept, "published": kept}
+    return words.get(str(run.config.get("method")), "")
 
 
 def _series(label: str, points: Sequence[tuple[float, float]], color: int, unit: str) -> Series:
@@ -131,6 +158,7 @@ def _by_teacher(run: Run) -> list[str]:
             words = f"{title}, {run.name}"
             legend = key([(one.label, one.color) for one in series])
             legend += first_of(len(curves), len(names), "teachers")
+            unit = _unit([run], name, unit)
             charts.append(figure(words, legend + lines(words, series), unit))
     return charts
 
@@ -154,7 +182,7 @@ def speed(runs: Sequence[Run]) -> str:
     if not timed:
         return ""
     walls, busy = (
-        {run.name: median([v for _, v in run.curve(name)]) for run in timed}
+        {run.name: median(_of_steps(run, name)) for run in timed}
         for name in ("step_time", "perf/cpu_s")
     )
     # One kind of time for all: a wall time beside a CPU time would be no comparison.
@@ -170,8 +198,8 @@ def speed(runs: Sequence[Run]) -> str:
     }
     rows = []
     for run in timed:
-        stages = [median([v for _, v in run.curve(name)]) for name, _ in STAGES]
-        tokens = median([v for _, v in run.curve("perf/train_tokens")])
+        stages = [median(_of_steps(run, name)) for name, _ in STAGES]
+        tokens = median(_of_steps(run, "perf/train_tokens"))
         peak = peaks.get(run.name)
         times = [_ms(value) for value in (*stages, walls[run.name], busy[run.name])]
         rows.append([run.name, *times, _whole(tokens), _whole(peak)])
@@ -219,6 +247,22 @@ def _against_full(
 
 def _is_full(other: Run, run: Run) -> bool:
     return other.config.get("selector") == "full" and other.path.parent == run.path.parent
+
+
+def _of_steps(run: Run, name: str) -> list[float]:
+    """Values of a metric for one optimizer step each.
+
+    Several steps on a generation batch differ, as the first one samples it: they count as their mean, and
+    what is measured once for all of them is shared out.
+    """
+    steps = run.config.get("num_iterations")
+    if not isinstance(steps, int) or steps < 2:
+        return [value for _, value in run.curve(name)]
+    batches: dict[int, list[float]] = {}
+    for step, value in run.curve(name):
+        batches.setdefault(math.ceil(step / steps), []).append(value)
+    shared = steps if name in ONCE_A_BATCH else 1
+    return [sum(values) / len(values) / shared for values in batches.values()]
 
 
 def median(values: Sequence[float]) -> float | None:

@@ -61,6 +61,7 @@ def _of_run(run: Run) -> list[str]:
     missing = [line for line in run.metrics if "loss" in line and not _finite(line["loss"])]
     if missing:
         found.append(f"the loss was not finite at step {missing[0].get('step')}")
+    found += _skipped(run)
     found += _sampling(run)
     found += [
         f"check before training, {item.get('item')}: {item.get('measured')}. {item.get('advice')}"
@@ -80,6 +81,20 @@ def _of_run(run: Run) -> list[str]:
 def _source(line: dict[str, Any]) -> str:
     # Runs of earlier versions name none: the guard was the only one.
     return str(line.get("source") or "collapse guard")
+
+
+def _skipped(run: Run) -> list[str]:
+    """Steps without an update, of which curves have nothing; a log has their share since the one before."""
+    curve = run.curve("numerics/skipped")
+    pairs = zip([(0, 0.0), *curve], curve, strict=False)
+    count = round(sum(share * (step - before) for (before, _), (step, share) in pairs))
+    if not count:
+        return []
+    first = next(step for step, share in curve if share > 0)
+    steps = "1 step" if count == 1 else f"{count:,} steps"
+    return [
+        f"{steps} made no update (bad numbers, or no token to train on), the first by step {first:,}"
+    ]
 
 
 def _sampling(run: Run) -> list[str]:
@@ -117,6 +132,8 @@ def _unfinished(run: Run) -> list[str]:
     done = max((step for step, _ in run.curve("step")), default=0)
     if isinstance(wanted, int) and 0 < done < wanted and not run.results:
         found.append(f"{done:,} of {wanted:,} steps are done; there are no results yet")
+    elif wanted == -1 and done and not run.results:  # as many as the epochs have
+        found.append(f"{done:,} steps are done; there are no results yet")
     return found
 
 
