@@ -60,6 +60,10 @@ def config(**settings):
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be above 0"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm=nan: must be a finite number"),
         ({"gradient_window": -1}, "gradient_window=-1: must be none, or 0 or more positions"),
+        (
+            {"gradient_window": 0, "neftune_noise_alpha": 5.0},
+            "gradient_window and neftune_noise_alpha: .* leave one of them out",
+        ),
         ({"gradient_check_every": -1}, "gradient_check_every=-1"),
         ({"gradient_check_every": 5}, "set gradient_window"),
         (

@@ -141,11 +141,51 @@ def test_an_arm_does_not_depend_on_its_neighbours(lab, tmp_path):
     assert together[2]["kept_fraction"] == pytest.approx(0.1, abs=0.02)
 
 
-def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path):
-    with pytest.raises(ConfigError, match=r"gradient_window=4 needs the trainer"):
-        Stack([small_arm(lab, gradient_window=4)], output_dir=str(tmp_path))
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("gradient_window", 4),
+        ("gradient_accumulation_steps", 2),
+        ("optim", "sgd"),
+        ("weight_decay", 0.1),
+        ("temperature", 0.5),
+        ("top_p", 0.9),
+        ("generation_kwargs", {"min_new_tokens": 3}),
+        ("neftune_noise_alpha", 5.0),
+        ("bf16", True),
+        ("signals", "topk_lists"),
+        ("stop_tokens", "exclude"),
+        ("shuffle_dataset", False),
+        ("teacher_model_name_or_path", "self"),
+        ("teacher_prompt_template", "{answer} {prompt}"),
+        ("collapse_guard", "stop"),
+        ("use_peft", True),
+        ("lora_r", 4),
+    ],
+)
+def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path, setting, value):
+    with pytest.raises(ConfigError, match=f"arm 'arm': {setting}=.* needs the trainer"):
+        Stack([small_arm(lab, **{setting: value})], output_dir=str(tmp_path))
+
+
+def test_arms_that_do_not_fit_together_are_refused(lab, tmp_path):
     with pytest.raises(ConfigError, match=r"one stack has one learning_rate"):
         Stack([small_arm(lab), small_arm(lab, learning_rate=1e-3)], output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"a stack counts no epochs: set max_steps"):
+        Stack([small_arm(lab, max_steps=-1)], output_dir=str(tmp_path))
+
+
+def test_a_norm_of_0_clips_nothing(lab, tmp_path):
+    """As in transformers. Oracle: a limit that no gradient reaches."""
+    stacks = [
+        Stack([small_arm(lab, max_grad_norm=most)], output_dir=str(tmp_path)) for most in (0.0, 1e9)
+    ]
+    start = {name: weight.detach().clone() for name, weight in stacks[0].weights.items()}
+    for each in stacks:
+        each.step(0)
+    found, expected = (each.weights for each in stacks)
+    assert any(not torch.equal(found[name], start[name]) for name in start)
+    assert all(torch.equal(found[name], expected[name]) for name in start)
 
 
 def test_an_arm_is_graded_on_as_many_problems_as_it_names(lab):

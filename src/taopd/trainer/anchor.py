@@ -40,7 +40,7 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.reference_student import ReferenceStudent
 from taopd.trainer.scored_batch import ScoredBatch
-from taopd.trainer.selection import guard_is_due, signal_needs
+from taopd.trainer.selection import guard_is_due, reads_initial, signal_needs
 from taopd.trainer.settings.methods import judges
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.watches.collapse_guard import CollapseGuard
@@ -81,6 +81,8 @@ class Anchor:
         needs = signal_needs(args).signals
         self._reads_reach = not INITIAL_GIVES.isdisjoint(needs)
         self._reads_start = not OF_THE_START.isdisjoint(needs)
+        # What is run for shadows alone must not be trained on: other rows together round otherwise.
+        self._trains_on_all = reads_initial(args, shadows=False)
         everywhere = self._reads_reach or self._reads_start
         self._merged = merged_ids(args.stop_tokens, stop_ids)
         self._reach_rule: dict[str, Any] = {
@@ -207,7 +209,7 @@ class Anchor:
         tokens = choice.reference_mask[scored.local].to(device)
         size = self._args.per_device_train_batch_size
         with self._recorder.timed("perf/anchor_s"):
-            if everywhere is None:
+            if everywhere is None or not self._trains_on_all:
                 here = positions.at(tokens)
                 hidden = self._reference.states(forward, student, scored.batch, here, size)
             else:

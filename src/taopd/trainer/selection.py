@@ -94,9 +94,13 @@ class SignalNeeds(NamedTuple):
     """They read nothing else; a selector of the user's may read whatever a table holds."""
 
 
-def signal_needs(args: TeachabilityConfig) -> SignalNeeds:
-    """Resolve the names in the settings; the same for every step of a run."""
-    names = (args.selector, *(args.shadow_selectors or []))
+def signal_needs(args: TeachabilityConfig, *, shadows: bool = True) -> SignalNeeds:
+    """Resolve the names in the settings; the same for every step of a run.
+
+    Args:
+        shadows: count in what the shadow selectors read.
+    """
+    names = (args.selector, *((args.shadow_selectors or []) if shadows else []))
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
     signals = {need for rule in known for need in rule.needs}
@@ -111,9 +115,10 @@ def scales_compatibility(args: TeachabilityConfig) -> bool:
     return args.normalization != "none" and _READS_C.search(named) is not None
 
 
-def reads_initial(args: TeachabilityConfig) -> bool:
+def reads_initial(args: TeachabilityConfig, *, shadows: bool = True) -> bool:
     """Whether the initial student has to be run at every token: for reach, or for its own D and C."""
-    return not (INITIAL_GIVES | OF_THE_START).isdisjoint(signal_needs(args).signals)
+    needs = signal_needs(args, shadows=shadows).signals
+    return not (INITIAL_GIVES | OF_THE_START).isdisjoint(needs)
 
 
 def gather_options(args: TeachabilityConfig) -> dict[str, Any]:

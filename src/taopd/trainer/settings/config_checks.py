@@ -230,6 +230,12 @@ def _check_gradient_window(config: "TeachabilityConfig") -> None:
         raise ConfigError(
             "gradient_check_every compares a windowed gradient with the exact one: set gradient_window"
         )
+    # Its noise is by the length of the row, and the sparse forward packs all rows into one.
+    if window is not None and config.neftune_noise_alpha:
+        raise ConfigError(
+            "gradient_window and neftune_noise_alpha: a windowed forward cannot have the noise of a whole "
+            "one; leave one of them out"
+        )
     # The comparison calls torch.autograd.grad, which reentrant checkpointing does not allow.
     given = config.gradient_checkpointing_kwargs
     if every and isinstance(given, dict) and given.get("use_reentrant"):

@@ -1,22 +1,12 @@
-"""Settings of a stack: the options in which its arms may differ, checked before loading."""
+"""Settings of a stack: those that it follows, and the ones in which its arms may differ."""
 
+from dataclasses import fields
 from typing import Any
 
 from taopd.errors import ConfigError
 from taopd.experiments.arm_settings import Arm
 from taopd.trainer.config import TeachabilityConfig
 
-FIXED: dict[str, Any] = {
-    "gradient_window": None,
-    "gradient_accumulation_steps": 1,
-    "num_generations": 1,
-    "num_iterations": 1,
-    "weight_decay": 0.0,
-    "temperature": 1.0,
-    "signals": "exact",
-    "stop_tokens": "train",
-}
-"""What every arm of a stack must be set to."""
 SHARED = (
     "per_device_train_batch_size",
     "max_steps",
@@ -33,7 +23,25 @@ SHARED = (
     "anchor_loss",
 )
 """Settings in which the arms of one stack must agree."""
+OWN = (
+    *("selector", "budget", "compatibility", "normalization", "min_keep", "split_gamma"),
+    *("budget_schedule", "budget_end", "budget_steps", "budget_scope", "weighting"),
+    *("draw", "draw_floor", "draw_clip", "loss", "beta", "reduction", "denominator"),
+    *("ppo_clip_low", "ppo_clip_high", "method", "reach_threshold", "stop_token_ids"),
+    *("anchor_coef", "anchor_fraction", "anchor_responses"),
+    *("match_update_norm", "max_update_norm"),
+)
+"""Settings in which they may differ."""
+WITHOUT_EFFECT = ("gradient_checkpointing", "logging_steps")
+"""Settings of the trainer that change nothing that a stack does."""
 SAME_FILES = ("student", "teacher", "prompts", "match", "num_test_prompts")
+FIXED: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+"""What an arm need not say. All other settings are at their defaults."""
 
 
 def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]:
@@ -42,23 +50,14 @@ def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]
     Raises:
         ConfigError: for arms that do not fit together, or a setting that only the trainer follows.
     """
-    fixed: dict[str, Any] = {
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "save_strategy": "no",
-    }
-    settings = [
-        TeachabilityConfig(output_dir=output_dir, seed=arm.seed, **fixed, **arm.config)
-        for arm in arms
-    ]
+    settings = []
+    for arm in arms:
+        _refuse_of_the_trainer(arm)
+        made = FIXED | arm.config | {"seed": arm.seed}
+        settings.append(TeachabilityConfig(output_dir=output_dir, **made))
     for arm, args in zip(arms, settings, strict=True):
-        for name, value in FIXED.items():
-            if getattr(args, name) != value:
-                raise ConfigError(
-                    f"arm {arm.name!r}: {name}={getattr(args, name)!r} needs the trainer; a stack "
-                    f"has {name}={value!r}"
-                )
+        if args.max_steps < 1:
+            raise ConfigError(f"arm {arm.name!r}: a stack counts no epochs: set max_steps")
         for name in SHARED:
             if getattr(args, name) != getattr(settings[0], name):
                 raise ConfigError(f"arm {arm.name!r}: one stack has one {name}")
@@ -66,3 +65,13 @@ def stack_settings(arms: list[Arm], output_dir: str) -> list[TeachabilityConfig]
             if getattr(arm, name) != getattr(arms[0], name):
                 raise ConfigError(f"arm {arm.name!r}: one stack has one {name}")
     return settings
+
+
+def _refuse_of_the_trainer(arm: Arm) -> None:
+    """Refuse what an arm sets otherwise and no stack reads; settings of an adapter have no default here."""
+    usual = {entry.name: entry.default for entry in fields(TeachabilityConfig)} | FIXED
+    for name, value in arm.config.items():
+        if name in (*SHARED, *OWN, *WITHOUT_EFFECT) or (name in usual and value == usual[name]):
+            continue
+        stays = f"; a stack has {name}={usual[name]!r}" if name in usual else ""
+        raise ConfigError(f"arm {arm.name!r}: {name}={value!r} needs the trainer{stays}")

@@ -72,8 +72,8 @@ class Stack:
     """The arms of one lab with their stacked weights and optimizers.
 
     Args:
-        arms: same student, teacher, prompts and `SHARED` settings; any seeds, selectors, budgets,
-            losses and anchors.
+        arms: same student, teacher, prompts and `SHARED` settings; any seeds, and any values of the `OWN`
+            settings.
 
     Raises:
         ConfigError: for arms that do not fit together, or a setting that only the trainer follows.
@@ -310,7 +310,10 @@ class Stack:
         """Clip every arm's gradient by its own norm, as `torch.nn.utils.clip_grad_norm_` does."""
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-        factors = (self.settings[0].max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
+        most = self.settings[0].max_grad_norm
+        if not most:  # transformers clips nothing either
+            return norms
+        factors = (most / (norms + 1e-6)).clamp_max(1.0)
         for gradient in gradients:
             gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
         return norms
