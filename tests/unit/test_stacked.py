@@ -168,6 +168,11 @@ def test_settings_that_only_the_trainer_follows_are_refused(lab, tmp_path, setti
         Stack([small_arm(lab, **{setting: value})], output_dir=str(tmp_path))
 
 
+def test_what_changes_nothing_that_a_stack_does_is_taken(lab, tmp_path):
+    quiet = {"collapse_guard": "off", "log_update_norm": False, "disable_tqdm": True}
+    assert len(Stack([small_arm(lab, **quiet)], output_dir=str(tmp_path)).settings) == 1
+
+
 def test_arms_that_do_not_fit_together_are_refused(lab, tmp_path):
     with pytest.raises(ConfigError, match=r"one stack has one learning_rate"):
         Stack([small_arm(lab), small_arm(lab, learning_rate=1e-3)], output_dir=str(tmp_path))

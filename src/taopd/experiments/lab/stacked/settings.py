@@ -32,7 +32,7 @@ OWN = (
     *("match_update_norm", "max_update_norm"),
 )
 """Settings in which they may differ."""
-WITHOUT_EFFECT = ("gradient_checkpointing", "logging_steps")
+WITHOUT_EFFECT = ("gradient_checkpointing", "logging_steps", "disable_tqdm", "log_update_norm")
 """Settings of the trainer that change nothing that a stack does."""
 SAME_FILES = ("student", "teacher", "prompts", "match", "num_test_prompts")
 FIXED: dict[str, Any] = {
@@ -72,6 +72,8 @@ def _refuse_of_the_trainer(arm: Arm) -> None:
     usual = {entry.name: entry.default for entry in fields(TeachabilityConfig)} | FIXED
     for name, value in arm.config.items():
         if name in (*SHARED, *OWN, *WITHOUT_EFFECT) or (name in usual and value == usual[name]):
+            continue
+        if (name, value) == ("collapse_guard", "off"):  # a stack has none
             continue
         stays = f"; a stack has {name}={usual[name]!r}" if name in usual else ""
         raise ConfigError(f"arm {arm.name!r}: {name}={value!r} needs the trainer{stays}")
