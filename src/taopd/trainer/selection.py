@@ -95,11 +95,7 @@ class SignalNeeds(NamedTuple):
 
 
 def signal_needs(args: TeachabilityConfig, *, shadows: bool = True) -> SignalNeeds:
-    """Resolve the names in the settings; the same for every step of a run.
-
-    Args:
-        shadows: count in what the shadow selectors read.
-    """
+    """Resolve the names in the settings, of shadow selectors only if asked; the same for every step."""
     names = (args.selector, *((args.shadow_selectors or []) if shadows else []))
     rules = [*map(resolve_selector, names), resolve_weighting(args.weighting)]
     known = [rule for rule in rules if rule is not None]
