@@ -76,9 +76,9 @@ def known_parts(*files: Path) -> dict[tuple[str, str], Part]:
     return found
 
 
-def long_arm(lab: Lab, name: str, loss: str, seed: int, **others: Any) -> Arm:
-    """An arm of this study on a lab, with other settings where a page changes one."""
-    settings = BASE | ARMS[name] | {"loss": loss} | others
+def long_arm(lab: Lab, name: str, loss: str, seed: int) -> Arm:
+    """An arm of this study on a lab."""
+    settings = BASE | ARMS[name] | {"loss": loss}
     arm = lab_arm(lab, name, settings, seed=seed, steps=STEPS)
     return replace(arm, evaluate_every=20, num_test_prompts=200)
 

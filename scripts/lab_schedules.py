@@ -19,7 +19,7 @@ from scripts.arguments import Arguments
 from scripts.collapse import BASE
 from scripts.default_method import STEPS, long_arm
 from scripts.lab_results import print_jobs, write_page, write_rows
-from scripts.labs_again import ends_and_bests, gathered, percent
+from scripts.labs_again import LOSS_NAMES, ends_and_bests, gathered, percent
 from scripts.panels import Line
 from taopd.cli import positive
 from taopd.experiments.lab import build_lab
@@ -31,7 +31,7 @@ LABS = (
     *("patois", "envoi", "postscript", "mishap", "dialect", "termination"),
     *("farewell", "signoff", "loanwords", "argot", "accent", "reversal"),
 )
-LOSSES = {"exact": "reverse_kl", "sampled": "sampled_reverse_kl"}
+LOSSES = {name: loss for loss, name in LOSS_NAMES.items()}
 CONSTANT, LONGER = "constant", "linear, 2,000 steps"
 SCHEDULES = {
     "linear": {"lr_scheduler_type": "linear"},

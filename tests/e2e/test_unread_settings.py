@@ -83,7 +83,7 @@ def test_a_setting_changes_what_is_trained_or_is_said_to_have_no_effect(
     assert "has no effect" not in caplog.text
     for name, value in OTHER.items():
         other = {name: value}
-        if name.startswith("budget_") and name != "budget_scope" and name != "budget_steps":
+        if name in ("budget_schedule", "budget_end"):
             other = {"budget_schedule": "linear", "budget_end": 0.9}
         if METHODS[method].get(name) == value:
             continue

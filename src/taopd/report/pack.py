@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from taopd.report.rollouts import Rollout
+from taopd.report.rollouts import Rollout, unit_of
 from taopd.report.text import readable, visible
 from taopd.runs.limits import LIST_FLOOR
 from taopd.runs.signal_names import SHADES, SIGNALS, SignalName
@@ -117,11 +117,10 @@ def pack(rollouts: Sequence[Rollout]) -> tuple[dict[str, Any], str]:
 
 def _shade(signal: SignalName, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What the page's script knows of a signal."""
-    units = {one.unit_of_h for one in rollouts} if signal.key == "entropy" else {signal.unit}
     return {
         "name": signal.name,
         "short": signal.short,
-        "unit": " or ".join(sorted(units)),
+        "unit": unit_of(signal, rollouts),
         "ramp": signal.ramp,
         "to": signal.top,
     }

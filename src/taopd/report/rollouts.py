@@ -13,6 +13,7 @@ from taopd.report.folders import Run, read_lines
 from taopd.report.text import plain, readable, shared, tokenizer_kind
 from taopd.runs.limits import entropy_unit
 from taopd.runs.schemas import check_rollout
+from taopd.runs.signal_names import SignalName
 
 MAX_TOKENS = 200_000
 """Tokens in one report, of all rollouts together."""
@@ -41,6 +42,12 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+
+def unit_of(signal: SignalName, rollouts: Iterable[Rollout]) -> str:
+    """The unit of a signal in these rollouts; of H it depends on the run, and may be either."""
+    units = {one.unit_of_h for one in rollouts} if signal.key == "entropy" else {signal.unit}
+    return " or ".join(sorted(units))
 
 
 def read_rollouts(

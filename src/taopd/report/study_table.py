@@ -88,11 +88,11 @@ def rows(results: dict[str, Any], *, bracket: Bracket | None = None) -> list[lis
         main = arm[metric]
         cells = [
             arm["name"],
-            _percent(main["mean"]) + bracket(main["low"], main["mean"], main["high"]),
+            per_cent(main["mean"]) + bracket(main["low"], main["mean"], main["high"]),
         ]
-        cells.append(_percent(main["median"]))
+        cells.append(per_cent(main["median"]))
         cells.append(f"{len(arm['collapsed_seeds'])}/{arm['num_seeds']}")
-        cells.append(_percent(arm[other]["mean"]) if other in arm else "-")
+        cells.append(per_cent(arm[other]["mean"]) if other in arm else "-")
         for to in ("full", "random"):
             row = compared.get((arm["name"], to))
             cells.append("-" if row is None else _signed(row, bracket))
@@ -120,7 +120,7 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{seeds_words(results)}, {equal_words(results)}; accuracy in %, student before "
-        f"{_percent(base)}. In brackets: 95 % t intervals {units_words(results)}, in points, cut at what is "
+        f"{per_cent(base)}. In brackets: 95 % t intervals {units_words(results)}, in points, cut at what is "
         "possible; p is two-sided, over seeds, Holm-corrected over all tests of this table. Collapsed: the "
         "final accuracy lies more than "
         f"{results['question']['collapse_points']:g} points below the arm's own best. "
@@ -134,10 +134,6 @@ def markdown(results: dict[str, Any], timings: Sequence[dict[str, Any]]) -> str:
     lines += [f"{note}.\n" for note in notes(results)]
     lines += rates_table.markdown(results) if "rates" in results else []
     return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return per_cent(value)
 
 
 def _brackets(low: float | None, mean: float, high: float | None) -> str:

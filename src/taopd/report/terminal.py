@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taopd.report.console import plain_console
-from taopd.report.rollouts import Rollout
+from taopd.report.rollouts import Rollout, unit_of
 from taopd.report.text import readable, visible
 from taopd.runs.shares import per_cent
 from taopd.runs.signal_names import SELECTED_BY, SHADES, SIGNALS
@@ -67,8 +67,7 @@ def show(
     top = _top(scale_from, signal)
     # NO_COLOR, and terminals that have none, leave no shades to tell apart.
     plain = console.color_system is None or console.no_color
-    units = {one.unit_of_h for one in rollouts} if signal == "entropy" else {SHADES[signal].unit}
-    console.print(_legend(signal, " or ".join(sorted(units)), top, plain=plain))
+    console.print(_legend(signal, unit_of(SHADES[signal], rollouts), top, plain=plain))
     for rollout in rollouts:
         console.print()
         console.print(_head(rollout))

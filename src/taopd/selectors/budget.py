@@ -40,18 +40,30 @@ def completion_counts(budget: float, table: SignalTable) -> tuple[Int[Tensor, " 
     return counts[group], table.ranks.total(counts.sum())
 
 
-def teacher_counts(budget: float, table: SignalTable) -> list[int]:
-    """Per teacher, what the budget pays for in its completions on all ranks, by the rule of `budget_count`.
+def teacher_of_rows(table: SignalTable, asked: str) -> Int[Tensor, " N"]:
+    """The index of each row's teacher.
+
+    Args:
+        asked: the setting that reads it, for the message.
 
     Raises:
         ConfigError: the table does not say which teacher a row has.
     """
     if TEACHER not in table.extra:
         raise ConfigError(
-            f"scope='teacher' reads the column {TEACHER!r}, which this table does not hold: several teachers "
+            f"{asked} reads the column {TEACHER!r}, which this table does not hold: several teachers "
             "of a trainer put it there"
         )
-    teacher = table.extra[TEACHER].long()
+    return table.extra[TEACHER].long()
+
+
+def teacher_counts(budget: float, table: SignalTable) -> list[int]:
+    """Per teacher, what the budget pays for in its completions on all ranks, by the rule of `budget_count`.
+
+    Raises:
+        ConfigError: the table does not say which teacher a row has.
+    """
+    teacher = teacher_of_rows(table, "scope='teacher'")
     # The same number on every rank, also where one has no row of the last teacher.
     num_teachers = max(table.ranks.counts(int(teacher.max()) + 1 if len(teacher) else 0))
     num_valid = torch.bincount(teacher[table.valid], minlength=num_teachers)

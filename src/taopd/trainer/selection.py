@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from taopd.errors import ConfigError
 from taopd.losses import anchor_weights, reduction_weights
 from taopd.models.stop_tokens import merged_ids
 from taopd.selectors import (
@@ -26,6 +25,7 @@ from taopd.selectors import (
     scheduled_budget,
     select,
 )
+from taopd.selectors.budget import teacher_of_rows
 from taopd.selectors.formulas import worth_reaching
 from taopd.signals import (
     FOREIGN,
@@ -248,7 +248,8 @@ def choose(
         weights, held = weights + drawn * (1.0 - judged.at_start), drawn * judged.at_start
     # After the reduction: the denominator is as without them. After the hold: it is taught by a teacher too.
     if teacher_weights:
-        weights = weights * _factors(table, teacher_weights)
+        teacher = teacher_of_rows(table, "teacher_weights")
+        weights = weights * weights.new_tensor(list(teacher_weights))[teacher]
     # Always the plain top of the batch: a shadow shows a selector, not a scope or a draw.
     shadows = args.shadow_selectors if training else None
     return Choice(
@@ -260,17 +261,6 @@ def choose(
         budget=budget,
         shadows={name: select(table, selector=name, **rules).kept for name in shadows or []},
     )
-
-
-def _factors(table: SignalTable, teacher_weights: Sequence[float]) -> Float[Tensor, " N"]:
-    """Of each row the factor of its teacher."""
-    if TEACHER not in table.extra:
-        raise ConfigError(
-            f"teacher_weights reads the column {TEACHER!r}, which this table does not hold: several teachers "
-            "of a trainer put it there"
-        )
-    teacher = table.extra[TEACHER]
-    return teacher.new_tensor(list(teacher_weights))[teacher.long()]
 
 
 def _anchor_draws(
