@@ -247,8 +247,13 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         ConfigError: unreadable, not YAML, not a mapping, or one whose aliases unfold without end.
     """
     try:
-        # A subclass of the safe loader.
-        loaded = _Strict(Path(path).read_text(encoding="utf-8")).get_single_data()
+        text = Path(path).read_text(encoding="utf-8")
+        # JSON is YAML but for its escapes beyond 16 bits. The other is a subclass of the safe loader.
+        loaded = (
+            parse_json(text, str(path))
+            if Path(path).suffix == ".json"
+            else _Strict(text).get_single_data()
+        )
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from taopd.errors import ConfigError, require
+from taopd.runs.config_file import read_config
 from taopd.runs.redaction import redact_document
-from taopd.runs.validation import read_yaml
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.settings.adapter_targets import read_targets
 from taopd.trainer.settings.config_checks import refuse_removed
@@ -133,7 +133,7 @@ def parse_settings(
     """
     # Names and types before TRL's parser, which takes an unknown key and a wrong type as they are.
     parser = make_parser()
-    config = {} if config_file is None else read_yaml(config_file, "the config file")
+    config = {} if config_file is None else read_config(config_file)
     _set_environment(config, config_file)
     _check_names([str(key) for key in config], f"key in {config_file}")
     _check_types(config, config_file)

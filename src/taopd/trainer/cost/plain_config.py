@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from taopd.errors import ConfigError, require
-from taopd.runs.validation import read_yaml
+from taopd.runs.config_file import read_config
 from taopd.runs.versions import installed_version
 from taopd.trainer.cost.settings import BYTES, PlanSettings, settings_of
 from taopd.trainer.settings.methods import METHODS, fill_in
@@ -237,7 +237,7 @@ def plain_config(
     more = plain_flags(flags)
     if more is None:
         return None
-    given = _given(read_yaml(path, "the config file") | more, lab)
+    given = _given(read_config(path) | more, lab)
     if given is None:
         return None
     teachers = [each["model"] for each in given.pop("teachers", {}).values()]
