@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo real test test-wheel test-oldest test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs check bench \
+.PHONY: demo real test test-wheel test-oldest test-newest test-vllm test-verl test-deepspeed test-browser docs test-docs lint check bench \
         accelerator wheelhouse clean
 # A second time it goes on where it was interrupted, and shows what is there.
 demo: $(READY)
@@ -97,12 +97,15 @@ $(DOCS)/.ready: constraints-docs.txt
 test-docs: demo
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m scripts.run_docs
 
-check: $(READY)
+# What needs no test; `make test` has the contract tests too.
+lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks scripts examples
 	$(BIN)/ruff check src tests benchmarks scripts examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -p no:cacheprovider tests/contract
 	$(BIN)/python -m scripts.audit
+
+check: lint
+	$(BIN)/python -m pytest -p no:cacheprovider tests/contract
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

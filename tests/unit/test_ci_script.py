@@ -64,7 +64,7 @@ def test_without_chromium_it_goes_on_and_says_why(tmp_path, programs, why):
     lines = run(tmp_path, machine(tmp_path, **programs), CI="1")
     assert lines == [
         SKIPPED + why.replace("{folder}", str(tmp_path)),
-        "make check docs test test-vllm",
+        "make lint docs test test-vllm",
     ]
     assert not list(tmp_path.glob("tmp.*")), "the log of apt-get is removed"
 
@@ -74,11 +74,11 @@ def test_chromium_is_installed_where_it_can_be(tmp_path):
         tmp_path, **{"apt-get": f'[ "$1" = update ] || cp {shutil.which("bash")} chromium'}
     )
     (path / "cp").symlink_to(str(shutil.which("cp")))
-    assert run(tmp_path, path, CI="1") == ["make check docs test test-vllm"]
+    assert run(tmp_path, path, CI="1") == ["make lint docs test test-vllm"]
 
 
 @pytest.mark.parametrize("environment", [{}, {"CI": "1", "CHROMIUM": str(shutil.which("bash"))}])
 def test_nothing_is_installed_outside_ci_or_where_chromium_is_named(tmp_path, environment):
     path = machine(tmp_path, **{"apt-get": "echo called >called; exit 1"})
-    assert run(tmp_path, path, **environment) == ["make check docs test test-vllm"]
+    assert run(tmp_path, path, **environment) == ["make lint docs test test-vllm"]
     assert not (tmp_path / "called").exists()
