@@ -159,6 +159,46 @@ def test_split_column_filters_and_lists(micro_lab):
         load_prompts(micro_lab.prompts, split="valid")
 
 
+@pytest.mark.parametrize("form", ["file", "saved", "saved with splits", "folder"])
+def test_a_split_column_is_followed_in_every_form_of_one_table(tmp_path, form):
+    rows = [{"prompt": str(at), "split": "train" if at else "test"} for at in range(3)]
+    path, table = tmp_path / "set", datasets.Dataset.from_list(rows)
+    if form == "saved":
+        table.save_to_disk(path)
+    elif form == "saved with splits":
+        datasets.DatasetDict(train=table).save_to_disk(path)
+    else:
+        path = path.with_suffix(".parquet") if form == "file" else path
+        path.parent.joinpath("set").mkdir(exist_ok=True)
+        table.to_parquet(path if form == "file" else path / "x.parquet")
+    assert load_prompts(path)["prompt"][:] == ["1", "2"]
+    assert load_prompts(path, split=None)["prompt"][:] == ["0"]
+    with pytest.raises(DataError, match="its column 'split' holds test, train;"):
+        load_prompts(path, split="valid")
+
+
+def test_a_column_does_not_tell_apart_the_splits_of_several_tables(tmp_path):
+    tables = {
+        name: datasets.Dataset.from_list([{"prompt": name, "split": "x"}])
+        for name in ("train", "test")
+    }
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "set")
+    assert load_prompts(tmp_path / "set")["prompt"][:] == ["train"]
+
+
+@pytest.mark.parametrize("value", [["a"], {"name": "b"}, 3])
+def test_a_split_column_of_another_kind_is_refused(tmp_path, value):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "split": value}) + "\n")
+    with pytest.raises(DataError, match="its column 'split' holds "):
+        load_prompts(path)
+
+
+def test_prompts_that_are_numbers_may_stand_alone(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"prompt": 1.50}\n{"prompt": 2}\n')
+    assert load_prompts(tmp_path / "x.jsonl")["prompt"][:] == ["1.50", "2"]
+
+
 def test_local_folders(tmp_path):
     (tmp_path / "f").mkdir()
     write(tmp_path / "f" / "train.jsonl", ROWS)

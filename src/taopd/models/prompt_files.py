@@ -32,6 +32,7 @@ _CSV_AS_TEXT: dict[str, Any] = {
     "keep_default_na": False,
     "na_values": [""],
 }
+_OLD = "__as_read__"
 _UNNAMED = "__index_level_0__"
 """What pandas calls a first column that the header does not name."""
 _ROWS = (".parquet", ".jsonl", ".csv")
@@ -143,7 +144,8 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
         if any(isinstance(value, list | dict) for value in values):
             continue
         texts = [None if value is None else str(value) for value in values]
-        rows = rows.remove_columns(name).add_column(name, texts)
+        # Renamed first: a table without a column has no rows to add one to.
+        rows = rows.rename_column(name, _OLD).add_column(name, texts).remove_columns(_OLD)
     return rows
 
 

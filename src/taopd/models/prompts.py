@@ -72,7 +72,7 @@ def load_prompts(
     if os.path.isfile(path):  # false also for a name that no file can have
         rows = _load_file(path, split)
     elif os.path.isdir(path):
-        rows = _pick_split(name, _load_folder(path), split)
+        rows = _of_folder(path, _load_folder(path), split)
     elif looks_local(name):
         raise DataError(f"no such dataset: {name} (looked in {Path.cwd()})")
     else:
@@ -209,14 +209,19 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
             raise DataError(f"{path} has no rows") from error
         raise DataError(f"cannot read {path} as {reader}: {root_cause(error)}") from error
     check_columns(path, rows.column_names)
+    if "split" not in rows.column_names and split not in (None, "train"):
+        raise DataError(
+            f"{path} has no split {split!r}: without a 'split' column all of it is 'train'"
+        )
+    return _by_column(path, rows, split)
+
+
+def _by_column(path: Path, rows: datasets.Dataset, split: str | None) -> datasets.Dataset:
+    """The rows of a split where a column tells them apart: one table is easier to move than several."""
     if "split" not in rows.column_names:
-        if split not in (None, "train"):
-            raise DataError(
-                f"{path} has no split {split!r}: without a 'split' column all of it is 'train'"
-            )
         return rows
-    # A single file may carry its splits in a column: one file is easier to move than a folder.
-    names = sorted(str(name) for name in rows.unique("split"))
+    named = [str(name) for name in rows["split"][:]]
+    names = sorted(set(named))
     missing = split is not None and split not in names
     if missing and not nearest(split, names):
         held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -225,7 +230,7 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
             "or rename the column if it means something else"
         )
     chosen = _choose(str(path), names, split)
-    return rows.select([row for row, name in enumerate(rows["split"][:]) if str(name) == chosen])
+    return rows.select([row for row, name in enumerate(named) if name == chosen])
 
 
 def _has_no_rows(path: Path) -> bool:
@@ -255,6 +260,16 @@ def _load_folder(path: Path) -> Any:
         cast = isinstance(cause, datasets.table.CastError)
         told = " ".join(str(cause).split()) if cast else root_cause(error)
         raise DataError(f"cannot read the dataset folder {path}: {told}") from error
+
+
+def _of_folder(path: Path, loaded: Any, split: str | None) -> datasets.Dataset:
+    """The rows of a split; where the folder has one table, its column may tell the splits apart."""
+    only = loaded if isinstance(loaded, datasets.Dataset) else None
+    if only is None and list(loaded) == ["train"]:
+        only = loaded["train"]
+    if only is not None and "split" in only.column_names:
+        return _by_column(path, only, split)
+    return _pick_split(str(path), loaded, split)
 
 
 def _load_from_hub(name: str, config: str | None) -> Any:
