@@ -12,9 +12,9 @@ import pytest
 from tokenizers import processors
 
 from taopd.errors import DataError
-from taopd.models.prompt_faults import prompt_faults
+from taopd.models.prompt_faults import faults_of_ends, prompt_faults
 from taopd.models.prompt_lengths import check_prompt_lengths
-from taopd.models.prompt_rows import read_prompt, render
+from taopd.models.prompt_rows import Prompt, read_prompt, render
 from taopd.models.prompts import encode_prompts, load_prompts
 from taopd.preflight.prompt_checks import check_prompts
 from tests.conftest import WORDS, make_tokenizer
@@ -233,6 +233,16 @@ def test_good_prompts_have_no_fault(tokenizer):
     plain = [{"prompt": f"{n} + 1 =", "answer": "2"} for n in range(4)]
     for good in (rows, rendered, thinks, plain):
         assert faults(tokenizer, good, stop_ids=[2]) == []
+
+
+def test_messages_that_were_written_as_text_are_told(tokenizer):
+    turns = [user("1 + 1")]
+    for text in (json.dumps(turns), str(turns), json.dumps(turns, indent=1)):
+        (fault,) = faults(tokenizer, [{"prompt": text}, {"prompt": turns}, {"prompt": "[1] + 1 ="}])
+        assert not fault[0] and fault[1].startswith("1 of 3 prompts are messages as text (")
+        # A table of plain text has no lists, so that a teacher's prompts are the same case.
+        (fault,) = faults_of_ends(tokenizer, [Prompt(content=text)])
+        assert "store them as lists of messages" in fault.text
 
 
 def begins_with(token):

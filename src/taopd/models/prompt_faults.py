@@ -23,6 +23,8 @@ LOOKED_AT = 32
 """Rows of a dataset that are encoded."""
 REFERENCES = ("answer", "completion", "response", "solution", "output", "target")
 """Columns in which datasets keep what the student should write."""
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(role|from|content|value)\1\s*:""")
+"""A list of messages that JSON or Python wrote as text."""
 _LONG = 20
 """Characters from which an answer within a prompt is no chance."""
 _MOST = 0.8
@@ -127,7 +129,7 @@ def faults_of_ends(
     """
     ids = encode_prompts(tokenizer, prompts, options=options, tools=tools, template=template)
     turns = Turns.of(tokenizer, template, {*stop_ids, tokenizer.eos_token_id} - {None})
-    found = _at_the_start(tokenizer, ids)
+    found = _messages_as_text(prompts) + _at_the_start(tokenizer, ids)
     return found + _at_the_end(tokenizer, prompts, ids, turns, begun)
 
 
@@ -161,6 +163,16 @@ def faults_of_kinds(
         "answer. Give it messages with role and content, or set teacher_prompt_template."
     )
     return [Fault(text=text, certain=False)]
+
+
+def _messages_as_text(prompts: Sequence[Prompt]) -> list[Fault]:
+    texts = [prompt.content for prompt in prompts if isinstance(prompt.content, str)]
+    if not (written := [text for text in texts if _MESSAGES.match(text)]):
+        return []
+    text = (
+        f"{_count(written, prompts)} are messages as text ({written[0][:30]!r}), read without turns"
+    )
+    return [Fault(text=f"{text}: store them as lists of messages.", certain=False)]
 
 
 def _at_the_start(tokenizer: Tokenizer, ids: Sequence[list[int]]) -> list[Fault]:
