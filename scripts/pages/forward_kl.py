@@ -17,7 +17,7 @@ from scripts.arguments import Arguments, existing_folder
 from scripts.pages import smollm2_cpu
 from taopd.experiments.study import by_problem
 from taopd.experiments.study.file import load_study_file
-from taopd.report.figures.style import COLORS, MARKERS, STYLES, plt
+from taopd.report.figures.style import COLORS, MARKERS, plt
 from taopd.report.generated_part import markdown_table
 from taopd.runs.jsonl import write_text
 
@@ -138,19 +138,23 @@ def difference_table(pairs: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Greedy accuracy against steps, a line an arm; seeds of one arm have its color and marker."""
+    """Greedy accuracy against steps: a thin line a seed, and of an arm with several seeds their mean."""
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
-    order = sorted(document["arms"], key=lambda a: -a["accuracy_curve"][-1][1])
-    parts = [arm["name"].partition(", seed ") for arm in order]
-    names, seeds = (
-        list(dict.fromkeys(name for name, _, _ in parts)),
-        sorted({s for _, _, s in parts}),
-    )
-    for arm, (name, _, seed) in zip(order, parts, strict=True):
-        steps, shares = zip(*arm["accuracy_curve"], strict=True)
-        index = names.index(name)
-        style = {"color": COLORS[index], "marker": MARKERS[index], "ls": STYLES[seeds.index(seed)]}
-        axes.plot(steps, [100 * share for share in shares], label=arm["name"], **style)
+    arms: dict[str, dict[str, dict[int, float]]] = {}
+    for arm in sorted(document["arms"], key=lambda a: -a["accuracy_curve"][-1][1]):
+        name, _, seed = arm["name"].partition(", seed ")
+        curve = {step: 100 * share for step, share in arm["accuracy_curve"]}
+        arms.setdefault(name, {})[seed] = curve
+    for index, (name, curves) in enumerate(arms.items()):
+        color = COLORS[index]
+        if len(curves) > 1:
+            for curve in curves.values():
+                axes.plot(*zip(*curve.items(), strict=True), color=color, lw=0.8, alpha=0.45)
+        # The mean of other seeds would jump where one of them ends.
+        steps = sorted(set.intersection(*map(set, curves.values())))
+        means = [sum(curve[step] for curve in curves.values()) / len(curves) for step in steps]
+        words = f", mean of {len(curves)} seeds" if len(curves) > 1 else ""
+        axes.plot(steps, means, color=color, marker=MARKERS[index], lw=2, label=f"{name}{words}")
     axes.set(xlabel="step", ylabel="greedy accuracy, %", ylim=(-1, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
