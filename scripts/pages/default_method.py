@@ -155,10 +155,18 @@ def dip_table(parts: list[Part]) -> str:
 
 
 def choice(parts: list[Part]) -> str:
-    """What the rule chooses: of the candidates with every exact lab, over the labs that all of them have."""
-    exact = [part for part in parts if part["loss"] == "reverse_kl"]
-    complete = [name for name in CANDIDATES if len(judged(exact, name)) == len(exact)]
-    if not complete or len(exact) < len(VARIANTS):
+    """What the rule chooses: of the candidates that miss no lab, over the labs that all of them have.
+
+    With each loss that every variant was run with: one with the exact loss alone would leave the other out.
+    """
+    of_loss: dict[str, list[Part]] = {"reverse_kl": []}
+    for part in parts:
+        of_loss.setdefault(part["loss"], []).append(part)
+    whole = [labs for labs in of_loss.values() if len(labs) >= len(VARIANTS)]
+    complete = [
+        name for name in CANDIDATES if all(len(judged(labs, name)) == len(labs) for labs in whole)
+    ]
+    if not complete or of_loss["reverse_kl"] not in whole:
         return "Labs are missing: this is no choice yet."
     common = [part for part in parts if all(standing(part, name) for name in complete)]
     known = {name: judged(common, name) for name in complete}
@@ -281,7 +289,7 @@ def draw_frontier(parts: list[Part], folder: Path) -> None:
         found = [standing(part, leader) for part in parts if part["variant"] == lab]
         return max((each.shortfall for each in found if each is not None), default=-100.0)
 
-    labs = sorted({part["variant"] for part in parts}, key=of_leader)
+    labs = sorted(sorted({part["variant"] for part in parts}), key=of_leader)
     figure, panels = plt.subplots(
         1, len(LOSS_NAMES), figsize=(9.6, 0.28 * len(labs) + 1.6), sharey=True, squeeze=False
     )

@@ -101,6 +101,20 @@ def test_one_that_passes_is_chosen_and_else_the_smallest_worst_shortfall():
     assert "no choice yet" in choice(labs[1:-1])
 
 
+def test_one_that_was_run_with_one_loss_does_not_keep_the_other_from_deciding():
+    full, lost = [(0.95, 0.95)] * 3, [(0.5, 0.5)] * 3
+    exact = labs_of(full=full, published=lost, anchored=lost, reach=full, raw_C=full)
+    sampled = [
+        lab | {"loss": "sampled_reverse_kl"}
+        for lab in labs_of(full=full, published=lost, anchored=lost, reach=lost)
+    ]
+    said = choice(exact + sampled)
+    assert said.startswith(
+        f"The {2 * len(VARIANTS)} labs that anchored, 10 %, reach, 10 %, published"
+    )
+    assert "none passes" in said and "raw C" not in said
+
+
 def test_a_dip_is_counted_from_the_best_before_it():
     """A rise afterwards does not hide it; a lab that an arm lacks is in no mean."""
     falls = [(0.9, 0.4), (0.9, 0.9)]
