@@ -56,6 +56,19 @@ def test_a_config_file_may_be_json(tmp_path, ascii_only):
     assert read_config(tmp_path / "given.json") == SETTINGS
 
 
+@pytest.mark.parametrize("opening", ["# of a colleague\n", "\ufeff"])
+def test_a_json_file_may_hold_what_yaml_allows_beside_it(tmp_path, opening):
+    plain = {name: value for name, value in SETTINGS.items() if isinstance(value, str | int)}
+    (tmp_path / "given.json").write_text(opening + json.dumps(plain), encoding="utf-8")
+    assert read_config(tmp_path / "given.json") == plain
+
+
+def test_a_json_file_that_is_neither_says_so_once(tmp_path):
+    (tmp_path / "given.json").write_text('{"seed": 1')
+    with pytest.raises(ConfigError, match=r"^\S*given.json is not YAML: (?!.*not JSON)"):
+        read_config(tmp_path / "given.json")
+
+
 def test_configs_that_cannot_be_run_again_are_refused(tmp_path):
     path = tmp_path / "config.json"
     write_json(path, {"command": "compare", "arms": []})

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,13 +248,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         ConfigError: unreadable, not YAML, not a mapping, or one whose aliases unfold without end.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        # JSON is YAML but for its escapes beyond 16 bits. The other is a subclass of the safe loader.
-        loaded = (
-            parse_json(text, str(path))
-            if Path(path).suffix == ".json"
-            else _Strict(text).get_single_data()
-        )
+        loaded = _parsed(Path(path).read_text(encoding="utf-8"), Path(path).suffix)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -278,6 +273,13 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold a YAML mapping (key: value), and holds {found}")
     _check_yaml(loaded, str(path))
     return loaded
+
+
+def _parsed(text: str, suffix: str) -> Any:
+    if suffix == ".json":  # YAML but for its escapes beyond 16 bits; a comment in it is YAML alone
+        with suppress(DataError):
+            return parse_json(text, "")
+    return _Strict(text).get_single_data()  # a subclass of the safe loader
 
 
 def _check_yaml(loaded: dict, place: str) -> None:
