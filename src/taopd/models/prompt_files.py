@@ -144,9 +144,14 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
         if any(isinstance(value, list | dict) for value in values):
             continue
         texts = [None if value is None else str(value) for value in values]
-        # Renamed first: a table without a column has no rows to add one to.
-        rows = rows.rename_column(name, _OLD).add_column(name, texts).remove_columns(_OLD)
+        rows = with_values(rows, name, texts)
     return rows
+
+
+def with_values(rows: datasets.Dataset, name: str, values: list[Any]) -> datasets.Dataset:
+    """With other values in a column, which may be of another type."""
+    # Renamed first: a table without a column has no rows to add one to.
+    return rows.rename_column(name, _OLD).add_column(name, values).remove_columns(_OLD)
 
 
 def _row_by_row(path: Path) -> datasets.Dataset | None:

@@ -28,7 +28,13 @@ from taopd.models.loading import (
     load_tokenizer,
     looks_local,
 )
-from taopd.models.prompt_files import check_columns, read_file, read_folder, refuse_cache
+from taopd.models.prompt_files import (
+    check_columns,
+    read_file,
+    read_folder,
+    refuse_cache,
+    with_values,
+)
 from taopd.models.prompt_rows import TURNS, Prompt, read_prompt, render, split_turns
 from taopd.runs.paths import expanded
 
@@ -103,7 +109,7 @@ def _with_names(rows: datasets.Dataset) -> datasets.Dataset:
             # -1 stands for a label that is not known.
             known = [label if label is not None and label >= 0 else None for label in rows[column]]
             names = [None if label is None else kind.int2str(label) for label in known]
-            rows = rows.remove_columns(column).add_column(column, names)
+            rows = with_values(rows, column, names)
     return rows
 
 
@@ -209,17 +215,17 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
             raise DataError(f"{path} has no rows") from error
         raise DataError(f"cannot read {path} as {reader}: {root_cause(error)}") from error
     check_columns(path, rows.column_names)
-    if "split" not in rows.column_names and split not in (None, "train"):
+    if "split" in rows.column_names:
+        return _by_column(path, rows, split)
+    if split not in (None, "train"):
         raise DataError(
             f"{path} has no split {split!r}: without a 'split' column all of it is 'train'"
         )
-    return _by_column(path, rows, split)
+    return rows
 
 
 def _by_column(path: Path, rows: datasets.Dataset, split: str | None) -> datasets.Dataset:
     """The rows of a split where a column tells them apart: one table is easier to move than several."""
-    if "split" not in rows.column_names:
-        return rows
     named = [str(name) for name in rows["split"][:]]
     names = sorted(set(named))
     missing = split is not None and split not in names
