@@ -80,6 +80,48 @@ def test_a_number_in_json_is_the_text_of_the_file(tmp_path, written):
     assert read["answer"][:] == ["1", "2.50"]
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"prompt": ["a", "b"], "answer": ["1", "2"]},
+        {"prompt": {"0": "a", "1": "b"}},  # pandas, if it is not told otherwise
+        {"0": {"prompt": "a"}, "1": {"prompt": "b"}},
+        {"data": [{"prompt": "a"}, {"prompt": "b"}]},
+        {"columns": ["prompt"], "index": [0], "data": [["a"]]},
+    ],
+)
+def test_json_that_is_one_object_of_columns_is_refused(tmp_path, held):
+    """Its reader takes it for a single row."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "x.json").write_text(json.dumps(held))
+    for place in (folder / "x.json", folder):
+        with pytest.raises(DataError, match=r"^\S+x\.json is one object with .*a list of objects"):
+            load_prompts(place)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"prompt": "a", "answer": "1"},
+        {"prompt": [{"role": "user", "content": "a"}], "tools": []},
+        {"messages": [{"role": "user", "content": "a"}]},
+    ],
+)
+def test_json_that_is_a_single_row_is_read(tmp_path, held):
+    (tmp_path / "x.json").write_text(json.dumps(held))
+    assert len(load_prompts(tmp_path / "x.json")) == 1
+
+
+@pytest.mark.parametrize("other", ["false", '"no"'])
+def test_true_in_json_is_the_text_of_the_file(tmp_path, other):
+    """Python writes it with a capital letter, and no completion of "true" would be right."""
+    text = f'{{"prompt": "a", "answer": true}}\n{{"prompt": "b", "answer": {other}}}\n'
+    (tmp_path / "x.jsonl").write_text(text)
+    read = load_prompts(tmp_path / "x.jsonl", require_answer=True)
+    assert read["answer"][:] == ["true", other.strip('"')]
+
+
 @pytest.mark.parametrize("last", ["2.50", '"two"'])
 def test_json_lines_whose_answers_change_in_kind_after_many_rows_are_read(tmp_path, last):
     """The reader takes the kind of a column from the first 10 MB."""
@@ -259,6 +301,22 @@ def test_unreadable_datasets(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as caught:
         load_prompts(tmp_path / name, require_answer=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt;answer\na;1\n", "has semicolons between its columns"),
+        ("prompt,answer\na, b,1\n", "has more cells in a row than names in its header"),
+    ],
+)
+def test_columns_that_are_not_told_apart_are_refused_in_a_folder_too(tmp_path, content, message):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "x.csv").write_text(content)
+    for place in (folder / "x.csv", folder):
+        with pytest.raises(DataError, match=rf"^\S+x\.csv {message}"):
+            load_prompts(place)
 
 
 def test_missing_datasets(tmp_path):

@@ -20,6 +20,7 @@ import pyarrow
 
 from taopd.errors import DataError, ResourceError, root_error
 from taopd.models.loading import DATASET_READERS
+from taopd.models.prompt_rows import TURNS
 from taopd.runs.disk import is_full
 from taopd.runs.validation import keys_once
 
@@ -41,7 +42,11 @@ _NUMBERS_AS_TEXT = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
 def read_file(path: Path) -> datasets.Dataset:
-    """The rows of a file; its reader's errors pass through."""
+    """The rows of a file; its reader's errors pass through.
+
+    Raises:
+        DataError: columns that were not told apart, or JSON that is one object of columns.
+    """
     reader = DATASET_READERS[path.suffix.lower()]
     options = _CSV_AS_TEXT if reader == "csv" else {}
     try:
@@ -53,7 +58,11 @@ def read_file(path: Path) -> datasets.Dataset:
         if reader == "json" and (found := _row_by_row(path)) is not None:
             return found
         raise
-    return _as_written(path, rows) if reader == "json" else rows
+    _check_columns(path, rows.column_names)
+    if reader == "json":
+        _check_one_object(path, rows)
+        return _as_written(path, rows)
+    return rows
 
 
 def read_folder(path: Path) -> datasets.DatasetDict:
@@ -109,7 +118,7 @@ def refuse_cache(error: BaseException) -> None:
         ) from error
 
 
-def check_columns(path: Path, names: list[str]) -> None:
+def _check_columns(path: Path, names: list[str]) -> None:
     """Refuse a table whose columns were not told apart as they are meant.
 
     Raises:
@@ -123,6 +132,25 @@ def check_columns(path: Path, names: list[str]) -> None:
     for separator, called in ((";", "semicolons"), ("\t", "tabs")):
         if len(names) == 1 and separator in names[0]:
             raise DataError(f"{path} has {called} between its columns: save it with commas")
+
+
+def _check_one_object(path: Path, rows: datasets.Dataset) -> None:
+    """Refuse a JSON file that is one object of columns, as pandas writes it: its reader takes it for a row.
+
+    Raises:
+        DataError: says how to write it.
+    """
+    if path.suffix.lower() != ".json" or len(rows) != 1:
+        return
+    row = rows[0]
+    messages = [row.get(name) for name in ("prompt", *TURNS)]
+    if all(isinstance(value, list | dict) for value in row.values()) and not any(
+        isinstance(value, list) and value and isinstance(value[0], dict) for value in messages
+    ):
+        raise DataError(
+            f"{path} is one object with {', '.join(list(row)[:3])}, and must be a list of objects, one for "
+            "each row; pandas writes it with to_json(orient='records')"
+        )
 
 
 def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
@@ -143,7 +171,7 @@ def _as_written(path: Path, rows: datasets.Dataset) -> datasets.Dataset:
         values = [None if (v := one.get(name)) != v else v for one in written]
         if any(isinstance(value, list | dict) for value in values):
             continue
-        texts = [None if value is None else str(value) for value in values]
+        texts = [None if value is None else _text(value) for value in values]
         rows = with_values(rows, name, texts)
     return rows
 
@@ -163,10 +191,15 @@ def _row_by_row(path: Path) -> datasets.Dataset | None:
         for row, texts in zip(rows, written, strict=True):
             for name in _AS_WRITTEN:
                 if isinstance(value := row.get(name), int | float):
-                    row[name] = str(texts[name]) if value == value else None
+                    row[name] = _text(texts[name]) if value == value else None
         return datasets.Dataset.from_list(rows)
     except (ValueError, TypeError, AttributeError, pyarrow.ArrowException):
         return None
+
+
+def _text(value: Any) -> str:
+    """A value of JSON as the file has it; numbers are their text already."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _objects(text: str, decoder: json.JSONDecoder = _NUMBERS_AS_TEXT) -> list[dict[str, Any]]:

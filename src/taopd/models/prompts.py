@@ -29,7 +29,6 @@ from taopd.models.loading import (
     looks_local,
 )
 from taopd.models.prompt_files import (
-    check_columns,
     read_file,
     read_folder,
     refuse_cache,
@@ -209,12 +208,13 @@ def _load_file(path: Path, split: str | None) -> datasets.Dataset:
         raise DataError(f"{path} has no rows")
     try:
         rows = read_file(path)
+    except DataError:
+        raise
     except _UNREADABLE as error:
         refuse_cache(error)
         if "corresponds to no data" in str(error):  # a header alone
             raise DataError(f"{path} has no rows") from error
         raise DataError(f"cannot read {path} as {reader}: {root_cause(error)}") from error
-    check_columns(path, rows.column_names)
     if "split" in rows.column_names:
         return _by_column(path, rows, split)
     if split not in (None, "train"):
@@ -259,6 +259,8 @@ def _load_folder(path: Path) -> Any:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return datasets.load_from_disk(str(path))
         return read_folder(path)
+    except DataError:
+        raise
     except _UNREADABLE as error:
         refuse_cache(error)
         cause = error.__cause__

@@ -9,8 +9,8 @@ from taopd.experiments.study.file import StudyFile
 from taopd.runs.host_memory import free_bytes
 
 STEPS = 24
-GIB_PER_ARM = 6.0
-"""Resident memory of one arm at most; runs with these settings were measured at 5.2 to 5.6 GiB."""
+GIB_PER_ARM = 6.5
+"""Resident memory of one arm at most; up to 6.4 GiB were measured (docs/results/smollm2-cpu.md)."""
 CONFIG: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-5,
@@ -59,6 +59,6 @@ def arms_that_fit() -> int:
     if free < GIB_PER_ARM:
         raise ConfigError(
             f"{free:.1f} GiB of memory are free, and one arm on SmolLM2-135M takes "
-            f"{GIB_PER_ARM:.0f}: close other programs, or run taopd demo without --real"
+            f"{GIB_PER_ARM:.1f}: close other programs, or run taopd demo without --real"
         )
     return 2 if free >= 2 * GIB_PER_ARM else 1
