@@ -319,6 +319,31 @@ def test_columns_that_are_not_told_apart_are_refused_in_a_folder_too(tmp_path, c
             load_prompts(place)
 
 
+@pytest.mark.parametrize("name", ["Split", " split", "Tools", "Teacher_Prompt", "Answer", "PROMPT"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_column_that_is_nearly_one_that_is_read_is_refused(tmp_path, name, suffix):
+    """It was passed over: with "Split" the rows of test were trained on."""
+    row = {"prompt": "a", name: "test"} if name != "PROMPT" else {"PROMPT": "a"}
+    (tmp_path / "rows").mkdir()
+    file = write(tmp_path / "rows" / f"x{suffix}", [row, row])
+    datasets.Dataset.from_list([row]).save_to_disk(tmp_path / "saved")
+    for place in (file, file.parent, tmp_path / "saved"):
+        with pytest.raises(
+            DataError, match=f"has a column '{name}', and '{name.strip().lower()}' is"
+        ):
+            load_prompts(place)
+    row[name.strip().lower()] = "train"
+    assert len(load_prompts(write(tmp_path / f"y{suffix}", [row, row]))) == 2
+
+
+@pytest.mark.parametrize("name", ["prompt", "answer", "split"])
+def test_a_column_that_a_csv_file_has_twice_is_refused(tmp_path, name):
+    """The second one was passed over; in JSON it is refused as well."""
+    (tmp_path / "x.csv").write_text(f"prompt,answer,split,{name}\na,1,train,b\n")
+    with pytest.raises(DataError, match=f"has two columns '{name}'"):
+        load_prompts(tmp_path / "x.csv")
+
+
 def test_missing_datasets(tmp_path):
     with pytest.raises(DataError, match="no such dataset"):
         load_prompts(tmp_path / "none.parquet")

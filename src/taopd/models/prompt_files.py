@@ -33,6 +33,8 @@ _CSV_AS_TEXT: dict[str, Any] = {
     "keep_default_na": False,
     "na_values": [""],
 }
+_READ = ("prompt", *TURNS, "tools", "chat_template_kwargs", "answer", "split", "teacher_prompt")
+"""Columns that are read where a table has them: under nearly the same name they would be passed over."""
 _OLD = "__as_read__"
 _UNNAMED = "__index_level_0__"
 """What pandas calls a first column that the header does not name."""
@@ -118,6 +120,21 @@ def refuse_cache(error: BaseException) -> None:
         ) from error
 
 
+def check_names(path: Path, names: list[str]) -> None:
+    """Refuse a column whose name is that of one that is read but for capital letters and spaces.
+
+    Raises:
+        DataError: names both.
+    """
+    for name in names:
+        meant = name.strip().lower()
+        if meant != name and meant in _READ and meant not in names:
+            raise DataError(
+                f"{path} has a column {name!r}, and {meant!r} is what is read: write its name without "
+                "capital letters and spaces, or rename it if it means something else"
+            )
+
+
 def _check_columns(path: Path, names: list[str]) -> None:
     """Refuse a table whose columns were not told apart as they are meant.
 
@@ -129,6 +146,8 @@ def _check_columns(path: Path, names: list[str]) -> None:
             f"{path} has more cells in a row than names in its header ({', '.join(names[:-1])}): put a text "
             "that holds a comma between double quotes"
         )
+    if twice := [name for name in _READ if f"{name}.1" in names and path.suffix.lower() == ".csv"]:
+        raise DataError(f"{path} has two columns {twice[0]!r}: rename or drop one of them")
     for separator, called in ((";", "semicolons"), ("\t", "tabs")):
         if len(names) == 1 and separator in names[0]:
             raise DataError(f"{path} has {called} between its columns: save it with commas")

@@ -29,6 +29,7 @@ from taopd.models.loading import (
     looks_local,
 )
 from taopd.models.prompt_files import (
+    check_names,
     read_file,
     read_folder,
     refuse_cache,
@@ -82,6 +83,8 @@ def load_prompts(
         raise DataError(f"no such dataset: {name} (looked in {Path.cwd()})")
     else:
         rows = _pick_split(name, _load_from_hub(name, config), split)
+    if os.path.exists(path):
+        check_names(path, rows.column_names)
     if not len(rows):
         raise DataError(f"{name} has no rows" + (f" in split {split!r}" if split else ""))
     try:  # The reader of JSON lines takes bytes as they are; they would fail where a row is read.
