@@ -5,6 +5,7 @@ generation batch. `published` trains the selected positions; `anchored` also tho
 (5 % of the unselected in a quarter of the completions): the initial student's forward on these completions,
 both losses, the larger backward. `reach` runs the initial student on all completions and both heads once more
 for r, and trains 10 % of the unselected of all completions towards the teacher and the initial student.
+`remembered` is reach with `anchor_responses=0.25`: the initial student on a quarter of the completions.
   one       exact gradient, one micro-batch a step: the scoring pass is the training forward
   two       exact gradient, scoring and training forwards
   w8        a gradient window of 8, prefix and sparse pass
@@ -43,7 +44,13 @@ from taopd.losses import (
     resolve_loss,
 )
 from taopd.models.gradient_window import sparse_states
-from taopd.signals import THRESHOLD, reach_from_states
+from taopd.signals import (
+    THRESHOLD,
+    StartMemory,
+    reach_from_states,
+    remembered_reach,
+    sums_from_states,
+)
 
 CASES = {
     "tiny": Case("tiny", 32, 2, 2, 8, 8, 24, 2),
@@ -134,43 +141,72 @@ class Anchored(Workload):
 class Reaching(Anchored):
     """A workload with the hold of `method: reach`."""
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(case, responses=1.0, fraction=0.1)
-        self.divided = by_reach(self.reverse, self.reverse)
+    def __init__(self, case: Case, responses: float = 1.0) -> None:
+        super().__init__(case, responses=responses, fraction=0.1)
+        self.divided = by_reach(self.reverse)
+        self.tokens, self.start = self.ids.roll(-1, 1), Head(weight=self.initial.lm_head.weight)
+
+    @torch.no_grad()
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """The initial student's states at the held positions, and r at every completion token."""
+        states = self.initial.model(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
+        reach = torch.zeros_like(self.weights)
+        reach[self.every], _ = self.reach_at(states, self.every)
+        return states[self.held], reach
+
+    def reach_at(self, states: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """r and log p_S0 of the sampled tokens at some positions, from the initial student's states."""
+        teacher = self.teacher[where], self.teacher_head
+        start = states[where], self.start
+        return reach_from_states(start, teacher, self.tokens[where], threshold=THRESHOLD)
 
     def total(self, hidden: Tensor) -> Tensor:
         """The loss by reach at the selected, the mixed hold at the drawn; r at every completion token. As at
         the first step of a run: later less is held at the start, and at last nothing."""
-        head, start = (Head(weight=each.lm_head.weight) for each in (self.model, self.initial))
-        with torch.no_grad():
-            states = self.initial.model(
-                input_ids=self.ids, attention_mask=self.mask
-            ).last_hidden_state
-        reach = torch.zeros_like(self.weights)
-        reach[self.every], _ = reach_from_states(
-            (states[self.every], start),
-            (self.teacher[self.every], self.teacher_head),
-            self.ids.roll(-1, 1)[self.every],
-            threshold=THRESHOLD,
-        )
+        states, reach = self.judged()
         share, drawn = held_share(reach[self.held]), self.weights[self.held]
         to_teacher, at_start = drawn * (1.0 - share), drawn * share
         weights = self.wanted.float() / self.wanted.sum()
         weights[self.held] = to_teacher
         targets = Targets(
-            token_ids=self.ids.roll(-1, 1)[self.both],
+            token_ids=self.tokens[self.both],
             teacher_hidden=self.teacher[self.both],
             teacher_head=self.teacher_head,
             reach=reach.masked_fill(self.held, 1.0)[self.both],
         )
+        head = Head(weight=self.model.lm_head.weight)
         loss = head_loss(hidden, head, weights[self.both], targets, self.divided)[0]
         targets = Targets(
-            token_ids=self.ids.roll(-1, 1)[self.held],
-            teacher_hidden=states[self.held],
-            teacher_head=start,
+            token_ids=self.tokens[self.held], teacher_hidden=states, teacher_head=self.start
         )
         held = hidden[self.held[self.both]]
         return loss + head_loss(held, head, 3.0 * at_start, targets, self.reverse)[0]
+
+
+class Remembering(Reaching):
+    """The same with the initial student on a quarter of the completions (`signals.remembered`)."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, RESPONSES)
+        self.memory = StartMemory()
+
+    @torch.no_grad()
+    def judged(self) -> tuple[Tensor, Tensor]:
+        """As of `Reaching`; r is remembered where the initial student does not run."""
+        rows = self.held.any(1)
+        states = self.teacher.new_zeros(*self.ids.shape, self.start.weight.shape[1])
+        states[rows] = self.initial.model(
+            input_ids=self.ids[rows], attention_mask=self.mask[rows]
+        ).last_hidden_state
+        here, away = self.every & rows[:, None], self.every & ~rows[:, None]
+        reach = torch.zeros_like(self.weights)
+        reach[here], sampled = self.reach_at(states, here)
+        teacher = self.teacher[here], self.teacher_head
+        both = (states[here], self.start), teacher
+        rule = {"threshold": THRESHOLD}
+        self.memory.add(sums_from_states(*both, self.tokens[here], sampled, **rule))
+        reach[away] = remembered_reach(self.teacher[away], self.teacher_head, self.memory.shares())
+        return states[self.held], reach
 
 
 def check(work: Anchored) -> float:
@@ -209,13 +245,19 @@ def main(arguments: list[str] | None = None) -> int:
         for name, both in pairs.items()
         for kind, loss in zip(("published", "anchored"), both, strict=True)
     }
-    reaching = Reaching(case)
-    losses |= {f"{name} reach": both[1] for name, both in reaching.pairs().items()}
-    leaves = [*work.model.parameters(), *reaching.model.parameters()]
+    kinds = {"reach": Reaching(case), "remembered": Remembering(case)}
+    losses |= {
+        f"{name} {kind}": both[1]
+        for kind, own in kinds.items()
+        for name, both in own.pairs().items()
+    }
+    models = [work.model, *(own.model for own in kinds.values())]
+    leaves = [parameter for model in models for parameter in model.parameters()]
     times = update_seconds(losses, leaves, repeats=case.repeats, clock=time.process_time)
     rows = []
     print(
-        f"{'update':<10} {'published s':>12} {'anchored s':>12} {'ratio':>7} {'reach s':>9} {'ratio':>7}"
+        f"{'update':<10} {'published s':>12} {'anchored s':>12} {'ratio':>7} {'reach s':>12} {'ratio':>7} "
+        f"{'remembered s':>12} {'ratio':>7}"
     )
     for name in pairs:
         published, anchored = (times[f"{name} {kind}"] for kind in ("published", "anchored"))
@@ -228,9 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
         line = (
             f"{name:<10} {row['published_s']:12.3f} {row['anchored_s']:12.3f} {row['ratio']:7.3f}"
         )
-        if (reach := times.get(f"{name} reach")) is not None:
-            row |= {"reach_s": statistics.median(reach), "reach_ratio": _ratio(reach, published)}
-            line += f" {row['reach_s']:9.3f} {row['reach_ratio']:7.3f}"
+        for kind in kinds:
+            if (own := times.get(f"{name} {kind}")) is None:
+                continue
+            row |= {f"{kind}_s": statistics.median(own), f"{kind}_ratio": _ratio(own, published)}
+            line += f" {row[f'{kind}_s']:12.3f} {row[f'{kind}_ratio']:7.3f}"
         rows.append(row)
         print(line)
     document = {

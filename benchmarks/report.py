@@ -158,12 +158,15 @@ def teacher(document: dict[str, Any], folder: Path) -> str:
 
 def anchor(document: dict[str, Any], folder: Path) -> str:
     """Table of bench_anchor."""
-    heads = ("update", "published, s", "anchored, s", "ratio", "reach, s", "ratio")
+    kinds = {"reach": "reach, s", "remembered": "reach on a quarter, s"}
+    heads = ["update", "published, s", "anchored, s", "ratio"]
+    keys = ["published_s", "anchored_s", "ratio"]
+    for kind, head in kinds.items():
+        heads += [head, "ratio"]
+        keys += [f"{kind}_s", f"{kind}_ratio"]
     rows = []
     for row in document["result"]["rows"]:
-        values = [
-            row.get(key) for key in ("published_s", "anchored_s", "ratio", "reach_s", "reach_ratio")
-        ]
+        values = [row.get(key) for key in keys]
         rows.append([row["update"], *("" if v is None else f"{v:.2f}" for v in values)])
     return "\n".join(markdown_table(heads, rows))
 

@@ -86,6 +86,7 @@ NAV: Tree = {
         "Labs of other sizes": "results/lab_sizes.md",
         "Other settings in the lab": "results/settings.md",
         "Forms of reach": "results/reach_forms.md",
+        "A cheaper reach": "results/reach_cheaper.md",
         "Diagnostic": "results/diagnostic.md",
         "Speed and memory": "results/benchmarks.md",
     },

@@ -62,6 +62,12 @@ CASES = [
         "evaluate": True,
     },
     {"name": "reach", "settings": REACH, "evaluate": True},
+    # In the second step the initial student runs on half of the completions, on some ranks on none.
+    {
+        "name": "remembered",
+        "settings": REACH | SPREAD | {"anchor_responses": 0.5, "max_steps": 2},
+        "evaluate": True,
+    },
     # The hold is exact, the loss of the others is not: two terms a teacher.
     {
         "name": "reach_teachers",

@@ -175,6 +175,49 @@ def test_three_steps_are_the_formula(micro_lab, tmp_path, loss_name, ends):
         assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_a_start_that_runs_on_half_of_the_completions_is_remembered_in_the_others(
+    micro_lab, tmp_path
+):
+    """Oracle: the means by token id from full distributions, in float64, of known contexts alone."""
+    lab = ends_otherwise(micro_lab, tmp_path)
+    more = {"anchor_responses": 0.5, "per_device_train_batch_size": 8}
+    trainer = make_trainer(lab, tmp_path, **SETTINGS | more, **SGD)
+    seen = watched(trainer)
+    sums, changed = torch.zeros(4, trainer.vocab_size, dtype=torch.float64), 0
+    for step, (scored, weights) in enumerate(seen):
+        models = models_of(micro_lab, weights)
+        start, teacher = start_and_teacher(scored, *models[:2])
+        initial, student = (at(scored, full_logprobs(models[i], scored.batch)) for i in (0, 2))
+        exact = reach_of(start, teacher, foreign_ends=(5,))
+        sampled = scored.token_ids.unsqueeze(1)
+        first, wanted, own = (
+            each.gather(1, sampled).squeeze(1) for each in (initial, teacher, student)
+        )
+        row, drawn = scored.positions.row, scored.choice.reference_mask
+        here = torch.isin(row, row[drawn]) if step else torch.ones_like(drawn)
+        assert step == 0 or len(row[here].unique()) <= 4 < len(row.unique())
+        new = after_new(row, first < torch.minimum(own, wanted) + math.log(0.1))
+        sums *= 0.98
+        for i in (here & ~new).nonzero().flatten().tolist():
+            counted = start[i].exp() / (start[i].exp() + THRESHOLD)
+            counted[5] = 0.0
+            token = int(scored.token_ids[i])
+            sums[0] += teacher[i].exp()
+            sums[1] += teacher[i].exp() * counted
+            sums[2, token] += 1.0
+            sums[3, token] += first[i]
+        remembered = teacher.exp() @ (sums[1] / sums[0])
+        said = torch.where(sums[2] > 0, sums[3] / sums[2], torch.nan)[scored.token_ids]
+        said = torch.where(said.isnan(), own, said)
+        found = scored.signals
+        expected = torch.where(here, exact, remembered)
+        torch.testing.assert_close(found.reach.double(), expected, atol=1e-4, rtol=0)
+        expected = torch.where(here, first, said)
+        torch.testing.assert_close(found.initial_logprobs.double(), expected, atol=1e-4, rtol=0)
+        changed += int(((remembered - exact).abs() > 0.01)[~here].sum())
+    assert changed, "vacuous"
+
+
 def test_what_is_held_is_logged_as_held_also_where_all_of_it_is_within_reach(micro_lab, tmp_path):
     """Threshold 0: the drawn tokens are held to the teacher alone."""
     settings = SETTINGS | SGD | {"reach_threshold": 0.0, "log_rollouts": 8, "max_steps": 1}

@@ -60,6 +60,7 @@ CASES = {
         **{"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
         **{"max_steps": 7, "resumed": (2, 3, 4)},
     },
+    "a remembered start": {"method": "reach", "anchor_responses": 0.5, "temperature": 0.05},
     "a schedule": {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_grad_norm": 0.1},
 }
 

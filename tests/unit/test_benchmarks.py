@@ -25,6 +25,15 @@ def test_tiny_cases_agree_with_their_peers_and_print_a_table(capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["anchor", "bank", "bootstrap", "select", "sparse_long", "teacher"]
+)
+def test_a_tiny_case_runs_and_ends_with_its_document(name):
+    document, _ = run(name, tiny=True)
+    assert document["name"] == f"bench_{name}"
+
+
+@pytest.mark.slow
 def test_the_real_models_benchmark_runs_on_micro_models():
     """It compares completions and gradients with TRL's before it prints a time."""
     document, table = run("real", tiny=True)

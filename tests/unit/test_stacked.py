@@ -84,12 +84,15 @@ def test_sampled_tokens_follow_the_models_distribution(lab):
         ("random", "jsd", 0.5, "constant"),
         ("reach", "reverse_kl", 3.0, "constant"),
         ("reach", "sampled_reverse_kl", 3.0, "linear"),
+        ("remembered", "reverse_kl", 3.0, "constant"),
     ],
 )
 def test_steps_equal_the_trainers(lab, tmp_path, selector, loss, anchor, schedule):
     # With Adam's usual epsilon a gradient of 1e-9, all rounding, moves a weight as far as any other.
     settings = {"anchor_coef": anchor, "adam_epsilon": 1e-5, "lr_scheduler_type": schedule}
-    if selector == "reach":
+    if selector == "remembered":
+        settings |= {"anchor_responses": 0.5}
+    if selector in ("reach", "remembered"):
         settings |= {"method": "reach", "reach_threshold": 0.01, "stop_token_ids": [3, EOS_ID]}
         selector = "teachability"
     arm = small_arm(lab, selector=selector, loss=loss, **settings)

@@ -17,7 +17,13 @@ from taopd.losses.divergences import (
 )
 from taopd.losses.head_loss import LossFunction, Targets, head_loss
 from taopd.losses.merged_stops import merge_columns
-from taopd.losses.reduction import anchor_weights, held_share, reduction_weights, start_share
+from taopd.losses.reduction import (
+    anchor_weights,
+    drawn_completions,
+    held_share,
+    reduction_weights,
+    start_share,
+)
 from taopd.losses.sampled_advantages import entropy_direction
 from taopd.losses.sampled_tail import sampled_tail_kl
 
@@ -27,6 +33,7 @@ __all__ = [
     "Targets",
     "anchor_weights",
     "by_reach",
+    "drawn_completions",
     "ended_alike",
     "entropy_direction",
     "forward_kl",

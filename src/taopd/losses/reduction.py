@@ -8,6 +8,7 @@ Source: token mean, arXiv 2605.26844 eq. 7; sample mean, the released code (docs
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,18 +85,50 @@ def anchor_weights(
     Args:
         fraction: at most `responses`, which is not checked here.
     """
+    draws = _draws(completion, responses=responses, seed=seed, step=step, ranks=ranks)
+    within = draws.inside & (draws.uniform < fraction * draws.num_groups / max(1, draws.num_drawn))
+    num_valid = _nonzero(ranks.sums(valid.double().sum()))
+    return (within & valid & ~kept).double() / (fraction * num_valid)
+
+
+def drawn_completions(
+    completion: Int[Tensor, " N"],
+    *,
+    responses: float,
+    seed: int,
+    step: int,
+    ranks: Ranks = ALONE,
+) -> Bool[Tensor, " N"]:
+    """The tokens of the completions in which `anchor_weights` draws, from the same arguments."""
+    return _draws(completion, responses=responses, seed=seed, step=step, ranks=ranks).inside
+
+
+class _Draws(NamedTuple):
+    """What is random about the tokens that are held."""
+
+    uniform: Float[Tensor, " N"]
+    inside: Bool[Tensor, " N"]
+    """Tokens of the drawn completions."""
+    num_groups: int
+    """Completions, and the drawn ones among them, of all ranks."""
+    num_drawn: int
+
+
+def _draws(
+    completion: Int[Tensor, " N"], *, responses: float, seed: int, step: int, ranks: Ranks
+) -> _Draws:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
-    uniform = uniform_part(kept.shape[0], generator, ranks, torch.float32).to(kept.device)
+    device, count = completion.device, completion.shape[0]
+    uniform = uniform_part(count, generator, ranks, torch.float32).to(device)
     groups, group = completion.unique(return_inverse=True)
     counts = ranks.counts(len(groups))
     num_groups, first = sum(counts), sum(counts[: ranks.rank])
     num_drawn = math.ceil(responses * num_groups)
-    within = uniform < fraction * num_groups / max(1, num_drawn)
+    inside = torch.ones(count, dtype=torch.bool, device=device)
     if num_drawn < num_groups:
-        order = torch.randperm(num_groups, generator=generator).to(kept.device)
-        within &= order[first + group] < num_drawn
-    num_valid = _nonzero(ranks.sums(valid.double().sum()))
-    return (within & valid & ~kept).double() / (fraction * num_valid)
+        order = torch.randperm(num_groups, generator=generator).to(device)
+        inside = order[first + group] < num_drawn
+    return _Draws(uniform, inside, num_groups, num_drawn)
 
 
 def held_share(

@@ -27,6 +27,13 @@ from taopd.signals.reach import (
     reach_from_logprobs,
     reach_from_states,
 )
+from taopd.signals.remembered import (
+    StartMemory,
+    reach_from_shares,
+    remembered_reach,
+    sums_from_logprobs,
+    sums_from_states,
+)
 from taopd.signals.situation import Situation, situation
 from taopd.signals.topk_lists import ListMetrics, list_metrics, lists_from_exact, topk_lists_signals
 from taopd.signals.types import (
@@ -60,6 +67,7 @@ __all__ = [
     "ListMetrics",
     "SignalTable",
     "Situation",
+    "StartMemory",
     "TokenSignals",
     "at_ids",
     "available_signals",
@@ -76,12 +84,16 @@ __all__ = [
     "prefix_ema",
     "reach_bound",
     "reach_from_logprobs",
+    "reach_from_shares",
     "reach_from_states",
+    "remembered_reach",
     "signal_table",
     "signals_from_answer",
     "signals_from_logprobs",
     "signals_from_pair",
     "situation",
+    "sums_from_logprobs",
+    "sums_from_states",
     "taken",
     "topk_lists_signals",
 ]

@@ -69,6 +69,19 @@ def reach_from_logprobs(
         >>> reach_from_logprobs(initial, teacher, threshold=0.5)
         tensor([0.2619])
     """
+    counted = counts(initial_logprobs, threshold, stop_ids, foreign_ends)
+    # From what is out of reach: where all is within, r is 1 and not a rounded sum of a whole vocabulary.
+    beyond = (teacher_logprobs.exp() * (1.0 - counted)).sum(1)
+    return (1.0 - beyond).clamp(0.0, 1.0)
+
+
+def counts(
+    initial_logprobs: Float[Tensor, "N V"],
+    threshold: float,
+    stop_ids: Sequence[int] = (),
+    foreign_ends: Sequence[int] = (),
+) -> Float[Tensor, "N V"]:
+    """s of every token: `sayable`, merged ids as one token, and 0 at foreign ends."""
     counted = sayable(initial_logprobs, threshold)
     if stop_ids:
         ids = torch.tensor(list(stop_ids), device=initial_logprobs.device)
@@ -76,9 +89,7 @@ def reach_from_logprobs(
         counted[:, ids] = sayable(whole, threshold).expand(-1, len(ids))
     # A teacher may end with an id that the student does not have.
     counted[:, [index for index in foreign_ends if index < counted.shape[1]]] = 0.0
-    # From what is out of reach: where all is within, r is 1 and not a rounded sum of a whole vocabulary.
-    beyond = (teacher_logprobs.exp() * (1.0 - counted)).sum(1)
-    return (1.0 - beyond).clamp(0.0, 1.0)
+    return counted
 
 
 def at_temperature_1(logprobs: Float[Tensor, "N V"], temperature: float) -> Float[Tensor, "N V"]:

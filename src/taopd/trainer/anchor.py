@@ -39,6 +39,7 @@ from taopd.trainer.checkpoint.same_start import SameStart
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.reference_student import ReferenceStudent
+from taopd.trainer.remembered_start import RememberedStart
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import guard_is_due, reads_initial, signal_needs
 from taopd.trainer.settings.methods import judges
@@ -96,8 +97,14 @@ class Anchor:
         if needed and reference is None and (trains or is_peft_model(student)):
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None
-        self._states: Float[Tensor, "N D"] | None = None
-        """The reference model's at every token of the batch that is being selected from."""
+        remembers = judges(args) and args.anchor_responses < 1.0 and not self._reads_start
+        rule = self._reach_rule | {"temperature": args.temperature, "stop_ids": self._merged}
+        self.memory = RememberedStart(args, accelerator, rule) if remembers else None
+        """A callback, where the reference model runs on some completions alone."""
+        self._states: Float[Tensor, "m D"] | None = None
+        """The reference model's at tokens of the batch that is being selected from."""
+        self._run_at: Bool[Tensor, " N"] | None = None
+        """These tokens; None: all of them."""
 
     def with_initial(
         self,
@@ -108,12 +115,15 @@ class Anchor:
         scored: Scored,
         teacher_heads_of: Callable[[], Sequence[Head | None]],
         of_teacher: Int[Tensor, " N"] | None,
+        *,
+        step: int | None,
     ) -> Scored:
         """The scores with reach, or with D and C of the reference model, where a setting reads them.
 
-        The reference model is run at every token.
+        The reference model is run at every token, or at those that `RememberedStart` names.
 
         Args:
+            step: of the run; None: of an evaluation.
             teacher_heads_of: gives one a teacher; None for one elsewhere: reach then is a lower bound, at the
                 tokens of all teachers, so that no selection mixes two kinds.
             of_teacher: which teacher each token has; None: there is one.
@@ -124,14 +134,23 @@ class Anchor:
         args, signals = self._args, scored.signals
         found: dict[str, Any] = {}
         with self._recorder.timed("perf/anchor_s"):
-            size = args.per_device_train_batch_size
-            self._states = self._reference.states(forward, student, batch, positions, size)
-            head = self._reference.head(self._head_of, student)
             given = teacher_heads_of()
             heads = [one for one in given if one is not None]
             exact = len(heads) == len(given)
+            at, here = positions, None
+            # The answer of a teacher elsewhere is compared with the reference model's lists at every token.
+            if self.memory is not None and exact and step is not None:
+                here = self.memory.where(positions, step)
+                at = positions.at(here)
+            self._run_at, size = here, args.per_device_train_batch_size
+            self._states = self._reference.states(forward, student, batch, at, size)
+            head = self._reference.head(self._head_of, student)
             teachers = _by_teacher(scored, heads, of_teacher) if exact else []
-            if self._reads_reach and exact:
+            if self.memory is not None and here is not None:
+                of_start = self._states, head
+                found = self.memory.judge(signals, positions, here, of_start, teachers)
+                found |= self._foreign(scored, teachers)
+            elif self._reads_reach and exact:
                 found = self._exact_reach(scored, teachers, head)
             elif self._reads_reach:
                 *lists, initial = self._at_lists(self._states, head, signals)
@@ -159,23 +178,27 @@ class Anchor:
         assert self._states is not None and tokens is not None
         reach = torch.zeros_like(scored.signals.compatibility)
         initial = torch.zeros_like(reach)
-        ends = self._reach_rule["foreign_ends"]
-        foreign = torch.zeros_like(reach) if ends else None
-        temperature = self._args.temperature
         for index, hidden, teacher_head in teachers:
-            teacher = hidden, teacher_head
             reach[index], initial[index] = reach_from_states(
                 (self._states[index], head),
-                teacher,
+                (hidden, teacher_head),
                 tokens[index],
                 **self._reach_rule,
-                temperature=temperature,
+                temperature=self._args.temperature,
                 stop_ids=self._merged,
             )
-            if foreign is not None:
-                mass = foreign_mass(*teacher, ends, temperature=temperature)
-                foreign[index] = mass.to(foreign.dtype)
-        return {"reach": reach, "foreign": foreign, INITIAL: initial}
+        return {"reach": reach, INITIAL: initial} | self._foreign(scored, teachers)
+
+    def _foreign(self, scored: Scored, teachers: Sequence[_OfTeacher]) -> dict[str, Any]:
+        """f of every token, where there are foreign ends."""
+        ends = self._reach_rule["foreign_ends"]
+        if not ends:
+            return {"foreign": None}
+        foreign = torch.zeros_like(scored.signals.compatibility)
+        for index, hidden, head in teachers:
+            mass = foreign_mass(hidden, head, ends, temperature=self._args.temperature)
+            foreign[index] = mass.to(foreign.dtype)
+        return {"foreign": foreign}
 
     def _of_the_start(
         self, scored: Scored, teachers: Sequence[_OfTeacher], head: Head
@@ -213,7 +236,9 @@ class Anchor:
                 here = positions.at(tokens)
                 hidden = self._reference.states(forward, student, scored.batch, here, size)
             else:
-                hidden = everywhere[tokens]
+                # The tokens that are held lie in the completions at which it was run.
+                run_at = self._run_at
+                hidden = everywhere[tokens if run_at is None else tokens[run_at]]
         if self._guard is not None and guard_is_due(scored.step, self._args):
             with self._recorder.timed("perf/guard_s"):
                 head = self._reference.head(self._head_of, student)

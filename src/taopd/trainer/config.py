@@ -166,8 +166,9 @@ class TeachabilityConfig(TeacherSettings, DistillationConfig):
     )
     anchor_responses: float = option(
         None,
-        "Random share of the completions in which tokens are held, at least anchor_fraction. Only these "
-        "completions need the reference model's forward. None: 0.25; reach: 1.",
+        "Random share of the completions in which tokens are held, at least anchor_fraction. The initial "
+        "student runs on these alone; reach remembers by token id what it would say in the others. None: "
+        "0.25; reach: 1.",
     )
     anchor_loss: str = option(
         "reverse_kl",

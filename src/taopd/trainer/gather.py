@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from jaxtyping import Bool
 from torch import Tensor
 
-from taopd.distributed.collectives import Ranks
+from taopd.distributed.collectives import ALONE, Ranks
 from taopd.runs.signal_names import SELECTED_BY
 from taopd.signals import SignalTable
 
@@ -59,11 +59,7 @@ def gather_table(
     # One small collective first, so that every process knows how long the next one is.
     facts = accelerator.gather(facts).cpu()
     rank, sizes = accelerator.process_index, facts[:, 1].tolist()
-
-    def all_reduce(values: Tensor) -> Tensor:
-        return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
-
-    ranks = Ranks(rank=rank, size=accelerator.num_processes, all_reduce=all_reduce)
+    ranks = ranks_of(accelerator)
     part = replace(part, completion=part.completion + facts[:rank, 0].sum(), ranks=ranks)
     if sum(sizes) > limit:
         return Gathered(part, part, slice(0, len(part)))
@@ -75,6 +71,19 @@ def gather_table(
     every = torch.cat([each[:size] for each, size in zip(gathered, sizes, strict=True)])
     start = sum(sizes[:rank])
     return Gathered(part, _unpacked(every, names, dtypes), slice(start, start + len(part)))
+
+
+def ranks_of(accelerator: Accelerator) -> Ranks:
+    """The processes of a run."""
+
+    def all_reduce(values: Tensor) -> Tensor:
+        return accelerator.reduce(values.to(accelerator.device), reduction="sum").cpu()
+
+    if accelerator.num_processes == 1:
+        return ALONE
+    return Ranks(
+        rank=accelerator.process_index, size=accelerator.num_processes, all_reduce=all_reduce
+    )
 
 
 def is_not_repeated(accelerator: Accelerator, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from taopd.errors import ConfigError
@@ -76,11 +76,22 @@ def in_new_context(table: SignalTable) -> Bool[Tensor, " N"]:
     A token that the student alone says more often is a slip, of which it makes many at a high learning rate:
     the start is what holds it there. Source: ours, docs/results/reach_forms.md.
     """
-    both = torch.minimum(table.extra["student_logprobs"], table.extra["teacher_logprobs"])
-    new = table.extra[INITIAL] < both + math.log(RARELY)
+    models = (table.extra[name] for name in (INITIAL, "student_logprobs", "teacher_logprobs"))
+    return after_new_words(*models, completion=table.completion)
+
+
+def after_new_words(
+    initial: Float[Tensor, " N"],
+    student: Float[Tensor, " N"],
+    teacher: Float[Tensor, " N"],
+    *,
+    completion: Int[Tensor, " N"],
+) -> Bool[Tensor, " N"]:
+    """`in_new_context` from the log-probs of the sampled tokens; of whole completions, each contiguous."""
+    new = initial < torch.minimum(student, teacher) + math.log(RARELY)
     before = new.long().cumsum(0) - new.long()
-    # Less what was counted in the completions before: these are contiguous.
-    completion = table.completion.contiguous()
+    # Less what was counted in the completions before.
+    completion = completion.contiguous()
     first = torch.searchsorted(completion, completion)
     return before > before[first]
 

@@ -142,7 +142,7 @@ class TeachabilityTrainer(BaseTrainer):
         own = (self.rank_state, self.nonfinite, found, MetricsWriter(), SpreadWatch(args))
         costs = PeakMemory(self.record), ProcessTime(self.record)
         # The average follows the update as it was rescaled.
-        last = UpdateNorm.of(args, self.accelerator, self.record), self.average
+        last = UpdateNorm.of(args, self.accelerator, self.record), self.average, self._anchor.memory
         for callback in (*own, *costs, self._anchor.start, SameInputs(self), *watchers, *last):
             if callback is not None:
                 self.add_callback(callback)
@@ -167,7 +167,8 @@ class TeachabilityTrainer(BaseTrainer):
             positions, scored = self._score(batch, positions)
         models = self.forward_states, self.model_wrapped
         teachers = self._teacher_heads, self._teacher.of_positions(batch, positions)
-        scored = self._anchor.with_initial(*models, batch, positions, scored, *teachers)
+        step = self.state.global_step if self.model.training else None
+        scored = self._anchor.with_initial(*models, batch, positions, scored, *teachers, step=step)
         with self._recorder.timed("perf/select_s"):
             selected = self._select(batch, positions, scored)
         reference = self._anchor.measure(*models, selected)

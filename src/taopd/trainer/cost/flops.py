@@ -42,8 +42,8 @@ class StepCost:
     train_backward: float
     loss_heads: float
     anchor: float = 0.0
-    """Reference forward on the drawn completions and the heads at the anchored positions; for reach on all
-    completions, and both heads at all of their positions."""
+    """Reference forward on the drawn completions and the heads at the anchored positions; for reach both
+    heads once more, and where some completions are not drawn a second time in those that are."""
     logit_passes: float
     """Passes over the logits, as matmuls that take as long."""
     select: float = 0.0
@@ -141,9 +141,13 @@ def step_cost(
     anchor = settings.anchored_share * (matmuls + 1) * student_head
     # What is sampled and scored once serves all steps on the generation batch.
     each = 1.0 / settings.num_iterations
+    # A server's answer is compared with the reference model's lists at every token.
+    run = 1.0 if settings.reach and settings.teacher_elsewhere else settings.anchor_responses
     if settings.anchored_share or settings.reach:
-        anchor += each * full * max(settings.anchor_responses, float(settings.reach))
-    anchor += each * settings.reach * (student_head + teacher_head)
+        anchor += each * full * run
+    again = run if run < 1.0 else 0.0
+    heads = run * student_head + teacher_head + again * (student_head + teacher_head)
+    anchor += each * settings.reach * heads
     # By reach two divergences at each taught token, from one pass of each head.
     trained = (1 + settings.reach) * settings.taught_share + settings.anchored_share
     passes_over_logits = (

@@ -78,8 +78,7 @@ class PlanSettings:
     anchor_responses: float = 1.0
     """Share of the completions that the anchored tokens lie in: only these need the reference's forward."""
     reach: bool = False
-    """The reference runs on every completion, and both heads again (`signals.reach`); what is held is held to
-    the teacher too."""
+    """Both heads run once more (`signals.reach`), and what is held is held to the teacher too."""
     guard: bool = False
     """`collapse_guard` holds the frozen copy of the student that the anchor would hold."""
     lora_rank: int | None = None
@@ -300,7 +299,7 @@ def settings_of(
         anchor_fraction=args.anchor_fraction
         if args.anchor_coef > 0 or args.method == "reach"
         else 0.0,
-        anchor_responses=args.anchor_responses,
+        anchor_responses=1.0 if reads_initial and args.method != "reach" else args.anchor_responses,
         reach=reads_initial,
         guard=args.collapse_guard != "off",
         lora_rank=model.lora_r if model.use_peft else None,

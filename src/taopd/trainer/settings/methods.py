@@ -22,7 +22,8 @@ _PUBLISHED: dict[str, Any] = {
 METHODS: dict[str, dict[str, Any]] = {
     "anchored": _PUBLISHED | {"anchor_coef": 1.0},
     "published": _PUBLISHED,
-    # The initial student is run on all completions in any case: the hold is drawn from all of them.
+    # On fewer completions what the initial student would say in the others is remembered: not yet the
+    # default, as most of what was measured is from before it could be.
     "reach": {
         "anchor_coef": 3.0,
         "anchor_fraction": 0.1,

@@ -27,6 +27,7 @@ from taopd.experiments.lab.stacked.model import (
 )
 from taopd.experiments.lab.stacked.problems import encoded
 from taopd.experiments.lab.stacked.settings import stack_settings
+from taopd.experiments.lab.stacked.start_memories import Memories
 from taopd.experiments.lab.stacked.tables import rows_by_arm, tables_by_arm, with_initial
 from taopd.experiments.lab.task import EOS_ID, PAD_ID
 from taopd.kernels import Head
@@ -107,6 +108,7 @@ class Stack:
         self._schedule = make_schedule(first, self._optimizer, first.max_steps)
         self._needs = {name for args in self.settings for name in signal_needs(args).signals}
         self._reads_initial = any(map(reads_initial, self.settings))
+        self._memories = Memories(self.settings, self._foreign_ends)
         self._anchor = resolve_loss(first.anchor_loss)
         self._losses = [
             loss_of_run(args, (), ends, [EOS_ID], teacher.config.vocab_size)
@@ -117,8 +119,6 @@ class Stack:
         self._generators = {
             arm.seed: torch.Generator().manual_seed(arm.seed * 2 + 1) for arm in arms
         }
-
-    # -- sampling ---------------------------------------------------------------------------------
 
     def _order(self, seed: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed * 2)
@@ -173,6 +173,7 @@ class Stack:
         rows = rows_by_arm(positions, len(self.arms))
         if self._reads_initial:
             signals = self._with_initial(signals, initial()[1], teacher, rows)
+            signals = self._memories(signals, initial()[1], teacher, positions.row, rows, number)
         tables = tables_by_arm(signals, positions, rows, self.settings, self._needs)
         choices = [self._choose(arm, table, number) for arm, table in enumerate(tables)]
         losses = self._loss(student, teacher_hidden, signals, targets, choices, rows)
