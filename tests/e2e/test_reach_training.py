@@ -182,7 +182,12 @@ def test_a_start_that_runs_on_half_of_the_completions_is_remembered_in_the_other
     lab = ends_otherwise(micro_lab, tmp_path)
     more = {"anchor_responses": 0.5, "per_device_train_batch_size": 8}
     trainer = make_trainer(lab, tmp_path, **SETTINGS | more, **SGD)
+    num_rows = []
+    trainer._anchor._reference.copy.model.register_forward_pre_hook(
+        lambda module, args, given: num_rows.append(len(given["input_ids"])), with_kwargs=True
+    )
     seen = watched(trainer)
+    assert num_rows == [8, 4, 4]
     sums, changed = torch.zeros(4, trainer.vocab_size, dtype=torch.float64), 0
     for step, (scored, weights) in enumerate(seen):
         models = models_of(micro_lab, weights)

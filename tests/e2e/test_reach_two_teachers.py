@@ -40,6 +40,30 @@ def test_every_token_is_judged_by_its_own_teacher(
         assert len(set(names)) == 2 and 0.02 < r.mean() < 0.98, "vacuous"
 
 
+def test_what_is_remembered_meets_the_mass_of_each_tokens_own_teacher(
+    micro_lab, tmp_path, paths, models, initial
+):
+    """In the second batch the initial student runs on half of the completions, of both teachers."""
+    half = {"anchor_responses": 0.5, "anchor_fraction": 0.5}  # all tokens of the drawn completions
+    trainer = make_trainer(micro_lab, tmp_path, paths, **half, **REACH)
+    for scored in trained(trainer):
+        r, names = reach_by_hand(scored, initial, models)
+        row = scored.positions.row
+        here = torch.isin(row, row[scored.choice.reference_mask])
+        torch.testing.assert_close(scored.signals.reach.double()[here], r[here], atol=1e-4, rtol=0)
+    mass = []
+    for row in range(len(scored.batch["prompt_ids"])):
+        name = scored.teachers[int(scored.batch["teacher_index"][row])]
+        with torch.no_grad():
+            mass.append(logprobs_at(models[name], scored, row, "teacher")[0].double().exp())
+    # The memory of the last batch is the one that it was read with.
+    remembered = torch.cat(mass) @ trainer._anchor.memory._memory.shares()
+    assert len({name for name, inside in zip(names, here.tolist(), strict=True) if not inside}) == 2
+    torch.testing.assert_close(
+        scored.signals.reach.double()[~here], remembered[~here], atol=1e-4, rtol=0
+    )
+
+
 def test_where_one_teacher_is_elsewhere_all_reach_is_a_bound(
     micro_lab, tmp_path, paths, models, initial
 ):
