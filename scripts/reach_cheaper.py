@@ -45,7 +45,7 @@ ARMS = {"on all": {}, "on a quarter": {"anchor_responses": 0.25}}
 
 def run(file: Path, variant: str, steps: int, seed: int) -> None:
     """Train both arms in one lab; one file for them."""
-    lab = build_lab(variant)
+    lab = build_lab(variant, parallel=False)
     settings = BASE | {"method": "reach", "budget": 0.1}
     arms = [
         replace(

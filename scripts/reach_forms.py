@@ -247,7 +247,7 @@ class FormStack(Stack):
 
 def run(folder: Path, variant: str, names: list[str], steps: int, seed: int) -> None:
     """Train the forms of one lab side by side; one file a form."""
-    lab = build_lab(variant)
+    lab = build_lab(variant, parallel=False)
     settings = BASE | {"method": "reach", "budget": 0.1}
     arms = [
         replace(
