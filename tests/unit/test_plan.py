@@ -330,6 +330,22 @@ def test_what_is_sampled_and_scored_once_serves_several_steps():
     assert row.update_ratio_one == row.update_ratio_several
 
 
+def test_a_start_that_is_remembered_costs_its_share_of_a_forward():
+    """On a quarter of the completions; both heads run there twice. A server's answer needs it on all."""
+    whole = replace(SETTINGS, reach=True, anchor_fraction=0.1)
+    quarter = replace(whole, anchor_responses=0.25)
+
+    def anchor(settings):
+        return step_cost(STUDENT, STUDENT, settings, shared_forward=True)
+
+    forward = anchor(whole).score_student
+    head = anchor(whole).score_heads / 2
+    saved = anchor(whole).anchor - anchor(quarter).anchor
+    assert saved == pytest.approx(0.75 * forward + (2.0 - 0.25 - 1.0 - 0.5) * head)
+    elsewhere = [replace(each, teacher_elsewhere=True) for each in (whole, quarter)]
+    assert anchor(elsewhere[0]).anchor == anchor(elsewhere[1]).anchor
+
+
 def test_no_more_of_the_prefix_is_planned_than_a_run_holds():
     """`prefix_memory_mib` limits what the scoring pass leaves; the rest is computed again."""
     whole = PlanSettings(
