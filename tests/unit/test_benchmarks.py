@@ -25,9 +25,7 @@ def test_tiny_cases_agree_with_their_peers_and_print_a_table(capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["anchor", "bank", "bootstrap", "select", "sparse_long", "teacher"]
-)
+@pytest.mark.parametrize("name", ["anchor", "bank", "bootstrap", "select", "teacher"])
 def test_a_tiny_case_runs_and_ends_with_its_document(name):
     document, _ = run(name, tiny=True)
     assert document["name"] == f"bench_{name}"
