@@ -15,7 +15,7 @@ from taopd.signals import (
     sums_from_logprobs,
     sums_from_states,
 )
-from taopd.signals import remembered as remembered_module
+from taopd.signals import reach as reach_module
 from taopd.signals.reach import counts
 from tests.unit.simulated_ranks import World
 
@@ -107,7 +107,7 @@ def test_a_start_that_says_the_same_everywhere_is_remembered_exactly(ends):
 @pytest.mark.parametrize(("temperature", "stops", "ends"), [(1.0, (), ()), (0.7, (1, 4), (3,))])
 def test_from_states_it_is_that_of_the_log_probs(monkeypatch, num, temperature, stops, ends):
     """Two positions are in memory at a time."""
-    monkeypatch.setattr(remembered_module, "chunk_elements_on", lambda _: 14)
+    monkeypatch.setattr(reach_module, "chunk_elements_on", lambda _: 14)
     torch.manual_seed(0)
     heads = [Head(weight=torch.randn(7, width)) for width in (3, 5)]
     states = [torch.randn(num, width) for width in (3, 5)]

@@ -24,6 +24,7 @@ from taopd.signals.reach import (
     foreign_bound,
     foreign_mass,
     reach_bound,
+    reach_by_teacher,
     reach_from_logprobs,
     reach_from_states,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "merge_stop_class",
     "prefix_ema",
     "reach_bound",
+    "reach_by_teacher",
     "reach_from_logprobs",
     "reach_from_shares",
     "reach_from_states",

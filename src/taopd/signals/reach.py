@@ -26,6 +26,7 @@ docs/results/reach_forms.md.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -118,10 +119,8 @@ def reach_from_states(
     (hidden, head), (teacher_hidden, teacher_head) = initial, teacher
     # One copy of each head in the states' dtype, and not one per chunk.
     head, teacher_head = head.cast(hidden.dtype), teacher_head.cast(teacher_hidden.dtype)
-    size = positions_per_chunk(head.vocab_size, chunk_elements_on(hidden.device.type))
     reaches, sampled = [], []
-    for start in range(0, max(1, hidden.shape[0]), size):
-        rows = slice(start, start + size)
+    for rows in chunks(hidden, head):
         logprobs = head.logprobs(hidden[rows], temperature)
         sampled.append(sampled_logprobs(logprobs, token_ids[rows], merged_ids=stop_ids))
         # Under the same name: those of another temperature are freed before the teacher's are made.
@@ -136,6 +135,33 @@ def reach_from_states(
             )
         )
     return torch.cat(reaches), torch.cat(sampled)
+
+
+def reach_by_teacher(
+    initial: tuple[Float[Tensor, "N D"], Head],
+    teachers: Sequence[tuple[Int[Tensor, " _"] | slice, Float[Tensor, "_ _"], Head]],
+    token_ids: Int[Tensor, " N"],
+    **rule: Any,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """`reach_from_states` of N tokens, each with its own teacher.
+
+    Args:
+        teachers: the tokens of each, its states there, and its head.
+        rule: keyword arguments of `reach_from_states`.
+    """
+    states, head = initial
+    reach, sampled = torch.zeros(2, len(token_ids), device=states.device)
+    for index, hidden, teacher_head in teachers:
+        reach[index], sampled[index] = reach_from_states(
+            (states[index], head), (hidden, teacher_head), token_ids[index], **rule
+        )
+    return reach, sampled
+
+
+def chunks(hidden: Float[Tensor, "N D"], head: Head) -> list[slice]:
+    """The rows whose logits are in memory at a time; one part at least."""
+    size = positions_per_chunk(head.vocab_size, chunk_elements_on(hidden.device.type))
+    return [slice(start, start + size) for start in range(0, max(1, hidden.shape[0]), size)]
 
 
 def foreign_mass(

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from taopd.kernels import Head, chunk_elements_on, positions_per_chunk
-from taopd.signals.reach import at_temperature_1, counts
+from taopd.kernels import Head
+from taopd.signals.reach import at_temperature_1, chunks, counts
 
 KEEPS = 0.98
 """Factor on what is remembered at every batch."""
@@ -111,7 +111,7 @@ def sums_from_states(
     (hidden, head), (teacher_hidden, teacher_head) = initial, teacher
     head, teacher_head = head.cast(hidden.dtype), teacher_head.cast(teacher_hidden.dtype)
     total = torch.zeros(4, head.vocab_size, dtype=torch.float64, device=hidden.device)
-    for rows in _chunks(hidden, head):
+    for rows in chunks(hidden, head):
         logprobs = at_temperature_1(head.logprobs(hidden[rows], temperature), temperature)
         total += sums_from_logprobs(
             counts(logprobs, threshold, stop_ids, foreign_ends),
@@ -134,12 +134,6 @@ def remembered_reach(
     teacher_head = teacher_head.cast(teacher_hidden.dtype)
     parts = [
         reach_from_shares(teacher_head.logprobs(teacher_hidden[rows], temperature), shares)
-        for rows in _chunks(teacher_hidden, teacher_head)
+        for rows in chunks(teacher_hidden, teacher_head)
     ]
     return torch.cat(parts)
-
-
-def _chunks(hidden: Tensor, head: Head) -> list[slice]:
-    """Rows whose logits are in memory at a time; one part at least."""
-    size = positions_per_chunk(head.vocab_size, chunk_elements_on(hidden.device.type))
-    return [slice(start, start + size) for start in range(0, max(1, len(hidden)), size)]

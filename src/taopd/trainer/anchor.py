@@ -33,21 +33,18 @@ from taopd.signals import (
     idle_drift,
     ids_to_compare,
     reach_bound,
-    reach_from_states,
+    reach_by_teacher,
 )
 from taopd.trainer.checkpoint.same_start import SameStart
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.loss import LossInputs, Term
 from taopd.trainer.reference_student import ReferenceStudent
-from taopd.trainer.remembered_start import RememberedStart
+from taopd.trainer.remembered_start import OfTeacher, RememberedStart
 from taopd.trainer.scored_batch import ScoredBatch
 from taopd.trainer.selection import guard_is_due, reads_initial, signal_needs
 from taopd.trainer.settings.methods import judges
 from taopd.trainer.step_metrics import Recorder
 from taopd.trainer.watches.collapse_guard import CollapseGuard
-
-_OfTeacher = tuple[Tensor | slice, Tensor, Head]
-"""The tokens of a teacher, its states there, and its head."""
 
 
 class Anchor:
@@ -98,8 +95,9 @@ class Anchor:
             reference = ReferenceStudent(student, accelerator)
         self._reference = reference if needed else None
         remembers = judges(args) and args.anchor_responses < 1.0 and not self._reads_start
-        rule = self._reach_rule | {"temperature": args.temperature, "stop_ids": self._merged}
-        self.memory = RememberedStart(args, accelerator, rule) if remembers else None
+        given = {"temperature": args.temperature, "stop_ids": self._merged}
+        self._reach_from = self._reach_rule | given
+        self.memory = RememberedStart(args, accelerator, self._reach_from) if remembers else None
         """A callback, where the reference model runs on some completions alone."""
         self._states: Float[Tensor, "m D"] | None = None
         """The reference model's at tokens of the batch that is being selected from."""
@@ -171,25 +169,15 @@ class Anchor:
         return replace(scored, teacher_hidden=None, parts=())
 
     def _exact_reach(
-        self, scored: Scored, teachers: Sequence[_OfTeacher], head: Head
+        self, scored: Scored, teachers: Sequence[OfTeacher], head: Head
     ) -> dict[str, Any]:
         """r, f and log p_S0 of every token, by its own teacher; `head` is the reference model's."""
         tokens = scored.signals.token_ids
         assert self._states is not None and tokens is not None
-        reach = torch.zeros_like(scored.signals.compatibility)
-        initial = torch.zeros_like(reach)
-        for index, hidden, teacher_head in teachers:
-            reach[index], initial[index] = reach_from_states(
-                (self._states[index], head),
-                (hidden, teacher_head),
-                tokens[index],
-                **self._reach_rule,
-                temperature=self._args.temperature,
-                stop_ids=self._merged,
-            )
-        return {"reach": reach, INITIAL: initial} | self._foreign(scored, teachers)
+        found = reach_by_teacher((self._states, head), teachers, tokens, **self._reach_from)
+        return dict(zip(("reach", INITIAL), found, strict=True)) | self._foreign(scored, teachers)
 
-    def _foreign(self, scored: Scored, teachers: Sequence[_OfTeacher]) -> dict[str, Any]:
+    def _foreign(self, scored: Scored, teachers: Sequence[OfTeacher]) -> dict[str, Any]:
         """f of every token, where there are foreign ends."""
         ends = self._reach_rule["foreign_ends"]
         if not ends:
@@ -201,7 +189,7 @@ class Anchor:
         return {"foreign": foreign}
 
     def _of_the_start(
-        self, scored: Scored, teachers: Sequence[_OfTeacher], head: Head
+        self, scored: Scored, teachers: Sequence[OfTeacher], head: Head
     ) -> dict[str, Float[Tensor, " N"]]:
         """D and C of the reference model with each token's own teacher."""
         assert self._states is not None and scored.signals.token_ids is not None
@@ -311,7 +299,7 @@ class Anchor:
 
 def _by_teacher(
     scored: Scored, heads: Sequence[Head], of_teacher: Int[Tensor, " N"] | None
-) -> list[_OfTeacher]:
+) -> list[OfTeacher]:
     """Those that have tokens here: the rows of others may be on other processes alone."""
     return [
         (index, hidden, heads[0 if of_teacher is None else int(of_teacher[index][0])])

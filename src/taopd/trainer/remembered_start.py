@@ -20,7 +20,7 @@ from taopd.signals import (
     INITIAL,
     StartMemory,
     TokenSignals,
-    reach_from_states,
+    reach_by_teacher,
     remembered_reach,
     sums_from_states,
 )
@@ -28,7 +28,7 @@ from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.gather import ranks_of
 from taopd.trainer.reach_sums import after_new_words
 
-OfTeacher = tuple[Int[Tensor, " n"] | slice, Float[Tensor, "n _"], Head]
+OfTeacher = tuple[Int[Tensor, " _"] | slice, Float[Tensor, "_ _"], Head]
 """The tokens of a teacher, its states there, and its head."""
 
 
@@ -83,34 +83,29 @@ class RememberedStart(TrainerCallback):
         tokens, (states, head) = signals.token_ids, initial
         students, sampled = signals.student_logprobs, signals.teacher_logprobs
         assert tokens is not None and students is not None and sampled is not None
-        numbers = torch.arange(len(positions), device=here.device)
-        given = [(numbers[index], hidden, own) for index, hidden, own in teachers]
-        place = here.long().cumsum(0) - 1
-        reach, logprobs = torch.zeros_like(sampled), torch.zeros_like(sampled)
-        for every, hidden, own in given:
-            at = every[here[every]]
-            teacher = hidden[here[every]], own
-            reach[at], logprobs[at] = reach_from_states(
-                (states[place[at]], head), teacher, tokens[at], **self._rule
-            )
-        known = here.clone()
-        known[here] = ~after_new_words(
-            logprobs[here], students[here], sampled[here], completion=positions.row[here]
+        numbers, place = torch.arange(len(here), device=here.device), here.long().cumsum(0) - 1
+        inside, outside = [], []
+        for index, hidden, own in teachers:
+            at, run = numbers[index], here[index]
+            inside.append((place[at[run]], hidden[run], own))
+            outside.append((at[~run], hidden[~run], own))
+        # Of the m tokens: exact, and what is remembered of them.
+        exact, said = reach_by_teacher(initial, inside, tokens[here], **self._rule)
+        known = ~after_new_words(
+            said, students[here], sampled[here], completion=positions.row[here]
         )
         sums = torch.zeros(4, head.vocab_size, dtype=torch.float64, device=here.device)
-        for every, hidden, own in given:
-            at = every[known[every]]
-            teacher = hidden[known[every]], own
+        for index, hidden, own in inside:
+            at, teacher = index[known[index]], (hidden[known[index]], own)
             sums += sums_from_states(
-                (states[place[at]], head), teacher, tokens[at], logprobs[at], **self._rule
+                (states[at], head), teacher, tokens[here][at], said[at], **self._rule
             )
         self._memory.add(self._ranks.sums(sums))
-        shares = self._memory.shares()
-        for every, hidden, own in given:
-            at = every[~here[every]]
-            found = remembered_reach(
-                hidden[~here[every]], own, shares, temperature=self._rule["temperature"]
+        reach, logprobs = torch.zeros_like(sampled), torch.zeros_like(sampled)
+        reach[here], logprobs[here] = exact, said
+        for at, hidden, own in outside:
+            reach[at] = remembered_reach(
+                hidden, own, self._memory.shares(), temperature=self._rule["temperature"]
             )
-            reach[at] = found.to(reach.dtype)
             logprobs[at] = self._memory.logprobs(tokens[at], students[at])
         return {"reach": reach, INITIAL: logprobs}
