@@ -10,6 +10,7 @@ from test_trainer import make_trainer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from taopd.models.prompts import load_prompts
+from taopd.signals import signals_from_logprobs, taken
 from taopd.teachers import LocalTeacher
 from taopd.trainer.config import TeachabilityConfig
 from taopd.trainer.trainer import TeachabilityTrainer
@@ -49,19 +50,26 @@ def become_the_student(teacher, student):
     )
 
 
+def become_the_student_in_16_bits(teacher, student):
+    """A server that loads the student after each step."""
+    for own, other in zip(teacher.parameters(), student.parameters(), strict=True):
+        own.copy_(other.bfloat16())
+
+
 def permute_head(teacher, student):
     teacher.lm_head.weight.copy_(teacher.lm_head.weight.roll(7, 0))
 
 
 class Break(TrainerCallback):
-    """Breaks the teacher after two steps."""
+    """Breaks the teacher after two steps; one that follows the student, after every further one."""
 
     def __init__(self, how, teacher, student):
         self._break = lambda: how(teacher, student)
+        self._again = how is become_the_student_in_16_bits
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
+        if state.global_step == 2 or (state.global_step > 2 and self._again):
             self._break()
 
 
@@ -77,6 +85,7 @@ BREAKS = [
     (draw_weights_anew, "same probability"),
     (lose_embeddings, "does not read the text"),
     (become_the_student, "one model"),
+    (become_the_student_in_16_bits, "one model"),
     (permute_head, "another one"),
     (lambda teacher, student: None, None),
 ]
@@ -118,10 +127,11 @@ def test_a_teacher_elsewhere_is_watched_too(micro_lab, tmp_path):
     assert warning["step"] == 2 and "same probability" in warning["reason"]
 
 
-def look(entropy=1.0, disagreement=0.5):
+def look(entropy=1.0, disagreement=0.5, gap=2.0):
     return Look(
         entropy=entropy,
         disagreement=disagreement,
+        gap=gap,
         is_uniform=False,
         is_constant=False,
         is_student=False,
@@ -142,6 +152,26 @@ def test_one_odd_batch_and_a_student_that_learns_are_no_failure_and_a_resumed_wa
         other.update(step, look(entropy=0.999 * math.log(1000)))
     (found,) = told
     assert found[:2] == (61, "teacher") and "at the start 1.00" in found[2]
+
+
+@pytest.mark.parametrize(("gap", "told"), [(2.0, []), (0.1, [5])])
+def test_a_student_that_has_learned_all_but_a_few_tokens_is_not_its_teacher(gap, told):
+    found = []
+    watch = TeacherWatch(1000, lambda step, *_: found.append(step))
+    # Two batches without one of the tokens that are left, as in a task of letters at step 388.
+    for step, disagreement in enumerate([0.3, 0.2, 0.3, 0.07, 0.0019, 0.0019]):
+        watch.update(step, look(disagreement=disagreement, gap=gap))
+    assert found == told
+
+
+def test_the_gap_is_the_median_over_tokens_of_the_mean_over_ranks():
+    student = torch.tensor([[0.9, 0.08, 0.02], [0.7, 0.2, 0.1], [0.5, 0.3, 0.2]]).log()
+    # Alike; apart at the second rank; another order of the same probabilities.
+    teacher = torch.tensor([[0.9, 0.08, 0.02], [0.7, 0.01, 0.29], [0.5, 0.2, 0.3]]).log()
+    signals = signals_from_logprobs(student, teacher, torch.tensor([0, 0, 0]), k=2)
+    assert Look.at(signals, 3).gap == pytest.approx(0.0, abs=1e-6)
+    only = taken(signals, torch.tensor([1]))
+    assert Look.at(only, 3).gap == pytest.approx(math.log(0.29 / 0.2) / 2)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "student"])
