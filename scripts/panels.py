@@ -18,9 +18,10 @@ def draw_panels(panels: Mapping[str, Sequence[Line]], path: Path) -> None:
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name, *_ in lines))
     colors = dict(zip(names, COLORS, strict=False))
-    height = -(-len(panels) // COLUMNS)
-    size = (2.3 * COLUMNS, 1.6 * height + 0.4)
-    figure, grid = plt.subplots(height, COLUMNS, figsize=size, sharey=True, squeeze=False)
+    columns = min(COLUMNS, len(panels))
+    height = -(-len(panels) // columns)
+    size = (2.3 * columns, 1.6 * height + 0.4)
+    figure, grid = plt.subplots(height, columns, figsize=size, sharey=True, squeeze=False)
     shown = {}
     for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
         for name, steps, shares in lines:

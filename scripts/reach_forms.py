@@ -7,6 +7,8 @@
     python -m scripts.reach_forms --gather      # the page from its saved file
     python -m scripts.reach_forms --runs runs/reach_forms --labs unknown --seeds 5 \
         --forms "the rule, half 0.0001, hold 3" "order D r, half 0.0001, hold 3"
+    python -m scripts.reach_forms --runs runs/reach_longer --output docs/results/reach_longer.json \
+        --labs unknown --forms "the rule, half 0.0001, hold 3" "held at once, half 0.0001, hold 3"
 
 What the file holds of other forms, labs and steps stays in it.
 
@@ -38,7 +40,7 @@ from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_json
 from taopd.signals import FOREIGN, INITIAL
-from taopd.trainer.reach_sums import in_new_context, judged_reach, start_shares
+from taopd.trainer.reach_sums import WORSE, in_new_context, judged_reach, start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
@@ -87,6 +89,8 @@ class Form:
     """Share of the run over which the hold lets go of the start, foreign ends apart; 0: it does not."""
     kept: bool = False
     """The start is held where contexts that are new to it are worse."""
+    least: float = 0.0
+    """By more than so many nats."""
     anneal: float = 1.0
     """Factor on a threshold of 3e-4 whenever 20 steps in a row used less than half of the budget."""
     everywhere: bool = True
@@ -163,14 +167,19 @@ BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
 FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
 FORMS |= around("ends held", replace(BY_NOT_HELD, everywhere=False))
-FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False, ends_held=False))
-RULE = "the rule, half 0.0001, hold 3"
-FORMS |= {
-    "the rule, order D r": replace(FORMS[RULE], order=lambda r, _: r),
-    "the rule, judged everywhere": replace(FORMS[RULE], everywhere=True),
-    "the rule, slips are new": replace(FORMS[RULE], slips=True),
-    "the rule, ends held": replace(FORMS[RULE], ends_held=True),
-}
+AT_ONCE, THE_RULE = "held at once", "the rule"
+FORMS |= around(AT_ONCE, replace(BY_NOT_HELD, everywhere=False, ends_held=False))
+USUAL = "half 0.0001, hold 3"
+FORMS |= around(THE_RULE, replace(FORMS[f"{AT_ONCE}, {USUAL}"], least=WORSE))
+RULE = f"{THE_RULE}, {USUAL}"
+for _name in (AT_ONCE, THE_RULE):
+    _form = FORMS[f"{_name}, {USUAL}"]
+    FORMS |= {
+        f"{_name}, order D r": replace(_form, order=lambda r, _: r),
+        f"{_name}, judged everywhere": replace(_form, everywhere=True),
+        f"{_name}, slips are new": replace(_form, slips=True),
+        f"{_name}, ends held": replace(_form, ends_held=True),
+    }
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
 
@@ -217,7 +226,10 @@ class FormStack(Stack):
         worth = (d >= 0.05) & (judged >= 0.01) if form.floor_on_d else d * judged >= 0.05
         num_steps = round(2 * form.release * self._num_steps)
         schedule = start_share(step, num_steps)
-        start = start_shares(table, new, step=step, num_steps=num_steps) if form.kept else schedule
+        start = schedule
+        if form.kept:
+            clock = {"step": step, "num_steps": num_steps}
+            start = start_shares(table, new, **clock, least=form.least)
         held = held_share(judged, foreign, start=start)
         taught = (1.0 - foreign - held).to(table.compatibility.dtype)
         order = form.order(table.compatibility, taught)
@@ -272,10 +284,13 @@ def file_of(folder: Path, name: str, variant: str, steps: int, seed: int) -> Pat
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Greedy end, lowest of the second half, sampled end: means over the seeds, one column a lab."""
+    """Greedy end, lowest of the second half, sampled end: means over the seeds, of each form and lab.
+
+    Forms are rows, unless there are more labs than forms.
+    """
     more = {row["variant"] for row in rows}.difference(LABS)
     labs = [*LABS, *sorted(more)]
-    lines = []
+    grid = [["form", "steps", *labs]]
     for name in FORMS:
         for steps in sorted({row["steps"] for row in rows if row["form"] == name}):
             cells = []
@@ -286,8 +301,10 @@ def table(rows: list[dict[str, Any]]) -> str:
                     if (row["form"], row["variant"], row["steps"]) == (name, lab, steps)
                 ]
                 cells.append(cell(own) if own else "")
-            lines.append([name, str(steps), *cells])
-    return "\n".join(markdown_table(["form", "steps", *labs], lines))
+            grid.append([name, str(steps), *cells])
+    if len(labs) > len(grid):
+        grid = [list(column) for column in zip(*grid, strict=True)]
+    return "\n".join(markdown_table(grid[0], grid[1:]))
 
 
 def cell(rows: list[dict[str, Any]]) -> str:

@@ -87,6 +87,8 @@ NAV: Tree = {
         "Other settings in the lab": "results/settings.md",
         "Forms of reach": "results/reach_forms.md",
         "A cheaper reach": "results/reach_cheaper.md",
+        "How long the start is held": "results/reach_longer.md",
+        "Sorting letters": "results/letters.md",
         "Diagnostic": "results/diagnostic.md",
         "Speed and memory": "results/benchmarks.md",
     },

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import lab_rates, reach_cheaper, reach_forms, settings_study
+from scripts import lab_rates, letters, reach_cheaper, reach_forms, settings_study
 
 SCRIPTS = Path(reach_forms.__file__).parent
 RESULTS = Path("docs/results").absolute()
@@ -20,6 +20,8 @@ RESULTS = Path("docs/results").absolute()
         (lab_rates, "lab_rates.json", "--data", "draw"),
         (reach_forms, "reach_forms.json", "--output", "draw"),
         (reach_cheaper, "reach_cheaper.json", "--output", "draw"),
+        (letters, "letters.json", "--output", "draw"),
+        (reach_forms, "reach_longer.json", "--output", "draw"),
     ],
 )
 @pytest.mark.usefixtures("own_labs")
