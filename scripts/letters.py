@@ -6,9 +6,9 @@
     prompt       d a f h c b =
     completion   a b c d f h <eos>
 
-The situations were written before the last change of `method: reach`, to which *capitals* led. Models have
-0.1 M parameters, and are made on this machine. The run itself is that of a user: `TeachabilityTrainer` with
-its defaults, the exact reverse KL, 32 rollouts a step. Accuracy is that of 300 held-out prompts.
+`method: reach` was not changed after a look at these. Models have 0.1 M parameters, and are made on this
+machine. The run itself is that of a user: `TeachabilityTrainer` with its defaults, the exact reverse KL, 32
+rollouts a step. Accuracy is that of 300 held-out prompts.
 """
 
 import json

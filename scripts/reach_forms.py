@@ -8,7 +8,7 @@
     python -m scripts.reach_forms --runs runs/reach_forms --labs unknown --seeds 5 \
         --forms "the rule, half 0.0001, hold 3" "order D r, half 0.0001, hold 3"
     python -m scripts.reach_forms --runs runs/reach_longer --output docs/results/reach_longer.json \
-        --labs unknown --forms "the rule, half 0.0001, hold 3" "held at once, half 0.0001, hold 3"
+        --labs unknown --forms "the rule, half 0.0001, hold 3" "the rule, longer from 0.2 nats on"
 
 What the file holds of other forms, labs and steps stays in it.
 
@@ -40,7 +40,7 @@ from taopd.losses import by_reach, held_share, start_share
 from taopd.report.generated_part import markdown_table, write_generated
 from taopd.runs.jsonl import write_json
 from taopd.signals import FOREIGN, INITIAL
-from taopd.trainer.reach_sums import WORSE, in_new_context, judged_reach, start_shares
+from taopd.trainer.reach_sums import in_new_context, judged_reach, start_shares
 from taopd.trainer.selection import choose
 
 LABS = ("jargon", "dialect", "loanwords", "signoff")
@@ -167,19 +167,15 @@ BY_NOT_HELD = replace(BY_DR, order=lambda _, taught: taught.square())
 FORMS |= around("judged everywhere", BY_NOT_HELD)
 FORMS |= around("slips are new", replace(BY_NOT_HELD, everywhere=False, slips=True))
 FORMS |= around("ends held", replace(BY_NOT_HELD, everywhere=False))
-AT_ONCE, THE_RULE = "held at once", "the rule"
-FORMS |= around(AT_ONCE, replace(BY_NOT_HELD, everywhere=False, ends_held=False))
-USUAL = "half 0.0001, hold 3"
-FORMS |= around(THE_RULE, replace(FORMS[f"{AT_ONCE}, {USUAL}"], least=WORSE))
-RULE = f"{THE_RULE}, {USUAL}"
-for _name in (AT_ONCE, THE_RULE):
-    _form = FORMS[f"{_name}, {USUAL}"]
-    FORMS |= {
-        f"{_name}, order D r": replace(_form, order=lambda r, _: r),
-        f"{_name}, judged everywhere": replace(_form, everywhere=True),
-        f"{_name}, slips are new": replace(_form, slips=True),
-        f"{_name}, ends held": replace(_form, ends_held=True),
-    }
+FORMS |= around("the rule", replace(BY_NOT_HELD, everywhere=False, ends_held=False))
+RULE = "the rule, half 0.0001, hold 3"
+FORMS |= {
+    "the rule, order D r": replace(FORMS[RULE], order=lambda r, _: r),
+    "the rule, judged everywhere": replace(FORMS[RULE], everywhere=True),
+    "the rule, slips are new": replace(FORMS[RULE], slips=True),
+    "the rule, ends held": replace(FORMS[RULE], ends_held=True),
+    "the rule, longer from 0.2 nats on": replace(FORMS[RULE], least=0.2),
+}
 PARTS = [name for name in FORMS if name.startswith("the rule,")]
 
 

@@ -113,8 +113,7 @@ def later(early, after, within):
         return early
     worse = float(within[after].mean() - within[~after].mean())
     known = float((~after).double().mean())
-    held = min(1.0, max(0.0, worse - 0.2) / 0.2)
-    return max(early, held * min(1.0, max(0.0, 4.0 * known - 1.0)))
+    return max(early, min(1.0, max(0.0, worse) / 0.2) * min(1.0, max(0.0, 4.0 * known - 1.0)))
 
 
 @pytest.mark.parametrize("ends", [(), (5,)])

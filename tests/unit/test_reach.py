@@ -405,7 +405,7 @@ def lambda_by_definition(table, schedule):
         return schedule
     worse = sum(new) / len(new) - sum(known) / len(known)
     share = len(known) / (len(new) + len(known))
-    return max(schedule, min(1.0, max(0.0, worse - 0.2) / 0.2) * min(1.0, max(0.0, 4 * share - 1)))
+    return max(schedule, min(1.0, max(0.0, worse) / 0.2) * min(1.0, max(0.0, 4 * share - 1)))
 
 
 def rule_by_definition(table, args, drawn, schedule=1.0, elsewhere=False):
@@ -498,13 +498,13 @@ def test_the_rule_is_its_definition(floor, coef, loss, elsewhere):
         *((50, 51, 0.5), (120, 121, 0.0), (5, 6, 0.95)),
     ],
 )
-@pytest.mark.parametrize("worse", [0.9, 0.5, 0.1, -0.2])
+@pytest.mark.parametrize("worse", [0.9, 0.1, -0.2])
 @pytest.mark.parametrize("share", ["few", "more", "most", "none", "all"])
 def test_the_start_is_let_go_where_new_contexts_are_learned(
     step, num_steps, schedule, worse, share
 ):
     """Over the first half of the run; what may be selected later, while contexts that are new to the start
-    are worse than the others by more than 0.2 nats, and as long as there are others.
+    are worse than the others, and as long as there are others.
 
     `worse`: D of the new ones less that of the others, nats; `share`: of the positions in such a context.
     """
@@ -531,7 +531,7 @@ def test_the_start_is_let_go_where_new_contexts_are_learned(
     held = choice.anchor_weights > 0
     assert bool(held[foreign > 0].any()) == bool(held.any()), "what is beyond both"
     assert bool(held[(foreign == 0) & (r < 0.01)].any()) == (schedule > 0)
-    kept_back = worse > 0.2 and share in ("few", "more")
+    kept_back = worse > 0 and share in ("few", "more")
     assert bool(held[(foreign == 0) & (r >= 0.01)].any()) == (schedule > 0 or kept_back)
 
 
@@ -684,7 +684,7 @@ def test_ranks_that_hold_parts_choose_as_one(floor):
     table, args = reach_table(seed=2, floor=floor), config(method="reach", budget=0.2)
     # New contexts from position 40 on, and worse: lambda is a number of all ranks too.
     initial = table.extra["student_logprobs"] - torch.where(table.position == 40, 2.4, 2.2)
-    disagreement = table.disagreement * torch.where(table.position > 40, 40.0, 1.0)
+    disagreement = table.disagreement * torch.where(table.position > 40, 3.0, 1.0)
     extra = table.extra | {"initial_logprobs": initial}
     table = replace(table, disagreement=disagreement, extra=extra)
     whole = choose(table, args, step=90, training=True, num_steps=100)

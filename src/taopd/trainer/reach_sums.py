@@ -27,8 +27,7 @@ this share it is not held longer: there is no way back."""
 MOSTLY = 0.5
 """Least r of a position whose D tells how well a context is learned."""
 WORSE = 0.2
-"""Nats by which contexts with a new token must be worse for the start to be held longer; at twice as many it
-is held in full."""
+"""Nats by which contexts with a new token are worse, from which on the start is held in full."""
 
 _READS = ("reach", INITIAL, "student_logprobs", "teacher_logprobs")
 
@@ -153,26 +152,25 @@ def judged_reach(table: SignalTable, new: Bool[Tensor, " N"]) -> Float[Tensor, "
 
 
 def start_shares(
-    table: SignalTable, new: Bool[Tensor, " N"], *, step: int, num_steps: int, least: float = WORSE
+    table: SignalTable, new: Bool[Tensor, " N"], *, step: int, num_steps: int, least: float = 0.0
 ) -> Float[Tensor, " N"]:
     """lambda of every token: let go over the first half of a run, at least 100 steps, or later while the
     contexts that the student has newly come to are ones in which it has yet to learn what is within reach.
 
         l                                                    where r < 0.01;  l = `start_share`
-        max(l, min(1, max(0, w' - w - least) / (0.2 nats)) max(0, min(1, 4 k - 1)))   else
+        max(l, min(1, (w' - w - least) / (0.2 nats)) max(0, min(1, 4 k - 1)))   else
 
     w' is the mean of D [r >= 1/2] over the positions that are `in_new_context`, w that over the others, k the
     share of these others. A student that takes over words it hardly said meets contexts that are new to it,
     and its answers are wrong there until it has learned what follows. The start is then held, until it has,
-    or until hardly any context is left that the start knows: then nothing is saved by holding it. Below 0.2
-    nats little is wrong there, and a hold would only keep it from taking the words over. What is too far
-    away to be selected has no other teaching than that of the hold. Source: ours,
-    docs/results/reach_longer.md.
+    or until hardly any context is left that the start knows: then nothing is saved by holding it. What is
+    too far away to be selected has no other teaching than that of the hold. Source: ours,
+    docs/results/reach_forms.md.
 
     Args:
         new: of `in_new_context`.
         num_steps: of the whole run; 0: not known, then 1.
-        least: nats.
+        least: nats; more than 0 was tried and left, see docs/results/reach_longer.md.
     """
     early, reach = start_share(step, num_steps), table.extra["reach"]
     new, known = table.valid & new, table.valid & ~new
